@@ -1,0 +1,98 @@
+"""The masking process: how a text is corrupted, and when each position of it is revealed again.
+
+Whether and when a position is revealed depends on no token. So one uniform per position fixes the whole reveal plan
+before the first network call: the passes a row needs, the time of each, and the static shapes of every step. It is
+equal in law to the ancestral sampler at every number of steps, and with no grid it is the first-hitting sampler
+(Zheng et al. 2024, arXiv 2409.02908). This file never sees a network.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from edlm.schedules import Schedule
+
+
+class RevealPlan(NamedTuple):
+    """When every position is revealed, counted in each row's own passes (its non-empty steps).
+
+    order: int64 (b, l), the pass that reveals the position, -1 where it was given.
+    t: float64 (b, p), the time at which a row's pass starts; 0 once the row is finished.
+    passes: int64 (b,), how many passes a row needs: at most min(steps, masked positions).
+    """
+
+    order: Tensor
+    t: Tensor
+    passes: Tensor
+
+
+def corrupt(x_0: Tensor, alpha: Tensor, uniforms: Tensor, mask_id: int, keep: Tensor | None = None) -> Tensor:
+    """Draw `q(x_t | x_0)`: every token is kept with probability alpha(t), else the mask (Sahoo et al. 2024, section 3).
+
+    x_0 (b, l), alpha (b,), uniforms (b, l): masked where `u < 1 - alpha`; keep: bool (b, l), positions that are never
+    masked, padding for example. Returns x_t (b, l).
+    """
+    masked = uniforms < (1.0 - alpha).unsqueeze(-1)
+    if keep is not None:
+        masked = masked & ~keep
+    return torch.where(masked, mask_id, x_0)
+
+
+def reveal_times(uniforms: Tensor, schedule: Schedule) -> Tensor:
+    """The time `tau` at which a mask is revealed on the way from t = 1 to 0: uniforms (b, l) to float64 (b, l).
+
+    A position masked at t = 1 is still masked at t with probability `(1 - alpha(t)) / (1 - alpha(1))`, so
+    `tau = alpha^-1(1 - u (1 - alpha(1)))`, and a larger uniform is revealed earlier.
+    """
+    return schedule.inverse(1.0 - uniforms * (1.0 - _alpha_at_one(schedule, uniforms))).clamp(0.0, 1.0)
+
+
+def reveal_plan(uniforms: Tensor, masked: Tensor, schedule: Schedule, grid: Tensor | None = None) -> RevealPlan:
+    """Fix the steps at which the masked positions are revealed.
+
+    uniforms: float64 (b, l) in (0, 1); masked: bool (b, l); grid: times (T + 1,) from 1 down to 0, or None for one
+    pass per position at its own reveal time. A step from t to s reveals exactly `{masked, s < tau <= t}`; the last
+    one ends at alpha = 1, so no mask is left whatever the schedule. Law: ancestral sampling on the same grid.
+    """
+    if grid is None:
+        step, start = _own_step(uniforms, masked), reveal_times(uniforms, schedule)
+        num_steps = uniforms.shape[-1]
+    else:
+        grid = grid.to(uniforms.device)
+        step = _grid_step(uniforms, schedule, grid)
+        start, num_steps = grid[step], grid.shape[0] - 1
+    return _compact(step, start, masked, num_steps)
+
+
+def reveal(x_t: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
+    """Take the draft's tokens at the chosen positions and leave the others: (b, l) each, positions bool."""
+    return torch.where(positions, draft, x_t)
+
+
+def _alpha_at_one(schedule: Schedule, reference: Tensor) -> Tensor:
+    return schedule.alpha(torch.ones((), dtype=torch.float64, device=reference.device))
+
+
+def _grid_step(uniforms: Tensor, schedule: Schedule, grid: Tensor) -> Tensor:
+    """Index n of the grid's step `t_n -> t_{n+1}` in which each position is revealed: (b, l)."""
+    still_masked = (1.0 - schedule.alpha(grid)) / (1.0 - _alpha_at_one(schedule, grid))
+    inner = still_masked[1:-1].flip(0).contiguous()  # ascending; the ends are 1 and 0 by definition
+    return grid.shape[0] - 2 - torch.searchsorted(inner, uniforms.contiguous(), right=True)
+
+
+def _own_step(uniforms: Tensor, masked: Tensor) -> Tensor:
+    """Rank of each masked position in order of falling uniforms, that is of falling reveal time: (b, l)."""
+    return torch.where(masked, uniforms, -1.0).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+
+def _compact(step: Tensor, start: Tensor, masked: Tensor, num_steps: int) -> RevealPlan:
+    """Number each row's non-empty steps 0, 1, 2, ... and drop the empty ones."""
+    used = torch.zeros(step.shape[0], num_steps + 1, dtype=torch.bool, device=step.device)
+    used = used.scatter(1, torch.where(masked, step, num_steps), True)[:, :num_steps]
+    order = torch.where(masked, (used.long().cumsum(-1) - 1).gather(1, step), -1)
+    passes = used.sum(-1)
+    num_passes = int(passes.max()) if passes.numel() else 0  # read on the host once, before sampling starts
+    t = torch.zeros(step.shape[0], num_passes + 1, dtype=torch.float64, device=step.device)
+    t = t.scatter(1, torch.where(masked, order, num_passes), start)
+    return RevealPlan(order, t[:, :num_passes], passes)

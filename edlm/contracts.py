@@ -1,0 +1,107 @@
+"""What the parts of the library owe each other: shapes, TensorDict keys and protocols with their laws.
+
+Shape legend, used in every docstring and comment:
+
+    b  rows (independent sequences)          l  positions of a sequence
+    k  particles (candidates of one row)     v  vocabulary, mask id included
+    n  flat positions: indices into b * l    p  passes of a reveal plan (a row's non-empty steps)
+    h  width of a hidden state
+
+Time `t` lies in [0, 1]: 0 is data, 1 is all masks; a step goes from `t` down to `s < t`.
+Logarithms are natural, energies and log-probabilities are in nats, and **low energy means likely**.
+"""
+
+from typing import Literal, Protocol, runtime_checkable
+
+from tensordict import TensorDict
+from torch import Tensor
+
+# Keys of the TensorDicts that travel between stages.
+X_0 = "x_0"  # (b, l) tokens of the data, no masks
+X_T = "x_t"  # (b, l) tokens at time t, masks allowed
+X_S = "x_s"  # (b, l) tokens at time s
+T = "t"  # (b,) float64
+POSITIONS = "positions"  # (n,) flat indices into b * l where tokens are proposed; b * l is padding
+REVEAL = "reveal"  # (b, l) bool: the positions this step reveals
+CORRECTED = "corrected"  # (b,) bool: the row is inside the energy's window
+PROPOSAL_NOISE = "proposal_noise"  # (n, k) float64 uniforms
+SELECTION_NOISE = "selection_noise"  # (b, k) float64 uniforms
+HIDDEN = "hidden"  # (n, h) states of the denoiser at the positions
+CANDIDATES = "candidates"  # (b, k, l) whole drafts
+LOG_P_CANDIDATES = "log_p_candidates"  # (b, k) log-probability of the drawn tokens under the denoiser
+ENERGY = "energy"  # (b, k)
+CHOSEN = "chosen"  # (b,) index of the particle that was kept
+ESS = "ess"  # (b,) effective sample size of the step, in [1, k]
+LOG_WEIGHT_STD = "log_weight_std"  # (b,) standard deviation of the log-weights over particles
+
+# Keys of training: the noise of a step is a pure function of the first four.
+SEED = "seed"  # () int64
+ROW = "row"  # (b,) int64, index of the row in the whole batch
+STEP = "step"  # () int64, number of the training step
+NUM_ROWS = "num_rows"  # () int64, rows of the whole batch, of which a process or a micro-batch holds a part
+WEIGHT = "weight"  # (b,) weight of the NELBO at t
+LOG_PROB = "log_prob"  # (b, l) log-probability of the data's tokens, zero where none is predicted
+LOSS = "loss"  # (b,) what is differentiated
+
+Positions = Literal["revealed", "masked"]  # which positions a kernel proposes tokens for
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A transformer whose vocabulary head can be run on chosen positions only.
+
+    Law: `head(network(tokens, sigma)[i, j])` are the logits of row i, position j; rows do not see each other.
+    """
+
+    def __call__(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), final normalisation included."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., h) to logits (..., v)."""
+        ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A factorised law over the data given `x_t`: a TensorDict module `{x_t, t, positions} -> {hidden}`.
+
+    Laws: rows do not see each other; `logits` never gives the mask any probability; only the asked-for positions
+    are worked on; the hidden state of a padded position is never read.
+    """
+
+    mask_id: int
+    vocab_size: int
+    max_length: int  # the longest sequence the network was built for
+
+    def __call__(self, tensordict: TensorDict) -> TensorDict:
+        """Write the hidden states (n, h) of `positions`."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (n, h) to unnormalised log-probabilities (n, v), `-inf` at the mask id."""
+        ...
+
+
+@runtime_checkable
+class Energy(Protocol):
+    """An unnormalised correction of the denoiser: `{candidates, x_t, t, log_p_candidates} -> {energy}`, in nats.
+
+    The target is `p ~ p_theta(candidate | x_t) * exp(-energy)`. A candidate is any token tensor (b, k, l), masks
+    allowed. Laws: particles and rows do not see each other; adding a constant per row changes no sample.
+    """
+
+    def __call__(self, tensordict: TensorDict) -> TensorDict:
+        """Write the energies (b, k)."""
+        ...
+
+
+class Selection(Protocol):
+    """Which particle is kept: log-weights (b, k) and uniforms (b, k) to an index (b,).
+
+    Laws: adding a constant to a row's log-weights changes nothing; a particle of weight zero is never chosen.
+    """
+
+    def __call__(self, log_weights: Tensor, uniforms: Tensor) -> Tensor:
+        """Choose one particle per row."""
+        ...

@@ -1,0 +1,236 @@
+"""Text to blocks of ids to batches: documents in three splits, blocks (num_blocks, l), batches as TensorDicts.
+
+A batch is a pure function of its step, so a run that was interrupted resumes from the number of the step alone.
+"""
+
+import hashlib
+import math
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from edlm import noise
+from edlm.contracts import X_0
+from edlm.vocabulary import Vocabulary
+
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_ACCENTS = re.compile("[\u0300-\u036f]+")
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+_SPLIT_FILES = ("train.txt", "valid.txt", "test.txt")
+_FRACTIONS = (0.9, 0.05, 0.05)
+_LARGEST_HELD_OUT = 0.02  # of all characters: then no held-out split of 5 % comes out smaller than 3 %
+
+
+class Corpus(NamedTuple):
+    """Documents of the three splits."""
+
+    train: list[str]
+    valid: list[str]
+    test: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that differ when any document of any split does."""
+        digest = hashlib.sha256()
+        for split in self:
+            digest.update(f"{len(split)} documents".encode())
+            for document in split:
+                content = document.encode()
+                digest.update(f"{len(content)} bytes".encode() + content)
+        return digest.hexdigest()[:16]
+
+
+class Blocks(NamedTuple):
+    """Blocks of ids of the three splits, int64 (num_blocks, l) each."""
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+
+def normalise(text: str) -> str:
+    """Reduce a text to the 27 symbols of text8: a to z and single spaces, digits spelled out, none at either end.
+
+    Accents are stripped and letters lowered first. Idempotent.
+    """
+    if not text.isascii():
+        text = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
+    text = text.lower()
+    for digit, name in enumerate(_DIGITS):
+        text = text.replace(str(digit), f" {name} ")
+    return re.sub("[^a-z]+", " ", text).strip()
+
+
+def embedded() -> Corpus:
+    """The English that every CPython carries, its language reference by topic, normalised: about 300,000 characters.
+
+    Whole topics are split about 90/5/5 by characters. The text differs between versions of Python; report the
+    corpus' `fingerprint` with every number.
+    """
+    texts = _without_copies({name: normalise(text) for name, text in topics.items()})
+    largest = _LARGEST_HELD_OUT * sum(map(len, texts.values()))
+    names = sorted(texts, key=lambda name: (len(texts[name]) <= largest, _name_order(name)))
+    return _split([texts[name] for name in names], _FRACTIONS, "embedded")
+
+
+def text_files(path: str | Path, normalised: bool = False, fractions: Sequence[float] = _FRACTIONS) -> Corpus:
+    """Read a corpus of UTF-8 text from a file or a folder; `normalised` applies `normalise` to every document.
+
+    A folder with train.txt, valid.txt and test.txt is split by them, each file's documents separated by blank lines.
+    In another folder every *.txt is a document, in the order of a hash of its name; in a single file documents are
+    separated by blank lines. These are split in order, by `fractions` of the characters; fewer than three documents
+    are cut as one text. Raises ValueError, naming the path, for what is missing, empty or not UTF-8.
+    """
+    path = Path(path)
+    _require(
+        len(fractions) == 3 and min(fractions) > 0.0 and math.isclose(sum(fractions), 1.0),
+        f"fractions = {tuple(fractions)} must be three positive numbers that sum to 1",
+    )
+    if not path.is_dir():
+        return _split(_documents(path, normalised), fractions, str(path))
+    present = [name for name in _SPLIT_FILES if (path / name).exists()]
+    if present:
+        return Corpus(*(_documents(path / name, normalised) for name in _SPLIT_FILES))
+    files = sorted(path.glob("*.txt"), key=lambda file: _name_order(file.name))
+    _require(bool(files), f"{path}: no *.txt; expected {', '.join(_SPLIT_FILES)}, or one document per *.txt")
+    return _split([_cleaned([_read(file)], normalised, file)[0] for file in files], fractions, str(path))
+
+
+def blocks(documents: Sequence[str], vocabulary: Vocabulary, length: int, split_name: str) -> Tensor:
+    """Concatenate the documents and cut them into whole blocks: int64 (num_blocks, length), the rest dropped.
+
+    Between two documents stands the eos id, or one space if the vocabulary has none and the document does not end in
+    one. Raises ValueError when there is not enough text for one block, and when no separator can be had.
+    """
+    _require(length >= 1, f"length = {length} must be at least 1")
+    tokens = _concatenated([document for document in documents if document], vocabulary, split_name)
+    count = len(tokens) // length
+    _require(count >= 1, f"{split_name}: {len(tokens)} tokens are fewer than one block of length = {length}")
+    return tokens[: count * length].view(count, length)
+
+
+def load_blocks(corpus: Corpus, vocabulary: Vocabulary, length: int) -> Blocks:
+    """Cut every split of a corpus into blocks. Raises ValueError naming the split that is too short for one."""
+    return Blocks(*(blocks(getattr(corpus, name), vocabulary, length, name) for name in Blocks._fields))
+
+
+def batch_at(blocks: Tensor, *, step: int, batch_size: int, seed: int) -> TensorDict:
+    """Batch number `step` of an endless stream of epochs, each a fresh order of all blocks: `{x_0: (b, l)}`.
+
+    The stream depends on the seed alone: batch `step` holds its items number `step * batch_size` and on, so a batch
+    may straddle epochs. Raises ValueError for a negative step, and unless there is a block and batch_size >= 1.
+    """
+    _require(step >= 0 and batch_size >= 1, f"need step >= 0 and batch_size >= 1, got {step} and {batch_size}")
+    size = len(blocks)
+    _require(size >= 1, "there are no blocks to make a batch of")
+    first, last = step * batch_size, (step + 1) * batch_size - 1
+    epochs = range(first // size, last // size + 1)
+    stream = torch.cat([_order(seed, epoch, size) for epoch in epochs])
+    start = first - epochs[0] * size
+    return TensorDict({X_0: blocks[stream[start : start + batch_size]]}, batch_size=[batch_size])
+
+
+def sequential_batches(blocks: Tensor, batch_size: int) -> Iterator[TensorDict]:
+    """All blocks once and in order, as `{x_0: (b, l)}`; the last batch may be smaller.
+
+    Raises ValueError unless batch_size >= 1.
+    """
+    _require(batch_size >= 1, f"batch_size = {batch_size} must be at least 1")
+    return (TensorDict({X_0: rows}, batch_size=[len(rows)]) for rows in blocks.split(batch_size) if len(rows))
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, size: int) -> Tensor:
+    return noise.permutation(seed, epoch, size)  # kept: consecutive batches mostly share their epoch
+
+
+def _without_copies(texts: dict[str, str]) -> dict[str, str]:
+    """Drop a text that another one contains: some topics are chapters of others, and would leak across the splits."""
+    kept: dict[str, str] = {}
+    for name in sorted(texts, key=lambda name: (-len(texts[name]), name)):
+        if not any(texts[name] in text for text in kept.values()):
+            kept[name] = texts[name]
+    return kept
+
+
+def _name_order(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _split(documents: list[str], fractions: Sequence[float], source: str) -> Corpus:
+    """Split in order by fractions of the characters, whole documents if there are three, none of the splits empty."""
+    if len(documents) < 3:
+        return _cut(" ".join(documents), fractions, source)
+    starts, count = list(accumulate(map(len, documents), initial=0)), len(documents)
+    first, second = (bisect_left(starts, bound) for bound in _bounds(starts[-1], fractions))
+    first = min(max(first, 1), count - 2)
+    second = min(max(second, first + 1), count - 1)
+    return Corpus(documents[:first], documents[first:second], documents[second:])
+
+
+def _cut(text: str, fractions: Sequence[float], source: str) -> Corpus:
+    first, second = _bounds(len(text), fractions)
+    _require(0 < first < second < len(text), f"{source}: {len(text)} characters are too few to be split in three")
+    return Corpus([text[:first]], [text[first:second]], [text[second:]])
+
+
+def _bounds(size: int, fractions: Sequence[float]) -> tuple[int, int]:
+    return round(fractions[0] * size), round((fractions[0] + fractions[1]) * size)
+
+
+def _documents(path: Path, normalised: bool) -> list[str]:
+    return _cleaned(_BLANK_LINES.split(_read(path)), normalised, path)
+
+
+def _cleaned(documents: list[str], normalised: bool, path: Path) -> list[str]:
+    cleaned = [normalise(document) if normalised else document.strip() for document in documents]
+    kept = [document for document in cleaned if document]
+    _require(bool(kept), f"{path}: no text{' left after normalisation' if normalised else ''}")
+    return kept
+
+
+def _read(path: Path) -> str:
+    _require(path.is_file(), f"{path}: no such file; expected UTF-8 text")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"{path}: not UTF-8, byte {content[error.start]:#04x} at offset {error.start}"
+        raise ValueError(message) from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def _concatenated(documents: list[str], vocabulary: Vocabulary, split_name: str) -> Tensor:
+    """Join the ids of non-empty documents, a separator between any two: int64 (length,)."""
+    pieces = vocabulary.encode_documents(documents)
+    joined = pieces[:1]
+    if len(pieces) > 1:
+        separator = _separator(vocabulary, split_name)
+        for previous, piece in zip(documents, pieces[1:], strict=False):
+            ends_itself = vocabulary.eos_id is None and previous[-1].isspace()
+            joined += [piece] if ends_itself else [separator, piece]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *joined])
+
+
+def _separator(vocabulary: Vocabulary, split_name: str) -> Tensor:
+    if vocabulary.eos_id is not None:
+        return torch.tensor([vocabulary.eos_id])
+    try:
+        return vocabulary.encode(" ")
+    except ValueError as error:
+        raise ValueError(f"{split_name}: several documents need a vocabulary with an eos or a space") from error
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,64 @@
+"""From a network to `log p(x_0 | x_t)`: which positions are worked on, and what may never be predicted.
+
+A denoiser is a TensorDict module that reads `x_t`, `t` and the flat `positions` that are wanted, and writes their
+hidden states. The vocabulary head is a second call, `logits`, so that a sampler can run it in tiles and only where a
+token is drawn.
+"""
+
+import torch
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+
+from edlm import contracts, schedules
+from edlm.schedules import Schedule
+
+
+class SubsDenoiser(TensorDictModule):
+    """The substitution parameterisation over a network; see `subs`."""
+
+    def __init__(self, network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
+        super().__init__(
+            _HiddenAt(network, schedule),
+            in_keys=[contracts.X_T, contracts.T, contracts.POSITIONS],
+            out_keys=[contracts.HIDDEN],
+        )
+        self.mask_id = mask_id
+        self.vocab_size = network.head.out_features
+        self.max_length = network.max_length
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
+        logits = self.module.network.head(hidden)
+        columns = torch.arange(logits.shape[-1], device=logits.device)
+        return logits.masked_fill(columns == self.mask_id, -torch.inf)
+
+
+def subs(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> SubsDenoiser:
+    """`p_theta(x_0 | x_t) = prod_i p_i`, mask excluded, revealed tokens kept (SUBS, Sahoo et al. 2024, section 3).
+
+    A revealed position is never asked for, so it keeps its own token by construction. Without a schedule the network
+    is told sigma = 0 at every time, as the published models without time conditioning are; with one it is told
+    `sigma(t) = -log alpha(t)`.
+
+    Raises ValueError if mask_id is outside the vocabulary, or if the schedule's sigma(1) is infinite.
+    """
+    vocab_size = network.head.out_features
+    if not 0 <= mask_id < vocab_size:
+        raise ValueError(f"mask_id = {mask_id} is outside the network's vocabulary of {vocab_size}")
+    if schedule is not None and not torch.isfinite(schedules.sigma(schedule, torch.ones(1, dtype=torch.float64))):
+        raise ValueError("a time-conditioned denoiser needs a schedule with a finite sigma(1): log_linear(eps=1e-3)")
+    return SubsDenoiser(network, mask_id, schedule)
+
+
+class _HiddenAt(nn.Module):
+    """Hidden states of the wanted positions: x_t (b, l), t (b,), positions (n,) to (n, h)."""
+
+    def __init__(self, network: nn.Module, schedule: Schedule | None) -> None:
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+
+    def forward(self, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        noise_level = None if self.schedule is None else schedules.sigma(self.schedule, t)
+        hidden = self.network(x_t, noise_level).flatten(0, 1)
+        return hidden.index_select(0, positions.clamp(max=hidden.shape[0] - 1))  # a padded position may read any row

@@ -1,0 +1,248 @@
+"""Transformers in plain torch: rotary, bidirectional or causal, with a vocabulary head or a scalar head.
+
+The layout of parameters is the one of the published MDLM and EDLM networks (an untied embedding, LayerNorm without
+bias, adaLN conditioning on the noise level, tanh GELU), so their weights load by renaming keys. Networks know tokens
+and noise levels only; what a mask or a time is, is said in `denoisers` and `energies`.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_NOISE_FREQUENCIES = 256
+_MLP_RATIO = 4
+
+
+class NoiseEmbedding(nn.Module):
+    """Noise level sigma (b,) to a conditioning vector (b, c): sinusoids, then Linear - SiLU - Linear - SiLU."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(_NOISE_FREQUENCIES, size)
+        self.project = nn.Linear(size, size)
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """Embed each noise level."""
+        dtype = self.expand.weight.dtype
+        half = _NOISE_FREQUENCIES // 2
+        steps = torch.arange(half, dtype=torch.float32, device=sigma.device)
+        frequencies = torch.exp(-math.log(10_000) * steps / half).to(_at_least_float32(dtype))
+        angles = sigma.to(frequencies.dtype).unsqueeze(-1) * frequencies
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
+        return F.silu(self.project(F.silu(self.expand(sinusoids))))
+
+
+class Modulation(nn.Module):
+    """Conditioning (b, c) to `chunks` vectors (b, 1, h) that shift, scale and gate; zero at the start of training."""
+
+    def __init__(self, conditioning_size: int, hidden_size: int, chunks: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(conditioning_size, chunks * hidden_size)
+        self.chunks = chunks
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
+        """Give the vectors in the order shift, scale[, gate, shift, scale, gate]."""
+        return self.linear(conditioning).unsqueeze(1).chunk(self.chunks, dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions, (b, l, h) to (b, l, h)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, causal: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.num_heads = num_heads
+        self.causal = causal
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Mix the positions of each row."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)  # (b, heads, l, d)
+        mixed = F.scaled_dot_product_attention(
+            _rotate(q, *rotary), _rotate(k, *rotary), v, is_causal=self.causal
+        )
+        return self.out(mixed.transpose(1, 2).flatten(-2))
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each normalised before and added after; modulated when conditioned."""
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(hidden_size, bias=False)
+        self.attention = Attention(hidden_size, num_heads, causal)
+        self.norm_2 = nn.LayerNorm(hidden_size, bias=False)
+        self.up = nn.Linear(hidden_size, _MLP_RATIO * hidden_size)
+        self.down = nn.Linear(_MLP_RATIO * hidden_size, hidden_size)
+        self.modulation = Modulation(conditioning_size, hidden_size, 6) if conditioning_size else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], conditioning: Tensor | None) -> Tensor:
+        """Apply the block: (b, l, h) to (b, l, h)."""
+        if self.modulation is None:
+            x = x + self.dropout(self.attention(self.norm_1(x), rotary))
+            return x + self.dropout(self._feed_forward(self.norm_2(x)))
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(conditioning)
+        x = x + gate_1 * self.dropout(self.attention(self.norm_1(x) * (1 + scale_1) + shift_1, rotary))
+        return x + gate_2 * self.dropout(self._feed_forward(self.norm_2(x) * (1 + scale_2) + shift_2))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Trunk(nn.Module):
+    """Blocks and a final normalisation over embedded tokens, (b, l, h) to (b, l, h)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        conditioning_size: int,
+        causal: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if hidden_size % (2 * num_heads):
+            raise ValueError(f"hidden_size = {hidden_size} must be a multiple of 2 * num_heads = {2 * num_heads}")
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_heads, conditioning_size, causal, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size, bias=False)
+        self.noise_embedding = NoiseEmbedding(conditioning_size) if conditioning_size else None
+        self.modulation = Modulation(conditioning_size, hidden_size, 2) if conditioning_size else None
+        self.head_size = hidden_size // num_heads
+
+    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Run the blocks at noise level sigma (b,), zero where none is given."""
+        rotary = _rotary_table(x.shape[1], self.head_size, x)
+        conditioning = None
+        if self.noise_embedding is not None:
+            conditioning = self.noise_embedding(x.new_zeros(1) if sigma is None else sigma)
+        for block in self.blocks:
+            x = block(x, rotary, conditioning)
+        x = self.norm(x)
+        if self.modulation is not None:
+            shift, scale = self.modulation(conditioning)
+            x = x * (1 + scale) + shift
+        return x
+
+
+class Transformer(nn.Module):
+    """A network over tokens with a vocabulary head that can be run on chosen positions alone.
+
+    Bidirectional with adaLN it is a denoiser's network; `causal=True, conditioning_size=0` makes an autoregressive one
+    (`conditioning_size = 0` leaves adaLN out). Raises ValueError unless hidden_size is a multiple of 2 * num_heads.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_length: int,
+        hidden_size: int = 256,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        conditioning_size: int = 128,
+        causal: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.arguments = _own_arguments(locals())
+        self.max_length = max_length
+        self.embedding = nn.Embedding(vocab_size, hidden_size)
+        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout)
+        self.head = nn.Linear(hidden_size, vocab_size)
+        _init_embedding(self.embedding)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), final normalisation included."""
+        return self.trunk(self.embedding(tokens), sigma)
+
+
+class EnergyNetwork(nn.Module):
+    """A scalar per pair (x_t, x_0): a trunk over both embeddings, averaged over positions (Xu et al. 2025).
+
+    Raises ValueError unless hidden_size is a multiple of 2 * num_heads.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_length: int,
+        hidden_size: int = 256,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        conditioning_size: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.arguments = _own_arguments(locals())
+        self.max_length = max_length
+        self.embedding = nn.Embedding(vocab_size, hidden_size)
+        self.combine = nn.Linear(2 * hidden_size, hidden_size)
+        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal=False, dropout=dropout)
+        self.project = nn.Linear(hidden_size, hidden_size)
+        self.hidden = nn.Linear(hidden_size, hidden_size)
+        self.scalar = nn.Linear(hidden_size, 1, bias=False)
+        _init_embedding(self.embedding)
+        # Both embeddings enter alike, and the energy starts at zero: an untrained energy changes no sample.
+        with torch.no_grad():
+            self.combine.weight.copy_(torch.cat([torch.eye(hidden_size)] * 2, dim=1) / 2)
+        nn.init.zeros_(self.combine.bias)
+        nn.init.zeros_(self.scalar.weight)
+
+    def forward(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        """Token pairs (b, l) and noise levels (b,) to scalars (b,); positions where `valid` is False do not count."""
+        x = self.combine(torch.cat([self.embedding(x_t), self.embedding(x_0)], dim=-1))
+        x = self.project(self.trunk(x, sigma))
+        if valid is None:
+            pooled = x.mean(1)
+        else:
+            pooled = (x * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        return self.scalar(F.relu(self.hidden(pooled))).squeeze(-1)
+
+
+def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
+    """Copy the denoiser's embedding and trunk into the energy. Raises ValueError if their shapes differ."""
+    for part in ("embedding", "trunk"):
+        try:
+            getattr(energy, part).load_state_dict(getattr(denoiser, part).state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"the energy's {part} cannot start from the denoiser's: {error}") from error
+
+
+def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:
+    """The constructor's own arguments, from which a checkpoint rebuilds the network."""
+    return {name: value for name, value in local.items() if name not in ("self", "__class__")}
+
+
+def _init_embedding(embedding: nn.Embedding) -> None:
+    nn.init.kaiming_uniform_(embedding.weight, a=math.sqrt(5))
+
+
+def _rotary_table(length: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (l, d) of the rotary positions, the two halves of a head rotated against each other."""
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=like.device) / head_size
+    frequencies = (1.0 / 10_000**exponents).to(_at_least_float32(like.dtype))
+    positions = torch.arange(length, dtype=frequencies.dtype, device=like.device)
+    angles = torch.outer(positions, frequencies)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -1,0 +1,101 @@
+"""Stateless, counter-based uniforms: Philox4x32-10 keyed by (seed, row, step, stream).
+
+A draw depends on its own coordinates alone, so a sequence gets the same tokens whatever the batch size, the order
+of rows, the device, or how many other numbers were drawn (Salmon et al. 2011, "Parallel random numbers: as easy as
+1, 2, 3"). All arithmetic is on int64 tensors, exact on every device and inside `torch.compile`.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_LOW_32 = 0xFFFFFFFF
+_LANES_PER_BLOCK = 2  # float64 uniforms in one Philox block of 128 bits
+_BLOCKS_PER_STREAM = 1 << 24  # room for particles inside the word that names the stream
+
+
+class Stream(IntEnum):
+    """What a uniform is for. Two streams never share a number."""
+
+    REVEAL = 0  # reveal times of the plan
+    PROPOSAL = 1  # tokens of the candidates
+    SELECTION = 2  # choice among particles
+    TIME = 3  # training and evaluation times
+    CORRUPTION = 4  # which tokens are masked in training
+    NEGATIVES = 5  # noise samples of contrastive training
+    ORDER = 6  # order of the training data
+    EVALUATION = 7  # proposals drawn to evaluate a model
+
+
+class Words(NamedTuple):
+    """Four tensors of unsigned 32-bit integers held in int64."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    d: Tensor
+
+
+def philox(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
+    """Encrypt a 128-bit counter with a 64-bit key by ten rounds of Philox4x32 (Salmon et al. 2011, section 3.4)."""
+    a, b, c, d = counter
+    key_0, key_1 = key
+    for _ in range(_ROUNDS):
+        # The product of two 32-bit words wraps in int64, and its bits are still those of the unsigned product.
+        product_0, product_1 = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a, b, c, d = (
+            ((product_1 >> 32) & _LOW_32) ^ b ^ key_0,
+            product_1 & _LOW_32,
+            ((product_0 >> 32) & _LOW_32) ^ d ^ key_1,
+            product_0 & _LOW_32,
+        )
+        key_0, key_1 = (key_0 + _KEY_INCREMENTS[0]) & _LOW_32, (key_1 + _KEY_INCREMENTS[1]) & _LOW_32
+    return Words(a, b, c, d)
+
+
+def _to_uniform(high: Tensor, low: Tensor) -> Tensor:
+    """Turn 52 of 64 random bits into a float64 strictly inside (0, 1), symmetric about one half."""
+    bits = (high << 20) | (low >> 12)
+    return (bits.to(torch.float64) + 0.5) * 2.0**-52
+
+
+def uniforms(
+    seed: Tensor | int, row: Tensor, step: Tensor | int, stream: Stream, position: Tensor | int = 0, count: int = 1
+) -> Tensor:
+    """Draw `count` uniforms for each coordinate: `u[..., j] = Philox(seed; position, row, step, stream, j)`.
+
+    `row`, `step` and `position` broadcast against each other; each is an integer in [0, 2^32). Draw j does not
+    depend on `count`. Returns float64 of shape (broadcast, count), strictly inside (0, 1).
+    """
+    row, step, position = torch.broadcast_tensors(row, _like(step, row), _like(position, row))
+    blocks = torch.arange(-(-count // _LANES_PER_BLOCK), device=row.device)
+    counter = Words(
+        position.unsqueeze(-1) + torch.zeros_like(blocks),
+        row.unsqueeze(-1) + torch.zeros_like(blocks),
+        step.unsqueeze(-1) + torch.zeros_like(blocks),
+        (blocks + int(stream) * _BLOCKS_PER_STREAM).expand(*row.shape, -1),
+    )
+    words = philox(counter, (seed & _LOW_32, (seed >> 32) & _LOW_32))
+    lanes = torch.stack([_to_uniform(words.a, words.b), _to_uniform(words.c, words.d)], dim=-1)
+    return lanes.flatten(-2)[..., :count]
+
+
+def grid(seed: Tensor | int, row: Tensor, step: Tensor | int, stream: Stream, length: int) -> Tensor:
+    """Draw one uniform per position: rows (b,) to float64 (b, l), equal to `uniforms` at those positions."""
+    position = torch.arange(length, device=row.device)
+    step = step.unsqueeze(-1) if isinstance(step, Tensor) and step.ndim else step
+    return uniforms(seed, row.unsqueeze(-1), step, stream, position).squeeze(-1)
+
+
+def permutation(seed: int, epoch: int, size: int) -> Tensor:
+    """A uniformly random order of `size` items, int64 (size,), a pure function of the seed and the epoch."""
+    return uniforms(seed, torch.arange(size), epoch, Stream.ORDER).squeeze(-1).argsort()
+
+
+def _like(value: Tensor | int, reference: Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.int64, device=reference.device)

@@ -1,0 +1,349 @@
+"""Parts put together: a sampling pipeline with the loop that runs it, and the pipelines that are trained.
+
+A pipeline is a value. The loop draws the reveal plan first and reads its counts on the host once; every later shape
+follows from them, so nothing inside the loop waits for the device.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torch import Tensor, nn
+
+from edlm import absorbing, categorical, contracts, noise, objectives, samplers, schedules
+from edlm.absorbing import RevealPlan
+from edlm.contracts import Denoiser, Energy
+from edlm.noise import Stream
+from edlm.samplers import Kernel
+from edlm.schedules import Schedule
+
+Callback = Callable[[TensorDict, TensorDict], None]
+
+
+class Pipeline(NamedTuple):
+    """Everything `sample` needs but the number of samples and the seed.
+
+    grid: times of the steps from 1 to 0, None for one pass per position; window: the times [low, high] at which the
+    energy corrects; round_up: the number of positions a step is padded to (more than needed only where an execution
+    mode wants few distinct shapes).
+    """
+
+    kernel: Kernel
+    length: int
+    grid: Tensor | None
+    window: tuple[float, float] = (0.0, 1.0)
+    round_up: Callable[[int], int] = lambda count: count
+
+    @property
+    def device(self) -> torch.device:
+        """Where the kernel's parameters are; the CPU if it has none."""
+        return next((p.device for p in self.kernel.step.parameters()), torch.device("cpu"))
+
+
+def sampling(
+    kernel: Kernel,
+    length: int,
+    num_steps: int | None = None,
+    window: tuple[float, float] = (0.0, 1.0),
+    grid: Callable[[int], Tensor] = schedules.uniform_grid,
+) -> Pipeline:
+    """Compose a kernel, a length and a step grid into a pipeline.
+
+    num_steps: None reveals one position per pass (first-hitting). window: the energy is used at steps that start at a
+    time in it, and costs nothing elsewhere. Raises ValueError for a length outside 1..max_length of the network, a
+    num_steps below 1, or a window that is reversed or leaves [0, 1].
+    """
+    max_length = kernel.denoiser.max_length
+    if not 1 <= length <= max_length:
+        raise ValueError(f"length = {length} must lie in 1..{max_length}, the longest the denoiser was built for")
+    low, high = window
+    if not 0.0 <= low <= high <= 1.0:
+        raise ValueError(f"window = ({low}, {high}) must satisfy 0 <= low <= high <= 1")
+    return Pipeline(kernel, length, None if num_steps is None else grid(num_steps), (low, high))
+
+
+@torch.no_grad()
+def sample(
+    pipeline: Pipeline,
+    num_samples: int = 1,
+    *,
+    seed: int = 0,
+    prompt: Tensor | None = None,
+    first_row: int = 0,
+    callback: Callback | None = None,
+) -> TensorDict:
+    """Draw texts: a TensorDict with `tokens` (b, l) and `info`, a function of the arguments alone.
+
+    Row i of the result is sample number `first_row + i` of the seed, whatever else is in the batch. prompt: tokens
+    with masks, (l,) or (b, l), filled up with masks on the right; what it gives never changes, so a prefix, a suffix
+    and an infilling are one thing. callback: called after each pass with the state `{x_t}` and the pass's info.
+
+    `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), and per pass `t`, `corrected`, `ess` and
+    `log_weight_std` (b, p), the last two NaN where no energy was used.
+    Raises ValueError for num_samples < 1, a prompt that does not fit, or dropout left on (call `.eval()`).
+    """
+    kernel = pipeline.kernel
+    _check_evaluating(kernel.step)
+    tokens = _starting_tokens(pipeline, num_samples, prompt)
+    device, b = tokens.device, num_samples
+    row = torch.arange(first_row, first_row + b, device=device)
+    seed_ = torch.tensor(seed, device=device)
+    masked = tokens == kernel.denoiser.mask_id
+    plan = absorbing.reveal_plan(
+        noise.grid(seed_, row, 0, Stream.REVEAL, pipeline.length), masked, kernel.schedule, pipeline.grid
+    )
+    corrected = _corrected(pipeline, plan)
+    counts = _positions_per_pass(pipeline, plan, corrected)
+
+    state = kernel.init(tokens)
+    diagnostics: list[TensorDict] = []
+    for p, (count, any_corrected) in enumerate(counts):
+        active = kernel if any_corrected or kernel.outside is None else kernel.outside
+        inputs = _step_inputs(plan, corrected[:, p], p, pipeline.round_up(count))
+        draws = active.draw(seed_, row, torch.tensor(p, device=device), inputs[contracts.POSITIONS], pipeline.length)
+        out = active.step(TensorDict({**state, **inputs, **draws}))
+        state = kernel.init(out[contracts.X_S])
+        diagnostics.append(_diagnostics(out, corrected[:, p]))
+        if callback is not None:
+            callback(state, diagnostics[-1])
+    info = _info(kernel, plan, corrected, diagnostics)
+    return TensorDict({"tokens": state[contracts.X_T], "info": info}, batch_size=[b])
+
+
+def denoising(denoiser: Denoiser, schedule: Schedule, time_low: float = 1e-3) -> TensorDictSequential:
+    """Build the training pipeline of a denoiser: `{x_0, seed, row, step, num_rows} -> {loss, ...}`, one NELBO in nats per row.
+
+    Times are stratified over the batch in (time_low, 1); the vocabulary head runs on masked positions only.
+    Raises ValueError unless 0 <= time_low < 1.
+    """
+    return TensorDictSequential(
+        {
+            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low),
+            "denoise": denoiser,
+            "score": score(denoiser),
+            "objective": TensorDictModule(
+                objectives.nelbo, in_keys=[contracts.LOG_PROB, contracts.WEIGHT], out_keys=[contracts.LOSS]
+            ),
+        },
+        inplace=False,
+    )
+
+
+def contrastive(
+    denoiser: Denoiser,
+    energy: Energy,
+    schedule: Schedule,
+    num_negatives: int = 1,
+    time_low: float = 1e-3,
+    objective: Callable[[Tensor, Tensor], Tensor] = objectives.nce,
+) -> TensorDictSequential:
+    """Build the training pipeline of an energy: `{x_0, seed, row, step, num_rows} -> {loss, energy, ...}`.
+
+    The data is candidate 0, `num_negatives` drafts of the denoiser follow, and one pass of the energy weighs all. The
+    denoiser is frozen: no gradient, and in eval mode whatever mode the pipeline is put in.
+    Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1.
+    """
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
+    draft = TensorDictSequential(
+        {
+            "denoise": denoiser,
+            "draw": TensorDictModule(
+                _NegativeNoise(num_negatives),
+                in_keys=[contracts.X_0, contracts.POSITIONS, contracts.SEED, contracts.ROW, contracts.STEP],
+                out_keys=[contracts.PROPOSAL_NOISE],
+            ),
+            "propose": samplers.propose(denoiser),
+        },
+        inplace=False,
+    )
+    return TensorDictSequential(
+        {
+            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low),
+            "draft": Frozen(draft),
+            "pair": TensorDictModule(
+                lambda x_0, drafts: torch.cat([x_0.unsqueeze(1), drafts], dim=1),
+                in_keys=[contracts.X_0, contracts.CANDIDATES],
+                out_keys=[contracts.CANDIDATES],
+            ),
+            "weigh": energy,
+            "objective": TensorDictModule(
+                lambda energies: objective(energies[:, 0], energies[:, 1:]),
+                in_keys=[contracts.ENERGY],
+                out_keys=[contracts.LOSS],
+            ),
+        },
+        inplace=False,
+    )
+
+
+def score(denoiser: Denoiser) -> TensorDictModule:
+    """Build the stage that reads the data's log-probability: `{hidden, positions, x_0} -> {log_prob}`."""
+    return TensorDictModule(
+        _Score(denoiser),
+        in_keys=[contracts.HIDDEN, contracts.POSITIONS, contracts.X_0],
+        out_keys=[contracts.LOG_PROB],
+    )
+
+
+class Frozen(TensorDictModuleBase):
+    """A stage that takes no gradient and stays in eval mode, so a frozen proposal never has its dropout on."""
+
+    def __init__(self, stage: TensorDictModuleBase) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = list(stage.in_keys), list(stage.out_keys)
+        self.stage = stage.eval()
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stay in eval mode, whatever is asked."""
+        return super().train(False)
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        """Run the stage without gradients."""
+        with torch.no_grad():
+            return self.stage(tensordict)
+
+
+class _Corrupt(nn.Module):
+    """Times, masks and NELBO weights of a training batch, from its noise keys."""
+
+    def __init__(self, mask_id: int, schedule: Schedule, time_low: float) -> None:
+        super().__init__()
+        self.mask_id = mask_id
+        self.schedule = schedule
+        self.time_low = time_low
+
+    def forward(self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor) -> tuple[Tensor, ...]:
+        time_noise = noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1)
+        t = schedules.stratified_times(time_noise, row, num_rows, self.time_low)
+        mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
+        x_t = absorbing.corrupt(x_0, self.schedule.alpha(t), mask_noise, self.mask_id)
+        positions = (x_t == self.mask_id).flatten().nonzero().squeeze(-1)
+        return x_t, t, schedules.nelbo_weight(self.schedule, t), positions
+
+
+class _NegativeNoise(nn.Module):
+    """Uniforms (n, num_negatives) for the drafts of a training step."""
+
+    def __init__(self, num_negatives: int) -> None:
+        super().__init__()
+        self.num_negatives = num_negatives
+
+    def forward(self, x_0: Tensor, positions: Tensor, seed: Tensor, row: Tensor, step: Tensor) -> Tensor:
+        length = x_0.shape[1]
+        owner = row[positions // length]
+        return noise.uniforms(seed, owner, step, Stream.NEGATIVES, positions % length, self.num_negatives)
+
+
+class _Score(nn.Module):
+    """Log-probability of the data at the positions, spread over (b, l) with zeros elsewhere."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, hidden: Tensor, positions: Tensor, x_0: Tensor) -> Tensor:
+        wanted = x_0.flatten()[positions].unsqueeze(-1)
+        log_prob = categorical.token_log_prob(self.denoiser.logits(hidden), wanted).squeeze(-1)
+        return log_prob.new_zeros(x_0.numel()).index_copy(0, positions, log_prob).view_as(x_0)
+
+
+def _corrupt(mask_id: int, schedule: Schedule, time_low: float) -> TensorDictModule:
+    if not 0.0 <= time_low < 1.0:
+        raise ValueError(f"time_low = {time_low} must lie in [0, 1)")
+    return TensorDictModule(
+        _Corrupt(mask_id, schedule, time_low),
+        in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
+        out_keys=[contracts.X_T, contracts.T, contracts.WEIGHT, contracts.POSITIONS],
+    )
+
+
+def describe(stages: TensorDictSequential) -> str:
+    """Print a pipeline as the algorithm it is: one line per stage, what it reads and what it writes."""
+    named = stages.module.items()
+    width = max(len(name) for name, _ in named)
+    return "\n".join(f"{name:<{width}}  {', '.join(m.in_keys)} -> {', '.join(m.out_keys)}" for name, m in named)
+
+
+def _check_evaluating(step: nn.Module) -> None:
+    for name, module in step.named_modules():
+        if isinstance(module, nn.Dropout) and module.training and module.p > 0.0:
+            raise ValueError(f"dropout is on at {name}: call .eval() on the networks before sampling")
+
+
+def _starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
+    """All masks, or the prompt filled up with masks: int64 (b, l) on the pipeline's device."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples = {num_samples} must be at least 1")
+    denoiser, length = pipeline.kernel.denoiser, pipeline.length
+    tokens = torch.full((num_samples, length), denoiser.mask_id, device=pipeline.device)
+    if prompt is None:
+        return tokens
+    prompt = prompt.to(tokens).expand(num_samples, -1) if prompt.ndim == 1 else prompt.to(tokens)
+    if prompt.shape[0] != num_samples or prompt.shape[1] > length:
+        raise ValueError(f"prompt of shape {tuple(prompt.shape)} does not fit ({num_samples} samples, length {length})")
+    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < denoiser.vocab_size:
+        bad = prompt[(prompt < 0) | (prompt >= denoiser.vocab_size)][0]
+        raise ValueError(f"prompt holds token id {int(bad)}, outside the vocabulary 0..{denoiser.vocab_size - 1}")
+    return torch.cat([prompt, tokens[:, prompt.shape[1] :]], dim=1)
+
+
+def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
+    """Whether each row's pass is corrected by the energy: bool (b, p)."""
+    low, high = pipeline.window
+    running = torch.arange(plan.t.shape[1], device=plan.t.device) < plan.passes.unsqueeze(-1)
+    inside = (plan.t >= low) & (plan.t <= high) & running
+    return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
+
+
+def _positions_per_pass(pipeline: Pipeline, plan: RevealPlan, corrected: Tensor) -> list[tuple[int, bool]]:
+    """For each pass the number of positions that need a token, over all rows, and whether any row is corrected."""
+    b, num_passes = plan.t.shape
+    given_last = torch.where(plan.order < 0, num_passes, plan.order)
+    revealed = torch.zeros(b, num_passes + 1, dtype=torch.int64, device=plan.t.device)
+    revealed = revealed.scatter_add(1, given_last, torch.ones_like(plan.order))[:, :num_passes]
+    masked = revealed.flip(1).cumsum(1).flip(1)
+    needed = torch.where(corrected, masked, revealed).sum(0)
+    return list(zip(needed.tolist(), corrected.any(0).tolist(), strict=True))
+
+
+def _step_inputs(plan: RevealPlan, corrected: Tensor, p: int, count: int) -> dict[str, Tensor]:
+    """What pass p of the plan asks of a step; `count` is known on the host, so no device is waited for."""
+    revealed = plan.order == p
+    wanted = torch.where(corrected.unsqueeze(-1), plan.order >= p, revealed)
+    positions = torch.nonzero_static(wanted.flatten(), size=count, fill_value=wanted.numel()).squeeze(-1)
+    return {
+        contracts.T: plan.t[:, p],
+        contracts.POSITIONS: positions,
+        contracts.REVEAL: revealed,
+        contracts.CORRECTED: corrected,
+    }
+
+
+def _diagnostics(out: TensorDict, corrected: Tensor) -> TensorDict:
+    """ESS and log-weight s.d. of one pass, NaN for rows that were not corrected."""
+    nothing = torch.full(corrected.shape, torch.nan, dtype=torch.float64, device=corrected.device)
+    values = {
+        key: torch.where(corrected, out.get(key, nothing), nothing) for key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
+    }
+    return TensorDict(values, batch_size=corrected.shape)
+
+
+def _info(kernel: Kernel, plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict]) -> TensorDict:
+    """Per-row and per-pass record of a run."""
+    b, num_passes = plan.t.shape
+    per_pass = torch.stack(diagnostics, dim=1) if diagnostics else {}
+    empty = plan.t.new_zeros(b, num_passes)
+    return TensorDict(
+        {
+            "t": plan.t,
+            "corrected": corrected,
+            contracts.ESS: per_pass.get(contracts.ESS, empty),
+            contracts.LOG_WEIGHT_STD: per_pass.get(contracts.LOG_WEIGHT_STD, empty),
+            "denoiser_passes": plan.passes,
+            "energy_passes": corrected.sum(-1) * kernel.num_particles,
+        },
+        batch_size=[b],
+    )

@@ -1,0 +1,178 @@
+"""Sampling kernels: how one step turns `x_t` into `x_s`. A kernel is a value, its step a TensorDict pipeline.
+
+Printing `kernel.step` prints the algorithm: the stages denoise, propose, weigh, select, reveal, in their order.
+Noise is an input of the step, and so is what the step reveals; the kernel keeps no state and draws no number itself.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+
+from edlm import absorbing, categorical, contracts, noise, particles
+from edlm.contracts import Denoiser, Energy, Positions, Selection
+from edlm.noise import Stream
+from edlm.schedules import Schedule
+
+
+class Kernel(NamedTuple):
+    """One way to take a step.
+
+    init: tokens with masks (b, l) to the state `{x_t}` of the first step.
+    draw: `(seed, row, pass, positions, length)` to the uniforms of one step.
+    step: `{x_t, t, positions, reveal, corrected, proposal_noise, selection_noise} -> {x_s, ...diagnostics}`.
+    proposes: whether tokens are drawn at the positions revealed now or at all masked ones.
+    num_particles: candidates per row; a step takes one pass of the denoiser and `num_particles` of the energy.
+    outside: the kernel for rows and steps outside the energy's window, None if there is no energy.
+    Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
+    drawn; rows do not see each other; a step is a pure function of its input.
+    """
+
+    schedule: Schedule
+    denoiser: Denoiser
+    init: Callable[[Tensor], TensorDict]
+    draw: Callable[..., TensorDict]
+    step: TensorDictSequential
+    proposes: Positions
+    num_particles: int
+    outside: "Kernel | None" = None
+
+
+def ancestral(schedule: Schedule, denoiser: Denoiser, temperature: float = 1.0) -> Kernel:
+    """Plain sampling: draw the revealed positions from `p_theta(x_0 | x_t)`, each from its own law.
+
+    A temperature other than 1 draws from `p_theta^(1 / temperature)`. Raises ValueError unless temperature > 0.
+    """
+    step = TensorDictSequential(
+        {"denoise": denoiser, "propose": propose(denoiser, temperature), "reveal": _reveal_only()},
+        inplace=False,
+    )
+    return Kernel(schedule, denoiser, _init, partial(_draw, 1), step, "revealed", num_particles=1)
+
+
+def importance(
+    schedule: Schedule,
+    denoiser: Denoiser,
+    energy: Energy,
+    num_particles: int,
+    temperature: float = 1.0,
+    selection: Selection = particles.sir,
+) -> Kernel:
+    """Draw k whole drafts from the denoiser, weigh them by `exp(-E / temperature)`, keep one (Xu et al. 2025, alg. 1).
+
+    Only the kept draft's tokens at this step's positions are revealed. With one particle, or outside the window, it
+    gives the tokens of `ancestral` one for one. Raises ValueError unless num_particles >= 1 and temperature > 0.
+    """
+    if num_particles < 1:
+        raise ValueError(f"num_particles = {num_particles} must be at least 1")
+    step = TensorDictSequential(
+        {
+            "denoise": denoiser,
+            "propose": propose(denoiser),
+            "weigh": energy,
+            "select": _select(selection, temperature),
+            "reveal": _reveal_chosen(),
+        },
+        inplace=False,
+    )
+    outside = ancestral(schedule, denoiser)
+    return Kernel(schedule, denoiser, _init, partial(_draw, num_particles), step, "masked", num_particles, outside)
+
+
+def propose(denoiser: Denoiser, temperature: float = 1.0) -> TensorDictModule:
+    """Build the stage that draws k drafts: `{hidden, x_t, positions, proposal_noise} -> {candidates, log_p_candidates}`.
+
+    k is the width of the noise, and one pass over the logits serves all k. Raises ValueError unless temperature > 0.
+    """
+    if not temperature > 0.0:
+        raise ValueError(f"temperature = {temperature} must be positive")
+    return TensorDictModule(
+        _Propose(denoiser, temperature),
+        in_keys=[contracts.HIDDEN, contracts.X_T, contracts.POSITIONS, contracts.PROPOSAL_NOISE],
+        out_keys=[contracts.CANDIDATES, contracts.LOG_P_CANDIDATES],
+    )
+
+
+def _init(tokens: Tensor) -> TensorDict:
+    return TensorDict({contracts.X_T: tokens})
+
+
+def _draw(k: int, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, length: int) -> TensorDict:
+    """Uniforms of one step, proposal (n, k) and selection (b, k), keyed by the row's number and its own pass.
+
+    row: int64 (b,); step: int64 (); positions: int64 (n,), where `b * length` is padding.
+    """
+    owner = row[(positions // length).clamp(max=row.shape[0] - 1)]
+    proposal = noise.uniforms(seed, owner, step, Stream.PROPOSAL, positions % length, count=k)
+    selection = noise.uniforms(seed, row, step, Stream.SELECTION, count=k)
+    return TensorDict({contracts.PROPOSAL_NOISE: proposal, contracts.SELECTION_NOISE: selection})
+
+
+class _Propose(nn.Module):
+    """k drafts of every row from one pass over the logits: candidates (b, k, l) and their log-probabilities (b, k)."""
+
+    def __init__(self, denoiser: Denoiser, temperature: float) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.temperature = temperature
+
+    def forward(self, hidden: Tensor, x_t: Tensor, positions: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.denoiser.logits(hidden)
+        draws = categorical.inverse_cdf(logits if self.temperature == 1.0 else logits / self.temperature, uniforms)
+        b, l = x_t.shape
+        k = uniforms.shape[-1]
+        # Padded positions are b * l: they write into one extra row, which is cut off again.
+        tokens = torch.cat([x_t.flatten(), x_t.new_zeros(1)]).unsqueeze(-1).expand(-1, k)
+        tokens = tokens.index_copy(0, positions, draws.tokens)[:-1]
+        log_prob = draws.log_prob.new_zeros(b * l + 1, k).index_copy(0, positions, draws.log_prob)[:-1]
+        return tokens.unflatten(0, (b, l)).transpose(1, 2), log_prob.unflatten(0, (b, l)).sum(1)
+
+
+class _Select(nn.Module):
+    """Which candidate is kept, and how even the weights were: outside the window always the first."""
+
+    def __init__(self, selection: Selection, temperature: float) -> None:
+        super().__init__()
+        self.selection = selection
+        self.temperature = temperature
+
+    def forward(self, energy: Tensor, uniforms: Tensor, corrected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_weights = particles.log_weights(energy, self.temperature)
+        chosen = torch.where(corrected, self.selection(log_weights, uniforms), 0)
+        return chosen, particles.ess(log_weights), particles.log_weight_std(log_weights)
+
+
+def _select(selection: Selection, temperature: float) -> TensorDictModule:
+    if not temperature > 0.0:
+        raise ValueError(f"temperature = {temperature} must be positive")
+    return TensorDictModule(
+        _Select(selection, temperature),
+        in_keys=[contracts.ENERGY, contracts.SELECTION_NOISE, contracts.CORRECTED],
+        out_keys=[contracts.CHOSEN, contracts.ESS, contracts.LOG_WEIGHT_STD],
+    )
+
+
+def _reveal_only() -> TensorDictModule:
+    return TensorDictModule(
+        lambda x_t, candidates, positions: absorbing.reveal(x_t, candidates[:, 0], positions),
+        in_keys=[contracts.X_T, contracts.CANDIDATES, contracts.REVEAL],
+        out_keys=[contracts.X_S],
+    )
+
+
+def _reveal_chosen() -> TensorDictModule:
+    return TensorDictModule(
+        lambda x_t, candidates, chosen, positions: absorbing.reveal(x_t, _keep(candidates, chosen), positions),
+        in_keys=[contracts.X_T, contracts.CANDIDATES, contracts.CHOSEN, contracts.REVEAL],
+        out_keys=[contracts.X_S],
+    )
+
+
+def _keep(candidates: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen particle of each row: (b, k, l) and (b,) to (b, l)."""
+    index = chosen[:, None, None].expand(-1, 1, candidates.shape[-1])
+    return candidates.gather(1, index).squeeze(1)

@@ -1,0 +1,143 @@
+"""Noise schedules: how much of a text is kept at time t, and what follows from that.
+
+A schedule is a triple of pure functions. `alpha(t)` is the probability that a token is kept, decreasing from 1 at
+t = 0 (data) to 0 at t = 1 (all masks), up to the `eps` or `sigma` limits of the schedules that published weights use.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Schedule(NamedTuple):
+    """`alpha`: t in [0, 1] to the kept fraction; `alpha_slope`: d alpha / dt <= 0; `inverse`: alpha to t.
+
+    Laws: `alpha` decreases; `alpha_slope` is its derivative; `inverse(alpha(t)) = t`. Each maps a tensor to a tensor
+    of the same shape and type.
+    """
+
+    alpha: Callable[[Tensor], Tensor]
+    alpha_slope: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+
+
+def log_linear(eps: float = 0.0) -> Schedule:
+    """`alpha(t) = 1 - (1 - eps) t`, so `sigma(t) = -log alpha(t)` (MDLM, Sahoo et al. 2024, arXiv 2406.07524).
+
+    `eps = 0` is the exact process; published MDLM weights were trained with `eps = 1e-3`.
+    Raises ValueError unless 0 <= eps < 1.
+    """
+    _require(0.0 <= eps < 1.0, f"log_linear: eps = {eps} must lie in [0, 1)")
+    rate = 1.0 - eps
+    return Schedule(
+        alpha=lambda t: 1.0 - rate * t,
+        alpha_slope=lambda t: torch.full_like(t, -rate),
+        inverse=lambda alpha: (1.0 - alpha) / rate,
+    )
+
+
+def cosine(eps: float = 0.0) -> Schedule:
+    """`alpha(t) = eps + (1 - eps) cos(pi t / 2)`. Raises ValueError unless 0 <= eps < 1."""
+    _require(0.0 <= eps < 1.0, f"cosine: eps = {eps} must lie in [0, 1)")
+    rate, half_pi = 1.0 - eps, math.pi / 2
+    return Schedule(
+        alpha=lambda t: eps + rate * torch.cos(half_pi * t),
+        alpha_slope=lambda t: -rate * half_pi * torch.sin(half_pi * t),
+        inverse=lambda alpha: torch.acos(((alpha - eps) / rate).clamp(0.0, 1.0)) / half_pi,
+    )
+
+
+def cosine_squared(eps: float = 0.0) -> Schedule:
+    """`alpha(t) = eps + (1 - eps) cos(pi t / 2)^2`. Raises ValueError unless 0 <= eps < 1."""
+    _require(0.0 <= eps < 1.0, f"cosine_squared: eps = {eps} must lie in [0, 1)")
+    rate, half_pi = 1.0 - eps, math.pi / 2
+    return Schedule(
+        alpha=lambda t: eps + rate * torch.cos(half_pi * t) ** 2,
+        alpha_slope=lambda t: -rate * half_pi * torch.sin(math.pi * t),
+        inverse=lambda alpha: torch.acos(((alpha - eps) / rate).clamp(0.0, 1.0).sqrt()) / half_pi,
+    )
+
+
+def linear(sigma_min: float = 0.001, sigma_max: float = 7.0) -> Schedule:
+    """`sigma(t) = sigma_min + (sigma_max - sigma_min) t`, `alpha = exp(-sigma)`.
+
+    Neither end is exact: alpha(0) = exp(-sigma_min), alpha(1) = exp(-sigma_max).
+    Raises ValueError unless 0 <= sigma_min < sigma_max.
+    """
+    _require(0.0 <= sigma_min < sigma_max, f"linear: need 0 <= sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+    rate = sigma_max - sigma_min
+    return Schedule(
+        alpha=lambda t: torch.exp(-(sigma_min + rate * t)),
+        alpha_slope=lambda t: -rate * torch.exp(-(sigma_min + rate * t)),
+        inverse=lambda alpha: (-alpha.log() - sigma_min) / rate,
+    )
+
+
+def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Schedule:
+    """`sigma(t) = sigma_min^(1 - t) sigma_max^t`, `alpha = exp(-sigma)` (SEDD, Lou et al. 2023).
+
+    Neither end is exact: alpha(0) = exp(-sigma_min), alpha(1) = exp(-sigma_max).
+    Raises ValueError unless 0 < sigma_min < sigma_max.
+    """
+    _require(0.0 < sigma_min < sigma_max, f"geometric: need 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+    log_ratio = math.log(sigma_max / sigma_min)
+
+    def sigma(t: Tensor) -> Tensor:
+        return sigma_min * torch.exp(log_ratio * t)
+
+    return Schedule(
+        alpha=lambda t: torch.exp(-sigma(t)),
+        alpha_slope=lambda t: -log_ratio * sigma(t) * torch.exp(-sigma(t)),
+        inverse=lambda alpha: torch.log(-alpha.log() / sigma_min) / log_ratio,
+    )
+
+
+def polynomial(power: float = 2.0) -> Schedule:
+    """`alpha(t) = 1 - t^power`. Raises ValueError unless power >= 1 (below it the slope at 0 is infinite)."""
+    _require(power >= 1.0, f"polynomial: power = {power} must be at least 1")
+    return Schedule(
+        alpha=lambda t: 1.0 - t**power,
+        alpha_slope=lambda t: -power * t ** (power - 1.0),
+        inverse=lambda alpha: (1.0 - alpha) ** (1.0 / power),
+    )
+
+
+def sigma(schedule: Schedule, t: Tensor) -> Tensor:
+    """`sigma(t) = -log alpha(t)`, the noise level a time-conditioned network is given; infinite where alpha is 0."""
+    return -schedule.alpha(t).log()
+
+
+def nelbo_weight(schedule: Schedule, t: Tensor) -> Tensor:
+    """`-alpha'(t) / (1 - alpha(t))`, the weight of one time in the continuous NELBO (Sahoo et al. 2024, section 3)."""
+    return -schedule.alpha_slope(t) / (1.0 - schedule.alpha(t))
+
+
+def uniform_grid(num_steps: int) -> Tensor:
+    """Times `1 = t_0 > t_1 > ... > t_T = 0`, equally spaced: float64 (T + 1,). Raises ValueError if T < 1."""
+    _require(num_steps >= 1, f"num_steps = {num_steps} must be at least 1")
+    return torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
+
+
+def cosine_grid(num_steps: int) -> Tensor:
+    """Times `t_n = cos(pi n / 2 T)`: few tokens at first, many at the end. float64 (T + 1,), 1 down to exactly 0."""
+    _require(num_steps >= 1, f"num_steps = {num_steps} must be at least 1")
+    times = torch.cos(torch.linspace(0.0, math.pi / 2, num_steps + 1, dtype=torch.float64))
+    return torch.cat([times[:-1], times.new_zeros(1)])
+
+
+def stratified_times(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low: float = 0.0) -> Tensor:
+    """Training times with one per stratum: `t = low + (1 - low) ((u + row) / num_rows mod 1)`.
+
+    uniforms: float64 (b,); row: (b,) index of each row in the whole batch of num_rows, so that a batch split
+    into parts gets the times of the undivided one. Returns float64 (b,) in (low, 1). Raises ValueError unless 0 <= low < 1.
+    """
+    _require(0.0 <= low < 1.0, f"low = {low} must lie in [0, 1)")
+    return low + (1.0 - low) * (((uniforms + row) / num_rows) % 1.0)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

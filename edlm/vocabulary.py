@@ -1,0 +1,320 @@
+"""Text to ids and back: a `tokenizers.Tokenizer`, and the special ids that live outside of it.
+
+The mask, and every special id the tokenizer does not hold itself, lies above the tokenizer's own ids. So no text can
+be encoded to a mask, and the same tokenizer serves an autoregressive model that knows no mask.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+MASK_SYMBOL = "_"  # how a mask is shown in decoded text
+END_OF_TEXT = "<|endoftext|>"  # the name of GPT-2's document separator
+
+_ANY_CHARACTER = r"[\s\S]"
+_TOKENIZER_FILE, _SPECIALS_FILE = "tokenizer.json", "vocabulary.json"
+_ID_FIELDS = ("size", "mask_id", "bos_id", "eos_id", "pad_id")
+_DOCUMENTS_PER_CALL = 1024  # bounds the memory of the tokenizer's own records, which are far larger than the ids
+_RARE_LETTER = "\N{EGYPTIAN HIEROGLYPH A001}"
+_SHOWN_ALPHABET = 80
+
+_Parsed = TypeVar("_Parsed")
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A tokenizer and its special ids. Compare two of them by `fingerprint`.
+
+    `size` counts all ids, the mask included. Law: `decode(encode(text)) == text` for the vocabularies built by
+    `characters`, `byte_level_bpe` and `train_bpe`, for every text that `encode` accepts.
+    Raises ValueError when an id lies outside [0, size), or the mask is not above the tokenizer's ids and alone.
+    """
+
+    tokenizer: Tokenizer
+    size: int
+    mask_id: int
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+
+    def __post_init__(self) -> None:
+        named = {"bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
+        _require(
+            _own_size(self.tokenizer) <= self.mask_id < self.size,
+            f"mask_id = {self.mask_id} must lie above the tokenizer's {_own_size(self.tokenizer)} ids and below"
+            f" size = {self.size}",
+        )
+        for name, value in named.items():
+            _require(
+                value is None or (0 <= value < self.size and value != self.mask_id),
+                f"{name} = {value} must lie in [0, {self.size}) and differ from mask_id = {self.mask_id}",
+            )
+
+    def encode(self, text: str) -> Tensor:
+        """Turn a text into ids, int64 (length,). Raises ValueError for a character outside of the vocabulary."""
+        return self.encode_documents([text])[0]
+
+    def encode_documents(self, documents: Sequence[str]) -> list[Tensor]:
+        """Turn texts into ids, one int64 (length,) each. Raises ValueError for a character outside of the vocabulary.
+
+        A document is never cut before its merges are made.
+        """
+        if self._character_ids is not None:
+            return [self._look_up(text, self._character_ids) for text in documents]
+        starts = range(0, len(documents), _DOCUMENTS_PER_CALL)
+        return [ids for start in starts for ids in self._tokenize(documents[start : start + _DOCUMENTS_PER_CALL])]
+
+    def decode(self, ids: Tensor, show_specials: bool = False) -> str | list[str]:
+        """Turn ids (l,) into a text, or (b, l) into a list of them; a mask is shown as `MASK_SYMBOL`.
+
+        The ids bos, eos and pad leave no trace unless `show_specials`.
+        Raises ValueError for an id outside [0, size) and for another number of dimensions.
+        """
+        _require(ids.ndim in (1, 2), f"decode: ids must have shape (l,) or (b, l), got {tuple(ids.shape)}")
+        outside = ids[(ids < 0) | (ids >= self.size)]
+        if len(outside):
+            raise ValueError(f"decode: id {int(outside[0])} must lie in [0, {self.size})")
+        if ids.ndim == 2:
+            return [self._decode_row(row, show_specials) for row in ids.tolist()]
+        return self._decode_row(ids.tolist(), show_specials)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that differ when any text would get other ids."""
+        content = self.tokenizer.to_str() + self._ids_json
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `vocabulary.json`; a file is either there whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(folder / _TOKENIZER_FILE, self.tokenizer.to_str())
+        _write_whole(folder / _SPECIALS_FILE, self._ids_json)
+
+    @property
+    def _ids_json(self) -> str:
+        return json.dumps({field: getattr(self, field) for field in _ID_FIELDS}, indent=2)
+
+    @cached_property
+    def _character_ids(self) -> Tensor | None:
+        """Code point to id, -1 where there is none, if the tokenizer is one that `characters` builds.
+
+        The tokenizer needs hundreds of bytes and about a microsecond per character, a table next to nothing.
+        """
+        symbols = self.tokenizer.get_vocab()
+        if any(len(symbol) != 1 for symbol in symbols):
+            return None
+        if self.tokenizer.to_str() != _character_tokenizer(symbols).to_str():
+            return None
+        table = torch.full((max(map(ord, symbols)) + 2,), -1, dtype=torch.int64)
+        table[[ord(symbol) for symbol in symbols]] = torch.tensor(list(symbols.values()))
+        return table
+
+    @cached_property
+    def _unknown_id(self) -> int | None:
+        """The id by which the tokenizer replaces what it cannot spell."""
+        model = json.loads(self.tokenizer.to_str())["model"]
+        unknown = model.get("unk_id", model.get("unk_token"))
+        return self.tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown
+
+    def _look_up(self, text: str, table: Tensor) -> Tensor:
+        if not text:
+            return torch.empty(0, dtype=torch.int64)
+        code_points = torch.frombuffer(bytearray(text.encode("utf-32-le", "surrogatepass")), dtype=torch.int32)
+        ids = table.index_select(0, code_points.clamp(max=len(table) - 1))  # the last entry is no character's
+        if (ids < 0).any():
+            offset = int((ids < 0).nonzero()[0])
+            alphabet = "".join(sorted(self.tokenizer.get_vocab()))
+            shown = repr(alphabet[:_SHOWN_ALPHABET]) + ("..." if len(alphabet) > _SHOWN_ALPHABET else "")
+            raise ValueError(f"character {text[offset]!r} at offset {offset} is not in the vocabulary, only {shown}")
+        return ids
+
+    def _tokenize(self, documents: Sequence[str]) -> list[Tensor]:
+        for text in documents:
+            _require_unicode(text)
+        encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        rows = [encoding.ids for encoding in encodings]
+        for text, ids in zip(documents, rows, strict=True):
+            if self._unknown_id is not None and self._unknown_id in ids:
+                raise ValueError(self._unknown_message(text, ids.index(self._unknown_id)))
+        return [torch.tensor(ids, dtype=torch.int64) for ids in rows]
+
+    def _unknown_message(self, text: str, position: int) -> str:
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)  # the fast call keeps no offsets
+        start, end = encoding.offsets[position]
+        return f"{text[start:end]!r} at offset {start} is nothing the tokenizer can spell"
+
+    def _decode_row(self, ids: list[int], show_specials: bool) -> str:
+        specials = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
+        symbols = {
+            id_: (self.tokenizer.id_to_token(id_) or f"<{name}>") if show_specials else ""
+            for name, id_ in specials.items()
+            if id_ is not None
+        }
+        symbols[self.mask_id] = MASK_SYMBOL
+        runs = groupby((id_ for id_ in ids if symbols.get(id_) != ""), key=symbols.get)
+        return "".join(
+            self.tokenizer.decode(list(run), skip_special_tokens=False) if symbol is None else symbol * len(list(run))
+            for symbol, run in runs
+        )
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """Read what `Vocabulary.save` wrote. Raises ValueError naming the file that is missing or broken."""
+    tokenizer = _read_tokenizer(folder / _TOKENIZER_FILE)
+    path = folder / _SPECIALS_FILE
+    expected = f"JSON with the keys {', '.join(_ID_FIELDS)}"
+    return _parse(path, expected, lambda: Vocabulary(tokenizer, **json.loads(path.read_text("utf-8"))))
+
+
+def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence[str] = ()) -> Vocabulary:
+    """One id per character of `alphabet`, then one per special ("bos", "eos", "pad"), the mask last.
+
+    The default is text8: 27 symbols and a mask. Raises ValueError for an empty alphabet and for repetitions.
+    """
+    repeated = [symbol for symbol, count in Counter(alphabet).items() if count > 1]
+    _require(bool(alphabet) and not repeated, f"alphabet = {alphabet!r} must be distinct characters, at least one")
+    _require_unicode(alphabet)
+    _require(
+        set(specials) <= {"bos", "eos", "pad"} and len(set(specials)) == len(specials),
+        f"specials = {list(specials)} must be distinct names out of bos, eos, pad",
+    )
+    mask_id = len(alphabet) + len(specials)
+    named = {f"{name}_id": len(alphabet) + index for index, name in enumerate(specials)}
+    tokenizer = _character_tokenizer({symbol: index for index, symbol in enumerate(alphabet)})
+    return Vocabulary(tokenizer, size=mask_id + 1, mask_id=mask_id, **named)
+
+
+def byte_level_bpe(vocab: str | Path, merges: str | Path) -> Vocabulary:
+    """GPT-2's kind of tokenizer from its two files; `<|endoftext|>`, where there is one, is both bos and eos.
+
+    Any text can be encoded. Text that spells `<|endoftext|>` becomes ordinary tokens.
+    Raises ValueError naming the file that is missing, empty or broken.
+    """
+    vocab, merges = Path(vocab), Path(merges)
+    _parse(vocab, "JSON from tokens to ids, all 256 byte symbols among them", lambda: _require_bytes(vocab))
+    model = _parse(merges, f"one merge of two tokens of {vocab} per line", lambda: _read_bpe(vocab, merges))
+    tokenizer = _byte_level_tokenizer(model)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    return _with_mask_on_top(tokenizer, bos_id=end, eos_id=end)
+
+
+def from_tokenizer_json(
+    path: str | Path, bos: str | None = None, eos: str | None = None, pad: str | None = None
+) -> Vocabulary:
+    """Any tokenizer in the one-file format; `bos`, `eos` and `pad` are the names of tokens it holds.
+
+    The mask is added on top even where the tokenizer has one of its own. Whether decoding gives the text back is up
+    to the tokenizer: a lower-casing one does not. Raises ValueError for a missing or broken file, an unknown name, and
+    a tokenizer that silently drops what it cannot spell.
+    """
+    tokenizer = _read_tokenizer(Path(path))
+    _require(
+        bool(tokenizer.encode(_RARE_LETTER, add_special_tokens=False).ids),
+        f"{path}: drops characters it does not know; expected a byte-level tokenizer or one with an unknown token",
+    )
+    named = {"bos": bos, "eos": eos, "pad": pad}
+    ids = {name: None if token is None else tokenizer.token_to_id(token) for name, token in named.items()}
+    for name, token in named.items():
+        _require(token is None or ids[name] is not None, f"{path}: {name} = {token!r} is not a token of this tokenizer")
+    return _with_mask_on_top(tokenizer, bos_id=ids["bos"], eos_id=ids["eos"], pad_id=ids["pad"])
+
+
+def train_bpe(documents: Iterable[str], size: int) -> Vocabulary:
+    """A byte-level tokenizer learned from `documents`; the same documents give the same vocabulary.
+
+    `size` counts all ids: 256 bytes, the merges, one id that is both bos and eos, and the mask.
+    Raises ValueError when `size` leaves no room for the bytes, or the documents cannot fill it.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    own_size = size - 2  # bos = eos, and the mask
+    _require(own_size >= len(alphabet), f"train_bpe: size = {size} must be at least {len(alphabet) + 2}")
+    tokenizer = _byte_level_tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=own_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(documents, trainer)
+    _require(
+        _own_size(tokenizer) == own_size,
+        f"train_bpe: size = {size}, but the documents give no more than {_own_size(tokenizer) + 2}",
+    )
+    return Vocabulary(tokenizer, size=size, mask_id=own_size + 1, bos_id=own_size, eos_id=own_size)
+
+
+def _with_mask_on_top(
+    tokenizer: Tokenizer, bos_id: int | None = None, eos_id: int | None = None, pad_id: int | None = None
+) -> Vocabulary:
+    mask_id = _own_size(tokenizer)
+    return Vocabulary(tokenizer, size=mask_id + 1, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+
+
+def _own_size(tokenizer: Tokenizer) -> int:
+    return max(tokenizer.get_vocab().values(), default=-1) + 1  # not the count: published files have gaps
+
+
+def _character_tokenizer(symbols: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(symbols))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY_CHARACTER), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def _byte_level_tokenizer(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    tokenizer = _parse(path, "a tokenizer.json of `tokenizers`", lambda: Tokenizer.from_str(path.read_text("utf-8")))
+    tokenizer.no_truncation()  # a file may ask to cut and pad every text
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # text that spells a special token is text
+    return tokenizer
+
+
+def _read_bpe(vocab: Path, merges: Path) -> models.BPE:
+    _require(bool(merges.read_text("utf-8").strip()), "the file is empty")
+    return models.BPE.from_file(str(vocab), str(merges))
+
+
+def _require_bytes(vocab: Path) -> None:
+    """Raise ValueError unless the file is a JSON object that can spell every byte."""
+    missing = set(pre_tokenizers.ByteLevel.alphabet()) - set(json.loads(vocab.read_text("utf-8")))
+    _require(not missing, f"{len(missing)} byte symbols are missing")
+
+
+def _parse(path: Path, expected: str, parser: Callable[[], _Parsed]) -> _Parsed:
+    """Run `parser`; whatever it raises becomes a ValueError that names the file and what is expected of it."""
+    try:
+        return parser()
+    except Exception as error:  # `tokenizers` raises nothing more specific
+        raise ValueError(f"{path}: expected {expected}; {error}") from error
+
+
+def _write_whole(path: Path, content: str) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"character {text[error.start]!r} at offset {error.start} is half of a surrogate pair, no character"
+        raise ValueError(message) from error
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,50 @@
+"""The way into every recipe: parse with torchtune, check every key, run, and turn a user's mistake into one line."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from edlm.recipes._settings import Schema, check
+
+USAGE_ERROR = 2
+
+
+class Interrupted(Exception):
+    """A run was asked to stop and has saved a checkpoint; carries the exit status of the signal."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
+    """Run a recipe on the config and overrides of the command line, and exit.
+
+    A mistake of the user's (ValueError) is printed in one line and exits with 2; with EDLM_DEBUG set it is raised.
+    """
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it reports at import that it has no kernels for this torch
+    from torchtune import config
+
+    def checked(values: DictConfig) -> None:
+        plain = OmegaConf.to_container(values, resolve=True)
+        check(schema, plain)
+        main(plain)
+
+    try:
+        config.parse(checked)()
+    except Interrupted as stop:
+        _exit(str(stop), stop.status)
+    except (ValueError, FileNotFoundError, OmegaConfBaseException, config._errors.InstantiationError) as error:
+        if os.environ.get("EDLM_DEBUG"):
+            raise
+        _exit(" ".join(str(error).split()), USAGE_ERROR)
+
+
+def _exit(message: str, status: int) -> None:
+    print(f"edlm: {message}", file=sys.stderr)
+    sys.exit(status)

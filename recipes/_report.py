@@ -1,0 +1,20 @@
+"""How recipes show results: a table in the terminal, and the same figures as json."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def table(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Lay out (what, value, remark) rows in aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"  {what:<{widths[0]}}  {value:>{widths[1]}}  {remark}".rstrip() for what, value, remark in rows)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a json file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

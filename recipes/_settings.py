@@ -1,0 +1,150 @@
+"""What a config may say: every key of a recipe with its type and range, checked before anything is built.
+
+torchtune accepts a misspelt key silently; here an unknown one is an error that names the key and the nearest known.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+
+Check = Callable[[str, Any], None]
+Schema = Mapping[str, Check]
+
+_PLAIN_TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+
+
+def check(schema: Schema, values: Mapping[str, Any], where: str = "") -> None:
+    """Raise ValueError for an unknown or missing key, or a value of the wrong type or range."""
+    for key in values:
+        if key not in schema:
+            raise ValueError(_unknown(where + str(key), str(key), schema))
+    for key, check_value in schema.items():
+        if key not in values:
+            raise ValueError(f"{where}{key}: missing from the config")
+        check_value(where + key, values[key])
+
+
+def integer(low: int, high: int | None = None) -> Check:
+    """A whole number of at least `low` and at most `high`."""
+
+    def check_value(key: str, value: Any) -> None:
+        wanted = f"a whole number of at least {low}" + ("" if high is None else f" and at most {high}")
+        _require(isinstance(value, int) and not isinstance(value, bool), key, value, wanted)
+        _require(value >= low and (high is None or value <= high), key, value, wanted)
+
+    return check_value
+
+
+def number(low: float, high: float = float("inf"), above: bool = False) -> Check:
+    """A number in [low, high], or (low, high] if `above`."""
+
+    def check_value(key: str, value: Any) -> None:
+        wanted = f"a number {'above' if above else 'of at least'} {low:g}"
+        wanted += "" if high == float("inf") else f" and at most {high:g}"
+        _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, wanted)
+        _require((value > low if above else value >= low) and value <= high, key, value, wanted)
+
+    return check_value
+
+
+def choice(*names: str) -> Check:
+    """One of the given names."""
+
+    def check_value(key: str, value: Any) -> None:
+        _require(value in names, key, value, f"one of {', '.join(names)}")
+
+    return check_value
+
+
+def text(key: str, value: Any) -> None:
+    """A string that is not empty."""
+    _require(isinstance(value, str) and bool(value), key, value, "a text")
+
+
+def flag(key: str, value: Any) -> None:
+    """`true` or `false`."""
+    _require(isinstance(value, bool), key, value, "true or false")
+
+
+def window(key: str, value: Any) -> None:
+    """Two times `[low, high]` with 0 <= low <= high <= 1."""
+    wanted = "two times [low, high] with 0 <= low <= high <= 1"
+    numbers = isinstance(value, list) and len(value) == 2 and all(isinstance(time, int | float) for time in value)
+    _require(numbers and 0 <= value[0] <= value[1] <= 1, key, value, wanted)
+
+
+def optional(check_value: Check) -> Check:
+    """Null, or what another check accepts."""
+
+    def check_or_none(key: str, value: Any) -> None:
+        if value is not None:
+            check_value(key, value)
+
+    return check_or_none
+
+
+def section(schema: Schema) -> Check:
+    """A mapping with keys of its own."""
+
+    def check_section(key: str, value: Any) -> None:
+        _require(isinstance(value, dict), key, value, "a section with keys of its own")
+        check(schema, value, where=f"{key}.")
+
+    return check_section
+
+
+def component(*supplied: str) -> Check:
+    """A factory named by `_component_`, its arguments beside it; `supplied` are those the recipe passes itself."""
+
+    def check_component(key: str, value: Any) -> None:
+        _require(isinstance(value, dict) and "_component_" in value, key, value, "a section with a _component_")
+        factory = _locate(f"{key}._component_", value["_component_"])
+        parameters = inspect.signature(factory).parameters
+        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+        arguments = {name: given for name, given in value.items() if name != "_component_"}
+        for name, given in arguments.items():
+            if name not in parameters or name in supplied:
+                raise ValueError(_unknown(f"{key}.{name}", name, [p for p in parameters if p not in supplied]))
+            accepted = _PLAIN_TYPES.get(hints.get(name))
+            if accepted is not None:
+                right = isinstance(given, accepted) and (bool in accepted or not isinstance(given, bool))
+                _require(right, f"{key}.{name}", given, f"of type {hints[name].__name__}")
+        for name, parameter in parameters.items():
+            needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            if needed and name not in arguments and name not in supplied:
+                raise ValueError(f"{key}.{name}: missing from the config ({value['_component_']} needs it)")
+
+    return check_component
+
+
+def build(values: Mapping[str, Any], **supplied: Any) -> Any:
+    """Call the factory of a component section, through torchtune's `instantiate`."""
+    from torchtune import config
+
+    return config.instantiate(OmegaConf.create(dict(values)), **supplied)
+
+
+def _locate(key: str, path: Any) -> Callable[..., Any]:
+    wanted = "the dotted path of something that can be imported and called"
+    module, _, name = str(path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{key} = {path!r} must be {wanted} ({error})") from error
+    _require(callable(found), key, path, wanted)
+    return found
+
+
+def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
+    if not condition:
+        raise ValueError(f"{key} = {value!r} must be {wanted}")
+
+
+def _unknown(full: str, key: str, known: Any) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return f"{full}: unknown key; {hint}"

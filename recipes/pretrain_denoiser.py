@@ -1,0 +1,146 @@
+"""Train a masked-diffusion denoiser by its continuous-time NELBO (MDLM, Sahoo et al. 2024).
+
+    edlm run pretrain_denoiser --config tiny steps=500
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edlm import corpora, denoisers, likelihoods, pipelines
+from edlm.corpora import Blocks
+from edlm.recipes import _entry, _report, _settings, _training
+from edlm.recipes._settings import Schema
+from edlm.recipes._training import Metrics, TrainingRun
+from edlm.vocabulary import Vocabulary
+
+# What the denoiser itself is; `edlm_nce` takes the same keys in its `pretrain` section.
+MODEL: Schema = {
+    "vocabulary": _settings.component(),
+    "length": _settings.integer(1),
+    "network": _settings.component("vocab_size", "max_length"),
+    "schedule": _settings.component(),
+    "time_conditioning": _settings.flag,
+    **_training.SETTINGS,
+}
+SETTINGS: Schema = {
+    "recipe": _settings.choice("pretrain_denoiser"),
+    "output_dir": _settings.text,
+    "seed": _settings.integer(0),
+    "device": _settings.choice("auto", "cpu", "cuda"),
+    "threads": _settings.optional(_settings.integer(1)),
+    "corpus": _settings.component(),
+    **MODEL,
+}
+
+
+class PretrainDenoiser:
+    """The five verbs of the recipe, in the order in which they are called."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.folder = Path(settings["output_dir"])
+        self.device = _training.device_of(settings)
+
+    def setup(self) -> None:
+        """Read the corpus, build the network and the training pipeline."""
+        settings = self.settings
+        corpus = _settings.build(settings["corpus"])
+        self.vocabulary: Vocabulary = _settings.build(settings["vocabulary"])
+        self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
+        self.schedule = _settings.build(settings["schedule"])
+        torch.manual_seed(settings["seed"])
+        network = _settings.build(
+            settings["network"], vocab_size=self.vocabulary.size, max_length=settings["length"]
+        ).to(self.device)
+        self.run = TrainingRun(
+            folder=self.folder,
+            network=network,
+            stages=pipelines.denoising(self._denoiser(network), self.schedule, settings["time_low"]),
+            blocks=self.blocks.train,
+            vocabulary=self.vocabulary,
+            settings={key: settings[key] for key in _training.SETTINGS},
+            seed=settings["seed"],
+            identity={
+                "objective": "nelbo",
+                "corpus": corpus.fingerprint,
+                "schedule": settings["schedule"],
+                "time_conditioning": settings["time_conditioning"],
+                "network": settings["network"],
+                "length": settings["length"],
+            },
+            validate=self.validate,
+            loss_scale=settings["length"],
+        )
+
+    def load_checkpoint(self) -> None:
+        """Continue an earlier run in the same folder."""
+        self.run.load_checkpoint()
+
+    def train(self) -> None:
+        """Train to the last step."""
+        self.run.train()
+
+    def validate(self, network: nn.Module) -> Metrics:
+        """The NELBO of the EMA network on held-out blocks."""
+        bound = self.held_out_nelbo(network, self.blocks.valid, self.settings["valid_rows"])
+        return {"nelbo": bound.mean, "nelbo_error": bound.standard_error}
+
+    def held_out_nelbo(self, network: nn.Module, blocks: torch.Tensor, rows: int) -> likelihoods.Estimate:
+        """The continuous-time NELBO in nats per token over `rows` draws, the blocks gone through as often as needed."""
+        return continuous_nelbo(self._denoiser(network), self.schedule, blocks, rows, self.settings)
+
+    def save_checkpoint(self) -> None:
+        """Write the last state; the training loop has written the earlier ones."""
+        self.run.save_checkpoint()
+
+    def cleanup(self) -> None:
+        """Say what was learned and where it is."""
+        bound = self.held_out_nelbo(self.run.average, self.blocks.test, 4 * self.settings["valid_rows"])
+        parameters = sum(p.numel() for p in self.run.average.parameters())
+        rows = [
+            ("denoiser NELBO (test)", f"{bound.bits:.4f} ± {bound.bits_error:.4f} bits/token", f"n = {bound.n} draws"),
+            ("perplexity bound", f"{bound.perplexity:.3f}", ""),
+            ("steps, parameters", f"{self.run.step:,}, {parameters:,}", f"seed {self.settings['seed']}, EMA weights"),
+        ]
+        print(f"\n{_report.table(rows)}\n\n  written to {self.folder}")
+        figures = {**bound._asdict(), "bits": bound.bits, "bits_error": bound.bits_error, "step": self.run.step}
+        _report.write_json(self.folder / "report.json", figures)
+
+    def _denoiser(self, network: nn.Module) -> denoisers.SubsDenoiser:
+        told = self.schedule if self.settings["time_conditioning"] else None
+        return denoisers.subs(network, self.vocabulary.mask_id, told)
+
+
+def continuous_nelbo(
+    denoiser: denoisers.SubsDenoiser,
+    schedule: Any,
+    blocks: torch.Tensor,
+    rows: int,
+    settings: Mapping[str, Any],
+) -> likelihoods.Estimate:
+    """Estimate the NELBO over `rows` draws in batches of the training batch size, with noise of its own stream."""
+    device = next(denoiser.parameters()).device
+    seed = torch.tensor(settings["seed"], device=device)
+    values = []
+    for row in torch.arange(rows, device=device).split(settings["batch_size"]):
+        x_0 = blocks[(row % len(blocks)).cpu()].to(device)
+        values.append(likelihoods.nelbo(denoiser, schedule, x_0, seed, row))
+    return likelihoods.estimate(torch.cat(values))
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the recipe from its settings."""
+    recipe = PretrainDenoiser(settings)
+    recipe.setup()
+    recipe.load_checkpoint()
+    recipe.train()
+    recipe.save_checkpoint()
+    recipe.cleanup()
+
+
+if __name__ == "__main__":
+    _entry.enter(main, SETTINGS)
