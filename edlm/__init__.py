@@ -1,33 +1,47 @@
 """Energy-based diffusion language models: masked diffusion corrected by an energy over the whole sequence.
 
 `edlm.sample(pipeline)` draws texts; the modules are the parts that pipelines are made of, in their import order.
+Names are imported when they are first used, so that the command line answers without loading torch.
 """
 
-from edlm import (
-    absorbing,
-    categorical,
-    contracts,
-    denoisers,
-    energies,
-    execution,
-    likelihoods,
-    networks,
-    noise,
-    objectives,
-    particles,
-    pipelines,
-    samplers,
-    schedules,
-)
-from edlm.execution import accelerate
-from edlm.pipelines import Pipeline, sample
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edlm import (
+        absorbing,
+        categorical,
+        checkpoints,
+        contracts,
+        corpora,
+        denoisers,
+        energies,
+        execution,
+        likelihoods,
+        networks,
+        noise,
+        objectives,
+        particles,
+        pipelines,
+        samplers,
+        schedules,
+        vocabulary,
+    )
+    from edlm.execution import accelerate
+    from edlm.pipelines import Pipeline, sample
+
+__version__ = "0.1.0"
+
+_FACE = {"accelerate": "execution", "Pipeline": "pipelines", "sample": "pipelines"}
 
 __all__ = [
     "Pipeline",
     "absorbing",
     "accelerate",
     "categorical",
+    "checkpoints",
     "contracts",
+    "corpora",
     "denoisers",
     "energies",
     "execution",
@@ -40,4 +54,13 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "vocabulary",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FACE:
+        return getattr(import_module(f"edlm.{_FACE[name]}"), name)
+    if name in __all__:
+        return import_module(f"edlm.{name}")
+    raise AttributeError(f"module 'edlm' has no attribute {name!r}")

@@ -20,8 +20,9 @@ def log_weights(energy: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def ess(log_weights: Tensor) -> Tensor:
-    """Effective sample size `(sum w)^2 / sum w^2`, in [1, k]: (b, k) to float64 (b,)."""
-    return torch.exp(2.0 * log_weights.logsumexp(-1) - (2.0 * log_weights).logsumexp(-1))
+    """Effective sample size `(sum w)^2 / sum w^2`, in [1, k], 0 if all weights are zero: (b, k) to float64 (b,)."""
+    log_ess = 2.0 * log_weights.logsumexp(-1) - (2.0 * log_weights).logsumexp(-1)
+    return log_ess.exp().nan_to_num(0.0)
 
 
 def log_weight_std(log_weights: Tensor) -> Tensor:
@@ -32,9 +33,10 @@ def log_weight_std(log_weights: Tensor) -> Tensor:
 def sir(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """Sampling importance resampling: choose particle j with probability `w_j / sum w` (Xu et al. 2025, alg. 1).
 
-    log_weights (b, k), uniforms (b, k) of which the first column is used; int64 (b,). With k = 1 it is always 0.
+    log_weights (b, k), uniforms (b, k) of which the first column is used; int64 (b,). With k = 1, or if every weight
+    is zero, it is 0.
     """
-    weights = (log_weights - log_weights.amax(-1, keepdim=True)).exp()
+    weights = (log_weights - log_weights.amax(-1, keepdim=True).nan_to_num(neginf=0.0)).exp()
     cumulative = weights.cumsum(-1)
     # Compared with the same running sum, so a particle of weight zero adds no width and is never chosen.
     target = uniforms[:, :1] * cumulative[:, -1:]

@@ -203,7 +203,7 @@ class Frozen(TensorDictModuleBase):
     def forward(self, tensordict: TensorDict) -> TensorDict:
         """Run the stage without gradients."""
         with torch.no_grad():
-            return self.stage(tensordict)
+            return tensordict.copy().update(self.stage(tensordict))
 
 
 class _Corrupt(nn.Module):

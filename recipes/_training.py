@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from edlm import checkpoints, contracts, corpora
@@ -35,6 +35,7 @@ SETTINGS: Schema = {
     "decay": _settings.choice("constant", "cosine"),
     "clip_norm": _settings.number(0, above=True),
     "ema_decay": _settings.number(0, 1),
+    "precision": _settings.choice("float32", "bfloat16"),
     "time_low": _settings.number(0, 0.5),
     "log_every": _settings.integer(1),
     "valid_every": _settings.integer(1),
@@ -45,6 +46,8 @@ SETTINGS: Schema = {
 }
 # What may differ when a run is resumed: it changes neither the updates made so far nor those to come.
 _FREE_ON_RESUME = {"log_every", "valid_every", "valid_rows", "save_every", "keep_last", "resume", "steps"}
+
+HELD_OUT_STEP = (1 << 32) - 1  # the noise of evaluation is that of a step no training reaches
 
 Metrics = dict[str, float]
 
@@ -57,6 +60,13 @@ def device_of(settings: Mapping[str, Any]) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device = 'cuda' but no CUDA device is there; use device=cpu")
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+
+
+def keyed(x_0: Tensor, row: Tensor, seed: int, step: int, num_rows: int) -> TensorDict:
+    """What a training pipeline reads: tokens (b, l), the rows' numbers (b,) and the keys of their noise."""
+    keys = {contracts.SEED: seed, contracts.STEP: step, contracts.NUM_ROWS: num_rows}
+    scalars = {name: torch.tensor(value, device=x_0.device) for name, value in keys.items()}
+    return TensorDict({contracts.X_0: x_0, contracts.ROW: row, **scalars})
 
 
 class TrainingRun:
@@ -86,7 +96,7 @@ class TrainingRun:
         self.device = next(network.parameters()).device
         self.optimizer = _settings.build(settings["optimizer"], params=network.parameters())
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings["ema_decay"])).eval()
+        self.ema = AveragedModel(network, multi_avg_fn=_warm_average(settings["ema_decay"])).eval()
         self.step = 0
         self._stop: int | None = None
 
@@ -198,14 +208,10 @@ class TrainingRun:
 
     def _loss(self, x_0: Tensor, row: Tensor, num_rows: int) -> Tensor:
         """This part's share of the batch's mean loss."""
-        inputs = {
-            contracts.X_0: x_0,
-            contracts.ROW: row,
-            contracts.SEED: torch.tensor(self.seed, device=self.device),
-            contracts.STEP: torch.tensor(self.step, device=self.device),
-            contracts.NUM_ROWS: torch.tensor(num_rows, device=self.device),
-        }
-        return self.stages(TensorDict(inputs))[contracts.LOSS].sum() / (num_rows * self.loss_scale)
+        half = self.settings["precision"] == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            out = self.stages(keyed(x_0, row, self.seed, self.step, num_rows))
+        return out[contracts.LOSS].sum() / (num_rows * self.loss_scale)
 
     def _rate_factor(self) -> float:
         """Linear warm-up, then constant or a half cosine to zero at the last step."""
@@ -235,6 +241,17 @@ class TrainingRun:
         ]
         if changed:
             raise ValueError(f"cannot resume {self.folder}: {'; '.join(changed)}; use another output_dir")
+
+
+def _warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """EMA whose decay grows as (1 + n) / (10 + n) up to `decay`, so that a short run forgets its start."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        n = int(count)
+        torch._foreach_lerp_(averages, current, 1.0 - min(decay, (1 + n) / (10 + n)))
+
+    return update
 
 
 def _cut_log(path: Path, step: int) -> None:

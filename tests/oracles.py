@@ -220,9 +220,7 @@ def log_z(marginals: Tensor, energy: EnergyFn, x_t: Tensor, reveal: Tensor | Non
     symbols = marginals.shape[-1] - 1
     masked = x_t == symbols
     drafts = torch.where(masked.unsqueeze(1), all_sequences(symbols, x_t.shape[-1]), x_t.unsqueeze(1))  # (b, m^l, l)
-    repeats = math.log(symbols) * (~masked).sum(
-        -1, keepdim=True, dtype=torch.float64
-    )  # every draft occurs m^visible times
+    repeats = math.log(symbols) * (~masked).sum(-1, keepdim=True, dtype=torch.float64)  # a draft occurs m^visible times
     # Positions outside `reveal` are summed out by summing over whole drafts.
     candidates = drafts if reveal is None else torch.where(reveal.unsqueeze(1), drafts, x_t.unsqueeze(1))
     log_p = proposal_log_prob(marginals, drafts, x_t) - repeats
@@ -234,7 +232,7 @@ def log_z(marginals: Tensor, energy: EnergyFn, x_t: Tensor, reveal: Tensor | Non
 
 
 def sir(num_particles: int) -> Choose:
-    """Law of the candidate that SIR keeps: `k p(x) E[ w(x) / (w(x) + sum_{j=2..k} w(x_j)) ]`, x_j independent of p.
+    """Law of the candidate that SIR keeps: `k p(x) E[ w(x) / (w(x) + sum_{j=2..k} w(x_j)) ]`, independent x_j ~ p.
 
     Enumerates d^k tuples. One particle is the plain sampler. If no particle has any weight each is as good as another.
     """

@@ -138,6 +138,7 @@ def test_impossible_state_has_uniform_completions():
     close(joint_posterior(joint, x_t).exp()[0, 2:4], torch.tensor([0.5, 0.5], dtype=torch.float64))
     candidates = torch.tensor([[[0, 1, 0], [0, 1, 1]]])
     close(residual_energy(joint)(candidates, x_t), torch.zeros(1, 2, dtype=torch.float64))
+    close(ar_log_prob(joint, candidates[0, 0]).exp(), torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64))
 
 
 @laws

@@ -1,0 +1,184 @@
+"""The command line, in the manner of `tune`: run, ls, cp, validate. It loads no torch before a recipe needs it."""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import os
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+USAGE_ERROR = 2
+_DEFAULT_CONFIG = "tiny"
+_EXAMPLES = """\
+examples:
+  edlm run edlm_nce                                   denoiser, energy, figures and text on the embedded corpus
+  edlm run edlm_nce --config tiny steps=300 seed=1    any key of the config can be given as key=value
+  edlm run edlm_nce --help                            what a recipe does, and its default config with comments
+  edlm run ./my_recipe.py --config my.yaml            a recipe of your own
+  edlm ls                                             every recipe and config
+  edlm cp edlm_nce/tiny my.yaml                       a config to edit
+  edlm validate my.yaml                               check every key without running
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 on a mistake in it, with one line that says what would be right."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"run": _run, "ls": _ls, "cp": _cp, "validate": _validate}
+    parser = argparse.ArgumentParser(
+        prog="edlm", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=list(commands), help="what to do; `edlm COMMAND --help` says more")
+    given = parser.parse_args(arguments[:1])
+    try:
+        commands[given.command](arguments[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("EDLM_DEBUG"):
+            raise
+        print(f"edlm: {error}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+
+
+def recipes_folder() -> Path:
+    """Where the recipes are installed: inside the package, or at the root of a repository installed as editable."""
+    spec = importlib.util.find_spec("edlm.recipes")
+    assert spec is not None and spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def recipes() -> dict[str, Path]:
+    """Name and file of every recipe: those in the folder without a leading underscore."""
+    return {file.stem: file for file in sorted(recipes_folder().glob("[!_]*.py"))}
+
+
+def configs(recipe: str) -> dict[str, Path]:
+    """Name and file of every config of a recipe."""
+    return {file.stem: file for file in sorted(recipes_folder().glob(f"configs/{recipe}/*.yaml"))}
+
+
+def _run(arguments: Sequence[str]) -> None:
+    """Hand a recipe its config and overrides."""
+    parser = argparse.ArgumentParser(prog="edlm run", add_help=False, description="Run a recipe.")
+    parser.add_argument("recipe", nargs="?", help="a name from `edlm ls`, or a path to a recipe of your own")
+    parser.add_argument("--config", help=f"a name from `edlm ls`, or a path; default: {_DEFAULT_CONFIG}")
+    parser.add_argument("-h", "--help", action="store_true", help="show what the recipe does and its default config")
+    given, overrides = parser.parse_known_args(arguments)
+    if given.recipe is None:
+        parser.print_help()
+        if not given.help:
+            sys.exit(USAGE_ERROR)
+        return
+    file = _recipe_file(given.recipe)
+    if given.help:
+        _explain(file)
+        return
+    config = _config_file(file.stem, given.config or _DEFAULT_CONFIG)
+    sys.argv = [str(file), "--config", str(config), *overrides]
+    if file.parent == recipes_folder():
+        runpy.run_module(f"edlm.recipes.{file.stem}", run_name="__main__")
+    else:
+        runpy.run_path(str(file), run_name="__main__")
+
+
+def _ls(arguments: Sequence[str]) -> None:
+    """List recipes and configs, one line each."""
+    argparse.ArgumentParser(prog="edlm ls", description=_ls.__doc__).parse_args(arguments)
+    for name, file in recipes().items():
+        print(f"{name:<20} {_first_line(ast.get_docstring(ast.parse(file.read_text(encoding='utf-8'))) or '')}")
+        for config, path in configs(name).items():
+            print(f"  {config:<18} {_comments(path)[1] if len(_comments(path)) > 1 else ''}")
+
+
+def _cp(arguments: Sequence[str]) -> None:
+    """Copy a config to a file of your own, to edit it."""
+    parser = argparse.ArgumentParser(prog="edlm cp", description=_cp.__doc__)
+    parser.add_argument("config", help="recipe/config, as listed by `edlm ls`")
+    parser.add_argument("path", type=Path, help="where to; an existing file is not overwritten")
+    given = parser.parse_args(arguments)
+    recipe, _, name = given.config.partition("/")
+    source = _config_file(_recipe_file(recipe).stem, name)
+    target = given.path / source.name if given.path.is_dir() else given.path
+    if target.exists():
+        raise ValueError(f"{target} exists already; remove it or choose another path")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    print(f"wrote {target}; run it with: edlm run {recipe} --config {target}")
+
+
+def _validate(arguments: Sequence[str]) -> None:
+    """Check every key, type and range of a config without running it."""
+    parser = argparse.ArgumentParser(prog="edlm validate", description=_validate.__doc__)
+    parser.add_argument("config", help="recipe/config as listed by `edlm ls`, or a path")
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    given = parser.parse_args(arguments)
+    path = Path(given.config)
+    if not path.is_file():
+        recipe, _, name = given.config.partition("/")
+        path = _config_file(_recipe_file(recipe).stem, name)
+    recipe = _recipe_named_in(path)
+    entry = importlib.import_module("edlm.recipes._entry")
+    schema = importlib.import_module(f"edlm.recipes.{recipe}").SETTINGS
+    sys.argv = ["edlm validate", "--config", str(path), *given.overrides]
+    entry.enter(lambda settings: print(f"{path}: a valid config of {recipe}"), schema)
+
+
+def _recipe_file(name: str) -> Path:
+    known = recipes()
+    if name in known:
+        return known[name]
+    if name.endswith(".py"):
+        if Path(name).is_file():
+            return Path(name)
+        raise ValueError(f"recipe {name}: no such file")
+    raise ValueError(f"recipe {name!r} is not one of {', '.join(known)}, nor a path that ends in .py")
+
+
+def _config_file(recipe: str, name: str) -> Path:
+    known = configs(recipe)
+    if name in known:
+        return known[name]
+    if Path(name).is_file():
+        return Path(name)
+    names = ", ".join(known) or "none of its own"
+    raise ValueError(f"config {name!r} is no file, and recipe {recipe} has {names}")
+
+
+def _recipe_named_in(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key == "recipe":
+            return _recipe_file(value.split("#")[0].strip()).stem
+    raise ValueError(f"{path}: the key 'recipe' is missing; it names the recipe the config is for")
+
+
+def _explain(file: Path) -> None:
+    print(ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or f"{file}: no description")
+    known = configs(file.stem)
+    if known:
+        print(f"\nconfigs: {', '.join(known)}")
+    if _DEFAULT_CONFIG in known:
+        print(f"\nThe default config, {_DEFAULT_CONFIG}; give any key as key=value, nested ones as section.key=value:\n")
+        print(known[_DEFAULT_CONFIG].read_text(encoding="utf-8"))
+
+
+def _comments(path: Path) -> list[str]:
+    return list(_leading_comments(path.read_text(encoding="utf-8")))
+
+
+def _leading_comments(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            return
+        yield line.lstrip("# ")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+if __name__ == "__main__":
+    main()

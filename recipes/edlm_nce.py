@@ -1,0 +1,228 @@
+"""Train an energy over whole texts by noise contrastive estimation against a frozen denoiser (EDLM, Xu et al. 2025).
+
+    edlm run edlm_nce                       # trains the denoiser first if there is none
+    edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edlm import checkpoints, contracts, corpora, denoisers, energies, networks, objectives, particles, pipelines
+from edlm import samplers as kernels
+from edlm.likelihoods import Estimate, estimate
+from edlm.recipes import _entry, _report, _settings, _training, pretrain_denoiser
+from edlm.recipes._settings import Schema
+from edlm.recipes._training import Metrics, TrainingRun
+
+SAMPLES: Schema = {
+    "num_samples": _settings.integer(1),
+    "num_steps": _settings.integer(1),
+    "num_particles": _settings.integer(1),
+    "window": _settings.window,
+    "seed": _settings.integer(0),
+}
+SETTINGS: Schema = {
+    "recipe": _settings.choice("edlm_nce"),
+    "output_dir": _settings.text,
+    "seed": _settings.integer(0),
+    "device": _settings.choice("auto", "cpu", "cuda"),
+    "threads": _settings.optional(_settings.integer(1)),
+    "corpus": _settings.component(),
+    "denoiser": _settings.text,
+    "pretrain": _settings.optional(_settings.section(pretrain_denoiser.MODEL)),
+    "start_from": _settings.choice("denoiser", "scratch"),
+    "dropout": _settings.number(0, 0.9),
+    "objective": _settings.choice("nce", "info_nce"),
+    "num_negatives": _settings.integer(1),
+    "report_particles": _settings.integer(2),
+    "samples": _settings.section(SAMPLES),
+    **_training.SETTINGS,
+}
+CHANCE_MARGIN = 0.01  # an accuracy this close to one half means that the energy orders nothing
+
+
+class EnergyByNCE:
+    """The five verbs of the recipe, in the order in which they are called."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.folder = Path(settings["output_dir"])
+        self.device = _training.device_of(settings)
+
+    def load_denoiser(self) -> None:
+        """Load the frozen denoiser; train it first where there is none and the config says how."""
+        settings, path = self.settings, self.settings["denoiser"]
+        newest = checkpoints.last_checkpoint(path)
+        plan = settings["pretrain"]
+        if plan is not None and (newest is None or checkpoints.load_state(newest)["step"] < plan["steps"]):
+            print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
+            shared = {key: settings[key] for key in ("seed", "device", "threads", "corpus")}
+            pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
+        else:
+            print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
+        folder = checkpoints.find_network(path)
+        self.description = checkpoints.read_description(folder)
+        self.vocabulary = checkpoints.load_vocabulary_of(folder)
+        network = checkpoints.load_network(folder).to(self.device).requires_grad_(False)
+        self.schedule = _settings.build(self.description["schedule"])
+        self.told = self.schedule if self.description["time_conditioning"] else None
+        self.denoiser = denoisers.subs(network, self.vocabulary.mask_id, self.told)
+        self.denoiser_network = network
+
+    def setup(self) -> None:
+        """Read the corpus, build the energy network and the contrastive pipeline."""
+        settings = self.settings
+        corpus = _settings.build(settings["corpus"])
+        self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.denoiser.max_length)
+        torch.manual_seed(settings["seed"])
+        sizes = {key: value for key, value in self.denoiser_network.arguments.items() if key != "causal"}
+        network = networks.EnergyNetwork(**{**sizes, "dropout": settings["dropout"]}).to(self.device)
+        if settings["start_from"] == "denoiser":
+            networks.start_energy_from(network, self.denoiser_network)
+        self.run = TrainingRun(
+            folder=self.folder,
+            network=network,
+            stages=self._stages(network),
+            blocks=self.blocks.train,
+            vocabulary=self.vocabulary,
+            settings={key: settings[key] for key in _training.SETTINGS},
+            seed=settings["seed"],
+            identity={
+                "objective": settings["objective"],
+                "num_negatives": settings["num_negatives"],
+                "start_from": settings["start_from"],
+                "corpus": corpus.fingerprint,
+                "schedule": self.description["schedule"],
+                "time_conditioning": self.description["time_conditioning"],
+                "denoiser_step": self.description["step"],
+                "dropout": settings["dropout"],
+            },
+            validate=self.validate,
+        )
+
+    def load_checkpoint(self) -> None:
+        """Continue an earlier run in the same folder."""
+        self.run.load_checkpoint()
+
+    def train(self) -> None:
+        """Train to the last step."""
+        self.run.train()
+
+    def validate(self, network: nn.Module) -> Metrics:
+        """Loss, accuracy and weight diagnostics of the EMA network on held-out blocks."""
+        figures = self.held_out(network, self.blocks.valid, self.settings["valid_rows"])
+        return {name: value.mean for name, value in figures.items()}
+
+    @torch.no_grad()
+    def held_out(self, network: nn.Module, blocks: Tensor, rows: int) -> dict[str, Estimate]:
+        """NCE loss and accuracy, and the ESS of `report_particles` drafts, over `rows` rows at stratified times."""
+        settings = self.settings
+        k = settings["report_particles"]
+        stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
+        columns: dict[str, list[Tensor]] = {name: [] for name in ("loss", "accuracy", "gap", "ess", "log_weight_std")}
+        for row in torch.arange(rows, device=self.device).split(settings["batch_size"]):
+            x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
+            out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
+            positive, negative = out[contracts.ENERGY][:, 0], out[contracts.ENERGY][:, 1:]
+            log_weights = particles.log_weights(negative[:, :k])
+            trained_on = negative[:, : settings["num_negatives"]]
+            columns["loss"].append(self._objective(positive, trained_on))
+            columns["accuracy"].append(objectives.nce_accuracy(positive, negative))
+            columns["gap"].append(negative.mean(-1) - positive)
+            columns["ess"].append(particles.ess(log_weights))
+            columns["log_weight_std"].append(particles.log_weight_std(log_weights))
+        return {name: estimate(torch.cat(values)) for name, values in columns.items()}
+
+    def save_checkpoint(self) -> None:
+        """Write the last state; the training loop has written the earlier ones."""
+        self.run.save_checkpoint()
+
+    def cleanup(self) -> None:
+        """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
+        settings = self.settings
+        rows = 4 * settings["valid_rows"]
+        bound = pretrain_denoiser.continuous_nelbo(self.denoiser, self.schedule, self.blocks.test, rows, settings)
+        figures = self.held_out(self.run.average, self.blocks.test, rows)
+        texts = self.texts()
+        report = {name: value._asdict() for name, value in {"nelbo": bound, **figures}.items()}
+        _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
+        with (self.folder / "samples.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(text) + "\n" for text in texts)
+        k, unit = settings["report_particles"], f"n = {rows}"
+        lines = [
+            ("denoiser NELBO", f"{bound.bits:.4f} ± {bound.bits_error:.4f}", f"bits/token, {unit} draws"),
+            (f"{settings['objective']} loss", _plus_minus(figures["loss"]), f"nats, {unit}; knows nothing: {self._naive():.3f}"),
+            ("accuracy", _plus_minus(figures["accuracy"]), "data below draft, all times in (0, 1); chance: 0.5"),
+            (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),
+            ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
+        ]
+        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{_report.table(lines)}")
+        if abs(figures["accuracy"].mean - 0.5) < CHANCE_MARGIN or figures["gap"].mean <= 0:
+            print(f"  warning: the energy does not tell data from drafts (mean gap {figures['gap'].mean:.4f} nats)")
+        for text in texts:
+            print(f"\n  sample {text['row']}, energy {text['energy']}:\n    {text['text']}")
+        print(f"\n  energy, figures, samples and log: {self.folder}\n  denoiser: {settings['denoiser']}")
+
+    def texts(self) -> list[dict[str, Any]]:
+        """A few samples at equal seeds with the energy off and on."""
+        wanted = self.settings["samples"]
+        energy = self._energy(self.run.average.eval())
+        off = kernels.ancestral(self.schedule, self.denoiser)
+        on = kernels.importance(self.schedule, self.denoiser, energy, wanted["num_particles"])
+        drawn = {}
+        for name, kernel in (("off", off), ("on", on)):
+            pipeline = pipelines.sampling(
+                kernel, self.denoiser.max_length, wanted["num_steps"], tuple(wanted["window"])
+            )
+            tokens = pipelines.sample(pipeline, wanted["num_samples"], seed=wanted["seed"])["tokens"]
+            drawn[name] = self.vocabulary.decode(tokens.cpu())
+        return [
+            {"row": row, "energy": name, "text": drawn[name][row], **{key: wanted[key] for key in ("seed", "num_steps")}}
+            for row in range(wanted["num_samples"])
+            for name in ("off", "on")
+        ]
+
+    def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:
+        return getattr(objectives, self.settings["objective"])(positive, negative)
+
+    def _naive(self) -> float:
+        """The loss of an energy that is constant."""
+        nothing = torch.zeros(1)
+        return float(self._objective(nothing, nothing.expand(1, self.settings["num_negatives"])))
+
+    def _energy(self, network: nn.Module) -> Any:
+        return energies.learned(network, self.told, self.vocabulary.pad_id)
+
+    def _stages(self, network: nn.Module, num_negatives: int | None = None) -> Any:
+        return pipelines.contrastive(
+            self.denoiser,
+            self._energy(network),
+            self.schedule,
+            num_negatives or self.settings["num_negatives"],
+            self.settings["time_low"],
+            self._objective,
+        )
+
+
+def _plus_minus(value: Estimate) -> str:
+    return f"{value.mean:.4f} ± {value.standard_error:.4f}"
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the recipe from its settings."""
+    recipe = EnergyByNCE(settings)
+    recipe.load_denoiser()
+    recipe.setup()
+    recipe.load_checkpoint()
+    recipe.train()
+    recipe.save_checkpoint()
+    recipe.cleanup()
+
+
+if __name__ == "__main__":
+    _entry.enter(main, SETTINGS)

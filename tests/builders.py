@@ -1,0 +1,241 @@
+"""Small samplers to test with: parts whose law is a formula of their input, and one slow sampler to compare with.
+
+Unlike the tables of `oracles.py` the parts here cost nothing to build, so a property can be tried on many of them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from oracles import EnergyFn, MarginalsFn, OracleDenoiser, OracleEnergy
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+
+import edlm
+from edlm import contracts, noise, particles, pipelines, samplers, schedules
+from edlm.denoisers import SubsDenoiser
+from edlm.noise import Stream
+from edlm.pipelines import Pipeline
+from edlm.samplers import Kernel
+from edlm.schedules import Schedule
+
+SELECTIONS = {"sir": particles.sir, "imh": particles.imh, "greedy": particles.greedy}
+
+
+# ---- Formulas for laws and energies
+
+
+def wave_marginals(seed: int, symbols: int, length: int, strength: float = 2.0) -> MarginalsFn:
+    """`log p(x_0^i | x_t)`, a wave of the tokens of x_t: every position depends on all others."""
+    generator = torch.Generator().manual_seed(seed)
+    slope = torch.randn(length, length * symbols, generator=generator, dtype=torch.float64)
+    offset = 3.0 * torch.randn(length * symbols, generator=generator, dtype=torch.float64)
+
+    def marginals(x_t: Tensor) -> Tensor:
+        logits = strength * torch.sin(x_t.double() @ slope + offset).unflatten(-1, (length, symbols))
+        return F.pad(logits.log_softmax(-1), (0, 1), value=-torch.inf)
+
+    return marginals
+
+
+def wave_energy(seed: int, length: int, strength: float = 2.0) -> EnergyFn:
+    """An energy of candidates and x_t without any symmetry, within +-strength nats."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    slope = 3.0 * torch.randn(2, length, generator=generator, dtype=torch.float64)
+    return lambda x, x_t: strength * torch.sin(x.double() @ slope[0] + (x_t.double() @ slope[1]).unsqueeze(-1))
+
+
+def energy_module(energy: EnergyFn) -> TensorDictModule:
+    """Wrap a function of candidates and x_t."""
+    return TensorDictModule(energy, in_keys=[contracts.CANDIDATES, contracts.X_T], out_keys=[contracts.ENERGY])
+
+
+# ---- Specifications: every choice a sampler is made of, so that it can be built with one of them changed
+
+
+class Spec(NamedTuple):
+    """One sampler. selection None is plain sampling; `marginals` and `energy` are the waves of the seed."""
+
+    seed: int = 0
+    symbols: int = 3
+    length: int = 4
+    num_steps: int | None = 3
+    num_particles: int = 3
+    selection: str | None = "sir"
+    temperature: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+    schedule: Schedule = schedules.log_linear()  # noqa: RUF009
+
+    @property
+    def mask_id(self) -> int:
+        """The last of the vocabulary."""
+        return self.symbols
+
+    def pipeline(self, **changes: object) -> Pipeline:
+        """Build it, with changes to the kernel's energy or selection."""
+        kernel = self.kernel(**changes)
+        return pipelines.sampling(kernel, self.length, self.num_steps, self.window)
+
+    def kernel(self, energy: EnergyFn | None = None, selection: contracts.Selection | None = None) -> Kernel:
+        """Build the kernel alone."""
+        denoiser = OracleDenoiser(wave_marginals(self.seed, self.symbols, self.length), self.mask_id)
+        if self.selection is None:
+            return samplers.ancestral(self.schedule, denoiser, self.temperature)
+        return samplers.importance(
+            self.schedule,
+            denoiser,
+            OracleEnergy(energy or wave_energy(self.seed, self.length)),
+            self.num_particles,
+            self.temperature,
+            selection or SELECTIONS[self.selection],
+        )
+
+    def plain(self) -> Pipeline:
+        """The same sampler without its energy."""
+        return self._replace(selection=None, temperature=1.0).pipeline()
+
+
+SCHEDULES = [
+    schedules.log_linear(),
+    schedules.log_linear(1e-3),
+    schedules.cosine(),
+    schedules.polynomial(2.0),
+    schedules.linear(),
+]
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[float, float]:
+    """Any window, the full one and single times of a grid among them."""
+    ends = st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 2 / 3, 1.0]) | st.floats(0.0, 1.0)
+    low, high = sorted([draw(ends), draw(ends)])
+    return low, high
+
+
+def specs(selections: tuple[str | None, ...] = (None, "sir", "imh", "greedy"), min_length: int = 1):
+    """Every kind of sampler, from one symbol at one position up."""
+    return st.builds(
+        Spec,
+        seed=st.integers(0, 2**62),
+        symbols=st.integers(1, 4),
+        length=st.integers(min_length, 6),
+        num_steps=st.none() | st.integers(1, 8),
+        num_particles=st.integers(1, 4),
+        selection=st.sampled_from(selections),
+        temperature=st.sampled_from([1.0, 0.5, 2.0]),
+        window=windows(),
+        schedule=st.sampled_from(SCHEDULES),
+    )
+
+
+@st.composite
+def prompts(draw: st.DrawFn, spec: Spec, b: int) -> Tensor | None:
+    """No prompt, or tokens and masks for every row: none at all, a part of the length, or all of it."""
+    if draw(st.booleans()):
+        return None
+    width = draw(st.integers(0, spec.length))
+    tokens = st.integers(0, spec.mask_id) | st.just(spec.mask_id)  # masks more often than any token
+    if draw(st.booleans()):
+        return torch.tensor(draw(st.lists(tokens, min_size=width, max_size=width)), dtype=torch.int64)
+    flat = draw(st.lists(tokens, min_size=b * width, max_size=b * width))
+    return torch.tensor(flat, dtype=torch.int64).view(b, width)
+
+
+def filled_up(prompt: Tensor | None, spec: Spec, b: int) -> Tensor:
+    """What sampling starts from: the prompt and masks on its right, (b, l)."""
+    tokens = torch.full((b, spec.length), spec.mask_id)
+    if prompt is not None:
+        tokens[:, : prompt.shape[-1]] = prompt
+    return tokens
+
+
+# ---- The same tokens, one row, one pass and one position at a time
+
+
+def slow_sample(spec: Spec, seed: int, row: int, start: list[int]) -> list[int]:
+    """Sample one row in plain Python; it shares the uniforms and the schedule with the library, nothing else."""
+    x = list(start)
+    for p, (t, revealed) in enumerate(_slow_plan(spec, seed, row, start)):
+        corrected = spec.selection is not None and spec.window[0] <= t <= spec.window[1]
+        draft = _slow_draft(spec, seed, row, p, x, corrected)
+        x = [draft[i] if i in revealed else token for i, token in enumerate(x)]
+    return x
+
+
+def _slow_plan(spec: Spec, seed: int, row: int, start: list[int]) -> list[tuple[float, set[int]]]:
+    """The start of each pass and the positions that it reveals, from the reveal time of each position."""
+    masked = [i for i, token in enumerate(start) if token == spec.mask_id]
+    u = noise.uniforms(seed, torch.tensor(row), 0, Stream.REVEAL, torch.arange(spec.length)).squeeze(-1)
+    at_one = spec.schedule.alpha(torch.ones((), dtype=torch.float64))
+    tau = spec.schedule.inverse(1 - u * (1 - at_one)).clamp(0.0, 1.0).tolist()
+    if spec.num_steps is None:
+        return [(tau[i], {i}) for i in sorted(masked, key=lambda i: -float(u[i]))]
+    times = [1 - n / spec.num_steps for n in range(spec.num_steps)]
+    step_of = {i: max(n for n, t in enumerate(times) if tau[i] <= t) for i in masked}
+    return [(times[n], {i for i in masked if step_of[i] == n}) for n in sorted(set(step_of.values()))]
+
+
+def _slow_draft(spec: Spec, seed: int, row: int, p: int, x: list[int], corrected: bool) -> list[int]:
+    x_t, k = torch.tensor([x]), spec.num_particles if corrected else 1
+    heat = 1.0 if spec.selection is not None else spec.temperature
+    laws = (wave_marginals(spec.seed, spec.symbols, spec.length)(x_t)[0] / heat).softmax(-1)
+    drafts = [list(x) for _ in range(k)]
+    for i in (i for i, token in enumerate(x) if token == spec.mask_id):
+        u = noise.uniforms(seed, torch.tensor(row), p, Stream.PROPOSAL, i, count=k)
+        for j in range(k):
+            drafts[j][i] = int((laws[i, : spec.symbols].cumsum(0) < u[j]).sum().clamp(max=spec.symbols - 1))
+    if k == 1:
+        return drafts[0]
+    energy = wave_energy(spec.seed, spec.length)(torch.tensor([drafts]), x_t)[0]
+    u = noise.uniforms(seed, torch.tensor(row), p, Stream.SELECTION, count=k).tolist()
+    return drafts[_SLOW_CHOICE[spec.selection]((-energy / spec.temperature).exp().tolist(), u)]
+
+
+def _slow_sir(w: list[float], u: list[float]) -> int:
+    return sum(u[0] * sum(w) >= sum(w[: j + 1]) for j in range(len(w) - 1))
+
+
+def _slow_imh(w: list[float], u: list[float]) -> int:
+    chosen = 0
+    for j in range(1, len(w)):
+        chosen = j if u[j] < w[j] / w[chosen] else chosen
+    return chosen
+
+
+_SLOW_CHOICE: dict[str, Callable[[list[float], list[float]], int]] = {
+    "sir": _slow_sir,
+    "imh": _slow_imh,
+    "greedy": lambda w, u: max(range(len(w)), key=lambda j: w[j]),
+}
+
+
+# ---- Networks
+
+
+def randomise(network: nn.Module, seed: int, scale: float = 0.5) -> nn.Module:
+    """Give every parameter a random value, those that start at zero too, and turn dropout off."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return network.eval()
+
+
+def tiny_network(seed: int = 0, vocab_size: int = 5, max_length: int = 8, **changes: object) -> nn.Module:
+    """A transformer with random weights; float64, so that no test hangs on the order of a sum."""
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8} | changes
+    return randomise(edlm.networks.Transformer(vocab_size, max_length, **sizes), seed).double()
+
+
+def tiny_denoiser(seed: int = 0, mask_id: int = 4, schedule: Schedule | None = None, **changes: object) -> SubsDenoiser:
+    """A denoiser over `tiny_network`."""
+    return edlm.denoisers.subs(tiny_network(seed, **changes), mask_id, schedule)
+
+
+def tiny_energy(seed: int = 1, vocab_size: int = 5, max_length: int = 8, **changes: object) -> TensorDictModule:
+    """A learned energy with random weights, float64."""
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8} | changes
+    network = edlm.networks.EnergyNetwork(vocab_size, max_length, **sizes)
+    return edlm.energies.learned(randomise(network, seed).double())
