@@ -41,7 +41,9 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None) -> nn.M
     folder = find_network(path)
     description = read_description(folder)
     if vocabulary is not None and description["vocabulary"] != vocabulary.fingerprint:
-        raise ValueError(f"{folder} was trained on vocabulary {description['vocabulary']}, not {vocabulary.fingerprint}")
+        raise ValueError(
+            f"{folder} was trained on vocabulary {description['vocabulary']}, not {vocabulary.fingerprint}"
+        )
     cls = _CLASSES.get(description["class"])
     if cls is None:
         raise ValueError(f"{folder}/network.json: class {description['class']!r} is not one of {', '.join(_CLASSES)}")
@@ -131,8 +133,10 @@ def _fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, note
         **notes,
     }
     vocabulary.save(target)
-    save_file({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
-              target / "network.safetensors")
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
+        target / "network.safetensors",
+    )
     _write_json(target / "network.json", description)
 
 

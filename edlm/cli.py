@@ -161,7 +161,7 @@ def _explain(file: Path) -> None:
     if known:
         print(f"\nconfigs: {', '.join(known)}")
     if _DEFAULT_CONFIG in known:
-        print(f"\nThe default config, {_DEFAULT_CONFIG}; give any key as key=value, nested ones as section.key=value:\n")
+        print(f"\nThe default config, {_DEFAULT_CONFIG}. Any key can be given as key=value or section.key=value:\n")
         print(known[_DEFAULT_CONFIG].read_text(encoding="utf-8"))
 
 

@@ -28,7 +28,7 @@ PROPOSAL_NOISE = "proposal_noise"  # (n, k) float64 uniforms
 SELECTION_NOISE = "selection_noise"  # (b, k) float64 uniforms
 HIDDEN = "hidden"  # (n, h) states of the denoiser at the positions
 CANDIDATES = "candidates"  # (b, k, l) whole drafts
-LOG_P_CANDIDATES = "log_p_candidates"  # (b, k) log-probability of the drawn tokens under the denoiser
+LOG_P_CANDIDATES = "log_p_candidates"  # (b, k, l) log-probability of each drawn token, zero where none was drawn
 ENERGY = "energy"  # (b, k)
 CHOSEN = "chosen"  # (b,) index of the particle that was kept
 ESS = "ess"  # (b,) effective sample size of the step, in [1, k]
@@ -90,6 +90,8 @@ class Energy(Protocol):
     The target is `p ~ p_theta(candidate | x_t) * exp(-energy)`. A candidate is any token tensor (b, k, l), masks
     allowed. Laws: particles and rows do not see each other; adding a constant per row changes no sample.
     """
+
+    in_keys: list[str]
 
     def __call__(self, tensordict: TensorDict) -> TensorDict:
         """Write the energies (b, k)."""

@@ -23,12 +23,12 @@ class SubsDenoiser(TensorDictModule):
             out_keys=[contracts.HIDDEN],
         )
         self.mask_id = mask_id
-        self.vocab_size = network.head.out_features
-        self.max_length = network.max_length
+        self.vocab_size: int = _vocab_size(network)
+        self.max_length: int = network.max_length
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
-        logits = self.module.network.head(hidden)
+        logits: Tensor = self.module.network.head(hidden)
         columns = torch.arange(logits.shape[-1], device=logits.device)
         return logits.masked_fill(columns == self.mask_id, -torch.inf)
 
@@ -42,12 +42,16 @@ def subs(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> 
 
     Raises ValueError if mask_id is outside the vocabulary, or if the schedule's sigma(1) is infinite.
     """
-    vocab_size = network.head.out_features
+    vocab_size = _vocab_size(network)
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id = {mask_id} is outside the network's vocabulary of {vocab_size}")
     if schedule is not None and not torch.isfinite(schedules.sigma(schedule, torch.ones(1, dtype=torch.float64))):
         raise ValueError("a time-conditioned denoiser needs a schedule with a finite sigma(1): log_linear(eps=1e-3)")
     return SubsDenoiser(network, mask_id, schedule)
+
+
+def _vocab_size(network: nn.Module) -> int:
+    return network.get_submodule("head").out_features
 
 
 class _HiddenAt(nn.Module):

@@ -34,9 +34,7 @@ def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | 
 
 def scaled(energy: TensorDictModule, factor: float) -> TensorDictModule:
     """`factor * E`; `-1` flips the sign, the control that must make samples worse. Other keys are read as before."""
-    return TensorDictModule(
-        _Scaled(energy, factor), in_keys=list(energy.in_keys), out_keys=[contracts.ENERGY]
-    )
+    return TensorDictModule(_Scaled(energy, factor), in_keys=list(energy.in_keys), out_keys=[contracts.ENERGY])
 
 
 class _Zero(nn.Module):

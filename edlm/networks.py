@@ -63,18 +63,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Mix the positions of each row."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)  # (b, heads, l, d)
-        mixed = F.scaled_dot_product_attention(
-            _rotate(q, *rotary), _rotate(k, *rotary), v, is_causal=self.causal
-        )
+        mixed = F.scaled_dot_product_attention(_rotate(q, *rotary), _rotate(k, *rotary), v, is_causal=self.causal)
         return self.out(mixed.transpose(1, 2).flatten(-2))
 
 
 class Block(nn.Module):
     """Attention and a feed-forward layer, each normalised before and added after; modulated when conditioned."""
 
-    def __init__(
-        self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float
-    ) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(hidden_size, bias=False)
         self.attention = Attention(hidden_size, num_heads, causal)

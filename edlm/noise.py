@@ -72,15 +72,10 @@ def uniforms(
     `row`, `step` and `position` broadcast against each other; each is an integer in [0, 2^32). Draw j does not
     depend on `count`. Returns float64 of shape (broadcast, count), strictly inside (0, 1).
     """
-    row, step, position = torch.broadcast_tensors(row, _like(step, row), _like(position, row))
-    blocks = torch.arange(-(-count // _LANES_PER_BLOCK), device=row.device)
-    counter = Words(
-        position.unsqueeze(-1) + torch.zeros_like(blocks),
-        row.unsqueeze(-1) + torch.zeros_like(blocks),
-        step.unsqueeze(-1) + torch.zeros_like(blocks),
-        (blocks + int(stream) * _BLOCKS_PER_STREAM).expand(*row.shape, -1),
-    )
-    words = philox(counter, (seed & _LOW_32, (seed >> 32) & _LOW_32))
+    rows, steps, positions = torch.broadcast_tensors(row, _like(step, row), _like(position, row))
+    blocks = torch.arange(-(-count // _LANES_PER_BLOCK), device=row.device) + int(stream) * _BLOCKS_PER_STREAM
+    counter = (word.unsqueeze(-1) for word in (positions, rows, steps))
+    words = philox(Words(*torch.broadcast_tensors(*counter, blocks)), (seed & _LOW_32, (seed >> 32) & _LOW_32))
     lanes = torch.stack([_to_uniform(words.a, words.b), _to_uniform(words.c, words.d)], dim=-1)
     return lanes.flatten(-2)[..., :count]
 

@@ -5,7 +5,7 @@ follows from them, so nothing inside the loop waits for the device.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from tensordict import TensorDict
@@ -143,10 +143,13 @@ def contrastive(
 
     The data is candidate 0, `num_negatives` drafts of the denoiser follow, and one pass of the energy weighs all. The
     denoiser is frozen: no gradient, and in eval mode whatever mode the pipeline is put in.
-    Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1.
+    Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1, and for an energy that reads the drafts'
+    log-probabilities: it is fixed by them, and there are none of the data here.
     """
     if num_negatives < 1:
         raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
+    if contracts.LOG_P_CANDIDATES in energy.in_keys:
+        raise ValueError(f"an energy that reads {contracts.LOG_P_CANDIDATES} cannot be trained by contrast")
     draft = TensorDictSequential(
         {
             "denoise": denoiser,
@@ -196,9 +199,10 @@ class Frozen(TensorDictModuleBase):
         self.in_keys, self.out_keys = list(stage.in_keys), list(stage.out_keys)
         self.stage = stage.eval()
 
-    def train(self, mode: bool = True) -> "Frozen":
+    def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, whatever is asked."""
-        return super().train(False)
+        super().train(False)
+        return self
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
         """Run the stage without gradients."""
@@ -333,17 +337,17 @@ def _diagnostics(out: TensorDict, corrected: Tensor) -> TensorDict:
 
 def _info(kernel: Kernel, plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict]) -> TensorDict:
     """Per-row and per-pass record of a run."""
-    b, num_passes = plan.t.shape
-    per_pass = torch.stack(diagnostics, dim=1) if diagnostics else {}
-    empty = plan.t.new_zeros(b, num_passes)
+    measured = {
+        key: torch.stack([each[key] for each in diagnostics], dim=1) if diagnostics else torch.zeros_like(plan.t)
+        for key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
+    }
     return TensorDict(
         {
             "t": plan.t,
             "corrected": corrected,
-            contracts.ESS: per_pass.get(contracts.ESS, empty),
-            contracts.LOG_WEIGHT_STD: per_pass.get(contracts.LOG_WEIGHT_STD, empty),
+            **measured,
             "denoiser_passes": plan.passes,
             "energy_passes": corrected.sum(-1) * kernel.num_particles,
         },
-        batch_size=[b],
+        batch_size=[len(corrected)],
     )

@@ -113,7 +113,7 @@ def _draw(k: int, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, le
 
 
 class _Propose(nn.Module):
-    """k drafts of every row from one pass over the logits: candidates (b, k, l) and their log-probabilities (b, k)."""
+    """k drafts of every row from one pass over the logits: candidates and their log-probabilities, (b, k, l) each."""
 
     def __init__(self, denoiser: Denoiser, temperature: float) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _Propose(nn.Module):
         tokens = torch.cat([x_t.flatten(), x_t.new_zeros(1)]).unsqueeze(-1).expand(-1, k)
         tokens = tokens.index_copy(0, positions, draws.tokens)[:-1]
         log_prob = draws.log_prob.new_zeros(b * l + 1, k).index_copy(0, positions, draws.log_prob)[:-1]
-        return tokens.unflatten(0, (b, l)).transpose(1, 2), log_prob.unflatten(0, (b, l)).sum(1)
+        return tokens.unflatten(0, (b, l)).transpose(1, 2), log_prob.unflatten(0, (b, l)).transpose(1, 2)
 
 
 class _Select(nn.Module):

@@ -183,9 +183,8 @@ class TrainingRun:
         """One optimiser step over one batch, in `accumulate` parts; returns its mean loss."""
         settings = self.settings
         torch.manual_seed(self.seed * 1_000_003 + self.step)  # dropout, the one consumer of the global generator
-        batch = corpora.batch_at(
-            self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed
-        )[contracts.X_0].to(self.device)
+        chosen = corpora.batch_at(self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed)
+        batch = chosen[contracts.X_0].to(self.device)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * self._rate_factor()
         self.optimizer.zero_grad(set_to_none=True)

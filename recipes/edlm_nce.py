@@ -1,7 +1,7 @@
 """Train an energy over whole texts by noise contrastive estimation against a frozen denoiser (EDLM, Xu et al. 2025).
 
-    edlm run edlm_nce                       # trains the denoiser first if there is none
-    edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
+edlm run edlm_nce                       # trains the denoiser first if there is none
+edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
 """
 
 import json
@@ -153,10 +153,10 @@ class EnergyByNCE:
         _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
         with (self.folder / "samples.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(text) + "\n" for text in texts)
-        k, unit = settings["report_particles"], f"n = {rows}"
+        k, unit, naive = settings["report_particles"], f"n = {rows}", f"knows nothing: {self._naive():.3f}"
         lines = [
             ("denoiser NELBO", f"{bound.bits:.4f} ± {bound.bits_error:.4f}", f"bits/token, {unit} draws"),
-            (f"{settings['objective']} loss", _plus_minus(figures["loss"]), f"nats, {unit}; knows nothing: {self._naive():.3f}"),
+            (f"{settings['objective']} loss", _plus_minus(figures["loss"]), f"nats, {unit}; {naive}"),
             ("accuracy", _plus_minus(figures["accuracy"]), "data below draft, all times in (0, 1); chance: 0.5"),
             (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),
             ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
@@ -182,7 +182,7 @@ class EnergyByNCE:
             tokens = pipelines.sample(pipeline, wanted["num_samples"], seed=wanted["seed"])["tokens"]
             drawn[name] = self.vocabulary.decode(tokens.cpu())
         return [
-            {"row": row, "energy": name, "text": drawn[name][row], **{key: wanted[key] for key in ("seed", "num_steps")}}
+            {"row": row, "seed": wanted["seed"], "energy": name, "text": drawn[name][row]}
             for row in range(wanted["num_samples"])
             for name in ("off", "on")
         ]

@@ -1,7 +1,7 @@
 """Generate text from checkpoints: the denoiser alone, or corrected by an energy.
 
-    edlm run generate denoiser=runs/tiny/denoiser energy=runs/tiny/energy num_samples=8
-    edlm run generate prompt="the statement ____ the name" num_steps=16
+edlm run generate denoiser=runs/tiny/denoiser energy=runs/tiny/energy num_samples=8
+edlm run generate prompt="the statement ____ the name" num_steps=16
 """
 
 import json

@@ -1,6 +1,6 @@
 """Train a masked-diffusion denoiser by its continuous-time NELBO (MDLM, Sahoo et al. 2024).
 
-    edlm run pretrain_denoiser --config tiny steps=500
+edlm run pretrain_denoiser --config tiny steps=500
 """
 
 from collections.abc import Mapping
