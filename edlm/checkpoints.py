@@ -41,9 +41,8 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None) -> nn.M
     folder = find_network(path)
     description = read_description(folder)
     if vocabulary is not None and description["vocabulary"] != vocabulary.fingerprint:
-        raise ValueError(
-            f"{folder} was trained on vocabulary {description['vocabulary']}, not {vocabulary.fingerprint}"
-        )
+        found = description["vocabulary"]
+        raise ValueError(f"{folder} was trained on vocabulary {found}, not {vocabulary.fingerprint}")
     cls = _CLASSES.get(description["class"])
     if cls is None:
         raise ValueError(f"{folder}/network.json: class {description['class']!r} is not one of {', '.join(_CLASSES)}")

@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def recipes_folder() -> Path:
     """Where the recipes are installed: inside the package, or at the root of a repository installed as editable."""
     spec = importlib.util.find_spec("edlm.recipes")
-    assert spec is not None and spec.submodule_search_locations is not None
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
     return Path(next(iter(spec.submodule_search_locations)))
 
 

@@ -23,8 +23,8 @@ class SubsDenoiser(TensorDictModule):
             out_keys=[contracts.HIDDEN],
         )
         self.mask_id = mask_id
-        self.vocab_size: int = _vocab_size(network)
-        self.max_length: int = network.max_length
+        self.vocab_size = _vocab_size(network)
+        self.max_length = int(network.max_length)  # type: ignore[arg-type]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
@@ -51,7 +51,7 @@ def subs(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> 
 
 
 def _vocab_size(network: nn.Module) -> int:
-    return network.get_submodule("head").out_features
+    return int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
 
 
 class _HiddenAt(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def log_weights(energy: Tensor, temperature: float = 1.0) -> Tensor:
-    """`log w = -E / temperature`, float64 (b, k), for candidates drawn from the proposal (EDLM, Xu et al. 2025, alg. 1).
+    """`log w = -E / temperature`, float64 (b, k), for candidates drawn from the proposal (Xu et al. 2025, alg. 1).
 
     Raises ValueError unless temperature > 0.
     """
@@ -73,8 +73,8 @@ def log_z_bounds(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """The leave-one-out pair around log Z, each (b,): `T_n` and `(2n - 1) T_n - 2 (n - 1) T_{n-1}`.
 
     `T_n` is the log of the mean of n weights, `T_{n-1}` its average over the n ways to leave one out. In expectation
-    the pair encloses log Z as n grows (Deng et al. 2020, arXiv 2004.11714); it misses by many nats once the log-weights'
-    standard deviation passes about 3. Raises ValueError for fewer than two weights.
+    the pair encloses log Z as n grows (Deng et al. 2020, arXiv 2004.11714); it misses by many nats once the standard
+    deviation of the log-weights passes about 3. Raises ValueError for fewer than two weights.
     """
     n = log_weights.shape[-1]
     if n < 2:

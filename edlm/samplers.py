@@ -84,7 +84,7 @@ def importance(
 
 
 def propose(denoiser: Denoiser, temperature: float = 1.0) -> TensorDictModule:
-    """Build the stage that draws k drafts: `{hidden, x_t, positions, proposal_noise} -> {candidates, log_p_candidates}`.
+    """Build the stage that draws k drafts: `{hidden, x_t, positions, proposal_noise} -> {candidates, ...}`.
 
     k is the width of the noise, and one pass over the logits serves all k. Raises ValueError unless temperature > 0.
     """

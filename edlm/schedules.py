@@ -132,7 +132,8 @@ def stratified_times(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low:
     """Training times with one per stratum: `t = low + (1 - low) ((u + row) / num_rows mod 1)`.
 
     uniforms: float64 (b,); row: (b,) index of each row in the whole batch of num_rows, so that a batch split
-    into parts gets the times of the undivided one. Returns float64 (b,) in (low, 1). Raises ValueError unless 0 <= low < 1.
+    into parts gets the times of the undivided one. Returns float64 (b,) in (low, 1).
+    Raises ValueError unless 0 <= low < 1.
     """
     _require(0.0 <= low < 1.0, f"low = {low} must lie in [0, 1)")
     return low + (1.0 - low) * (((uniforms + row) / num_rows) % 1.0)
