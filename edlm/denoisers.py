@@ -5,6 +5,8 @@ hidden states. The vocabulary head is a second call, `logits`, so that a sampler
 token is drawn.
 """
 
+import math
+
 import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
@@ -42,12 +44,77 @@ def subs(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> 
 
     Raises ValueError if mask_id is outside the vocabulary, or if the schedule's sigma(1) is infinite.
     """
+    _check(network, mask_id, schedule)
+    return SubsDenoiser(network, mask_id, schedule)
+
+
+class D3pmDenoiser(TensorDictModule):
+    """The unrestricted parameterisation over a network, for training a baseline; see `d3pm`."""
+
+    def __init__(self, network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
+        super().__init__(
+            _HiddenAt(network, schedule),
+            in_keys=[contracts.X_T, contracts.T, contracts.POSITIONS],
+            out_keys=[contracts.HIDDEN],
+        )
+        self.mask_id = mask_id
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """Hidden states (n, h) to log-probabilities (n, v), the mask among the tokens; float32 or better."""
+        logits = self.module.network.head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def d3pm(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> D3pmDenoiser:
+    """`p_theta(x_0 | x_t)` that may predict the mask and has to copy visible tokens (Austin et al. 2021): a baseline.
+
+    No `Denoiser` of the samplers: whether a mask is revealed depends on what the network says, which no reveal plan
+    knows. Without a schedule the network is told sigma = 0. Raises ValueError as `subs` does.
+    """
+    _check(network, mask_id, schedule)
+    return D3pmDenoiser(network, mask_id, schedule)
+
+
+class SeddDenoiser(TensorDictModule):
+    """The score parameterisation over a network, for training a baseline; see `sedd`."""
+
+    def __init__(self, network: nn.Module, mask_id: int, schedule: Schedule) -> None:
+        super().__init__(
+            _HiddenAt(network, schedule),
+            in_keys=[contracts.X_T, contracts.T, contracts.POSITIONS],
+            out_keys=[contracts.HIDDEN],
+        )
+        self.mask_id = mask_id
+
+    def log_score(self, hidden: Tensor, alpha: Tensor) -> Tensor:
+        """Hidden states (n, h) of masked positions and alpha(t) (n,) in (0, 1) to log-scores (n, v), zero at the mask.
+
+        `log s_y = logit_y - log expm1(sigma) - log(v - 1)`: logits of zero are the exact score of uniform data.
+        """
+        logits = self.module.network.head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        columns = torch.arange(logits.shape[-1], device=logits.device)
+        offset = alpha.logit().to(logits.dtype) - math.log(logits.shape[-1] - 1)  # -log expm1(sigma) is logit(alpha)
+        return (logits + offset.unsqueeze(-1)).masked_fill(columns == self.mask_id, 0.0)
+
+
+def sedd(network: nn.Module, mask_id: int, schedule: Schedule) -> SeddDenoiser:
+    """Ratios of the law of x_t at a masked position (SEDD, Lou et al. 2023): a baseline, and no `Denoiser` either.
+
+    Raises ValueError as `subs` does, and without a schedule: a score at sigma = 0 is infinite.
+    """
+    if schedule is None:
+        raise ValueError("sedd needs a schedule: with sigma = 0 its scores `1 / expm1(sigma)` are infinite")
+    _check(network, mask_id, schedule)
+    return SeddDenoiser(network, mask_id, schedule)
+
+
+def _check(network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
     vocab_size = _vocab_size(network)
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id = {mask_id} is outside the network's vocabulary of {vocab_size}")
     if schedule is not None and not torch.isfinite(schedules.sigma(schedule, torch.ones(1, dtype=torch.float64))):
         raise ValueError("a time-conditioned denoiser needs a schedule with a finite sigma(1): log_linear(eps=1e-3)")
-    return SubsDenoiser(network, mask_id, schedule)
 
 
 def _vocab_size(network: nn.Module) -> int:

@@ -5,11 +5,15 @@ needs, and writes `energy` (b, k). Particles and rows never see each other.
 """
 
 import torch
+import torch.nn.functional as F
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import contracts, schedules
+from edlm import categorical, contracts, schedules
+from edlm.networks import Transformer
 from edlm.schedules import Schedule
+
+_HEAD_ROWS = 2048  # rows of the vocabulary head at once: its memory is _HEAD_ROWS * v, whatever k and l are
 
 
 def zero() -> TensorDictModule:
@@ -30,6 +34,56 @@ def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | 
         in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.T],
         out_keys=[contracts.ENERGY],
     )
+
+
+def residual_ar(
+    network: nn.Module, mask_id: int, bos_id: int | None, carry_over: bool, pad_id: int | None = None
+) -> TensorDictModule:
+    """The energy of an autoregressive model against the denoiser: nothing to train (EDLM, Xu et al. 2025).
+
+    Posterior form (carry_over=False): `E = -log p_AR(x_0) + log p_theta(x_0 | x_t)`, so that `Z(x_t)` is the
+    probability of the visible tokens under the AR model. Carry-over form: only positions that x_t masks count, in both
+    parts, and Z = 1; it does not look at visible tokens to the right.
+
+    bos_id stands in front of the text, so that both parts cover every position; with None the first token is given, as
+    the published models take it, and is left out of both. Positions that x_t gives as `pad_id` count in neither. The
+    mask has probability zero under the AR model too: a candidate with a mask at a position that counts has E = +inf.
+    Log-probabilities are float32 or better, sums float64.
+
+    Raises ValueError for a token id outside the vocabulary, bos_id = mask_id, or a network that is not causal.
+    """
+    if isinstance(network, Transformer) and not network.arguments["causal"]:
+        raise ValueError("an autoregressive energy needs a causal network: causal=True")
+    vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
+    for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
+        if token is not None and not 0 <= token < vocab_size:
+            raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
+    if bos_id == mask_id:
+        raise ValueError(f"bos_id = {bos_id} is the mask's id: the model would start from a token it has never seen")
+    return TensorDictModule(
+        _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
+        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES],
+        out_keys=[contracts.ENERGY],
+    )
+
+
+def ar_log_prob(network: nn.Module, tokens: Tensor, mask_id: int, bos_id: int | None) -> Tensor:
+    """`log p(x_i | x_<i)` of a causal network at each position: tokens (n, l) to nats (n, l), float32 or better.
+
+    The network reads `[bos, x_0, ..., x_{l-2}]`; without a bos, position 0 is given and its entry is zero. The mask's
+    logit is left out. Never more than a fixed number of rows of logits exist at once, unless gradients are kept.
+    """
+    if bos_id is None:
+        read, wanted = tokens[:, :-1], tokens[:, 1:]
+    else:
+        read, wanted = F.pad(tokens[:, :-1], (1, 0), value=bos_id), tokens
+    hidden = network(read).flatten(0, 1)
+    # All rows, also those that will not count: which ones do is known to the device alone, and shapes stay static.
+    chunks = [
+        categorical.token_log_prob(_without_mask(network, rows, mask_id), target.unsqueeze(-1)).squeeze(-1)
+        for rows, target in zip(hidden.split(_HEAD_ROWS), wanted.flatten().split(_HEAD_ROWS), strict=True)
+    ]
+    return F.pad(torch.cat(chunks).view(wanted.shape), (tokens.shape[1] - wanted.shape[1], 0))
 
 
 def scaled(energy: TensorDictModule, factor: float) -> TensorDictModule:
@@ -58,6 +112,38 @@ class _Learned(nn.Module):
             noise_level = schedules.sigma(self.schedule, t).unsqueeze(1).expand(b, k).flatten()
         valid = None if self.pad_id is None else x_0 != self.pad_id
         return self.network(x_t, x_0, noise_level, valid).unflatten(0, (b, k))
+
+
+class _ResidualAr(nn.Module):
+    def __init__(
+        self, network: nn.Module, mask_id: int, bos_id: int | None, carry_over: bool, pad_id: int | None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.mask_id = mask_id
+        self.bos_id = bos_id
+        self.carry_over = carry_over
+        self.pad_id = pad_id
+
+    def forward(self, candidates: Tensor, x_t: Tensor, log_p_candidates: Tensor) -> Tensor:
+        log_p_ar = ar_log_prob(self.network, candidates.flatten(0, 1), self.mask_id, self.bos_id)
+        log_ratio = log_p_ar.view(candidates.shape).double() - log_p_candidates.double()
+        return -torch.where(self._counts(x_t).unsqueeze(1), log_ratio, 0.0).sum(-1)
+
+    def _counts(self, x_t: Tensor) -> Tensor:
+        """The positions of both parts, bool (b, l). It must not depend on what was drawn, or Z would."""
+        counts = x_t == self.mask_id if self.carry_over else torch.ones_like(x_t, dtype=torch.bool)
+        if self.pad_id is not None:
+            counts = counts & (x_t != self.pad_id)
+        if self.bos_id is None:
+            counts = counts & (torch.arange(x_t.shape[1], device=x_t.device) > 0)
+        return counts
+
+
+def _without_mask(network: nn.Module, hidden: Tensor, mask_id: int) -> Tensor:
+    """Logits (n, v) of hidden states (n, h), `-inf` at the mask."""
+    logits: Tensor = network.get_submodule("head")(hidden)
+    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == mask_id, -torch.inf)
 
 
 class _Scaled(nn.Module):

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+# The published multipliers 0xD2511F53 and 0xCD9E8D57 less 2^32: a product with a word then fits into int64. Compilers
+# take signed overflow as impossible, and a product that wraps comes out wrong of compiled code.
+_MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW_32 = 0xFFFFFFFF
@@ -46,12 +48,11 @@ def philox(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
     a, b, c, d = counter
     key_0, key_1 = key
     for _ in range(_ROUNDS):
-        # The product of two 32-bit words wraps in int64, and its bits are still those of the unsigned product.
         product_0, product_1 = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
         a, b, c, d = (
-            ((product_1 >> 32) & _LOW_32) ^ b ^ key_0,
+            ((product_1 >> 32) + c) ^ b ^ key_0,  # + c puts the 2^32 back: the high word of the published product
             product_1 & _LOW_32,
-            ((product_0 >> 32) & _LOW_32) ^ d ^ key_1,
+            ((product_0 >> 32) + a) ^ d ^ key_1,
             product_0 & _LOW_32,
         )
         key_0, key_1 = (key_0 + _KEY_INCREMENTS[0]) & _LOW_32, (key_1 + _KEY_INCREMENTS[1]) & _LOW_32

@@ -14,6 +14,57 @@ def nelbo(log_prob: Tensor, weight: Tensor) -> Tensor:
     return weight.to(log_prob.dtype) * -log_prob.sum(-1)
 
 
+def t_step(log_prob: Tensor, alpha_t: Tensor, alpha_s: Tensor, num_steps: int) -> Tensor:
+    """`T (alpha_s - alpha_t) / (1 - alpha_t) sum_{i masked} -log p_i(x_0^i | x_t)`, the T-step NELBO of each row.
+
+    log_prob: (b, l), zero where nothing is to be predicted; alpha_t < alpha_s: (b,), the ends of one of the grid's T
+    steps, chosen uniformly. Returns (b,), finite for every step, the last one (alpha_s = 1) included; its mean over
+    steps is an upper bound of `-log p(x_0)` of the plain T-step sampler.
+    """
+    return nelbo(log_prob, num_steps * _reveal_probability(alpha_t, alpha_s))
+
+
+def next_token(log_prob: Tensor) -> Tensor:
+    """`sum_i -log p(x_i | x_<i)`, the exact negative log-likelihood of an autoregressive model: (b, l) to (b,)."""
+    return -log_prob.sum(-1)
+
+
+def d3pm(
+    log_prob: Tensor, log_prob_mask: Tensor, masked: Tensor, alpha_t: Tensor, alpha_s: Tensor, num_steps: int
+) -> Tensor:
+    """`T sum_{i masked} KL( q(x_s | x_t, x_0) || p_theta(x_s | x_t) )` of absorbing D3PM (Austin et al. 2021), (b,).
+
+    The network may predict the mask. log_prob, log_prob_mask (b, l): `log p_i(x_0^i | x_t)` and `log p_i(mask | x_t)`;
+    masked: bool (b, l); alpha_t < alpha_s: (b,), the ends of one of the grid's T steps, chosen uniformly. Finite for
+    every step; with `log_prob_mask = -inf` it is `t_step`. A visible token contributes nothing here: the bound of
+    `-log p(x_0)` also needs `-log p(x_0 | x_0)` at t = 0.
+    """
+    reveal = _reveal_probability(alpha_t, alpha_s).to(log_prob.dtype).unsqueeze(-1)
+    divergence = (
+        _log_mask_ratio(log_prob_mask, alpha_t)
+        - reveal * log_prob
+        - (1.0 - reveal) * _log_mask_ratio(log_prob_mask, alpha_s)
+    )
+    return num_steps * torch.where(masked, divergence, 0.0).sum(-1)
+
+
+def sedd(log_score: Tensor, x_0: Tensor, alpha: Tensor, alpha_slope: Tensor, mask_id: int) -> Tensor:
+    """Denoising score entropy of absorbing SEDD at masked positions (Lou et al. 2023): nats (n,), zero at its minimum.
+
+    `sigma' [ sum_{y != mask} s_y - r log s_{x_0} + r (log r - 1) ]` with `r = alpha / (1 - alpha) = 1 / expm1(sigma)`,
+    the true ratio, and `sigma' = -alpha' / alpha`. log_score (n, v): `log s`, ratios of the law of x_t with the mask
+    replaced by y to that of x_t; x_0 (n,); alpha, alpha_slope (n,): the schedule at each position's time, alpha in
+    (0, 1).
+    """
+    columns = torch.arange(log_score.shape[-1], device=log_score.device)
+    total = log_score.masked_fill(columns == mask_id, -torch.inf).logsumexp(-1).exp()
+    log_ratio = alpha.logit()
+    ratio = log_ratio.exp()
+    wanted = log_score.gather(-1, x_0.unsqueeze(-1)).squeeze(-1)
+    entropy = total - (ratio * (wanted - log_ratio + 1.0)).to(total.dtype)
+    return (-alpha_slope / alpha).to(total.dtype) * entropy
+
+
 def nce(energy_positive: Tensor, energy_negative: Tensor) -> Tensor:
     """Binary noise contrastive estimation: `softplus(E_+) + mean_n softplus(-E_-)` (Xu et al. 2025).
 
@@ -37,3 +88,19 @@ def nce_accuracy(energy_positive: Tensor, energy_negative: Tensor) -> Tensor:
     """Share of (data, draft) pairs that the energy orders rightly, ties counting half: (b,) and (b, n) to (b,)."""
     gap = energy_negative - energy_positive.unsqueeze(-1)
     return ((gap > 0).float() + 0.5 * (gap == 0).float()).mean(-1)
+
+
+def _reveal_probability(alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+    """`(alpha_s - alpha_t) / (1 - alpha_t)`, and zero where alpha_t = 1 has left no mask to reveal."""
+    possible = alpha_t < 1.0
+    return torch.where(possible, (alpha_s - alpha_t) / torch.where(possible, 1.0 - alpha_t, 1.0), 0.0)
+
+
+def _log_mask_ratio(log_prob_mask: Tensor, alpha: Tensor) -> Tensor:
+    """`log(1 + p(mask) alpha / (1 - alpha))`, how much likelier p(mask) makes a mask: (b, l) and (b,) to (b, l).
+
+    Zero at alpha = 1, where a factor of zero follows.
+    """
+    possible = (alpha < 1.0).unsqueeze(-1)
+    log_odds = torch.where(possible, alpha.unsqueeze(-1), 0.5).logit().to(log_prob_mask.dtype)
+    return torch.where(possible, torch.logaddexp(log_prob_mask + log_odds, torch.zeros_like(log_odds)), 0.0)

@@ -115,8 +115,8 @@ def sample(
 def denoising(denoiser: Denoiser, schedule: Schedule, time_low: float = 1e-3) -> TensorDictSequential:
     """Build the training pipeline of a denoiser: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
-    The loss is one NELBO in nats per row. Times are stratified over the batch in (time_low, 1); the vocabulary head runs on masked positions only.
-    Raises ValueError unless 0 <= time_low < 1.
+    The loss is one NELBO in nats per row. Times are stratified over the batch in (time_low, 1); the vocabulary head
+    runs on masked positions only. Raises ValueError unless 0 <= time_low < 1.
     """
     return TensorDictSequential(
         {

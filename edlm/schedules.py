@@ -139,6 +139,29 @@ def stratified_times(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low:
     return low + (1.0 - low) * (((uniforms + row) / num_rows) % 1.0)
 
 
+def importance_times(uniforms: Tensor, schedule: Schedule, low: float = 1e-3) -> Tensor:
+    """Training times in proportion to the NELBO's weight: `1 - alpha(t) = (1 - alpha(low))^(1-u) (1 - alpha(1))^u`.
+
+    The weight is `d/dt log(1 - alpha(t))`, so `log(1 - alpha)` is uniform between its values at low and 1, and every
+    time has the same `importance_weight`. uniforms: float64 (b,), stratified or not. Returns float64 (b,).
+    Raises ValueError unless 0 < low < 1: the weight is infinite at 0.
+    """
+    _require(0.0 < low < 1.0, f"low = {low} must lie in (0, 1)")
+    low_end, high_end = _log_masked(schedule, low, uniforms), _log_masked(schedule, 1.0, uniforms)
+    return schedule.inverse(-torch.expm1(low_end + uniforms * (high_end - low_end)))
+
+
+def importance_weight(schedule: Schedule, t: Tensor, low: float = 1e-3) -> Tensor:
+    """`log( (1 - alpha(1)) / (1 - alpha(low)) )`, the NELBO's weight at `importance_times`: constant, shaped like t."""
+    _require(0.0 < low < 1.0, f"low = {low} must lie in (0, 1)")
+    return (_log_masked(schedule, 1.0, t) - _log_masked(schedule, low, t)).expand(t.shape)
+
+
+def _log_masked(schedule: Schedule, t: float, like: Tensor) -> Tensor:
+    """`log(1 - alpha(t))`, a float64 scalar on the device of `like`."""
+    return torch.log1p(-schedule.alpha(torch.full((), t, dtype=torch.float64, device=like.device)))
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)

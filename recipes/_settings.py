@@ -7,14 +7,20 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 
 Check = Callable[[str, Any], None]
 Schema = Mapping[str, Check]
 
-_PLAIN_TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+_PLAIN_TYPES: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    bool: (bool,),
+    type(None): (type(None),),
+}
 
 
 def check(schema: Schema, values: Mapping[str, Any], where: str = "") -> None:
@@ -109,10 +115,7 @@ def component(*supplied: str) -> Check:
         for name, given in arguments.items():
             if name not in parameters or name in supplied:
                 raise ValueError(_unknown(f"{key}.{name}", name, [p for p in parameters if p not in supplied]))
-            accepted = _PLAIN_TYPES.get(hints.get(name))
-            if accepted is not None:
-                right = isinstance(given, accepted) and (bool in accepted or not isinstance(given, bool))
-                _require(right, f"{key}.{name}", given, f"of type {hints[name].__name__}")
+            _check_type(f"{key}.{name}", given, hints.get(name))
         for name, parameter in parameters.items():
             needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             if needed and name not in arguments and name not in supplied:
@@ -125,7 +128,21 @@ def build(values: Mapping[str, Any], **supplied: Any) -> Any:
     """Call the factory of a component section, through torchtune's `instantiate`."""
     from torchtune import config
 
-    return config.instantiate(OmegaConf.create(dict(values)), **supplied)
+    try:
+        return config.instantiate(OmegaConf.create(dict(values)), **supplied)
+    except TypeError as error:  # a value that the factory itself finds it cannot use
+        given = ", ".join(f"{name}={value!r}" for name, value in values.items() if name != "_component_")
+        raise ValueError(f"{values['_component_']}({given}): {error}") from error
+
+
+def _check_type(key: str, given: Any, hint: Any) -> None:
+    """Check a value against a hint's plain types (int, float, str, bool, None); others are left to the factory."""
+    wanted = [member for member in (get_args(hint) or (hint,)) if member in _PLAIN_TYPES]
+    if not wanted or isinstance(given, list | dict):
+        return
+    accepted = tuple(plain for member in wanted for plain in _PLAIN_TYPES[member])
+    right = isinstance(given, accepted) and (bool in accepted or not isinstance(given, bool))
+    _require(right, key, given, "of type " + " or ".join(member.__name__ for member in wanted))
 
 
 def _locate(key: str, path: Any) -> Callable[..., Any]:

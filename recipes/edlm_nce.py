@@ -6,7 +6,6 @@ edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ class EnergyByNCE:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = Path(settings["output_dir"])
+        self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)
 
     def load_denoiser(self) -> None:

@@ -49,6 +49,7 @@ class Generate:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
         self.output = Path(settings["output"])
+        _training.writable("output", str(self.output.parent))
         self.device = _training.device_of(settings)
 
     def load_checkpoint(self) -> None:

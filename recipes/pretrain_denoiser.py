@@ -4,7 +4,6 @@ edlm run pretrain_denoiser --config tiny steps=500
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ class PretrainDenoiser:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = Path(settings["output_dir"])
+        self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)
 
     def setup(self) -> None:

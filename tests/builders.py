@@ -66,7 +66,7 @@ class Spec(NamedTuple):
     selection: str | None = "sir"
     temperature: float = 1.0
     window: tuple[float, float] = (0.0, 1.0)
-    schedule: Schedule = schedules.log_linear()  # noqa: RUF009
+    schedule: Schedule = schedules.log_linear()
 
     @property
     def mask_id(self) -> int:

@@ -1,0 +1,129 @@
+"""The layout's own laws: import order, what is loaded, what things are called, which file may name what."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "edlm"
+# A module may import only modules that stand before it.
+ORDER = [
+    "contracts",
+    "noise",
+    "categorical",
+    "schedules",
+    "absorbing",
+    "particles",
+    "networks",
+    "denoisers",
+    "energies",
+    "objectives",
+    "likelihoods",
+    "samplers",
+    "pipelines",
+    "execution",
+    "vocabulary",
+    "corpora",
+    "checkpoints",
+    "published",
+    "cli",
+]
+SOURCES = sorted([*PACKAGE.glob("*.py"), *(ROOT / "recipes").glob("*.py")])
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, at any depth of nesting."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_modules_before_it(module: str) -> None:
+    own = {name.split(".")[1] for name in imported(PACKAGE / f"{module}.py") if name.startswith("edlm.")}
+    later = {name for name in own if name in ORDER and ORDER.index(name) >= ORDER.index(module)}
+    assert not later
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_only_recipes_import_torchtune(path: Path) -> None:
+    assert not {name for name in imported(path) if name.split(".")[0] in ("torchtune", "torchao", "datasets")}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_only_execution_names_compilation(path: Path) -> None:
+    named = re.findall(r"torch\.compile\(|torch\._dynamo|CudaGraphModule\(|cuda\.CUDAGraph", path.read_text("utf-8"))
+    assert not named or path.stem == "execution"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_no_module_draws_hidden_random_numbers(path: Path) -> None:
+    """Uniforms come from `edlm.noise`; only initial weights are torch's, under the seed that a recipe sets."""
+    text = path.read_text("utf-8")
+    assert not re.findall(r"torch\.(rand|randn|randint|randperm|multinomial|bernoulli|rand_like)\(|exponential_", text)
+
+
+def test_import_edlm_loads_neither_torchtune_nor_datasets() -> None:
+    use = "import sys, edlm; edlm.sample, edlm.corpora, edlm.checkpoints; "
+    assert run_python(use + "print({'torchtune', 'datasets', 'torchao'} & set(sys.modules))").strip() == "set()"
+
+
+def test_the_command_line_loads_no_torch() -> None:
+    assert run_python("import sys, edlm.cli; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_the_face_has_every_module() -> None:
+    import edlm
+
+    for name in edlm.__all__:
+        assert getattr(edlm, name) is not None
+    assert set(ORDER) - {"cli"} <= set(edlm.__all__)
+
+
+def test_no_file_is_a_drawer() -> None:
+    drawers = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert not [path for path in ROOT.glob("[!.]*/**/*.py") if path.stem.strip("_") in drawers]
+
+
+def test_contracts_hold_no_functions() -> None:
+    tree = ast.parse((PACKAGE / "contracts.py").read_text("utf-8"))
+    assert not [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_recipe_is_a_short_story(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) < 300
+    assert imported(path).isdisjoint({"torchtune.config"})  # through `_entry` and `_settings` only
+
+
+def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    """Functions of a module and methods of its classes, without those that are private or private's."""
+    bodies = [tree.body, *(c.body for c in tree.body if isinstance(c, ast.ClassDef) and c.name[0] != "_")]
+    return [node for body in bodies for node in body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
+
+
+def test_public_functions_are_documented_and_typed() -> None:
+    bare = []
+    for path in SOURCES:
+        for node in public_functions(ast.parse(path.read_text("utf-8"))):
+            parameters = [a for a in node.args.args if a.arg not in ("self", "cls")]
+            typed = node.returns is not None and all(a.annotation is not None for a in parameters)
+            if not (typed and (ast.get_docstring(node) or node.name == "forward")):
+                bare.append(f"{path.name}:{node.lineno} {node.name}")
+    assert not bare

@@ -1,0 +1,170 @@
+"""Checkpoints: what is saved comes back, what is broken is refused by name, and nothing is half-written."""
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edlm import checkpoints, networks, vocabulary
+from edlm.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def characters() -> Vocabulary:
+    return vocabulary.characters()
+
+
+def small_network(seed: int = 0) -> networks.Transformer:
+    torch.manual_seed(seed)
+    network = networks.Transformer(28, 16, hidden_size=16, num_layers=1, num_heads=2, conditioning_size=8)
+    torch.nn.init.normal_(network.head.weight)
+    return network
+
+
+def test_a_network_comes_back_with_its_weights_its_vocabulary_and_in_eval_mode(
+    tmp_path: Path, characters: Vocabulary
+) -> None:
+    network = small_network()
+    checkpoints.save_network(tmp_path / "n", network, characters, {"note": 3})
+    loaded = checkpoints.load_network(tmp_path / "n", characters)
+    assert not loaded.training
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict(), rtol=0, atol=0)
+    assert checkpoints.load_vocabulary_of(tmp_path / "n").fingerprint == characters.fingerprint
+    assert checkpoints.read_description(tmp_path / "n")["note"] == 3
+
+
+def test_an_energy_network_comes_back(tmp_path: Path, characters: Vocabulary) -> None:
+    network = networks.EnergyNetwork(28, 16, hidden_size=16, num_layers=1, num_heads=2, conditioning_size=8)
+    checkpoints.save_network(tmp_path / "e", network, characters, {})
+    loaded = checkpoints.load_network(tmp_path / "e")
+    assert isinstance(loaded, networks.EnergyNetwork)
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict(), rtol=0, atol=0)
+
+
+plain = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5).filter(lambda s: s[:7] != "tensor:")
+trees = st.recursive(
+    plain | st.integers(0, 3).map(lambda n: torch.arange(n, dtype=torch.float64)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.integers(0, 9) | st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@given(state=st.dictionaries(st.text(max_size=3), trees, max_size=3))
+def test_any_training_state_comes_back_as_it_was(state: dict[str, object]) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    encoded = json.loads(json.dumps(checkpoints._encode(state, tensors)))
+    assert equal(checkpoints._decode(encoded, tensors), state)
+
+
+def test_the_newest_checkpoint_of_a_run_is_found_and_old_ones_go(tmp_path: Path, characters: Vocabulary) -> None:
+    for step in (1, 2, 3):
+        checkpoints.save_checkpoint(tmp_path, step, small_network(step), characters, {}, {"step": step}, keep_last=2)
+    folder = checkpoints.find_network(tmp_path)
+    assert folder.name == "step_00000003"
+    assert checkpoints.load_state(folder) == {"step": 3}
+    assert checkpoints.read_description(folder)["step"] == 3
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["last.json", "step_00000002", "step_00000003"]
+
+
+def test_saving_the_newest_step_again_leaves_it(tmp_path: Path, characters: Vocabulary) -> None:
+    first = checkpoints.save_checkpoint(tmp_path, 1, small_network(), characters, {}, {"step": 1})
+    stamp = (first / "network.safetensors").stat().st_mtime_ns
+    checkpoints.save_checkpoint(tmp_path, 1, small_network(), characters, {}, {"step": 1})
+    assert (first / "network.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_checkpoint_that_was_cut_off_before_it_was_named_is_written_anew(
+    tmp_path: Path, characters: Vocabulary
+) -> None:
+    checkpoints.save_checkpoint(tmp_path, 1, small_network(), characters, {}, {"step": 1})
+    orphan = checkpoints.save_checkpoint(tmp_path, 2, small_network(), characters, {}, {"step": 2})
+    (tmp_path / "checkpoints" / "last.json").write_text('{"folder": "step_00000001"}')
+    (orphan / "training.json").write_text("old")
+    assert checkpoints.find_network(tmp_path).name == "step_00000001"
+    checkpoints.save_checkpoint(tmp_path, 2, small_network(), characters, {}, {"step": 2})
+    assert checkpoints.load_state(checkpoints.find_network(tmp_path)) == {"step": 2}
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint_and_no_remains(tmp_path: Path, characters: Vocabulary) -> None:
+    """As on a full disk: the operating system refuses to let any file grow past a few kilobytes."""
+    good = checkpoints.save_checkpoint(tmp_path, 1, small_network(), characters, {}, {"step": 1})
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    process = os.fork()
+    if process == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            checkpoints.save_checkpoint(tmp_path, 2, small_network(), characters, {}, {"step": 2})
+        except ValueError as error:
+            named = "step_00000002" in str(error) and str(good) in str(error)
+            os._exit(0 if named and "\n" not in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+    assert checkpoints.find_network(tmp_path) == good
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere: no checkpoint there \(expected network.json"):
+        checkpoints.load_network(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kept", [0, 10, -1])
+def test_a_truncated_file_is_named(tmp_path: Path, characters: Vocabulary, kept: int) -> None:
+    checkpoints.save_network(tmp_path / "n", small_network(), characters, {})
+    file = tmp_path / "n" / "network.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"network\.safetensors: not a whole safetensors file"):
+        checkpoints.load_network(tmp_path / "n")
+
+
+def test_broken_json_is_named(tmp_path: Path, characters: Vocabulary) -> None:
+    checkpoints.save_network(tmp_path / "n", small_network(), characters, {})
+    (tmp_path / "n" / "network.json").write_text('{"class": "Transf')
+    with pytest.raises(ValueError, match=r"network\.json: not valid json"):
+        checkpoints.load_network(tmp_path / "n")
+
+
+def test_another_vocabulary_is_refused_with_both_named(tmp_path: Path, characters: Vocabulary) -> None:
+    checkpoints.save_network(tmp_path / "n", small_network(), characters, {})
+    other = vocabulary.characters("abc ")
+    with pytest.raises(ValueError, match=rf"{characters.fingerprint}, not {other.fingerprint}"):
+        checkpoints.load_network(tmp_path / "n", other)
+
+
+def test_other_shapes_are_refused_with_the_tensor_named(tmp_path: Path, characters: Vocabulary) -> None:
+    checkpoints.save_network(tmp_path / "n", small_network(), characters, {})
+    file = tmp_path / "n" / "network.json"
+    description = json.loads(file.read_text())
+    description["arguments"]["vocab_size"] = 29
+    file.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"embedding\.weight has shape \(28, 16\), not \(29, 16\)"):
+        checkpoints.load_network(tmp_path / "n")
+
+
+def test_nothing_but_known_classes_is_built(tmp_path: Path, characters: Vocabulary) -> None:
+    checkpoints.save_network(tmp_path / "n", small_network(), characters, {})
+    file = tmp_path / "n" / "network.json"
+    file.write_text(file.read_text().replace('"Transformer"', '"os.system"'))
+    with pytest.raises(ValueError, match=r"class 'os.system' is not one of Transformer, EnergyNetwork"):
+        checkpoints.load_network(tmp_path / "n")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, characters: Vocabulary) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write .*file/n"):
+        checkpoints.save_network(tmp_path / "file" / "n", small_network(), characters, {})

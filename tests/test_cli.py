@@ -1,0 +1,94 @@
+"""The command line: it answers at once, finds recipes and configs, and says in one line what would be right."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edlm import cli
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of one call."""
+    status = 0
+    try:
+        cli.main(arguments)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, error = capsys.readouterr()
+    return status, out, error
+
+
+def test_help_comes_at_once() -> None:
+    """Half a second beyond the interpreter's own start, measured as the best of three."""
+
+    def seconds(*command: str) -> float:
+        start = time.monotonic()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        return time.monotonic() - start
+
+    bare = min(seconds("-c", "pass") for _ in range(3))
+    assert min(seconds("-m", "edlm.cli", "--help") for _ in range(3)) < bare + 0.5
+
+
+def test_ls_names_every_recipe_and_config_in_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "ls")
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert status == 0
+    assert all(len(line) == 2 for line in lines), "each line says what it is"
+    assert {"edlm_nce", "generate", "pretrain_denoiser", "tiny", "english27", "text8", "owt"} <= {n for n, _ in lines}
+
+
+@pytest.mark.parametrize("recipe", cli.recipes())
+def test_a_recipes_help_teaches_its_keys(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
+    status, out, _ = run(capsys, "run", recipe, "--help")
+    assert status == 0
+    assert f"edlm run {recipe}" in out
+    assert "# null leaves torch its own choice" in out or "threads:" in out
+
+
+def test_cp_writes_a_config_that_is_valid_and_overwrites_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    target = tmp_path / "my.yaml"
+    assert run(capsys, "cp", "generate/tiny", str(target))[0] == 0
+    assert target.read_text("utf-8") == cli.configs("generate")["tiny"].read_text("utf-8")
+    status, _, error = run(capsys, "cp", "generate/tiny", str(target))
+    assert status == 2
+    assert "exists already" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "edlm_ncee"], "recipe 'edlm_ncee' is not one of edlm_nce, generate, pretrain_denoiser"),
+        (["run", "nowhere.py"], "recipe nowhere.py: no such file"),
+        (["run", "edlm_nce", "--config", "huge"], "config 'huge' is no file, and recipe edlm_nce has english27"),
+        (["validate", "edlm_nce/huge"], "config 'huge' is no file"),
+        (["cp", "edlm_nce/huge", "x.yaml"], "config 'huge' is no file"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_status_two(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    status, _, error = run(capsys, *arguments)
+    assert status == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_an_unknown_command_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, error = run(capsys, "sing")
+    assert status == 2
+    assert "invalid choice: 'sing'" in error
+
+
+def test_a_recipe_file_of_ones_own_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, config = tmp_path / "mine.py", tmp_path / "mine.yaml"
+    config.write_text("greeting: hello\n")
+    recipe.write_text("import sys\nprint('|'.join(sys.argv[1:]))\n")
+    status, out, _ = run(capsys, "run", str(recipe), "--config", str(config), "greeting=salve")
+    assert status == 0
+    assert out.strip() == f"--config|{config}|greeting=salve"

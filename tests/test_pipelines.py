@@ -1,0 +1,514 @@
+"""The loop that samples, what it reports and what it refuses; and the pipelines that are trained."""
+
+import math
+
+import pytest
+import torch
+from builders import Spec, energy_module, filled_up, prompts, specs, tiny_denoiser, tiny_energy, tiny_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import edlm
+from edlm import contracts, noise, objectives, pipelines, samplers, schedules
+from edlm.noise import Stream
+from edlm.schedules import Schedule
+
+quick = settings(max_examples=60, deadline=None)
+seeds = st.integers(0, 2**63 - 1)
+MASK = 3  # of the default Spec
+
+
+# ---- Prompts
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param([0, 1], id="prefix"),
+        pytest.param([MASK, MASK, 2, 0], id="suffix"),
+        pytest.param([1, MASK, MASK, 2], id="infilling"),
+        pytest.param([[0, 1, 2], [2, MASK, 0], [MASK, MASK, MASK]], id="one per row"),
+        pytest.param([], id="empty"),
+        pytest.param([[], [], []], id="empty rows"),
+        pytest.param([0, 1, 2, 0], id="complete"),
+    ],
+)
+@pytest.mark.parametrize("selection", [None, "sir"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_a_prompt_is_kept_and_the_rest_is_filled(prompt: list, selection: str | None, dtype: torch.dtype):
+    spec, asked = Spec(selection=selection), torch.tensor(prompt, dtype=dtype)
+    before = asked.clone()
+    tokens = edlm.sample(spec.pipeline(), 3, prompt=asked)["tokens"]
+    start = filled_up(asked.long(), spec, 3)
+    assert torch.equal(tokens[start != MASK], start[start != MASK])
+    assert (tokens != MASK).all()
+    assert (tokens.dtype, tokens.shape) == (torch.int64, (3, 4))
+    assert torch.equal(asked, before)
+    assert asked.dtype == dtype
+
+
+def test_an_empty_prompt_is_no_prompt():
+    pipeline = Spec().pipeline()
+    free = edlm.sample(pipeline, 5)["tokens"]
+    for prompt in (torch.tensor([]), torch.full((4,), MASK), torch.full((5, 2), MASK)):
+        assert torch.equal(edlm.sample(pipeline, 5, prompt=prompt)["tokens"], free)
+
+
+def test_a_prompt_for_all_rows_is_a_prompt_for_each():
+    pipeline, prompt = Spec().pipeline(), torch.tensor([MASK, 1])
+    one, each = (edlm.sample(pipeline, 5, prompt=p)["tokens"] for p in (prompt, prompt.expand(5, 2)))
+    assert torch.equal(one, each)
+
+
+def test_a_complete_prompt_takes_no_pass():
+    prompt = torch.tensor([[0, 1, 2, 0], [2, 2, 2, 1]])
+    out = edlm.sample(Spec().pipeline(), 2, prompt=prompt, callback=lambda *_: pytest.fail("there is nothing to do"))
+    assert torch.equal(out["tokens"], prompt)
+    assert out["info", "denoiser_passes"].tolist() == out["info", "energy_passes"].tolist() == [0, 0]
+    assert all(out["info", key].shape == (2, 0) for key in ("t", "corrected", contracts.ESS, contracts.LOG_WEIGHT_STD))
+
+
+# ---- A function of its arguments
+
+
+@pytest.mark.parametrize("selection", [None, "sir", "imh"])
+def test_the_seed_fixes_the_sample_and_the_global_state_does_not_matter(selection: str | None):
+    pipeline = Spec(selection=selection, length=6).pipeline()
+    torch.manual_seed(0)
+    first = edlm.sample(pipeline, 4, seed=11)
+    state = torch.get_rng_state()
+    torch.rand(100)
+    again = edlm.sample(pipeline, 4, seed=11)
+    torch.testing.assert_close(dict(first.flatten_keys().items()), dict(again.flatten_keys().items()), equal_nan=True)
+    torch.manual_seed(0)
+    edlm.sample(pipeline, 4, seed=12)
+    assert torch.equal(torch.get_rng_state(), state)  # no number was drawn from it
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 6, None])
+def test_rows_are_the_same_at_any_batch_size(num_steps: int | None):
+    pipeline = Spec(num_steps=num_steps, length=6, window=(0.3, 0.9)).pipeline()
+    tokens = edlm.sample(pipeline, 64, seed=1)["tokens"]
+    for b in (1, 2, 7, 33):
+        assert torch.equal(edlm.sample(pipeline, b, seed=1)["tokens"], tokens[:b])
+
+
+def test_no_gradient_is_kept_and_networks_stay_as_they_are():
+    denoiser, energy = tiny_denoiser(), tiny_energy()
+    before = [p.clone() for p in (*denoiser.parameters(), *energy.parameters())]
+    kernel = samplers.importance(schedules.log_linear(), denoiser, energy, num_particles=2)
+    edlm.sample(pipelines.sampling(kernel, 6, 3), 2)
+    after = [*denoiser.parameters(), *energy.parameters()]
+    assert all(torch.equal(p, q) and q.grad is None for p, q in zip(before, after, strict=True))
+    assert torch.is_grad_enabled()
+
+
+# ---- What it reports
+
+
+@quick
+@given(st.data(), specs(), st.integers(1, 4), seeds)
+def test_info_counts_passes_and_times(data: st.DataObject, spec: Spec, b: int, seed: int):
+    prompt = data.draw(prompts(spec, b))
+    masks = (filled_up(prompt, spec, b) == spec.mask_id).sum(1)
+    info = edlm.sample(spec.pipeline(), b, seed=seed, prompt=prompt)["info"]
+    passes, t, corrected = info["denoiser_passes"], info["t"], info["corrected"]
+    assert torch.equal(passes, masks) if spec.num_steps is None else (passes <= masks.clamp(max=spec.num_steps)).all()
+    assert torch.equal(passes == 0, masks == 0)
+    assert t.shape == (b, int(passes.max()))
+    running = torch.arange(t.shape[1]) < passes.unsqueeze(1)
+    assert (t[~running] == 0).all()
+    falls = t[:, 1:] < t[:, :-1] if spec.num_steps else t[:, 1:] <= t[:, :-1]
+    assert falls[running[:, 1:]].all()
+    if spec.num_steps:
+        assert torch.isin(t[running], schedules.uniform_grid(spec.num_steps)[:-1]).all()
+    inside = (spec.window[0] <= t) & (t <= spec.window[1]) & running
+    assert torch.equal(corrected, inside & (spec.selection is not None))
+    assert torch.equal(info["energy_passes"], corrected.sum(1) * spec.num_particles)
+    assert (t.dtype, passes.dtype, corrected.dtype) == (torch.float64, torch.int64, torch.bool)
+
+
+@quick
+@given(specs(), st.integers(1, 4), seeds)
+def test_diagnostics_lie_in_their_ranges_where_the_energy_was_used_and_are_nan_elsewhere(spec: Spec, b: int, seed: int):
+    info = edlm.sample(spec.pipeline(), b, seed=seed)["info"]
+    ess, std, corrected = info[contracts.ESS], info[contracts.LOG_WEIGHT_STD], info["corrected"]
+    assert torch.equal(ess.isnan(), ~corrected)
+    assert torch.equal(std.isnan(), ~corrected)
+    assert ((ess[corrected] > 1 - 1e-9) & (ess[corrected] < spec.num_particles + 1e-9)).all()
+    assert (std[corrected] >= 0).all()
+    if spec.num_particles == 1:
+        assert (ess[corrected] == 1).all()
+        assert (std[corrected] == 0).all()
+    assert ess.dtype == std.dtype == torch.float64
+
+
+def test_diagnostics_are_those_of_the_weights():
+    """Energies 0 and log 3 weigh 3/4 and 1/4: ESS is 1.6, and the two log-weights lie log 3 apart."""
+    energy = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.float64)
+    info = edlm.sample(Spec(num_particles=2, num_steps=1).pipeline(energy=lambda *_: energy), 1)["info"]
+    assert info[contracts.ESS].item() == pytest.approx(1.6)
+    assert info[contracts.LOG_WEIGHT_STD].item() == pytest.approx(math.log(3.0) / math.sqrt(2.0))
+
+
+def test_the_callback_sees_every_pass_once():
+    seen: list[tuple[TensorDict, TensorDict]] = []
+    spec = Spec(num_steps=None, length=6, window=(0.3, 0.8))
+    prompt = torch.tensor([[0, 0, 3, 3, 3, 3], [3, 3, 3, 3, 3, 3]])  # the first row has fewer passes
+    out = edlm.sample(spec.pipeline(), 2, prompt=prompt, callback=lambda *arguments: seen.append(arguments))
+    assert out["info", "denoiser_passes"].tolist() == [4, 6]
+    assert len(seen) == 6
+    masks = torch.stack([(state[contracts.X_T] == MASK).sum(1) for state, _ in seen], dim=1)
+    assert masks.tolist() == [[3, 2, 1, 0, 0, 0], [5, 4, 3, 2, 1, 0]]
+    for p, (_, info) in enumerate(seen):
+        assert torch.equal(info[contracts.ESS].isnan(), ~out["info", "corrected"][:, p])
+        torch.testing.assert_close(info[contracts.ESS], out["info", contracts.ESS][:, p], equal_nan=True)
+    assert torch.equal(seen[-1][0][contracts.X_T], out["tokens"])
+
+
+def test_samples_stack_as_tensordicts():
+    out = edlm.sample(Spec().pipeline(), 5)
+    assert out.batch_size == out["info"].batch_size == (5,)
+    assert set(out.keys()) == {"tokens", "info"}
+    assert out[2:4]["tokens"].shape == (2, 4)
+
+
+# ---- Work
+
+
+class _Calls(TorchDispatchMode):
+    """Names of the operations that make the host wait for a device, or would on one."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "equal", "item")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+        name = func.overloadpacket.__name__
+        if name in self.WAITING:
+            self.waiting.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("num_steps", [4, None])
+def test_the_loop_reads_nothing_on_the_host(num_steps: int | None):
+    kernel = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=3)
+    pipeline, calls, so_far = pipelines.sampling(kernel, 6, num_steps, window=(0.3, 1.0)), _Calls(), []
+    with calls:
+        edlm.sample(pipeline, 4, callback=lambda *_: so_far.append(len(calls.waiting)))
+    assert so_far[0] > 0  # before the first pass the plan is read, so the spy does see something
+    assert so_far[-1] == so_far[0], calls.waiting[so_far[0] :]
+
+
+class _Counting(nn.Module):
+    """How many rows of hidden states went through a head."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head, self.out_features, self.rows = head, head.out_features, []
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.rows.append(hidden.shape[0])
+        return self.head(hidden)
+
+
+def test_the_vocabulary_head_runs_on_wanted_positions_only():
+    network = tiny_network()
+    network.head = head = _Counting(network.head)
+    denoiser = edlm.denoisers.subs(network, mask_id=4)
+    kernel = samplers.ancestral(schedules.log_linear(), denoiser)
+    edlm.sample(pipelines.sampling(kernel, 8, 3), 5)
+    assert sum(head.rows) == 5 * 8  # every position once, when it is revealed
+    head.rows.clear()
+    kernel = samplers.importance(schedules.log_linear(), denoiser, tiny_energy(), num_particles=7)
+    info = edlm.sample(pipelines.sampling(kernel, 8, None), 5)["info"]
+    assert head.rows == [5 * masked for masked in range(8, 0, -1)]  # all masked ones, whatever k is
+    assert info["denoiser_passes"].tolist() == [8] * 5
+
+
+# ---- Mistakes
+
+
+@pytest.mark.parametrize("num_samples", [0, -1])
+def test_no_samples_is_an_error(num_samples: int):
+    with pytest.raises(ValueError, match=f"num_samples = {num_samples} must be at least 1"):
+        edlm.sample(Spec().pipeline(), num_samples)
+
+
+@pytest.mark.parametrize("window", [(0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (math.nan, 1.0)])
+def test_a_window_that_is_none_is_an_error(window: tuple[float, float]):
+    with pytest.raises(ValueError, match="window = .* must satisfy 0 <= low <= high <= 1"):
+        Spec(window=window).pipeline()
+
+
+@pytest.mark.parametrize("length", [0, -3, 9])
+def test_a_length_the_denoiser_was_not_built_for_is_an_error(length: int):
+    kernel = samplers.ancestral(schedules.log_linear(), tiny_denoiser(max_length=8))
+    with pytest.raises(ValueError, match=rf"length = {length} must lie in 1\.\.8"):
+        pipelines.sampling(kernel, length)
+
+
+@pytest.mark.parametrize("num_steps", [0, -1])
+@pytest.mark.parametrize("grid", [schedules.uniform_grid, schedules.cosine_grid])
+def test_no_steps_is_an_error(num_steps: int, grid):
+    with pytest.raises(ValueError, match=f"num_steps = {num_steps} must be at least 1"):
+        pipelines.sampling(Spec().kernel(), 4, num_steps, grid=grid)
+
+
+@pytest.mark.parametrize(("prompt", "bad"), [([0, 4], 4), ([[-1], [0]], -1), ([[0, 1], [99, 1]], 99)])
+def test_a_token_outside_the_vocabulary_is_named(prompt: list, bad: int):
+    with pytest.raises(ValueError, match=rf"prompt holds token id {bad}, outside the vocabulary 0\.\.3"):
+        edlm.sample(Spec().pipeline(), 2, prompt=torch.tensor(prompt))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (3, 4), (1, 4)])
+def test_a_prompt_that_does_not_fit_is_an_error(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"prompt of shape .* does not fit \(2 samples, length 4\)"):
+        edlm.sample(Spec().pipeline(), 2, prompt=torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("noisy", ["denoiser", "energy"])
+def test_dropout_left_on_is_an_error(noisy: str):
+    denoiser, energy = tiny_denoiser(dropout=0.1), tiny_energy(dropout=0.1)
+    kernel = samplers.importance(schedules.log_linear(), denoiser, energy, num_particles=2)
+    pipeline = pipelines.sampling(kernel, 4, 2)
+    edlm.sample(pipeline)  # the networks are in eval mode
+    (denoiser if noisy == "denoiser" else energy).train()
+    with pytest.raises(ValueError, match=r"dropout is on at .*: call \.eval\(\)"):
+        edlm.sample(pipeline)
+    with pytest.raises(ValueError, match="dropout is on"):
+        edlm.sample(edlm.accelerate(pipeline, "compile"))
+
+
+def test_a_network_without_dropout_may_stay_in_train_mode():
+    pipeline = pipelines.sampling(samplers.ancestral(schedules.log_linear(), tiny_denoiser().train()), 4, 2)
+    assert (edlm.sample(pipeline)["tokens"] != 4).all()
+
+
+# ---- Training a denoiser
+
+
+def batch(b: int = 6, l: int = 7, v: int = 5, seed: int = 3, step: int = 2) -> TensorDict:
+    tokens = torch.randint(0, v - 1, (b, l), generator=torch.Generator().manual_seed(seed))
+    return TensorDict(
+        {
+            contracts.X_0: tokens,
+            contracts.SEED: torch.tensor(seed),
+            contracts.ROW: torch.arange(b),
+            contracts.STEP: torch.tensor(step),
+            contracts.NUM_ROWS: torch.tensor(b),
+        }
+    )
+
+
+def part(whole: TensorDict, rows: slice) -> TensorDict:
+    keys = {key: whole[key][rows] for key in (contracts.X_0, contracts.ROW)}
+    return TensorDict({**{key: whole[key] for key in (contracts.SEED, contracts.STEP, contracts.NUM_ROWS)}, **keys})
+
+
+def corrupted(schedule: Schedule, inputs: TensorDict, row: int, low: float, mask_id: int) -> tuple[Tensor, Tensor]:
+    """The time of a row, one of a stratum each, and its tokens at that time."""
+    number, seed, step = (
+        int(inputs[key][row]) if inputs[key].ndim else int(inputs[key]) for key in ("row", "seed", "step")
+    )
+    u = noise.uniforms(seed, torch.tensor(number), step, Stream.TIME).squeeze(-1)
+    t = low + (1 - low) * ((u + number) / int(inputs[contracts.NUM_ROWS]))
+    tokens = inputs[contracts.X_0][row].clone()
+    for i in range(len(tokens)):
+        if noise.uniforms(seed, torch.tensor(number), step, Stream.CORRUPTION, i).item() >= schedule.alpha(t):
+            tokens[i] = mask_id
+    return t, tokens
+
+
+SCHEDULES = {"log_linear": schedules.log_linear(1e-3), "cosine": schedules.cosine(1e-3)}
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+@pytest.mark.parametrize("conditioned", [False, True])
+@pytest.mark.parametrize("mask_id", [0, 4])
+def test_denoising_is_the_weighted_sum_over_masked_positions(name: str, conditioned: bool, mask_id: int):
+    schedule, network, inputs = SCHEDULES[name], tiny_network(), batch()
+    inputs[contracts.X_0] += mask_id == 0  # data hold no mask
+    denoiser = edlm.denoisers.subs(network, mask_id, schedule if conditioned else None)
+    out = pipelines.denoising(denoiser, schedule, time_low=0.1)(inputs)
+    for row in range(6):
+        t, x_t = corrupted(schedule, inputs, row, 0.1, mask_id)
+        assert torch.equal(out[contracts.X_T][row], x_t)
+        torch.testing.assert_close(out[contracts.T][row], t)
+        alpha = float(schedule.alpha(t))
+        sigma = -torch.log(torch.tensor([alpha if conditioned else 1.0], dtype=torch.float64))
+        logits = network.head(network(x_t.unsqueeze(0), sigma))[0]
+        nll = 0.0
+        for i in (x_t == mask_id).nonzero().flatten().tolist():
+            others = torch.cat([logits[i, :mask_id], logits[i, mask_id + 1 :]])
+            nll += float(others.logsumexp(0) - logits[i, inputs[contracts.X_0][row, i]])
+        slope = (float(schedule.alpha(t + 1e-6)) - float(schedule.alpha(t - 1e-6))) / 2e-6
+        assert float(out[contracts.LOSS][row]) == pytest.approx(-slope / (1 - alpha) * nll, rel=1e-6)
+
+
+def test_times_are_stratified_over_the_whole_batch():
+    out = pipelines.denoising(tiny_denoiser(), schedules.log_linear(), time_low=0.2)(batch(b=10))
+    assert torch.equal(((out[contracts.T] - 0.2) / 0.8 * 10).floor().long().sort().values, torch.arange(10))
+
+
+def training(objective: str) -> TensorDictSequential:
+    if objective == "denoising":
+        return pipelines.denoising(tiny_denoiser(), schedules.log_linear())
+    return pipelines.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives=3)
+
+
+both = pytest.mark.parametrize("objective", ["denoising", "contrastive"])
+
+
+@both
+def test_the_loss_does_not_depend_on_how_the_batch_is_split(objective: str):
+    pipeline, whole = training(objective), batch(b=6)
+    loss = pipeline(whole)[contracts.LOSS]
+    parts = [pipeline(part(whole, rows))[contracts.LOSS] for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
+    torch.testing.assert_close(torch.cat(parts), loss, rtol=1e-9, atol=1e-9)
+
+
+@both
+def test_a_step_and_a_seed_have_their_own_noise(objective: str):
+    pipeline = training(objective)
+    outs = [pipeline(batch(l=8, seed=1, step=1))]
+    for key, value in ((contracts.STEP, 2), (contracts.SEED, 2), (contracts.ROW, torch.arange(10, 16))):
+        inputs = batch(l=8, seed=1, step=1)
+        inputs[key] = torch.as_tensor(value)
+        outs.append(pipeline(inputs))
+    for key in (contracts.T, contracts.X_T):
+        assert len({tuple(out[key].flatten().tolist()) for out in outs}) == 4
+
+
+@both
+def test_training_does_not_write_into_its_input(objective: str):
+    inputs = batch()
+    before = inputs.clone()
+    training(objective)(inputs)
+    assert set(inputs.keys()) == set(before.keys())
+    assert all(torch.equal(inputs[key], before[key]) for key in before.keys())  # noqa: SIM118
+
+
+@both
+def test_the_gradient_reaches_every_parameter_that_is_trained(objective: str):
+    pipeline = training(objective)
+    pipeline(batch(b=16))[contracts.LOSS].mean().backward()
+    trained = pipeline["denoise" if objective == "denoising" else "weigh"]
+    names = [name for name, p in trained.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert names == []
+
+
+def test_the_gradient_of_denoising_is_that_of_the_loss():
+    pipeline, inputs = training("denoising"), batch(b=4)
+    weight = pipeline["denoise"].module.network.head.weight
+    pipeline(inputs)[contracts.LOSS].mean().backward()
+    for index in ((0, 0), (3, 5)):
+        ends = []
+        for change in (1e-5, -2e-5):
+            with torch.no_grad():
+                weight[index] += change
+            ends.append(float(pipeline(inputs)[contracts.LOSS].mean()))
+        with torch.no_grad():
+            weight[index] += 1e-5
+        assert float(weight.grad[index]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
+
+
+# ---- Training an energy
+
+
+@pytest.mark.parametrize("num_negatives", [1, 3])
+@pytest.mark.parametrize("objective", [objectives.nce, objectives.info_nce])
+def test_contrast_is_the_objective_of_the_data_and_its_drafts(num_negatives: int, objective):
+    energy, inputs = tiny_energy(), batch()
+    pipeline = pipelines.contrastive(
+        tiny_denoiser(), energy, schedules.log_linear(), num_negatives, objective=objective
+    )
+    out = pipeline(inputs)
+    candidates, x_t = out[contracts.CANDIDATES], out[contracts.X_T]
+    assert candidates.shape == (6, 1 + num_negatives, 7)
+    assert torch.equal(candidates[:, 0], inputs[contracts.X_0])
+    kept = (x_t != 4).unsqueeze(1).expand_as(candidates)
+    assert torch.equal(candidates[kept], x_t.unsqueeze(1).expand_as(candidates)[kept])
+    assert (candidates != 4).all()
+    for row in range(6):
+        e = [
+            float(energy.module(x.view(1, 1, -1), x_t[row : row + 1], out[contracts.T][row : row + 1]))
+            for x in candidates[row]
+        ]
+        if objective is objectives.nce:
+            expected = math.log1p(math.exp(e[0])) + sum(math.log1p(math.exp(-n)) for n in e[1:]) / num_negatives
+        else:
+            expected = e[0] + math.log(sum(math.exp(-n) for n in e))
+        assert float(out[contracts.LOSS][row]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_negatives_differ_from_each_other_and_do_not_depend_on_their_number():
+    denoiser, energy, inputs = tiny_denoiser(), tiny_energy(), batch(b=8)
+    few, many = (
+        pipelines.contrastive(denoiser, energy, schedules.log_linear(), n)(inputs)[contracts.CANDIDATES] for n in (2, 5)
+    )
+    assert torch.equal(few, many[:, :3])
+    assert not torch.equal(many[:, 1], many[:, 2])
+
+
+def test_the_denoiser_of_contrast_is_frozen_in_eval_mode():
+    denoiser, inputs = tiny_denoiser(dropout=0.9), batch(b=8)
+    denoiser.train()  # as one comes from its own training
+    energy = tiny_energy(dropout=0.9)
+    pipeline = pipelines.contrastive(denoiser, energy, schedules.log_linear(), num_negatives=4)
+    evaluated = pipeline.eval()(inputs)
+    trained = pipeline.train()(inputs)
+    assert energy.module.network.training
+    assert not torch.equal(
+        trained[contracts.ENERGY], evaluated[contracts.ENERGY]
+    )  # the energy does have its dropout on
+    assert torch.equal(trained[contracts.CANDIDATES], evaluated[contracts.CANDIDATES])
+    trained[contracts.LOSS].mean().backward()
+    assert all(p.grad is None for p in denoiser.parameters())
+    assert all(p.grad is not None for p in energy.parameters())
+
+
+def test_contrast_leaves_out_energies_that_read_log_probabilities():
+    energy = energy_module(lambda *_: torch.zeros(1, 1))
+    energy.in_keys = [contracts.CANDIDATES, contracts.LOG_P_CANDIDATES]
+    with pytest.raises(ValueError, match="log_p_candidates cannot be trained by contrast"):
+        pipelines.contrastive(tiny_denoiser(), energy, schedules.log_linear())
+
+
+@pytest.mark.parametrize("num_negatives", [0, -2])
+def test_no_negatives_is_an_error(num_negatives: int):
+    with pytest.raises(ValueError, match=f"num_negatives = {num_negatives} must be at least 1"):
+        pipelines.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives)
+
+
+@pytest.mark.parametrize("time_low", [-0.1, 1.0, math.nan])
+def test_a_first_time_outside_the_unit_interval_is_an_error(time_low: float):
+    with pytest.raises(ValueError, match=rf"time_low = {time_low} must lie in \[0, 1\)"):
+        pipelines.denoising(tiny_denoiser(), schedules.log_linear(), time_low)
+    with pytest.raises(ValueError, match="time_low"):
+        pipelines.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), time_low=time_low)
+
+
+# ---- Printing
+
+
+@pytest.mark.parametrize(
+    ("stages", "names"),
+    [
+        (training("denoising"), ["corrupt", "denoise", "score", "objective"]),
+        (training("contrastive"), ["corrupt", "draft", "pair", "weigh", "objective"]),
+        (Spec().kernel().step, ["denoise", "propose", "weigh", "select", "reveal"]),
+    ],
+)
+def test_a_pipeline_prints_a_line_per_stage(stages: TensorDictSequential, names: list[str]):
+    lines = pipelines.describe(stages).splitlines()
+    assert [line.split()[0] for line in lines] == names
+    for line, module in zip(lines, stages.module.values(), strict=True):
+        assert isinstance(module, TensorDictModuleBase)
+        assert line.split("  ")[-1].strip() == f"{', '.join(module.in_keys)} -> {', '.join(module.out_keys)}"

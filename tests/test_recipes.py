@@ -1,0 +1,316 @@
+"""Recipes: every config is valid, every mistake gets one line, a stopped run resumes bit for bit, the whole path works."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from edlm import cli, vocabulary
+from edlm.recipes import _entry, _settings, generate
+
+CONFIGS = [(recipe, name) for recipe in cli.recipes() for name in cli.configs(recipe)]
+# The smallest real run: every part there, seconds long.
+NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
+SMALL = {"length": 32, "steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 3, "log_every": 2}
+
+
+def dotted(prefix: str, values: dict[str, Any]) -> list[str]:
+    return [f"{prefix}{key}={value}" for key, value in values.items()]
+
+
+def denoiser_overrides(folder: Path) -> list[str]:
+    return [f"output_dir={folder}", *dotted("", SMALL), *dotted("network.", NETWORK), "threads=1"]
+
+
+def energy_overrides(folder: Path) -> list[str]:
+    small = {key: value for key, value in SMALL.items() if key != "length"}
+    return [
+        f"output_dir={folder / 'energy'}",
+        f"denoiser={folder / 'denoiser'}",
+        *dotted("pretrain.", SMALL),
+        *dotted("pretrain.network.", NETWORK),
+        *dotted("", small),
+        *dotted("samples.", {"num_samples": 1, "num_steps": 4, "num_particles": 2}),
+        "report_particles=4",
+        "threads=1",
+    ]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a recipe in this process: exit status, standard output, and the lines of standard error that are ours."""
+
+    def call(recipe: str, *overrides: str, config: str = "tiny") -> tuple[int, str, str]:
+        module = import_module(f"edlm.recipes.{recipe}")
+        monkeypatch.setattr(sys, "argv", [recipe, "--config", str(cli.configs(recipe)[config]), *overrides])
+        status = 0
+        try:
+            _entry.enter(module.main, module.SETTINGS)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, error = capfd.readouterr()
+        return status, out, "\n".join(line for line in error.splitlines() if line.startswith("edlm: "))
+
+    return call
+
+
+@pytest.mark.parametrize(("recipe", "name"), CONFIGS)
+def test_every_config_is_valid_and_opens_with_its_own_command(recipe: str, name: str) -> None:
+    path = cli.configs(recipe)[name]
+    schema = import_module(f"edlm.recipes.{recipe}").SETTINGS
+    _settings.check(schema, OmegaConf.to_container(OmegaConf.load(path), resolve=True))
+    default = "" if name == "tiny" and recipe != "pretrain_denoiser" else f" --config {name}"
+    assert path.read_text("utf-8").startswith(f"# edlm run {recipe}{default}")
+
+
+@pytest.mark.parametrize("name", cli.configs("edlm_nce"))
+def test_the_denoiser_that_edlm_nce_trains_is_the_one_of_its_own_recipe(name: str) -> None:
+    alone = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_denoiser")[name]))
+    within = OmegaConf.to_container(OmegaConf.load(cli.configs("edlm_nce")[name]))
+    assert within["pretrain"] == {key: alone[key] for key in within["pretrain"]}
+    assert within["denoiser"] == alone["output_dir"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["stepz=3"], "stepz: unknown key; did you mean 'steps'?"),
+        (["network.hiden_size=8"], "network.hiden_size: unknown key; did you mean 'hidden_size'?"),
+        (["network.hidden_size=wide"], "network.hidden_size = 'wide' must be of type int"),
+        (["network.hidden_size=30"], "hidden_size = 30 must be a multiple of 2 * num_heads = 8"),
+        (["network._component_=edlm.networks.Transformr"], "network._component_ = 'edlm.networks.Transformr' must be"),
+        (["schedule.eps=-1"], "eps = -1 must lie in [0, 1)"),
+        (["steps=0"], "steps = 0 must be a whole number of at least 1"),
+        (["steps=many"], "steps = 'many' must be a whole number of at least 1"),
+        (["steps=true"], "steps = True must be a whole number of at least 1"),
+        (["time_low=0.9"], "time_low = 0.9 must be a number of at least 0 and at most 0.5"),
+        (["clip_norm=0"], "clip_norm = 0 must be a number above 0"),
+        (["decay=exponential"], "decay = 'exponential' must be one of constant, cosine"),
+        (["resume=maybe"], "resume = 'maybe' must be true or false"),
+        (["recipe=generate"], "recipe = 'generate' must be one of pretrain_denoiser"),
+        (["seed"], "Command-line overrides must be in the form of key=value, got seed"),
+        (["~seed"], "seed: missing from the config"),
+        (["corpus._component_=edlm.corpora.text_files"], "corpus.path: missing from the config"),
+        (["length=100000"], "100000"),
+        (["optimizer.lr=fast"], "optimizer.lr = 'fast' must be of type float"),
+        (["optimizer.lr=-1"], "Invalid learning rate: -1"),
+    ],
+)
+def test_a_mistake_in_a_config_gets_one_line_that_names_it(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    status, _, error = run("pretrain_denoiser", f"output_dir={tmp_path / 'run'}", *overrides)
+    assert status == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists(), "nothing is left half-written"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such file"),
+        (b"", "no text"),
+        (b"abc \xff def", "not UTF-8, byte 0xff at offset 4"),
+        (b"a few words only", "train: 14 tokens are fewer than one block of length = 32"),
+        (b"Capital Letters. " * 500, "character"),
+    ],
+)
+def test_a_corpus_that_cannot_be_used_is_named(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    file = tmp_path / "corpus.txt"
+    if content is not None:
+        file.write_bytes(content)
+    corpus = ["corpus._component_=edlm.corpora.text_files", f"corpus.path={file}"]
+    status, _, error = run("pretrain_denoiser", *denoiser_overrides(tmp_path / "run"), *corpus)
+    assert status == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, _, error = run("pretrain_denoiser", *denoiser_overrides(tmp_path / "file" / "run"))
+    assert status == 2
+    assert f"output_dir = '{tmp_path / 'file' / 'run'}' cannot be written: {tmp_path / 'file'} is not a folder" in error
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Every file of the newest checkpoint that training wrote."""
+    newest = sorted((folder / "checkpoints").glob("step_*"))[-1]
+    return {file.name: file.read_bytes() for file in newest.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    constant = ["decay=constant", "network.dropout=0.2"]
+    assert run("pretrain_denoiser", *denoiser_overrides(tmp_path / "whole"), *constant)[0] == 0
+    assert run("pretrain_denoiser", *denoiser_overrides(tmp_path / "parts"), *constant, "steps=2")[0] == 0
+    assert run("pretrain_denoiser", *denoiser_overrides(tmp_path / "parts"), *constant)[0] == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name in ("network.safetensors", "training.safetensors"):
+        assert whole[name] == parts[name], name
+    logged = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in logged] == sorted({record["step"] for record in logged})
+
+
+@pytest.mark.slow
+def test_accumulation_changes_no_update_beyond_rounding(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    from safetensors.torch import load
+
+    for parts in (1, 3):
+        overrides = [*denoiser_overrides(tmp_path / str(parts)), f"accumulate={parts}", "network.dropout=0.0"]
+        assert run("pretrain_denoiser", *overrides)[0] == 0
+    one, three = (load(weights(tmp_path / str(parts))["network.safetensors"]) for parts in (1, 3))
+    for name, value in one.items():
+        torch.testing.assert_close(three[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_resuming_with_another_setting_is_refused_with_both_values(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    overrides = denoiser_overrides(tmp_path)
+    assert run("pretrain_denoiser", *overrides)[0] == 0
+    status, _, error = run("pretrain_denoiser", *overrides, "batch_size=4", "steps=8", "decay=constant")
+    assert status == 2
+    assert "batch_size was 8, is 4; decay was 'cosine', is 'constant'" in error
+    status, _, error = run("pretrain_denoiser", *overrides, "resume=false")
+    assert status == 2
+    assert "holds a run already: set resume=true to go on, or another output_dir" in error
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    overrides = [*denoiser_overrides(tmp_path), "save_every=1", "optimizer.lr=1.0e+30", "warmup_steps=0"]
+    status, _, error = run("pretrain_denoiser", *overrides)
+    assert status == 2
+    assert "at step" in error
+    assert "the last good checkpoint is" in error
+    saved = [weights(tmp_path)]
+    assert saved[0]["network.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
+    overrides = [*denoiser_overrides(tmp_path), "steps=100000", "save_every=100000", "valid_every=100000"]
+    command = [sys.executable, "-m", "edlm.cli", "run", "pretrain_denoiser", *overrides, "decay=constant"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    log = tmp_path / "metrics.jsonl"
+    while not (log.is_file() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, error
+    step = int(sorted((tmp_path / "checkpoints").glob("step_*"))[-1].name.removeprefix("step_"))
+    assert f"stopped at step {step}; the same command goes on" in error
+    again = [word.replace("steps=100000", f"steps={step + 2}") for word in command]
+    subprocess.run(again, check=True, capture_output=True)
+    assert sorted((tmp_path / "checkpoints").glob("step_*"))[-1].name == f"step_{step + 2:08d}"
+
+
+@pytest.mark.slow
+def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
+    """Denoiser, energy, report, samples, generation with a prompt: as on a fresh machine, in its smallest form."""
+
+    def edlm(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "edlm.cli", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+
+    first = edlm("run", "edlm_nce", *energy_overrides(tmp_path))
+    assert first.returncode == 0, first.stderr
+    assert "training it first, 6 steps" in first.stdout
+    for shown in ("denoiser NELBO", "nce loss", "accuracy", "ESS of 4 drafts", "sample 0, energy off", "energy on"):
+        assert shown in first.stdout
+    report = json.loads((tmp_path / "energy" / "report.json").read_text())
+    assert report["nelbo"]["n"] == 32
+    assert 0.0 <= report["accuracy"]["mean"] <= 1.0
+    again = edlm("run", "edlm_nce", *energy_overrides(tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert "training it first" not in again.stdout, "a second run reuses the denoiser"
+
+    output = tmp_path / "texts.jsonl"
+    wanted = [f"denoiser={tmp_path / 'denoiser'}", f"energy={tmp_path / 'energy'}", f"output={output}", "threads=1"]
+    drawn = edlm("run", "generate", *wanted, "num_samples=3", "batch_size=2", "num_steps=4", "prompt=the __ of")
+    assert drawn.returncode == 0, drawn.stderr
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["row"] for record in records] == [0, 1, 2], "the last partial batch counts"
+    for record in records:
+        assert len(record["text"]) == 32
+        assert record["text"].startswith("the ")
+        assert record["text"][6:9] == " of"
+        assert vocabulary.MASK_SYMBOL not in record["text"]
+    whole = edlm("run", "generate", *wanted, "num_samples=3", "batch_size=3", "num_steps=4", "prompt=the __ of")
+    assert whole.returncode == 0, whole.stderr
+    assert [json.loads(line)["text"] for line in output.read_text().splitlines()] == [r["text"] for r in records]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A denoiser of a few steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    module = import_module("edlm.recipes.pretrain_denoiser")
+    settings = OmegaConf.load(cli.configs("pretrain_denoiser")["tiny"])
+    overrides = OmegaConf.from_dotlist(denoiser_overrides(folder / "denoiser"))
+    module.main(OmegaConf.to_container(OmegaConf.merge(settings, overrides)))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["denoiser=/nowhere"], "/nowhere: no checkpoint there"),
+        (["energy=/nowhere"], "/nowhere: no checkpoint there"),
+        (["num_particles=0"], "num_particles = 0 must be a whole number of at least 1"),
+        (["num_steps=0"], "num_steps = 0 must be a whole number of at least 1"),
+        (["window=[1,0.2]"], "window = [1, 0.2] must be two times [low, high]"),
+        (["window=[-1,0.2]"], "window = [-1, 0.2] must be two times [low, high]"),
+        (["length=4096"], "length = 4096 must lie in 1..32"),
+        (["prompt=THE"], "character 'T' at offset 0 is not in the vocabulary"),
+        (["prompt=" + 40 * "a"], "does not fit"),
+        (["selection=best"], "selection = 'best' must be one of sir, imh, greedy"),
+        (["execution=cudagraph"], "needs a pipeline on a CUDA device"),
+        (["device=cuda"], "no CUDA device is there"),
+        (["output=/dev/null/x.jsonl"], "output = '/dev/null' cannot be written"),
+    ],
+)
+def test_a_mistake_in_generate_gets_one_line(
+    run: Callable[..., tuple[int, str, str]], trained: Path, tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    if torch.cuda.is_available() and said in ("needs a pipeline on a CUDA device", "no CUDA device is there"):
+        pytest.skip("a CUDA device is there")
+    base = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
+    status, _, error = run("generate", *base, *overrides)
+    assert status == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not os.listdir(tmp_path)
+
+
+def test_a_prompt_has_a_mask_for_every_underscore() -> None:
+    characters = vocabulary.characters()
+    tokens = generate.encode_prompt("_ab__ c_", characters)
+    assert tokens.tolist() == [27, 0, 1, 27, 27, 26, 2, 27]
+    assert characters.decode(tokens) == "_ab__ c_"

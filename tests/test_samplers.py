@@ -1,0 +1,397 @@
+"""Kernels and what they do to tokens: laws that hold token for token, for any sampler, prompt and seed."""
+
+import itertools
+
+import pytest
+import torch
+from builders import (
+    SELECTIONS,
+    Spec,
+    filled_up,
+    prompts,
+    slow_sample,
+    specs,
+    tiny_denoiser,
+    tiny_energy,
+    wave_energy,
+    wave_marginals,
+)
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from oracles import EnergyFn, OracleDenoiser
+from tensordict import TensorDict
+from torch import Tensor
+
+import edlm
+from edlm import contracts, noise, pipelines, samplers, schedules
+from edlm.noise import Stream
+
+quick = settings(max_examples=40, deadline=None)
+thorough = settings(max_examples=120, deadline=None)
+seeds = st.integers(0, 2**63 - 1)
+rows = st.integers(0, 2**32 - 10)
+CORRECTED = ("sir", "imh", "greedy")
+
+
+def tokens_of(pipeline: pipelines.Pipeline, *arguments: object, **options: object) -> Tensor:
+    return edlm.sample(pipeline, *arguments, **options)["tokens"]
+
+
+# ---- What a sampler is
+
+
+@thorough
+@given(st.data(), specs(), st.integers(1, 3), seeds, rows)
+@example(None, Spec(num_steps=None, window=(0.4, 0.8), length=6, num_particles=4), 3, 0, 0)  # rows leave it in turn
+@example(None, Spec(num_steps=2, window=(0.0, 0.5), length=6, selection="imh"), 3, 7, 2**31)
+def test_a_sampler_is_a_loop_over_rows_passes_and_positions(
+    data: st.DataObject | None, spec: Spec, b: int, seed: int, first_row: int
+):
+    prompt = data.draw(prompts(spec, b)) if data else None
+    tokens = tokens_of(spec.pipeline(), b, seed=seed, first_row=first_row, prompt=prompt)
+    start = filled_up(prompt, spec, b).tolist()
+    assert tokens.tolist() == [slow_sample(spec, seed, first_row + i, start[i]) for i in range(b)]
+
+
+@thorough
+@given(st.data(), specs(), st.integers(1, 3), seeds)
+@example(None, Spec(symbols=1, length=1, num_steps=1), 1, 0)
+def test_a_pass_fills_masks_and_changes_nothing_else(data: st.DataObject | None, spec: Spec, b: int, seed: int):
+    prompt = data.draw(prompts(spec, b)) if data else None
+    states = [filled_up(prompt, spec, b)]
+    out = edlm.sample(
+        spec.pipeline(), b, seed=seed, prompt=prompt, callback=lambda state, _: states.append(state[contracts.X_T])
+    )
+    passes = out["info", "denoiser_passes"]
+    for p, (before, after) in enumerate(itertools.pairwise(states)):
+        given_tokens = before != spec.mask_id
+        assert torch.equal(after[given_tokens], before[given_tokens])
+        filled = (~given_tokens).sum(1) - (after == spec.mask_id).sum(1)
+        assert torch.equal(filled > 0, p < passes)  # a row that has passes left fills in something at each
+    assert torch.equal(states[-1], out["tokens"])
+    assert ((out["tokens"] >= 0) & (out["tokens"] < spec.symbols)).all()
+
+
+@quick
+@given(st.data(), specs(), st.integers(2, 4), seeds, rows)
+def test_a_row_knows_its_own_number_and_prompt_only(data: st.DataObject, spec: Spec, b: int, seed: int, first_row: int):
+    pipeline, start = spec.pipeline(), filled_up(data.draw(prompts(spec, b)), spec, b)
+    out = edlm.sample(pipeline, b, seed=seed, first_row=first_row, prompt=start)
+    for i in range(b):
+        alone = edlm.sample(pipeline, 1, seed=seed, first_row=first_row + i, prompt=start[i])
+        assert torch.equal(alone["tokens"][0], out["tokens"][i])
+        p = alone["info", "t"].shape[1]
+        for key in ("t", contracts.ESS, contracts.LOG_WEIGHT_STD):
+            torch.testing.assert_close(
+                alone["info", key][0], out["info", key][i, :p], equal_nan=True, rtol=1e-9, atol=1e-9
+            )
+
+
+@quick
+@given(st.data(), specs(), st.integers(2, 4), seeds)
+def test_prompts_of_other_rows_change_nothing(data: st.DataObject, spec: Spec, b: int, seed: int):
+    start = filled_up(data.draw(prompts(spec, b)), spec, b)
+    order = torch.tensor(data.draw(st.permutations(range(b))))
+    tokens, permuted = (tokens_of(spec.pipeline(), b, seed=seed, prompt=prompt) for prompt in (start, start[order]))
+    same = (start == start[order]).all(1)
+    assert torch.equal(tokens[same], permuted[same])
+
+
+@pytest.mark.parametrize("selection", [None, *CORRECTED])
+def test_seeds_and_rows_give_different_samples(selection: str | None):
+    pipeline = Spec(symbols=4, length=6, selection=selection).pipeline()
+    draws = [tokens_of(pipeline, 8, seed=seed) for seed in (0, 1, 2**32, 2**62, -1)]
+    draws += [tokens_of(pipeline, 8, first_row=row) for row in (8, 2**31)]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(draws)
+    assert len({tuple(row.tolist()) for row in torch.cat(draws)}) > 40  # of 56 rows, out of 4096 sequences
+
+
+# ---- Particles and their noise
+
+
+@quick
+@given(st.data(), specs(CORRECTED), seeds)
+def test_one_particle_is_plain_sampling(data: st.DataObject, spec: Spec, seed: int):
+    prompt = data.draw(prompts(spec, 3))
+    one = tokens_of(spec._replace(num_particles=1).pipeline(), 3, seed=seed, prompt=prompt)
+    assert torch.equal(one, tokens_of(spec.plain(), 3, seed=seed, prompt=prompt))
+
+
+@quick
+@given(specs(CORRECTED), st.integers(1, 4), seeds)
+def test_the_first_candidate_is_the_plain_draw(spec: Spec, k: int, seed: int):
+    first = spec._replace(num_particles=k).pipeline(selection=lambda log_w, _: torch.zeros_like(log_w[:, 0]).long())
+    assert torch.equal(tokens_of(first, 3, seed=seed), tokens_of(spec.plain(), 3, seed=seed))
+
+
+@quick
+@given(specs(CORRECTED), st.integers(0, 3), st.integers(0, 3), seeds)
+def test_candidate_j_does_not_depend_on_how_many_follow(spec: Spec, j: int, more: int, seed: int):
+    def always_j(log_w: Tensor, uniforms: Tensor) -> Tensor:
+        return torch.full_like(log_w[:, 0], j).long()
+
+    few, many = (spec._replace(num_particles=j + 1 + n).pipeline(selection=always_j) for n in (0, more))
+    assert torch.equal(tokens_of(few, 3, seed=seed), tokens_of(many, 3, seed=seed))
+
+
+@quick
+@given(st.data(), specs(CORRECTED), st.integers(1, 8), seeds)
+def test_outside_the_window_it_is_plain_sampling(data: st.DataObject, spec: Spec, num_steps: int, seed: int):
+    before = data.draw(st.integers(1, num_steps))  # the window lies between this time of the grid and the next
+    window = (1 - (before - 0.25) / num_steps, 1 - (before - 0.75) / num_steps)
+    spec = spec._replace(num_steps=num_steps, window=window)
+    never = spec.pipeline(energy=lambda candidates, x_t: pytest.fail("an energy is computed that no row needs"))
+    assert torch.equal(tokens_of(never, 3, seed=seed), tokens_of(spec.plain(), 3, seed=seed))
+
+
+def test_first_hitting_outside_the_window_is_plain_sampling():
+    spec = Spec(num_steps=None, window=(0.0, 0.0))  # a reveal time of exactly 0 has no probability
+    never = spec.pipeline(energy=lambda candidates, x_t: pytest.fail("an energy is computed that no row needs"))
+    assert torch.equal(tokens_of(never, 8), tokens_of(spec.plain(), 8))
+
+
+def test_rows_inside_and_outside_the_window_share_a_pass():
+    spec = Spec(symbols=4, length=6, num_steps=None, num_particles=4, window=(0.4, 0.8))
+    out = edlm.sample(spec.pipeline(), 32)
+    inside = out["info", "corrected"]
+    assert (inside.any(0) & ~inside.all(0)).all()  # every pass has rows of both kinds
+    plain, full = spec.plain(), spec._replace(window=(0.0, 1.0)).pipeline()
+    first_states = []
+    for pipeline in (spec.pipeline(), plain, full):
+        states: list[Tensor] = []
+        edlm.sample(pipeline, 32, callback=lambda state, _, states=states: states.append(state[contracts.X_T]))
+        first_states.append(states[0])
+    mixed, uncorrected, corrected = first_states
+    assert torch.equal(mixed, torch.where(inside[:, :1], corrected, uncorrected))
+    assert not torch.equal(corrected, uncorrected)
+
+
+def test_no_two_draws_share_a_number():
+    kernel, b, l = Spec(num_particles=3).kernel(), 4, 5
+    draws = [kernel.draw(torch.tensor(5), torch.arange(b), torch.tensor(p), torch.arange(b * l), l) for p in range(3)]
+    proposals = torch.stack([draw[contracts.PROPOSAL_NOISE] for draw in draws])
+    selections = torch.stack([draw[contracts.SELECTION_NOISE] for draw in draws])
+    assert (proposals.shape, selections.shape) == ((3, b * l, 3), (3, b, 3))
+    plan = noise.grid(torch.tensor(5), torch.arange(b), 0, Stream.REVEAL, l)
+    everything = torch.cat([proposals.flatten(), selections.flatten(), plan.flatten()])
+    assert everything.dtype == torch.float64
+    assert len(everything.unique()) == len(everything)
+
+
+def test_noise_belongs_to_a_position_whichever_others_are_asked_for():
+    draw = Spec(num_particles=2).kernel().draw
+    key = (torch.tensor(5), torch.tensor([3, 9]), torch.tensor(1))
+    every = draw(*key, torch.arange(10), 5)
+    some = draw(*key, torch.tensor([8, 2, 10]), 5)  # the last one is padding
+    assert torch.equal(some[contracts.PROPOSAL_NOISE][:2], every[contracts.PROPOSAL_NOISE][[8, 2]])
+    assert torch.equal(some[contracts.SELECTION_NOISE], every[contracts.SELECTION_NOISE])
+
+
+# ---- Energies
+
+
+@quick
+@given(specs(CORRECTED), seeds)
+def test_a_constant_per_row_changes_no_sample(spec: Spec, seed: int):
+    energy = wave_energy(spec.seed, spec.length)
+
+    def shifted(candidates: Tensor, x_t: Tensor) -> Tensor:
+        return energy(candidates, x_t) + 100.0 * x_t.double().sin().sum(-1, keepdim=True)
+
+    assert torch.equal(tokens_of(spec.pipeline(energy=shifted), 3, seed=seed), tokens_of(spec.pipeline(), 3, seed=seed))
+
+
+@quick
+@given(specs(("sir", "imh")), st.sampled_from([0.25, 0.5, 4.0]), seeds)
+def test_temperature_divides_the_energy(spec: Spec, factor: float, seed: int):
+    energy = wave_energy(spec.seed, spec.length)
+    hotter = spec._replace(temperature=spec.temperature * factor).pipeline(
+        energy=lambda x, x_t: factor * energy(x, x_t)
+    )
+    assert torch.equal(tokens_of(hotter, 3, seed=seed), tokens_of(spec.pipeline(), 3, seed=seed))
+
+
+@quick
+@given(st.data(), specs(), seeds)
+def test_temperature_of_plain_sampling_divides_the_logits(data: st.DataObject, spec: Spec, seed: int):
+    spec = spec._replace(selection=None)
+    marginals = wave_marginals(spec.seed, spec.symbols, spec.length)
+    tempered = OracleDenoiser(lambda x_t: marginals(x_t) / spec.temperature, spec.mask_id)
+    kernel = samplers.ancestral(spec.schedule, tempered)
+    expected = pipelines.sampling(kernel, spec.length, spec.num_steps)
+    assert torch.equal(tokens_of(spec.pipeline(), 3, seed=seed), tokens_of(expected, 3, seed=seed))
+
+
+def step_inputs(kernel: samplers.Kernel, x_t: Tensor, reveal: Tensor, seed: int, corrected: bool = True) -> TensorDict:
+    """What a kernel's step reads, for rows that start from x_t and reveal the given positions."""
+    b, l = x_t.shape
+    wanted = x_t == kernel.denoiser.mask_id if corrected else reveal
+    positions = wanted.flatten().nonzero().squeeze(-1)
+    draws = kernel.draw(torch.tensor(seed), torch.arange(b), torch.tensor(0), positions, l)
+    return TensorDict(
+        {
+            contracts.X_T: x_t,
+            contracts.T: torch.full((b,), 0.5, dtype=torch.float64),
+            contracts.POSITIONS: positions,
+            contracts.REVEAL: reveal,
+            contracts.CORRECTED: torch.full((b,), corrected),
+            **draws,
+        }
+    )
+
+
+@st.composite
+def states(draw: st.DrawFn, spec: Spec, b: int) -> tuple[Tensor, Tensor]:
+    """Some tokens and masks, and some of the masks to reveal: (b, l) each."""
+    flat = draw(st.lists(st.integers(0, spec.mask_id), min_size=b * spec.length, max_size=b * spec.length))
+    x_t = torch.tensor(flat).view(b, spec.length)
+    revealed = draw(st.lists(st.booleans(), min_size=x_t.numel(), max_size=x_t.numel()))
+    return x_t, torch.tensor(revealed).view_as(x_t) & (x_t == spec.mask_id)
+
+
+def table_energy(table: Tensor) -> EnergyFn:
+    return lambda candidates, x_t: table
+
+
+@quick
+@given(st.data(), specs(CORRECTED), seeds, st.floats(0.0, 50.0))
+def test_a_chosen_candidate_of_lower_energy_stays_chosen(data: st.DataObject, spec: Spec, seed: int, gain: float):
+    x_t, reveal = data.draw(states(spec, b := 4))
+    numbers = st.floats(-30.0, 30.0)
+    k = spec.num_particles
+    table = torch.tensor(data.draw(st.lists(numbers, min_size=b * k, max_size=b * k)), dtype=torch.float64).view(b, k)
+    kernel = spec.kernel(energy=table_energy(table))
+    inputs = step_inputs(kernel, x_t, reveal, seed)
+    chosen = kernel.step(inputs)[contracts.CHOSEN]
+    lower = table.scatter_add(1, chosen.unsqueeze(1), torch.full((b, 1), -gain, dtype=torch.float64))
+    assert torch.equal(spec.kernel(energy=table_energy(lower)).step(inputs)[contracts.CHOSEN], chosen)
+
+
+@pytest.mark.parametrize("selection", CORRECTED)
+def test_energy_decides(selection: str):
+    """100 nats are a certainty: the candidate of low energy is kept, and its sign-flipped twin never."""
+    spec, x_t = Spec(selection=selection, num_particles=3), torch.full((3, 4), 3)
+    table = 100.0 - 100.0 * torch.eye(3, dtype=torch.float64)  # row i wants candidate i
+    out = spec.kernel(energy=table_energy(table)).step(step_inputs(spec.kernel(), x_t, x_t == 3, seed=0))
+    assert out[contracts.CHOSEN].tolist() == [0, 1, 2]
+    expected = torch.stack([out[contracts.CANDIDATES][i, i] for i in range(3)])
+    assert torch.equal(out[contracts.X_S], expected)
+    flipped = spec.kernel(energy=table_energy(-table)).step(step_inputs(spec.kernel(), x_t, x_t == 3, seed=0))
+    assert (flipped[contracts.CHOSEN] != torch.arange(3)).all()
+
+
+# ---- One step
+
+
+@quick
+@given(st.data(), specs(), seeds)
+def test_a_step_is_a_pure_function_of_its_input(data: st.DataObject, spec: Spec, seed: int):
+    x_t, reveal = data.draw(states(spec, 3))
+    kernel = spec.kernel()
+    inputs = step_inputs(kernel, x_t, reveal, seed, corrected=spec.selection is not None)
+    before = inputs.clone()
+    out, again = kernel.step(inputs), kernel.step(inputs)
+    assert set(inputs.keys()) == set(before.keys())
+    assert all(torch.equal(inputs[key], before[key]) for key in before.keys())  # noqa: SIM118
+    assert all(torch.equal(out[key], again[key]) for key in out.keys())  # noqa: SIM118
+
+
+@quick
+@given(st.data(), specs(), seeds)
+def test_candidates_are_whole_drafts_with_their_log_probability(data: st.DataObject, spec: Spec, seed: int):
+    x_t, reveal = data.draw(states(spec, 3))
+    kernel = spec.kernel()
+    masked = x_t == spec.mask_id
+    wanted = masked if spec.selection is not None else reveal
+    out = kernel.step(step_inputs(kernel, x_t, reveal, seed, corrected=spec.selection is not None))
+    candidates = out[contracts.CANDIDATES]
+    assert candidates.shape == (3, kernel.num_particles, spec.length)
+    assert torch.equal((candidates == spec.mask_id).any(1), masked & ~wanted)
+    assert (wanted.unsqueeze(1) | (candidates == x_t.unsqueeze(1))).all()
+    heat = spec.temperature if spec.selection is None else 1.0
+    log_p = (wave_marginals(spec.seed, spec.symbols, spec.length)(x_t) / heat).log_softmax(-1)
+    log_p = log_p.unsqueeze(1).expand(*candidates.shape, -1).gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
+    expected = torch.where(wanted.unsqueeze(1), log_p, 0.0)
+    torch.testing.assert_close(out[contracts.LOG_P_CANDIDATES], expected, rtol=1e-9, atol=1e-9)
+    chosen = out.get(contracts.CHOSEN, torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(out[contracts.X_S], torch.where(reveal, candidates[torch.arange(3), chosen], x_t))
+
+
+@quick
+@given(st.data(), specs(), st.integers(1, 20), seeds)
+def test_padded_positions_change_nothing(data: st.DataObject, spec: Spec, padding: int, seed: int):
+    x_t, reveal = data.draw(states(spec, 3))
+    kernel = spec.kernel()
+    inputs = step_inputs(kernel, x_t, reveal, seed, corrected=spec.selection is not None)
+    positions = torch.cat([inputs[contracts.POSITIONS], torch.full((padding,), x_t.numel())])
+    draws = kernel.draw(torch.tensor(seed), torch.arange(3), torch.tensor(0), positions, spec.length)
+    padded = kernel.step(TensorDict({**inputs, contracts.POSITIONS: positions, **draws}))
+    out = kernel.step(inputs)
+    for key in (contracts.X_S, contracts.CANDIDATES, contracts.LOG_P_CANDIDATES):
+        assert torch.equal(padded[key], out[key])
+
+
+def test_a_row_outside_the_window_keeps_its_first_candidate_whatever_the_energies():
+    spec, x_t = Spec(num_particles=4), torch.full((2, 4), 3)
+    kernel = spec.kernel(energy=lambda x, x_t: torch.tensor([[torch.nan] * 4, [9.0, 9.0, 9.0, -100.0]]))
+    inputs = step_inputs(kernel, x_t, x_t == 3, seed=0)
+    inputs[contracts.CORRECTED] = torch.tensor([False, True])
+    assert kernel.step(inputs)[contracts.CHOSEN].tolist() == [0, 3]
+
+
+# ---- Over networks
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask_id", [0, 2, 4])
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_networks_never_draw_the_mask(dtype: torch.dtype, mask_id: int, conditioned: bool):
+    schedule = schedules.log_linear(1e-3)
+    denoiser = tiny_denoiser(mask_id=mask_id, schedule=schedule if conditioned else None).to(dtype)
+    with torch.no_grad():
+        denoiser.module.network.head.bias[mask_id] = 100.0  # the network itself would draw nothing else
+    kernel = samplers.importance(schedule, denoiser, tiny_energy().to(dtype), num_particles=3)
+    prompt = torch.tensor([(mask_id + 1) % 5, mask_id, (mask_id + 2) % 5])
+    tokens = tokens_of(pipelines.sampling(kernel, 8, 4, window=(0.3, 1.0)), 6, prompt=prompt)
+    assert tokens.dtype == torch.int64
+    assert (tokens != mask_id).all()
+    assert (tokens[:, [0, 2]] == prompt[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("selection", [None, *CORRECTED])
+def test_rows_of_networks_are_independent(selection: str | None):
+    denoiser, schedule = tiny_denoiser(), schedules.log_linear()
+    kernel = samplers.ancestral(schedule, denoiser)
+    if selection is not None:
+        kernel = samplers.importance(schedule, denoiser, tiny_energy(), 3, selection=SELECTIONS[selection])
+    pipeline = pipelines.sampling(kernel, 7, 3)
+    tokens = tokens_of(pipeline, 6, seed=3)
+    parts = [tokens_of(pipeline, n, seed=3, first_row=row) for row, n in ((0, 1), (1, 3), (4, 2))]
+    assert torch.equal(torch.cat(parts), tokens)
+
+
+def test_stages_print_as_the_algorithm():
+    lines = pipelines.describe(Spec().kernel().step).splitlines()
+    assert [line.split()[0] for line in lines] == ["denoise", "propose", "weigh", "select", "reveal"]
+    assert lines[2] == "weigh    candidates, x_t -> energy"
+    assert [line.split()[0] for line in pipelines.describe(Spec(selection=None).kernel().step).splitlines()] == [
+        "denoise",
+        "propose",
+        "reveal",
+    ]
+
+
+# ---- Mistakes
+
+
+@pytest.mark.parametrize("num_particles", [0, -1])
+def test_no_particles_is_an_error(num_particles: int):
+    with pytest.raises(ValueError, match=f"num_particles = {num_particles} must be at least 1"):
+        Spec(num_particles=num_particles).kernel()
+
+
+@pytest.mark.parametrize("selection", [None, "sir"])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_not_positive_is_an_error(selection: str | None, temperature: float):
+    with pytest.raises(ValueError, match=f"temperature = {temperature} must be positive"):
+        Spec(selection=selection, temperature=temperature).kernel()
