@@ -48,16 +48,19 @@ def reveal_times(uniforms: Tensor, schedule: Schedule) -> Tensor:
     return schedule.inverse(1.0 - uniforms * (1.0 - _alpha_at_one(schedule, uniforms))).clamp(0.0, 1.0)
 
 
-def reveal_plan(uniforms: Tensor, masked: Tensor, schedule: Schedule, grid: Tensor | None = None) -> RevealPlan:
+def reveal_plan(
+    uniforms: Tensor, masked: Tensor, schedule: Schedule, grid: Tensor | None = None, tokens_per_pass: int = 1
+) -> RevealPlan:
     """Fix the steps at which the masked positions are revealed.
 
-    uniforms: float64 (b, l) in (0, 1); masked: bool (b, l); grid: times (T + 1,) from 1 down to 0, or None for one
-    pass per position at its own reveal time. A step from t to s reveals exactly `{masked, s < tau <= t}`; the last
-    one ends at alpha = 1, so no mask is left whatever the schedule. Law: ancestral sampling on the same grid.
+    uniforms: float64 (b, l) in (0, 1); masked: bool (b, l); grid: times (T + 1,) from 1 down to 0. A step from t to s
+    reveals exactly `{masked, s < tau <= t}`; the last one ends at alpha = 1, so no mask is left whatever the schedule.
+    Law: ancestral sampling on the same grid. Without a grid, positions are taken in the order of their reveal times,
+    `tokens_per_pass` at a time: one is the first-hitting sampler, more is what large diffusion models do.
     """
     if grid is None:
-        step, start = _own_step(uniforms, masked), reveal_times(uniforms, schedule)
-        num_steps = uniforms.shape[-1]
+        step = _own_step(uniforms, masked) // tokens_per_pass
+        start, num_steps = reveal_times(uniforms, schedule), uniforms.shape[-1]
     else:
         grid = grid.to(uniforms.device)
         step = _grid_step(uniforms, schedule, grid)
@@ -94,5 +97,6 @@ def _compact(step: Tensor, start: Tensor, masked: Tensor, num_steps: int) -> Rev
     passes = used.sum(-1)
     num_passes = int(passes.max()) if passes.numel() else 0  # read on the host once, before sampling starts
     t = torch.zeros(step.shape[0], num_passes + 1, dtype=torch.float64, device=step.device)
-    t = t.scatter(1, torch.where(masked, order, num_passes), start)
+    # A pass starts at the latest reveal time of its positions, which on a grid is the same for all of them.
+    t = t.scatter_reduce(1, torch.where(masked, order, num_passes), start, reduce="amax")
     return RevealPlan(order, t[:, :num_passes], passes)

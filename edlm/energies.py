@@ -24,7 +24,7 @@ def zero() -> TensorDictModule:
 def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | None = None) -> TensorDictModule:
     """The energy of a network `(x_t, x_0, sigma) -> scalar`, trained by noise contrastive estimation.
 
-    With a schedule the network is told `sigma(t)`, else zero. Positions that hold `pad_id` do not count.
+    With a schedule the network is told `sigma(t)`, else zero. Positions that x_t gives as `pad_id` do not count.
     Raises ValueError if the schedule's sigma(1) is infinite.
     """
     if schedule is not None and not torch.isfinite(schedules.sigma(schedule, torch.ones(1, dtype=torch.float64))):
@@ -107,10 +107,10 @@ class _Learned(nn.Module):
         b, k, l = candidates.shape
         x_0 = candidates.flatten(0, 1)  # (b k, l): the particles of a row stay together
         x_t = x_t.unsqueeze(1).expand(b, k, l).flatten(0, 1)
+        valid = None if self.pad_id is None else x_t != self.pad_id
         noise_level = None
         if self.schedule is not None:
             noise_level = schedules.sigma(self.schedule, t).unsqueeze(1).expand(b, k).flatten()
-        valid = None if self.pad_id is None else x_0 != self.pad_id
         return self.network(x_t, x_0, noise_level, valid).unflatten(0, (b, k))
 
 

@@ -21,18 +21,21 @@ from edlm.schedules import Schedule
 
 Callback = Callable[[TensorDict, TensorDict], None]
 
+_TIME_ROUNDING = 1e-9  # a window that ends at a time of the grid, 0.56 of 100 steps, includes it however it is rounded
+
 
 class Pipeline(NamedTuple):
     """Everything `sample` needs but the number of samples and the seed.
 
-    grid: times of the steps from 1 to 0, None for one pass per position; window: the times [low, high] at which the
-    energy corrects; round_up: the number of positions a step is padded to (more than needed only where an execution
+    grid: times of the steps from 1 to 0, None for `tokens_per_pass` positions at a time; window: the times [low, high]
+    at which the energy corrects; round_up: the number of positions a step is padded to (more than needed only where an execution
     mode wants few distinct shapes).
     """
 
     kernel: Kernel
     length: int
     grid: Tensor | None
+    tokens_per_pass: int = 1
     window: tuple[float, float] = (0.0, 1.0)
     round_up: Callable[[int], int] = lambda count: count
 
@@ -48,12 +51,14 @@ def sampling(
     num_steps: int | None = None,
     window: tuple[float, float] = (0.0, 1.0),
     grid: Callable[[int], Tensor] = schedules.uniform_grid,
+    tokens_per_pass: int = 1,
 ) -> Pipeline:
     """Compose a kernel, a length and a step grid into a pipeline.
 
-    num_steps: None reveals one position per pass (first-hitting). window: the energy is used at steps that start at a
-    time in it, and costs nothing elsewhere. Raises ValueError for a length outside 1..max_length of the network, a
-    num_steps below 1, or a window that is reversed or leaves [0, 1].
+    num_steps: how many steps `grid` places; None reveals `tokens_per_pass` positions in every pass, in random order
+    (one: first-hitting). window: the energy is used at steps that start at a time in it, and costs nothing elsewhere.
+    Raises ValueError for a length outside 1..max_length of the network, num_steps or tokens_per_pass below 1, both of
+    them given, or a window that is reversed or leaves [0, 1].
     """
     max_length = kernel.denoiser.max_length
     if not 1 <= length <= max_length:
@@ -61,7 +66,11 @@ def sampling(
     low, high = window
     if not 0.0 <= low <= high <= 1.0:
         raise ValueError(f"window = ({low}, {high}) must satisfy 0 <= low <= high <= 1")
-    return Pipeline(kernel, length, None if num_steps is None else grid(num_steps), (low, high))
+    if tokens_per_pass < 1:
+        raise ValueError(f"tokens_per_pass = {tokens_per_pass} must be at least 1")
+    if num_steps is not None and tokens_per_pass > 1:
+        raise ValueError(f"tokens_per_pass = {tokens_per_pass} needs num_steps = None, not {num_steps}")
+    return Pipeline(kernel, length, None if num_steps is None else grid(num_steps), tokens_per_pass, (low, high))
 
 
 @torch.no_grad()
@@ -86,14 +95,13 @@ def sample(
     """
     kernel = pipeline.kernel
     _check_evaluating(kernel.step)
-    tokens = _starting_tokens(pipeline, num_samples, prompt)
+    tokens = starting_tokens(pipeline, num_samples, prompt)
     device, b = tokens.device, num_samples
     row = torch.arange(first_row, first_row + b, device=device)
     seed_ = torch.tensor(seed, device=device)
     masked = tokens == kernel.denoiser.mask_id
-    plan = absorbing.reveal_plan(
-        noise.grid(seed_, row, 0, Stream.REVEAL, pipeline.length), masked, kernel.schedule, pipeline.grid
-    )
+    reveal_noise = noise.grid(seed_, row, 0, Stream.REVEAL, pipeline.length)
+    plan = absorbing.reveal_plan(reveal_noise, masked, kernel.schedule, pipeline.grid, pipeline.tokens_per_pass)
     corrected = _corrected(pipeline, plan)
     counts = _positions_per_pass(pipeline, plan, corrected)
 
@@ -102,7 +110,7 @@ def sample(
     for p, (count, any_corrected) in enumerate(counts):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
         inputs = _step_inputs(plan, corrected[:, p], p, pipeline.round_up(count))
-        draws = active.draw(seed_, row, torch.tensor(p, device=device), inputs[contracts.POSITIONS], pipeline.length)
+        draws = active.draw(seed_, row, torch.full((), p, device=device), inputs[contracts.POSITIONS], pipeline.length)
         out = active.step(TensorDict({**state, **inputs, **draws}))
         state = kernel.init(out[contracts.X_S])
         diagnostics.append(_diagnostics(out, corrected[:, p]))
@@ -112,15 +120,18 @@ def sample(
     return TensorDict({"tokens": state[contracts.X_T], "info": info}, batch_size=[b])
 
 
-def denoising(denoiser: Denoiser, schedule: Schedule, time_low: float = 1e-3) -> TensorDictSequential:
+def denoising(
+    denoiser: Denoiser, schedule: Schedule, time_low: float = 1e-3, pad_id: int | None = None
+) -> TensorDictSequential:
     """Build the training pipeline of a denoiser: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
     The loss is one NELBO in nats per row. Times are stratified over the batch in (time_low, 1); the vocabulary head
-    runs on masked positions only. Raises ValueError unless 0 <= time_low < 1.
+    runs on masked positions only. Padding is never masked, so it never counts.
+    Raises ValueError unless 0 <= time_low < 1.
     """
     return TensorDictSequential(
         {
-            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low),
+            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low, pad_id),
             "denoise": denoiser,
             "score": score(denoiser),
             "objective": TensorDictModule(
@@ -138,6 +149,7 @@ def contrastive(
     num_negatives: int = 1,
     time_low: float = 1e-3,
     objective: Callable[[Tensor, Tensor], Tensor] = objectives.nce,
+    pad_id: int | None = None,
 ) -> TensorDictSequential:
     """Build the training pipeline of an energy: `{x_0, seed, row, step, num_rows} -> {loss, energy, ...}`.
 
@@ -164,7 +176,7 @@ def contrastive(
     )
     return TensorDictSequential(
         {
-            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low),
+            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low, pad_id),
             "draft": Frozen(draft),
             "pair": TensorDictModule(
                 lambda x_0, drafts: torch.cat([x_0.unsqueeze(1), drafts], dim=1),
@@ -213,9 +225,10 @@ class Frozen(TensorDictModuleBase):
 class _Corrupt(nn.Module):
     """Times, masks and NELBO weights of a training batch, from its noise keys."""
 
-    def __init__(self, mask_id: int, schedule: Schedule, time_low: float) -> None:
+    def __init__(self, mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None) -> None:
         super().__init__()
         self.mask_id = mask_id
+        self.pad_id = pad_id
         self.schedule = schedule
         self.time_low = time_low
 
@@ -223,7 +236,8 @@ class _Corrupt(nn.Module):
         time_noise = noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1)
         t = schedules.stratified_times(time_noise, row, num_rows, self.time_low)
         mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
-        x_t = absorbing.corrupt(x_0, self.schedule.alpha(t), mask_noise, self.mask_id)
+        padding = None if self.pad_id is None else x_0 == self.pad_id
+        x_t = absorbing.corrupt(x_0, self.schedule.alpha(t), mask_noise, self.mask_id, keep=padding)
         positions = (x_t == self.mask_id).flatten().nonzero().squeeze(-1)
         return x_t, t, schedules.nelbo_weight(self.schedule, t), positions
 
@@ -254,31 +268,21 @@ class _Score(nn.Module):
         return log_prob.new_zeros(x_0.numel()).index_copy(0, positions, log_prob).view_as(x_0)
 
 
-def _corrupt(mask_id: int, schedule: Schedule, time_low: float) -> TensorDictModule:
+def _corrupt(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None) -> TensorDictModule:
     if not 0.0 <= time_low < 1.0:
         raise ValueError(f"time_low = {time_low} must lie in [0, 1)")
     return TensorDictModule(
-        _Corrupt(mask_id, schedule, time_low),
+        _Corrupt(mask_id, schedule, time_low, pad_id),
         in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
         out_keys=[contracts.X_T, contracts.T, contracts.WEIGHT, contracts.POSITIONS],
     )
 
 
-def describe(stages: TensorDictSequential) -> str:
-    """Print a pipeline as the algorithm it is: one line per stage, what it reads and what it writes."""
-    named = stages.module.items()
-    width = max(len(name) for name, _ in named)
-    return "\n".join(f"{name:<{width}}  {', '.join(m.in_keys)} -> {', '.join(m.out_keys)}" for name, m in named)
+def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
+    """All masks, or the prompt filled up with masks: int64 (b, l) on the pipeline's device.
 
-
-def _check_evaluating(step: nn.Module) -> None:
-    for name, module in step.named_modules():
-        if isinstance(module, nn.Dropout) and module.training and module.p > 0.0:
-            raise ValueError(f"dropout is on at {name}: call .eval() on the networks before sampling")
-
-
-def _starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
-    """All masks, or the prompt filled up with masks: int64 (b, l) on the pipeline's device."""
+    Raises ValueError for num_samples < 1, a prompt of another shape, longer than the pipeline, or with an unknown id.
+    """
     if num_samples < 1:
         raise ValueError(f"num_samples = {num_samples} must be at least 1")
     denoiser, length = pipeline.kernel.denoiser, pipeline.length
@@ -294,11 +298,24 @@ def _starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None
     return torch.cat([prompt, tokens[:, prompt.shape[1] :]], dim=1)
 
 
+def describe(stages: TensorDictSequential) -> str:
+    """Print a pipeline as the algorithm it is: one line per stage, what it reads and what it writes."""
+    named = stages.module.items()
+    width = max(len(name) for name, _ in named)
+    return "\n".join(f"{name:<{width}}  {', '.join(m.in_keys)} -> {', '.join(m.out_keys)}" for name, m in named)
+
+
+def _check_evaluating(step: nn.Module) -> None:
+    for name, module in step.named_modules():
+        if isinstance(module, nn.Dropout) and module.training and module.p > 0.0:
+            raise ValueError(f"dropout is on at {name}: call .eval() on the networks before sampling")
+
+
 def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     """Whether each row's pass is corrected by the energy: bool (b, p)."""
     low, high = pipeline.window
     running = torch.arange(plan.t.shape[1], device=plan.t.device) < plan.passes.unsqueeze(-1)
-    inside = (plan.t >= low) & (plan.t <= high) & running
+    inside = (plan.t >= low - _TIME_ROUNDING) & (plan.t <= high + _TIME_ROUNDING) & running
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
 
 

@@ -54,7 +54,7 @@ def load_denoiser(state: Mapping[str, Tensor], num_heads: int, max_length: int =
 
 
 def load_autoregressive(state: Mapping[str, Tensor], num_heads: int, max_length: int = 1024) -> Transformer:
-    """Build the causal network of a published autoregressive model, which is told no noise level; see `load_denoiser`."""
+    """Build the causal network of a published autoregressive model, which knows no noise level; see `load_denoiser`."""
     sizes = _sizes(state, num_heads, max_length)
     return _filled(Transformer(**sizes, conditioning_size=0, causal=True), state)
 

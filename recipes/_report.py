@@ -1,5 +1,6 @@
 """How recipes show results: a table in the terminal, and the same figures as json."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,3 +19,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that differ when any value does."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

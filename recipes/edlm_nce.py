@@ -205,6 +205,7 @@ class EnergyByNCE:
             num_negatives or self.settings["num_negatives"],
             self.settings["time_low"],
             self._objective,
+            self.vocabulary.pad_id,
         )
 
 

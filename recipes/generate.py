@@ -6,6 +6,7 @@ edlm run generate prompt="the statement ____ the name" num_steps=16
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from tqdm import tqdm
 
-from edlm import checkpoints, denoisers, energies, execution, particles, pipelines, samplers
+from edlm import checkpoints, contracts, denoisers, energies, execution, particles, pipelines, samplers
 from edlm.pipelines import Pipeline
 from edlm.recipes import _entry, _report, _settings, _training
 from edlm.recipes._settings import Schema
@@ -33,6 +34,7 @@ SETTINGS: Schema = {
     "batch_size": _settings.integer(1),
     "length": _settings.optional(_settings.integer(1)),
     "num_steps": _settings.optional(_settings.integer(1)),
+    "tokens_per_pass": _settings.integer(1),
     "num_particles": _settings.integer(1),
     "window": _settings.window,
     "selection": _settings.choice("sir", "imh", "greedy"),
@@ -40,7 +42,10 @@ SETTINGS: Schema = {
     "temperature": _settings.number(0, above=True),
     "prompt": _settings.optional(_settings.text),
     "execution": _settings.choice("eager", "compile", "cudagraph"),
+    "live": _settings.flag,
 }
+_SHOWN_LIVE = 4
+_CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
 class Generate:
@@ -82,30 +87,43 @@ class Generate:
                 getattr(particles, settings["selection"]),
             )
         length = settings["length"] or self.denoiser.max_length
-        pipeline = pipelines.sampling(kernel, length, settings["num_steps"], tuple(settings["window"]))
+        pipeline = pipelines.sampling(
+            kernel,
+            length,
+            settings["num_steps"],
+            tuple(settings["window"]),
+            tokens_per_pass=settings["tokens_per_pass"],
+        )
         self.pipeline: Pipeline = execution.accelerate(pipeline, settings["execution"])
+        free = ("output", "num_samples", "batch_size", "device", "threads", "execution", "live")  # they change no text
+        self.fingerprint = _report.fingerprint({key: value for key, value in settings.items() if key not in free})
         self.prompt = None if settings["prompt"] is None else encode_prompt(settings["prompt"], self.vocabulary)
+        pipelines.starting_tokens(
+            self.pipeline, 1, self.prompt
+        )  # refuses a prompt that does not fit before a file is made
 
     def generate(self) -> None:
-        """Sample batch after batch; the file is renamed to its name when it is whole."""
+        """Sample batch after batch, each text written when it is there; a file that was cut off is gone on with."""
         settings, total = self.settings, self.settings["num_samples"]
-        temporary = self.output.with_name(f".{self.output.name}.partial")
+        done = self._resume()
         try:
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file, tqdm(total=total, unit="text") as bar:
-                for first in range(0, total, settings["batch_size"]):
+            with self.output.open("a", encoding="utf-8") as file, tqdm(total=total, initial=done, unit="text") as bar:
+                for first in range(done, total, settings["batch_size"]):
                     count = min(settings["batch_size"], total - first)
                     out = pipelines.sample(
-                        self.pipeline, count, seed=settings["seed"], prompt=self.prompt, first_row=first
+                        self.pipeline,
+                        count,
+                        seed=settings["seed"],
+                        prompt=self.prompt,
+                        first_row=first,
+                        callback=self._show if settings["live"] else None,
                     )
-                    for record in self._records(out, first):
-                        file.write(json.dumps(record) + "\n")
+                    file.writelines(json.dumps(record) + "\n" for record in self._records(out, first))
+                    file.flush()
                     bar.update(count)
-            os.replace(temporary, self.output)
         except OSError as error:
             raise ValueError(f"output = {str(self.output)!r} cannot be written: {error.strerror}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def cleanup(self) -> None:
         """Show the first texts and say where all of them are."""
@@ -125,6 +143,30 @@ class Generate:
             rows.append(("mean ESS", f"{mean_ess:.2f}", f"of {self.settings['num_particles']} particles"))
         print(f"\n{_report.table(rows)}\n\n  written to {self.output}")
 
+    def _resume(self) -> int:
+        """How many texts the output holds already, a last line that was cut off removed.
+
+        Raises ValueError if it holds anything else than texts of the same settings.
+        """
+        if not self.output.is_file():
+            return 0
+        lines = self.output.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        try:
+            same = all(json.loads(line)["settings"] == self.fingerprint for line in whole)
+        except (ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise ValueError(f"output = {str(self.output)!r} holds other texts: remove it or choose another name")
+        if len(whole) < len(lines):
+            os.truncate(self.output, len("".join(whole).encode()))
+        return len(whole)
+
+    def _show(self, state: TensorDict, info: TensorDict) -> None:
+        """The first texts as they form, drawn over the ones before."""
+        texts = self.vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())
+        tqdm.write(_CLEAR_SCREEN + "\n\n".join(texts), file=sys.stderr)
+
     def _records(self, out: TensorDict, first: int) -> list[dict[str, Any]]:
         """One record per text: what it says, what it is made of, and how it came about."""
         texts, info = self.vocabulary.decode(out["tokens"].cpu()), out["info"].cpu()
@@ -133,6 +175,7 @@ class Generate:
             {
                 "row": first + index,
                 "seed": self.settings["seed"],
+                "settings": self.fingerprint,
                 "text": text,
                 "tokens": out["tokens"][index].tolist(),
                 "denoiser_passes": int(info["denoiser_passes"][index]),

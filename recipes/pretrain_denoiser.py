@@ -58,7 +58,9 @@ class PretrainDenoiser:
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
-            stages=pipelines.denoising(self._denoiser(network), self.schedule, settings["time_low"]),
+            stages=pipelines.denoising(
+                self._denoiser(network), self.schedule, settings["time_low"], self.vocabulary.pad_id
+            ),
             blocks=self.blocks.train,
             vocabulary=self.vocabulary,
             settings={key: settings[key] for key in _training.SETTINGS},

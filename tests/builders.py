@@ -3,6 +3,7 @@
 Unlike the tables of `oracles.py` the parts here cost nothing to build, so a property can be tried on many of them.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -109,7 +110,7 @@ SCHEDULES = [
 @st.composite
 def windows(draw: st.DrawFn) -> tuple[float, float]:
     """Any window, the full one and single times of a grid among them."""
-    ends = st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 2 / 3, 1.0]) | st.floats(0.0, 1.0)
+    ends = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0.0, 1.0)
     low, high = sorted([draw(ends), draw(ends)])
     return low, high
 
@@ -214,11 +215,16 @@ _SLOW_CHOICE: dict[str, Callable[[list[float], list[float]], int]] = {
 # ---- Networks
 
 
-def randomise(network: nn.Module, seed: int, scale: float = 0.5) -> nn.Module:
-    """Give every parameter a random value, those that start at zero too, and turn dropout off."""
+def randomise(network: nn.Module, seed: int) -> nn.Module:
+    """Give every parameter a random value, those that start at zero too, and turn dropout off.
+
+    Scaled so that a layer's output is about as large as its input, and the laws of a denoiser are neither flat nor
+    certain.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
+            scale = 1.0 / math.sqrt(parameter.shape[-1]) if parameter.ndim == 2 else 0.5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return network.eval()
 
@@ -237,5 +243,7 @@ def tiny_denoiser(seed: int = 0, mask_id: int = 4, schedule: Schedule | None = N
 def tiny_energy(seed: int = 1, vocab_size: int = 5, max_length: int = 8, **changes: object) -> TensorDictModule:
     """A learned energy with random weights, float64."""
     sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8} | changes
-    network = edlm.networks.EnergyNetwork(vocab_size, max_length, **sizes)
-    return edlm.energies.learned(randomise(network, seed).double())
+    network = randomise(edlm.networks.EnergyNetwork(vocab_size, max_length, **sizes), seed).double()
+    with torch.no_grad():
+        network.scalar.weight.mul_(50.0)  # averages over positions are small, and an energy of 0.03 nats does nothing
+    return edlm.energies.learned(network)

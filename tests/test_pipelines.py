@@ -177,6 +177,14 @@ def test_samples_stack_as_tensordicts():
     assert out[2:4]["tokens"].shape == (2, 4)
 
 
+def test_a_window_includes_the_times_of_the_grid_at_its_ends():
+    """`linspace` rounds 0.56 down and 0.3 up: the steps that start there would fall out of (0.56, 1) and (0, 0.3)."""
+    for num_steps, window, expected in ((100, (0.56, 1.0), 45), (10, (0.0, 0.3), 3)):
+        info = edlm.sample(Spec(length=6, num_steps=num_steps, window=window).pipeline(), 512)["info"]
+        used = info["t"][info["corrected"]].unique()
+        assert len(used) == expected
+
+
 # ---- Work
 
 
@@ -189,7 +197,7 @@ class _Calls(TorchDispatchMode):
         super().__init__()
         self.waiting: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name in self.WAITING:
             self.waiting.append(name)
@@ -243,7 +251,7 @@ def test_no_samples_is_an_error(num_samples: int):
 
 @pytest.mark.parametrize("window", [(0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (math.nan, 1.0)])
 def test_a_window_that_is_none_is_an_error(window: tuple[float, float]):
-    with pytest.raises(ValueError, match="window = .* must satisfy 0 <= low <= high <= 1"):
+    with pytest.raises(ValueError, match=r"window = .* must satisfy 0 <= low <= high <= 1"):
         Spec(window=window).pipeline()
 
 
@@ -321,7 +329,7 @@ def corrupted(schedule: Schedule, inputs: TensorDict, row: int, low: float, mask
     t = low + (1 - low) * ((u + number) / int(inputs[contracts.NUM_ROWS]))
     tokens = inputs[contracts.X_0][row].clone()
     for i in range(len(tokens)):
-        if noise.uniforms(seed, torch.tensor(number), step, Stream.CORRUPTION, i).item() >= schedule.alpha(t):
+        if noise.uniforms(seed, torch.tensor(number), step, Stream.CORRUPTION, i).item() < 1 - schedule.alpha(t):
             tokens[i] = mask_id
     return t, tokens
 
@@ -347,9 +355,9 @@ def test_denoising_is_the_weighted_sum_over_masked_positions(name: str, conditio
         nll = 0.0
         for i in (x_t == mask_id).nonzero().flatten().tolist():
             others = torch.cat([logits[i, :mask_id], logits[i, mask_id + 1 :]])
-            nll += float(others.logsumexp(0) - logits[i, inputs[contracts.X_0][row, i]])
+            nll += (others.logsumexp(0) - logits[i, inputs[contracts.X_0][row, i]]).item()
         slope = (float(schedule.alpha(t + 1e-6)) - float(schedule.alpha(t - 1e-6))) / 2e-6
-        assert float(out[contracts.LOSS][row]) == pytest.approx(-slope / (1 - alpha) * nll, rel=1e-6)
+        assert out[contracts.LOSS][row].item() == pytest.approx(-slope / (1 - alpha) * nll, rel=1e-6)
 
 
 def test_times_are_stratified_over_the_whole_batch():
@@ -413,10 +421,10 @@ def test_the_gradient_of_denoising_is_that_of_the_loss():
         for change in (1e-5, -2e-5):
             with torch.no_grad():
                 weight[index] += change
-            ends.append(float(pipeline(inputs)[contracts.LOSS].mean()))
+            ends.append(pipeline(inputs)[contracts.LOSS].mean().item())
         with torch.no_grad():
             weight[index] += 1e-5
-        assert float(weight.grad[index]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
+        assert weight.grad[index].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
 
 
 # ---- Training an energy
@@ -438,14 +446,14 @@ def test_contrast_is_the_objective_of_the_data_and_its_drafts(num_negatives: int
     assert (candidates != 4).all()
     for row in range(6):
         e = [
-            float(energy.module(x.view(1, 1, -1), x_t[row : row + 1], out[contracts.T][row : row + 1]))
+            energy.module(x.view(1, 1, -1), x_t[row : row + 1], out[contracts.T][row : row + 1]).item()
             for x in candidates[row]
         ]
         if objective is objectives.nce:
             expected = math.log1p(math.exp(e[0])) + sum(math.log1p(math.exp(-n)) for n in e[1:]) / num_negatives
         else:
             expected = e[0] + math.log(sum(math.exp(-n) for n in e))
-        assert float(out[contracts.LOSS][row]) == pytest.approx(expected, rel=1e-9)
+        assert out[contracts.LOSS][row].item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_negatives_differ_from_each_other_and_do_not_depend_on_their_number():

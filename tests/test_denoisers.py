@@ -1,0 +1,145 @@
+"""A denoiser never gives the mask any probability, works on the asked positions only, and knows the right noise level."""
+
+import pytest
+import torch
+from builders import tiny_network
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Batch, batches, noise_schedules, unit_floats
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from edlm import categorical, contracts, denoisers, schedules
+from edlm.denoisers import SubsDenoiser
+
+VOCABULARY = 5
+NETWORK = tiny_network(vocab_size=VOCABULARY)
+
+
+class Recorder(nn.Module):
+    """A network that writes down the noise levels it is told, and whose hidden states are the tokens themselves."""
+
+    max_length = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, VOCABULARY, dtype=torch.float64)
+        self.told: list[Tensor | None] = []
+
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
+        self.told.append(sigma)
+        return tokens.unsqueeze(-1).double()
+
+
+def ask(denoiser: SubsDenoiser, batch: Batch, positions: list[int] | Tensor, t: float = 0.5) -> Tensor:
+    """Hidden states of the flat positions."""
+    times = torch.full((len(batch.x_t),), t, dtype=torch.float64)
+    inputs = {contracts.X_T: batch.x_t, contracts.T: times, contracts.POSITIONS: torch.as_tensor(positions)}
+    return denoiser(TensorDict(inputs))[contracts.HIDDEN]
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> tuple[Batch, list[int]]:
+    batch = draw(batches(vocab_size=VOCABULARY))
+    return batch, draw(st.lists(st.integers(0, batch.x_t.numel() - 1), min_size=1, max_size=6))
+
+
+# ---- The law
+
+
+@given(questions())
+def test_the_mask_has_no_probability_and_every_other_token_has_some(question):
+    batch, positions = question
+    denoiser = denoisers.subs(NETWORK, batch.mask_id)
+    law = denoiser.logits(ask(denoiser, batch, positions)).softmax(-1)
+    assert (law[:, batch.mask_id] == 0.0).all()
+    assert (law.index_select(1, torch.tensor([i for i in range(VOCABULARY) if i != batch.mask_id])) > 0.0).all()
+
+
+@given(questions(), st.sampled_from([2.0**-53, 1.0 - 2.0**-53]))
+def test_the_mask_is_never_drawn(question, u):
+    batch, positions = question
+    denoiser = denoisers.subs(NETWORK, batch.mask_id)
+    logits = denoiser.logits(ask(denoiser, batch, positions))
+    tokens = categorical.inverse_cdf(logits, torch.full((len(positions), 1), u).double()).tokens
+    assert (tokens != batch.mask_id).all()
+
+
+@given(questions())
+def test_the_other_logits_are_those_of_the_network(question):
+    batch, positions = question
+    denoiser = denoisers.subs(NETWORK, batch.mask_id)
+    expected = NETWORK.head(NETWORK(batch.x_t)).flatten(0, 1)[positions]
+    others = torch.arange(VOCABULARY) != batch.mask_id
+    torch.testing.assert_close(denoiser.logits(ask(denoiser, batch, positions))[:, others], expected[:, others])
+
+
+# ---- The positions
+
+
+@given(questions())
+def test_each_asked_position_is_answered_in_its_place(question):
+    batch, positions = question
+    denoiser = denoisers.subs(Recorder(), batch.mask_id)
+    assert torch.equal(ask(denoiser, batch, positions).squeeze(-1).long(), batch.x_t.flatten()[positions])
+
+
+@given(questions(), st.integers(1, 3))
+def test_padded_positions_are_safe_and_do_not_move_the_others(question, padding):
+    batch, positions = question
+    denoiser = denoisers.subs(NETWORK, batch.mask_id)
+    padded = ask(denoiser, batch, [*positions, *[batch.x_t.numel()] * padding])
+    assert len(padded) == len(positions) + padding
+    assert padded.isfinite().all()
+    assert torch.equal(padded[: len(positions)], ask(denoiser, batch, positions))
+
+
+def test_no_positions_give_no_states():
+    batch = Batch(torch.zeros(2, 3).long(), torch.zeros(2, 3).long(), torch.zeros(2, 3).bool(), 4, VOCABULARY)
+    assert ask(denoisers.subs(NETWORK, 4), batch, torch.zeros(0).long()).shape == (0, 16)
+
+
+# ---- The noise level
+
+
+@given(questions(), noise_schedules(), unit_floats())
+def test_with_a_schedule_the_network_is_told_minus_log_alpha(question, schedule, t):
+    batch, positions = question
+    network = Recorder()
+    try:
+        denoiser = denoisers.subs(network, batch.mask_id, schedule)
+    except ValueError:
+        assert schedule.alpha(torch.ones(1, dtype=torch.float64)) == 0.0
+        return
+    ask(denoiser, batch, positions, t)
+    expected = -schedule.alpha(torch.full((len(batch.x_t),), t, dtype=torch.float64)).log()
+    assert torch.equal(network.told[0], expected)
+
+
+@given(questions())
+def test_without_a_schedule_the_network_is_told_nothing(question):
+    network = Recorder()
+    ask(denoisers.subs(network, question[0].mask_id), *question)
+    assert network.told == [None]
+
+
+@pytest.mark.parametrize("schedule", [schedules.log_linear(), schedules.polynomial(2.0)])
+def test_a_schedule_whose_noise_level_ends_infinite_is_refused(schedule):
+    with pytest.raises(ValueError, match=r"finite sigma\(1\)"):
+        denoisers.subs(NETWORK, 0, schedule)
+
+
+# ---- The module
+
+
+@pytest.mark.parametrize("mask_id", [-1, VOCABULARY])
+def test_a_mask_outside_the_vocabulary_is_refused(mask_id):
+    with pytest.raises(ValueError, match=f"mask_id = {mask_id} is outside the network's vocabulary of {VOCABULARY}"):
+        denoisers.subs(NETWORK, mask_id)
+
+
+def test_a_denoiser_says_its_sizes_and_holds_its_network():
+    denoiser = denoisers.subs(NETWORK, 4)
+    assert isinstance(denoiser, contracts.Denoiser)
+    assert (denoiser.mask_id, denoiser.vocab_size, denoiser.max_length) == (4, VOCABULARY, 8)
+    assert {id(p) for p in denoiser.parameters()} == {id(p) for p in NETWORK.parameters()}

@@ -1,0 +1,237 @@
+"""What a network's output depends on: which tokens, which rows, which noise level, and nothing at the start."""
+
+from functools import partial
+
+import pytest
+import torch
+from builders import randomise
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import batches
+from torch import Tensor
+
+from edlm import networks
+from edlm.contracts import Network
+from edlm.networks import EnergyNetwork, Transformer
+
+SIZES = {"vocab_size": 6, "max_length": 8, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8}
+KINDS = {
+    "bidirectional": {},
+    "unconditioned": {"conditioning_size": 0},
+    "autoregressive": {"conditioning_size": 0, "causal": True},
+}
+close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-11)
+
+
+def network(seed: int = 0, **changes: object) -> Transformer:
+    return randomise(Transformer(**(SIZES | changes)), seed).double()
+
+
+def energy_network(seed: int = 0, **changes: object) -> EnergyNetwork:
+    return randomise(EnergyNetwork(**(SIZES | changes)), seed).double()
+
+
+NETWORKS = {name: network(**changes) for name, changes in KINDS.items()}
+ENERGY = energy_network()
+every_kind = pytest.mark.parametrize("net", NETWORKS.values(), ids=NETWORKS)
+
+
+def tokens(b: int = 3, length: int = 6, seed: int = 0) -> Tensor:
+    return torch.randint(6, (b, length), generator=torch.Generator().manual_seed(seed))
+
+
+def levels(b: int, value: float = 0.3) -> Tensor:
+    return torch.arange(b, dtype=torch.float64) + value
+
+
+def with_other_token(x: Tensor, position: int) -> Tensor:
+    return x.index_copy(1, torch.tensor([position]), (x[:, position : position + 1] + 1) % 6)
+
+
+def moved(before: Tensor, after: Tensor) -> list[bool]:
+    """Which positions changed, in any row: (b, l, h) to l truth values."""
+    return ((before - after).abs().amax((0, 2)) > 1e-9).tolist()
+
+
+# ---- Which tokens
+
+
+@pytest.mark.parametrize("position", range(6))
+def test_a_bidirectional_network_lets_every_position_see_every_token(position):
+    x, net = tokens(), NETWORKS["bidirectional"]
+    assert moved(net(x), net(with_other_token(x, position))) == [True] * 6
+
+
+@pytest.mark.parametrize("position", range(6))
+def test_a_causal_network_lets_no_position_see_a_later_token(position):
+    x, net = tokens(), NETWORKS["autoregressive"]
+    assert moved(net(x), net(with_other_token(x, position))) == [i >= position for i in range(6)]
+
+
+@given(st.integers(1, 5))
+def test_a_causal_network_gives_a_prefix_what_it_gives_it_in_the_whole(length):
+    x, net = tokens(), NETWORKS["autoregressive"]
+    close(net(x[:, :length]), net(x)[:, :length])
+
+
+def test_attention_depends_on_the_distance_of_two_positions_and_not_on_where_they_are():
+    query, key = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cos, sin = networks._rotary_table(10, 8, query)
+    rotated = [networks._rotate(x.expand(10, 8), cos, sin) for x in (query, key)]
+    products = rotated[0] @ rotated[1].T
+    for distance in range(-8, 9):
+        diagonal = products.diagonal(distance)
+        close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-6)
+    assert products[0].unique().numel() == 10
+
+
+@every_kind
+@given(batches(vocab_size=6))
+def test_rows_do_not_see_each_other(net, batch):
+    sigma = levels(len(batch.x_t)) if net.arguments["conditioning_size"] else None
+    alone = [net(batch.x_t[i : i + 1], None if sigma is None else sigma[i : i + 1]) for i in range(len(batch.x_t))]
+    close(net(batch.x_t, sigma), torch.cat(alone))
+
+
+@every_kind
+def test_the_head_works_on_any_positions(net):
+    hidden = net(tokens())
+    assert isinstance(net, Network)
+    assert hidden.shape == (3, 6, 16)
+    close(net.head(hidden[1, [4, 0]]), net.head(hidden)[1, [4, 0]])
+
+
+# ---- Which noise level
+
+
+def test_the_noise_level_counts_with_conditioning_only():
+    x = tokens()
+    for name, net in NETWORKS.items():
+        assert any(moved(net(x, levels(3)), net(x, levels(3, 1.5)))) == (name == "bidirectional")
+
+
+def test_no_noise_level_means_zero():
+    x, net = tokens(), NETWORKS["bidirectional"]
+    close(net(x), net(x, torch.zeros(3)))
+    close(ENERGY(x, x), ENERGY(x, x, torch.zeros(3)))
+
+
+def test_conditioning_starts_without_effect_and_can_be_learned():
+    x, net = tokens(), Transformer(**SIZES).double()
+    close(net(x, levels(3)), net(x, levels(3, 1.5)))
+    net(x, levels(3)).square().sum().backward()
+    assert net.trunk.modulation.linear.weight.grad.abs().sum() > 0
+
+
+def test_an_energy_is_told_the_noise_level_of_its_row():
+    x = tokens()
+    assert ((ENERGY(x, x, levels(3)) - ENERGY(x, x, levels(3, 1.5))).abs() > 1e-9).all()
+    unconditioned = energy_network(conditioning_size=0)
+    close(unconditioned(x, x, levels(3)), unconditioned(x, x, levels(3, 1.5)))
+
+
+# ---- The start of training
+
+
+def test_an_untrained_network_gives_every_token_the_same_probability():
+    net = Transformer(**SIZES)
+    assert (net.head(net(tokens())) == 0.0).all()
+
+
+def test_an_untrained_energy_is_zero_and_can_be_learned():
+    net = EnergyNetwork(**SIZES)
+    energy = net(tokens(), tokens(seed=1))
+    assert energy.tolist() == [0.0, 0.0, 0.0]
+    energy.sum().backward()
+    assert net.scalar.weight.grad.abs().sum() > 0
+
+
+def test_an_untrained_energy_reads_both_of_its_inputs_alike():
+    net = EnergyNetwork(**SIZES)
+    torch.nn.init.ones_(net.scalar.weight)
+    x_t, x_0 = tokens(), tokens(seed=1)
+    torch.testing.assert_close(net(x_t, x_0), net(x_0, x_t), rtol=0.0, atol=1e-4)
+
+
+# ---- Energies
+
+
+@given(batches(vocab_size=6))
+def test_energies_of_rows_do_not_see_each_other(batch):
+    sigma = levels(len(batch.x_0))
+    alone = [ENERGY(batch.x_t[i : i + 1], batch.x_0[i : i + 1], sigma[i : i + 1]) for i in range(len(batch.x_0))]
+    together = ENERGY(batch.x_t, batch.x_0, sigma)
+    assert together.shape == (len(batch.x_0),)
+    close(together, torch.cat(alone))
+
+
+def test_an_energy_depends_on_both_texts_and_on_which_is_which():
+    x_t, x_0 = tokens(), tokens(seed=1)
+    reference = ENERGY(x_t, x_0)
+    for other in (ENERGY(with_other_token(x_t, 5), x_0), ENERGY(x_t, with_other_token(x_0, 0)), ENERGY(x_0, x_t)):
+        assert ((reference - other).abs() > 1e-9).all()
+
+
+def test_positions_that_are_not_valid_are_left_out_of_the_mean():
+    # Without attention nothing else carries a token to the energy.
+    net = energy_network(num_layers=0)
+    x_t, x_0 = tokens(), tokens(seed=1)
+    valid = (torch.arange(6) < 4).expand(3, 6)
+    expected = net(x_t[:, :4], x_0[:, :4])
+    close(net(x_t, x_0, valid=valid), expected)
+    close(net(with_other_token(x_t, 5), with_other_token(x_0, 4), valid=valid), expected)
+    assert ((net(x_t, x_0) - expected).abs() > 1e-9).all()
+
+
+def test_valid_everywhere_is_no_restriction_and_valid_nowhere_is_finite():
+    x, everywhere = tokens(), torch.ones(3, 6, dtype=torch.bool)
+    close(ENERGY(x, x, valid=everywhere), ENERGY(x, x))
+    assert ENERGY(x, x, valid=~everywhere).isfinite().all()
+
+
+def test_an_energy_starts_from_a_copy_of_the_denoisers_embedding_and_trunk():
+    net, energy = network(seed=1), energy_network(seed=2)
+    networks.start_energy_from(energy, net)
+    for part in ("embedding", "trunk"):
+        for mine, its in zip(getattr(energy, part).parameters(), getattr(net, part).parameters(), strict=True):
+            assert torch.equal(mine, its)
+            assert mine.data_ptr() != its.data_ptr()
+
+
+@pytest.mark.parametrize(("changes", "part"), [({"vocab_size": 7}, "embedding"), ({"num_layers": 1}, "trunk")])
+def test_an_energy_of_another_shape_is_refused(changes, part):
+    with pytest.raises(ValueError, match=f"the energy's {part} cannot start"):
+        networks.start_energy_from(EnergyNetwork(**(SIZES | changes)), Transformer(**SIZES))
+
+
+# ---- Construction
+
+
+@pytest.mark.parametrize("kind", [Transformer, EnergyNetwork])
+def test_a_width_that_the_heads_cannot_share_is_refused(kind):
+    with pytest.raises(ValueError, match=r"hidden_size = 18 must be a multiple of 2 \* num_heads = 4"):
+        kind(**(SIZES | {"hidden_size": 18}))
+
+
+@pytest.mark.parametrize("kind", [Transformer, EnergyNetwork])
+def test_the_recorded_arguments_rebuild_the_network(kind):
+    net = kind(**(SIZES | {"dropout": 0.1}))
+    assert net.arguments.items() >= (SIZES | {"dropout": 0.1}).items()
+    again = kind(**net.arguments)
+    again.load_state_dict(net.state_dict())
+    assert again.arguments == net.arguments
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_output_has_the_type_of_the_weights(dtype):
+    x, sigma = tokens(), levels(3)
+    assert network().to(dtype)(x, sigma).dtype == dtype
+    energy = energy_network().to(dtype)(x, x, sigma, torch.ones(3, 6, dtype=torch.bool))
+    assert (energy.dtype, bool(energy.isfinite().all())) == (dtype, True)
+
+
+def test_dropout_acts_in_training_only():
+    net, x = network(dropout=0.5), tokens()
+    close(net(x), net(x))
+    net.train()
+    assert any(moved(net(x), net(x)))
