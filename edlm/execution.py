@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm.contracts import POSITIONS, PROPOSAL_NOISE
+from edlm.contracts import POSITIONS, PROPOSAL_NOISE, X_T
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
@@ -79,20 +79,20 @@ class _CompiledDraw:
 
 
 class _GraphedStep(nn.Module):
-    """A compiled step captured once per number of positions and replayed."""
+    """A compiled step captured once per number of rows and positions and replayed."""
 
     def __init__(self, step: TensorDictModuleBase) -> None:
         super().__init__()
         self.step = step
         self._run = torch.compile(step, fullgraph=True, dynamic=False)
-        self._graphs: dict[int, CudaGraphModule] = {}
+        self._graphs: dict[tuple[int, ...], CudaGraphModule] = {}
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
         inputs = tensordict.select(*self.step.in_keys)
-        count = inputs[POSITIONS].shape[0]
-        if count not in self._graphs:
-            self._graphs[count] = CudaGraphModule(self._run, in_keys=self.step.in_keys, out_keys=self.step.out_keys)
-        return self._graphs[count](inputs).clone()  # the graph's own output is overwritten by its next replay
+        shape = (*inputs[X_T].shape, *inputs[POSITIONS].shape)
+        if shape not in self._graphs:
+            self._graphs[shape] = CudaGraphModule(self._run, in_keys=self.step.in_keys, out_keys=self.step.out_keys)
+        return self._graphs[shape](inputs).clone()  # the graph's own output is overwritten by its next replay
 
 
 def _at_least_two(count: int) -> int:

@@ -67,9 +67,10 @@ def nelbo(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, seed: Tensor, row
 
 
 def _strata(seed: Tensor, row: Tensor) -> Tensor:
-    """A uniform per row, one in each of b strata: float64 (b,)."""
+    """A uniform per row, one in each of b strata that are shifted together, so that none belongs to a row: (b,)."""
     jitter = noise.uniforms(seed, row, 0, Stream.TIME).squeeze(-1)
-    return (jitter + torch.arange(row.shape[0], device=row.device)) / row.shape[0]
+    shift = noise.uniforms(seed, row[:1], 1, Stream.TIME).squeeze(-1)
+    return ((jitter + torch.arange(row.shape[0], device=row.device)) / row.shape[0] + shift) % 1.0
 
 
 def _before_random_pass(

@@ -6,7 +6,7 @@ and noise levels only; what a mask or a time is, is said in `denoisers` and `ene
 """
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -70,11 +70,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a feed-forward layer, each normalised before and added after; modulated when conditioned."""
 
-    def __init__(self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float, norm_bias: bool
+    ) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(hidden_size, bias=False)
+        self.norm_1 = nn.LayerNorm(hidden_size, bias=norm_bias)
         self.attention = Attention(hidden_size, num_heads, causal)
-        self.norm_2 = nn.LayerNorm(hidden_size, bias=False)
+        self.norm_2 = nn.LayerNorm(hidden_size, bias=norm_bias)
         self.up = nn.Linear(hidden_size, _MLP_RATIO * hidden_size)
         self.down = nn.Linear(_MLP_RATIO * hidden_size, hidden_size)
         self.modulation = Modulation(conditioning_size, hidden_size, 6) if conditioning_size else None
@@ -104,14 +106,15 @@ class Trunk(nn.Module):
         conditioning_size: int,
         causal: bool,
         dropout: float,
+        norm_bias: bool,
     ) -> None:
         super().__init__()
         if hidden_size % (2 * num_heads):
             raise ValueError(f"hidden_size = {hidden_size} must be a multiple of 2 * num_heads = {2 * num_heads}")
         self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, conditioning_size, causal, dropout) for _ in range(num_layers)
+            Block(hidden_size, num_heads, conditioning_size, causal, dropout, norm_bias) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(hidden_size, bias=False)
+        self.norm = nn.LayerNorm(hidden_size, bias=norm_bias)
         self.noise_embedding = NoiseEmbedding(conditioning_size) if conditioning_size else None
         self.modulation = Modulation(conditioning_size, hidden_size, 2) if conditioning_size else None
         self.head_size = hidden_size // num_heads
@@ -148,12 +151,13 @@ class Transformer(nn.Module):
         conditioning_size: int = 128,
         causal: bool = False,
         dropout: float = 0.0,
+        norm_bias: bool = False,
     ) -> None:
         super().__init__()
         self.arguments = _own_arguments(locals())
         self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, hidden_size)
-        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout)
+        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout, norm_bias)
         self.head = nn.Linear(hidden_size, vocab_size)
         _init_embedding(self.embedding)
         nn.init.zeros_(self.head.weight)
@@ -179,13 +183,14 @@ class EnergyNetwork(nn.Module):
         num_heads: int = 4,
         conditioning_size: int = 128,
         dropout: float = 0.0,
+        norm_bias: bool = False,
     ) -> None:
         super().__init__()
         self.arguments = _own_arguments(locals())
         self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.combine = nn.Linear(2 * hidden_size, hidden_size)
-        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal=False, dropout=dropout)
+        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, False, dropout, norm_bias)
         self.project = nn.Linear(hidden_size, hidden_size)
         self.hidden = nn.Linear(hidden_size, hidden_size)
         self.scalar = nn.Linear(hidden_size, 1, bias=False)
@@ -207,6 +212,9 @@ class EnergyNetwork(nn.Module):
         return self.scalar(F.relu(self.hidden(pooled))).squeeze(-1)
 
 
+N = TypeVar("N", Transformer, EnergyNetwork)
+
+
 def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
     """Copy the denoiser's embedding and trunk into the energy. Raises ValueError if their shapes differ."""
     for part in ("embedding", "trunk"):
@@ -214,6 +222,50 @@ def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
             getattr(energy, part).load_state_dict(getattr(denoiser, part).state_dict())
         except RuntimeError as error:
             raise ValueError(f"the energy's {part} cannot start from the denoiser's: {error}") from error
+
+
+@torch.no_grad()
+def fold_conditioning(network: N) -> N:
+    """Return the network with its adaLN at sigma = 0 folded into the weights: the same function, fewer operations.
+
+    For networks that are never told a noise level. A shift and a scale become LayerNorm's bias and weight, a gate
+    becomes part of the linear layer before it. A network without conditioning is returned as it is.
+    """
+    trunk = network.trunk
+    if trunk.noise_embedding is None or trunk.modulation is None:
+        return network
+    folded = type(network)(**{**network.arguments, "conditioning_size": 0, "norm_bias": True})
+    folded.load_state_dict({**_norm_biases(folded), **_unmodulated(network)})
+    folded = folded.to(next(network.parameters())).train(network.training)
+    conditioning = trunk.noise_embedding(next(network.parameters()).new_zeros(1))
+    for block, target in zip(trunk.blocks, folded.trunk.blocks, strict=True):
+        _fold_block(block, target, conditioning)
+    _shift_and_scale(folded.trunk.norm, *trunk.modulation(conditioning))
+    return folded
+
+
+def _fold_block(block: Any, target: Any, conditioning: Tensor) -> None:
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = block.modulation(conditioning)
+    _shift_and_scale(target.norm_1, shift_1, scale_1)
+    _shift_and_scale(target.norm_2, shift_2, scale_2)
+    target.attention.out.weight.mul_(gate_1.flatten().unsqueeze(-1))
+    target.down.weight.mul_(gate_2.flatten().unsqueeze(-1))
+    target.down.bias.mul_(gate_2.flatten())
+
+
+def _unmodulated(network: nn.Module) -> dict[str, Tensor]:
+    """Every weight but those that make the conditioning."""
+    return {k: v for k, v in network.state_dict().items() if "modulation" not in k and "noise_embedding" not in k}
+
+
+def _norm_biases(network: nn.Module) -> dict[str, Tensor]:
+    norms = (f"{name}.bias" for name, module in network.named_modules() if isinstance(module, nn.LayerNorm))
+    return {name: torch.zeros_like(network.get_parameter(name)) for name in norms}
+
+
+def _shift_and_scale(norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> None:
+    norm.weight.mul_(1 + scale.flatten())
+    norm.bias.mul_(1 + scale.flatten()).add_(shift.flatten())
 
 
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:

@@ -39,13 +39,11 @@ def d3pm(
     every step; with `log_prob_mask = -inf` it is `t_step`. A visible token contributes nothing here: the bound of
     `-log p(x_0)` also needs `-log p(x_0 | x_0)` at t = 0.
     """
-    reveal = _reveal_probability(alpha_t, alpha_s).to(log_prob.dtype).unsqueeze(-1)
-    divergence = (
-        _log_mask_ratio(log_prob_mask, alpha_t)
-        - reveal * log_prob
-        - (1.0 - reveal) * _log_mask_ratio(log_prob_mask, alpha_s)
-    )
-    return num_steps * torch.where(masked, divergence, 0.0).sum(-1)
+    reveal = _reveal_probability(alpha_t, alpha_s).unsqueeze(-1)
+    # float64, for T times the difference of two nearly equal logarithms.
+    mask_t, mask_s = (_log_mask_ratio(log_prob_mask.double(), alpha.double()) for alpha in (alpha_t, alpha_s))
+    divergence = mask_t - (1.0 - reveal) * mask_s - reveal * log_prob
+    return num_steps * torch.where(masked, divergence, 0.0).sum(-1).to(log_prob.dtype)
 
 
 def sedd(log_score: Tensor, x_0: Tensor, alpha: Tensor, alpha_slope: Tensor, mask_id: int) -> Tensor:
@@ -102,5 +100,5 @@ def _log_mask_ratio(log_prob_mask: Tensor, alpha: Tensor) -> Tensor:
     Zero at alpha = 1, where a factor of zero follows.
     """
     possible = (alpha < 1.0).unsqueeze(-1)
-    log_odds = torch.where(possible, alpha.unsqueeze(-1), 0.5).logit().to(log_prob_mask.dtype)
+    log_odds = torch.where(possible, alpha.unsqueeze(-1), 0.5).logit()
     return torch.where(possible, torch.logaddexp(log_prob_mask + log_odds, torch.zeros_like(log_odds)), 0.0)

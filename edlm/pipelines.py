@@ -28,8 +28,8 @@ class Pipeline(NamedTuple):
     """Everything `sample` needs but the number of samples and the seed.
 
     grid: times of the steps from 1 to 0, None for `tokens_per_pass` positions at a time; window: the times [low, high]
-    at which the energy corrects; round_up: the number of positions a step is padded to (more than needed only where an execution
-    mode wants few distinct shapes).
+    at which the energy corrects; round_up: the number of positions a step is padded to, more than needed only where an
+    execution mode wants few distinct shapes.
     """
 
     kernel: Kernel

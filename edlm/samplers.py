@@ -19,6 +19,9 @@ from edlm.noise import Stream
 from edlm.schedules import Schedule
 
 
+_LOGITS_AT_ONCE = 1 << 25  # positions are drawn in tiles of this many logits, so memory hardly grows with k, b or v
+
+
 class Kernel(NamedTuple):
     """One way to take a step.
 
@@ -121,15 +124,21 @@ class _Propose(nn.Module):
         self.temperature = temperature
 
     def forward(self, hidden: Tensor, x_t: Tensor, positions: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.denoiser.logits(hidden)
-        draws = categorical.inverse_cdf(logits if self.temperature == 1.0 else logits / self.temperature, uniforms)
         b, l = x_t.shape
         k = uniforms.shape[-1]
+        rows = max(1, _LOGITS_AT_ONCE // self.denoiser.vocab_size)
+        tiles = [self._draw(*tile) for tile in zip(hidden.split(rows), uniforms.split(rows), strict=True)]
+        drawn, log_prob = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         # Padded positions are b * l: they write into one extra row, which is cut off again.
-        tokens = torch.cat([x_t.flatten(), x_t.new_zeros(1)]).unsqueeze(-1).expand(-1, k)
-        tokens = tokens.index_copy(0, positions, draws.tokens)[:-1]
-        log_prob = draws.log_prob.new_zeros(b * l + 1, k).index_copy(0, positions, draws.log_prob)[:-1]
-        return tokens.unflatten(0, (b, l)).transpose(1, 2), log_prob.unflatten(0, (b, l)).transpose(1, 2)
+        # Contiguous before it is written to: torch.compile writes into an expanded tensor as if k were 1.
+        tokens = torch.cat([x_t.flatten(), x_t.new_zeros(1)]).unsqueeze(-1).expand(-1, k).contiguous()
+        tokens = tokens.index_copy(0, positions, drawn)[:-1]
+        spread = log_prob.new_zeros(b * l + 1, k).index_copy(0, positions, log_prob)[:-1]
+        return tokens.unflatten(0, (b, l)).transpose(1, 2), spread.unflatten(0, (b, l)).transpose(1, 2)
+
+    def _draw(self, hidden: Tensor, uniforms: Tensor) -> categorical.Draws:
+        logits = self.denoiser.logits(hidden)
+        return categorical.inverse_cdf(logits if self.temperature == 1.0 else logits / self.temperature, uniforms)
 
 
 class _Select(nn.Module):

@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from tqdm import tqdm
 
-from edlm import checkpoints, contracts, denoisers, energies, execution, particles, pipelines, samplers
+from edlm import checkpoints, contracts, denoisers, energies, execution, networks, particles, pipelines, samplers
 from edlm.pipelines import Pipeline
 from edlm.recipes import _entry, _report, _settings, _training
 from edlm.recipes._settings import Schema
@@ -64,11 +64,11 @@ class Generate:
         self.vocabulary: Vocabulary = checkpoints.load_vocabulary_of(folder)
         self.schedule = _settings.build(description["schedule"])
         self.told = self.schedule if description["time_conditioning"] else None
-        network = checkpoints.load_network(folder).to(self.device)
+        network = self._load(folder)
         self.denoiser = denoisers.subs(network, self.vocabulary.mask_id, self.told)
         self.energy = None
         if self.settings["energy"] is not None:
-            energy_network = checkpoints.load_network(self.settings["energy"], self.vocabulary).to(self.device)
+            energy_network = self._load(checkpoints.find_network(self.settings["energy"]))
             self.energy = energies.learned(energy_network, self.told, self.vocabulary.pad_id)
 
     def setup(self) -> None:
@@ -166,6 +166,11 @@ class Generate:
         """The first texts as they form, drawn over the ones before."""
         texts = self.vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())
         tqdm.write(_CLEAR_SCREEN + "\n\n".join(texts), file=sys.stderr)
+
+    def _load(self, folder: Path) -> Any:
+        """A network on the device, its conditioning folded into the weights where it is always the same."""
+        network = checkpoints.load_network(folder, self.vocabulary)
+        return (network if self.told is not None else networks.fold_conditioning(network)).to(self.device)
 
     def _records(self, out: TensorDict, first: int) -> list[dict[str, Any]]:
         """One record per text: what it says, what it is made of, and how it came about."""

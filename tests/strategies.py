@@ -70,7 +70,7 @@ def vocabulary_sizes() -> st.SearchStrategy[int]:
 
 @st.composite
 def logits(draw: st.DrawFn, n: int, v: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Logits (n, v): flat, ordinary, peaked or up to 1e4 in size; columns, rows but one token, or single ones at -inf."""
+    """Logits (n, v): flat, ordinary, peaked or 1e4 in size; single ones, whole columns or all but one at -inf."""
     generator = draw(_generators())
     scale = draw(st.sampled_from([0.0, 1.0, 5.0, 1e4]))
     values = (scale * torch.randn(n, v, generator=generator, dtype=torch.float64)).to(dtype)

@@ -205,6 +205,14 @@ def test_without_a_grid_positions_come_one_by_one_in_order_of_falling_reveal_tim
         assert torch.equal(plan.t[i, : len(places)], tau[i, expected])
 
 
+@given(cases(with_grid=False, distinct=True), st.integers(1, 4))
+def test_several_positions_per_pass_are_taken_in_the_same_order(case, size):
+    one, several = case.plan(), absorbing.reveal_plan(case.u, case.masked, case.schedule, None, size)
+    assert torch.equal(several.order, torch.where(case.masked, one.order // size, -1))
+    assert torch.equal(several.passes, -(-one.passes // size))
+    assert torch.equal(several.t, one.t[:, ::size])  # the reveal time of the first of a pass
+
+
 @given(cases(with_grid=False))
 def test_even_equal_uniforms_are_revealed_one_by_one(case):
     assert torch.equal(case.plan().passes, case.masked.sum(-1))

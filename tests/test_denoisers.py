@@ -1,4 +1,4 @@
-"""A denoiser never gives the mask any probability, works on the asked positions only, and knows the right noise level."""
+"""A denoiser gives the mask no probability, works on the asked positions only, and knows the right noise level."""
 
 import pytest
 import torch
@@ -129,13 +129,53 @@ def test_a_schedule_whose_noise_level_ends_infinite_is_refused(schedule):
         denoisers.subs(NETWORK, 0, schedule)
 
 
+# ---- Baselines
+
+
+@given(questions())
+def test_the_baselines_answer_the_positions_that_they_are_asked(question):
+    batch, positions = question
+    schedule = schedules.log_linear(1e-3)
+    expected = ask(denoisers.subs(NETWORK, batch.mask_id, schedule), batch, positions)
+    for build in (denoisers.d3pm, denoisers.sedd):
+        assert torch.equal(ask(build(NETWORK, batch.mask_id, schedule), batch, positions), expected)
+
+
+@given(questions())
+def test_the_unrestricted_law_may_predict_the_mask_and_sums_to_one(question):
+    batch, positions = question
+    denoiser = denoisers.d3pm(NETWORK, batch.mask_id)
+    law = denoiser.log_prob(ask(denoiser, batch, positions)).exp()
+    torch.testing.assert_close(law.sum(-1), torch.ones(len(positions)).double())
+    assert (law > 0.0).all()
+
+
+@given(st.integers(0, VOCABULARY - 1), st.floats(0.01, 0.99))
+def test_score_logits_of_zero_are_the_exact_score_of_uniform_data(mask_id, alpha):
+    network = Recorder()
+    torch.nn.init.zeros_(network.head.weight)
+    torch.nn.init.zeros_(network.head.bias)
+    denoiser = denoisers.sedd(network, mask_id, schedules.log_linear(1e-3))
+    score = denoiser.log_score(torch.ones(1, 1).double(), torch.tensor([alpha]).double()).exp()[0]
+    # A token of uniform data at a kept position, over a mask: alpha / (v - 1) to 1 - alpha.
+    exact = torch.full((VOCABULARY,), alpha / (VOCABULARY - 1) / (1 - alpha)).double()
+    exact[mask_id] = 1.0
+    torch.testing.assert_close(score, exact, rtol=1e-6, atol=0.0)
+
+
+def test_scores_without_a_noise_level_are_refused():
+    with pytest.raises(ValueError, match="sedd needs a schedule"):
+        denoisers.sedd(NETWORK, 0, None)
+
+
 # ---- The module
 
 
 @pytest.mark.parametrize("mask_id", [-1, VOCABULARY])
-def test_a_mask_outside_the_vocabulary_is_refused(mask_id):
+@pytest.mark.parametrize("build", [denoisers.subs, denoisers.d3pm, denoisers.sedd])
+def test_a_mask_outside_the_vocabulary_is_refused(build, mask_id):
     with pytest.raises(ValueError, match=f"mask_id = {mask_id} is outside the network's vocabulary of {VOCABULARY}"):
-        denoisers.subs(NETWORK, mask_id)
+        build(NETWORK, mask_id, schedules.log_linear(1e-3))
 
 
 def test_a_denoiser_says_its_sizes_and_holds_its_network():

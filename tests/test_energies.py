@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from builders import randomise
+from builders import randomise, tiny_network
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import all_masked_states, all_sequences, random_marginals
 from strategies import noise_schedules
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
@@ -114,21 +115,142 @@ def test_a_schedule_whose_noise_level_ends_infinite_is_refused(schedule):
 
 
 @given(drafts())
-def test_padding_of_a_candidate_is_not_valid(inputs):
+def test_positions_that_x_t_gives_as_padding_are_not_valid(inputs):
     network = Recorder()
     energy_of(energies.learned(network, pad_id=PAD), inputs)
-    assert torch.equal(network.told[0][1], inputs[contracts.CANDIDATES].flatten(0, 1) != PAD)
+    k = inputs[contracts.CANDIDATES].shape[1]
+    assert torch.equal(network.told[0][1], (inputs[contracts.X_T] != PAD).repeat_interleave(k, dim=0))
 
 
 @given(drafts(), st.integers(1, 3))
 def test_padding_on_the_right_does_not_enter_the_mean(inputs, padding):
     # Without attention nothing else carries a token to the energy.
     energy = energies.learned(randomise(EnergyNetwork(num_layers=0, **SIZES), seed=1).double(), TIMED, PAD)
-    inputs[contracts.CANDIDATES] = inputs[contracts.CANDIDATES].clamp(max=PAD - 1)
     longer = inputs.clone()
     for key in (contracts.CANDIDATES, contracts.X_T):
         longer[key] = nn.functional.pad(inputs[key], (0, padding), value=PAD)
     torch.testing.assert_close(energy_of(energy, longer), energy_of(energy, inputs), rtol=0.0, atol=1e-10)
+
+
+# ---- The energy of an autoregressive model
+
+SYMBOLS, LENGTH = 3, 3
+MASK = SYMBOLS
+MARGINALS = random_marginals(0, SYMBOLS, LENGTH, strength=2.0)
+CAUSAL = tiny_network(vocab_size=SYMBOLS + 1, causal=True, conditioning_size=0)
+STATES = all_masked_states(SYMBOLS, LENGTH)
+
+
+def ar_law(x: Tensor, bos: int | None) -> Tensor:
+    """`log p_AR(x_i | x_<i)` of one text (l,), mask left out, one position at a time; zero for a given first token."""
+    terms = []
+    for i in range(len(x)):
+        prefix = torch.cat([torch.tensor([] if bos is None else [bos], dtype=torch.int64), x[:i]]).unsqueeze(0)
+        given_first = prefix.shape[1] == 0
+        logits = torch.zeros(SYMBOLS) if given_first else CAUSAL.head(CAUSAL(prefix))[0, -1, :SYMBOLS]
+        terms.append(0.0 * logits[0] if given_first else logits.log_softmax(-1)[x[i]])
+    return torch.stack(terms)
+
+
+def completions(x_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Every draft of a text with masks, (k, l), and its log-probability at the masks under the denoiser, (k, l)."""
+    masked = x_t == MASK
+    drafts = x_t.repeat(SYMBOLS ** int(masked.sum()), 1)
+    drafts[:, masked] = all_sequences(SYMBOLS, int(masked.sum()))
+    law = MARGINALS[tuple(x_t.tolist())].expand(*drafts.shape, -1)
+    return drafts, torch.where(masked, law.gather(-1, drafts.unsqueeze(-1)).squeeze(-1), 0.0)
+
+
+def energy_at(energy: TensorDictModule, x_t: Tensor, drafts: Tensor, log_p: Tensor) -> Tensor:
+    inputs = {contracts.X_T: x_t, contracts.CANDIDATES: drafts, contracts.LOG_P_CANDIDATES: log_p}
+    return energy_of(energy, TensorDict({key: value.unsqueeze(0) for key, value in inputs.items()}))[0]
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+@pytest.mark.parametrize("carry_over", [False, True])
+def test_the_autoregressive_energy_is_the_log_ratio_of_denoiser_to_model(carry_over, bos):
+    energy = energies.residual_ar(CAUSAL, MASK, bos, carry_over)
+    for x_t in STATES[::5]:
+        drafts, log_p = completions(x_t)
+        counts = (x_t == MASK) if carry_over else torch.ones(LENGTH, dtype=torch.bool)
+        if bos is None:
+            counts = counts & (torch.arange(LENGTH) > 0)
+        log_ar = torch.stack([ar_law(draft, bos) for draft in drafts])
+        expected = ((log_p - log_ar) * counts).sum(-1)
+        torch.testing.assert_close(energy_at(energy, x_t, drafts, log_p), expected, rtol=0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+def test_the_carry_over_form_has_z_equal_to_one(bos):
+    energy = energies.residual_ar(CAUSAL, MASK, bos, carry_over=True)
+    for x_t in STATES:
+        drafts, log_p = completions(x_t)
+        log_z = (log_p.sum(-1) - energy_at(energy, x_t, drafts, log_p)).logsumexp(-1)
+        assert log_z.item() == pytest.approx(0.0, abs=1e-10)
+
+
+def test_the_posterior_form_has_z_equal_to_the_probability_of_the_visible_tokens():
+    energy = energies.residual_ar(CAUSAL, MASK, bos_id=1, carry_over=False)
+    for x_t in STATES[::5]:
+        drafts, log_p = completions(x_t)
+        log_z = (log_p.sum(-1) - energy_at(energy, x_t, drafts, log_p)).logsumexp(-1)
+        visible = torch.stack([ar_law(draft, 1).sum() for draft in drafts]).logsumexp(-1)
+        torch.testing.assert_close(log_z, visible, rtol=0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize("carry_over", [False, True])
+def test_a_mask_left_in_a_candidate_makes_it_impossible(carry_over):
+    energy = energies.residual_ar(CAUSAL, MASK, 1, carry_over)
+    x_t = torch.tensor([0, MASK, MASK])
+    drafts = torch.tensor([[0, 1, MASK], [0, 1, 2]])
+    assert energy_at(energy, x_t, drafts, torch.zeros(2, 3)).isinf().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+def test_padding_counts_in_neither_part_of_the_autoregressive_energy(bos):
+    pad = 0
+    energy = energies.residual_ar(CAUSAL, MASK, bos, carry_over=False, pad_id=pad)
+    drafts, log_p = torch.tensor([[1, 2, 1], [1, 2, 2]]), torch.tensor([[0.0, -1.0, -2.0], [0.0, -1.0, -0.5]])
+    x_t = torch.tensor([1, MASK, MASK])
+    short = energy_at(energy, x_t, drafts, log_p)
+    longer = [nn.functional.pad(x, (0, 2), value=pad) for x in (x_t, drafts, log_p)]
+    torch.testing.assert_close(energy_at(energy, *longer), short, rtol=0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+def test_autoregressive_energies_of_particles_and_rows_do_not_see_each_other(bos):
+    x_t = torch.tensor([[MASK, 0, MASK], [1, MASK, MASK]])
+    drafts = torch.tensor([[[1, 0, 2], [0, 0, 0], [2, 0, 1]], [[1, 1, 0], [1, 2, 2], [1, 0, 1]]])
+    log_p = -torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    energy = energies.residual_ar(CAUSAL, MASK, bos, carry_over=True)
+    inputs = {contracts.X_T: x_t, contracts.CANDIDATES: drafts, contracts.LOG_P_CANDIDATES: log_p}
+    together = energy_of(energy, TensorDict(inputs))
+    for i in range(2):
+        for j in range(3):
+            alone = energy_at(energy, x_t[i], drafts[i, j : j + 1], log_p[i, j : j + 1])
+            torch.testing.assert_close(together[i, j], alone[0], rtol=0.0, atol=1e-10)
+
+
+def test_the_head_may_run_in_pieces(monkeypatch):
+    x = torch.randint(SYMBOLS, (5, 6), generator=torch.Generator().manual_seed(0))
+    whole = energies.ar_log_prob(CAUSAL, x, MASK, bos_id=0)
+    monkeypatch.setattr(energies, "_HEAD_ROWS", 7)
+    torch.testing.assert_close(energies.ar_log_prob(CAUSAL, x, MASK, bos_id=0), whole, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask_id": 4}, "mask_id = 4 is outside"),
+        ({"bos_id": -1}, "bos_id = -1 is outside"),
+        ({"pad_id": 9}, "pad_id = 9 is outside"),
+        ({"bos_id": MASK}, f"bos_id = {MASK} is the mask"),
+        ({"network": tiny_network(vocab_size=4)}, "causal=True"),
+    ],
+)
+def test_an_autoregressive_energy_that_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        energies.residual_ar(**({"network": CAUSAL, "mask_id": MASK, "bos_id": 1, "carry_over": True} | arguments))
 
 
 # ---- Controls
@@ -151,7 +273,8 @@ def test_a_scaled_energy_is_its_factor_times_the_energy(inputs, factor):
 @given(drafts())
 def test_flipping_the_sign_twice_gives_the_energy_back(inputs):
     energy = energies.learned(NETWORK)
-    assert torch.equal(energy_of(energies.scaled(energies.scaled(energy, -1.0), -1.0), inputs), energy_of(energy, inputs))
+    twice = energies.scaled(energies.scaled(energy, -1.0), -1.0)
+    assert torch.equal(energy_of(twice, inputs), energy_of(energy, inputs))
 
 
 def test_an_energy_holds_its_network():

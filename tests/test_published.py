@@ -92,7 +92,7 @@ def close(actual: Tensor, expected: Tensor, relative: float) -> None:
 
 
 def logits_tolerance(dtype: torch.dtype) -> float:
-    return 1e-8 if dtype == F64 else 1e-5
+    return 1e-11 if dtype == F64 else 1e-5
 
 
 def loss_tolerance(dtype: torch.dtype) -> float:
@@ -199,7 +199,7 @@ def test_a_missing_and_an_unknown_name_are_refused(kind):
 def test_one_kind_of_network_is_not_loaded_as_another():
     for kind, load in LOADERS.items():
         for other in LOADERS.keys() - {kind}:
-            with pytest.raises(ValueError, match="is not known|is missing"):
+            with pytest.raises(ValueError, match=r"is not known|is missing"):
                 load(published.export(small(other)), 3)
 
 
@@ -216,7 +216,7 @@ def test_the_rotary_buffer_is_accepted_checked_or_left_out():
     published.load_denoiser(state, 3)
     published.load_denoiser({**state, "rotary_emb.inv_freq": frequencies.bfloat16()}, 3)
     for wrong in (1.1 * frequencies, frequencies[:1], torch.cat([frequencies, frequencies])):
-        with pytest.raises(ValueError, match="rotary_emb.inv_freq"):
+        with pytest.raises(ValueError, match=r"rotary_emb\.inv_freq"):
             published.load_denoiser({**state, "rotary_emb.inv_freq": wrong}, 3)
     with pytest.raises(ValueError, match="heads of size 12"):
         published.load_denoiser({**state, "rotary_emb.inv_freq": frequencies}, 1)
@@ -244,16 +244,15 @@ def test_published_weights_survive_the_round_trip(case, file, prefix):
 @dtypes
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules(name, dtype):
-    # The published float64 numbers hold float32 constants; a slope of sigma comes from a quotient here.
+    # The published float64 numbers hold float32 constants.
     numbers, schedule = golden("noise"), SCHEDULES[name]
     t = numbers.at("t", dtype)
-    sigma = schedules.sigma(schedule, t)
-    slope = -schedule.alpha_slope(t) / schedule.alpha(t)
-    steep = 4e-6 if dtype == F64 else 2e-4  # float32: cancellation where alpha comes near 0
-    expected = numbers.at(f"{name}.sigma", dtype)
-    assert torch.allclose(sigma, expected, rtol=steep, atol=1e-6)
-    finite = schedule.alpha(t) > 1e-6  # exp(-20) leaves nothing of float32's quotient
-    assert torch.allclose(slope[finite], numbers.at(f"{name}.dsigma", dtype)[finite].to(dtype), rtol=steep, atol=1e-6)
+    sigma, expected = schedules.sigma(schedule, t), numbers.at(f"{name}.sigma", dtype)
+    slope, expected_slope = -schedule.alpha_slope(t) / schedule.alpha(t), numbers.at(f"{name}.dsigma", dtype).to(dtype)
+    # float32: sigma goes through alpha here, which rounds to 6e-8 where sigma is small.
+    assert torch.allclose(sigma, expected, rtol=2e-7 if dtype == F64 else 1e-6, atol=0.0 if dtype == F64 else 1.2e-7)
+    visible = schedule.alpha(t) > 1e-6  # below it float32 leaves nothing of the quotient
+    assert torch.allclose(slope[visible], expected_slope[visible], rtol=2e-7 if dtype == F64 else 1e-6, atol=0.0)
 
 
 def test_the_published_code_has_no_polynomial_schedule_and_ours_is_exact_at_both_ends():
@@ -487,10 +486,9 @@ def test_continuous_loss(case, variant, dtype):
         log_prob = log_probabilities(denoiser, batch)
     weight = schedules.nelbo_weight(schedule, batch.t)
     expected = numbers.at(f"{variant}.token_loss", dtype)
-    tolerance = loss_tolerance(dtype) if dtype == F64 else 1e-4  # float32: exp and expm1 of sigma, seven digits of t
-    close(objectives.nelbo(log_prob, weight), expected.sum(1), tolerance)
+    close(objectives.nelbo(log_prob, weight), expected.sum(1), loss_tolerance(dtype))
     loss = mean_loss(objectives.nelbo(log_prob * batch.valid, weight), batch)
-    close(loss, numbers.at(f"{variant}.loss", dtype), tolerance)
+    close(loss, numbers.at(f"{variant}.loss", dtype), loss_tolerance(dtype))
 
 
 @cases
@@ -520,7 +518,7 @@ def test_importance_sampled_loss(case, variant):
     # Change of variables is the same law of 1 - alpha; it tells a time-conditioned network u where sigma belongs.
     numbers, weights = golden(f"loss_{case}"), golden(f"dit_{case}")
     low = smallest_time(LOG_LINEAR)
-    u = schedules.stratified_times(numbers["u_t"].double(), torch.arange(len(numbers["u_t"])), len(numbers["u_t"]), 1e-3)
+    u = batch_of(numbers, LOG_LINEAR).t
     t = schedules.importance_times(u, LOG_LINEAR, low)
     batch = batch_of(numbers, LOG_LINEAR, t=t)
     assert torch.equal(batch.x_t, numbers[f"{variant}.xt"])
@@ -543,16 +541,17 @@ def ends_of_step(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cases
-def test_t_step_loss(case):
+@dtypes
+def test_t_step_loss(case, dtype):
     numbers, weights = golden(f"loss_{case}"), golden(f"dit_{case}")
     batch = batch_of(numbers, LOG_LINEAR, t_step=True)
     assert torch.equal(batch.x_t, numbers["subs_T1000.xt"])
     with torch.no_grad():
-        log_prob = log_probabilities(edlm.denoisers.subs(weights.network("sd."), numbers.mask_id), batch)
-    alphas = ends_of_step(LOG_LINEAR, batch.t)
-    close(objectives.t_step(log_prob, *alphas, STEPS), numbers["subs_T1000.token_loss_f64"].sum(1), 1e-6)
+        log_prob = log_probabilities(edlm.denoisers.subs(weights.network("sd.", dtype), numbers.mask_id), batch)
+    alphas, expected = ends_of_step(LOG_LINEAR, batch.t), numbers.at("subs_T1000.token_loss", dtype)
+    close(objectives.t_step(log_prob, *alphas, STEPS), expected.sum(1), loss_tolerance(dtype))
     loss = mean_loss(objectives.t_step(log_prob * batch.valid, *alphas, STEPS), batch)
-    close(loss, numbers["subs_T1000.loss_f64"], 1e-6)
+    close(loss, numbers.at("subs_T1000.loss", dtype), loss_tolerance(dtype))
 
 
 def d3pm_loss(network: nn.Module, batch: Batch, mask_id: int, weigh: Schedule, told: Schedule | None) -> Tensor:
@@ -585,7 +584,7 @@ def test_d3pm_loss(case, variant):
     close(loss, numbers[f"{variant}.loss_f64"], 1e-6)
     if variant == "d3pm_T1000":
         loss.backward()
-        gradients_agree(network, numbers.part("d3pm_T1000.grad."), 2e-5)
+        gradients_agree(network, numbers.part("d3pm_T1000.grad."))
 
 
 @cases
@@ -612,10 +611,11 @@ def test_d3pm_that_cannot_predict_the_mask_is_the_t_step_loss_and_a_reconstructi
 
 
 @cases
+@dtypes
 @pytest.mark.parametrize(("variant", "noise"), [("sedd", "loglinear"), ("sedd_geometric", "geometric")])
-def test_score_entropy(case, variant, noise):
+def test_score_entropy(case, variant, noise, dtype):
     numbers, weights = golden(f"loss_{case}"), golden(f"dit_{case}")
-    schedule, network = SCHEDULES[noise], weights.network("sd.")
+    schedule, network = SCHEDULES[noise], weights.network("sd.", dtype)
     batch = batch_of(numbers, schedule)
     assert torch.equal(batch.x_t, numbers[f"{variant}.xt"])
     positions = masked_rows(numbers, batch.x_t)
@@ -624,13 +624,11 @@ def test_score_entropy(case, variant, noise):
     state = {contracts.X_T: batch.x_t, contracts.T: batch.t, contracts.POSITIONS: positions}
     hidden = denoiser(TensorDict(state))[contracts.HIDDEN]
     alpha, x_0 = schedule.alpha(t), batch.x_0.flatten()[positions]
-    loss = objectives.sedd(
-        denoiser.log_score(hidden, alpha), x_0, alpha, schedule.alpha_slope(t), numbers.mask_id
-    )
-    close(loss, numbers[f"{variant}.token_loss_f64"].flatten()[positions], 1e-6)
+    loss = objectives.sedd(denoiser.log_score(hidden, alpha), x_0, alpha, schedule.alpha_slope(t), numbers.mask_id)
+    close(loss, numbers.at(f"{variant}.token_loss", dtype).flatten()[positions], loss_tolerance(dtype))
     loss = (loss * batch.valid.flatten()[positions]).sum() / batch.valid.sum()
-    close(loss, numbers[f"{variant}.loss_f64"], 1e-6)
-    if variant == "sedd":
+    close(loss, numbers.at(f"{variant}.loss", dtype), loss_tolerance(dtype))
+    if variant == "sedd" and dtype == F64:
         loss.backward()
         gradients_agree(network, numbers.part("sedd.grad."))
 
@@ -690,7 +688,7 @@ def test_nce_loss_and_gradients(case):
     loss = (rows.unsqueeze(1) * batch.valid).sum() / batch.valid.sum()
     close(loss, numbers["nce.loss_f64"], 1e-5)
     loss.backward()
-    gradients_agree(network, numbers.part("nce.grad."), 2e-5)
+    gradients_agree(network, numbers.part("nce.grad."))
 
 
 @cases
@@ -848,7 +846,7 @@ def test_a_plain_step_has_the_published_weights(case, conditioned, update):
     expected = numbers[f"{update}_tc{int(conditioned)}.q_xs_f64"].flatten(0, 1)[positions]
     ours = p_x_0 * (alpha_s - alpha_t)[of_row].unsqueeze(1)
     ours[:, numbers.mask_id] = (1 - alpha_s)[of_row]
-    close(ours / ours.sum(1, keepdim=True), expected / expected.sum(1, keepdim=True), 1e-7)
+    close(ours / ours.sum(1, keepdim=True), expected / expected.sum(1, keepdim=True), 1e-11)
     for row in of_row.unique().tolist():
         stay = expected[of_row == row][0, numbers.mask_id] / expected[of_row == row][0].sum()
         assert revealed_share(float(t[row]), float(s[row])) == pytest.approx(1 - float(stay), abs=2e-4)

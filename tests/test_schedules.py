@@ -63,7 +63,12 @@ def test_a_limited_schedule_ends_where_its_arguments_say(schedule, start, end):
 
 @pytest.mark.parametrize(
     ("name", "alpha"),
-    [("log_linear", 0.75), ("cosine", 0.9238795325112867), ("cosine_squared", 0.8535533905932737), ("polynomial", 0.9375)],
+    [
+        ("log_linear", 0.75),
+        ("cosine", 0.9238795325112867),
+        ("cosine_squared", 0.8535533905932737),
+        ("polynomial", 0.9375),
+    ],
 )
 def test_alpha_at_a_quarter_is_that_of_the_formula(name, alpha):
     assert float(EXACT[name].alpha(double(0.25))) == pytest.approx(alpha, rel=1e-14)
@@ -177,9 +182,9 @@ def test_every_stratum_holds_one_time(num_rows, low, data):
 
 
 @given(st.integers(1, 32), st.sampled_from([0.0, 1e-3, 0.5]), st.data())
-def test_times_never_reach_one_nor_fall_below_low(num_rows, low, data):
+def test_times_lie_between_low_and_one_at_the_edges_of_the_uniforms_too(num_rows, low, data):
     t = schedules.stratified_times(data.draw(uniforms(num_rows)), torch.arange(num_rows), num_rows, low)
-    assert ((t >= low) & (t < 1.0)).all()
+    assert ((t >= low) & (t <= 1.0)).all()
 
 
 @given(st.integers(2, 16), st.data())
@@ -187,6 +192,22 @@ def test_a_split_batch_gets_the_times_of_the_undivided_one(num_rows, data):
     u, row, cut = data.draw(uniforms(num_rows)), torch.arange(num_rows), data.draw(st.integers(1, num_rows - 1))
     parts = [schedules.stratified_times(u[part], row[part], num_rows) for part in (slice(cut), slice(cut, None))]
     assert torch.equal(torch.cat(parts), schedules.stratified_times(u, row, torch.tensor(num_rows)))
+
+
+@every
+def test_importance_times_run_from_low_to_one(schedule):
+    t = schedules.importance_times(double([0.0, 1.0]), schedule, low=0.1)
+    torch.testing.assert_close(t, double([0.1, 1.0]), rtol=0.0, atol=1e-7)
+
+
+@every
+def test_importance_times_are_as_dense_as_the_nelbo_weight_is_large(schedule):
+    u = INSIDE.clone().requires_grad_()
+    t = schedules.importance_times(u, schedule, low=0.1)
+    (per_u,) = torch.autograd.grad(t.sum(), u)
+    constant = schedules.importance_weight(schedule, t.detach(), low=0.1)
+    torch.testing.assert_close(schedules.nelbo_weight(schedule, t.detach()) * per_u, constant, rtol=1e-5, atol=0.0)
+    assert constant.shape == t.shape
 
 
 # ---- Errors
@@ -204,6 +225,8 @@ def test_a_split_batch_gets_the_times_of_the_undivided_one(num_rows, data):
         (lambda: schedules.uniform_grid(0), r"num_steps = 0"),
         (lambda: schedules.cosine_grid(-3), r"num_steps = -3"),
         (lambda: schedules.stratified_times(double([0.5]), torch.tensor([0]), 1, low=1.0), r"low = 1\.0"),
+        (lambda: schedules.importance_times(double([0.5]), schedules.cosine(), low=0.0), r"low = 0\.0"),
+        (lambda: schedules.importance_weight(schedules.cosine(), double([0.5]), low=1.0), r"low = 1\.0"),
     ],
 )
 def test_errors_name_the_key_and_the_value(call, message):

@@ -1,0 +1,220 @@
+"""Speed changes no token: eager, compiled, and replayed as a CUDA graph."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+from builders import tiny_denoiser, tiny_energy
+from hypothesis import given
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+import edlm
+from edlm import execution, pipelines, samplers, schedules
+from edlm.pipelines import Pipeline
+from edlm.samplers import Kernel
+
+LENGTH, MASK = 6, 4
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device, and there is none"),
+]
+
+
+def eager(num_steps: int | None = 3) -> Pipeline:
+    """Networks, an energy in a window, and rows that are in and out of it at the same pass without a grid."""
+    kernel = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=3)
+    return pipelines.sampling(kernel, LENGTH, num_steps, window=(0.5, 1.0))
+
+
+def plain(pipeline: Pipeline) -> Pipeline:
+    assert pipeline.kernel.outside is not None
+    return pipeline._replace(kernel=pipeline.kernel.outside)
+
+
+def assert_same_tokens(fast: Pipeline, slow: Pipeline, b: int, **options: object) -> None:
+    for p, q in ((fast, slow), (plain(fast), plain(slow))):
+        out, expected = edlm.sample(p, b, **options), edlm.sample(q, b, **options)
+        assert torch.equal(out["tokens"], expected["tokens"])
+        for key in ("ess", "log_weight_std"):
+            torch.testing.assert_close(out["info", key], expected["info", key], equal_nan=True)
+
+
+PROMPTS = [None, torch.tensor([0, 1]), torch.tensor([MASK, 2, MASK, 1, 0, 3]), torch.tensor([0, 1, 2, 3, 0, MASK])]
+
+
+# ---- Compiled
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Leave no graph behind: the compiler counts those of all tests together against one limit."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_compiled_and_eager_give_the_same_tokens_and_nothing_is_compiled_twice(fresh_compiler: None):
+    slow = eager()
+    fast = edlm.accelerate(slow, "compile")
+    assert_same_tokens(fast, slow, 4)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(1, 6):
+            for prompt in PROMPTS:
+                assert_same_tokens(fast, slow, 4, seed=seed, prompt=prompt)
+        assert_same_tokens(fast._replace(grid=None), slow._replace(grid=None), 4)  # one position per row and pass
+
+
+@pytest.mark.slow
+def test_graphs_are_whole_and_serve_any_batch_size(fresh_compiler: None, monkeypatch: pytest.MonkeyPatch):
+    """Traced but not translated, which is what takes the time."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    slow = eager(None)
+    fast = edlm.accelerate(slow, "compile")
+    for b in (4, 5, 1):  # a first size, any other size, and the size that is special to the compiler
+        assert_same_tokens(fast, slow, b)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for b in (2, 3, 4, 16, 1):
+            assert_same_tokens(fast, slow, b, seed=b)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the wrappers of an execution mode, and take out what they wrap around."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, None])
+@pytest.mark.parametrize("b", [1, 2, 5])
+def test_what_is_wrapped_around_a_step_changes_no_token(no_compiler: None, num_steps: int | None, b: int):
+    slow = eager(num_steps)
+    for prompt in PROMPTS:
+        assert_same_tokens(edlm.accelerate(slow, "compile"), slow, b, prompt=prompt)
+
+
+# ---- Captured
+
+
+class _FixedShapes:
+    """Stands in for a CUDA graph: it is made for the shapes of its first call, and writes over its own output."""
+
+    made: list["_FixedShapes"]
+
+    def __init__(self, module: torch.nn.Module, in_keys: list[str], out_keys: list[str]) -> None:
+        self.module, self.in_keys, self.shapes, self.out = module, in_keys, None, None
+        self.made.append(self)
+
+    def __call__(self, tensordict: TensorDict) -> TensorDict:
+        shapes = {key: tensordict[key].shape for key in self.in_keys}
+        self.shapes = self.shapes or shapes
+        assert shapes == self.shapes
+        out = self.module(tensordict)
+        self.out = out.clone() if self.out is None else self.out.update_(out)
+        return self.out
+
+
+def captured(pipeline: Pipeline) -> Pipeline:
+    """What `accelerate` makes of a pipeline on a CUDA device."""
+    kernel = execution._over(pipeline.kernel, execution._graphed)
+    return pipeline._replace(kernel=kernel, round_up=execution._power_of_two)
+
+
+def test_a_graph_is_replayed_at_its_own_shapes_only(no_compiler: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "CudaGraphModule", _FixedShapes)
+    _FixedShapes.made = []
+    slow = eager(None)
+    fast = captured(slow)
+    states: list[torch.Tensor] = []
+    for b in (4, 2, 5, 4, 1):
+        edlm.sample(fast, b, callback=lambda state, _: states.append(state["x_t"]))
+        assert_same_tokens(fast, slow, b, seed=b)
+    assert all((state == MASK).any() for state in states[: LENGTH - 1])  # states that were seen are not written over
+    assert len(_FixedShapes.made) == len({(id(g.module), *g.shapes.items()) for g in _FixedShapes.made})
+    assert len(_FixedShapes.made) <= 2 * 5  # two kernels; 16 positions or 32
+
+
+@given(st.integers(1, 2**20))
+def test_sizes_are_rounded_up_to_few_values(count: int):
+    assert execution._at_least_two(count) == max(2, count)
+    size = execution._power_of_two(count)
+    assert size >= count
+    assert size <= max(16, 2 * count - 1)
+    assert size.bit_count() == 1
+
+
+# ---- Modes
+
+
+def test_eager_is_the_pipeline_itself():
+    pipeline = eager()
+    assert edlm.accelerate(pipeline, "eager") is pipeline
+
+
+@pytest.mark.parametrize("mode", ["fast", "", "Compile", None])
+def test_an_unknown_mode_is_an_error(mode: str | None):
+    with pytest.raises(ValueError, match=f"mode = {mode!r} must be one of eager, compile, cudagraph"):
+        edlm.accelerate(eager(), mode)
+
+
+def test_cuda_graphs_without_cuda_are_an_error():
+    with pytest.raises(
+        ValueError, match="mode = 'cudagraph' needs a pipeline on a CUDA device, and this one is on cpu"
+    ):
+        edlm.accelerate(eager(), "cudagraph")
+
+
+def test_a_pipeline_keeps_its_parameters_and_device_when_accelerated(no_compiler: None):
+    pipeline = eager()
+    fast = edlm.accelerate(pipeline, "compile")
+    assert fast.device == pipeline.device
+    assert {id(p) for p in fast.kernel.step.parameters()} == {id(p) for p in pipeline.kernel.step.parameters()}
+    assert fast.kernel.num_particles == pipeline.kernel.num_particles
+    assert pipeline.round_up(1) == 1  # the one that was given is as it was
+
+
+# ---- On a device
+
+
+class _OnDevice(NamedTuple):
+    slow: Pipeline
+    fast: Pipeline
+
+
+@pytest.fixture(params=["compile", "cudagraph"])
+def on_device(request: pytest.FixtureRequest, fresh_compiler: None) -> _OnDevice:
+    pipeline = eager()
+    pipeline.kernel.step.to("cuda")
+    return _OnDevice(pipeline, edlm.accelerate(pipeline, request.param))
+
+
+def waits_for_nothing(kernel: Kernel) -> Kernel:
+    """The kernel with an init that makes the device refuse to be waited for: the loop starts with it."""
+
+    def init(tokens: torch.Tensor) -> TensorDict:
+        torch.cuda.set_sync_debug_mode("error")
+        return kernel.init(tokens)
+
+    return kernel._replace(init=init)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+def test_on_a_device_all_modes_give_the_tokens_of_the_cpu_without_waiting(on_device: _OnDevice):
+    slow, fast = on_device
+    on_cpu = eager()
+    for b in (4, 2):
+        for seed in range(3):  # warmed up, captured, replayed
+            assert_same_tokens(fast, slow, b, seed=seed)
+            assert torch.equal(
+                edlm.sample(fast, b, seed=seed)["tokens"].cpu(), edlm.sample(on_cpu, b, seed=seed)["tokens"]
+            )
+    expected = edlm.sample(slow, 4, seed=0)["tokens"]
+    try:
+        tokens = edlm.sample(fast._replace(kernel=waits_for_nothing(fast.kernel)), 4, seed=0)["tokens"]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(tokens, expected)
