@@ -234,10 +234,11 @@ def fold_conditioning(network: N) -> N:
     trunk = network.trunk
     if trunk.noise_embedding is None or trunk.modulation is None:
         return network
-    folded = type(network)(**{**network.arguments, "conditioning_size": 0, "norm_bias": True})
+    like = next(network.parameters())
+    folded = type(network)(**{**network.arguments, "conditioning_size": 0, "norm_bias": True}).to(like)
     folded.load_state_dict({**_norm_biases(folded), **_unmodulated(network)})
-    folded = folded.to(next(network.parameters())).train(network.training)
-    conditioning = trunk.noise_embedding(next(network.parameters()).new_zeros(1))
+    folded.train(network.training)
+    conditioning = trunk.noise_embedding(like.new_zeros(1))
     for block, target in zip(trunk.blocks, folded.trunk.blocks, strict=True):
         _fold_block(block, target, conditioning)
     _shift_and_scale(folded.trunk.norm, *trunk.modulation(conditioning))

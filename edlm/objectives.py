@@ -97,8 +97,7 @@ def _reveal_probability(alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
 def _log_mask_ratio(log_prob_mask: Tensor, alpha: Tensor) -> Tensor:
     """`log(1 + p(mask) alpha / (1 - alpha))`, how much likelier p(mask) makes a mask: (b, l) and (b,) to (b, l).
 
-    Zero at alpha = 1, where a factor of zero follows.
+    Finite at alpha = 1 too, where a factor of zero follows and any number does.
     """
-    possible = (alpha < 1.0).unsqueeze(-1)
-    log_odds = torch.where(possible, alpha.unsqueeze(-1), 0.5).logit()
-    return torch.where(possible, torch.logaddexp(log_prob_mask + log_odds, torch.zeros_like(log_odds)), 0.0)
+    log_odds = torch.where(alpha < 1.0, alpha, 0.5).logit().unsqueeze(-1)
+    return torch.logaddexp(log_prob_mask + log_odds, torch.zeros_like(log_odds))

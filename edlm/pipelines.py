@@ -336,11 +336,16 @@ def _step_inputs(plan: RevealPlan, corrected: Tensor, p: int, count: int) -> dic
     wanted = torch.where(corrected.unsqueeze(-1), plan.order >= p, revealed)
     positions = torch.nonzero_static(wanted.flatten(), size=count, fill_value=wanted.numel()).squeeze(-1)
     return {
-        contracts.T: plan.t[:, p],
+        contracts.T: _contiguous(plan.t[:, p]),
         contracts.POSITIONS: positions,
         contracts.REVEAL: revealed,
-        contracts.CORRECTED: corrected,
+        contracts.CORRECTED: _contiguous(corrected),
     }
+
+
+def _contiguous(column: Tensor) -> Tensor:
+    """The same values with stride 1: a stride that differs with the number of passes would be compiled anew."""
+    return column.clone(memory_format=torch.contiguous_format)
 
 
 def _diagnostics(out: TensorDict, corrected: Tensor) -> TensorDict:

@@ -63,6 +63,7 @@ class Spec(NamedTuple):
     symbols: int = 3
     length: int = 4
     num_steps: int | None = 3
+    tokens_per_pass: int = 1  # of a sampler without steps
     num_particles: int = 3
     selection: str | None = "sir"
     temperature: float = 1.0
@@ -77,7 +78,8 @@ class Spec(NamedTuple):
     def pipeline(self, **changes: object) -> Pipeline:
         """Build it, with changes to the kernel's energy or selection."""
         kernel = self.kernel(**changes)
-        return pipelines.sampling(kernel, self.length, self.num_steps, self.window)
+        group = self.tokens_per_pass if self.num_steps is None else 1
+        return pipelines.sampling(kernel, self.length, self.num_steps, self.window, tokens_per_pass=group)
 
     def kernel(self, energy: EnergyFn | None = None, selection: contracts.Selection | None = None) -> Kernel:
         """Build the kernel alone."""
@@ -123,6 +125,7 @@ def specs(selections: tuple[str | None, ...] = (None, "sir", "imh", "greedy"), m
         symbols=st.integers(1, 4),
         length=st.integers(min_length, 6),
         num_steps=st.none() | st.integers(1, 8),
+        tokens_per_pass=st.integers(1, 3),
         num_particles=st.integers(1, 4),
         selection=st.sampled_from(selections),
         temperature=st.sampled_from([1.0, 0.5, 2.0]),
@@ -172,7 +175,8 @@ def _slow_plan(spec: Spec, seed: int, row: int, start: list[int]) -> list[tuple[
     at_one = spec.schedule.alpha(torch.ones((), dtype=torch.float64))
     tau = spec.schedule.inverse(1 - u * (1 - at_one)).clamp(0.0, 1.0).tolist()
     if spec.num_steps is None:
-        return [(tau[i], {i}) for i in sorted(masked, key=lambda i: -float(u[i]))]
+        order, n = sorted(masked, key=lambda i: -float(u[i])), spec.tokens_per_pass
+        return [(tau[order[i]], set(order[i : i + n])) for i in range(0, len(order), n)]
     times = [1 - n / spec.num_steps for n in range(spec.num_steps)]
     step_of = {i: max(n for n, t in enumerate(times) if tau[i] <= t) for i in masked}
     return [(times[n], {i for i in masked if step_of[i] == n}) for n in sorted(set(step_of.values()))]

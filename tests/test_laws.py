@@ -6,6 +6,7 @@ shown in every case: the same sample must be rejected by the law of a twin with 
 twin is computed, too, and below 1e-3.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -187,6 +188,20 @@ def windowed_first_hitting_law(energy: EnergyFn, choose: Choose, temperature: fl
     return law
 
 
+def grouped_law(size: int, choose: Choose) -> Tensor:
+    """Law of a sampler that reveals `size` positions at a time, each set of that size as likely as another, (m^l,)."""
+    states = all_masked_states(SYMBOLS, LENGTH)
+    masks = (states == SYMBOLS).sum(1).double()
+    revealed = masks.unsqueeze(1) - masks
+    allowed = (revealed == masks.clamp(max=size).unsqueeze(1)) & (revealed > 0)
+    sets = torch.tensor([math.comb(int(n), min(int(n), size)) for n in masks])
+    step = reveal_law(MARGINALS, ENERGY, choose) * allowed / sets.unsqueeze(1)
+    mass = torch.nn.functional.one_hot(torch.tensor(len(states) - 1), len(states)).double()
+    for _ in range(-(-LENGTH // size)):
+        mass = mass @ step
+    return mass[index_of(all_sequences(SYMBOLS, LENGTH), SYMBOLS + 1)]
+
+
 def counts_of(tokens: Tensor) -> Tensor:
     return torch.bincount(index_of(tokens, SYMBOLS), minlength=SYMBOLS ** tokens.shape[-1]).double()
 
@@ -225,6 +240,18 @@ def test_corrected_sampling(num_steps: int | None, selection: str, k: int):
     if selection != "greedy":  # which does not depend on the size of an energy
         twins["weights to the power of 1.5"] = case.law(powered(ENERGY, 1.5))
     judge(counts_of(case.sample()["tokens"]), case.law(), twins)
+
+
+@pytest.mark.parametrize("k", [1, slow(3)])
+def test_a_fixed_number_of_tokens_per_pass(k: int):
+    laws = {size: grouped_law(size, sir(k)) for size in (1, 2, 3)}
+    torch.testing.assert_close(laws[1], first_hitting_law(MARGINALS, ENERGY, sir(k)))
+    kernel = samplers.importance(
+        schedules.log_linear(), OracleDenoiser(Lookup(MARGINALS), SYMBOLS), OracleEnergy(ENERGY), k
+    )
+    tokens = edlm.sample(pipelines.sampling(kernel, LENGTH, tokens_per_pass=2), SAMPLES)["tokens"]
+    twins = {"one at a time": laws[1], "all at once": laws[3], "two steps": Case(2, k=k).law()}
+    judge(counts_of(tokens), laws[2], twins)
 
 
 @pytest.mark.parametrize("num_steps", [slow(2), 3, slow(4), None])

@@ -235,3 +235,21 @@ def test_dropout_acts_in_training_only():
     close(net(x), net(x))
     net.train()
     assert any(moved(net(x), net(x)))
+
+
+@pytest.mark.parametrize("norm_bias", [False, True])
+@pytest.mark.parametrize("kind", [Transformer, EnergyNetwork])
+def test_folded_conditioning_is_the_same_function(kind: type[Transformer] | type[EnergyNetwork], norm_bias: bool):
+    torch.manual_seed(0)
+    network = kind(5, 6, hidden_size=8, num_layers=2, num_heads=2, conditioning_size=4, norm_bias=norm_bias).double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    folded = networks.fold_conditioning(network.eval())
+    tokens = torch.randint(5, (3, 6), generator=torch.Generator().manual_seed(1))
+    inputs = (tokens,) if kind is Transformer else (tokens, tokens.flip(1))
+    torch.testing.assert_close(folded(*inputs), network(*inputs), rtol=1e-9, atol=1e-9)
+    assert not [name for name, _ in folded.named_parameters() if "modulation" in name or "noise" in name]
+    assert not folded.training
+    assert networks.fold_conditioning(folded) is folded
+    rebuilt = kind(**folded.arguments)
+    assert rebuilt.state_dict().keys() == folded.state_dict().keys()

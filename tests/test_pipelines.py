@@ -117,7 +117,10 @@ def test_info_counts_passes_and_times(data: st.DataObject, spec: Spec, b: int, s
     masks = (filled_up(prompt, spec, b) == spec.mask_id).sum(1)
     info = edlm.sample(spec.pipeline(), b, seed=seed, prompt=prompt)["info"]
     passes, t, corrected = info["denoiser_passes"], info["t"], info["corrected"]
-    assert torch.equal(passes, masks) if spec.num_steps is None else (passes <= masks.clamp(max=spec.num_steps)).all()
+    if spec.num_steps is None:
+        assert torch.equal(passes, -(-masks // spec.tokens_per_pass))
+    else:
+        assert (passes <= masks.clamp(max=spec.num_steps)).all()
     assert torch.equal(passes == 0, masks == 0)
     assert t.shape == (b, int(passes.max()))
     running = torch.arange(t.shape[1]) < passes.unsqueeze(1)
@@ -269,6 +272,14 @@ def test_no_steps_is_an_error(num_steps: int, grid):
         pipelines.sampling(Spec().kernel(), 4, num_steps, grid=grid)
 
 
+def test_tokens_per_pass_go_without_steps():
+    kernel = Spec().kernel()
+    with pytest.raises(ValueError, match="tokens_per_pass = 0 must be at least 1"):
+        pipelines.sampling(kernel, 4, tokens_per_pass=0)
+    with pytest.raises(ValueError, match="tokens_per_pass = 2 needs num_steps = None, not 3"):
+        pipelines.sampling(kernel, 4, 3, tokens_per_pass=2)
+
+
 @pytest.mark.parametrize(("prompt", "bad"), [([0, 4], 4), ([[-1], [0]], -1), ([[0, 1], [99, 1]], 99)])
 def test_a_token_outside_the_vocabulary_is_named(prompt: list, bad: int):
     with pytest.raises(ValueError, match=rf"prompt holds token id {bad}, outside the vocabulary 0\.\.3"):
@@ -358,6 +369,22 @@ def test_denoising_is_the_weighted_sum_over_masked_positions(name: str, conditio
             nll += (others.logsumexp(0) - logits[i, inputs[contracts.X_0][row, i]]).item()
         slope = (float(schedule.alpha(t + 1e-6)) - float(schedule.alpha(t - 1e-6))) / 2e-6
         assert out[contracts.LOSS][row].item() == pytest.approx(-slope / (1 - alpha) * nll, rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["denoising", "contrastive"])
+def test_padding_is_never_masked(objective: str):
+    inputs, pad_id = batch(b=16), 2
+    denoiser, schedule = tiny_denoiser(), schedules.log_linear()
+    if objective == "denoising":
+        pipeline = pipelines.denoising(denoiser, schedule, pad_id=pad_id)
+    else:
+        pipeline = pipelines.contrastive(denoiser, tiny_energy(), schedule, pad_id=pad_id)
+    padding, x_t = inputs[contracts.X_0] == pad_id, pipeline(inputs)[contracts.X_T]
+    assert padding.any()
+    assert torch.equal(x_t[padding], inputs[contracts.X_0][padding])
+    without = training(objective)(inputs)[contracts.X_T]
+    assert (without[padding] == 4).any()
+    assert torch.equal(x_t[~padding], without[~padding])
 
 
 def test_times_are_stratified_over_the_whole_batch():

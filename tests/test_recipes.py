@@ -169,6 +169,32 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 
 
 @pytest.mark.slow
+def test_a_checkpoint_holds_the_averaged_weights(trained: Path) -> None:
+    """The average of the paths so far, not where training stands: that is in the state of training."""
+    from edlm import checkpoints
+
+    folder = checkpoints.find_network(trained / "denoiser")
+    average, raw = checkpoints.load_network(folder).state_dict(), checkpoints.load_state(folder)["network"]
+    assert average.keys() == raw.keys()
+    assert not torch.equal(average["head.weight"], raw["head.weight"])
+    torch.testing.assert_close(average["head.weight"], raw["head.weight"], rtol=0.5, atol=0.01)
+
+
+@pytest.mark.slow
+def test_every_sample_is_written_whatever_the_batch_size(
+    run: Callable[..., tuple[int, str, str]], trained: Path, tmp_path: Path
+) -> None:
+    texts = []
+    for batch_size in (2, 3):
+        output = tmp_path / f"{batch_size}.jsonl"
+        base = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={output}", "num_samples=3", "threads=1"]
+        assert run("generate", *base, "num_steps=4", f"batch_size={batch_size}")[0] == 0
+        texts.append([json.loads(line)["text"] for line in output.read_text().splitlines()])
+    assert len(texts[0]) == 3
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
 def test_accumulation_changes_no_update_beyond_rounding(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
