@@ -498,3 +498,13 @@ OWN = [
         "tests/test_recipes.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
 ]
+
+
+def table() -> str:
+    """The faults and the tests that catch them, as `docs/testing.md` shows them."""
+    rows = [f"| {fault.name} | `{fault.caught_by.removeprefix('tests/')}` |" for fault in (*PUBLISHED, *OWN)]
+    return "\n".join(["| planted fault | caught by |", "|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(table())

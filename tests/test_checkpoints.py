@@ -46,10 +46,14 @@ def test_an_energy_network_comes_back(tmp_path: Path, characters: Vocabulary) ->
     torch.testing.assert_close(loaded.state_dict(), network.state_dict(), rtol=0, atol=0)
 
 
-plain = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5).filter(lambda s: s[:7] != "tensor:")
+plain = (
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5).filter(lambda s: s[:7] != "tensor:")
+)
 trees = st.recursive(
     plain | st.integers(0, 3).map(lambda n: torch.arange(n, dtype=torch.float64)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.integers(0, 9) | st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.integers(0, 9) | st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

@@ -24,7 +24,9 @@ def test_every_named_function_exists(document: Path) -> None:
     """`module.function` in code style, with or without `edlm.` in front."""
     text = document.read_text("utf-8")
     modules = {path.stem for path in (ROOT / "edlm").glob("[!_]*.py")}
-    named = [name.removeprefix("edlm.").split(".") for name in re.findall(r"`((?:edlm\.)?[a-z_]+\.\w+)(?:\([^`]*)?`", text)]
+    named = [
+        name.removeprefix("edlm.").split(".") for name in re.findall(r"`((?:edlm\.)?[a-z_]+\.\w+)(?:\([^`]*)?`", text)
+    ]
     missing = [
         f"{module}.{name}"
         for module, name in (parts for parts in named if len(parts) == 2)

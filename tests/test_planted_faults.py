@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from faults import OWN, PUBLISHED, Fault
+from faults import OWN, PUBLISHED, Fault, table
 
 ROOT = Path(__file__).parents[1]
 PASSED, FAILED = 0, 1  # exit statuses of pytest
@@ -65,3 +64,7 @@ def test_every_known_fault_is_planted() -> None:
     assert len(PUBLISHED) == 19
     assert len(OWN) >= 25
     assert len({fault.name for fault in (*PUBLISHED, *OWN)}) == len(PUBLISHED) + len(OWN)
+
+
+def test_the_documented_table_is_the_one_that_is_tested() -> None:
+    assert table() in (ROOT / "docs" / "testing.md").read_text("utf-8")

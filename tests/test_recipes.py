@@ -1,4 +1,4 @@
-"""Recipes: every config is valid, every mistake gets one line, a stopped run resumes bit for bit, the whole path works."""
+"""Recipes: configs are valid, a mistake gets one line, a stopped run resumes bit for bit, the whole path works."""
 
 import json
 import os
@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load
 
-from edlm import cli, vocabulary
+from edlm import checkpoints, cli, vocabulary
 from edlm.recipes import _entry, _settings, generate
 
 CONFIGS = [(recipe, name) for recipe in cli.recipes() for name in cli.configs(recipe)]
@@ -171,8 +172,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 @pytest.mark.slow
 def test_a_checkpoint_holds_the_averaged_weights(trained: Path) -> None:
     """The average of the paths so far, not where training stands: that is in the state of training."""
-    from edlm import checkpoints
-
     folder = checkpoints.find_network(trained / "denoiser")
     average, raw = checkpoints.load_network(folder).state_dict(), checkpoints.load_state(folder)["network"]
     assert average.keys() == raw.keys()
@@ -198,8 +197,6 @@ def test_every_sample_is_written_whatever_the_batch_size(
 def test_accumulation_changes_no_update_beyond_rounding(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    from safetensors.torch import load
-
     for parts in (1, 3):
         overrides = [*denoiser_overrides(tmp_path / str(parts)), f"accumulate={parts}", "network.dropout=0.0"]
         assert run("pretrain_denoiser", *overrides)[0] == 0
