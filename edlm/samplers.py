@@ -18,7 +18,6 @@ from edlm.contracts import Denoiser, Energy, Positions, Selection
 from edlm.noise import Stream
 from edlm.schedules import Schedule
 
-
 _LOGITS_AT_ONCE = 1 << 25  # positions are drawn in tiles of this many logits, so memory hardly grows with k, b or v
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import edlm
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "edlm"
 # A module may import only modules that stand before it.
@@ -89,8 +91,6 @@ def test_the_command_line_loads_no_torch() -> None:
 
 
 def test_the_face_has_every_module() -> None:
-    import edlm
-
     for name in edlm.__all__:
         assert getattr(edlm, name) is not None
     assert set(ORDER) - {"cli"} <= set(edlm.__all__)
