@@ -54,16 +54,30 @@ def nelbo(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, seed: Tensor, row
     has a finite variance. Passes are stratified over the rows of the call. Equal in expectation to section 3 of
     Sahoo et al. 2024 for every schedule that runs from alpha = 1 to 0.
     """
-    b, length = x_0.shape
-    uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, length)
+    uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
     x_t, t, masked = _before_random_pass(uniforms, x_0, schedule, denoiser.mask_id, _strata(seed, row))
+    return _mean_over_masks(denoiser, x_0, x_t, t, masked)
+
+
+@torch.no_grad()
+def masked_nll(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, t: Tensor, seed: Tensor, row: Tensor) -> Tensor:
+    """Mean of `-log p_i(x_0^i | x_t)` over the masks of `x_t ~ q(x_t | x_0)`: x_0 (b, l), t (b,) to nats (b,).
+
+    What is left to learn at one noise level; NaN for a row that got no mask.
+    """
+    uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
+    x_t = absorbing.corrupt(x_0, schedule.alpha(t), uniforms, denoiser.mask_id)
+    return _mean_over_masks(denoiser, x_0, x_t, t, x_t == denoiser.mask_id)
+
+
+def _mean_over_masks(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, masked: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the data over each row's masks, the head run on them alone: float64 (b,)."""
     positions = masked.flatten().nonzero().squeeze(-1)
     out = denoiser(TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}))
     wanted = x_0.flatten()[positions].unsqueeze(-1)
     log_prob = categorical.token_log_prob(denoiser.logits(out[contracts.HIDDEN]), wanted).squeeze(-1)
-    spread = torch.zeros(b * length, dtype=torch.float64, device=x_0.device)
-    spread = spread.index_copy(0, positions, log_prob.double()).view(b, length)
-    return -spread.sum(1) / masked.sum(1)
+    spread = torch.zeros(x_0.numel(), dtype=torch.float64, device=x_0.device)
+    return -spread.index_copy(0, positions, log_prob.double()).view_as(x_0).sum(1) / masked.sum(1)
 
 
 def _strata(seed: Tensor, row: Tensor) -> Tensor:

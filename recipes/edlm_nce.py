@@ -4,6 +4,7 @@ edlm run edlm_nce                       # trains the denoiser first if there is 
 edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -42,6 +43,8 @@ SETTINGS: Schema = {
     "samples": _settings.section(SAMPLES),
     **_training.SETTINGS,
 }
+FIGURES = ("loss", "accuracy", "gap", "ess", "log_weight_std")
+NUM_LEVELS = 5
 CHANCE_MARGIN = 0.01  # an accuracy this close to one half means that the energy orders nothing
 
 
@@ -115,27 +118,28 @@ class EnergyByNCE:
     def validate(self, network: nn.Module) -> Metrics:
         """Loss, accuracy and weight diagnostics of the EMA network on held-out blocks."""
         figures = self.held_out(network, self.blocks.valid, self.settings["valid_rows"])
-        return {name: value.mean for name, value in figures.items()}
+        return {name: estimate(values).mean for name, values in figures.items() if name != "t"}
 
     @torch.no_grad()
-    def held_out(self, network: nn.Module, blocks: Tensor, rows: int) -> dict[str, Estimate]:
-        """NCE loss and accuracy, and the ESS of `report_particles` drafts, over `rows` rows at stratified times."""
+    def held_out(self, network: nn.Module, blocks: Tensor, rows: int) -> dict[str, Tensor]:
+        """Per row (n,): its time, NCE loss and accuracy, and the ESS of `report_particles` drafts."""
         settings = self.settings
         k = settings["report_particles"]
         stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
-        columns: dict[str, list[Tensor]] = {name: [] for name in ("loss", "accuracy", "gap", "ess", "log_weight_std")}
+        columns: dict[str, list[Tensor]] = {name: [] for name in ("t", *FIGURES)}
         for row in torch.arange(rows, device=self.device).split(settings["batch_size"]):
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
             out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
             positive, negative = out[contracts.ENERGY][:, 0], out[contracts.ENERGY][:, 1:]
             log_weights = particles.log_weights(negative[:, :k])
             trained_on = negative[:, : settings["num_negatives"]]
+            columns["t"].append(out[contracts.T])
             columns["loss"].append(self._objective(positive, trained_on))
             columns["accuracy"].append(objectives.nce_accuracy(positive, negative))
             columns["gap"].append(negative.mean(-1) - positive)
             columns["ess"].append(particles.ess(log_weights))
             columns["log_weight_std"].append(particles.log_weight_std(log_weights))
-        return {name: estimate(torch.cat(values)) for name, values in columns.items()}
+        return {name: torch.cat(values) for name, values in columns.items()}
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -146,10 +150,12 @@ class EnergyByNCE:
         settings = self.settings
         rows = 4 * settings["valid_rows"]
         bound = pretrain_denoiser.continuous_nelbo(self.denoiser, self.schedule, self.blocks.test, rows, settings)
-        figures = self.held_out(self.run.average, self.blocks.test, rows)
+        per_row = self.held_out(self.run.average, self.blocks.test, rows)
+        figures = {name: estimate(per_row[name]) for name in FIGURES}
+        levels = by_noise_level(per_row)
         texts = self.texts()
         report = {name: value._asdict() for name, value in {"nelbo": bound, **figures}.items()}
-        _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
+        _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report, "by_time": levels})
         with (self.folder / "samples.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(text) + "\n" for text in texts)
         k, unit, naive = settings["report_particles"], f"n = {rows}", f"knows nothing: {self._naive():.3f}"
@@ -161,6 +167,15 @@ class EnergyByNCE:
             ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
         ]
         print(f"\nheld-out text (test split, seed {settings['seed']}):\n{_report.table(lines)}")
+        spread = [
+            (
+                f"t in {level['t']}",
+                f"{level['accuracy']:.3f}",
+                f"{level['ess']:.2f} of {k}, {level['log_weight_std']:.2f}",
+            )
+            for level in levels
+        ]
+        print(f"\n{_report.table([('by noise level', 'accuracy', 'ESS, s.d. of log-weights'), *spread])}")
         if abs(figures["accuracy"].mean - 0.5) < CHANCE_MARGIN or figures["gap"].mean <= 0:
             print(f"  warning: the energy does not tell data from drafts (mean gap {figures['gap'].mean:.4f} nats)")
         for text in texts:
@@ -207,6 +222,17 @@ class EnergyByNCE:
             self._objective,
             self.vocabulary.pad_id,
         )
+
+
+def by_noise_level(per_row: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Means of the figures over fifths of the time, from data to masks."""
+    edges = [step / NUM_LEVELS for step in range(NUM_LEVELS + 1)]
+    levels = []
+    for low, high in itertools.pairwise(edges):
+        inside = (per_row["t"] >= low) & (per_row["t"] < high)
+        means = {name: float(per_row[name][inside].double().mean()) for name in FIGURES}
+        levels.append({"t": f"[{low:.1f}, {high:.1f})", "n": int(inside.sum()), **means})
+    return levels
 
 
 def _plus_minus(value: Estimate) -> str:

@@ -180,6 +180,12 @@ def _at(like: Tensor, i: int, j: int) -> Tensor:
     return torch.zeros_like(like).index_put((torch.tensor(i), torch.tensor(j)), torch.tensor(True))
 
 
+def test_a_uniform_at_the_end_of_a_step_belongs_to_that_step():
+    u = torch.tensor([[0.25, 0.5, 0.75]], dtype=torch.float64)
+    plan = absorbing.reveal_plan(u, u > 0, schedules.log_linear(), schedules.uniform_grid(4))
+    assert _start(plan, u > 0).tolist() == [0.5, 0.75, 1.0]
+
+
 @given(noise_schedules(), step_grids())
 def test_a_plan_reveals_a_mask_with_the_chance_of_the_ancestral_sampler(schedule, grid):
     plan = absorbing.reveal_plan(POINTS, torch.ones_like(POINTS, dtype=torch.bool), schedule, grid)

@@ -124,7 +124,7 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 class Case(NamedTuple):
-    """One sampler, built by the library and by enumeration."""
+    """One sampler, built by the library and by enumeration; one particle is plain sampling."""
 
     num_steps: int | None
     selection: str = "sir"
@@ -138,9 +138,10 @@ class Case(NamedTuple):
     def sample(self, energy: EnergyFn = ENERGY, samples: int = SAMPLES) -> TensorDict:
         """Draw with the library."""
         denoiser, schedule = OracleDenoiser(Lookup(MARGINALS), SYMBOLS), SCHEDULES[self.schedule]
-        kernel = samplers.importance(
-            schedule, denoiser, OracleEnergy(energy), self.k, self.temperature, SELECTIONS[self.selection]
-        )
+        kernel = samplers.ancestral(schedule, denoiser)
+        if self.k > 1:
+            selection = SELECTIONS[self.selection]
+            kernel = samplers.importance(schedule, denoiser, OracleEnergy(energy), self.k, self.temperature, selection)
         pipeline = pipelines.sampling(kernel, LENGTH, self.num_steps, self.window, self.grid)
         return edlm.sample(pipeline, samples, seed=2024, prompt=torch.tensor(self.start))
 

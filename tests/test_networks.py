@@ -85,6 +85,21 @@ def test_attention_depends_on_the_distance_of_two_positions_and_not_on_where_the
     assert products[0].unique().numel() == 10
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_a_softmax_over_pairs_turned_by_their_distance(causal):
+    attention = randomise(networks.Attention(hidden_size=4, num_heads=1, causal=causal), seed=0).double()
+    x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    query, key, value = attention.qkv(x).chunk(3, dim=-1)
+    query, key = (torch.complex(half[:, :2], half[:, 2:]) for half in (query, key))
+    distance = torch.arange(5).unsqueeze(1) - torch.arange(5)
+    turn = torch.exp(1j * distance.unsqueeze(-1) * torch.tensor([1.0, 0.01], dtype=torch.float64))
+    scores = (query.unsqueeze(1) * key.conj() * turn).real.sum(-1) / 2.0
+    scores = scores.masked_fill(distance < 0, -torch.inf) if causal else scores
+    expected = attention.out(scores.softmax(-1) @ value)
+    rotary = networks._rotary_table(5, 4, x)
+    close(attention(x.unsqueeze(0), rotary)[0], expected, atol=1e-7)
+
+
 @every_kind
 @given(batches(vocab_size=6))
 def test_rows_do_not_see_each_other(net, batch):
@@ -121,6 +136,17 @@ def test_conditioning_starts_without_effect_and_can_be_learned():
     close(net(x, levels(3)), net(x, levels(3, 1.5)))
     net(x, levels(3)).square().sum().backward()
     assert net.trunk.modulation.linear.weight.grad.abs().sum() > 0
+
+
+def test_blocks_start_as_the_identity_and_the_last_modulation_shifts_and_scales():
+    x, net = tokens(), network()
+    for block in net.trunk.blocks:
+        torch.nn.init.zeros_(block.modulation.linear.weight)
+        torch.nn.init.zeros_(block.modulation.linear.bias)
+    last = net.trunk.modulation.linear
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data = torch.cat([torch.full((16,), 0.25), torch.full((16,), 2.0)]).double()
+    close(net(x), net.trunk.norm(net.embedding(x)) * 3.0 + 0.25)
 
 
 def test_an_energy_is_told_the_noise_level_of_its_row():
