@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,20 @@ def table(rows: Sequence[tuple[str, str, str]]) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a json file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    _write(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write one json object per line, whole or not at all."""
+    _write(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that differ when any value does."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write(path: Path, content: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)

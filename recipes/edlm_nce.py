@@ -5,12 +5,12 @@ edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
 """
 
 import itertools
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from edlm import checkpoints, contracts, corpora, denoisers, energies, networks, objectives, particles, pipelines
 from edlm import samplers as kernels
@@ -127,7 +127,8 @@ class EnergyByNCE:
         k = settings["report_particles"]
         stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
         columns: dict[str, list[Tensor]] = {name: [] for name in ("t", *FIGURES)}
-        for row in torch.arange(rows, device=self.device).split(settings["batch_size"]):
+        parts = torch.arange(rows, device=self.device).split(settings["batch_size"])
+        for row in tqdm(parts, desc="held-out text", unit="batch", leave=False):
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
             out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
             positive, negative = out[contracts.ENERGY][:, 0], out[contracts.ENERGY][:, 1:]
@@ -147,35 +148,17 @@ class EnergyByNCE:
 
     def cleanup(self) -> None:
         """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
-        settings = self.settings
+        settings, blocks = self.settings, self.blocks.test
         rows = 4 * settings["valid_rows"]
-        bound = pretrain_denoiser.continuous_nelbo(self.denoiser, self.schedule, self.blocks.test, rows, settings)
-        per_row = self.held_out(self.run.average, self.blocks.test, rows)
+        bound = pretrain_denoiser.continuous_nelbo(self.denoiser, self.schedule, blocks, rows, settings)
+        per_row = self.held_out(self.run.average, blocks, rows)
         figures = {name: estimate(per_row[name]) for name in FIGURES}
-        levels = by_noise_level(per_row)
-        texts = self.texts()
+        levels, texts = by_noise_level(per_row), self.texts()
         report = {name: value._asdict() for name, value in {"nelbo": bound, **figures}.items()}
         _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report, "by_time": levels})
-        with (self.folder / "samples.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(text) + "\n" for text in texts)
-        k, unit, naive = settings["report_particles"], f"n = {rows}", f"knows nothing: {self._naive():.3f}"
-        lines = [
-            ("denoiser NELBO", f"{bound.bits:.4f} ± {bound.bits_error:.4f}", f"bits/token, {unit} draws"),
-            (f"{settings['objective']} loss", _plus_minus(figures["loss"]), f"nats, {unit}; {naive}"),
-            ("accuracy", _plus_minus(figures["accuracy"]), "data below draft, all times in (0, 1); chance: 0.5"),
-            (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),
-            ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
-        ]
-        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{_report.table(lines)}")
-        spread = [
-            (
-                f"t in {level['t']}",
-                f"{level['accuracy']:.3f}",
-                f"{level['ess']:.2f} of {k}, {level['log_weight_std']:.2f}",
-            )
-            for level in levels
-        ]
-        print(f"\n{_report.table([('by noise level', 'accuracy', 'ESS, s.d. of log-weights'), *spread])}")
+        _report.write_jsonl(self.folder / "samples.jsonl", texts)
+        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(bound, figures)}")
+        print(f"\n{_levels_table(levels, settings['report_particles'])}")
         if abs(figures["accuracy"].mean - 0.5) < CHANCE_MARGIN or figures["gap"].mean <= 0:
             print(f"  warning: the energy does not tell data from drafts (mean gap {figures['gap'].mean:.4f} nats)")
         for text in texts:
@@ -200,6 +183,17 @@ class EnergyByNCE:
             for row in range(wanted["num_samples"])
             for name in ("off", "on")
         ]
+
+    def _summary(self, bound: Estimate, figures: Mapping[str, Estimate]) -> str:
+        k, name = self.settings["report_particles"], self.settings["objective"]
+        lines = [
+            ("denoiser NELBO", f"{bound.bits:.4f} ± {bound.bits_error:.4f}", f"bits/token, n = {bound.n} draws"),
+            (f"{name} loss", _plus_minus(figures["loss"]), f"nats, n = {bound.n}; knows nothing: {self._naive():.3f}"),
+            ("accuracy", _plus_minus(figures["accuracy"]), "data below draft, all times in (0, 1); chance: 0.5"),
+            (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),
+            ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
+        ]
+        return _report.table(lines)
 
     def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:
         return getattr(objectives, self.settings["objective"])(positive, negative)
@@ -233,6 +227,14 @@ def by_noise_level(per_row: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         means = {name: float(per_row[name][inside].double().mean()) for name in FIGURES}
         levels.append({"t": f"[{low:.1f}, {high:.1f})", "n": int(inside.sum()), **means})
     return levels
+
+
+def _levels_table(levels: list[dict[str, Any]], k: int) -> str:
+    rows = [
+        (f"t in {level['t']}", f"{level['accuracy']:.3f}", f"{level['ess']:.2f} of {k}, {level['log_weight_std']:.2f}")
+        for level in levels
+    ]
+    return _report.table([("by noise level", "accuracy", "ESS, s.d. of log-weights"), *rows])
 
 
 def _plus_minus(value: Estimate) -> str:
