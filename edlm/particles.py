@@ -26,8 +26,12 @@ def ess(log_weights: Tensor) -> Tensor:
 
 
 def log_weight_std(log_weights: Tensor) -> Tensor:
-    """Standard deviation of the log-weights over particles (divided by k - 1; 0 for k = 1): (b, k) to (b,)."""
-    return log_weights.std(-1, correction=min(1, log_weights.shape[-1] - 1))
+    """Standard deviation of the log-weights over particles (divided by k - 1; 0 for k = 1): (b, k) to (b,).
+
+    Infinite if a weight is zero.
+    """
+    spread = log_weights.std(-1, correction=min(1, log_weights.shape[-1] - 1))
+    return torch.where((log_weights == -torch.inf).any(-1), torch.inf, spread)
 
 
 def sir(log_weights: Tensor, uniforms: Tensor) -> Tensor:

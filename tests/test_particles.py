@@ -247,3 +247,8 @@ def test_equal_weights_leave_nothing_to_estimate():
 def test_the_pair_needs_two_weights():
     with pytest.raises(ValueError, match="at least 2 weights, got 1"):
         particles.log_z_bounds(torch.zeros(3, 1))
+
+
+def test_log_weight_std_is_infinite_where_a_weight_is_zero():
+    log_weights = torch.tensor([[0.0, -torch.inf], [-torch.inf, -torch.inf], [1.0, 1.0]], dtype=torch.float64)
+    assert particles.log_weight_std(log_weights).tolist() == [torch.inf, torch.inf, 0.0]

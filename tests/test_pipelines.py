@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from builders import Spec, energy_module, filled_up, prompts, specs, tiny_denoiser, tiny_energy, tiny_network
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -112,8 +112,10 @@ def test_no_gradient_is_kept_and_networks_stay_as_they_are():
 
 @quick
 @given(st.data(), specs(), st.integers(1, 4), seeds)
-def test_info_counts_passes_and_times(data: st.DataObject, spec: Spec, b: int, seed: int):
-    prompt = data.draw(prompts(spec, b))
+@example(None, Spec(num_steps=None, length=6, window=(0.3, 0.8)), 4, 0)
+@example(None, Spec(num_steps=8, length=6), 4, 0)  # rows that finish at different passes
+def test_info_counts_passes_and_times(data: st.DataObject | None, spec: Spec, b: int, seed: int):
+    prompt = data.draw(prompts(spec, b)) if data else None
     masks = (filled_up(prompt, spec, b) == spec.mask_id).sum(1)
     info = edlm.sample(spec.pipeline(), b, seed=seed, prompt=prompt)["info"]
     passes, t, corrected = info["denoiser_passes"], info["t"], info["corrected"]
@@ -148,6 +150,33 @@ def test_diagnostics_lie_in_their_ranges_where_the_energy_was_used_and_are_nan_e
         assert (ess[corrected] == 1).all()
         assert (std[corrected] == 0).all()
     assert ess.dtype == std.dtype == torch.float64
+
+
+def test_a_finished_row_costs_no_energy():
+    prompt = torch.tensor([[0, 1, 2, 0], [0, 1, 2, MASK], [MASK, MASK, MASK, MASK]])
+    info = edlm.sample(Spec(num_steps=None).pipeline(), 3, prompt=prompt)["info"]
+    assert info["denoiser_passes"].tolist() == [0, 1, 4]
+    assert info["energy_passes"].tolist() == [0, 3, 12]
+    assert info["corrected"].sum(1).tolist() == [0, 1, 4]
+
+
+@pytest.mark.parametrize("num_steps", [3, None])
+def test_networks_are_told_the_time_at_which_each_row_s_pass_starts(num_steps: int | None):
+    told: dict[str, list[Tensor]] = {"denoiser": [], "energy": []}
+    spec = Spec(num_steps=num_steps, length=6)
+    kernel = spec.kernel()
+    denoiser = kernel.denoiser
+    denoiser.register_forward_pre_hook(lambda _, inputs: told["denoiser"].append(inputs[0][contracts.T]))
+    energy = TensorDictModule(
+        lambda candidates, t: (told["energy"].append(t), candidates.sum(-1).double())[1],
+        in_keys=[contracts.CANDIDATES, contracts.T],
+        out_keys=[contracts.ENERGY],
+    )
+    kernel = samplers.importance(spec.schedule, denoiser, energy, num_particles=2)
+    t = edlm.sample(spec.pipeline()._replace(kernel=kernel), 5)["info", "t"]
+    assert (t.diff() < 0).any(1).all()
+    for times in told.values():
+        assert torch.equal(torch.stack(times, dim=1), t)
 
 
 def test_diagnostics_are_those_of_the_weights():

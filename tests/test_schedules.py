@@ -237,3 +237,8 @@ def test_errors_name_the_key_and_the_value(call, message):
 def test_a_schedule_can_be_anyones():
     mine = Schedule(alpha=lambda t: 1 - t**4, alpha_slope=lambda t: -4 * t**3, inverse=lambda a: (1 - a) ** 0.25)
     torch.testing.assert_close(schedules.nelbo_weight(mine, INSIDE), 4.0 / INSIDE)
+
+
+@pytest.mark.parametrize("make", [schedules.log_linear, schedules.cosine, schedules.cosine_squared])
+def test_alpha_is_not_negative_in_float32_either(make):
+    assert make().alpha(torch.ones(1)) >= 0
