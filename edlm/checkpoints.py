@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,6 +21,7 @@ from edlm import networks
 from edlm.vocabulary import Vocabulary, load_vocabulary
 
 _CLASSES: dict[str, type[nn.Module]] = {c.__name__: c for c in (networks.Transformer, networks.EnergyNetwork)}
+N = TypeVar("N", networks.Transformer, networks.EnergyNetwork)
 _TENSOR = "tensor:"  # prefix of a name that stands for a tensor in the json of a training state
 
 
@@ -49,6 +50,14 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None) -> nn.M
     network = cls(**description["arguments"])
     _load_weights(network, folder / "network.safetensors")
     return network.eval()
+
+
+def load_as(cls: type[N], path: str | Path, vocabulary: Vocabulary | None = None) -> N:
+    """`load_network` for a network of a known class. Raises ValueError, too, if it is of another."""
+    network = load_network(path, vocabulary)
+    if not isinstance(network, cls):
+        raise ValueError(f"{path} holds a network of class {type(network).__name__}, not {cls.__name__}")
+    return network
 
 
 def load_vocabulary_of(path: str | Path) -> Vocabulary:

@@ -51,6 +51,7 @@ _FREE_ON_RESUME = {"log_every", "valid_every", "valid_rows", "save_every", "keep
 HELD_OUT_STEP = (1 << 32) - 1  # the noise of evaluation is that of a step no training reaches
 
 Metrics = dict[str, float]
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def device_of(settings: Mapping[str, Any]) -> torch.device:
@@ -252,11 +253,11 @@ class TrainingRun:
             raise ValueError(f"cannot resume {self.folder}: {'; '.join(changed)}; use another output_dir")
 
 
-def _warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def _warm_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """EMA whose decay grows as (1 + n) / (10 + n) up to `decay`, so that a short run forgets its start."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    def update(averages: Tensors, current: Tensors, count: Tensor | int) -> None:
         n = int(count)
         torch._foreach_lerp_(averages, current, 1.0 - min(decay, (1 + n) / (10 + n)))
 

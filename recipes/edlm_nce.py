@@ -15,6 +15,7 @@ from tqdm import tqdm
 from edlm import checkpoints, contracts, corpora, denoisers, energies, networks, objectives, particles, pipelines
 from edlm import samplers as kernels
 from edlm.likelihoods import Estimate, estimate
+from edlm.networks import Transformer
 from edlm.recipes import _entry, _report, _settings, _training, pretrain_denoiser
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
@@ -70,7 +71,7 @@ class EnergyByNCE:
         folder = checkpoints.find_network(path)
         self.description = checkpoints.read_description(folder)
         self.vocabulary = checkpoints.load_vocabulary_of(folder)
-        network = checkpoints.load_network(folder).to(self.device).requires_grad_(False)
+        network = checkpoints.load_as(Transformer, folder).to(self.device).requires_grad_(False)
         self.schedule = _settings.build(self.description["schedule"])
         self.told = self.schedule if self.description["time_conditioning"] else None
         self.denoiser = denoisers.subs(network, self.vocabulary.mask_id, self.told)

@@ -17,6 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edlm import checkpoints, contracts, denoisers, energies, execution, networks, particles, pipelines, samplers
+from edlm.checkpoints import N
+from edlm.networks import EnergyNetwork, Transformer
 from edlm.pipelines import Pipeline
 from edlm.recipes import _entry, _report, _settings, _training
 from edlm.recipes._settings import Schema
@@ -64,11 +66,11 @@ class Generate:
         self.vocabulary: Vocabulary = checkpoints.load_vocabulary_of(folder)
         self.schedule = _settings.build(description["schedule"])
         self.told = self.schedule if description["time_conditioning"] else None
-        network = self._load(folder)
+        network = self._load(Transformer, folder)
         self.denoiser = denoisers.subs(network, self.vocabulary.mask_id, self.told)
         self.energy = None
         if self.settings["energy"] is not None:
-            energy_network = self._load(checkpoints.find_network(self.settings["energy"]))
+            energy_network = self._load(EnergyNetwork, self.settings["energy"])
             self.energy = energies.learned(energy_network, self.told, self.vocabulary.pad_id)
 
     def setup(self) -> None:
@@ -167,9 +169,9 @@ class Generate:
         texts = self.vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())
         tqdm.write(_CLEAR_SCREEN + "\n\n".join(texts), file=sys.stderr)
 
-    def _load(self, folder: Path) -> Any:
+    def _load(self, cls: type[N], path: str | Path) -> N:
         """A network on the device, its conditioning folded into the weights where it is always the same."""
-        network = checkpoints.load_network(folder, self.vocabulary)
+        network = checkpoints.load_as(cls, path, self.vocabulary)
         return (network if self.told is not None else networks.fold_conditioning(network)).to(self.device)
 
     def _records(self, out: TensorDict, first: int) -> list[dict[str, Any]]:

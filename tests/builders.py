@@ -111,22 +111,24 @@ SCHEDULES = [
 
 @st.composite
 def windows(draw: st.DrawFn) -> tuple[float, float]:
-    """Any window, the full one and single times of a grid among them."""
+    """Any window, the full one as often as all others, and single times of a grid among them."""
+    if draw(st.booleans()):
+        return 0.0, 1.0
     ends = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0.0, 1.0)
     low, high = sorted([draw(ends), draw(ends)])
     return low, high
 
 
-def specs(selections: tuple[str | None, ...] = (None, "sir", "imh", "greedy"), min_length: int = 1):
+def specs(selections: tuple[str | None, ...] = ("sir", "imh", "greedy", None)) -> st.SearchStrategy[Spec]:
     """Every kind of sampler, from one symbol at one position up."""
     return st.builds(
         Spec,
         seed=st.integers(0, 2**62),
-        symbols=st.integers(1, 4),
-        length=st.integers(min_length, 6),
+        symbols=st.sampled_from([2, 3, 4, 1]),
+        length=st.integers(1, 6),
         num_steps=st.none() | st.integers(1, 8),
         tokens_per_pass=st.integers(1, 3),
-        num_particles=st.integers(1, 4),
+        num_particles=st.sampled_from([2, 3, 4, 1]),
         selection=st.sampled_from(selections),
         temperature=st.sampled_from([1.0, 0.5, 2.0]),
         window=windows(),

@@ -311,6 +311,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["denoiser=/nowhere"], "/nowhere: no checkpoint there"),
         (["energy=/nowhere"], "/nowhere: no checkpoint there"),
+        (["energy={trained}/denoiser"], "holds a network of class Transformer, not EnergyNetwork"),
         (["num_particles=0"], "num_particles = 0 must be a whole number of at least 1"),
         (["num_steps=0"], "num_steps = 0 must be a whole number of at least 1"),
         (["window=[1,0.2]"], "window = [1, 0.2] must be two times [low, high]"),
@@ -330,7 +331,7 @@ def test_a_mistake_in_generate_gets_one_line(
     if torch.cuda.is_available() and said in ("needs a pipeline on a CUDA device", "no CUDA device is there"):
         pytest.skip("a CUDA device is there")
     base = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
-    status, _, error = run("generate", *base, *overrides)
+    status, _, error = run("generate", *base, *(word.replace("{trained}", str(trained)) for word in overrides))
     assert status == 2
     assert said in error
     assert len(error.splitlines()) == 1

@@ -27,7 +27,7 @@ from edlm import contracts, noise, pipelines, samplers, schedules
 from edlm.noise import Stream
 
 quick = settings(max_examples=40, deadline=None)
-thorough = settings(max_examples=120, deadline=None)
+thorough = settings(max_examples=200, deadline=None)
 seeds = st.integers(0, 2**63 - 1)
 rows = st.integers(0, 2**32 - 10)
 CORRECTED = ("sir", "imh", "greedy")
@@ -43,6 +43,8 @@ def tokens_of(pipeline: pipelines.Pipeline, *arguments: object, **options: objec
 @thorough
 @given(st.data(), specs(), st.integers(1, 3), seeds, rows)
 @example(None, Spec(num_steps=None, window=(0.4, 0.8), length=6, num_particles=4), 3, 0, 0)  # rows leave it in turn
+@example(None, Spec(num_steps=1, length=6, num_particles=4, temperature=0.5), 3, 1, 0)
+@example(None, Spec(num_steps=2, length=6, num_particles=4, temperature=2.0, selection="imh"), 3, 2, 0)
 @example(None, Spec(num_steps=None, tokens_per_pass=4, length=6, window=(0.5, 0.9)), 3, 0, 5)
 @example(None, Spec(num_steps=2, window=(0.0, 0.5), length=6, selection="imh"), 3, 7, 2**31)
 def test_a_sampler_is_a_loop_over_rows_passes_and_positions(
