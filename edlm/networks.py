@@ -60,10 +60,13 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.causal = causal
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Mix the positions of each row."""
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], valid: Tensor | None = None) -> Tensor:
+        """Mix the positions of each row; nothing is read from where `valid`, bool (b, l), is False."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)  # (b, heads, l, d)
-        mixed = F.scaled_dot_product_attention(_rotate(q, *rotary), _rotate(k, *rotary), v, is_causal=self.causal)
+        readable = None if valid is None else valid[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(
+            _rotate(q, *rotary), _rotate(k, *rotary), v, attn_mask=readable, is_causal=self.causal
+        )
         return self.out(mixed.transpose(1, 2).flatten(-2))
 
 
@@ -82,13 +85,15 @@ class Block(nn.Module):
         self.modulation = Modulation(conditioning_size, hidden_size, 6) if conditioning_size else None
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], conditioning: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], conditioning: Tensor | None, valid: Tensor | None = None
+    ) -> Tensor:
         """Apply the block: (b, l, h) to (b, l, h)."""
         if self.modulation is None:
-            x = x + self.dropout(self.attention(self.norm_1(x), rotary))
+            x = x + self.dropout(self.attention(self.norm_1(x), rotary, valid))
             return x + self.dropout(self._feed_forward(self.norm_2(x)))
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(conditioning)
-        x = x + gate_1 * self.dropout(self.attention(self.norm_1(x) * (1 + scale_1) + shift_1, rotary))
+        x = x + gate_1 * self.dropout(self.attention(self.norm_1(x) * (1 + scale_1) + shift_1, rotary, valid))
         return x + gate_2 * self.dropout(self._feed_forward(self.norm_2(x) * (1 + scale_2) + shift_2))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -119,14 +124,14 @@ class Trunk(nn.Module):
         self.modulation = Modulation(conditioning_size, hidden_size, 2) if conditioning_size else None
         self.head_size = hidden_size // num_heads
 
-    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """Run the blocks at noise level sigma (b,), zero where none is given."""
+    def forward(self, x: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        """Run the blocks at noise level sigma (b,), zero where none is given; see `Attention` for `valid`."""
         rotary = _rotary_table(x.shape[1], self.head_size, x)
         conditioning = None
         if self.noise_embedding is not None:
             conditioning = self.noise_embedding(x.new_zeros(1) if sigma is None else sigma)
         for block in self.blocks:
-            x = block(x, rotary, conditioning)
+            x = block(x, rotary, conditioning, valid)
         x = self.norm(x)
         if self.modulation is not None:
             shift, scale = self.modulation(conditioning)
@@ -204,7 +209,7 @@ class EnergyNetwork(nn.Module):
     def forward(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Token pairs (b, l) and noise levels (b,) to scalars (b,); positions where `valid` is False do not count."""
         x = self.combine(torch.cat([self.embedding(x_t), self.embedding(x_0)], dim=-1))
-        x = self.project(self.trunk(x, sigma))
+        x = self.project(self.trunk(x, sigma, valid))
         if valid is None:
             pooled = x.mean(1)
         else:

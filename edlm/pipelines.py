@@ -289,13 +289,14 @@ def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None)
     tokens = torch.full((num_samples, length), denoiser.mask_id, device=pipeline.device)
     if prompt is None:
         return tokens
-    prompt = prompt.to(tokens).expand(num_samples, -1) if prompt.ndim == 1 else prompt.to(tokens)
-    if prompt.shape[0] != num_samples or prompt.shape[1] > length:
+    if prompt.ndim == 1:
+        prompt = prompt.expand(num_samples, -1)
+    if prompt.ndim != 2 or prompt.shape[0] != num_samples or prompt.shape[1] > length:
         raise ValueError(f"prompt of shape {tuple(prompt.shape)} does not fit ({num_samples} samples, length {length})")
     if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < denoiser.vocab_size:
         bad = prompt[(prompt < 0) | (prompt >= denoiser.vocab_size)][0]
         raise ValueError(f"prompt holds token id {int(bad)}, outside the vocabulary 0..{denoiser.vocab_size - 1}")
-    return torch.cat([prompt, tokens[:, prompt.shape[1] :]], dim=1)
+    return torch.cat([prompt.to(tokens), tokens[:, prompt.shape[1] :]], dim=1)
 
 
 def describe(stages: TensorDictSequential) -> str:

@@ -44,7 +44,7 @@ def cosine(eps: float = 0.0) -> Schedule:
     _require(0.0 <= eps < 1.0, f"cosine: eps = {eps} must lie in [0, 1)")
     rate, half_pi = 1.0 - eps, math.pi / 2
     return Schedule(
-        alpha=lambda t: eps + rate * torch.cos(half_pi * t).clamp(min=0.0),  # float32 gives cos(pi / 2) < 0
+        alpha=lambda t: (eps + rate * torch.cos(half_pi * t)).clamp(min=0.0),  # float32 gives cos(pi / 2) < 0
         alpha_slope=lambda t: -rate * half_pi * torch.sin(half_pi * t),
         inverse=lambda alpha: torch.acos(((alpha - eps) / rate).clamp(0.0, 1.0)) / half_pi,
     )

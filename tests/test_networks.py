@@ -279,3 +279,13 @@ def test_folded_conditioning_is_the_same_function(kind: type[Transformer] | type
     assert networks.fold_conditioning(folded) is folded
     rebuilt = kind(**folded.arguments)
     assert rebuilt.state_dict().keys() == folded.state_dict().keys()
+
+
+def test_padding_does_not_move_an_energy_through_attention_either():
+    network = energy_network().eval()
+    tokens = torch.tensor([[1, 2, 3]])
+    alone = network(tokens, tokens.flip(1))
+    for pads in (1, 3, 5):
+        padding = torch.full((1, pads), 5)
+        texts = (torch.cat([tokens, padding], 1), torch.cat([tokens.flip(1), padding], 1))
+        close(network(*texts, valid=torch.arange(3 + pads)[None] < 3), alone)
