@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 def test_a_signal_leaves_a_checkpoint_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
     overrides = [*denoiser_overrides(tmp_path), "steps=100000", "save_every=100000", "valid_every=100000"]
     command = [sys.executable, "-m", "edlm.cli", "run", "pretrain_denoiser", *overrides, "decay=constant"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 120
     log = tmp_path / "metrics.jsonl"
     while not (log.is_file() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
@@ -248,7 +248,7 @@ def test_a_signal_leaves_a_checkpoint_that_resumes(tmp_path: Path, number: signa
     step = int(sorted((tmp_path / "checkpoints").glob("step_*"))[-1].name.removeprefix("step_"))
     assert f"stopped at step {step}; the same command goes on" in error
     again = [word.replace("steps=100000", f"steps={step + 2}") for word in command]
-    subprocess.run(again, check=True, capture_output=True)
+    subprocess.run(again, check=True, capture_output=True, cwd=tmp_path)
     assert sorted((tmp_path / "checkpoints").glob("step_*"))[-1].name == f"step_{step + 2:08d}"
 
 
