@@ -229,7 +229,7 @@ OWN = [
         "pipelines.py",
         "torch.arange(first_row, first_row + b, device=device)",
         "torch.arange(0, b, device=device)",
-        "tests/test_samplers.py::test_a_row_knows_its_own_number_and_prompt_only",
+        "tests/test_samplers.py::test_seeds_and_rows_give_different_samples",
     ),
     Fault(
         "noise reused between steps",

@@ -19,9 +19,10 @@ def package_in(folder: Path) -> None:
     shutil.copytree(ROOT / "recipes", folder / "edlm" / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def run_test(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
-    """Run one test of this suite against the package in `folder`."""
-    code = f"import sys, pytest; sys.exit(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', {str(ROOT / name)!r}]))"
+def run_tests(folder: Path, *names: str) -> subprocess.CompletedProcess[str]:
+    """Run tests of this suite against the package in `folder`."""
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
+    code = f"import sys, pytest; sys.exit(pytest.main({[*options, *(str(ROOT / name) for name in names)]!r}))"
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     return subprocess.run(
@@ -42,7 +43,7 @@ def plant(folder: Path, fault: Fault) -> None:
 def test_a_planted_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
     package_in(tmp_path)
     plant(tmp_path, fault)
-    result = run_test(tmp_path, fault.caught_by)
+    result = run_tests(tmp_path, fault.caught_by)
     assert result.returncode == FAILED, result.stdout[-2000:] + result.stderr[-2000:]
 
 
@@ -50,12 +51,7 @@ def test_a_planted_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
 def test_the_catching_tests_pass_without_a_fault(tmp_path: Path) -> None:
     """Else a test that always fails would catch everything."""
     package_in(tmp_path)
-    names = sorted({str(ROOT / fault.caught_by) for fault in (*PUBLISHED, *OWN)})
-    code = f"import sys, pytest; sys.exit(pytest.main(['-x', '-q', '-p', 'no:cacheprovider', *{names!r}]))"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    result = run_tests(tmp_path, *sorted({fault.caught_by for fault in (*PUBLISHED, *OWN)}))
     assert result.returncode == PASSED, result.stdout[-3000:]
 
 
