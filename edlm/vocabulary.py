@@ -95,6 +95,11 @@ class Vocabulary:
         content = self.tokenizer.to_str() + self._ids_json
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
+    @property
+    def unit(self) -> str:
+        """What one id stands for, "character" or "token": figures are per unit."""
+        return "token" if self._character_ids is None else "character"
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `vocabulary.json`; a file is either there whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)

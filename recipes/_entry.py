@@ -25,7 +25,8 @@ class Interrupted(Exception):
 def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
     """Run a recipe on the config and overrides of the command line, and exit.
 
-    A mistake of the user's (ValueError) is printed in one line and exits with 2; with EDLM_DEBUG set it is raised.
+    A mistake of the user's (ValueError), and a file system that refuses (OSError), is printed in one line and exits
+    with 2; with EDLM_DEBUG set it is raised.
     """
     logging.getLogger("torchao").setLevel(logging.ERROR)  # it reports at import that it has no kernels for this torch
     from torchtune import config
@@ -39,7 +40,7 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
         config.parse(checked)()
     except Interrupted as stop:
         _exit(str(stop), stop.status)
-    except (ValueError, FileNotFoundError, OmegaConfBaseException, config._errors.InstantiationError) as error:
+    except (ValueError, OSError, OmegaConfBaseException, config._errors.InstantiationError) as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
         _exit(" ".join(str(error).split()), USAGE_ERROR)

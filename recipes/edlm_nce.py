@@ -186,9 +186,9 @@ class EnergyByNCE:
         ]
 
     def _summary(self, bound: Estimate, figures: Mapping[str, Estimate]) -> str:
-        k, name = self.settings["report_particles"], self.settings["objective"]
+        k, name, unit = self.settings["report_particles"], self.settings["objective"], self.vocabulary.unit
         lines = [
-            ("denoiser NELBO", f"{bound.bits:.4f} ± {bound.bits_error:.4f}", f"bits/token, n = {bound.n} draws"),
+            ("denoiser NELBO", f"{bound.bits:.4f} ± {bound.bits_error:.4f}", f"bits/{unit}, n = {bound.n} draws"),
             (f"{name} loss", _plus_minus(figures["loss"]), f"nats, n = {bound.n}; knows nothing: {self._naive():.3f}"),
             ("accuracy", _plus_minus(figures["accuracy"]), "data below draft, all times in (0, 1); chance: 0.5"),
             (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),

@@ -103,15 +103,16 @@ class PretrainDenoiser:
     def cleanup(self) -> None:
         """Say what was learned and where it is."""
         bound = self.held_out_nelbo(self.run.average, self.blocks.test, 4 * self.settings["valid_rows"])
+        unit = self.vocabulary.unit
         parameters = sum(p.numel() for p in self.run.average.parameters())
         rows = [
-            ("denoiser NELBO (test)", f"{bound.bits:.4f} ± {bound.bits_error:.4f} bits/token", f"n = {bound.n} draws"),
+            ("denoiser NELBO (test)", f"{bound.bits:.4f} ± {bound.bits_error:.4f} bits/{unit}", f"n = {bound.n} draws"),
             ("perplexity bound", f"{bound.perplexity:.3f}", ""),
             ("steps, parameters", f"{self.run.step:,}, {parameters:,}", f"seed {self.settings['seed']}, EMA weights"),
         ]
         levels = {f"{t:g}": self.masked_nll(t)._asdict() for t in NOISE_LEVELS}
         rows += [
-            (f"bits left at t = {t}", f"{value['mean'] / math.log(2):.4f}", "per masked token")
+            (f"bits left at t = {t}", f"{value['mean'] / math.log(2):.4f}", f"per masked {unit}")
             for t, value in levels.items()
         ]
         print(f"\n{_report.table(rows)}\n\n  written to {self.folder}")

@@ -246,6 +246,25 @@ def test_the_optimum_is_the_residual_energy_whatever_the_number_of_negatives(obj
         assert curvature @ direction > 1e-3  # a minimum, and elsewhere the gradient is not zero
 
 
+@pytest.mark.parametrize(("objective", "n"), [(objectives.nce, 1), (objectives.nce, 2), (objectives.info_nce, 2)])
+def test_a_table_trained_from_zero_becomes_the_residual_energy(objective, n):
+    data, proposal, residual = laws_at([3, 3, 0])
+    energy = torch.zeros_like(residual).requires_grad_()
+    optimizer = torch.optim.LBFGS([energy], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = expected_loss(objective, energy, data, proposal, n)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    learned = energy.detach()
+    if objective is objectives.info_nce:  # known up to a constant, which no sample depends on
+        learned = learned - (learned - residual).mean()
+    torch.testing.assert_close(learned, residual, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_nce_knows_z_and_info_nce_does_not(n):
     data, proposal, residual = laws_at([3, 3, 0])

@@ -294,6 +294,24 @@ def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
     assert output.read_text().splitlines(keepends=True) == first, "the same texts at another batch size, none lost"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torchtune._cli.tune", "run", "edlm/recipes/pretrain_denoiser"],
+        ["torch.distributed.run", "--nproc_per_node", "1", str(cli.recipes()["pretrain_denoiser"])],
+        ["edlm.recipes.pretrain_denoiser"],
+    ],
+    ids=["tune", "torchrun", "python"],
+)
+def test_other_launchers_run_the_same_file(tmp_path: Path, launcher: list[str]) -> None:
+    config = cli.configs("pretrain_denoiser")["tiny"]
+    command = [sys.executable, "-m", *launcher, "--config", str(config), *denoiser_overrides(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert checkpoints.find_network(tmp_path / "run").name == "step_00000006"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A denoiser of a few steps."""

@@ -262,3 +262,8 @@ def test_training_is_deterministic_and_fills_the_size():
 def test_a_size_that_cannot_be_had_is_an_error(size: int, message: str):
     with pytest.raises(ValueError, match=message):
         train_bpe(["the cat and the hat"], size=size)
+
+
+def test_figures_are_per_character_or_per_token():
+    assert characters().unit == "character"
+    assert train_bpe(["some text to learn from, some text"], size=260).unit == "token"
