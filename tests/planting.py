@@ -1,0 +1,49 @@
+"""Run tests against packages with a planted fault, in children of one process that has imported the heavy libraries.
+
+Called as a program with pairs `folder test` on the command line; prints one line of json: exit status and output of
+each. A child imports the package from its folder, because nothing of it has been imported before.
+"""
+
+import io
+import json
+import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+import scipy.stats  # noqa: F401  imported here, once, for all children
+import tensordict.nn  # noqa: F401
+import torch
+
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
+
+
+def run_in_child(folder: str, names: list[str]) -> tuple[int, str]:
+    """Exit status of pytest and what it printed, from a forked child."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        sys.path.insert(0, folder)
+        os.environ["PYTHONPATH"] = folder  # for the processes a test starts itself
+        os.chdir(folder)
+        printed = io.StringIO()
+        status = -1
+        try:
+            with redirect_stdout(printed), redirect_stderr(printed):
+                status = int(pytest.main([*OPTIONS, *names]))
+        finally:  # a child never goes on as its parent
+            with os.fdopen(write, "w") as pipe:
+                json.dump([status, printed.getvalue()[-3000:]], pipe)
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        status, output = json.load(pipe)
+    os.waitpid(child, 0)
+    return status, output
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    wanted = json.load(sys.stdin)
+    json.dump([run_in_child(folder, names) for folder, names in wanted], sys.stdout)
