@@ -164,7 +164,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     for name in ("network.safetensors", "training.safetensors"):
-        assert whole[name] == parts[name], name
+        same = whole[name] == parts[name]  # said apart: a failing assert would look for a difference in all the bytes
+        assert same, name
     logged = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in logged] == sorted({record["step"] for record in logged})
 
