@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edlm import (
         absorbing,
+        adaptive,
         categorical,
         checkpoints,
         contracts,
@@ -39,6 +40,7 @@ __all__ = [
     "Pipeline",
     "absorbing",
     "accelerate",
+    "adaptive",
     "categorical",
     "checkpoints",
     "contracts",

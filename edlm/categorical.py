@@ -2,7 +2,8 @@
 
 Gumbel noise in float32 truncates the tail of a law and bf16 noise far more; here a draw is the inverse of the
 cumulative law at one float64 uniform, in two levels: blocks of the vocabulary, then tokens inside one block, so that k
-draws cost one pass over the logits. Weights are float32 and so are the sums of at most 256 of them; running sums are float64.
+draws cost one pass over the logits. Weights are float32 and so are the sums of at most 256 of them; running sums are
+float64.
 """
 
 from typing import NamedTuple
@@ -57,6 +58,22 @@ def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
     """`log p(token)` of given tokens: logits (n, v), tokens (n, k) to nats (n, k), float32 or better."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+
+
+def nucleus(logits: Tensor, mass: float) -> Tensor:
+    """Keep the fewest most likely tokens that hold at least `mass` of the probability: logits (n, v), others `-inf`.
+
+    Of equally likely tokens the lower ids come first (Holtzman et al. 2020, arXiv 1904.09751, section 3.1).
+    Raises ValueError unless 0 < mass <= 1.
+    """
+    if not 0.0 < mass <= 1.0:
+        raise ValueError(f"nucleus = {mass} must lie in (0, 1]")
+    if mass == 1.0:
+        return logits
+    ordered, token = logits.sort(stable=True, dim=-1, descending=True)
+    probability = ordered.to(torch.float64).softmax(-1)
+    kept = probability.cumsum(-1) - probability < mass  # what lies before a token does not hold the mass yet
+    return torch.full_like(logits, -torch.inf).scatter(-1, token, torch.where(kept, ordered, -torch.inf))
 
 
 def entropy(logits: Tensor) -> Tensor:

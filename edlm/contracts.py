@@ -28,9 +28,11 @@ PROPOSAL_NOISE = "proposal_noise"  # (n, k) float64 uniforms
 SELECTION_NOISE = "selection_noise"  # (b, k) float64 uniforms
 HIDDEN = "hidden"  # (n, h) states of the denoiser at the positions
 CANDIDATES = "candidates"  # (b, k, l) whole drafts
-LOG_P_CANDIDATES = "log_p_candidates"  # (b, k, l) log-probability of each drawn token, zero where none was drawn
+LOG_P_CANDIDATES = "log_p_candidates"  # (b, k, l) log p_theta of each drawn token, zero where none was drawn
+LOG_RATIO = "log_ratio"  # (b, k) log p_theta less the log-probability of what really proposed the draft
 ENERGY = "energy"  # (b, k)
 CHOSEN = "chosen"  # (b,) index of the particle that was kept
+PARTICLES = "particles"  # (b,) how many particles were weighed
 ESS = "ess"  # (b,) effective sample size of the step, in [1, k]
 LOG_WEIGHT_STD = "log_weight_std"  # (b,) standard deviation of the log-weights over particles
 

@@ -83,7 +83,7 @@ def ar_log_prob(
     predicted = (positions % l >= behind) & (positions < n * l)
     hidden = network(read, None, torch.where(predicted, positions - behind, 0))
     wanted = tokens.flatten()[positions.clamp(max=n * l - 1)]
-    vocab_size = int(network.get_submodule("head").out_features)
+    vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
     rows = categorical.rows_at_once(vocab_size, tokens.device, torch.compiler.is_compiling())
     chunks = [
         categorical.token_log_prob(_without_mask(network, states, mask_id), target.unsqueeze(-1)).squeeze(-1)

@@ -18,13 +18,14 @@ from tensordict.nn import CudaGraphModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical
-from edlm.contracts import CORRECTED, POSITIONS, PROPOSAL_NOISE, REVEAL, SELECTION_NOISE, X_T, T
+from edlm.adaptive import Rounds
+from edlm.contracts import CORRECTED, HIDDEN, POSITIONS, PROPOSAL_NOISE, REVEAL, SELECTION_NOISE, X_T, T
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
 Mode = Literal["eager", "compile", "cudagraph"]
 _PER_ROW = (X_T, T, REVEAL, CORRECTED, SELECTION_NOISE)
-_PER_POSITION = (POSITIONS, PROPOSAL_NOISE)
+_PER_POSITION = (POSITIONS, PROPOSAL_NOISE, HIDDEN)
 _SMALLEST_GRAPH = 16
 
 
@@ -33,9 +34,9 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
 
     eager: as written. compile: each step one graph without a break, for any number of rows and positions; where logits
     have to come in tiles, one for each power of two of them. cudagraph: these graphs captured and replayed, rows and
-    positions padded to powers of two so that few captures are needed.
-    On a CPU without a C++ compiler, compile warns and stays eager. Raises ValueError for another mode, or for
-    cudagraph where the pipeline is not on a CUDA device.
+    positions padded to powers of two so that few captures are needed. The rounds of an adaptive kernel are graphs of
+    their own, in both modes. On a CPU without a C++ compiler, compile warns and stays eager.
+    Raises ValueError for another mode, or for cudagraph where the pipeline is not on a CUDA device.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode = {mode!r} must be one of {', '.join(get_args(Mode))}")
@@ -80,10 +81,19 @@ def _over(kernel: Kernel, wrap: Callable[[Kernel], Kernel]) -> Kernel:
 
 
 def _compiled(kernel: Kernel, one_tile: int) -> Kernel:
-    return kernel._replace(step=_CompiledStep(kernel.step, one_tile), draw=_CompiledDraw(kernel.draw))
+    step = kernel.step
+    if isinstance(step, Rounds):  # the host has its say between its parts
+        fast: nn.Module = step.with_parts(
+            partial(_CompiledStep, one_tile=one_tile), partial(_whole_tiles, one_tile=one_tile)
+        )
+    else:
+        fast = _CompiledStep(step, one_tile)
+    return kernel._replace(step=fast, draw=_CompiledDraw(kernel.draw))
 
 
 def _graphed(kernel: Kernel, one_tile: int) -> Kernel:
+    if isinstance(kernel.step, Rounds):
+        return _compiled(kernel, one_tile)
     return kernel._replace(step=_GraphedStep(kernel.step, one_tile), draw=_CompiledDraw(kernel.draw))
 
 

@@ -25,13 +25,19 @@ def ess(log_weights: Tensor) -> Tensor:
     return log_ess.exp().nan_to_num(0.0)
 
 
-def log_weight_std(log_weights: Tensor) -> Tensor:
+def log_weight_std(log_weights: Tensor, count: Tensor | None = None) -> Tensor:
     """Standard deviation of the log-weights over particles (divided by k - 1; 0 for k = 1): (b, k) to (b,).
 
-    Infinite if a weight is zero.
+    Infinite if a weight is zero. count: int64 (b,), only the first so many of a row are particles; None: all are.
     """
-    spread = log_weights.std(-1, correction=min(1, log_weights.shape[-1] - 1))
-    return torch.where((log_weights == -torch.inf).any(-1), torch.inf, spread)
+    k = log_weights.shape[-1]
+    if count is None:
+        count = torch.full_like(log_weights[:, 0], k, dtype=torch.int64)
+    is_particle = torch.arange(k, device=log_weights.device) < count.unsqueeze(-1)
+    mean = torch.where(is_particle, log_weights, 0.0).sum(-1, keepdim=True) / count.unsqueeze(-1)
+    squares = torch.where(is_particle, (log_weights - mean).square(), 0.0).sum(-1)
+    impossible = (is_particle & (log_weights == -torch.inf)).any(-1)
+    return torch.where(impossible, torch.inf, (squares / (count - 1).clamp(min=1)).sqrt())
 
 
 def sir(log_weights: Tensor, uniforms: Tensor) -> Tensor:

@@ -90,8 +90,8 @@ def sample(
     with masks, (l,) or (b, l), filled up with masks on the right; what it gives never changes, so a prefix, a suffix
     and an infilling are one thing. callback: called after each pass with the state `{x_t}` and the pass's info.
 
-    `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), and per pass `t`, `corrected`, `ess` and
-    `log_weight_std` (b, p), the last two NaN where no energy was used.
+    `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), and per pass `t`, `corrected`, `particles`, `ess`
+    and `log_weight_std` (b, p), the last two NaN where no energy was used.
     Raises ValueError for num_samples < 1, a prompt that does not fit, or dropout left on (call `.eval()`).
     """
     kernel = pipeline.kernel
@@ -129,7 +129,7 @@ def _run(
         diagnostics.append(_diagnostics(out, corrected[:, p]))
         if callback is not None:
             callback(_take(state, original), diagnostics[-1][original])
-    info = _info(kernel, plan, corrected, diagnostics)
+    info = _info(plan, corrected, diagnostics)
     return TensorDict({"tokens": state[contracts.X_T], "info": info}, batch_size=[b])[original]
 
 
@@ -370,20 +370,25 @@ def _contiguous(column: Tensor) -> Tensor:
 
 
 def _diagnostics(out: TensorDict, corrected: Tensor) -> TensorDict:
-    """ESS and log-weight s.d. of one pass (b,), NaN for rows that were not corrected."""
+    """Number of particles, ESS and log-weight s.d. of one pass (b,): 0 and NaN for rows that were not corrected."""
     nothing = torch.full(corrected.shape, torch.nan, dtype=torch.float64, device=corrected.device)
+    absent = {
+        contracts.PARTICLES: torch.zeros_like(corrected, dtype=torch.int64),
+        contracts.ESS: nothing,
+        contracts.LOG_WEIGHT_STD: nothing,
+    }
     values = {
-        key: torch.where(corrected, torch.cat([out[key], nothing[len(out[key]) :]]), nothing) if key in out else nothing
-        for key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
+        key: torch.where(corrected, torch.cat([out[key], none[len(out[key]) :]]), none) if key in out else none
+        for key, none in absent.items()
     }
     return TensorDict(values, batch_size=corrected.shape)
 
 
-def _info(kernel: Kernel, plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict]) -> TensorDict:
+def _info(plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict]) -> TensorDict:
     """Per-row and per-pass record of a run."""
     measured = {
         key: torch.stack([each[key] for each in diagnostics], dim=1) if diagnostics else torch.zeros_like(plan.t)
-        for key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
+        for key in (contracts.ESS, contracts.LOG_WEIGHT_STD, contracts.PARTICLES)
     }
     return TensorDict(
         {
@@ -391,7 +396,7 @@ def _info(kernel: Kernel, plan: RevealPlan, corrected: Tensor, diagnostics: list
             "corrected": corrected,
             **measured,
             "denoiser_passes": plan.passes,
-            "energy_passes": corrected.sum(-1) * kernel.num_particles,
+            "energy_passes": measured[contracts.PARTICLES].sum(-1),
         },
         batch_size=[len(corrected)],
     )

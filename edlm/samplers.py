@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
 from edlm import absorbing, categorical, contracts, noise, particles
@@ -24,9 +24,11 @@ class Kernel(NamedTuple):
 
     init: tokens with masks (b, l) to the state `{x_t}` of the first step.
     draw: `(seed, row, pass, positions, length)` to the uniforms of one step.
-    step: `{x_t, t, positions, reveal, corrected, proposal_noise, selection_noise} -> {x_s, ...diagnostics}`.
+    step: `{x_t, t, positions, reveal, corrected, proposal_noise, selection_noise} -> {x_s, ...diagnostics}`, most often
+        a sequence of the stages.
     proposes: whether tokens are drawn at the positions revealed now or at all masked ones.
-    num_particles: candidates per row; a step takes one pass of the denoiser and `num_particles` of the energy.
+    num_particles: most candidates per row; a step takes one pass of the denoiser and as many of the energy, or as few
+        as its diagnostics say.
     outside: the kernel for rows and steps outside the energy's window, None if there is no energy.
     Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
     drawn; rows do not see each other; a step is a pure function of its input.
@@ -36,22 +38,23 @@ class Kernel(NamedTuple):
     denoiser: Denoiser
     init: Callable[[Tensor], TensorDict]
     draw: Callable[..., TensorDict]
-    step: TensorDictSequential
+    step: TensorDictModuleBase
     proposes: Positions
     num_particles: int
     outside: "Kernel | None" = None
 
 
-def ancestral(schedule: Schedule, denoiser: Denoiser, temperature: float = 1.0) -> Kernel:
+def ancestral(schedule: Schedule, denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> Kernel:
     """Plain sampling: draw the revealed positions from `p_theta(x_0 | x_t)`, each from its own law.
 
-    A temperature other than 1 draws from `p_theta^(1 / temperature)`. Raises ValueError unless temperature > 0.
+    A temperature other than 1 draws from `p_theta^(1 / temperature)`, a nucleus below 1 from the fewest most likely
+    tokens that hold that much probability. Raises ValueError unless temperature > 0 and 0 < nucleus <= 1.
     """
     step = TensorDictSequential(
-        {"denoise": denoiser, "propose": propose(denoiser, temperature), "reveal": _reveal_only()},
+        {"denoise": denoiser, "propose": propose(denoiser, temperature, nucleus), "reveal": _reveal_only()},
         inplace=False,
     )
-    return Kernel(schedule, denoiser, _init, partial(_draw, 1), step, "revealed", num_particles=1)
+    return Kernel(schedule, denoiser, init, partial(_draw, 1), step, "revealed", num_particles=1)
 
 
 def importance(
@@ -61,43 +64,51 @@ def importance(
     num_particles: int,
     temperature: float = 1.0,
     selection: Selection = particles.sir,
+    proposal_temperature: float = 1.0,
+    nucleus: float = 1.0,
 ) -> Kernel:
     """Draw k whole drafts from the denoiser, weigh them by `exp(-E / temperature)`, keep one (Xu et al. 2025, alg. 1).
 
     Only the kept draft's tokens at this step's positions are revealed. With one particle, or outside the window, it
-    gives the tokens of `ancestral` one for one. Raises ValueError unless num_particles >= 1 and temperature > 0.
+    gives the tokens of `ancestral` one for one. Drafts may be proposed by another law `q` than `p_theta`, sharper or
+    cut to a nucleus: the weight is then `p_theta / q exp(-E / temperature)`, and the target stays what it was, on the
+    nucleus. Raises ValueError unless num_particles >= 1, both temperatures > 0 and 0 < nucleus <= 1.
     """
     if num_particles < 1:
         raise ValueError(f"num_particles = {num_particles} must be at least 1")
     step = TensorDictSequential(
         {
             "denoise": denoiser,
-            "propose": propose(denoiser),
+            "propose": propose(denoiser, proposal_temperature, nucleus),
             "weigh": energy,
             "select": _select(selection, temperature),
-            "reveal": _reveal_chosen(),
+            "reveal": reveal_chosen(),
         },
         inplace=False,
     )
-    outside = ancestral(schedule, denoiser)
-    return Kernel(schedule, denoiser, _init, partial(_draw, num_particles), step, "masked", num_particles, outside)
+    outside = ancestral(schedule, denoiser, proposal_temperature, nucleus)
+    return Kernel(schedule, denoiser, init, partial(_draw, num_particles), step, "masked", num_particles, outside)
 
 
-def propose(denoiser: Denoiser, temperature: float = 1.0) -> TensorDictModule:
+def propose(denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> TensorDictModule:
     """Build the stage that draws k drafts: `{hidden, x_t, positions, proposal_noise} -> {candidates, ...}`.
 
-    k is the width of the noise, and one pass over the logits serves all k. Raises ValueError unless temperature > 0.
+    k is the width of the noise, and one pass over the logits serves all k.
+    Raises ValueError unless temperature > 0 and 0 < nucleus <= 1.
     """
     if not temperature > 0.0:
         raise ValueError(f"temperature = {temperature} must be positive")
+    if not 0.0 < nucleus <= 1.0:
+        raise ValueError(f"nucleus = {nucleus} must lie in (0, 1]")
     return TensorDictModule(
-        _Propose(denoiser, temperature),
+        _Propose(denoiser, temperature, nucleus),
         in_keys=[contracts.HIDDEN, contracts.X_T, contracts.POSITIONS, contracts.PROPOSAL_NOISE],
-        out_keys=[contracts.CANDIDATES, contracts.LOG_P_CANDIDATES],
+        out_keys=[contracts.CANDIDATES, contracts.LOG_P_CANDIDATES, contracts.LOG_RATIO],
     )
 
 
-def _init(tokens: Tensor) -> TensorDict:
+def init(tokens: Tensor) -> TensorDict:
+    """The state of a kernel that remembers nothing but its tokens."""
     return TensorDict({contracts.X_T: tokens})
 
 
@@ -113,29 +124,45 @@ def _draw(k: int, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, le
 
 
 class _Propose(nn.Module):
-    """k drafts of every row from one pass over the logits: candidates and their log-probabilities, (b, k, l) each."""
+    """k drafts of every row from one pass over the logits: candidates, their log p_theta, and its ratio to q."""
 
-    def __init__(self, denoiser: Denoiser, temperature: float) -> None:
+    def __init__(self, denoiser: Denoiser, temperature: float, nucleus: float) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.temperature = temperature
+        self.nucleus = nucleus
 
-    def forward(self, hidden: Tensor, x_t: Tensor, positions: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        b, l = x_t.shape
-        k = uniforms.shape[-1]
-        rows = categorical.rows_at_once(self.denoiser.vocab_size, hidden.device, torch.compiler.is_compiling())
+    def forward(
+        self, hidden: Tensor, x_t: Tensor, positions: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        vocab_size = self.denoiser.vocab_size
+        rows = categorical.rows_at_once(vocab_size, hidden.device, torch.compiler.is_compiling())
         tiles = [self._draw(*tile) for tile in zip(hidden.split(rows), uniforms.split(rows), strict=True)]
-        drawn, log_prob = (torch.cat(parts) for parts in zip(*tiles, strict=True))
-        # Padded positions are b * l: they write into one extra row, which is cut off again.
+        drawn, log_p, log_q = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         # Contiguous before it is written to: torch.compile writes into an expanded tensor as if k were 1.
-        tokens = torch.cat([x_t.flatten(), x_t.new_zeros(1)]).unsqueeze(-1).expand(-1, k).contiguous()
-        tokens = tokens.index_copy(0, positions, drawn)[:-1]
-        spread = log_prob.new_zeros(b * l + 1, k).index_copy(0, positions, log_prob)[:-1]
-        return tokens.unflatten(0, (b, l)).transpose(1, 2), spread.unflatten(0, (b, l)).transpose(1, 2)
+        tokens = x_t.unsqueeze(-1).expand(-1, -1, uniforms.shape[-1]).contiguous()
+        ratio = (log_p - log_q).to(torch.float64)
+        return (
+            _spread(drawn, tokens, positions).transpose(1, 2),
+            _spread(log_p, log_p.new_zeros(tokens.shape), positions).transpose(1, 2),
+            _spread(ratio, ratio.new_zeros(tokens.shape), positions).sum(1),
+        )
 
-    def _draw(self, hidden: Tensor, uniforms: Tensor) -> categorical.Draws:
+    def _draw(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (n, k) from q with their log-probabilities under p_theta and under q."""
         logits = self.denoiser.logits(hidden)
-        return categorical.inverse_cdf(logits if self.temperature == 1.0 else logits / self.temperature, uniforms)
+        if self.temperature == 1.0 and self.nucleus == 1.0:
+            drawn = categorical.inverse_cdf(logits, uniforms)
+            return drawn.tokens, drawn.log_prob, drawn.log_prob
+        drawn = categorical.inverse_cdf(categorical.nucleus(logits / self.temperature, self.nucleus), uniforms)
+        return drawn.tokens, categorical.token_log_prob(logits, drawn.tokens), drawn.log_prob
+
+
+def _spread(values: Tensor, onto: Tensor, positions: Tensor) -> Tensor:
+    """Write values (n, k) at flat positions (n,) of (b, l, k); padded positions write into a row that is cut off."""
+    b, l, k = onto.shape
+    longer = torch.cat([onto.view(b * l, k), onto.new_zeros(1, k)])
+    return longer.index_copy(0, positions, values)[:-1].view(b, l, k)
 
 
 class _Select(nn.Module):
@@ -146,10 +173,13 @@ class _Select(nn.Module):
         self.selection = selection
         self.temperature = temperature
 
-    def forward(self, energy: Tensor, uniforms: Tensor, corrected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_weights = particles.log_weights(energy, self.temperature)
+    def forward(
+        self, energy: Tensor, log_ratio: Tensor, uniforms: Tensor, corrected: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        log_weights = particles.log_weights(energy, self.temperature) + log_ratio
         chosen = torch.where(corrected, self.selection(log_weights, uniforms), 0)
-        return chosen, particles.ess(log_weights), particles.log_weight_std(log_weights)
+        count = torch.full_like(chosen, energy.shape[1])
+        return chosen, count, particles.ess(log_weights), particles.log_weight_std(log_weights)
 
 
 def _select(selection: Selection, temperature: float) -> TensorDictModule:
@@ -157,8 +187,8 @@ def _select(selection: Selection, temperature: float) -> TensorDictModule:
         raise ValueError(f"temperature = {temperature} must be positive")
     return TensorDictModule(
         _Select(selection, temperature),
-        in_keys=[contracts.ENERGY, contracts.SELECTION_NOISE, contracts.CORRECTED],
-        out_keys=[contracts.CHOSEN, contracts.ESS, contracts.LOG_WEIGHT_STD],
+        in_keys=[contracts.ENERGY, contracts.LOG_RATIO, contracts.SELECTION_NOISE, contracts.CORRECTED],
+        out_keys=[contracts.CHOSEN, contracts.PARTICLES, contracts.ESS, contracts.LOG_WEIGHT_STD],
     )
 
 
@@ -170,7 +200,8 @@ def _reveal_only() -> TensorDictModule:
     )
 
 
-def _reveal_chosen() -> TensorDictModule:
+def reveal_chosen() -> TensorDictModule:
+    """Build the stage that reveals the kept draft's tokens: `{x_t, candidates, chosen, reveal} -> {x_s}`."""
     return TensorDictModule(
         lambda x_t, candidates, chosen, positions: absorbing.reveal(x_t, _keep(candidates, chosen), positions),
         in_keys=[contracts.X_T, contracts.CANDIDATES, contracts.CHOSEN, contracts.REVEAL],

@@ -264,6 +264,25 @@ def imh(num_particles: int) -> Choose:
     return choose
 
 
+def adaptive_sir(sizes: list[int], target_ess: float) -> Choose:
+    """SIR among as many draws as it takes: the first of the sizes whose ESS reaches the target, or the last."""
+
+    def choose(log_p: Tensor, log_w: Tensor) -> Tensor:
+        draws = all_sequences(log_p.shape[1], sizes[-1])  # (m, k), every outcome of k draws
+        probability = log_p[:, draws].sum(-1).exp()  # (b, m)
+        law, going_on = torch.zeros_like(log_p), torch.ones_like(probability, dtype=torch.bool)
+        for size in sizes:
+            weights = log_w[:, draws[:, :size]].exp()  # (b, m, size)
+            ess = weights.sum(-1).square() / weights.square().sum(-1)
+            stops = going_on & ((ess >= target_ess) | (size == sizes[-1]))
+            chosen = torch.where(stops, probability, 0.0).unsqueeze(-1) * weights / weights.sum(-1, keepdim=True)
+            law = law.scatter_add(1, draws[:, :size].flatten().expand(len(law), -1), chosen.flatten(1))
+            going_on = going_on & ~stops
+        return law
+
+    return choose
+
+
 SIR_PAIR = sir(2)
 
 

@@ -26,6 +26,7 @@ ORDER = [
     "objectives",
     "likelihoods",
     "samplers",
+    "adaptive",
     "pipelines",
     "execution",
     "vocabulary",

@@ -12,7 +12,7 @@ from strategies import LARGEST, SMALLEST, logits, uniforms, vocabulary_sizes
 from torch import Tensor
 
 from edlm import noise
-from edlm.categorical import entropy, inverse_cdf, token_log_prob
+from edlm.categorical import entropy, inverse_cdf, nucleus, token_log_prob
 from edlm.noise import Stream
 
 BLOCK = 256
@@ -245,3 +245,36 @@ def test_entropy_in_closed_form():
     laws = torch.cat([log_of(0.25, 0.75, 0.0), log_of(0.5, 0.5, 0.0), log_of(0.0, 1.0, 0.0)])
     expected = [0.5623351446188083, 0.6931471805599453, 0.0]
     assert entropy(laws).tolist() == pytest.approx(expected, abs=1e-15)
+
+
+# ---- Nucleus
+
+
+@given(st.integers(0, 1000), st.integers(1, 9), st.floats(0.01, 1.0))
+def test_a_nucleus_is_the_fewest_most_likely_tokens_of_that_mass(seed: int, size: int, mass: float):
+    logits = 3.0 * torch.randn(4, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    kept = nucleus(logits, mass)
+    law = logits.softmax(-1)
+    for row in range(4):
+        inside = kept[row] > -torch.inf
+        assert torch.equal(kept[row][inside], logits[row][inside])
+        assert law[row][inside].sum() >= mass - 1e-12
+        if inside.sum() > 1:
+            assert law[row][inside].sum() - law[row][inside].min() < mass + 1e-12
+        if not inside.all():
+            assert law[row][inside].min() >= law[row][~inside].max()
+
+
+def test_of_equally_likely_tokens_the_lower_ids_are_in_the_nucleus():
+    assert (nucleus(torch.zeros(1, 4), 0.5) > -torch.inf).tolist() == [[True, True, False, False]]
+
+
+def test_the_whole_mass_keeps_every_token():
+    logits = torch.tensor([[0.0, -40.0, -torch.inf]])
+    assert nucleus(logits, 1.0) is logits
+
+
+@pytest.mark.parametrize("mass", [0.0, -0.1, 1.1, float("nan")])
+def test_a_nucleus_of_no_mass_or_too_much_is_refused(mass: float):
+    with pytest.raises(ValueError, match=rf"nucleus = {mass} must lie in \(0, 1\]"):
+        nucleus(torch.zeros(1, 2), mass)

@@ -19,6 +19,7 @@ from oracles import (
     Lookup,
     OracleDenoiser,
     OracleEnergy,
+    adaptive_sir,
     all_masked_states,
     all_sequences,
     exact_nll,
@@ -43,10 +44,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import contracts, pipelines, samplers, schedules
+from edlm import adaptive, categorical, contracts, pipelines, samplers, schedules
 from edlm.schedules import Schedule
 
-TESTS = 80  # at least as many as this file makes
+TESTS = 90  # at least as many as this file makes
 FALSE_ALARM = 1e-3 / TESTS
 SAMPLES = 150_000
 
@@ -314,6 +315,66 @@ def test_the_plain_temperature_divides_the_logits():
     alphas = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     hot = sampler_law((MARGINALS * 0.5).log_softmax(-1), alphas)
     judge(counts_of(tokens), sampler_law(tempered, alphas), {"none": Case(2).law(), "inverted": hot})
+
+
+def proposed(temperature: float, nucleus: float) -> Tensor:
+    """The law that drafts are really drawn from, a table as MARGINALS."""
+    logits = (MARGINALS / temperature).flatten(0, -2)
+    return categorical.nucleus(logits, nucleus).log_softmax(-1).view_as(MARGINALS)
+
+
+def corrected_for(proposal: Tensor) -> EnergyFn:
+    """The energy against another proposal than the denoiser: `E - log p_theta + log q` of the new tokens."""
+
+    def energy(candidates: Tensor, x_t: Tensor) -> Tensor:
+        log_p, log_q = (proposal_log_prob(table, candidates, x_t) for table in (MARGINALS, proposal))
+        return ENERGY(candidates, x_t) - log_p + log_q.clamp(min=-1e9)  # what q cannot draw has no weight anyway
+
+    return energy
+
+
+@pytest.mark.parametrize(("temperature", "nucleus"), [(0.6, 1.0), slow(1.7, 1.0), (1.0, 0.75), slow(0.8, 0.9)])
+def test_another_proposal_is_weighed_against_the_denoiser(temperature: float, nucleus: float):
+    denoiser, proposal = OracleDenoiser(Lookup(MARGINALS), SYMBOLS), proposed(temperature, nucleus)
+    kernel = samplers.importance(
+        schedules.log_linear(),
+        denoiser,
+        OracleEnergy(ENERGY),
+        num_particles=3,
+        proposal_temperature=temperature,
+        nucleus=nucleus,
+    )
+    counts = counts_of(edlm.sample(pipelines.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"])
+    alphas = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    law = sampler_law(proposal, alphas, corrected_for(proposal), sir(3))
+    twins = {"proposed by the denoiser": Case(2, k=3).law(), "plain": sampler_law(proposal, alphas)}
+    if temperature != 1.0:  # of two symbols a nucleus holds one or both, and its weights are all alike
+        twins["not weighed"] = sampler_law(proposal, alphas, ENERGY, sir(3))
+    possible = law > 0
+    assert counts[~possible].sum() == 0
+    twins = {name: twin[possible] / twin[possible].sum() for name, twin in twins.items()}
+    judge(counts[possible], law[possible], twins)
+
+
+@pytest.mark.parametrize("nucleus", [0.6, 0.8])
+def test_plain_sampling_from_a_nucleus(nucleus: float):
+    denoiser, alphas = OracleDenoiser(Lookup(MARGINALS), SYMBOLS), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    kernel = samplers.ancestral(schedules.log_linear(), denoiser, nucleus=nucleus)
+    counts = counts_of(edlm.sample(pipelines.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"])
+    law = sampler_law(proposed(1.0, nucleus), alphas)
+    possible = law > 0
+    assert counts[~possible].sum() == 0
+    whole = Case(2).law()[possible]
+    judge(counts[possible], law[possible], {"whole law": whole / whole.sum()})
+
+
+@pytest.mark.parametrize("target_ess", [1.5, slow(1.9)])
+def test_particles_drawn_until_they_suffice(target_ess: float):
+    denoiser = OracleDenoiser(Lookup(MARGINALS), SYMBOLS)
+    kernel = adaptive.importance(schedules.log_linear(), denoiser, OracleEnergy(ENERGY), target_ess, 4, 1)
+    tokens = edlm.sample(pipelines.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"]
+    law = Case(2).law(choose=adaptive_sir([1, 2, 4], target_ess), energy=ENERGY)
+    judge(counts_of(tokens), law, {f"always {k}": Case(2, k=k).law() for k in (1, 2, 4)})
 
 
 def test_two_fair_bits_agree_as_often_as_enumeration_says():

@@ -1,0 +1,143 @@
+"""Particles drawn until they suffice: the exact law, the two limits, and rows that stop by themselves."""
+
+from functools import partial
+
+import pytest
+import torch
+from builders import SELECTIONS, Spec, tiny_denoiser, tiny_energy, wave_energy, wave_marginals
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import (
+    OracleDenoiser,
+    OracleEnergy,
+    adaptive_sir,
+    all_masked_states,
+    random_marginals,
+    sampler_law,
+    sir,
+)
+from torch import Tensor
+
+import edlm
+from edlm import adaptive, execution, particles, pipelines, samplers, schedules
+from edlm.pipelines import Pipeline
+
+SYMBOLS, LENGTH, MASK = 2, 3, 2
+
+
+def spiky(x: Tensor, x_t: Tensor) -> Tensor:
+    """An energy whose weights are uneven in some states and even in others."""
+    return 2.5 * wave_energy(3, LENGTH, 1.0)(x, x_t)
+
+
+def pipeline(target_ess: float, spec: Spec, first: int = 1, most: int = 4) -> Pipeline:
+    """The sampler of a Spec with as many particles as it takes."""
+    kernel = adaptive.importance(
+        spec.schedule,
+        OracleDenoiser(wave_marginals(spec.seed, spec.symbols, spec.length), spec.mask_id),
+        OracleEnergy(wave_energy(spec.seed, spec.length)),
+        target_ess,
+        most,
+        first,
+        spec.temperature,
+        SELECTIONS[spec.selection or "sir"],
+    )
+    return pipelines.sampling(kernel, spec.length, spec.num_steps, spec.window)
+
+
+def test_the_enumerated_law_has_the_fixed_ones_as_limits():
+    marginals = random_marginals(1, SYMBOLS, LENGTH)
+    law = partial(sampler_law, marginals, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), spiky)
+    for target_ess, k in ((0.5, 1), (9.0, 4)):
+        torch.testing.assert_close(law(adaptive_sir([1, 2, 4], target_ess)), law(sir(k)))
+    assert len(all_masked_states(SYMBOLS, LENGTH)) == 27
+
+
+@given(st.integers(0, 100), st.sampled_from(["sir", "imh", "greedy"]), st.sampled_from([2, None]))
+def test_the_limits_are_the_fixed_numbers_of_particles_token_for_token(
+    seed: int, selection: str, num_steps: int | None
+):
+    spec = Spec(seed=seed, selection=selection, num_steps=num_steps)
+    for target_ess, k in ((1.0, 2), (5.0, 5)):
+        ours = edlm.sample(pipeline(target_ess, spec, first=2, most=5), 4, seed=seed)
+        fixed = edlm.sample(spec._replace(num_particles=k).pipeline(), 4, seed=seed)
+        assert torch.equal(ours["tokens"], fixed["tokens"])
+        for key in ("particles", "energy_passes", "ess", "log_weight_std"):
+            torch.testing.assert_close(ours["info", key], fixed["info", key], equal_nan=True)
+
+
+@given(st.integers(0, 1000), st.floats(1.0, 6.0))
+def test_a_row_stops_at_the_first_size_that_suffices(seed: int, target_ess: float):
+    spec = Spec(seed=seed % 7, window=(0.0, 1.0), num_steps=3, temperature=0.5)
+    info = edlm.sample(pipeline(target_ess, spec, first=1, most=6), 6, seed=seed)["info"]
+    count, ess = info["particles"], info["ess"]
+    assert set(count[info["corrected"]].tolist()) <= {1, 2, 4, 6}
+    assert (count[~info["corrected"]] == 0).all()
+    assert ((ess >= target_ess) | (count == 6))[info["corrected"]].all()
+    assert torch.equal(info["energy_passes"], count.sum(1))
+
+
+@given(st.integers(0, 1000), st.integers(1, 5))
+def test_what_a_row_draws_does_not_depend_on_the_others(seed: int, b: int):
+    batch = pipeline(2.0, Spec(temperature=0.5, window=(0.3, 1.0)))
+    together = edlm.sample(batch, b, seed=seed)
+    for row in range(b):
+        alone = edlm.sample(batch, 1, seed=seed, first_row=row)
+        assert torch.equal(alone["tokens"][0], together["tokens"][row])
+        assert alone["info", "energy_passes"][0] == together["info", "energy_passes"][row]
+
+
+def test_a_row_that_has_enough_costs_no_more_energies():
+    weighed: list[int] = []
+    spec = Spec(temperature=0.3)
+    ours = pipeline(2.0, spec)
+    ours.kernel.step.weigh.register_forward_hook(lambda _, __, out: weighed.append(out["energy"].numel()))
+    info = edlm.sample(ours, 8)["info"]
+    assert sum(weighed) == info["energy_passes"].sum() < 8 * 3 * 4
+
+
+@pytest.mark.parametrize("b", [1, 3])
+def test_compiled_rounds_give_the_same_tokens(b: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    kernel = adaptive.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 2.0, 6, temperature=0.3)
+    slow = pipelines.sampling(kernel, 6, num_steps=3)
+    fast = execution.accelerate(slow, "compile")
+    assert torch.equal(edlm.sample(fast, b)["tokens"], edlm.sample(slow, b)["tokens"])
+    assert len(edlm.sample(slow, 3)["info", "particles"].unique()) > 1
+
+
+@pytest.mark.slow
+def test_each_part_is_one_graph():
+    torch._dynamo.reset()
+    kernel = adaptive.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 2.0, 4, temperature=0.3)
+    slow = pipelines.sampling(kernel, 6, num_steps=3)
+    fast = execution.accelerate(slow, "compile")
+    for seed in range(3):
+        assert torch.equal(edlm.sample(fast, 3, seed=seed)["tokens"], edlm.sample(slow, 3, seed=seed)["tokens"])
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((2.0, 4, 5), "num_particles = 5 must lie in 1..max_particles = 4"),
+        ((2.0, 4, 0), "num_particles = 0 must lie in 1..max_particles = 4"),
+        ((0.0, 4, 2), "target_ess = 0.0 must be positive"),
+    ],
+)
+def test_bad_input_is_named(arguments: tuple[float, int, int], message: str):
+    with pytest.raises(ValueError, match=message):
+        adaptive.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), *arguments)
+
+
+def test_the_spread_of_the_log_weights_is_over_the_particles_that_were_drawn():
+    log_weights = torch.tensor([[0.0, 2.0, -torch.inf, -torch.inf], [1.0, -torch.inf, 5.0, 5.0]]).double()
+    spread = particles.log_weight_std(log_weights, torch.tensor([2, 2]))
+    torch.testing.assert_close(spread, torch.tensor([2.0**0.5, torch.inf]).double())
+    torch.testing.assert_close(particles.log_weight_std(log_weights[:1, :2]), spread[:1])
+
+
+def test_the_kernel_is_the_fixed_one_but_for_its_step():
+    kernel = adaptive.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 2.0, 6)
+    fixed = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 6)
+    assert (kernel.num_particles, kernel.proposes, kernel.outside is None) == (6, "masked", fixed.outside is None)
