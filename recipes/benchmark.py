@@ -1,0 +1,245 @@
+"""Measure speed and memory beside a textbook sampler with the same weights, and how the cost grows.
+
+edlm run benchmark                     # small sizes, to see that all of it runs
+edlm run benchmark --config cpu        # the figures of docs/performance.md, for an idle machine
+"""
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edlm import __version__
+from edlm.pipelines import Pipeline
+from edlm.recipes import _comparison, _entry, _methods, _plots, _report, _settings, _timing, _training
+from edlm.recipes._comparison import TEXTBOOK, Verdict
+from edlm.recipes._methods import Case, Method, Networks
+from edlm.recipes._settings import Check, Schema
+
+MODES = ("eager", "compile", "cudagraph")
+AXES = ("num_steps", "length", "num_particles", "rows", "vocab_size")
+
+
+def _number_or_several(check_value: Check) -> Check:
+    several = _settings.items(check_value, least=2)
+    return lambda key, value: (several if isinstance(value, list) else check_value)(key, value)
+
+
+SIZES: Schema = {
+    "vocab_size": _settings.integer(3),
+    "length": _settings.integer(1),
+    "rows": _settings.integer(1),
+    "num_steps": _settings.integer(1),
+    "num_particles": _settings.integer(1),
+}
+RUNS: Schema = {
+    "method": _settings.choice("plain", "energy"),
+    "repeats": _settings.integer(1),
+    "textbook_steps": _settings.optional(_settings.integer(1)),
+}
+TARGETS: Schema = {
+    "target": _settings.optional(_settings.number(0, above=True)),
+    "memory_target": _settings.optional(_settings.number(0, above=True)),
+    "machinery_target": _settings.optional(_settings.number(0, 1)),
+}
+NETWORK: Schema = {
+    "hidden_size": _settings.integer(2),
+    "num_layers": _settings.integer(1),
+    "num_heads": _settings.integer(1),
+    "conditioning_size": _settings.integer(0),
+}
+SWEEP: Schema = {
+    **{name: _number_or_several(check_value) for name, check_value in SIZES.items()},
+    **RUNS,
+    "last_over_previous": _settings.optional(_settings.number(0, above=True)),
+}
+SETTINGS: Schema = {
+    "recipe": _settings.choice("benchmark"),
+    "output_dir": _settings.text,
+    "seed": _settings.integer(0),
+    "device": _settings.choice("auto", "cpu", "cuda"),
+    "threads": _settings.optional(_settings.integer(1)),
+    "dtype": _settings.choice("float32", "bfloat16"),
+    "network": _settings.section(NETWORK),
+    "modes": _settings.items(_settings.choice(*MODES), least=1),
+    "cases": _settings.items(_settings.section({**SIZES, **RUNS, **TARGETS})),
+    "growth": _settings.items(_settings.section(SWEEP)),
+}
+
+
+class Benchmark:
+    """Set up, measure the cases, measure the growth, report."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.folder = _training.writable("output_dir", settings["output_dir"])
+        self.device = _training.device_of(settings)
+        self.dtype: torch.dtype = getattr(torch, settings["dtype"])
+        self.cases = [_case(f"cases[{index}]", each) for index, each in enumerate(settings["cases"])]
+        self.sweeps = [_sweep(f"growth[{index}]", each) for index, each in enumerate(settings["growth"])]
+        self.verdicts: list[tuple[str, Verdict]] = []
+
+    def setup(self) -> None:
+        """Say what is measured on what, and which modes this machine cannot run; measure its largest rate."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.modes: list[str] = []
+        for mode in self.settings["modes"]:
+            needed = _methods.missing_for(mode, self.device)
+            if needed is None:
+                self.modes.append(mode)
+            else:
+                print(f"{mode} is left out: it needs {needed}")
+        if not self.modes:
+            raise ValueError(f"modes = {self.settings['modes']} has none that this machine can run; add eager")
+        self.rate = _timing.matmul_rate(self.device, self.dtype)
+        self.report: dict[str, Any] = {"environment": environment(self.device, self.rate), "settings": self.settings}
+        self.report |= {"cases": [], "growth": [], "verdicts": []}
+        print(_report.table([(name, str(value), "") for name, value in self.report["environment"].items()]), flush=True)
+
+    def measure_cases(self) -> None:
+        """Every case: the textbook and all modes in turns, with what each holds and does."""
+        for case, given in zip(self.cases, self.settings["cases"], strict=True):
+            record = self._measure(case, {}, detailed=True)
+            targets = {name: given[name] for name in TARGETS}
+            self._judge(record["name"], _comparison.judge(record, targets))
+            self.report["cases"].append({**record, "targets": targets})
+            self._save()
+
+    def measure_growth(self) -> None:
+        """Every sweep: the same along one axis, and the exponent of each method's cost."""
+        for (axis, cases), given in zip(self.sweeps, self.settings["growth"], strict=True):
+            pipelines: dict[Any, Pipeline] = {}
+            records = [self._measure(case, pipelines, detailed=False) for case in cases]
+            sweep = summarise(axis, cases, records)
+            print(f"cost over {axis}: " + ", ".join(_say_exponent(*each) for each in sweep["exponents"].items()) + "\n")
+            self._judge(sweep["name"], _flatness(sweep, given["last_over_previous"]))
+            self.report["growth"].append({**sweep, "records": records})
+            self._save()
+
+    def conclude(self) -> None:
+        """Draw the picture, list every target as met or missed, and say where all of it is."""
+        _plots.draw(self.folder / "benchmark.png", self.report["cases"], self.report["growth"])
+        if self.verdicts:
+            print("targets")
+            print("\n".join(f"{_comparison.say(verdict)}  ({name})" for name, verdict in self.verdicts))
+        print(f"\n  written to {self.folder / 'benchmark.json'} and {self.folder / 'benchmark.png'}")
+
+    def _measure(self, case: Case, pipelines: dict[Any, Pipeline], detailed: bool) -> dict[str, Any]:
+        networks = self._networks(case.vocab_size)
+        methods = {TEXTBOOK: _methods.textbook(case, networks, self.settings["seed"], self.device)}
+        for mode in self.modes:
+            methods[mode] = self._ours(case, networks, mode, pipelines)
+        record = _comparison.measure(case, methods, self.device, self.rate, detailed)
+        print(f"\n{_comparison.table(record)}\n", flush=True)
+        return record
+
+    def _ours(self, case: Case, networks: Networks, mode: Any, pipelines: dict[Any, Pipeline]) -> Method:
+        """The library in a mode; what was compiled for one number of steps serves the others of a sweep."""
+        key = (case._replace(num_steps=0), mode)
+        if key not in pipelines:
+            pipelines[key] = _methods.build_pipeline(case, networks, mode)
+        method = _methods.ours(case, networks, pipelines[key], self.settings["seed"])
+        return method if mode == "eager" else method._replace(observe=None)
+
+    def _networks(self, vocab_size: int) -> Networks:
+        """Networks of a vocabulary, the same for every case."""
+        lengths = [case.length for case in (*self.cases, *(case for _, cases in self.sweeps for case in cases))]
+        sizes = self.settings["network"]
+        return _methods.build_networks(sizes, vocab_size, max(lengths), self.settings["seed"], self.device, self.dtype)
+
+    def _judge(self, name: str, verdicts: list[Verdict]) -> None:
+        for verdict in verdicts:
+            print(_comparison.say(verdict), flush=True)
+            self.verdicts.append((name, verdict))
+            self.report["verdicts"].append({"name": name, **verdict._asdict()})
+
+    def _save(self) -> None:
+        _report.write_json(self.folder / "benchmark.json", self.report)
+
+
+def summarise(axis: str, cases: list[Case], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """A sweep's medians by method, and the exponents of those that ran at every size."""
+    values = [getattr(case, axis) for case in cases]
+    names = [name for name in records[0]["methods"] if all("median" in each["methods"][name] for each in records)]
+    medians = {name: [each["methods"][name]["median"] for each in records] for name in names}
+    return {
+        "name": f"{cases[0]} .. {axis} = {values[-1]}",
+        "axis": axis,
+        "values": values,
+        "medians": medians,
+        "exponents": {name: _timing.growth(values, medians[name])._asdict() for name in names},
+    }
+
+
+def environment(device: torch.device, rate: float) -> dict[str, Any]:
+    """What a figure depends on: versions, processors, threads, and what else the machine was doing."""
+    return {
+        "edlm": __version__,
+        "torch": torch.__version__,
+        "tensordict": version("tensordict"),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "matmul_flops_per_second": rate,
+    }
+
+
+def _case(key: str, given: Mapping[str, Any]) -> Case:
+    """A case of the config. Raises ValueError for particles without an energy, or more textbook steps than steps."""
+    case = Case(**{name: given[name] for name in Case._fields})
+    if case.method == "plain" and case.num_particles != 1:
+        raise ValueError(f"{key}.num_particles = {case.num_particles} must be 1 for the plain method")
+    if case.textbook_steps is not None and case.textbook_steps > case.num_steps:
+        raise ValueError(f"{key}.textbook_steps = {case.textbook_steps} must be at most num_steps = {case.num_steps}")
+    return case
+
+
+def _sweep(key: str, given: Mapping[str, Any]) -> tuple[str, list[Case]]:
+    """The axis of a sweep, which is the one size that is a list, and the case at each of its values."""
+    axes = [name for name in AXES if isinstance(given[name], list)]
+    if len(axes) != 1:
+        raise ValueError(f"{key} has {len(axes)} lists ({', '.join(axes)}), and needs one, of {', '.join(AXES)}")
+    values = given[axes[0]]
+    if sorted(set(values)) != values:
+        raise ValueError(f"{key}.{axes[0]} = {values} must rise")
+    return axes[0], [_case(key, {**given, axes[0]: value}) for value in values]
+
+
+def _flatness(sweep: Mapping[str, Any], limit: float | None) -> list[Verdict]:
+    """Whether the last value of a sweep costs about as much as the one before it, in every mode of ours."""
+    if limit is None:
+        return []
+    last = {name: times[-1] / times[-2] for name, times in sweep["medians"].items() if name != TEXTBOOK}
+    return [Verdict("last over previous", name, figure, limit, figure <= limit) for name, figure in last.items()]
+
+
+def _say_exponent(name: str, fit: Mapping[str, float | None]) -> str:
+    error = "" if fit["error"] is None else f" ± {fit['error']:.2f}"
+    return f"{name} {fit['exponent']:.2f}{error}"
+
+
+def _cpu_name() -> str:
+    """The processor's name as Linux tells it, or what the platform says."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text("utf-8").splitlines() if listed.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the recipe from its settings."""
+    recipe = Benchmark(settings)
+    recipe.setup()
+    recipe.measure_cases()
+    recipe.measure_growth()
+    recipe.conclude()
+
+
+if __name__ == "__main__":
+    _entry.enter(main, SETTINGS)
