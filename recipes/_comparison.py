@@ -63,8 +63,9 @@ def judge(record: Mapping[str, Any], targets: Mapping[str, float | None]) -> lis
             ratio = record["ratios"][name]["median"]
             verdicts.append(_at_least("times faster", name, ratio, targets["target"]))
         peaks = [methods[each].get("peak_memory") for each in (TEXTBOOK, name)]
-        if targets["memory_target"] is not None and all(peaks):
-            verdicts.append(_at_least("times less memory", name, peaks[0] / peaks[1], targets["memory_target"]))
+        if targets["memory_target"] is not None and None not in peaks:
+            saved = peaks[0] / max(1, peaks[1])
+            verdicts.append(_at_least("times less memory", name, saved, targets["memory_target"]))
         share, wanted = methods[name].get("shares", {}).get("machinery"), targets["machinery_target"]
         if wanted is not None and share is not None:
             verdicts.append(Verdict("machinery's share", name, share, wanted, share <= wanted))
@@ -80,7 +81,9 @@ def table(record: Mapping[str, Any]) -> str:
             case = record["case"]
             lines.append(f"  {name}: extrapolated from {case['textbook_steps']} of {case['num_steps']} steps")
         if "shares" in method:
-            lines.append(f"  {name}: " + ", ".join(f"{part} {share:.1%}" for part, share in method["shares"].items()))
+            shares = ", ".join(f"{part} {share:.1%}" for part, share in method["shares"].items())
+            rate = method["denoiser_share_of_matmul_rate"]
+            lines.append(f"  {name}: {shares}; a denoiser pass at {rate:.1%} of the matmul rate")
     return "\n".join(lines)
 
 
@@ -98,15 +101,18 @@ def _prepare(method: Method, device: torch.device, detailed: bool) -> dict[str, 
         record["first_runs"] += _timing.seconds(method.run, device)
     if not detailed:
         return record
+    clock, observe, spent = Clock(device), method.observe, 0.0
+
+    def look() -> None:
+        nonlocal spent
+        spent = _timing.seconds(method.run if observe is None else lambda: observe(clock), device)
+
     if _timing.can_measure_memory(device):
         above = empty if device.type == "cuda" else _timing.memory_in_use(device)
-        record["peak_memory"] = _timing.peak_memory(method.run, device, above)
-    if method.observe is not None:
-        clock = Clock(device)
-        observe = method.observe
-        total = _timing.seconds(lambda: observe(clock), device)
-        record |= _looked_into(clock.parts, total, method.scale)
-    return record
+        record["peak_memory"] = _timing.peak_memory(look, device, above)
+    else:
+        look()
+    return record if observe is None else record | _looked_into(clock.parts, spent, method.scale)
 
 
 def _looked_into(parts: Mapping[str, Part], total: float, scale: float) -> dict[str, Any]:

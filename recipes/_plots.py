@@ -1,11 +1,12 @@
 """The benchmark's picture: how many times faster on each case, and how the cost grows."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _COLOURS = {"textbook": "tab:gray", "eager": "tab:blue", "compile": "tab:orange", "cudagraph": "tab:green"}
-_PANEL = 3.6  # inches
+_WIDTH, _PANEL, _BAR, _PER_ROW = 11.0, 3.4, 0.28, 3  # inches, and panels beside each other
 
 
 def draw(path: Path, cases: Sequence[Mapping[str, Any]], growth: Sequence[Mapping[str, Any]]) -> None:
@@ -13,37 +14,49 @@ def draw(path: Path, cases: Sequence[Mapping[str, Any]], growth: Sequence[Mappin
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    height = max(_PANEL, 0.6 * len(cases) + 1.2)
-    figure = Figure(figsize=(max(1, len(growth)) * _PANEL, height + _PANEL), layout="constrained")
+    per_row = min(_PER_ROW, max(1, len(growth)))
+    lines, bars = -(-len(growth) // per_row), sum(1 + len(case["ratios"]) for case in cases)
+    heights = [1.2 + _BAR * bars, max(0.1, lines * _PANEL)]
+    figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    parts: Any = figure.subfigures(2, 1, height_ratios=[height, _PANEL])
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
     _ratios(parts[0].subplots(), cases)
-    for axes, sweep in zip(parts[1].subplots(1, max(1, len(growth)), squeeze=False)[0], growth, strict=False):
-        _curves(axes, sweep)
+    if growth:
+        panels = parts[1].subplots(lines, per_row, squeeze=False).flatten()
+        for axes, sweep in zip(panels, growth, strict=False):
+            _curves(axes, sweep)
+        for axes in panels[len(growth) :]:
+            axes.set_axis_off()
     temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
 
 
 def _ratios(axes: Any, cases: Sequence[Mapping[str, Any]]) -> None:
-    """One bar per case and mode, its range over the rounds, and the target as a line."""
-    modes = [mode for mode in _COLOURS if any(mode in case["ratios"] for case in cases)]
-    thickness = 0.8 / max(1, len(modes))
-    for row, case in enumerate(cases):
-        for index, mode in enumerate(modes):
-            if mode in case["ratios"]:
-                ratio = case["ratios"][mode]
-                low, high = ratio["median"] - ratio["low"], ratio["high"] - ratio["median"]
-                error = [[max(0.0, low)], [max(0.0, high)]]
-                axes.barh(row + index * thickness, ratio["median"], thickness, xerr=error, color=_COLOURS[mode])
-        if case["targets"].get("target"):
-            axes.plot([case["targets"]["target"]] * 2, [row - thickness / 2, row + 0.8 - thickness / 2], "k:")
-    axes.set_yticks([row + 0.4 - thickness / 2 for row in range(len(cases))], [case["name"] for case in cases])
+    """A bar per case and mode with its range over the rounds, the target as a dotted line."""
+    top, ticks, modes = 0.0, [], set()
+    for case in cases:
+        ticks.append(top + (len(case["ratios"]) - 1) / 2)
+        for row, (mode, ratio) in enumerate(case["ratios"].items()):
+            modes.add(mode)
+            middle = ratio["median"]
+            error = [[max(0.0, middle - ratio["low"])], [max(0.0, ratio["high"] - middle)]]
+            axes.barh(top + row, middle - 1, 0.9, left=1, xerr=error, color=_COLOURS[mode])
+            end = (max(1.0, middle, ratio["high"]), top + row)
+            axes.annotate(f"{middle:.3g}", end, (4, 0), textcoords="offset points", va="center", fontsize="small")
+        if case["targets"]["target"] is not None:
+            axes.plot([case["targets"]["target"]] * 2, [top - 0.6, top + len(case["ratios"]) - 0.4], "k:")
+        top += len(case["ratios"]) + 1
+    axes.set_yticks(ticks, [case["name"] for case in cases], fontsize="small")
     axes.invert_yaxis()
     axes.set_xscale("log")
+    _plain_numbers(axes.xaxis)
     axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xlabel("times faster than the textbook sampler (dotted: target)")
-    axes.legend([_patch(mode) for mode in modes], modes, loc="best")
+    axes.set_xlabel("times faster than the textbook sampler (dotted: the target)")
+    for mode in sorted(modes, key=list(_COLOURS).index):
+        axes.barh([], [], color=_COLOURS[mode], label=mode)
+    if modes:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _curves(axes: Any, sweep: Mapping[str, Any]) -> None:
@@ -52,12 +65,17 @@ def _curves(axes: Any, sweep: Mapping[str, Any]) -> None:
         label = f"{mode}: {fit['exponent']:.2f}"
         axes.loglog(sweep["values"], sweep["medians"][mode], "o-", color=_COLOURS[mode], label=label)
     axes.set_title(sweep["name"], fontsize="small")
+    axes.set_xticks(sweep["values"], [str(value) for value in sweep["values"]])
+    axes.minorticks_off()
+    _plain_numbers(axes.yaxis)
     axes.set_xlabel(sweep["axis"])
     axes.set_ylabel("seconds")
     axes.legend(fontsize="small", title="exponent", title_fontsize="small")
 
 
-def _patch(mode: str) -> Any:
-    from matplotlib.patches import Patch
+def _plain_numbers(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    return Patch(color=_COLOURS[mode])
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -81,14 +81,12 @@ def memory_in_use(device: torch.device) -> int:
     return _status("VmRSS")
 
 
-def peak_memory(run: Callable[[], object], device: torch.device, above: int) -> int | None:
-    """Bytes that a call holds at most, above a level; None where the system does not say."""
+def peak_memory(run: Callable[[], object], device: torch.device, above: int) -> int:
+    """Bytes that a call holds at most, above a level; for devices of which `can_measure_memory` is true."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device) - above
-    if not can_measure_memory(device):
-        return None
     _CLEAR.write_text(_RESET_HIGH_WATER)
     run()
     return max(0, _status("VmHWM") - above)

@@ -66,6 +66,7 @@ SETTINGS: Schema = {
     "dtype": _settings.choice("float32", "bfloat16"),
     "network": _settings.section(NETWORK),
     "modes": _settings.items(_settings.choice(*MODES), least=1),
+    "only": _settings.optional(_settings.items(_settings.integer(0), least=1)),
     "cases": _settings.items(_settings.section({**SIZES, **RUNS, **TARGETS})),
     "growth": _settings.items(_settings.section(SWEEP)),
 }
@@ -79,13 +80,14 @@ class Benchmark:
         self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)
         self.dtype: torch.dtype = getattr(torch, settings["dtype"])
-        self.cases = [_case(f"cases[{index}]", each) for index, each in enumerate(settings["cases"])]
+        self.cases = _chosen(settings)
         self.sweeps = [_sweep(f"growth[{index}]", each) for index, each in enumerate(settings["growth"])]
+        if not self.cases and not self.sweeps:
+            raise ValueError("cases and growth are both empty: nothing to measure")
         self.verdicts: list[tuple[str, Verdict]] = []
 
     def setup(self) -> None:
         """Say what is measured on what, and which modes this machine cannot run; measure its largest rate."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.modes: list[str] = []
         for mode in self.settings["modes"]:
             needed = _methods.missing_for(mode, self.device)
@@ -95,6 +97,7 @@ class Benchmark:
                 print(f"{mode} is left out: it needs {needed}")
         if not self.modes:
             raise ValueError(f"modes = {self.settings['modes']} has none that this machine can run; add eager")
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.rate = _timing.matmul_rate(self.device, self.dtype)
         self.report: dict[str, Any] = {"environment": environment(self.device, self.rate), "settings": self.settings}
         self.report |= {"cases": [], "growth": [], "verdicts": []}
@@ -102,9 +105,8 @@ class Benchmark:
 
     def measure_cases(self) -> None:
         """Every case: the textbook and all modes in turns, with what each holds and does."""
-        for case, given in zip(self.cases, self.settings["cases"], strict=True):
+        for case, targets in self.cases:
             record = self._measure(case, {}, detailed=True)
-            targets = {name: given[name] for name in TARGETS}
             self._judge(record["name"], _comparison.judge(record, targets))
             self.report["cases"].append({**record, "targets": targets})
             self._save()
@@ -147,9 +149,9 @@ class Benchmark:
 
     def _networks(self, vocab_size: int) -> Networks:
         """Networks of a vocabulary, the same for every case."""
-        lengths = [case.length for case in (*self.cases, *(case for _, cases in self.sweeps for case in cases))]
-        sizes = self.settings["network"]
-        return _methods.build_networks(sizes, vocab_size, max(lengths), self.settings["seed"], self.device, self.dtype)
+        cases = [case for case, _ in self.cases] + [case for _, swept in self.sweeps for case in swept]
+        longest, sizes = max(case.length for case in cases), self.settings["network"]
+        return _methods.build_networks(sizes, vocab_size, longest, self.settings["seed"], self.device, self.dtype)
 
     def _judge(self, name: str, verdicts: list[Verdict]) -> None:
         for verdict in verdicts:
@@ -189,6 +191,16 @@ def environment(device: torch.device, rate: float) -> dict[str, Any]:
         "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "matmul_flops_per_second": rate,
     }
+
+
+def _chosen(settings: Mapping[str, Any]) -> list[tuple[Case, dict[str, float | None]]]:
+    """The cases to run and their targets. Raises ValueError for a number that no case has."""
+    every = settings["cases"]
+    for index in settings["only"] or []:
+        if index >= len(every):
+            raise ValueError(f"only = {settings['only']} names case {index}, and they are numbered 0..{len(every) - 1}")
+    numbers = range(len(every)) if settings["only"] is None else settings["only"]
+    return [(_case(f"cases[{i}]", every[i]), {name: every[i][name] for name in TARGETS}) for i in numbers]
 
 
 def _case(key: str, given: Mapping[str, Any]) -> Case:
