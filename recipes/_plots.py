@@ -34,6 +34,8 @@ def draw(path: Path, cases: Sequence[Mapping[str, Any]], growth: Sequence[Mappin
 
 def _ratios(axes: Any, cases: Sequence[Mapping[str, Any]]) -> None:
     """A bar per case and mode with its range over the rounds, the target as a dotted line."""
+    from matplotlib.patches import Patch
+
     top, ticks, modes = 0.0, [], set()
     for case in cases:
         ticks.append(top + (len(case["ratios"]) - 1) / 2)
@@ -53,10 +55,8 @@ def _ratios(axes: Any, cases: Sequence[Mapping[str, Any]]) -> None:
     _plain_numbers(axes.xaxis)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xlabel("times faster than the textbook sampler (dotted: the target)")
-    for mode in sorted(modes, key=list(_COLOURS).index):
-        axes.barh([], [], color=_COLOURS[mode], label=mode)
-    if modes:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    patches = [Patch(color=_COLOURS[mode], label=mode) for mode in _COLOURS if mode in modes]
+    axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _curves(axes: Any, sweep: Mapping[str, Any]) -> None:

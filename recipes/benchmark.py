@@ -84,6 +84,7 @@ class Benchmark:
         self.sweeps = [_sweep(f"growth[{index}]", each) for index, each in enumerate(settings["growth"])]
         if not self.cases and not self.sweeps:
             raise ValueError("cases and growth are both empty: nothing to measure")
+        self._built: dict[int, Networks] = {}
         self.verdicts: list[tuple[str, Verdict]] = []
 
     def setup(self) -> None:
@@ -101,7 +102,8 @@ class Benchmark:
         self.rate = _timing.matmul_rate(self.device, self.dtype)
         self.report: dict[str, Any] = {"environment": environment(self.device, self.rate), "settings": self.settings}
         self.report |= {"cases": [], "growth": [], "verdicts": []}
-        print(_report.table([(name, str(value), "") for name, value in self.report["environment"].items()]), flush=True)
+        shown = [(name, _shown(value), "") for name, value in self.report["environment"].items() if value is not None]
+        print(_report.table(shown), flush=True)
 
     def measure_cases(self) -> None:
         """Every case: the textbook and all modes in turns, with what each holds and does."""
@@ -148,10 +150,12 @@ class Benchmark:
         return method if mode == "eager" else method._replace(observe=None)
 
     def _networks(self, vocab_size: int) -> Networks:
-        """Networks of a vocabulary, the same for every case."""
-        cases = [case for case, _ in self.cases] + [case for _, swept in self.sweeps for case in swept]
-        longest, sizes = max(case.length for case in cases), self.settings["network"]
-        return _methods.build_networks(sizes, vocab_size, longest, self.settings["seed"], self.device, self.dtype)
+        """Networks of a vocabulary, built once, long enough for every case."""
+        if vocab_size not in self._built:
+            cases = [case for case, _ in self.cases] + [case for _, swept in self.sweeps for case in swept]
+            longest, sizes, seed = max(case.length for case in cases), self.settings["network"], self.settings["seed"]
+            self._built[vocab_size] = _methods.build_networks(sizes, vocab_size, longest, seed, self.device, self.dtype)
+        return self._built[vocab_size]
 
     def _judge(self, name: str, verdicts: list[Verdict]) -> None:
         for verdict in verdicts:
@@ -235,6 +239,10 @@ def _flatness(sweep: Mapping[str, Any], limit: float | None) -> list[Verdict]:
 def _say_exponent(name: str, fit: Mapping[str, float | None]) -> str:
     error = "" if fit["error"] is None else f" ± {fit['error']:.2f}"
     return f"{name} {fit['exponent']:.2f}{error}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _cpu_name() -> str:
