@@ -119,7 +119,7 @@ class Benchmark:
             pipelines: dict[Any, Pipeline] = {}
             records = [self._measure(case, pipelines, detailed=False) for case in cases]
             sweep = summarise(axis, cases, records)
-            print(f"cost over {axis}: " + ", ".join(_say_exponent(*each) for each in sweep["exponents"].items()) + "\n")
+            print(f"seconds over {axis}\n{_growth_table(sweep)}\n")
             self._judge(sweep["name"], _flatness(sweep, given["last_over_previous"]))
             self.report["growth"].append({**sweep, "records": records})
             self._save()
@@ -236,9 +236,13 @@ def _flatness(sweep: Mapping[str, Any], limit: float | None) -> list[Verdict]:
     return [Verdict("last over previous", name, figure, limit, figure <= limit) for name, figure in last.items()]
 
 
-def _say_exponent(name: str, fit: Mapping[str, float | None]) -> str:
-    error = "" if fit["error"] is None else f" ± {fit['error']:.2f}"
-    return f"{name} {fit['exponent']:.2f}{error}"
+def _growth_table(sweep: Mapping[str, Any]) -> str:
+    """A sweep's medians, a line per method, the exponent with its standard error in the last column."""
+    rows = [["", *map(str, sweep["values"]), "exponent"]]
+    for name, fit in sweep["exponents"].items():
+        error = "" if fit["error"] is None else f" ± {fit['error']:.2f}"
+        rows.append([name, *(f"{value:.4g}" for value in sweep["medians"][name]), f"{fit['exponent']:.2f}{error}"])
+    return _report.columns(rows)
 
 
 def _shown(value: Any) -> str:

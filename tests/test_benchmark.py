@@ -6,6 +6,7 @@ at most, over seeds (Bonferroni over `TESTS`). The same counts must be rejected 
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +325,7 @@ def test_the_recipe_reports_every_case_and_sweep(tmp_path: Path, capsys: pytest.
     judged = 2 + _timing.can_measure_memory(CPU)  # times faster in two cases, memory in one
     assert out.count("target 1: ") == 2 * judged  # beside the case and in the list of all
     assert "extrapolated from 4 of 8 steps" in out
-    assert "cost over num_steps: textbook" in out
+    assert re.search(r"seconds over num_steps\n +2 +4 +8 +exponent\n  textbook .* ± .*\n  eager .* ± ", out)
     report = json.loads((tmp_path / "benchmark.json").read_text("utf-8"))
     assert {"torch", "threads", "cpu", "gpu", "load_at_start", "matmul_flops_per_second"} <= set(report["environment"])
     assert report["settings"]["seed"] == 0
