@@ -14,6 +14,16 @@ def table(rows: Sequence[tuple[str, str, str]]) -> str:
     return "\n".join(f"  {what:<{widths[0]}}  {value:>{widths[1]}}  {remark}".rstrip() for what, value, remark in rows)
 
 
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows of one length in columns: the first aligned on its left, the others on their right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in rows
+    )
+    return "\n".join("  " + "  ".join(line).rstrip() for line in lines)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a json file whole or not at all."""
     _write(path, json.dumps(content, indent=2) + "\n")

@@ -103,6 +103,17 @@ def section(schema: Schema) -> Check:
     return check_section
 
 
+def items(check_value: Check, least: int = 0) -> Check:
+    """A list of at least `least` values, each of which another check accepts."""
+
+    def check_items(key: str, value: Any) -> None:
+        _require(isinstance(value, list) and len(value) >= least, key, value, f"a list of at least {least} values")
+        for index, each in enumerate(value):
+            check_value(f"{key}[{index}]", each)
+
+    return check_items
+
+
 def component(*supplied: str) -> Check:
     """A factory named by `_component_`, its arguments beside it; `supplied` are those the recipe passes itself."""
 

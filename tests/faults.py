@@ -490,6 +490,41 @@ OWN = [
         "        torch.seed()",
         "tests/test_recipes.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
+    Fault(
+        "the textbook's candidates laid out (k, b)",
+        "recipes/_textbook.py",
+        "log_p.repeat_interleave(k, dim=0), x_t.repeat_interleave(k, dim=0)",
+        "log_p.repeat(k, 1, 1), x_t.repeat(k, 1)",
+        "tests/test_benchmark.py::test_the_textbook_energy_sampler_has_the_enumerated_law",
+    ),
+    Fault(
+        "the textbook resamples by softmax(+E)",
+        "recipes/_textbook.py",
+        "(-energy(drafts,",
+        "(energy(drafts,",
+        "tests/test_benchmark.py::test_the_textbook_energy_sampler_has_the_enumerated_law",
+    ),
+    Fault(
+        "the textbook reveals a step's share of all positions, not of those still masked",
+        "recipes/_textbook.py",
+        "weights[..., mask_id] = 1.0 - alpha_s",
+        "weights[..., mask_id] = 1.0 - (alpha_s - alpha_t)",
+        "tests/test_benchmark.py::test_the_textbook_plain_sampler_has_the_enumerated_law",
+    ),
+    Fault(
+        "the textbook's cache is never used",
+        "recipes/_textbook.py",
+        "if law is None:",
+        "if True:",
+        "tests/test_benchmark.py::test_the_textbook_cache_asks_the_network_once_per_state",
+    ),
+    Fault(
+        "the cost of some steps taken for that of all",
+        "recipes/_methods.py",
+        "scale=case.num_steps / (case.textbook_steps or case.num_steps)",
+        "scale=1.0",
+        "tests/test_benchmark.py::test_textbook_cost_is_extrapolated_in_proportion",
+    ),
 ]
 
 
