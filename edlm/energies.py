@@ -45,12 +45,13 @@ def residual_ar(
     probability of the visible tokens under the AR model. Carry-over form: only positions that x_t masks count, in both
     parts, and Z = 1; it does not look at visible tokens to the right.
 
-    bos_id stands in front of the text, so that both parts cover every position; with None the first token is given, as
-    the published models take it, and is left out of both. Positions that x_t gives as `pad_id` count in neither. The
-    mask has probability zero under the AR model too: a candidate with a mask at a position that counts has E = +inf.
-    Log-probabilities are float32 or better, sums float64.
+    bos_id stands in front of the text, so that both parts cover every position; it may be the mask's id, for a network
+    that was trained with it there. With None the first token is given, as the published models take it, and is left
+    out of both. Positions that x_t gives as `pad_id` count in neither. The mask has probability zero under the AR
+    model too: a candidate with a mask at a position that counts has E = +inf. Log-probabilities are float32 or better,
+    sums float64.
 
-    Raises ValueError for a token id outside the vocabulary, bos_id = mask_id, or a network that is not causal.
+    Raises ValueError for a token id outside the vocabulary, or a network that is not causal.
     """
     if isinstance(network, Transformer) and not network.arguments["causal"]:
         raise ValueError("an autoregressive energy needs a causal network: causal=True")
@@ -58,8 +59,6 @@ def residual_ar(
     for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
         if token is not None and not 0 <= token < vocab_size:
             raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
-    if bos_id == mask_id:
-        raise ValueError(f"bos_id = {bos_id} is the mask's id: the model would start from a token it has never seen")
     return TensorDictModule(
         _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
         in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES],

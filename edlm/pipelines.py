@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, noise, objectives, samplers, schedules
+from edlm import absorbing, categorical, contracts, energies, noise, objectives, samplers, schedules
 from edlm.absorbing import RevealPlan
 from edlm.contracts import Denoiser, Energy
 from edlm.noise import Stream
@@ -194,6 +194,25 @@ def contrastive(
     )
 
 
+def next_token(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None = None) -> TensorDictSequential:
+    """Build the training pipeline of an autoregressive model: `{x_0} -> {log_prob, loss}`.
+
+    The loss is `-log p(x_0)` in nats per row, exact. `bos_id` stands in front of the text, so that every position
+    counts; with None the first token is given and does not. Padding never counts.
+    """
+    return TensorDictSequential(
+        {
+            "score": TensorDictModule(
+                _ArScore(network, mask_id, bos_id, pad_id), in_keys=[contracts.X_0], out_keys=[contracts.LOG_PROB]
+            ),
+            "objective": TensorDictModule(
+                objectives.next_token, in_keys=[contracts.LOG_PROB], out_keys=[contracts.LOSS]
+            ),
+        },
+        inplace=False,
+    )
+
+
 def score(denoiser: Denoiser) -> TensorDictModule:
     """Build the stage that reads the data's log-probability: `{hidden, positions, x_0} -> {log_prob}`."""
     return TensorDictModule(
@@ -266,6 +285,21 @@ class _Score(nn.Module):
         wanted = x_0.flatten()[positions].unsqueeze(-1)
         log_prob = categorical.token_log_prob(self.denoiser.logits(hidden), wanted).squeeze(-1)
         return log_prob.new_zeros(x_0.numel()).index_copy(0, positions, log_prob).view_as(x_0)
+
+
+class _ArScore(nn.Module):
+    """Log-probability of every token of the data given those before it: (b, l) to (b, l), zero at padding."""
+
+    def __init__(self, network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None) -> None:
+        super().__init__()
+        self.network = network
+        self.mask_id = mask_id
+        self.bos_id = bos_id
+        self.pad_id = pad_id
+
+    def forward(self, x_0: Tensor) -> Tensor:
+        log_prob = energies.ar_log_prob(self.network, x_0, self.mask_id, self.bos_id)
+        return log_prob if self.pad_id is None else torch.where(x_0 == self.pad_id, 0.0, log_prob)
 
 
 def _corrupt(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None) -> TensorDictModule:

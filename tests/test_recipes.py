@@ -16,8 +16,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load
 
-from edlm import checkpoints, cli, vocabulary
-from edlm.recipes import _entry, _settings, generate
+from edlm import checkpoints, cli, corpora, energies, vocabulary
+from edlm.networks import Transformer
+from edlm.recipes import _entry, _settings, generate, pretrain_ar
 
 CONFIGS = [(recipe, name) for recipe in cli.recipes() for name in cli.configs(recipe)]
 # The smallest real run: every part there, seconds long.
@@ -80,6 +81,19 @@ def test_the_denoiser_that_edlm_nce_trains_is_the_one_of_its_own_recipe(name: st
     within = OmegaConf.to_container(OmegaConf.load(cli.configs("edlm_nce")[name]))
     assert within["pretrain"] == {key: alone[key] for key in within["pretrain"]}
     assert within["denoiser"] == alone["output_dir"]
+
+
+@pytest.mark.parametrize("name", cli.configs("pretrain_ar"))
+def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: str) -> None:
+    """Same text, blocks, layers, optimiser, batches and steps; what a noise level needs is left out."""
+    denoiser = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_denoiser")[name]))
+    ar = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_ar")[name]))
+    del denoiser["network"]["conditioning_size"]
+    for key in ("schedule", "time_conditioning", "time_low"):
+        del denoiser[key]
+    for key in ("recipe", "output_dir"):
+        assert ar.pop(key) != denoiser.pop(key)
+    assert ar == denoiser
 
 
 @pytest.mark.parametrize(
@@ -145,6 +159,59 @@ def test_a_folder_that_cannot_be_written_is_named(run: Callable[..., tuple[int, 
     status, _, error = run("pretrain_denoiser", *denoiser_overrides(tmp_path / "file" / "run"))
     assert status == 2
     assert f"output_dir = '{tmp_path / 'file' / 'run'}' cannot be written: {tmp_path / 'file'} is not a folder" in error
+
+
+def ar_overrides(folder: Path) -> list[str]:
+    sizes = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
+    return [f"output_dir={folder}", *dotted("", SMALL), *dotted("network.", sizes), "threads=1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["time_low=0.1"], "time_low: unknown key"),
+        (["network.causal=false"], "network.causal: unknown key"),
+        (["network.conditioning_size=8"], "network.conditioning_size: unknown key"),
+    ],
+)
+def test_an_ar_model_has_no_times_and_is_always_causal(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    status, _, error = run("pretrain_ar", *ar_overrides(tmp_path / "run"), *overrides)
+    assert (status, said in error) == (2, True), error
+
+
+@pytest.mark.slow
+def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    constant = ["decay=constant", "network.dropout=0.2"]
+    assert run("pretrain_ar", *ar_overrides(tmp_path / "whole"), *constant)[0] == 0
+    assert run("pretrain_ar", *ar_overrides(tmp_path / "parts"), *constant, "steps=2")[0] == 0
+    assert run("pretrain_ar", *ar_overrides(tmp_path / "parts"), *constant)[0] == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name in ("network.safetensors", "training.safetensors"):
+        same = whole[name] == parts[name]
+        assert same, name
+
+    folder = checkpoints.find_network(tmp_path / "whole")
+    network, characters = checkpoints.load_as(Transformer, folder), checkpoints.load_vocabulary_of(folder)
+    bos_id = checkpoints.read_description(folder)["bos_id"]
+    assert bos_id == characters.mask_id, "the 27 symbols have no bos: the mask, which no text holds, stands there"
+    assert network.arguments["causal"]
+    assert network.arguments["conditioning_size"] == 0
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    blocks = corpora.load_blocks(corpora.embedded(), characters, SMALL["length"]).test[: report["n"]]
+    with torch.no_grad():
+        log_prob = energies.ar_log_prob(network, blocks, characters.mask_id, bos_id)
+    assert report["n"] == 4 * SMALL["valid_rows"]
+    assert report["mean"] == pytest.approx(-float(log_prob.double().mean()), abs=1e-5)
+    assert report["standard_error"] == pytest.approx(float(log_prob.mean(-1).std()) / report["n"] ** 0.5, rel=1e-4)
+
+
+def test_a_vocabulary_with_a_bos_starts_with_it() -> None:
+    assert pretrain_ar.start_id(vocabulary.characters(specials=["bos"])) == 27
+    assert pretrain_ar.start_id(vocabulary.characters("ab")) == 2
 
 
 def weights(folder: Path) -> dict[str, bytes]:
