@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edlm import (
         absorbing,
+        autoregressive,
         categorical,
         checkpoints,
         contracts,
@@ -39,6 +40,7 @@ __all__ = [
     "Pipeline",
     "absorbing",
     "accelerate",
+    "autoregressive",
     "categorical",
     "checkpoints",
     "contracts",

@@ -53,12 +53,7 @@ def residual_ar(
 
     Raises ValueError for a token id outside the vocabulary, or a network that is not causal.
     """
-    if isinstance(network, Transformer) and not network.arguments["causal"]:
-        raise ValueError("an autoregressive energy needs a causal network: causal=True")
-    vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
-    for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
-        if token is not None and not 0 <= token < vocab_size:
-            raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
+    check_ar(network, mask_id, bos_id, pad_id)
     return TensorDictModule(
         _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
         in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES],
@@ -79,10 +74,26 @@ def ar_log_prob(network: nn.Module, tokens: Tensor, mask_id: int, bos_id: int | 
     hidden = network(read).flatten(0, 1)
     # All rows, also those that will not count: which ones do is known to the device alone, and shapes stay static.
     chunks = [
-        categorical.token_log_prob(_without_mask(network, rows, mask_id), target.unsqueeze(-1)).squeeze(-1)
+        categorical.token_log_prob(ar_logits(network, rows, mask_id), target.unsqueeze(-1)).squeeze(-1)
         for rows, target in zip(hidden.split(_HEAD_ROWS), wanted.flatten().split(_HEAD_ROWS), strict=True)
     ]
     return F.pad(torch.cat(chunks).view(wanted.shape), (tokens.shape[1] - wanted.shape[1], 0))
+
+
+def ar_logits(network: nn.Module, hidden: Tensor, mask_id: int) -> Tensor:
+    """Logits (n, v) of hidden states (n, h), `-inf` at the mask."""
+    logits: Tensor = network.get_submodule("head")(hidden)
+    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == mask_id, -torch.inf)
+
+
+def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None = None) -> None:
+    """Raise ValueError for a network that is not causal, or a token id outside its vocabulary."""
+    if isinstance(network, Transformer) and not network.arguments["causal"]:
+        raise ValueError("an autoregressive model needs a causal network: causal=True")
+    vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
+    for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
+        if token is not None and not 0 <= token < vocab_size:
+            raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
 
 
 def scaled(energy: TensorDictModule, factor: float) -> TensorDictModule:
@@ -137,12 +148,6 @@ class _ResidualAr(nn.Module):
         if self.bos_id is None:
             counts = counts & (torch.arange(x_t.shape[1], device=x_t.device) > 0)
         return counts
-
-
-def _without_mask(network: nn.Module, hidden: Tensor, mask_id: int) -> Tensor:
-    """Logits (n, v) of hidden states (n, h), `-inf` at the mask."""
-    logits: Tensor = network.get_submodule("head")(hidden)
-    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == mask_id, -torch.inf)
 
 
 class _Scaled(nn.Module):

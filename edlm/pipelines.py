@@ -313,24 +313,11 @@ def _corrupt(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | No
 
 
 def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
-    """All masks, or the prompt filled up with masks: int64 (b, l) on the pipeline's device.
-
-    Raises ValueError for num_samples < 1, a prompt of another shape, longer than the pipeline, or with an unknown id.
-    """
-    if num_samples < 1:
-        raise ValueError(f"num_samples = {num_samples} must be at least 1")
-    denoiser, length = pipeline.kernel.denoiser, pipeline.length
-    tokens = torch.full((num_samples, length), denoiser.mask_id, device=pipeline.device)
-    if prompt is None:
-        return tokens
-    if prompt.ndim == 1:
-        prompt = prompt.expand(num_samples, -1)
-    if prompt.ndim != 2 or prompt.shape[0] != num_samples or prompt.shape[1] > length:
-        raise ValueError(f"prompt of shape {tuple(prompt.shape)} does not fit ({num_samples} samples, length {length})")
-    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < denoiser.vocab_size:
-        bad = prompt[(prompt < 0) | (prompt >= denoiser.vocab_size)][0]
-        raise ValueError(f"prompt holds token id {int(bad)}, outside the vocabulary 0..{denoiser.vocab_size - 1}")
-    return torch.cat([prompt.to(tokens), tokens[:, prompt.shape[1] :]], dim=1)
+    """What `sample` starts from, on the pipeline's device; see `absorbing.starting_tokens`."""
+    denoiser = pipeline.kernel.denoiser
+    return absorbing.starting_tokens(
+        num_samples, pipeline.length, denoiser.mask_id, denoiser.vocab_size, prompt, pipeline.device
+    )
 
 
 def describe(stages: TensorDictSequential) -> str:
