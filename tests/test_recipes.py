@@ -391,6 +391,103 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained_ar(trained: Path) -> Path:
+    """An AR model of a few steps beside the denoiser, and one of another vocabulary."""
+    settings = OmegaConf.load(cli.configs("pretrain_ar")["tiny"])
+    pretrain_ar.main(
+        OmegaConf.to_container(OmegaConf.merge(settings, OmegaConf.from_dotlist(ar_overrides(trained / "ar"))))
+    )
+    sizes = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
+    other = Transformer(4, 32, **sizes, conditioning_size=0, causal=True)
+    checkpoints.save_network(trained / "other", other, vocabulary.characters("abc"), {"bos_id": 3})
+    return trained
+
+
+@pytest.mark.slow
+def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
+    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path
+) -> None:
+    texts: list[list[dict[str, Any]]] = []
+    for batch_size in (2, 3):
+        output = tmp_path / f"{batch_size}.jsonl"
+        base = [
+            "denoiser=null",
+            "energy=null",
+            f"ar={trained_ar / 'ar'}",
+            f"output={output}",
+            "num_samples=3",
+            "threads=1",
+        ]
+        status, shown, error = run("generate", *base, "prompt=the name", f"batch_size={batch_size}")
+        assert status == 0, error
+        assert "texts per second" in shown
+        texts.append([json.loads(line) for line in output.read_text().splitlines()])
+    assert [record["text"] for record in texts[0]] == [record["text"] for record in texts[1]]
+    network = checkpoints.load_as(Transformer, trained_ar / "ar")
+    for record in texts[0]:
+        assert record["text"].startswith("the name")
+        assert len(record["text"]) == 32
+        with torch.no_grad():
+            log_prob = energies.ar_log_prob(network, torch.tensor([record["tokens"]]), 27, 27)
+        assert record["log_prob"] == pytest.approx(float(log_prob[0, 8:].double().sum()), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["posterior", "carry_over"])
+def test_an_ar_model_beside_a_denoiser_corrects_it(
+    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path, form: str
+) -> None:
+    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"ar_form={form}"]
+    few = ["num_samples=2", "num_steps=4", "num_particles=3", "window=[0,1]", "threads=1"]
+    status, shown, error = run("generate", *base, *few, f"output={tmp_path / 'x.jsonl'}")
+    assert status == 0, error
+    assert "energy passes" in shown
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [record["energy_passes"] for record in records] == [3 * record["denoiser_passes"] for record in records]
+    settings = OmegaConf.to_container(
+        OmegaConf.merge(OmegaConf.load(cli.configs("generate")["tiny"]), OmegaConf.from_dotlist(base))
+    )
+    recipe = generate.Generate({**settings, "output": str(tmp_path / "y.jsonl")})
+    recipe.load_checkpoint()
+    assert recipe.energy.module.carry_over == (form == "carry_over")
+    assert recipe.energy.module.bos_id == 27, "every position counts in both parts"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["denoiser=null"], "denoiser and ar are both null: name one of them, or both"),
+        (["energy=a", "ar=b"], "energy = 'a' and ar = 'b' exclude each other: set one to null"),
+        (["ar=a", "ar_form=both"], "ar_form = 'both' must be one of posterior, carry_over"),
+        (["denoiser=null", "ar=a", "execution=compile"], "execution = 'compile' needs a denoiser"),
+        (["denoiser=null", "ar=a", "live=true"], "live = True needs a denoiser"),
+        (["denoiser=null", "ar={}/ar", "length=64"], "length = 64 must lie in 1..32"),
+        (["ar=/nowhere"], "/nowhere: no checkpoint there"),
+        (
+            ["ar={}/denoiser"],
+            "ar = '{}/denoiser' holds a network that is not causal: `edlm run pretrain_ar` trains one",
+        ),
+        (["denoiser={}/ar"], "denoiser = '{}/ar' holds a network that was not trained as a denoiser"),
+        (
+            ["ar={}/other"],
+            "{}/denoiser and {}/other were trained on different vocabularies: size = 28 and 4, mask_id = 27",
+        ),
+        (["ar={}/ar", "temperature=0.5"], "temperature = 0.5 is for sampling without an energy"),
+    ],
+)
+def test_networks_that_do_not_go_together_get_one_line(
+    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
+    status, _, error = run("generate", *base, *(word.replace("{}", str(trained_ar)) for word in overrides))
+    assert status == 2
+    assert said.replace("{}", str(trained_ar)) in error
+    assert len(error.splitlines()) == 1
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
