@@ -401,6 +401,8 @@ def trained_ar(trained: Path) -> Path:
     sizes = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
     other = Transformer(4, 32, **sizes, conditioning_size=0, causal=True)
     checkpoints.save_network(trained / "other", other, vocabulary.characters("abc"), {"bos_id": 3})
+    without_bos = Transformer(28, 32, **sizes, conditioning_size=0, causal=True)
+    checkpoints.save_network(trained / "without_bos", without_bos, vocabulary.characters(), {})
     return trained
 
 
