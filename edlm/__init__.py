@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edlm import (
         absorbing,
         adaptive,
+        autoregressive,
         categorical,
         checkpoints,
         contracts,
@@ -41,6 +42,7 @@ __all__ = [
     "absorbing",
     "accelerate",
     "adaptive",
+    "autoregressive",
     "categorical",
     "checkpoints",
     "contracts",

@@ -39,6 +39,29 @@ def corrupt(x_0: Tensor, alpha: Tensor, uniforms: Tensor, mask_id: int, keep: Te
     return torch.where(masked, mask_id, x_0)
 
 
+def starting_tokens(
+    num_samples: int, length: int, mask_id: int, vocab_size: int, prompt: Tensor | None, device: torch.device
+) -> Tensor:
+    """All masks, or the prompt filled up with masks on the right: int64 (b, l).
+
+    prompt: tokens with masks, (l,) or (b, l), or shorter. Raises ValueError for num_samples < 1, a prompt of another
+    shape, longer than `length`, or with an id outside 0..vocab_size - 1.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples = {num_samples} must be at least 1")
+    tokens = torch.full((num_samples, length), mask_id, device=device)
+    if prompt is None:
+        return tokens
+    if prompt.ndim == 1:
+        prompt = prompt.expand(num_samples, -1)
+    if prompt.ndim != 2 or prompt.shape[0] != num_samples or prompt.shape[1] > length:
+        raise ValueError(f"prompt of shape {tuple(prompt.shape)} does not fit ({num_samples} samples, length {length})")
+    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < vocab_size:
+        bad = prompt[(prompt < 0) | (prompt >= vocab_size)][0]
+        raise ValueError(f"prompt holds token id {int(bad)}, outside the vocabulary 0..{vocab_size - 1}")
+    return torch.cat([prompt.to(tokens), tokens[:, prompt.shape[1] :]], dim=1)
+
+
 def reveal_times(uniforms: Tensor, schedule: Schedule) -> Tensor:
     """The time `tau` at which a mask is revealed on the way from t = 1 to 0: uniforms (b, l) to float64 (b, l).
 

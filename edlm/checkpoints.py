@@ -65,6 +65,19 @@ def load_vocabulary_of(path: str | Path) -> Vocabulary:
     return load_vocabulary(find_network(path))
 
 
+def require_same_vocabulary(first: str | Path, second: str | Path) -> None:
+    """Raise ValueError, naming both folders and what differs, unless two networks give every text the same ids."""
+    one, other = load_vocabulary_of(first), load_vocabulary_of(second)
+    if one.fingerprint == other.fingerprint:
+        return
+    names = ("size", "mask_id", "bos_id", "eos_id", "pad_id")
+    pairs = [(name, getattr(one, name), getattr(other, name)) for name in names]
+    differing = [f"{name} = {a} and {b}" for name, a, b in pairs if a != b]
+    if one.tokenizer.to_str() != other.tokenizer.to_str():
+        differing.append("their tokenizers")
+    raise ValueError(f"{first} and {second} were trained on different vocabularies: {', '.join(differing)}")
+
+
 def find_network(path: str | Path) -> Path:
     """The network folder that a path stands for: itself, or a run's newest checkpoint. Raises ValueError if neither."""
     path = Path(path)

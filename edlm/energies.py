@@ -43,21 +43,15 @@ def residual_ar(
     probability of the visible tokens under the AR model. Carry-over form: only positions that x_t masks count, in both
     parts, and Z = 1; it does not look at visible tokens to the right.
 
-    bos_id stands in front of the text, so that both parts cover every position; with None the first token is given, as
-    the published models take it, and is left out of both. Positions that x_t gives as `pad_id` count in neither. The
-    mask has probability zero under the AR model too: a candidate with a mask at a position that counts has E = +inf.
-    Log-probabilities are float32 or better, sums float64.
+    bos_id stands in front of the text, so that both parts cover every position; it may be the mask's id, for a network
+    that was trained with it there. With None the first token is given, as the published models take it, and is left
+    out of both. Positions that x_t gives as `pad_id` count in neither. The mask has probability zero under the AR
+    model too: a candidate with a mask at a position that counts has E = +inf. Log-probabilities are float32 or better,
+    sums float64.
 
-    Raises ValueError for a token id outside the vocabulary, bos_id = mask_id, or a network that is not causal.
+    Raises ValueError for a token id outside the vocabulary, or a network that is not causal.
     """
-    if isinstance(network, Transformer) and not network.arguments["causal"]:
-        raise ValueError("an autoregressive energy needs a causal network: causal=True")
-    vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
-    for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
-        if token is not None and not 0 <= token < vocab_size:
-            raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
-    if bos_id == mask_id:
-        raise ValueError(f"bos_id = {bos_id} is the mask's id: the model would start from a token it has never seen")
+    check_ar(network, mask_id, bos_id, pad_id)
     return TensorDictModule(
         _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
         in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES],
@@ -86,11 +80,28 @@ def ar_log_prob(
     vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
     rows = categorical.rows_at_once(vocab_size, tokens.device, torch.compiler.is_compiling())
     chunks = [
-        categorical.token_log_prob(_without_mask(network, states, mask_id), target.unsqueeze(-1)).squeeze(-1)
+        categorical.token_log_prob(ar_logits(network, states, mask_id), target.unsqueeze(-1)).squeeze(-1)
         for states, target in zip(hidden.split(rows), wanted.split(rows), strict=True)
     ]
     found = torch.where(predicted, torch.cat(chunks), 0.0)
     return found.new_zeros(n * l + 1).index_copy(0, positions, found)[:-1].view(n, l)
+
+
+def ar_logits(network: nn.Module, hidden: Tensor, mask_id: int) -> Tensor:
+    """Logits (n, v) of hidden states (n, h), `-inf` at the mask."""
+    logits: Tensor = network.get_submodule("head")(hidden)
+    logits.select(-1, mask_id).fill_(-torch.inf)  # in place: the head's own output
+    return logits
+
+
+def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None = None) -> None:
+    """Raise ValueError for a network that is not causal, or a token id outside its vocabulary."""
+    if isinstance(network, Transformer) and not network.arguments["causal"]:
+        raise ValueError("an autoregressive model needs a causal network: causal=True")
+    vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
+    for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
+        if token is not None and not 0 <= token < vocab_size:
+            raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
 
 
 def scaled(energy: TensorDictModule, factor: float) -> TensorDictModule:
@@ -146,13 +157,6 @@ class _ResidualAr(nn.Module):
         if self.bos_id is None:
             counts = counts & (torch.arange(x_t.shape[1], device=x_t.device) > 0)
         return counts
-
-
-def _without_mask(network: nn.Module, hidden: Tensor, mask_id: int) -> Tensor:
-    """Logits (n, v) of hidden states (n, h), `-inf` at the mask."""
-    logits: Tensor = network.get_submodule("head")(hidden)
-    logits.select(-1, mask_id).fill_(-torch.inf)  # in place: the head's own output
-    return logits
 
 
 def _of_every_particle(positions: Tensor, b: int, k: int, l: int) -> Tensor:

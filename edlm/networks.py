@@ -6,7 +6,7 @@ and noise levels only; what a mask or a time is, is said in `denoisers` and `ene
 """
 
 import math
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,13 @@ from torch import Tensor, nn
 
 _NOISE_FREQUENCIES = 256
 _MLP_RATIO = 4
+
+
+class Past(NamedTuple):
+    """Keys and values of all layers, (layers, b, heads, l, d); those of one position (layers, b, heads, d)."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class NoiseEmbedding(nn.Module):
@@ -68,12 +75,27 @@ class Attention(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Mix the positions of each row; nothing is read from where `valid`, bool (b, l), is False."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)  # (b, heads, l, d)
+        q, k, v = self._heads(x, rotary)
         readable = None if valid is None else valid[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(
-            _rotate(q, *rotary), _rotate(k, *rotary), v, attn_mask=readable, is_causal=self.causal
-        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=readable, is_causal=self.causal)
         return self.out(_at(mixed.transpose(1, 2).flatten(-2), positions))
+
+    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
+        """Mix one position with those before it: x (b, 1, h), the layer's past, of which `read`, bool (l,), is there.
+
+        Returns (b, 1, h) and the position's own key and value (b, heads, 1, d); the past is not written to.
+        """
+        q, k, v = self._heads(x, rotary)
+        before = (q @ past.keys.mT).masked_fill(~read, -torch.inf)  # (b, heads, 1, l)
+        scores = torch.cat([before, (q * k).sum(-1, keepdim=True)], dim=-1) / math.sqrt(q.shape[-1])
+        weights = scores.softmax(-1, dtype=_at_least_float32(scores.dtype)).to(v.dtype)
+        mixed = weights[..., :-1] @ past.values + weights[..., -1:] * v
+        return self.out(mixed.transpose(1, 2).flatten(-2)), Past(k, v)
+
+    def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (b, heads, l, d), the first two turned by their positions."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
+        return _rotate(q, *rotary), _rotate(k, *rotary), v
 
 
 class Block(nn.Module):
@@ -108,6 +130,12 @@ class Block(nn.Module):
         mixed = self.attention(self.norm_1(x) * (1 + scale_1) + shift_1, rotary, valid, positions)
         x = _at(x, positions) + gate_1 * self.dropout(mixed)
         return x + gate_2 * self.dropout(self._feed_forward(self.norm_2(x) * (1 + scale_2) + shift_2))
+
+    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
+        """Apply an unconditioned block to one position, without dropout; see `Attention.step`."""
+        mixed, own = self.attention.step(self.norm_1(x), rotary, past, read)
+        x = x + mixed
+        return x + self._feed_forward(self.norm_2(x)), own
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -164,6 +192,17 @@ class Trunk(nn.Module):
             x = x * (1 + scale) + shift
         return x
 
+    def step(self, x: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """Run unconditioned blocks on position number `position` (), (b, 1, h); see `Transformer.step`."""
+        rotary = _rotary_at(position.unsqueeze(0), self.head_size, x)
+        read = torch.arange(past.keys.shape[3], device=x.device) < position
+        own: list[Past] = []
+        for layer, block in enumerate(self.blocks):
+            x, here = block.step(x, rotary, Past(past.keys[layer], past.values[layer]), read)  # type: ignore[operator]
+            own.append(here)
+        keys, values = (torch.stack(parts).squeeze(3) for parts in zip(*own, strict=True))
+        return self.norm(x), Past(keys, values)
+
 
 class Transformer(nn.Module):
     """A network over tokens with a vocabulary head that can be run on chosen positions alone.
@@ -198,6 +237,23 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,)."""
         return self.trunk(self.embedding(tokens), sigma, positions=positions)
+
+    def step(self, tokens: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """One position of a causal network without conditioning: what `forward` gives there, at the cost of one token.
+
+        tokens (b,) at `position`, int64 (); past: (layers, b, heads, l, d), of which the first `position` are read.
+        Returns the hidden states (b, h), without dropout, and the position's own keys and values (layers, b, heads, d).
+        No shape depends on the position.
+        """
+        hidden, own = self.trunk.step(self.embedding(tokens.unsqueeze(1)), position, past)
+        return hidden.squeeze(1), own
+
+    def empty_past(self, b: int, length: int) -> Past:
+        """Room for the keys and values of b rows of `length` positions, all zero."""
+        heads = self.arguments["num_heads"]
+        like = self.embedding.weight
+        keys = like.new_zeros(self.arguments["num_layers"], b, heads, length, like.shape[1] // heads)
+        return Past(keys, torch.zeros_like(keys))
 
 
 class EnergyNetwork(nn.Module):
@@ -311,11 +367,15 @@ def _init_embedding(embedding: nn.Embedding) -> None:
 
 
 def _rotary_table(length: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (l, d) of the rotary positions, the two halves of a head rotated against each other."""
+    """Cosines and sines (l, d) of the first `length` positions; see `_rotary_at`."""
+    return _rotary_at(torch.arange(length, device=like.device), head_size, like)
+
+
+def _rotary_at(positions: Tensor, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (l, d) of positions (l,), the two halves of a head rotated against each other."""
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=like.device) / head_size
     frequencies = (1.0 / 10_000**exponents).to(_at_least_float32(like.dtype))
-    positions = torch.arange(length, dtype=frequencies.dtype, device=like.device)
-    angles = torch.outer(positions, frequencies)
+    angles = torch.outer(positions.to(frequencies.dtype), frequencies)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     NEGATIVES = 5  # noise samples of contrastive training
     ORDER = 6  # order of the training data
     EVALUATION = 7  # proposals drawn to evaluate a model
+    AUTOREGRESSIVE = 8  # tokens of an autoregressive model
 
 
 class Words(NamedTuple):

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, noise, objectives, samplers, schedules
+from edlm import absorbing, categorical, contracts, energies, noise, objectives, samplers, schedules
 from edlm.absorbing import RevealPlan
 from edlm.contracts import Denoiser, Energy
 from edlm.noise import Stream
@@ -207,6 +207,25 @@ def contrastive(
     )
 
 
+def next_token(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None = None) -> TensorDictSequential:
+    """Build the training pipeline of an autoregressive model: `{x_0} -> {log_prob, loss}`.
+
+    The loss is `-log p(x_0)` in nats per row, exact. `bos_id` stands in front of the text, so that every position
+    counts; with None the first token is given and does not. Padding never counts.
+    """
+    return TensorDictSequential(
+        {
+            "score": TensorDictModule(
+                _ArScore(network, mask_id, bos_id, pad_id), in_keys=[contracts.X_0], out_keys=[contracts.LOG_PROB]
+            ),
+            "objective": TensorDictModule(
+                objectives.next_token, in_keys=[contracts.LOG_PROB], out_keys=[contracts.LOSS]
+            ),
+        },
+        inplace=False,
+    )
+
+
 def score(denoiser: Denoiser) -> TensorDictModule:
     """Build the stage that reads the data's log-probability: `{hidden, positions, x_0} -> {log_prob}`."""
     return TensorDictModule(
@@ -281,6 +300,21 @@ class _Score(nn.Module):
         return log_prob.new_zeros(x_0.numel()).index_copy(0, positions, log_prob).view_as(x_0)
 
 
+class _ArScore(nn.Module):
+    """Log-probability of every token of the data given those before it: (b, l) to (b, l), zero at padding."""
+
+    def __init__(self, network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None) -> None:
+        super().__init__()
+        self.network = network
+        self.mask_id = mask_id
+        self.bos_id = bos_id
+        self.pad_id = pad_id
+
+    def forward(self, x_0: Tensor) -> Tensor:
+        log_prob = energies.ar_log_prob(self.network, x_0, self.mask_id, self.bos_id)
+        return log_prob if self.pad_id is None else torch.where(x_0 == self.pad_id, 0.0, log_prob)
+
+
 def _corrupt(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None) -> TensorDictModule:
     if not 0.0 <= time_low < 1.0:
         raise ValueError(f"time_low = {time_low} must lie in [0, 1)")
@@ -292,24 +326,11 @@ def _corrupt(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | No
 
 
 def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
-    """All masks, or the prompt filled up with masks: int64 (b, l) on the pipeline's device.
-
-    Raises ValueError for num_samples < 1, a prompt of another shape, longer than the pipeline, or with an unknown id.
-    """
-    if num_samples < 1:
-        raise ValueError(f"num_samples = {num_samples} must be at least 1")
-    denoiser, length = pipeline.kernel.denoiser, pipeline.length
-    tokens = torch.full((num_samples, length), denoiser.mask_id, device=pipeline.device)
-    if prompt is None:
-        return tokens
-    if prompt.ndim == 1:
-        prompt = prompt.expand(num_samples, -1)
-    if prompt.ndim != 2 or prompt.shape[0] != num_samples or prompt.shape[1] > length:
-        raise ValueError(f"prompt of shape {tuple(prompt.shape)} does not fit ({num_samples} samples, length {length})")
-    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < denoiser.vocab_size:
-        bad = prompt[(prompt < 0) | (prompt >= denoiser.vocab_size)][0]
-        raise ValueError(f"prompt holds token id {int(bad)}, outside the vocabulary 0..{denoiser.vocab_size - 1}")
-    return torch.cat([prompt.to(tokens), tokens[:, prompt.shape[1] :]], dim=1)
+    """What `sample` starts from, on the pipeline's device; see `absorbing.starting_tokens`."""
+    denoiser = pipeline.kernel.denoiser
+    return absorbing.starting_tokens(
+        num_samples, pipeline.length, denoiser.mask_id, denoiser.vocab_size, prompt, pipeline.device
+    )
 
 
 def describe(stages: TensorDictSequential) -> str:

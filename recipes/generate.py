@@ -1,12 +1,15 @@
-"""Generate text from checkpoints: the denoiser alone, or corrected by an energy.
+"""Generate text from checkpoints: a denoiser alone, corrected by an energy or by an AR model, or an AR model alone.
 
 edlm run generate denoiser=runs/tiny/denoiser energy=runs/tiny/energy num_samples=8
 edlm run generate prompt="the statement ____ the name" num_steps=16
+edlm run generate energy=null ar=runs/tiny/ar ar_form=carry_over
+edlm run generate denoiser=null energy=null ar=runs/tiny/ar
 """
 
 import json
-import os
+import math
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from tqdm import tqdm
 
-from edlm import checkpoints, contracts, denoisers, energies, execution, networks, particles, pipelines, samplers
+from edlm import autoregressive, checkpoints, contracts, denoisers, energies, execution, networks, particles, pipelines
+from edlm import samplers as kernels
 from edlm.checkpoints import N
 from edlm.networks import EnergyNetwork, Transformer
 from edlm.pipelines import Pipeline
@@ -30,8 +34,10 @@ SETTINGS: Schema = {
     "seed": _settings.integer(0),
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
-    "denoiser": _settings.text,
+    "denoiser": _settings.optional(_settings.text),
     "energy": _settings.optional(_settings.text),
+    "ar": _settings.optional(_settings.text),
+    "ar_form": _settings.choice("posterior", "carry_over"),
     "num_samples": _settings.integer(1),
     "batch_size": _settings.integer(1),
     "length": _settings.optional(_settings.integer(1)),
@@ -45,6 +51,12 @@ SETTINGS: Schema = {
     "prompt": _settings.optional(_settings.text),
     "execution": _settings.choice("eager", "compile", "cudagraph"),
     "live": _settings.flag,
+}
+FIGURES = {
+    "denoiser_passes": "per text",
+    "energy_passes": "per text",
+    "ess": "effective particles, mean over corrected passes",
+    "log_prob": "nats per text, under the law it was drawn from",
 }
 _SHOWN_LIVE = 4
 _CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -60,27 +72,33 @@ class Generate:
         self.device = _training.device_of(settings)
 
     def load_checkpoint(self) -> None:
-        """Load the denoiser, its vocabulary and schedule, and the energy if there is one."""
-        folder = checkpoints.find_network(self.settings["denoiser"])
-        description = checkpoints.read_description(folder)
-        self.vocabulary: Vocabulary = checkpoints.load_vocabulary_of(folder)
-        self.schedule = _settings.build(description["schedule"])
-        self.told = self.schedule if description["time_conditioning"] else None
-        network = self._load(Transformer, folder)
-        self.denoiser = denoisers.subs(network, self.vocabulary.mask_id, self.told)
-        self.energy = None
-        if self.settings["energy"] is not None:
-            energy_network = self._load(EnergyNetwork, self.settings["energy"])
+        """Load the networks that the config names, and what they were trained with."""
+        settings = self.settings
+        check_sources(settings)
+        self.vocabulary: Vocabulary = checkpoints.load_vocabulary_of(settings["denoiser"] or settings["ar"])
+        self.denoiser: denoisers.SubsDenoiser | None = None
+        self.energy, self.told = None, None
+        if settings["denoiser"] is not None:
+            self._load_denoiser(settings["denoiser"])
+        if settings["energy"] is not None:
+            energy_network = self._load(EnergyNetwork, settings["energy"])
             self.energy = energies.learned(energy_network, self.told, self.vocabulary.pad_id)
+        if settings["ar"] is not None:
+            self._load_ar(settings["ar"])
 
     def setup(self) -> None:
         """Compose the pipeline and read the prompt."""
-        settings = self.settings
-        kernel = samplers.ancestral(self.schedule, self.denoiser, settings["temperature"])
+        settings, prompt = self.settings, self.settings["prompt"]
+        free = ("output", "num_samples", "batch_size", "device", "threads", "execution", "live")  # they change no text
+        self.fingerprint = _report.fingerprint({key: value for key, value in settings.items() if key not in free})
+        self.prompt = None if prompt is None else encode_prompt(prompt, self.vocabulary)
+        if self.denoiser is None:
+            return
+        kernel = kernels.ancestral(self.schedule, self.denoiser, settings["temperature"])
         if self.energy is not None:
             if settings["temperature"] != 1.0:
                 raise ValueError(f"temperature = {settings['temperature']} is for sampling without an energy")
-            kernel = samplers.importance(
+            kernel = kernels.importance(
                 self.schedule,
                 self.denoiser,
                 self.energy,
@@ -88,109 +106,130 @@ class Generate:
                 settings["energy_temperature"],
                 getattr(particles, settings["selection"]),
             )
-        length = settings["length"] or self.denoiser.max_length
         pipeline = pipelines.sampling(
             kernel,
-            length,
+            settings["length"] or self.denoiser.max_length,
             settings["num_steps"],
             tuple(settings["window"]),
             tokens_per_pass=settings["tokens_per_pass"],
         )
         self.pipeline: Pipeline = execution.accelerate(pipeline, settings["execution"])
-        free = ("output", "num_samples", "batch_size", "device", "threads", "execution", "live")  # they change no text
-        self.fingerprint = _report.fingerprint({key: value for key, value in settings.items() if key not in free})
-        self.prompt = None if settings["prompt"] is None else encode_prompt(settings["prompt"], self.vocabulary)
-        pipelines.starting_tokens(
-            self.pipeline, 1, self.prompt
-        )  # refuses a prompt that does not fit before a file is made
 
     def generate(self) -> None:
         """Sample batch after batch, each text written when it is there; a file that was cut off is gone on with."""
         settings, total = self.settings, self.settings["num_samples"]
-        done = self._resume()
-        try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            with self.output.open("a", encoding="utf-8") as file, tqdm(total=total, initial=done, unit="text") as bar:
-                for first in range(done, total, settings["batch_size"]):
-                    count = min(settings["batch_size"], total - first)
-                    out = pipelines.sample(
-                        self.pipeline,
-                        count,
-                        seed=settings["seed"],
-                        prompt=self.prompt,
-                        first_row=first,
-                        callback=self._show if settings["live"] else None,
-                    )
-                    file.writelines(json.dumps(record) + "\n" for record in self._records(out, first))
-                    file.flush()
-                    bar.update(count)
-        except OSError as error:
-            raise ValueError(f"output = {str(self.output)!r} cannot be written: {error.strerror}") from error
+        done = _report.resume_jsonl(self.output, self.fingerprint)
+        started = time.monotonic()
+        with tqdm(total=total, initial=done, unit="text") as bar:
+            for first in range(done, total, settings["batch_size"]):
+                count = min(settings["batch_size"], total - first)
+                records = self._drawn(count, first)  # no file is made before the first texts are there
+                _report.append_jsonl(self.output, records)
+                bar.update(count)
+        self.rate = (total - done) / (time.monotonic() - started)
 
     def cleanup(self) -> None:
         """Show the first texts and say where all of them are."""
         records = [json.loads(line) for line in self.output.read_text(encoding="utf-8").splitlines()]
         for record in records[:3]:
             print(f"\n  sample {record['row']}:\n    {record['text']}")
-        passes = sum(r["denoiser_passes"] for r in records) / len(records)
-        energy_passes = sum(r["energy_passes"] for r in records) / len(records)
-        rows = [
-            ("texts", str(len(records)), f"seed {self.settings['seed']}"),
-            ("denoiser passes", f"{passes:.1f}", "per text"),
-            ("energy passes", f"{energy_passes:.1f}", "per text"),
-        ]
-        measured = [r["ess"] for r in records if r["ess"] is not None]
-        if measured:
-            mean_ess = sum(measured) / len(measured)
-            rows.append(("mean ESS", f"{mean_ess:.2f}", f"of {self.settings['num_particles']} particles"))
+        rows = [("texts", str(len(records)), f"seed {self.settings['seed']}")]
+        for key, remark in FIGURES.items():
+            measured = [record[key] for record in records if record.get(key) is not None]
+            if measured:
+                rows.append((key.replace("_", " "), f"{sum(measured) / len(measured):.2f}", remark))
+        if self.rate:
+            how = f"{self.device}, {self.settings['execution']}, {self.settings['batch_size']} at once"
+            rows.append(("texts per second", f"{self.rate:.3g}", how))
         print(f"\n{_report.table(rows)}\n\n  written to {self.output}")
-
-    def _resume(self) -> int:
-        """How many texts the output holds already, a last line that was cut off removed.
-
-        Raises ValueError if it holds anything else than texts of the same settings.
-        """
-        if not self.output.is_file():
-            return 0
-        lines = self.output.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        try:
-            same = all(json.loads(line)["settings"] == self.fingerprint for line in whole)
-        except (ValueError, KeyError, TypeError):
-            same = False
-        if not same:
-            raise ValueError(f"output = {str(self.output)!r} holds other texts: remove it or choose another name")
-        if len(whole) < len(lines):
-            os.truncate(self.output, len("".join(whole).encode()))
-        return len(whole)
 
     def _show(self, state: TensorDict, info: TensorDict) -> None:
         """The first texts as they form, drawn over the ones before."""
         texts = self.vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())
         tqdm.write(_CLEAR_SCREEN + "\n\n".join(texts), file=sys.stderr)
 
+    def _load_denoiser(self, path: str) -> None:
+        description = checkpoints.read_description(checkpoints.find_network(path))
+        if "schedule" not in description:
+            raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
+        self.schedule = _settings.build(description["schedule"])
+        self.told = self.schedule if description["time_conditioning"] else None
+        self.denoiser = denoisers.subs(self._load(Transformer, path), self.vocabulary.mask_id, self.told)
+
+    def _load_ar(self, path: str) -> None:
+        """The AR model, and its energy if there is a denoiser to correct."""
+        if self.denoiser is not None:
+            checkpoints.require_same_vocabulary(self.settings["denoiser"], path)
+        self.ar = self._load(Transformer, path)
+        if not self.ar.arguments["causal"]:
+            raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
+        self.bos_id: int | None = checkpoints.read_description(checkpoints.find_network(path)).get("bos_id")
+        if self.denoiser is not None:
+            carry_over = self.settings["ar_form"] == "carry_over"
+            ids = self.vocabulary
+            self.energy = energies.residual_ar(self.ar, ids.mask_id, self.bos_id, carry_over, ids.pad_id)
+
     def _load(self, cls: type[N], path: str | Path) -> N:
         """A network on the device, its conditioning folded into the weights where it is always the same."""
         network = checkpoints.load_as(cls, path, self.vocabulary)
         return (network if self.told is not None else networks.fold_conditioning(network)).to(self.device)
 
-    def _records(self, out: TensorDict, first: int) -> list[dict[str, Any]]:
+    def _drawn(self, count: int, first: int) -> list[dict[str, Any]]:
         """One record per text: what it says, what it is made of, and how it came about."""
-        texts, info = self.vocabulary.decode(out["tokens"].cpu()), out["info"].cpu()
-        ess = info["ess"].nanmean(-1).tolist()
+        seed = self.settings["seed"]
+        tokens, figures = self._from_ar(count, first) if self.denoiser is None else self._from_pipeline(count, first)
+        texts = self.vocabulary.decode(tokens.cpu())
         return [
             {
                 "row": first + index,
-                "seed": self.settings["seed"],
+                "seed": seed,
                 "settings": self.fingerprint,
                 "text": text,
-                "tokens": out["tokens"][index].tolist(),
-                "denoiser_passes": int(info["denoiser_passes"][index]),
-                "energy_passes": int(info["energy_passes"][index]),
-                "ess": None if ess[index] != ess[index] else ess[index],
+                "tokens": tokens[index].tolist(),
+                **{name: values[index] for name, values in figures.items()},
             }
             for index, text in enumerate(texts)
         ]
+
+    def _from_pipeline(self, count: int, first: int) -> tuple[Tensor, dict[str, list[Any]]]:
+        show = self._show if self.settings["live"] else None
+        out = pipelines.sample(
+            self.pipeline, count, seed=self.settings["seed"], prompt=self.prompt, first_row=first, callback=show
+        )
+        info = out["info"].cpu()
+        return out["tokens"], {
+            "denoiser_passes": info["denoiser_passes"].tolist(),
+            "energy_passes": info["energy_passes"].tolist(),
+            "ess": [None if math.isnan(value) else value for value in info["ess"].nanmean(-1).tolist()],
+        }
+
+    def _from_ar(self, count: int, first: int) -> tuple[Tensor, dict[str, list[Any]]]:
+        settings = self.settings
+        out = autoregressive.sample(
+            self.ar,
+            count,
+            settings["length"] or self.ar.max_length,
+            self.vocabulary.mask_id,
+            self.bos_id,
+            seed=settings["seed"],
+            prompt=self.prompt,
+            first_row=first,
+            temperature=settings["temperature"],
+        )
+        return out.tokens, {"log_prob": out.log_prob.sum(-1).tolist()}
+
+
+def check_sources(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the config names a denoiser with at most one correction, or an AR model alone."""
+    if settings["denoiser"] is None and settings["ar"] is None:
+        raise ValueError("denoiser and ar are both null: name one of them, or both")
+    if settings["energy"] is not None and settings["ar"] is not None:
+        raise ValueError(
+            f"energy = {settings['energy']!r} and ar = {settings['ar']!r} exclude each other: set one to null"
+        )
+    for key, plain in (("energy", None), ("execution", "eager"), ("live", False)):
+        if settings["denoiser"] is None and settings[key] != plain:
+            raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
 
 
 def encode_prompt(text: str, vocabulary: Vocabulary) -> Tensor:

@@ -25,6 +25,7 @@ ORDER = [
     "energies",
     "objectives",
     "likelihoods",
+    "autoregressive",
     "samplers",
     "adaptive",
     "pipelines",

@@ -150,6 +150,27 @@ def test_another_vocabulary_is_refused_with_both_named(tmp_path: Path, character
         checkpoints.load_network(tmp_path / "n", other)
 
 
+@pytest.mark.parametrize(
+    ("other", "differing"),
+    [
+        (vocabulary.characters("abc"), "size = 28 and 4, mask_id = 27 and 3, their tokenizers"),
+        (vocabulary.characters("zyxwvutsrqponmlkjihgfedcba "), "their tokenizers"),
+        (vocabulary.characters(specials=["bos"]), "size = 28 and 29, mask_id = 27 and 28, bos_id = None and 27"),
+    ],
+)
+def test_two_networks_of_different_vocabularies_are_refused_with_what_differs(
+    tmp_path: Path, characters: Vocabulary, other: Vocabulary, differing: str
+) -> None:
+    for name, ids in (("one", characters), ("same", vocabulary.characters()), ("other", other)):
+        checkpoints.save_network(tmp_path / name, small_network(), ids, {})
+    checkpoints.require_same_vocabulary(tmp_path / "one", tmp_path / "same")
+    with pytest.raises(ValueError, match="were trained on different vocabularies") as caught:
+        checkpoints.require_same_vocabulary(tmp_path / "one", tmp_path / "other")
+    assert str(caught.value) == (
+        f"{tmp_path / 'one'} and {tmp_path / 'other'} were trained on different vocabularies: {differing}"
+    )
+
+
 def test_other_shapes_are_refused_with_the_tensor_named(tmp_path: Path, characters: Vocabulary) -> None:
     checkpoints.save_network(tmp_path / "n", small_network(), characters, {})
     file = tmp_path / "n" / "network.json"

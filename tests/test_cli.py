@@ -63,7 +63,10 @@ def test_cp_writes_a_config_that_is_valid_and_overwrites_nothing(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "edlm_ncee"], "recipe 'edlm_ncee' is not one of benchmark, edlm_nce, generate, pretrain_denoiser"),
+        (
+            ["run", "edlm_ncee"],
+            "recipe 'edlm_ncee' is not one of benchmark, edlm_nce, generate, pretrain_ar, pretrain_denoiser",
+        ),
         (["run", "nowhere.py"], "recipe nowhere.py: no such file"),
         (["run", "edlm_nce", "--config", "huge"], "config 'huge' is no file, and recipe edlm_nce has english27"),
         (["validate", "edlm_nce/huge"], "config 'huge' is no file"),

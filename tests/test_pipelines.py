@@ -585,6 +585,25 @@ def test_a_first_time_outside_the_unit_interval_is_an_error(time_low: float):
         pipelines.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), time_low=time_low)
 
 
+@pytest.mark.parametrize("bos_id", [3, 4, None])
+@pytest.mark.parametrize("pad_id", [None, 1])
+def test_next_token_is_the_exact_likelihood_of_what_is_not_padding(bos_id: int | None, pad_id: int | None):
+    """Token by token, each from a network that is shown what stands before it and nothing else."""
+    network, x_0 = tiny_network(conditioning_size=0, causal=True), torch.tensor([[0, 2, 2, 1], [2, 0, 1, 1]])
+    expected = torch.zeros(2, dtype=torch.float64)
+    for row, text in enumerate(x_0.tolist()):
+        for i, token in enumerate(text):
+            before = ([] if bos_id is None else [bos_id]) + text[:i]
+            if before and token != pad_id:
+                logits = network.head(network(torch.tensor([before])))[0, -1]
+                logits[4] = -torch.inf
+                expected[row] -= logits.log_softmax(-1)[token]
+    out = pipelines.next_token(network, 4, bos_id, pad_id)(TensorDict({contracts.X_0: x_0}))
+    torch.testing.assert_close(out[contracts.LOSS], expected, rtol=0.0, atol=1e-12)
+    out[contracts.LOSS].sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
 # ---- Printing
 
 
@@ -593,6 +612,7 @@ def test_a_first_time_outside_the_unit_interval_is_an_error(time_low: float):
     [
         (training("denoising"), ["corrupt", "denoise", "score", "objective"]),
         (training("contrastive"), ["corrupt", "draft", "pair", "weigh", "objective"]),
+        (pipelines.next_token(tiny_network(conditioning_size=0, causal=True), 4, 3), ["score", "objective"]),
         (Spec().kernel().step, ["denoise", "propose", "weigh", "select", "reveal"]),
     ],
 )

@@ -16,8 +16,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load
 
-from edlm import checkpoints, cli, vocabulary
-from edlm.recipes import _entry, _settings, generate
+from edlm import checkpoints, cli, corpora, energies, vocabulary
+from edlm.networks import Transformer
+from edlm.recipes import _entry, _settings, generate, pretrain_ar
 
 CONFIGS = [(recipe, name) for recipe in cli.recipes() for name in cli.configs(recipe)]
 # The smallest real run: every part there, seconds long.
@@ -80,6 +81,19 @@ def test_the_denoiser_that_edlm_nce_trains_is_the_one_of_its_own_recipe(name: st
     within = OmegaConf.to_container(OmegaConf.load(cli.configs("edlm_nce")[name]))
     assert within["pretrain"] == {key: alone[key] for key in within["pretrain"]}
     assert within["denoiser"] == alone["output_dir"]
+
+
+@pytest.mark.parametrize("name", cli.configs("pretrain_ar"))
+def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: str) -> None:
+    """Same text, blocks, layers, optimiser, batches and steps; what a noise level needs is left out."""
+    denoiser = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_denoiser")[name]))
+    ar = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_ar")[name]))
+    del denoiser["network"]["conditioning_size"]
+    for key in ("schedule", "time_conditioning", "time_low"):
+        del denoiser[key]
+    for key in ("recipe", "output_dir"):
+        assert ar.pop(key) != denoiser.pop(key)
+    assert ar == denoiser
 
 
 @pytest.mark.parametrize(
@@ -145,6 +159,59 @@ def test_a_folder_that_cannot_be_written_is_named(run: Callable[..., tuple[int, 
     status, _, error = run("pretrain_denoiser", *denoiser_overrides(tmp_path / "file" / "run"))
     assert status == 2
     assert f"output_dir = '{tmp_path / 'file' / 'run'}' cannot be written: {tmp_path / 'file'} is not a folder" in error
+
+
+def ar_overrides(folder: Path) -> list[str]:
+    sizes = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
+    return [f"output_dir={folder}", *dotted("", SMALL), *dotted("network.", sizes), "threads=1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["time_low=0.1"], "time_low: unknown key"),
+        (["network.causal=false"], "network.causal: unknown key"),
+        (["network.conditioning_size=8"], "network.conditioning_size: unknown key"),
+    ],
+)
+def test_an_ar_model_has_no_times_and_is_always_causal(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    status, _, error = run("pretrain_ar", *ar_overrides(tmp_path / "run"), *overrides)
+    assert (status, said in error) == (2, True), error
+
+
+@pytest.mark.slow
+def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    constant = ["decay=constant", "network.dropout=0.2"]
+    assert run("pretrain_ar", *ar_overrides(tmp_path / "whole"), *constant)[0] == 0
+    assert run("pretrain_ar", *ar_overrides(tmp_path / "parts"), *constant, "steps=2")[0] == 0
+    assert run("pretrain_ar", *ar_overrides(tmp_path / "parts"), *constant)[0] == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name in ("network.safetensors", "training.safetensors"):
+        same = whole[name] == parts[name]
+        assert same, name
+
+    folder = checkpoints.find_network(tmp_path / "whole")
+    network, characters = checkpoints.load_as(Transformer, folder), checkpoints.load_vocabulary_of(folder)
+    bos_id = checkpoints.read_description(folder)["bos_id"]
+    assert bos_id == characters.mask_id, "the 27 symbols have no bos: the mask, which no text holds, stands there"
+    assert network.arguments["causal"]
+    assert network.arguments["conditioning_size"] == 0
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    blocks = corpora.load_blocks(corpora.embedded(), characters, SMALL["length"]).test[: report["n"]]
+    with torch.no_grad():
+        log_prob = energies.ar_log_prob(network, blocks, characters.mask_id, bos_id)
+    assert report["n"] == 4 * SMALL["valid_rows"]
+    assert report["mean"] == pytest.approx(-float(log_prob.double().mean()), abs=1e-5)
+    assert report["standard_error"] == pytest.approx(float(log_prob.mean(-1).std()) / report["n"] ** 0.5, rel=1e-4)
+
+
+def test_a_vocabulary_with_a_bos_starts_with_it() -> None:
+    assert pretrain_ar.start_id(vocabulary.characters(specials=["bos"])) == 27
+    assert pretrain_ar.start_id(vocabulary.characters("ab")) == 2
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -322,6 +389,105 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = OmegaConf.from_dotlist(denoiser_overrides(folder / "denoiser"))
     module.main(OmegaConf.to_container(OmegaConf.merge(settings, overrides)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained_ar(trained: Path) -> Path:
+    """An AR model of a few steps beside the denoiser, and one of another vocabulary."""
+    settings = OmegaConf.load(cli.configs("pretrain_ar")["tiny"])
+    pretrain_ar.main(
+        OmegaConf.to_container(OmegaConf.merge(settings, OmegaConf.from_dotlist(ar_overrides(trained / "ar"))))
+    )
+    sizes = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
+    other = Transformer(4, 32, **sizes, conditioning_size=0, causal=True)
+    checkpoints.save_network(trained / "other", other, vocabulary.characters("abc"), {"bos_id": 3})
+    without_bos = Transformer(28, 32, **sizes, conditioning_size=0, causal=True)
+    checkpoints.save_network(trained / "without_bos", without_bos, vocabulary.characters(), {})
+    return trained
+
+
+@pytest.mark.slow
+def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
+    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path
+) -> None:
+    texts: list[list[dict[str, Any]]] = []
+    for batch_size in (2, 3):
+        output = tmp_path / f"{batch_size}.jsonl"
+        base = [
+            "denoiser=null",
+            "energy=null",
+            f"ar={trained_ar / 'ar'}",
+            f"output={output}",
+            "num_samples=3",
+            "threads=1",
+        ]
+        status, shown, error = run("generate", *base, "prompt=the name", f"batch_size={batch_size}")
+        assert status == 0, error
+        assert "texts per second" in shown
+        texts.append([json.loads(line) for line in output.read_text().splitlines()])
+    assert [record["text"] for record in texts[0]] == [record["text"] for record in texts[1]]
+    network = checkpoints.load_as(Transformer, trained_ar / "ar")
+    for record in texts[0]:
+        assert record["text"].startswith("the name")
+        assert len(record["text"]) == 32
+        with torch.no_grad():
+            log_prob = energies.ar_log_prob(network, torch.tensor([record["tokens"]]), 27, 27)
+        assert record["log_prob"] == pytest.approx(float(log_prob[0, 8:].double().sum()), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["posterior", "carry_over"])
+def test_an_ar_model_beside_a_denoiser_corrects_it(
+    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path, form: str
+) -> None:
+    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"ar_form={form}"]
+    few = ["num_samples=2", "num_steps=4", "num_particles=3", "window=[0,1]", "threads=1"]
+    status, shown, error = run("generate", *base, *few, f"output={tmp_path / 'x.jsonl'}")
+    assert status == 0, error
+    assert "energy passes" in shown
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [record["energy_passes"] for record in records] == [3 * record["denoiser_passes"] for record in records]
+    settings = OmegaConf.to_container(
+        OmegaConf.merge(OmegaConf.load(cli.configs("generate")["tiny"]), OmegaConf.from_dotlist(base))
+    )
+    recipe = generate.Generate({**settings, "output": str(tmp_path / "y.jsonl")})
+    recipe.load_checkpoint()
+    assert recipe.energy.module.carry_over == (form == "carry_over")
+    assert recipe.energy.module.bos_id == 27, "every position counts in both parts"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["denoiser=null"], "denoiser and ar are both null: name one of them, or both"),
+        (["energy=a", "ar=b"], "energy = 'a' and ar = 'b' exclude each other: set one to null"),
+        (["ar=a", "ar_form=both"], "ar_form = 'both' must be one of posterior, carry_over"),
+        (["denoiser=null", "ar=a", "execution=compile"], "execution = 'compile' needs a denoiser"),
+        (["denoiser=null", "ar=a", "live=true"], "live = True needs a denoiser"),
+        (["denoiser=null", "ar={}/ar", "length=64"], "length = 64 must lie in 1..32"),
+        (["ar=/nowhere"], "/nowhere: no checkpoint there"),
+        (
+            ["ar={}/denoiser"],
+            "ar = '{}/denoiser' holds a network that is not causal: `edlm run pretrain_ar` trains one",
+        ),
+        (["denoiser={}/ar"], "denoiser = '{}/ar' holds a network that was not trained as a denoiser"),
+        (
+            ["ar={}/other"],
+            "{}/denoiser and {}/other were trained on different vocabularies: size = 28 and 4, mask_id = 27",
+        ),
+        (["ar={}/ar", "temperature=0.5"], "temperature = 0.5 is for sampling without an energy"),
+    ],
+)
+def test_networks_that_do_not_go_together_get_one_line(
+    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
+    status, _, error = run("generate", *base, *(word.replace("{}", str(trained_ar)) for word in overrides))
+    assert status == 2
+    assert said.replace("{}", str(trained_ar)) in error
+    assert len(error.splitlines()) == 1
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.slow
