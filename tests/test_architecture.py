@@ -32,6 +32,9 @@ ORDER = [
     "corpora",
     "checkpoints",
     "published",
+    "inert",
+    "foreign",
+    "exchange",
     "cli",
 ]
 SOURCES = sorted([*PACKAGE.glob("*.py"), *(ROOT / "recipes").glob("*.py")])
