@@ -133,7 +133,7 @@ def _part(tensors: Mapping[str, Tensor], part: str | None, file: Path) -> dict[s
     for name, value in tensors.items():
         owner, own_name = _place(name)
         earlier = parts.setdefault(owner, {}).setdefault(own_name, value)
-        if not torch.equal(earlier, value):  # the energy stands in the file twice
+        if earlier is not value and not torch.equal(earlier, value):  # the energy stands in the file twice
             raise ValueError(f"{file}: {own_name} of {owner} is there twice, with different weights")
     if len(parts) > 1 and _ONLY in parts:
         raise ValueError(f"{file}: {next(iter(parts[_ONLY]))} belongs neither to an energy nor to its denoiser")
