@@ -74,6 +74,9 @@ def read(path: str | Path, part: str | None = None) -> Weights:
 
 def _read_folder(folder: Path, part: str | None) -> Weights:
     config = checkpoints.read_json(folder / "config.json")
+    if config.get("model_type") != "mdlm":
+        found = repr(config.get("model_type"))
+        raise ValueError(f"{folder}: model_type = {found} must be mdlm; edlm.large reads llada and Dream")
     file = folder / "model.safetensors"
     if file.is_file():
         tensors = checkpoints.read_safetensors(file)

@@ -490,6 +490,41 @@ OWN = [
         "        torch.seed()",
         "tests/test_recipes.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
+    Fault(
+        "averages taken in the order of our own parameters",
+        "exchange.py",
+        "published.parameter_order(network)",
+        "list(published.export(network))[:-1]",
+        "tests/test_foreign.py::test_averages_find_their_places_whatever_the_order_of_the_state",
+    ),
+    Fault(
+        "vocabulary rows moved the wrong way round",
+        "exchange.py",
+        "values[order]",
+        "values[order.argsort()]",
+        "tests/test_foreign.py::test_text8s_published_ids_become_ours_with_the_mask_at_the_end",
+    ),
+    Fault(
+        "objects that a file names loaded as what they are",
+        "inert.py",
+        "(_stand_in(name), name)",
+        '(__import__("pkgutil").resolve_name(name), name)',
+        "tests/test_foreign.py::test_a_call_that_a_file_asks_for_is_not_made",
+    ),
+    Fault(
+        "Dream's states read where they stand",
+        "large.py",
+        "DecoderNetwork(_bidirectional(decoder), shifted=True)",
+        "DecoderNetwork(_bidirectional(decoder))",
+        "tests/test_large.py::test_logits_are_those_of_plain_torch_at_the_position_they_predict",
+    ),
+    Fault(
+        "a diffusion model that looks back only",
+        "large.py",
+        "layer.attn.is_causal = False",
+        "layer.attn.is_causal = True",
+        "tests/test_large.py::test_logits_are_those_of_plain_torch_at_the_position_they_predict",
+    ),
 ]
 
 

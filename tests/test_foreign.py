@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -83,6 +84,8 @@ def trainers_file(
             "where": Path("/data"),
             "callback": partial(print, 1),
             "ids": {1, 2},
+            "random": np.random.RandomState(0).get_state(),
+            "score": np.float64(0.5),
         },
         **more,
     }
@@ -235,6 +238,12 @@ def test_bare_weights_are_read_and_their_heads_are_in_the_rotary_frequencies(pre
     assert exchange.sizes_of(weights, 6, 8) == (6, 8, "as given", "as given")
     bare = weights._replace(state={name: v for name, v in weights.state.items() if name != "rotary_emb.inv_freq"})
     assert exchange.sizes_of(bare)[:2] == (12, 1024)
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "hf", small("denoiser"), model_type="llada")
+    with pytest.raises(ValueError, match=r"model_type = 'llada' must be mdlm; edlm\.large reads llada and Dream"):
+        foreign.read(folder)
 
 
 def test_settings_that_contradict_the_weights_are_refused(tmp_path: Path) -> None:
