@@ -30,7 +30,7 @@ def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes
 
     Raises ValueError naming the folder if it cannot be written, with nothing left of it.
     """
-    _write_folder(Path(folder), lambda target: _fill_network(target, network, vocabulary, notes))
+    write_folder(Path(folder), lambda target: _fill_network(target, network, vocabulary, notes))
 
 
 def load_network(path: str | Path, vocabulary: Vocabulary | None = None) -> nn.Module:
@@ -91,7 +91,7 @@ def find_network(path: str | Path) -> Path:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Read `network.json`: class, arguments, vocabulary fingerprint and notes. Raises ValueError naming the file."""
-    description = _read_json(folder / "network.json")
+    description = read_json(folder / "network.json")
     missing = {"class", "arguments", "vocabulary"} - set(description)
     if missing:
         raise ValueError(f"{folder}/network.json: lacks {', '.join(sorted(missing))}")
@@ -122,8 +122,8 @@ def save_checkpoint(
     if newest == folder:  # a run that ends on a saving step
         return folder
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut off before `last.json` named it
-    _write_folder(folder, fill, still_good=newest)
-    _write_json(run / "checkpoints" / "last.json", {"folder": folder.name})
+    write_folder(folder, fill, still_good=newest)
+    write_json(run / "checkpoints" / "last.json", {"folder": folder.name})
     for old in sorted(run.glob("checkpoints/step_*"))[:-keep_last]:
         shutil.rmtree(old)
     return folder
@@ -134,7 +134,7 @@ def last_checkpoint(run: str | Path) -> Path | None:
     pointer = Path(run) / "checkpoints" / "last.json"
     if not pointer.is_file():
         return None
-    folder = pointer.parent / str(_read_json(pointer).get("folder"))
+    folder = pointer.parent / str(read_json(pointer).get("folder"))
     if not folder.is_dir():
         raise ValueError(f"{pointer} names {folder.name}, which is not there")
     return folder
@@ -142,8 +142,8 @@ def last_checkpoint(run: str | Path) -> Path | None:
 
 def load_state(folder: Path) -> dict[str, Any]:
     """The training state of a checkpoint, as it was saved. Raises ValueError naming the file."""
-    tensors = _read_safetensors(folder / "training.safetensors")
-    return _decode(_read_json(folder / "training.json")["state"], tensors)
+    tensors = read_safetensors(folder / "training.safetensors")
+    return _decode(read_json(folder / "training.json")["state"], tensors)
 
 
 def _fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
@@ -158,18 +158,21 @@ def _fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, note
         {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
         target / "network.safetensors",
     )
-    _write_json(target / "network.json", description)
+    write_json(target / "network.json", description)
 
 
 def _fill_state(target: Path, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     encoded = _encode(state, tensors)
     save_file(tensors, target / "training.safetensors")
-    _write_json(target / "training.json", {"state": encoded})
+    write_json(target / "training.json", {"state": encoded})
 
 
-def _write_folder(folder: Path, fill: Callable[[Path], None], still_good: Path | None = None) -> None:
-    """Fill a temporary folder, flush it to disk and rename it; on failure remove it and say what still stands."""
+def write_folder(folder: Path, fill: Callable[[Path], None], still_good: Path | None = None) -> None:
+    """Fill a temporary folder, flush it to disk and rename it; on failure remove it and say what still stands.
+
+    Raises ValueError naming the folder if it cannot be written.
+    """
     temporary = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -186,7 +189,7 @@ def _write_folder(folder: Path, fill: Callable[[Path], None], still_good: Path |
 
 
 def _load_weights(network: nn.Module, file: Path) -> None:
-    weights = _read_safetensors(file)
+    weights = read_safetensors(file)
     expected = network.state_dict()
     problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
     problems += [f"{name} is not known" for name in weights.keys() - expected.keys()]
@@ -200,7 +203,8 @@ def _load_weights(network: nn.Module, file: Path) -> None:
     network.load_state_dict(weights)
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises ValueError naming the file if it is missing or broken."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
     try:
@@ -209,7 +213,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file}: not a whole safetensors file ({error})") from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object of a json file. Raises ValueError naming the file if it is missing, broken or no object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -221,7 +226,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a json file that is there whole or not at all."""
     temporary = file.with_name(f".{file.name}.partial")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _flush(temporary)

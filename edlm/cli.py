@@ -1,4 +1,4 @@
-"""The command line, in the manner of `tune`: run, ls, cp, validate. It loads no torch before a recipe needs it."""
+"""The command line, in the manner of `tune`: run, ls, cp, validate, convert. It loads no torch before it is needed."""
 
 import argparse
 import ast
@@ -22,13 +22,14 @@ examples:
   edlm ls                                             every recipe and config
   edlm cp edlm_nce/tiny my.yaml                       a config to edit
   edlm validate my.yaml                               check every key without running
+  edlm convert mdlm.ckpt runs/mdlm --tokenizer gpt2   published weights to a network folder, never executed
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on a mistake in it, with one line that says what would be right."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"run": _run, "ls": _ls, "cp": _cp, "validate": _validate}
+    commands = {"run": _run, "ls": _ls, "cp": _cp, "validate": _validate, "convert": _convert}
     parser = argparse.ArgumentParser(
         prog="edlm", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -125,6 +126,33 @@ def _validate(arguments: Sequence[str]) -> None:
     schema = importlib.import_module(f"edlm.recipes.{recipe}").SETTINGS
     sys.argv = ["edlm validate", "--config", str(path), *given.overrides]
     entry.enter(lambda settings: print(f"{path}: a valid config of {recipe}"), schema)
+
+
+def _convert(arguments: Sequence[str]) -> None:
+    """Write published weights as a network folder for `edlm run`, or a network of ours as a Hugging Face folder."""
+    parser = argparse.ArgumentParser(prog="edlm convert", description=_convert.__doc__)
+    parser.add_argument("path", type=Path, help="a Hugging Face folder, a Lightning checkpoint, or weights.safetensors")
+    parser.add_argument("out", type=Path, help="the folder to write; one that exists is not overwritten")
+    parser.add_argument("--to", choices=["edlm", "hf"], default="edlm", help="hf: PATH is a network or run folder")
+    parser.add_argument("--tokenizer", help="tokenizer.json, a folder with it or GPT-2's two files, or text8")
+    parser.add_argument("--part", choices=["energy", "denoiser"], help="of an EDLM checkpoint; default: its energy")
+    parser.add_argument("--num-heads", type=int, help="where the file does not say; default: 12")
+    parser.add_argument("--length", type=int, help="longest sequence, where the file does not say; default: 1024")
+    parser.add_argument("--raw", action="store_true", help="the weights as trained, not their moving average")
+    given = parser.parse_args(arguments)
+    exchange = importlib.import_module("edlm.exchange")
+    if given.to == "hf":
+        ignored = {"--tokenizer": given.tokenizer, "--part": given.part, "--num-heads": given.num_heads}
+        for name, value in {**ignored, "--length": given.length, "--raw": given.raw or None}.items():
+            if value is not None:
+                raise ValueError(f"{name} is for published weights; with --to hf the network folder says all")
+        rows = exchange.export(given.path, given.out)
+    else:
+        rows = exchange.convert(
+            given.path, given.out, given.tokenizer, given.part, given.num_heads, given.length, given.raw
+        )
+    print("\n".join(f"{name:<18} {value}" for name, value in rows))
+    print(f"wrote {given.out}")
 
 
 def _recipe_file(name: str) -> Path:

@@ -7,7 +7,7 @@ heads and the longest sequence is read off the shapes.
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from torch import Tensor
 from edlm.networks import EnergyNetwork, Transformer
 
 N = TypeVar("N", Transformer, EnergyNetwork)
+Kind = Literal["denoiser", "autoregressive", "energy"]
 
 _EMBEDDING = "vocab_embed.embedding"  # a bare parameter there, a module here
 _CONDITIONING = "sigma_map.mlp.0.weight"
+_SCALAR = "energy_head.0.weight"
 _FREQUENCIES = "rotary_emb.inv_freq"  # a buffer there, computed from the head's size here
 
-# Module names of ours to theirs: inside block i, and elsewhere.
+# Module names of ours to theirs, inside block i and elsewhere, in the order in which theirs list their parameters.
 _IN_BLOCK = {
     "norm_1": "norm1",
     "attention.qkv": "attn_qkv",
@@ -34,34 +36,57 @@ _ELSEWHERE = {
     "trunk.noise_embedding.expand": "sigma_map.mlp.0",
     "trunk.noise_embedding.project": "sigma_map.mlp.2",
     "trunk.norm": "output_layer.norm_final",
-    "trunk.modulation.linear": "output_layer.adaLN_modulation",
     "head": "output_layer.linear",  # h -> v
     "project": "output_layer.linear",  # h -> h, in the energy only
+    "trunk.modulation.linear": "output_layer.adaLN_modulation",
     "combine": "vocab_proj",
     "hidden": "energy_head.0",
     "scalar": "energy_head.2",
 }
 
 
-def load_denoiser(state: Mapping[str, Tensor], num_heads: int, max_length: int = 1024) -> Transformer:
+def kind_of(state: Mapping[str, Tensor]) -> Kind:
+    """What a published state dict is, told by a name that only this kind has."""
+    if _SCALAR in state:
+        return "energy"
+    return "denoiser" if _CONDITIONING in state else "autoregressive"
+
+
+def load(
+    state: Mapping[str, Tensor], num_heads: int, max_length: int = 1024, dropout: float = 0.0
+) -> Transformer | EnergyNetwork:
+    """Build the network of a published state dict of any kind; see `load_denoiser`."""
+    kind = kind_of(state)
+    if kind == "energy":
+        return load_energy(state, num_heads, max_length, dropout)
+    return (load_denoiser if kind == "denoiser" else load_autoregressive)(state, num_heads, max_length, dropout)
+
+
+def load_denoiser(
+    state: Mapping[str, Tensor], num_heads: int, max_length: int = 1024, dropout: float = 0.0
+) -> Transformer:
     """Build the bidirectional, noise-conditioned network of a published denoiser, in eval mode and the state's dtype.
 
     Raises ValueError naming each parameter that is missing, unknown or of another shape, and for rotary frequencies
     that are not those of the heads.
     """
-    sizes = _sizes(state, num_heads, max_length)
+    sizes = _sizes(state, num_heads, max_length, dropout)
     return _filled(Transformer(**sizes, conditioning_size=_size(state, _CONDITIONING, 0)), state)
 
 
-def load_autoregressive(state: Mapping[str, Tensor], num_heads: int, max_length: int = 1024) -> Transformer:
+def load_autoregressive(
+    state: Mapping[str, Tensor], num_heads: int, max_length: int = 1024, dropout: float = 0.0
+) -> Transformer:
     """Build the causal network of a published autoregressive model, which knows no noise level; see `load_denoiser`."""
-    sizes = _sizes(state, num_heads, max_length)
+    sizes = _sizes(state, num_heads, max_length, dropout)
     return _filled(Transformer(**sizes, conditioning_size=0, causal=True), state)
 
 
-def load_energy(state: Mapping[str, Tensor], num_heads: int, max_length: int = 1024) -> EnergyNetwork:
+def load_energy(
+    state: Mapping[str, Tensor], num_heads: int, max_length: int = 1024, dropout: float = 0.0
+) -> EnergyNetwork:
     """Build the scalar network of a published bidirectional energy, low = likely as here; see `load_denoiser`."""
-    sizes = _sizes(state, num_heads, max_length)
+    sizes = _sizes(state, num_heads, max_length, dropout)
     return _filled(EnergyNetwork(**sizes, conditioning_size=_size(state, _CONDITIONING, 0)), state)
 
 
@@ -71,7 +96,22 @@ def export(network: Transformer | EnergyNetwork) -> dict[str, Tensor]:
     return {**state, _FREQUENCIES: _frequencies(network.trunk.head_size)}
 
 
-def _sizes(state: Mapping[str, Tensor], num_heads: int, max_length: int) -> dict[str, Any]:
+def parameter_order(network: Transformer | EnergyNetwork) -> list[str]:
+    """Published names of a network's parameters in the order of the published module's `parameters()`.
+
+    It is the order of the list in which the published training code keeps its averaged weights.
+    """
+    return sorted(map(_published_name, network.state_dict()), key=_rank)
+
+
+def num_heads_of(state: Mapping[str, Tensor]) -> int | None:
+    """The number of heads as the rotary frequencies tell it, None where the state dict lacks them."""
+    if _FREQUENCIES not in state or not state[_FREQUENCIES].numel():
+        return None
+    return _size(state, _EMBEDDING, 1) // (2 * state[_FREQUENCIES].numel())
+
+
+def _sizes(state: Mapping[str, Tensor], num_heads: int, max_length: int, dropout: float) -> dict[str, Any]:
     """Arguments that the three networks share."""
     hidden_size = _size(state, _EMBEDDING, 1)
     if num_heads < 1 or hidden_size % (2 * num_heads):
@@ -82,6 +122,7 @@ def _sizes(state: Mapping[str, Tensor], num_heads: int, max_length: int) -> dict
         "hidden_size": hidden_size,
         "num_layers": len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}),
         "num_heads": num_heads,
+        "dropout": dropout,
     }
 
 
@@ -119,6 +160,16 @@ def _published_name(name: str) -> str:
     if match := re.fullmatch(r"trunk\.blocks\.(\d+)\.(.+)", module):
         return f"blocks.{match[1]}.{_IN_BLOCK[match[2]]}.{kind}"
     return f"{_ELSEWHERE[module]}.{kind}"
+
+
+def _rank(name: str) -> tuple[int, int, int, bool]:
+    """Where a published parameter stands: embedding, noise level, blocks one after the other, the rest."""
+    if name == _EMBEDDING:
+        return (0, 0, 0, False)
+    module, kind = name.rsplit(".", 1)
+    if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", module):
+        return (2, int(match[1]), list(_IN_BLOCK.values()).index(match[2]), kind == "bias")
+    return (1 if module.startswith("sigma_map") else 3, 0, list(_ELSEWHERE.values()).index(module), kind == "bias")
 
 
 def _frequencies(head_size: int) -> Tensor:

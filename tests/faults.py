@@ -192,8 +192,8 @@ OWN = [
     Fault(
         "a step reveals the pass before its own",
         "pipelines.py",
-        "revealed = plan.order == p\n",
-        "revealed = plan.order == max(p - 1, 0)\n",
+        "revealed = order == p\n",
+        "revealed = order == max(p - 1, 0)\n",
         "tests/test_samplers.py::test_a_pass_fills_masks_and_changes_nothing_else",
     ),
     Fault(
@@ -227,8 +227,8 @@ OWN = [
     Fault(
         "rows of a later batch reuse the first one's noise",
         "pipelines.py",
-        "torch.arange(first_row, first_row + b, device=device)",
-        "torch.arange(0, b, device=device)",
+        "torch.arange(first_row, first_row + num_samples, device=tokens.device)",
+        "torch.arange(0, num_samples, device=tokens.device)",
         "tests/test_samplers.py::test_seeds_and_rows_give_different_samples",
     ),
     Fault(
@@ -339,15 +339,15 @@ OWN = [
     Fault(
         "the mask can be drawn",
         "denoisers.py",
-        "logits.masked_fill(columns == self.mask_id, -torch.inf)",
-        "logits",
+        "logits.select(-1, self.mask_id).fill_(-torch.inf)",
+        "logits.select(-1, self.mask_id)",
         "tests/test_denoisers.py::test_the_mask_is_never_drawn",
     ),
     Fault(
         "sums over the vocabulary in float32",
         "categorical.py",
-        "blocks.sum(-1, dtype=torch.float64).cumsum(-1)",
-        "blocks.sum(-1).cumsum(-1).double()",
+        "_block_sums(weights).to(torch.float64).cumsum(-1)",
+        "_block_sums(weights).cumsum(-1).double()",
         "tests/test_categorical.py::test_float32_logits_keep_a_tail_of_one_in_a_million",
     ),
     Fault(
@@ -360,8 +360,8 @@ OWN = [
     Fault(
         "log-probability of a draw not normalised",
         "categorical.py",
-        "shifted.gather(-1, tokens) - total.log().to(shifted.dtype)",
-        "shifted.gather(-1, tokens)",
+        "logits.gather(-1, tokens) - highest - total.log().to(logits.dtype)",
+        "logits.gather(-1, tokens) - highest",
         "tests/test_categorical.py::test_log_prob_is_the_log_softmax_at_the_token",
     ),
     Fault(
@@ -437,8 +437,8 @@ OWN = [
     Fault(
         "shift and scale swapped",
         "networks.py",
-        "shift, scale = self.modulation(conditioning)",
-        "scale, shift = self.modulation(conditioning)",
+        "shift, scale = (_per_position(vector, positions, length)",
+        "scale, shift = (_per_position(vector, positions, length)",
         "tests/test_networks.py::test_folded_conditioning_is_the_same_function",
     ),
     Fault(
@@ -472,8 +472,8 @@ OWN = [
     Fault(
         "an autoregressive model may draw the mask",
         "energies.py",
-        "device=logits.device) == mask_id, -torch.inf)",
-        "device=logits.device) == mask_id, 0.0)",
+        "logits.select(-1, mask_id).fill_(-torch.inf)",
+        "logits.select(-1, mask_id)",
         "tests/test_autoregressive.py::test_every_token_is_where_its_uniform_falls_in_the_law_given_all_before",
     ),
     Fault(
@@ -573,6 +573,41 @@ OWN = [
         "scale=case.num_steps / (case.textbook_steps or case.num_steps)",
         "scale=1.0",
         "tests/test_benchmark.py::test_textbook_cost_is_extrapolated_in_proportion",
+    ),
+    Fault(
+        "averages taken in the order of our own parameters",
+        "exchange.py",
+        "published.parameter_order(network)",
+        "list(published.export(network))[:-1]",
+        "tests/test_foreign.py::test_averages_find_their_places_whatever_the_order_of_the_state",
+    ),
+    Fault(
+        "vocabulary rows moved the wrong way round",
+        "exchange.py",
+        "values[order]",
+        "values[order.argsort()]",
+        "tests/test_foreign.py::test_text8s_published_ids_become_ours_with_the_mask_at_the_end",
+    ),
+    Fault(
+        "objects that a file names loaded as what they are",
+        "inert.py",
+        "(_stand_in(name), name)",
+        '(__import__("pkgutil").resolve_name(name), name)',
+        "tests/test_foreign.py::test_a_call_that_a_file_asks_for_is_not_made",
+    ),
+    Fault(
+        "Dream's states read where they stand",
+        "large.py",
+        "DecoderNetwork(_bidirectional(decoder), shifted=True)",
+        "DecoderNetwork(_bidirectional(decoder))",
+        "tests/test_large.py::test_logits_are_those_of_plain_torch_at_the_position_they_predict",
+    ),
+    Fault(
+        "a diffusion model that looks back only",
+        "large.py",
+        "layer.attn.is_causal = False",
+        "layer.attn.is_causal = True",
+        "tests/test_large.py::test_logits_are_those_of_plain_torch_at_the_position_they_predict",
     ),
 ]
 

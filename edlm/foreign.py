@@ -1,0 +1,172 @@
+"""Files of the published MDLM and EDLM code, read without being executed: weights under their published names.
+
+Three kinds: a Hugging Face folder (`config.json` beside `model.safetensors` or `pytorch_model.bin`), a checkpoint of
+the Lightning trainer (`state_dict`, averaged weights under `ema`, settings under `hyper_parameters`), and bare weights
+as safetensors. An EDLM checkpoint holds two networks, the energy it trained and the frozen denoiser; the others hold
+one. What the names mean is the business of `published`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edlm import checkpoints, inert
+
+# What stands before a parameter's name in a file, and which network it then belongs to; the first that fits counts.
+_ONLY = "only"
+_PARTS = (
+    ("backbone.backbone.", "denoiser"),
+    ("backbone.ebm.", "energy"),
+    ("ebm.", "energy"),
+    ("backbone.", _ONLY),
+    ("", _ONLY),
+)
+# Settings by our names: their names in a Hugging Face config, and below `model` in a trainer's config.
+HF_SETTINGS = {
+    "num_heads": "n_heads",
+    "max_length": "model_length",
+    "dropout": "dropout",
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_dim",
+    "num_layers": "n_blocks",
+    "conditioning_size": "cond_dim",
+}
+_TRAINER_SETTINGS = {
+    "num_heads": "n_heads",
+    "max_length": "length",
+    "dropout": "dropout",
+    "hidden_size": "hidden_size",
+    "num_layers": "n_blocks",
+    "conditioning_size": "cond_dim",
+}
+_SCHEDULE = {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}  # of every published network
+
+
+class Weights(NamedTuple):
+    """One network of a file: its weights under published names, and what the file says beside them."""
+
+    source: str  # what kind of file it is
+    state: dict[str, Tensor]  # as trained
+    average: list[Tensor] | None  # their moving average, in the order of the published parameters; None: not kept
+    settings: dict[str, Any]  # arguments of our networks, as far as the file gives them
+    notes: dict[str, Any]  # step, schedule, ... for `network.json`
+
+
+def read(path: str | Path, part: str | None = None) -> Weights:
+    """Read a published file or folder; `part`, "energy" or "denoiser", says which network of an EDLM checkpoint.
+
+    Without a part it is the energy, where there is one. Raises ValueError naming the file for what is missing, broken,
+    of an unknown kind, or would have to be executed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, part)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file or folder")
+    if path.suffix == ".safetensors":
+        state = _part(checkpoints.read_safetensors(path), part, path)
+        return Weights("weights in safetensors", state, None, {}, _notes({}))
+    return _read_trainers(path, part)
+
+
+def _read_folder(folder: Path, part: str | None) -> Weights:
+    config = checkpoints.read_json(folder / "config.json")
+    if config.get("model_type") != "mdlm":
+        found = repr(config.get("model_type"))
+        raise ValueError(f"{folder}: model_type = {found} must be mdlm; edlm.large reads llada and Dream")
+    file = folder / "model.safetensors"
+    if file.is_file():
+        tensors = checkpoints.read_safetensors(file)
+    else:
+        file = folder / "pytorch_model.bin"
+        if not file.is_file():
+            raise ValueError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
+        tensors = _tensors(inert.read(file), file)
+    notes = config["edlm"] if isinstance(config.get("edlm"), dict) else _notes(config)
+    return Weights("Hugging Face folder", _part(tensors, part, file), None, _settings(config, HF_SETTINGS), notes)
+
+
+def _read_trainers(file: Path, part: str | None) -> Weights:
+    content = inert.read(file)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{file}: no checkpoint of a Lightning trainer, which has a state_dict")
+    tensors = _tensors(content["state_dict"], file)
+    config = _section(_section(_plain(content.get("hyper_parameters"))).get("config"))
+    notes = _notes(config)
+    if isinstance(content.get("global_step"), int):
+        notes["step"] = content["global_step"]
+    # The average is of what was trained, which in an EDLM checkpoint is the energy alone.
+    frozen = part == "denoiser" and any(_place(name)[0] == "energy" for name in tensors)
+    average = None if frozen else _average(content.get("ema"), file)
+    settings = _settings(_section(config.get("model")), _TRAINER_SETTINGS)
+    return Weights("Lightning checkpoint", _part(tensors, part, file), average, settings, notes)
+
+
+def _average(ema: Any, file: Path) -> list[Tensor] | None:
+    """The list of averaged weights that a trainer keeps, None if it keeps none."""
+    if ema is None:
+        return None
+    shadow = _section(ema).get("shadow_params")
+    if not isinstance(shadow, list) or not all(isinstance(value, Tensor) for value in shadow):
+        raise ValueError(f"{file}: its averaged weights, ema, are not a list of tensors under shadow_params")
+    return shadow
+
+
+def _tensors(content: Any, file: Path) -> dict[str, Tensor]:
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{file}: no weights by name")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{file}: {name} is no tensor")
+    return content
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Which network a parameter belongs to, and its name there."""
+    prefix, part = next((prefix, part) for prefix, part in _PARTS if name.startswith(prefix))
+    return part, name.removeprefix(prefix)
+
+
+def _part(tensors: Mapping[str, Tensor], part: str | None, file: Path) -> dict[str, Tensor]:
+    """The weights of one network of a file, their prefix taken off."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        owner, own_name = _place(name)
+        earlier = parts.setdefault(owner, {}).setdefault(own_name, value)
+        if earlier is not value and not torch.equal(earlier, value):  # the energy stands in the file twice
+            raise ValueError(f"{file}: {own_name} of {owner} is there twice, with different weights")
+    if len(parts) > 1 and _ONLY in parts:
+        raise ValueError(f"{file}: {next(iter(parts[_ONLY]))} belongs neither to an energy nor to its denoiser")
+    wanted = part or next(known for known in ("energy", "denoiser", _ONLY) if known in parts)
+    if wanted not in parts:
+        held = "one network alone" if _ONLY in parts else " and ".join(sorted(parts))
+        raise ValueError(f"{file}: there is no part {wanted!r}; it holds {held}")
+    return parts[wanted]
+
+
+def _settings(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The numbers among the settings, by our names; an unresolved `${...}` is none."""
+    return {ours: config[theirs] for ours, theirs in names.items() if isinstance(config.get(theirs), int | float)}
+
+
+def _notes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network folder says of how its network is used."""
+    trained = {key: config[key] for key in ("parameterization",) if isinstance(config.get(key), str)}
+    return {"schedule": dict(_SCHEDULE), "time_conditioning": config.get("time_conditioning") is True, **trained}
+
+
+def _plain(value: Any) -> Any:
+    """Settings as plain dicts and lists, out of what stands for OmegaConf's nodes."""
+    if isinstance(value, inert.Inert):
+        state = _section(value.state)
+        return _plain(state.get("_content", state.get("_val")))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _section(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

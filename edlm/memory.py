@@ -1,0 +1,71 @@
+"""How much memory a corrected step of large models needs, before any of it is taken."""
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from edlm.large import DecoderNetwork
+
+_BLOCK = 256  # of the vocabulary, in which `categorical` finds a draw
+
+
+class MemoryPlan(NamedTuple):
+    """Bytes that a corrected step needs at most, in the order in which it needs them."""
+
+    weights: int  # of the denoiser and the energy's model
+    drafts: int  # k candidates with their log-probabilities and noise
+    denoise: int  # the denoiser's blocks
+    propose: int  # its logits and the draws, tile by tile
+    weigh: int  # the energy's blocks and logits, chunk by chunk
+
+    @property
+    def peak(self) -> int:
+        """Weights and drafts stay; the rest comes one after the other."""
+        return self.weights + self.drafts + max(self.denoise, self.propose, self.weigh)
+
+
+def memory_plan(
+    denoiser: DecoderNetwork,
+    energy: DecoderNetwork,
+    batch_size: int,
+    num_particles: int,
+    length: int,
+    logits_at_once: int = 2**25,
+    head_rows: int = 2048,
+) -> MemoryPlan:
+    """Bytes of one step of `samplers.importance` with `energies.residual_ar` over these networks.
+
+    Weights are counted, the rest is bounded: per token the widest moment of a block holds three vectors of its
+    feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once` and `head_rows`
+    are the tiles of the sampler and the energy. Attention is taken to need memory linear in the length. Works on
+    networks on the meta device, which take no memory themselves.
+    """
+    rows = min(energy.rows_at_once or batch_size * num_particles, batch_size * num_particles)
+    tokens, in_energy = batch_size * length, batch_size * num_particles * length
+    states = in_energy * energy.head.in_features * energy.head.weight.element_size()
+    tile = min(tokens, max(1, logits_at_once // denoiser.head.out_features))
+    vocab_size = denoiser.head.out_features
+    drawn = vocab_size * (2 * denoiser.head.weight.element_size() + 4 * 4)  # logits, and weights in float32
+    drawn += num_particles * min(_BLOCK, vocab_size) * (4 + 8 + 8)  # a block per draw, and its running sum
+    scored = min(in_energy, head_rows) * energy.head.out_features
+    return MemoryPlan(
+        weights=_bytes_of(denoiser) + _bytes_of(energy),
+        drafts=in_energy * (8 + 8 + 8 + 4 + 4),
+        denoise=_bytes_of_block(denoiser, tokens),
+        propose=tile * drawn + tokens * denoiser.head.in_features * denoiser.head.weight.element_size(),
+        weigh=2 * states + max(_bytes_of_block(energy, rows * length), scored * 3 * 4),
+    )
+
+
+def _bytes_of(network: nn.Module) -> int:
+    """Parameters and buffers, a shared one once."""
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _bytes_of_block(network: DecoderNetwork, tokens: int) -> int:
+    layer: Any = network.layers[0]
+    size, width = network.head.weight.element_size(), network.head.in_features
+    heads = layer.attn.num_heads * layer.attn.head_dim
+    widest = max(3 * layer.mlp.w1.out_features + 2 * width, 8 * heads + 2 * width)
+    return tokens * (widest * size + 2 * width * 4)
