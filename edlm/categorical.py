@@ -1,17 +1,20 @@
 """Exact draws from laws over tokens, with the noise handed in. This file owns the precision of sampling.
 
 Gumbel noise in float32 truncates the tail of a law and bf16 noise far more; here a draw is the inverse of the
-cumulative law at one float64 uniform. Weights are float32, every sum over them float64, in two levels: blocks of the
-vocabulary, then tokens inside one block, so that k draws cost one pass over the logits.
+cumulative law at one float64 uniform, in two levels: blocks of the vocabulary, then tokens inside one block, so that k
+draws cost one pass over the logits. Weights are float32 and so are the sums of at most 256 of them; running sums are float64.
 """
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK = 256
+# Logits that exist at once, so that memory hardly grows with rows, particles or vocabulary. On a CPU, tiles that the
+# allocator need not ask the system for are also the fastest; a GPU needs larger ones to be busy.
+_LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
+_LOGITS_AT_ONCE_UNROLLED = 1 << 24  # a compiler unrolls the loop over tiles, and takes a second for each
 
 
 class Draws(NamedTuple):
@@ -29,17 +32,25 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
     for float64 logits.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    shifted = logits - logits.amax(-1, keepdim=True)
-    blocks = _into_blocks(shifted.exp())  # (n, blocks, width)
-    cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # (n, blocks)
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest).exp_()  # its own tensor: one pass over memory less
+    cumulative = _block_sums(weights).to(torch.float64).cumsum(-1)  # (n, blocks)
     total = cumulative[:, -1:]
     target = uniforms * total  # (n, k)
     block = _first_above(cumulative, target)
     below = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0)), 0.0)
-    inside = _rows(blocks, block).to(torch.float64).cumsum(-1)  # (n, k, width)
-    offset = _first_above(inside, (target - below).unsqueeze(-1)).squeeze(-1)
-    tokens = block * blocks.shape[-1] + offset
-    return Draws(tokens, shifted.gather(-1, tokens) - total.log().to(shifted.dtype))
+    share = (target - below) / (cumulative.gather(-1, block) - below)
+    inside = _block(weights, block).to(torch.float64).cumsum(-1)  # (n, k, width)
+    # A share of the block's own float64 sum, so that rounding of its float32 sum cuts no token off.
+    offset = _first_above(inside, share.unsqueeze(-1) * inside[..., -1:]).squeeze(-1)
+    tokens = block * _width(logits) + offset
+    return Draws(tokens, logits.gather(-1, tokens) - highest - total.log().to(logits.dtype))
+
+
+def rows_at_once(vocab_size: int, device: torch.device, unrolled: bool = False) -> int:
+    """How many rows of logits should exist at once on a device, in a loop as written or unrolled by a compiler."""
+    logits = _LOGITS_AT_ONCE.get(device.type, _LOGITS_AT_ONCE_UNROLLED)
+    return max(1, (max(logits, _LOGITS_AT_ONCE_UNROLLED) if unrolled else logits) // vocab_size)
 
 
 def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -54,16 +65,26 @@ def entropy(logits: Tensor) -> Tensor:
     return -torch.where(log_p == -torch.inf, 0.0, log_p.exp() * log_p).sum(-1)
 
 
-def _into_blocks(weights: Tensor) -> Tensor:
-    """Lay the vocabulary out as (n, blocks, width), the last block filled up with zeros."""
-    size = weights.shape[-1]
-    width = min(_BLOCK, size)
-    return F.pad(weights, (0, -size % width)).unflatten(-1, (-1, width))
+def _width(logits: Tensor) -> int:
+    return min(_BLOCK, logits.shape[-1])
 
 
-def _rows(blocks: Tensor, chosen: Tensor) -> Tensor:
-    """Pick the chosen blocks (n, k) of each row: (n, blocks, width) to (n, k, width)."""
-    return blocks.gather(1, chosen.unsqueeze(-1).expand(-1, -1, blocks.shape[-1]))
+def _block_sums(weights: Tensor) -> Tensor:
+    """Sums over the blocks of the vocabulary, (n, v) to (n, blocks); the last block may be a short one."""
+    width = _width(weights)
+    whole = weights.shape[-1] // width * width
+    sums = weights[:, :whole].unflatten(-1, (-1, width)).sum(-1)
+    if whole == weights.shape[-1]:
+        return sums
+    return torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
+
+
+def _block(weights: Tensor, chosen: Tensor) -> Tensor:
+    """Weights of the chosen blocks (n, k), zero past the vocabulary's end: (n, v) to (n, k, width)."""
+    size, width = weights.shape[-1], _width(weights)
+    columns = chosen.unsqueeze(-1) * width + torch.arange(width, device=weights.device)
+    found = weights.gather(-1, columns.clamp(max=size - 1).flatten(1)).view_as(columns)
+    return torch.where(columns < size, found, 0.0)
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:

@@ -48,13 +48,15 @@ Positions = Literal["revealed", "masked"]  # which positions a kernel proposes t
 
 @runtime_checkable
 class Network(Protocol):
-    """A transformer whose vocabulary head can be run on chosen positions only.
+    """A transformer that gives hidden states where they are wanted, and a vocabulary head that runs on those alone.
 
-    Law: `head(network(tokens, sigma)[i, j])` are the logits of row i, position j; rows do not see each other.
+    Laws: `head(network(tokens, sigma)[i, j])` are the logits of row i, position j; with positions the network gives
+    `network(tokens, sigma).flatten(0, 1)[positions]`, and may leave out what only other positions need; rows do not
+    see each other.
     """
 
-    def __call__(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), final normalisation included."""
+    def __call__(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,)."""
         ...
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -85,10 +87,11 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class Energy(Protocol):
-    """An unnormalised correction of the denoiser: `{candidates, x_t, t, log_p_candidates} -> {energy}`, in nats.
+    """An unnormalised correction of the denoiser: `{candidates, x_t, t, positions, log_p_candidates} -> {energy}`.
 
-    The target is `p ~ p_theta(candidate | x_t) * exp(-energy)`. A candidate is any token tensor (b, k, l), masks
-    allowed. Laws: particles and rows do not see each other; adding a constant per row changes no sample.
+    The target is `p ~ p_theta(candidate | x_t) * exp(-energy)`, in nats. A candidate is any token tensor (b, k, l),
+    masks allowed; in a row that is corrected, positions are those that x_t masks. Laws: particles and rows do not see
+    each other; adding a constant per row changes no sample.
     """
 
     in_keys: list[str]

@@ -31,8 +31,8 @@ class SubsDenoiser(TensorDictModule):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
         logits: Tensor = self.module.network.head(hidden)
-        columns = torch.arange(logits.shape[-1], device=logits.device)
-        return logits.masked_fill(columns == self.mask_id, -torch.inf)
+        logits.select(-1, self.mask_id).fill_(-torch.inf)  # in place: a copy would cost as much as a draw
+        return logits
 
 
 def subs(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> SubsDenoiser:
@@ -131,5 +131,4 @@ class _HiddenAt(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         noise_level = None if self.schedule is None else schedules.sigma(self.schedule, t)
-        hidden = self.network(x_t, noise_level).flatten(0, 1)
-        return hidden.index_select(0, positions.clamp(max=hidden.shape[0] - 1))  # a padded position may read any row
+        return self.network(x_t, noise_level, positions.clamp(max=x_t.numel() - 1))  # padding may read any position

@@ -13,8 +13,6 @@ from edlm import categorical, contracts, schedules
 from edlm.networks import Transformer
 from edlm.schedules import Schedule
 
-_HEAD_ROWS = 2048  # rows of the vocabulary head at once: its memory is _HEAD_ROWS * v, whatever k and l are
-
 
 def zero() -> TensorDictModule:
     """`E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
@@ -56,34 +54,44 @@ def residual_ar(
     check_ar(network, mask_id, bos_id, pad_id)
     return TensorDictModule(
         _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
-        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES],
+        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES],
         out_keys=[contracts.ENERGY],
     )
 
 
-def ar_log_prob(network: nn.Module, tokens: Tensor, mask_id: int, bos_id: int | None) -> Tensor:
-    """`log p(x_i | x_<i)` of a causal network at each position: tokens (n, l) to nats (n, l), float32 or better.
+def ar_log_prob(
+    network: nn.Module, tokens: Tensor, mask_id: int, bos_id: int | None, positions: Tensor | None = None
+) -> Tensor:
+    """`log p(x_i | x_<i)` of a causal network: tokens (n, l) to nats (n, l), float32 or better.
 
     The network reads `[bos, x_0, ..., x_{l-2}]`; without a bos, position 0 is given and its entry is zero. The mask's
-    logit is left out. Never more than a fixed number of rows of logits exist at once, unless gradients are kept.
+    logit is left out. With flat positions, indices into n * l of which n * l is padding, the vocabulary head runs on
+    those alone and the entries of others are zero. Never more than a fixed number of logits exist at once, unless
+    gradients are kept.
     """
-    if bos_id is None:
-        read, wanted = tokens[:, :-1], tokens[:, 1:]
-    else:
-        read, wanted = F.pad(tokens[:, :-1], (1, 0), value=bos_id), tokens
-    hidden = network(read).flatten(0, 1)
-    # All rows, also those that will not count: which ones do is known to the device alone, and shapes stay static.
+    n, l = tokens.shape
+    # Position i is predicted by the state that read everything before it.
+    read, behind = (tokens, 1) if bos_id is None else (F.pad(tokens[:, :-1], (1, 0), value=bos_id), 0)
+    if positions is None:
+        positions = torch.arange(n * l, device=tokens.device)
+    predicted = (positions % l >= behind) & (positions < n * l)
+    hidden = network(read, None, torch.where(predicted, positions - behind, 0))
+    wanted = tokens.flatten()[positions.clamp(max=n * l - 1)]
+    vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
+    rows = categorical.rows_at_once(vocab_size, tokens.device, torch.compiler.is_compiling())
     chunks = [
-        categorical.token_log_prob(ar_logits(network, rows, mask_id), target.unsqueeze(-1)).squeeze(-1)
-        for rows, target in zip(hidden.split(_HEAD_ROWS), wanted.flatten().split(_HEAD_ROWS), strict=True)
+        categorical.token_log_prob(ar_logits(network, states, mask_id), target.unsqueeze(-1)).squeeze(-1)
+        for states, target in zip(hidden.split(rows), wanted.split(rows), strict=True)
     ]
-    return F.pad(torch.cat(chunks).view(wanted.shape), (tokens.shape[1] - wanted.shape[1], 0))
+    found = torch.where(predicted, torch.cat(chunks), 0.0)
+    return found.new_zeros(n * l + 1).index_copy(0, positions, found)[:-1].view(n, l)
 
 
 def ar_logits(network: nn.Module, hidden: Tensor, mask_id: int) -> Tensor:
     """Logits (n, v) of hidden states (n, h), `-inf` at the mask."""
     logits: Tensor = network.get_submodule("head")(hidden)
-    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == mask_id, -torch.inf)
+    logits.select(-1, mask_id).fill_(-torch.inf)  # in place: the head's own output
+    return logits
 
 
 def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None = None) -> None:
@@ -135,8 +143,9 @@ class _ResidualAr(nn.Module):
         self.carry_over = carry_over
         self.pad_id = pad_id
 
-    def forward(self, candidates: Tensor, x_t: Tensor, log_p_candidates: Tensor) -> Tensor:
-        log_p_ar = ar_log_prob(self.network, candidates.flatten(0, 1), self.mask_id, self.bos_id)
+    def forward(self, candidates: Tensor, x_t: Tensor, positions: Tensor, log_p_candidates: Tensor) -> Tensor:
+        wanted = _of_every_particle(positions, *candidates.shape) if self.carry_over else None
+        log_p_ar = ar_log_prob(self.network, candidates.flatten(0, 1), self.mask_id, self.bos_id, wanted)
         log_ratio = log_p_ar.view(candidates.shape).double() - log_p_candidates.double()
         return -torch.where(self._counts(x_t).unsqueeze(1), log_ratio, 0.0).sum(-1)
 
@@ -148,6 +157,14 @@ class _ResidualAr(nn.Module):
         if self.bos_id is None:
             counts = counts & (torch.arange(x_t.shape[1], device=x_t.device) > 0)
         return counts
+
+
+def _of_every_particle(positions: Tensor, b: int, k: int, l: int) -> Tensor:
+    """Flat positions of b rows (n,) as those of all their particles, flat in b * k * l: (n k,), padding kept."""
+    row, position = positions // l, positions % l
+    particles = torch.arange(k, device=positions.device)
+    everyone = (row.unsqueeze(-1) * k + particles) * l + position.unsqueeze(-1)
+    return everyone.clamp(max=b * k * l).flatten()
 
 
 class _Scaled(nn.Module):

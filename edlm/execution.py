@@ -4,7 +4,12 @@ The only file that names `torch.compile` or a CUDA graph. Every mode gives the s
 differs.
 """
 
+import os
+import shutil
+import sys
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,30 +17,60 @@ from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm.contracts import POSITIONS, PROPOSAL_NOISE, X_T
+from edlm import categorical
+from edlm.contracts import CORRECTED, POSITIONS, PROPOSAL_NOISE, REVEAL, SELECTION_NOISE, X_T, T
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
 Mode = Literal["eager", "compile", "cudagraph"]
+_PER_ROW = (X_T, T, REVEAL, CORRECTED, SELECTION_NOISE)
+_PER_POSITION = (POSITIONS, PROPOSAL_NOISE)
 _SMALLEST_GRAPH = 16
 
 
 def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
     """Return the same pipeline with every step run in the given mode; the first samples pay for the compilation.
 
-    eager: as written. compile: each step one graph, no break, dynamic in the number of positions. cudagraph: compiled
-    steps captured and replayed, positions padded to powers of two so that few graphs are needed.
-    Raises ValueError for another mode, or for cudagraph where the pipeline is not on a CUDA device.
+    eager: as written. compile: each step one graph without a break, for any number of rows and positions; where logits
+    have to come in tiles, one for each power of two of them. cudagraph: these graphs captured and replayed, rows and
+    positions padded to powers of two so that few captures are needed.
+    On a CPU without a C++ compiler, compile warns and stays eager. Raises ValueError for another mode, or for
+    cudagraph where the pipeline is not on a CUDA device.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode = {mode!r} must be one of {', '.join(get_args(Mode))}")
     if mode == "eager":
         return pipeline
     if mode == "compile":
-        return pipeline._replace(kernel=_over(pipeline.kernel, _compiled), round_up=_at_least_two)
+        missing = _missing_compiler(pipeline.device)
+        if missing:
+            warnings.warn(f"mode = 'compile' needs a C++ compiler and found no {missing}: running eager", stacklevel=2)
+            return pipeline
+        one_tile = _one_tile(pipeline.kernel, pipeline.device)
+        return pipeline._replace(
+            kernel=_over(pipeline.kernel, partial(_compiled, one_tile=one_tile)),
+            pad_rows=partial(_power_of_two, smallest=2),
+            pad_positions=partial(_whole_tiles, one_tile=one_tile),
+        )
     if pipeline.device.type != "cuda":
         raise ValueError(f"mode = 'cudagraph' needs a pipeline on a CUDA device, and this one is on {pipeline.device}")
-    return pipeline._replace(kernel=_over(pipeline.kernel, _graphed), round_up=_power_of_two)
+    return pipeline._replace(
+        kernel=_over(pipeline.kernel, partial(_graphed, one_tile=_one_tile(pipeline.kernel, pipeline.device))),
+        pad_rows=partial(_power_of_two, smallest=2),
+        pad_positions=partial(_power_of_two, smallest=_SMALLEST_GRAPH),
+    )
+
+
+def _missing_compiler(device: torch.device) -> str:
+    """The name of the C++ compiler that inductor will call for the CPU, if it is not there."""
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return "" if device.type != "cpu" or shutil.which(name) else name
+
+
+def _one_tile(kernel: Kernel, device: torch.device) -> int:
+    """The largest number of positions whose logits, for every particle, come in one tile."""
+    rows = categorical.rows_at_once(kernel.denoiser.vocab_size, device, unrolled=True)
+    return max(2, rows // kernel.num_particles)
 
 
 def _over(kernel: Kernel, wrap: Callable[[Kernel], Kernel]) -> Kernel:
@@ -44,27 +79,36 @@ def _over(kernel: Kernel, wrap: Callable[[Kernel], Kernel]) -> Kernel:
     return wrap(kernel)._replace(outside=outside)
 
 
-def _compiled(kernel: Kernel) -> Kernel:
-    return kernel._replace(step=_CompiledStep(kernel.step), draw=_CompiledDraw(kernel.draw))
+def _compiled(kernel: Kernel, one_tile: int) -> Kernel:
+    return kernel._replace(step=_CompiledStep(kernel.step, one_tile), draw=_CompiledDraw(kernel.draw))
 
 
-def _graphed(kernel: Kernel) -> Kernel:
-    return kernel._replace(step=_GraphedStep(kernel.step), draw=_CompiledDraw(kernel.draw))
+def _graphed(kernel: Kernel, one_tile: int) -> Kernel:
+    return kernel._replace(step=_GraphedStep(kernel.step, one_tile), draw=_CompiledDraw(kernel.draw))
 
 
 class _CompiledStep(nn.Module):
-    """A step as one graph, dynamic in the number of positions and in nothing else."""
+    """A step as one graph for any number of rows and up to `one_tile` positions, and one per larger size.
 
-    def __init__(self, step: TensorDictModuleBase) -> None:
+    A loop over tiles is unrolled by the compiler, so its length is part of the graph.
+    """
+
+    def __init__(self, step: TensorDictModuleBase, one_tile: int) -> None:
         super().__init__()
         self.step = step
-        self._run = torch.compile(_with_own_graphs(step), fullgraph=True)
+        self.one_tile = one_tile
+        self._runs: dict[int, Callable[[TensorDict], TensorDict]] = {}
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
         inputs = tensordict.select(*self.step.in_keys)  # another key set would be another graph
-        for key in (POSITIONS, PROPOSAL_NOISE):
-            torch._dynamo.mark_dynamic(inputs[key], 0)
-        return self._run(inputs)
+        count = inputs[POSITIONS].shape[0]
+        size = 0 if count <= self.one_tile else count
+        _mark_dynamic(inputs, _PER_ROW)
+        if not size:
+            _mark_dynamic(inputs, _PER_POSITION)
+        if size not in self._runs:
+            self._runs[size] = torch.compile(_with_own_graphs(self.step), fullgraph=True)
+        return self._runs[size](inputs)
 
 
 class _CompiledDraw:
@@ -74,25 +118,34 @@ class _CompiledDraw:
         self._run = torch.compile(_with_own_graphs(draw), fullgraph=True)
 
     def __call__(self, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, length: int) -> TensorDict:
-        torch._dynamo.mark_dynamic(positions, 0)
+        for tensor in (row, positions):
+            if tensor.shape[0] > 1:
+                torch._dynamo.mark_dynamic(tensor, 0)
         return self._run(seed, row, step, positions, length)
 
 
 class _GraphedStep(nn.Module):
     """A compiled step captured once per number of rows and positions and replayed."""
 
-    def __init__(self, step: TensorDictModuleBase) -> None:
+    def __init__(self, step: TensorDictModuleBase, one_tile: int) -> None:
         super().__init__()
-        self.step = step
+        self.step = _CompiledStep(step, one_tile)
+        self.in_keys, self.out_keys = step.in_keys, step.out_keys
         self._graphs: dict[tuple[int, ...], CudaGraphModule] = {}
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
-        inputs = tensordict.select(*self.step.in_keys)
+        inputs = tensordict.select(*self.in_keys)
         shape = (*inputs[X_T].shape, *inputs[POSITIONS].shape)
         if shape not in self._graphs:
-            run = torch.compile(_with_own_graphs(self.step), fullgraph=True, dynamic=False)
-            self._graphs[shape] = CudaGraphModule(run, in_keys=self.step.in_keys, out_keys=self.step.out_keys)
+            self._graphs[shape] = CudaGraphModule(self.step, in_keys=self.in_keys, out_keys=self.out_keys)
         return self._graphs[shape](inputs).clone()  # the graph's own output is overwritten by its next replay
+
+
+def _mark_dynamic(inputs: TensorDict, keys: tuple[str, ...]) -> None:
+    """Let the first size of these tensors vary; a single row is a size of its own to the compiler."""
+    for key in keys:
+        if key in inputs and inputs[key].shape[0] > 1:
+            torch._dynamo.mark_dynamic(inputs[key], 0)
 
 
 def _with_own_graphs(function: Callable[..., TensorDict]) -> Callable[..., TensorDict]:
@@ -105,10 +158,10 @@ def _with_own_graphs(function: Callable[..., TensorDict]) -> Callable[..., Tenso
     return run
 
 
-def _at_least_two(count: int) -> int:
-    """Sizes 0 and 1 are compiled apart from the dynamic size; padding to 2 keeps one graph."""
-    return max(2, count)
+def _whole_tiles(count: int, one_tile: int) -> int:
+    """Any number from 2 up to one tile, then a power of two of tiles."""
+    return max(2, count) if count <= one_tile else one_tile * _power_of_two(-(-count // one_tile), smallest=2)
 
 
-def _power_of_two(count: int) -> int:
-    return max(_SMALLEST_GRAPH, 1 << (count - 1).bit_length())
+def _power_of_two(count: int, smallest: int) -> int:
+    return max(smallest, 1 << (count - 1).bit_length())

@@ -67,12 +67,18 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.causal = causal
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        valid: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Mix the positions of each row; nothing is read from where `valid`, bool (b, l), is False."""
         q, k, v = self._heads(x, rotary)
         readable = None if valid is None else valid[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=readable, is_causal=self.causal)
-        return self.out(mixed.transpose(1, 2).flatten(-2))
+        return self.out(_at(mixed.transpose(1, 2).flatten(-2), positions))
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
         """Mix one position with those before it: x (b, 1, h), the layer's past, of which `read`, bool (l,), is there.
@@ -108,14 +114,21 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], conditioning: Tensor | None, valid: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        conditioning: Tensor | None,
+        valid: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Apply the block: (b, l, h) to (b, l, h)."""
+        """Apply the block: (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,)."""
         if self.modulation is None:
-            x = x + self.dropout(self.attention(self.norm_1(x), rotary, valid))
+            x = _at(x, positions) + self.dropout(self.attention(self.norm_1(x), rotary, valid, positions))
             return x + self.dropout(self._feed_forward(self.norm_2(x)))
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(conditioning)
-        x = x + gate_1 * self.dropout(self.attention(self.norm_1(x) * (1 + scale_1) + shift_1, rotary, valid))
+        shift_1, scale_1, *later = self.modulation(conditioning)
+        gate_1, shift_2, scale_2, gate_2 = (_per_position(vector, positions, x.shape[1]) for vector in later)
+        mixed = self.attention(self.norm_1(x) * (1 + scale_1) + shift_1, rotary, valid, positions)
+        x = _at(x, positions) + gate_1 * self.dropout(mixed)
         return x + gate_2 * self.dropout(self._feed_forward(self.norm_2(x) * (1 + scale_2) + shift_2))
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
@@ -144,6 +157,8 @@ class Trunk(nn.Module):
         super().__init__()
         if hidden_size % (2 * num_heads):
             raise ValueError(f"hidden_size = {hidden_size} must be a multiple of 2 * num_heads = {2 * num_heads}")
+        if num_layers < 1:
+            raise ValueError(f"num_layers = {num_layers} must be at least 1")
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_heads, conditioning_size, causal, dropout, norm_bias) for _ in range(num_layers)
         )
@@ -152,17 +167,28 @@ class Trunk(nn.Module):
         self.modulation = Modulation(conditioning_size, hidden_size, 2) if conditioning_size else None
         self.head_size = hidden_size // num_heads
 
-    def forward(self, x: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-        """Run the blocks at noise level sigma (b,), zero where none is given; see `Attention` for `valid`."""
-        rotary = _rotary_table(x.shape[1], self.head_size, x)
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | None = None,
+        valid: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Run the blocks at noise level sigma (b,), zero where none is given; see `Attention` for `valid`.
+
+        With flat positions (n,) the last block's feed-forward layer runs on those alone, and the result is (n, h).
+        """
+        length = x.shape[1]
+        rotary = _rotary_table(length, self.head_size, x)
         conditioning = None
         if self.noise_embedding is not None:
             conditioning = self.noise_embedding(x.new_zeros(1) if sigma is None else sigma)
-        for block in self.blocks:
+        *earlier, last = self.blocks
+        for block in earlier:
             x = block(x, rotary, conditioning, valid)
-        x = self.norm(x)
+        x = self.norm(last(x, rotary, conditioning, valid, positions))
         if self.modulation is not None:
-            shift, scale = self.modulation(conditioning)
+            shift, scale = (_per_position(vector, positions, length) for vector in self.modulation(conditioning))
             x = x * (1 + scale) + shift
         return x
 
@@ -182,7 +208,8 @@ class Transformer(nn.Module):
     """A network over tokens with a vocabulary head that can be run on chosen positions alone.
 
     Bidirectional with adaLN it is a denoiser's network; `causal=True, conditioning_size=0` makes an autoregressive one
-    (`conditioning_size = 0` leaves adaLN out). Raises ValueError unless hidden_size is a multiple of 2 * num_heads.
+    (`conditioning_size = 0` leaves adaLN out). Raises ValueError unless hidden_size is a multiple of 2 * num_heads and
+    num_layers at least 1.
     """
 
     def __init__(
@@ -207,9 +234,9 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), final normalisation included."""
-        return self.trunk(self.embedding(tokens), sigma)
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,)."""
+        return self.trunk(self.embedding(tokens), sigma, positions=positions)
 
     def step(self, tokens: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
         """One position of a causal network without conditioning: what `forward` gives there, at the cost of one token.
@@ -232,7 +259,7 @@ class Transformer(nn.Module):
 class EnergyNetwork(nn.Module):
     """A scalar per pair (x_t, x_0): a trunk over both embeddings, averaged over positions (Xu et al. 2025).
 
-    Raises ValueError unless hidden_size is a multiple of 2 * num_heads.
+    Raises ValueError unless hidden_size is a multiple of 2 * num_heads and num_layers at least 1.
     """
 
     def __init__(
@@ -351,6 +378,18 @@ def _rotary_at(positions: Tensor, head_size: int, like: Tensor) -> tuple[Tensor,
     angles = torch.outer(positions.to(frequencies.dtype), frequencies)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def _at(x: Tensor, positions: Tensor | None) -> Tensor:
+    """Rows (n, h) of (b, l, h) at flat positions (n,), or all of it."""
+    return x if positions is None else x.flatten(0, 1).index_select(0, positions)
+
+
+def _per_position(vector: Tensor, positions: Tensor | None, length: int) -> Tensor:
+    """A conditioning vector (b, 1, h), or (1, 1, h) for all rows, as it applies at the flat positions: (n, h)."""
+    if positions is None:
+        return vector
+    return vector[0] if len(vector) == 1 else vector.squeeze(1).index_select(0, positions // length)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

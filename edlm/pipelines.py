@@ -1,7 +1,7 @@
 """Parts put together: a sampling pipeline with the loop that runs it, and the pipelines that are trained.
 
 A pipeline is a value. The loop draws the reveal plan first and reads its counts on the host once; every later shape
-follows from them, so nothing inside the loop waits for the device.
+follows from them, so nothing inside the loop waits for the device, and a row that is finished is worked on no more.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ class Pipeline(NamedTuple):
     """Everything `sample` needs but the number of samples and the seed.
 
     grid: times of the steps from 1 to 0, None for `tokens_per_pass` positions at a time; window: the times [low, high]
-    at which the energy corrects; round_up: the number of positions a step is padded to, more than needed only where an
-    execution mode wants few distinct shapes.
+    at which the energy corrects; pad_rows and pad_positions: the numbers of rows and of positions a step is padded to,
+    more than needed only where an execution mode wants few distinct shapes.
     """
 
     kernel: Kernel
@@ -37,7 +37,8 @@ class Pipeline(NamedTuple):
     grid: Tensor | None
     tokens_per_pass: int = 1
     window: tuple[float, float] = (0.0, 1.0)
-    round_up: Callable[[int], int] = lambda count: count
+    pad_rows: Callable[[int], int] = lambda count: count
+    pad_positions: Callable[[int], int] = lambda count: count
 
     @property
     def device(self) -> torch.device:
@@ -96,28 +97,40 @@ def sample(
     kernel = pipeline.kernel
     _check_evaluating(kernel.step)
     tokens = starting_tokens(pipeline, num_samples, prompt)
-    device, b = tokens.device, num_samples
-    row = torch.arange(first_row, first_row + b, device=device)
-    seed_ = torch.tensor(seed, device=device)
-    masked = tokens == kernel.denoiser.mask_id
-    reveal_noise = noise.grid(seed_, row, 0, Stream.REVEAL, pipeline.length)
-    plan = absorbing.reveal_plan(reveal_noise, masked, kernel.schedule, pipeline.grid, pipeline.tokens_per_pass)
-    corrected = _corrected(pipeline, plan)
-    counts = _positions_per_pass(pipeline, plan, corrected)
+    row = torch.arange(first_row, first_row + num_samples, device=tokens.device)
+    return _run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row, 0, callback)
 
-    state = kernel.init(tokens)
+
+def _run(
+    pipeline: Pipeline, tokens: Tensor, seed: Tensor, row: Tensor, first_pass: int, callback: Callback | None
+) -> TensorDict:
+    """Fill the masks of the tokens (b, l); noise is keyed by the row's number and by `first_pass` + its own pass."""
+    kernel, b, length = pipeline.kernel, *tokens.shape
+    masked = tokens == kernel.denoiser.mask_id
+    reveal_noise = noise.grid(seed, row, first_pass, Stream.REVEAL, length)
+    plan = absorbing.reveal_plan(reveal_noise, masked, kernel.schedule, pipeline.grid, pipeline.tokens_per_pass)
+    # Rows with the most passes first: those that still run are then always the first ones.
+    order = plan.passes.argsort(descending=True, stable=True)
+    original = order.argsort()
+    row, plan = row[order], RevealPlan(*(part[order] for part in plan))
+    corrected = _corrected(pipeline, plan)
+    passes = _passes(plan, corrected)
+
+    state = kernel.init(tokens[order])
     diagnostics: list[TensorDict] = []
-    for p, (count, any_corrected) in enumerate(counts):
+    for p, (running, count, any_corrected) in enumerate(passes):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
-        inputs = _step_inputs(plan, corrected[:, p], p, pipeline.round_up(count))
-        draws = active.draw(seed_, row, torch.full((), p, device=device), inputs[contracts.POSITIONS], pipeline.length)
-        out = active.step(TensorDict({**state, **inputs, **draws}))
-        state = kernel.init(out[contracts.X_S])
+        rows = min(b, pipeline.pad_rows(running))
+        inputs = _step_inputs(plan, corrected[:, p], p, rows, pipeline.pad_positions(count))
+        number = torch.full((), first_pass + p, device=row.device)
+        draws = active.draw(seed, row[:rows], number, inputs[contracts.POSITIONS], length)
+        out = active.step(TensorDict({**_take(state, slice(rows)), **inputs, **draws}))
+        state = kernel.init(torch.cat([out[contracts.X_S], state[contracts.X_T][rows:]]))
         diagnostics.append(_diagnostics(out, corrected[:, p]))
         if callback is not None:
-            callback(state, diagnostics[-1])
+            callback(_take(state, original), diagnostics[-1][original])
     info = _info(kernel, plan, corrected, diagnostics)
-    return TensorDict({"tokens": state[contracts.X_T], "info": info}, batch_size=[b])
+    return TensorDict({"tokens": state[contracts.X_T], "info": info}, batch_size=[b])[original]
 
 
 def denoising(
@@ -341,28 +354,35 @@ def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
 
 
-def _positions_per_pass(pipeline: Pipeline, plan: RevealPlan, corrected: Tensor) -> list[tuple[int, bool]]:
-    """For each pass the number of positions that need a token, over all rows, and whether any row is corrected."""
+def _passes(plan: RevealPlan, corrected: Tensor) -> list[tuple[int, int, bool]]:
+    """For each pass how many rows still run, how many positions they need together, and whether any is corrected."""
     b, num_passes = plan.t.shape
     given_last = torch.where(plan.order < 0, num_passes, plan.order)
     revealed = torch.zeros(b, num_passes + 1, dtype=torch.int64, device=plan.t.device)
     revealed = revealed.scatter_add(1, given_last, torch.ones_like(plan.order))[:, :num_passes]
     masked = revealed.flip(1).cumsum(1).flip(1)
     needed = torch.where(corrected, masked, revealed).sum(0)
-    return list(zip(needed.tolist(), corrected.any(0).tolist(), strict=True))
+    host = torch.stack([(masked > 0).sum(0), needed, corrected.sum(0)], dim=1).tolist()
+    return [(running, count, num_corrected > 0) for running, count, num_corrected in host]
 
 
-def _step_inputs(plan: RevealPlan, corrected: Tensor, p: int, count: int) -> dict[str, Tensor]:
-    """What pass p of the plan asks of a step; `count` is known on the host, so no device is waited for."""
-    revealed = plan.order == p
-    wanted = torch.where(corrected.unsqueeze(-1), plan.order >= p, revealed)
+def _step_inputs(plan: RevealPlan, corrected: Tensor, p: int, rows: int, count: int) -> dict[str, Tensor]:
+    """What pass p of the plan asks of its first rows; `count` is known on the host, so no device is waited for."""
+    order, corrected = plan.order[:rows], corrected[:rows]
+    revealed = order == p
+    wanted = torch.where(corrected.unsqueeze(-1), order >= p, revealed)
     positions = torch.nonzero_static(wanted.flatten(), size=count, fill_value=wanted.numel()).squeeze(-1)
     return {
-        contracts.T: _contiguous(plan.t[:, p]),
+        contracts.T: _contiguous(plan.t[:rows, p]),
         contracts.POSITIONS: positions,
         contracts.REVEAL: revealed,
         contracts.CORRECTED: _contiguous(corrected),
     }
+
+
+def _take(state: TensorDict, rows: slice | Tensor) -> TensorDict:
+    """Some rows of every entry, or all of them in another order."""
+    return TensorDict({key: value[rows] for key, value in state.items()})
 
 
 def _contiguous(column: Tensor) -> Tensor:
@@ -371,10 +391,11 @@ def _contiguous(column: Tensor) -> Tensor:
 
 
 def _diagnostics(out: TensorDict, corrected: Tensor) -> TensorDict:
-    """ESS and log-weight s.d. of one pass, NaN for rows that were not corrected."""
+    """ESS and log-weight s.d. of one pass (b,), NaN for rows that were not corrected."""
     nothing = torch.full(corrected.shape, torch.nan, dtype=torch.float64, device=corrected.device)
     values = {
-        key: torch.where(corrected, out.get(key, nothing), nothing) for key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
+        key: torch.where(corrected, torch.cat([out[key], nothing[len(out[key]) :]]), nothing) if key in out else nothing
+        for key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
     }
     return TensorDict(values, batch_size=corrected.shape)
 

@@ -18,8 +18,6 @@ from edlm.contracts import Denoiser, Energy, Positions, Selection
 from edlm.noise import Stream
 from edlm.schedules import Schedule
 
-_LOGITS_AT_ONCE = 1 << 25  # positions are drawn in tiles of this many logits, so memory hardly grows with k, b or v
-
 
 class Kernel(NamedTuple):
     """One way to take a step.
@@ -125,7 +123,7 @@ class _Propose(nn.Module):
     def forward(self, hidden: Tensor, x_t: Tensor, positions: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         b, l = x_t.shape
         k = uniforms.shape[-1]
-        rows = max(1, _LOGITS_AT_ONCE // self.denoiser.vocab_size)
+        rows = categorical.rows_at_once(self.denoiser.vocab_size, hidden.device, torch.compiler.is_compiling())
         tiles = [self._draw(*tile) for tile in zip(hidden.split(rows), uniforms.split(rows), strict=True)]
         drawn, log_prob = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         # Padded positions are b * l: they write into one extra row, which is cut off again.

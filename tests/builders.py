@@ -48,6 +48,16 @@ def wave_energy(seed: int, length: int, strength: float = 2.0) -> EnergyFn:
     return lambda x, x_t: strength * torch.sin(x.double() @ slope[0] + (x_t.double() @ slope[1]).unsqueeze(-1))
 
 
+def at(hidden: Tensor, positions: Tensor | None) -> Tensor:
+    """What a `Network` owes: the states (b, l, h), or those at flat positions (n, h)."""
+    return hidden if positions is None else hidden.flatten(0, 1)[positions]
+
+
+def masked_positions(x_t: Tensor, mask_id: int) -> Tensor:
+    """Flat positions (n,) of the masks."""
+    return (x_t == mask_id).flatten().nonzero().squeeze(-1)
+
+
 def energy_module(energy: EnergyFn) -> TensorDictModule:
     """Wrap a function of candidates and x_t."""
     return TensorDictModule(energy, in_keys=[contracts.CANDIDATES, contracts.X_T], out_keys=[contracts.ENERGY])

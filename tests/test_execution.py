@@ -114,8 +114,12 @@ class _FixedShapes:
 
 def captured(pipeline: Pipeline) -> Pipeline:
     """What `accelerate` makes of a pipeline on a CUDA device."""
-    kernel = execution._over(pipeline.kernel, execution._graphed)
-    return pipeline._replace(kernel=kernel, round_up=execution._power_of_two)
+    kernel = execution._over(pipeline.kernel, partial(execution._graphed, one_tile=1 << 20))
+    return pipeline._replace(
+        kernel=kernel,
+        pad_rows=partial(execution._power_of_two, smallest=2),
+        pad_positions=partial(execution._power_of_two, smallest=16),
+    )
 
 
 def test_a_graph_is_replayed_at_its_own_shapes_only(no_compiler: None, monkeypatch: pytest.MonkeyPatch):
@@ -133,13 +137,19 @@ def test_a_graph_is_replayed_at_its_own_shapes_only(no_compiler: None, monkeypat
     assert len(_FixedShapes.made) <= 2 * 5  # two kernels; 16 positions or 32
 
 
-@given(st.integers(1, 2**20))
-def test_sizes_are_rounded_up_to_few_values(count: int):
-    assert execution._at_least_two(count) == max(2, count)
-    size = execution._power_of_two(count)
+@given(st.integers(1, 2**20), st.sampled_from([2, 16]), st.integers(2, 5000))
+def test_sizes_are_rounded_up_to_few_values(count: int, smallest: int, one_tile: int):
+    size = execution._power_of_two(count, smallest)
     assert size >= count
-    assert size <= max(16, 2 * count - 1)
+    assert size <= max(smallest, 2 * count - 1)
     assert size.bit_count() == 1
+    tiled = execution._whole_tiles(count, one_tile)
+    if count <= one_tile:
+        assert tiled == max(2, count)
+    else:
+        tiles, rest = divmod(tiled, one_tile)
+        assert (rest, tiles.bit_count()) == (0, 1)
+        assert count <= tiled < 2 * (count + one_tile)
 
 
 # ---- Modes
@@ -169,7 +179,14 @@ def test_a_pipeline_keeps_its_parameters_and_device_when_accelerated(no_compiler
     assert fast.device == pipeline.device
     assert {id(p) for p in fast.kernel.step.parameters()} == {id(p) for p in pipeline.kernel.step.parameters()}
     assert fast.kernel.num_particles == pipeline.kernel.num_particles
-    assert pipeline.round_up(1) == 1  # the one that was given is as it was
+    assert pipeline.pad_rows(1) == pipeline.pad_positions(1) == 1  # the one that was given is as it was
+
+
+def test_without_a_compiler_it_says_so_and_stays_eager(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    pipeline = eager()
+    with pytest.warns(UserWarning, match=r"needs a C\+\+ compiler and found no no-such-compiler: running eager"):
+        assert edlm.accelerate(pipeline, "compile") is pipeline
 
 
 # ---- On a device

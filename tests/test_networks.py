@@ -53,6 +53,25 @@ def moved(before: Tensor, after: Tensor) -> list[bool]:
     return ((before - after).abs().amax((0, 2)) > 1e-9).tolist()
 
 
+# ---- Which positions
+
+
+@every_kind
+@pytest.mark.parametrize("noise_level", [None, levels(3)])
+@given(wanted=st.lists(st.integers(0, 17), max_size=12))
+def test_states_at_positions_are_those_of_all_positions(net, noise_level, wanted):
+    x, positions = tokens(), torch.tensor(wanted, dtype=torch.int64)
+    close(net(x, noise_level, positions), net(x, noise_level).flatten(0, 1)[positions])
+
+
+def test_the_last_feed_forward_layer_runs_on_the_wanted_positions_alone():
+    net, rows = network(), []
+    for block in net.trunk.blocks:
+        block.down.register_forward_hook(lambda module, inputs, output: rows.append(output.numel() // 16))
+    net(tokens(), None, torch.tensor([0, 4, 9]))
+    assert rows == [18, 3]
+
+
 # ---- Which tokens
 
 
@@ -200,7 +219,8 @@ def test_an_energy_depends_on_both_texts_and_on_which_is_which():
 
 def test_positions_that_are_not_valid_are_left_out_of_the_mean():
     # Without attention nothing else carries a token to the energy.
-    net = energy_network(num_layers=0)
+    net = energy_network(num_layers=1)
+    torch.nn.init.zeros_(net.trunk.blocks[0].attention.out.weight)
     x_t, x_0 = tokens(), tokens(seed=1)
     valid = (torch.arange(6) < 4).expand(3, 6)
     expected = net(x_t[:, :4], x_0[:, :4])
@@ -237,6 +257,12 @@ def test_an_energy_of_another_shape_is_refused(changes, part):
 def test_a_width_that_the_heads_cannot_share_is_refused(kind):
     with pytest.raises(ValueError, match=r"hidden_size = 18 must be a multiple of 2 \* num_heads = 4"):
         kind(**(SIZES | {"hidden_size": 18}))
+
+
+@pytest.mark.parametrize("kind", [Transformer, EnergyNetwork])
+def test_a_network_without_layers_is_refused(kind):
+    with pytest.raises(ValueError, match="num_layers = 0 must be at least 1"):
+        kind(**(SIZES | {"num_layers": 0}))
 
 
 @pytest.mark.parametrize("kind", [Transformer, EnergyNetwork])

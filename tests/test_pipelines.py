@@ -173,10 +173,36 @@ def test_networks_are_told_the_time_at_which_each_row_s_pass_starts(num_steps: i
         out_keys=[contracts.ENERGY],
     )
     kernel = samplers.importance(spec.schedule, denoiser, energy, num_particles=2)
-    t = edlm.sample(spec.pipeline()._replace(kernel=kernel), 5)["info", "t"]
-    assert (t.diff() < 0).any(1).all()
+    info = edlm.sample(spec.pipeline()._replace(kernel=kernel), 5)["info"]
+    assert (info["t"].diff() < 0).any(1).all()
     for times in told.values():
-        assert torch.equal(torch.stack(times, dim=1), t)
+        for p, at_pass in enumerate(times):
+            running = info["t"][info["denoiser_passes"] > p, p]
+            assert torch.equal(at_pass.sort().values, running.sort().values)
+
+
+@given(st.integers(0, 1000), st.sampled_from([None, "sir"]))
+def test_a_finished_row_is_worked_on_no_more(seed: int, selection: str | None):
+    rows: list[int] = []
+    pipeline = Spec(selection=selection, length=6, num_steps=8).pipeline()
+    pipeline.kernel.denoiser.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0][contracts.X_T])))
+    info = edlm.sample(pipeline, 6, seed=seed)["info"]
+    assert rows == [int((info["denoiser_passes"] > p).sum()) for p in range(len(rows))]
+    assert sum(rows) == info["denoiser_passes"].sum()
+
+
+def test_a_callback_sees_the_rows_in_their_own_order():
+    states: list[Tensor] = []
+    prompt = torch.full((5, 6), 3)
+    for row, given_tokens in enumerate([5, 2, 6, 0, 3]):  # rows of 1, 4, 0, 6 and 3 passes
+        prompt[row, :given_tokens] = row % 3
+    pipeline = Spec(length=6, num_steps=None).pipeline()
+    out = edlm.sample(pipeline, 5, prompt=prompt, callback=lambda state, _: states.append(state[contracts.X_T]))
+    assert out["info", "denoiser_passes"].tolist() == [1, 4, 0, 6, 3]
+    for p, state in enumerate(states):
+        assert torch.equal(state[prompt != 3], prompt[prompt != 3])
+        assert (state == 3).sum(1).tolist() == [max(0, masks - p - 1) for masks in (1, 4, 0, 6, 3)]
+    assert torch.equal(states[-1], out["tokens"])
 
 
 def test_diagnostics_are_those_of_the_weights():

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from builders import masked_positions
 from safetensors.torch import load_file
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -508,8 +509,8 @@ class ToldTime(nn.Module):
         super().__init__()
         self.network, self.told, self.head, self.max_length = network, told, network.head, network.max_length
 
-    def forward(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
-        return self.network(tokens, self.told)
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        return self.network(tokens, self.told, positions)
 
 
 @cases
@@ -739,6 +740,7 @@ def ar_energy(numbers: Golden, ar: nn.Module, x_t: Tensor, draft: Tensor, carry_
     state = {
         contracts.CANDIDATES: draft.unsqueeze(1),
         contracts.X_T: x_t,
+        contracts.POSITIONS: masked_positions(x_t, numbers.mask_id),
         contracts.LOG_P_CANDIDATES: log_p.unsqueeze(1),
     }
     return ArEnergy(energy(TensorDict(state))[contracts.ENERGY].squeeze(1), log_p[:, 0])

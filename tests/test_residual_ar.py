@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from builders import randomise
+import torch.nn.functional as F
+from builders import at, masked_positions, randomise
 from oracles import (
     Lookup,
     OracleDenoiser,
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import contracts, energies, networks, samplers, schedules
+from edlm import categorical, contracts, energies, networks, samplers, schedules
 
 SYMBOLS, LENGTH = 3, 3
 MASK, BOS = SYMBOLS, SYMBOLS + 1
@@ -57,12 +58,13 @@ class TabularAr(nn.Module):
         self.joint, self.bos, self.symbols = joint, bos, joint.shape[0]
         self.head, self.max_length = Identity(self.symbols + 2), joint.ndim
 
-    def forward(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         if self.bos:
             assert (tokens[:, 0] == BOS).all()
-            tokens = tokens[:, 1:]
         first = 0 if self.bos else 1
-        prefix = torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], dim=1).clamp(max=self.symbols - 1)
+        read = tokens[:, 1:] if self.bos else tokens
+        prefix = torch.cat([read, read.new_zeros(len(tokens), 1)], dim=1).clamp(max=self.symbols - 1)
+        prefix = prefix[:, : self.joint.ndim]
         logits = torch.full((len(tokens), prefix.shape[1] - first, self.symbols + 2), -torch.inf, dtype=torch.float64)
         for i in range(first, prefix.shape[1]):
             for symbol in range(self.symbols):
@@ -70,7 +72,8 @@ class TabularAr(nn.Module):
                 guess = torch.cat([guess, guess.new_zeros(len(guess), self.joint.ndim - guess.shape[1])], dim=1)
                 logits[:, i - first, symbol] = ar_log_prob(self.joint, guess)[:, i]
         logits[..., self.symbols] = 5.0
-        return logits + torch.arange(logits.shape[1], dtype=torch.float64).unsqueeze(-1)
+        logits = logits + torch.arange(logits.shape[1], dtype=torch.float64).unsqueeze(-1)
+        return at(F.pad(logits, (0, 0, 0, tokens.shape[1] - logits.shape[1])), positions)
 
 
 def every_draft(x_t: Tensor) -> Tensor:
@@ -90,7 +93,12 @@ def drawn_log_prob(marginals: Tensor, candidates: Tensor, x_t: Tensor) -> Tensor
 
 
 def run(energy: Any, candidates: Tensor, x_t: Tensor, log_p: Tensor) -> Tensor:
-    state = {contracts.CANDIDATES: candidates, contracts.X_T: x_t, contracts.LOG_P_CANDIDATES: log_p}
+    state = {
+        contracts.CANDIDATES: candidates,
+        contracts.X_T: x_t,
+        contracts.POSITIONS: masked_positions(x_t, MASK),
+        contracts.LOG_P_CANDIDATES: log_p,
+    }
     return energy(TensorDict(state))[contracts.ENERGY]
 
 
@@ -294,19 +302,41 @@ def test_logits_come_in_chunks_and_the_chunks_change_nothing(carry_over, rows, m
     network, (drafts, x_t, log_p) = small_network(vocab_size=13).double(), random_input(4, 3, 5, 13)
     energy = energies.residual_ar(network, MASK, 4, carry_over)
     whole = run(energy, drafts, x_t, log_p)
-    monkeypatch.setattr(energies, "_HEAD_ROWS", rows)
+    monkeypatch.setitem(categorical._LOGITS_AT_ONCE, "cpu", 13 * rows)
     with torch.no_grad(), LargestLogits(13) as largest:
         chunked = run(energy, drafts, x_t, log_p)
-    assert largest.rows == rows
+    assert largest.rows == min(rows, int((x_t == MASK).sum()) * 3 if carry_over else 60)
     torch.testing.assert_close(chunked, whole, rtol=0.0, atol=1e-12)
 
 
 def test_no_more_logits_than_the_constant_says():
+    vocab_size = 1 << 13
+    network = small_network(vocab_size=vocab_size)
+    drafts, x_t, log_p = random_input(8, 8, 16, 5)
+    with torch.no_grad(), LargestLogits(vocab_size) as largest:
+        run(energies.residual_ar(network, MASK, None, carry_over=False), drafts, x_t, log_p)
+    assert largest.rows == categorical.rows_at_once(vocab_size, x_t.device) < 8 * 8 * 16
+
+
+def test_the_carry_over_form_runs_the_head_on_masked_positions_alone():
     network = small_network(vocab_size=5)
-    drafts, x_t, log_p = random_input(64, 8, 16, 5)
+    drafts, x_t, log_p = random_input(4, 2, 16, 5)
+    masked = int((x_t == MASK).sum())
     with torch.no_grad(), LargestLogits(5) as largest:
-        run(energies.residual_ar(network, MASK, None, carry_over=True), drafts, x_t, log_p)
-    assert largest.rows == energies._HEAD_ROWS < 64 * 8 * 15
+        run(energies.residual_ar(network, MASK, 4, carry_over=True), drafts, x_t, log_p)
+    assert largest.rows == 2 * masked < 4 * 2 * 16
+
+
+@forms
+@pytest.mark.parametrize("bos", [None, 4])
+@pytest.mark.parametrize("extra", [1, 5])
+def test_padded_positions_change_no_energy(carry_over, bos, extra):
+    drafts, x_t, log_p = random_input(3, 2, 5, 6)
+    energy = energies.residual_ar(small_network().double(), MASK, bos, carry_over)
+    state = {contracts.CANDIDATES: drafts, contracts.X_T: x_t, contracts.LOG_P_CANDIDATES: log_p}
+    positions = torch.cat([masked_positions(x_t, MASK), torch.full((extra,), x_t.numel())])
+    padded = energy(TensorDict({**state, contracts.POSITIONS: positions}))[contracts.ENERGY]
+    torch.testing.assert_close(padded, run(energy, drafts, x_t, log_p), rtol=0.0, atol=1e-12)
 
 
 def test_half_precision_logits_are_summed_in_better():
@@ -336,7 +366,8 @@ def test_one_graph_without_breaks(carry_over):
     drafts, x_t, log_p = random_input(2, 3, 5, 6)
     module = energy.module
     compiled = torch.compile(module, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(drafts, x_t, log_p), module(drafts, x_t, log_p))
+    inputs = (drafts, x_t, masked_positions(x_t, MASK), log_p)
+    torch.testing.assert_close(compiled(*inputs), module(*inputs))
 
 
 # ---- In a sampler
