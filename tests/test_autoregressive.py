@@ -223,7 +223,9 @@ def one_step(name: str, carry_over: bool) -> tuple[Tensor, Tensor, Tensor]:
     drafts = SEQUENCES[((start == SEQUENCES) | (start == MASK)).all(-1)].unsqueeze(0)
     log_p = table[tuple(start.tolist())].expand(1, *drafts.shape[1:], -1).gather(-1, drafts.unsqueeze(-1)).squeeze(-1)
     log_p = torch.where(start == MASK, log_p, 0.0)
+    masked = (start == MASK).nonzero().squeeze(-1)
     state = {contracts.CANDIDATES: drafts, contracts.X_T: start.unsqueeze(0), contracts.LOG_P_CANDIDATES: log_p}
+    state[contracts.POSITIONS] = masked
     energy = energies.residual_ar(SMALL, MASK, MASK, carry_over)(TensorDict(state))[contracts.ENERGY][0].detach()
     close(log_p.sum(-1), proposal_log_prob(table, drafts, start.unsqueeze(0)))
     return log_p.sum(-1).exp()[0], (-energy).exp(), drafts[0]

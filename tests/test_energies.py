@@ -248,7 +248,6 @@ def test_the_head_may_run_in_pieces(monkeypatch):
         ({"mask_id": 4}, "mask_id = 4 is outside"),
         ({"bos_id": -1}, "bos_id = -1 is outside"),
         ({"pad_id": 9}, "pad_id = 9 is outside"),
-        ({"bos_id": MASK}, f"bos_id = {MASK} is the mask"),
         ({"network": tiny_network(vocab_size=4)}, "causal=True"),
     ],
 )
