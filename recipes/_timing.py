@@ -107,9 +107,9 @@ class Clock:
 
     @contextmanager
     def watching(
-        self, modules: Mapping[str, nn.Module], flops: Callable[[nn.Module, Tensor], float] = lambda *_: 0.0
+        self, modules: Mapping[str, nn.Module], flops: Callable[..., float] = lambda *_: 0.0
     ) -> Iterator[None]:
-        """Time every call of the modules while the context is open; flops: of a module and its first input."""
+        """Time every call of the modules while the context is open; flops: of a module and its inputs."""
         handles: list[Any] = []
         for name, module in modules.items():
             handles.append(module.register_forward_pre_hook(lambda *_: self._start()))
@@ -131,10 +131,10 @@ class Clock:
 
         return run
 
-    def _hook(self, name: str, flops: Callable[[nn.Module, Tensor], float]) -> Callable[..., None]:
+    def _hook(self, name: str, flops: Callable[..., float]) -> Callable[..., None]:
         def stop(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
             first = inputs[0]
-            self._stop(name, len(first) if isinstance(first, Tensor) else 0, flops(module, first))
+            self._stop(name, len(first) if isinstance(first, Tensor) else 0, flops(module, *inputs))
 
         return stop
 
@@ -148,16 +148,20 @@ class Clock:
         self.parts[name] = Part(part.calls + 1, part.rows + rows, part.seconds + taken, part.flops + flops)
 
 
-def transformer_flops(network: nn.Module, inputs: Tensor) -> float:
+def transformer_flops(
+    network: nn.Module, inputs: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None
+) -> float:
     """Operations of a transformer on tokens (b, l), or of a vocabulary head on hidden states (..., h).
 
-    `24 h^2` per token and block, and `4 l h` for its attention, causal or not; `2 h v` per row of a head.
+    `24 h^2` per token and block, and `4 l h` for its attention, causal or not; of the last block `18 h^2` at the
+    positions (n,) alone. `2 h v` per row of a head.
     """
     if isinstance(network, nn.Linear):
         return 2.0 * inputs.numel() * network.out_features
     arguments: Any = network.arguments
     h, num_layers = arguments["hidden_size"], arguments["num_layers"]
-    return float(inputs.numel() * num_layers * (24 * h * h + 4 * inputs.shape[1] * h))
+    spared = 0 if positions is None else inputs.numel() - positions.numel()
+    return float(inputs.numel() * num_layers * (24 * h * h + 4 * inputs.shape[1] * h) - spared * 18 * h * h)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
