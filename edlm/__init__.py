@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         published,
         samplers,
         schedules,
+        testing,
         vocabulary,
     )
     from edlm.execution import accelerate
@@ -71,6 +72,7 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "testing",
     "vocabulary",
 ]
 

@@ -4,9 +4,12 @@ An energy is a TensorDict module that reads `candidates` (b, k, l) and whichever
 needs, and writes `energy` (b, k). Particles and rows never see each other.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from tensordict.nn import TensorDictModule
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, contracts, schedules
@@ -104,9 +107,22 @@ def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int |
             raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
 
 
-def scaled(energy: TensorDictModule, factor: float) -> TensorDictModule:
-    """`factor * E`; `-1` flips the sign, the control that must make samples worse. Other keys are read as before."""
-    return TensorDictModule(_Scaled(energy, factor), in_keys=list(energy.in_keys), out_keys=[contracts.ENERGY])
+def scaled(energy: TensorDictModuleBase, factor: float) -> TensorDictModuleBase:
+    """`factor * E`; `-1` flips the sign, the control that must make samples worse. Other keys are read as before.
+
+    An energy that can be +inf may only be scaled by a positive factor.
+    """
+    return _Sum([energy], [factor])
+
+
+def product(*experts: TensorDictModuleBase) -> TensorDictModuleBase:
+    """`E = sum_j E_j`, float64: experts multiply, the target is `p_theta prod_j exp(-E_j)` (Hinton 2002).
+
+    It reads what any of them reads. A weight of an expert is `scaled(energy, weight)`. Raises ValueError for none.
+    """
+    if not experts:
+        raise ValueError("a product needs at least one energy")
+    return _Sum(experts, [1.0] * len(experts))
 
 
 class _Zero(nn.Module):
@@ -167,11 +183,20 @@ def _of_every_particle(positions: Tensor, b: int, k: int, l: int) -> Tensor:
     return everyone.clamp(max=b * k * l).flatten()
 
 
-class _Scaled(nn.Module):
-    def __init__(self, energy: TensorDictModule, factor: float) -> None:
-        super().__init__()
-        self.energy = energy
-        self.factor = factor
+class _Sum(TensorDictModuleBase):
+    """`sum_j factor_j E_j` of any energies, each shown only what it reads."""
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.factor * self.energy.module(*inputs)
+    def __init__(self, terms: Sequence[TensorDictModuleBase], factors: Sequence[float]) -> None:
+        super().__init__()
+        self.in_keys = list(dict.fromkeys(key for term in terms for key in term.in_keys))
+        self.out_keys = [contracts.ENERGY]
+        self.terms = nn.ModuleList(terms)
+        self.reads = [list(term.in_keys) for term in terms]
+        self.factors = list(factors)
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        found = [
+            factor * term(tensordict.select(*keys))[contracts.ENERGY].double()
+            for term, keys, factor in zip(self.terms, self.reads, self.factors, strict=True)
+        ]
+        return tensordict.set(contracts.ENERGY, torch.stack(found).sum(0))

@@ -62,6 +62,11 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
     )
 
 
+def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function traced as one graph and run by torch's own operations: it raises where compilation would break."""
+    return torch.compile(_with_own_graphs(function), fullgraph=True, backend="eager")
+
+
 def _missing_compiler(device: torch.device) -> str:
     """The name of the C++ compiler that inductor will call for the CPU, if it is not there."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
@@ -158,10 +163,10 @@ def _mark_dynamic(inputs: TensorDict, keys: tuple[str, ...]) -> None:
             torch._dynamo.mark_dynamic(inputs[key], 0)
 
 
-def _with_own_graphs(function: Callable[..., TensorDict]) -> Callable[..., TensorDict]:
+def _with_own_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function with a code object of its own, for which the compiler allows 8 graphs."""
 
-    def run(*arguments: Any) -> TensorDict:
+    def run(*arguments: Any) -> Any:
         return function(*arguments)
 
     run.__code__ = run.__code__.replace()

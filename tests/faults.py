@@ -596,6 +596,13 @@ OWN = [
         "tests/test_foreign.py::test_a_call_that_a_file_asks_for_is_not_made",
     ),
     Fault(
+        "the weight of an expert forgotten",
+        "energies.py",
+        "factor * term(tensordict",
+        "term(tensordict",
+        "tests/test_energies.py::test_the_target_of_a_product_is_the_denoiser_times_both_experts",
+    ),
+    Fault(
         "Dream's states read where they stand",
         "large.py",
         "DecoderNetwork(_bidirectional(decoder), shifted=True)",

@@ -30,6 +30,7 @@ ORDER = [
     "adaptive",
     "pipelines",
     "execution",
+    "testing",
     "vocabulary",
     "corpora",
     "checkpoints",

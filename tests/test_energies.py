@@ -5,7 +5,15 @@ import torch
 from builders import masked_positions, randomise, tiny_network
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import all_masked_states, all_sequences, random_marginals
+from oracles import (
+    OracleEnergy,
+    all_masked_states,
+    all_sequences,
+    log_z,
+    random_joint,
+    random_marginals,
+    residual_energy,
+)
 from strategies import noise_schedules
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
@@ -280,8 +288,52 @@ def test_flipping_the_sign_twice_gives_the_energy_back(inputs):
     assert torch.equal(energy_of(twice, inputs), energy_of(energy, inputs))
 
 
+@given(drafts())
+def test_energies_of_experts_add(inputs):
+    first, second = energies.learned(NETWORK, TIMED), energies.scaled(energies.learned(NETWORK), 0.5)
+    found = energy_of(energies.product(first, second, energies.zero()), inputs)
+    torch.testing.assert_close(found, energy_of(first, inputs) + energy_of(second, inputs), rtol=0.0, atol=1e-10)
+    assert torch.equal(energy_of(energies.product(first), inputs), energy_of(first, inputs))
+
+
+def test_a_product_reads_what_its_experts_read_and_shows_each_its_own():
+    ar = energies.residual_ar(CAUSAL, MASK, 1, carry_over=True)
+    product = energies.product(energies.zero(), ar, energies.learned(NETWORK))
+    assert product.in_keys == ["candidates", "x_t", "positions", "log_p_candidates", "t"]
+    assert energies.product(energies.zero()).in_keys == ["candidates"]
+    with pytest.raises(ValueError, match="at least one energy"):
+        energies.product()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_target_of_a_product_is_the_denoiser_times_both_experts(weight):
+    """By enumeration: `p_theta exp(-(E_1 + weight E_2))` over all drafts of every state, and its normaliser."""
+    joint, other = random_joint(3, SYMBOLS, LENGTH), random_marginals(4, SYMBOLS, LENGTH)
+    first, second = residual_energy(joint, MARGINALS), residual_energy(joint, other)
+    product = energies.product(OracleEnergy(first), energies.scaled(OracleEnergy(second), weight))
+
+    def added(x, x_t):
+        return first(x, x_t) + weight * second(x, x_t)
+
+    for x_t in STATES:
+        drafts, log_p = completions(x_t)
+        log_target = log_p.sum(-1) - energy_at(product, x_t, drafts, log_p)
+        expected = log_p.sum(-1) - added(drafts.unsqueeze(0), x_t.unsqueeze(0))[0]
+        torch.testing.assert_close(log_target, expected, rtol=0.0, atol=1e-10)
+        z = log_z(MARGINALS, added, x_t.unsqueeze(0))
+        torch.testing.assert_close(log_target.logsumexp(-1, keepdim=True), z, rtol=0.0, atol=1e-10)
+
+
+def test_what_is_impossible_to_one_expert_is_so_to_the_product():
+    half = TensorDictModule(
+        lambda x: torch.where(x[..., 0] == 0, torch.inf, 1.0), in_keys=["candidates"], out_keys=["energy"]
+    )
+    found = energy_of(energies.product(energies.zero(), half), TensorDict({"candidates": torch.tensor([[[0], [1]]])}))
+    assert found.tolist() == [[float("inf"), 1.0]]
+
+
 def test_an_energy_holds_its_network():
     energy = energies.learned(NETWORK)
-    for module in (energy, energies.scaled(energy, -1.0)):
+    for module in (energy, energies.scaled(energy, -1.0), energies.product(energies.zero(), energy)):
         assert isinstance(module, contracts.Energy)
         assert {id(p) for p in module.parameters()} == {id(p) for p in NETWORK.parameters()}

@@ -44,7 +44,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import adaptive, categorical, contracts, pipelines, samplers, schedules
+from edlm import adaptive, categorical, contracts, energies, pipelines, samplers, schedules
 from edlm.schedules import Schedule
 
 TESTS = 90  # at least as many as this file makes
@@ -279,6 +279,18 @@ def test_temperature_divides_the_energy(num_steps: int | None, temperature: floa
     case = Case(num_steps, k=3, temperature=temperature)
     twins = {"inverted": case._replace(temperature=1 / temperature).law(), "none": case._replace(temperature=1.0).law()}
     judge(counts_of(case.sample()["tokens"]), case.law(), twins)
+
+
+@pytest.mark.slow
+def test_experts_multiply():
+    """The law of a sampler with a product is that of the sum of energies, and of neither expert alone."""
+    other = residual_energy(random_joint(7, SYMBOLS, LENGTH, 1.5), MARGINALS)
+    case, product = Case(2, k=3), energies.product(OracleEnergy(ENERGY), energies.scaled(OracleEnergy(other), 0.5))
+    kernel = samplers.importance(schedules.log_linear(), OracleDenoiser(Lookup(MARGINALS), SYMBOLS), product, case.k)
+    tokens = edlm.sample(pipelines.sampling(kernel, LENGTH, case.num_steps), SAMPLES, seed=2024)["tokens"]
+    twins = {"the first alone": case.law(), "the second alone": case.law(lambda x, x_t: 0.5 * other(x, x_t))}
+    counts = torch.bincount(index_of(tokens, SYMBOLS), minlength=SYMBOLS**LENGTH)
+    judge(counts, case.law(lambda x, x_t: ENERGY(x, x_t) + 0.5 * other(x, x_t)), twins)
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))

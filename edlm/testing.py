@@ -1,0 +1,355 @@
+"""The laws of the parts that may be plugged in, as functions to call from a test: energies, denoisers, selections.
+
+Each runs the part on inputs as a sampler makes them and raises AssertionError with the law that is broken and the rows
+that break it. The inputs are keyed noise, so a check says the same every time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import Tensor, nn
+
+from edlm import contracts, execution, noise, particles, pipelines, samplers, schedules
+from edlm.contracts import Denoiser, Selection
+from edlm.noise import Stream
+
+ENERGY_KEYS = (contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES)
+_DENOISER_KEYS = (contracts.X_T, contracts.T, contracts.POSITIONS)
+_PER_ROW = (contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.LOG_P_CANDIDATES)
+_SMALLEST, _LARGEST = 2.0**-53, 1.0 - 2.0**-53  # the extreme uniforms
+
+
+def drafts(
+    vocab_size: int,
+    mask_id: int,
+    length: int = 8,
+    num_rows: int = 3,
+    num_particles: int = 4,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> TensorDict:
+    """What an energy is given in a corrected step: `{candidates, x_t, t, positions, log_p_candidates}`.
+
+    Tokens are any but the mask, evenly; the last row is all masks, and every row has some. The candidates fill in what
+    x_t masks. Raises ValueError for a mask outside the vocabulary.
+    """
+    if not 0 <= mask_id < vocab_size:
+        raise ValueError(f"mask_id = {mask_id} is outside the vocabulary of {vocab_size}")
+    row, position = torch.arange(num_rows, device=device), torch.arange(length, device=device)
+    u = noise.uniforms(seed, row.unsqueeze(1), 0, Stream.PROPOSAL, position, count=num_particles + 2)  # (b, l, k + 2)
+    drawn = (u * (vocab_size - 1)).long()
+    tokens = (drawn + (drawn >= mask_id)).transpose(1, 2)  # (b, k + 2, l)
+    share = (row + 1).unsqueeze(1) / num_rows
+    masked = (u[..., -1] < share) | (position == row.unsqueeze(1) % length)
+    x_t = torch.where(masked, mask_id, tokens[:, -2])
+    filled = masked.unsqueeze(1)
+    log_p = noise.uniforms(seed, row.unsqueeze(1), 1, Stream.PROPOSAL, position, count=num_particles).log().float()
+    return TensorDict(
+        {
+            contracts.CANDIDATES: torch.where(filled, tokens[:, :num_particles], x_t.unsqueeze(1)),
+            contracts.X_T: x_t,
+            contracts.T: share.squeeze(1).double(),
+            contracts.POSITIONS: masked.flatten().nonzero().squeeze(-1),
+            contracts.LOG_P_CANDIDATES: torch.where(filled, log_p.transpose(1, 2), 0.0),
+        }
+    )
+
+
+@torch.no_grad()
+def check_energy(
+    energy: TensorDictModuleBase,
+    vocab_size: int,
+    mask_id: int,
+    length: int = 8,
+    num_rows: int = 3,
+    num_particles: int = 4,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+) -> None:
+    """Check the laws of an `Energy`, on the device of its parameters; `tolerance` is relative, in nats below one nat.
+
+    It reads keys of `ENERGY_KEYS` and edits none; it writes floats (b, k), finite or +inf, for any number of particles
+    and for candidates with masks; the same again for the same input; particles and rows do not see each other; padded
+    positions, and those of other rows, change nothing; a constant per row changes no sample.
+    """
+    make = _maker(vocab_size, mask_id, length, num_rows, num_particles, _device_of(energy))
+    inputs = make(seed)
+    found = _energy_of(energy, inputs)
+    _require_equal("the same input gives the same energy", _energy_of(energy, inputs), found)
+    near = _Near(tolerance)
+    for j in range(num_particles):
+        near(f"particle {j} alone has its energy among others", _energy_of(energy, _particle(inputs, j)), found[:, [j]])
+    other = make(seed + 1)
+    for i in range(num_rows):
+        near(f"row {i} alone has its energy among others", _energy_of(energy, _rows(inputs, [i], mask_id)), found[[i]])
+        mixed = _mixed(inputs, other, i, mask_id)
+        near(f"row {i} has the same energy among other rows", _energy_of(energy, mixed)[[i]], found[[i]])
+    near("padded positions change no energy", _energy_of(energy, _padded(inputs)), found)
+    _energy_of(energy, _half_filled(inputs, mask_id))
+    _check_constant(energy, vocab_size, mask_id, length, num_rows, num_particles, seed)
+
+
+@torch.no_grad()
+def check_denoiser(
+    denoiser: Denoiser, length: int = 8, num_rows: int = 3, seed: int = 0, tolerance: float = 1e-4
+) -> None:
+    """Check the laws of a `Denoiser`, on the device of its parameters; `tolerance` is relative, in nats below one nat.
+
+    It reads `{x_t, t, positions}` and edits none; it writes a state for each position, padded ones too; logits are
+    (n, v), -inf at the mask, never NaN or +inf, and leave the states as they are; the same again for the same input;
+    rows do not see each other; a position has the same law whichever others are asked for.
+    """
+    mask_id, vocab_size = denoiser.mask_id, denoiser.vocab_size
+    _require(1 <= length <= denoiser.max_length, f"length = {length} lies in 1..max_length = {denoiser.max_length}")
+    make = _maker(vocab_size, mask_id, length, num_rows, 1, _device_of(denoiser))
+    inputs = make(seed)
+    found, owner = _law_of(denoiser, inputs), inputs[contracts.POSITIONS] // length
+    _require_equal("the same input gives the same law", _law_of(denoiser, inputs), found)
+    near = _Near(tolerance)
+    other = make(seed + 1)
+    for i in range(num_rows):
+        alone, mixed = _rows(inputs, [i], mask_id), _mixed(inputs, other, i, mask_id)
+        near(f"row {i} alone has its law among others", _law_of(denoiser, alone), found[owner == i])
+        own = mixed[contracts.POSITIONS] // length == i
+        near(f"row {i} has the same law among other rows", _law_of(denoiser, mixed)[own], found[owner == i])
+    fewer = inputs.clone().set(contracts.POSITIONS, inputs[contracts.POSITIONS][::2])
+    near("a position has the same law if fewer are asked for", _law_of(denoiser, fewer), found[::2])
+    padded = _law_of(denoiser, _padded(inputs))[: len(found)]
+    near("padded positions change no other's law", padded, found)
+
+
+@torch.no_grad()
+def check_selection(selection: Selection, num_particles: int = 4, num_rows: int = 64, seed: int = 0) -> None:
+    """Check the laws of a `Selection`, with uniforms at the edges of (0, 1), equal weights and weights of zero.
+
+    It gives int64 (b,) in [0, k) and edits nothing; a constant per row changes no choice; a particle of weight zero is
+    never chosen unless all are; rows do not see each other; one particle is always the first.
+    """
+    row = torch.arange(num_rows)
+    u = noise.uniforms(seed, row, 0, Stream.SELECTION, count=num_particles)
+    u[::5], u[1::5] = _SMALLEST, _LARGEST
+    spread = noise.uniforms(seed, row, 1, Stream.SELECTION, count=num_particles)
+    log_w = torch.where(spread < 0.3, -torch.inf, (16 * spread).round())  # whole numbers: a constant is added exactly
+    log_w[2::7] = 0.0
+    chosen = _choose(selection, log_w, u)
+    shifted = _choose(selection, log_w + 8.0 * (row % 9 - 4).unsqueeze(1), u)
+    _require_rows("a constant per row changes no choice", shifted == chosen)
+    possible = (log_w > -torch.inf).gather(1, chosen.unsqueeze(1)).squeeze(1) | (log_w == -torch.inf).all(1)
+    _require_rows("a particle of weight zero is never chosen", possible)
+    alone = torch.cat([_choose(selection, log_w[[i]], u[[i]]) for i in range(num_rows)])
+    _require_rows("rows do not see each other", alone == chosen)
+    _require_rows("one particle is always chosen", _choose(selection, log_w[:, :1], u[:, :1]) == 0)
+
+
+@torch.no_grad()
+def check_one_graph(module: Callable[..., Any], *inputs: TensorDict | Tensor, tolerance: float = 1e-4) -> None:
+    """Check that a part is one graph under torch.compile and gives the same in it: what `accelerate` needs of it.
+
+    A part that fails it, because it works on the host, samples in eager mode alone.
+    """
+    expected = _tensors(module(*_clones(inputs)))
+    try:
+        found = _tensors(execution.one_graph(module)(*_clones(inputs)))
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise AssertionError(f"law broken: it is one graph under torch.compile ({reason})") from error
+    for name, value in expected.items():
+        _Near(tolerance)(f"compiled, {name} is the same", found[name].double(), value.double())
+
+
+class _Near:
+    """Require two tensors to agree row by row, infinities included."""
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+
+    def __call__(self, law: str, found: Tensor, expected: Tensor) -> None:
+        _require(found.shape == expected.shape, f"{law}: shape {tuple(found.shape)}, not {tuple(expected.shape)}")
+        close = torch.isclose(found, expected, rtol=self.tolerance, atol=self.tolerance)
+        if not close.all():
+            first = tuple((~close).nonzero()[0].tolist())
+            _require(False, f"{law}: {found[first].item():g} at {first}, not {expected[first].item():g}")
+
+
+class _Even(nn.Module):
+    """A denoiser's network whose law is the same everywhere: hidden states are the logits."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        super().__init__()
+        self.logits = nn.Buffer(torch.zeros(vocab_size, device=device))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.logits.expand(len(positions), -1)
+
+
+class _EvenDenoiser(TensorDictModule):
+    def __init__(self, vocab_size: int, mask_id: int, length: int, device: torch.device) -> None:
+        super().__init__(_Even(vocab_size, device), in_keys=[contracts.POSITIONS], out_keys=[contracts.HIDDEN])
+        self.mask_id, self.vocab_size, self.max_length = mask_id, vocab_size, length
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden.index_fill(-1, torch.tensor(self.mask_id, device=hidden.device), -torch.inf)
+
+
+class _Shifted(TensorDictModuleBase):
+    """An energy with a constant of its own for every row of the batch."""
+
+    def __init__(self, energy: TensorDictModuleBase) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = list(energy.in_keys), [contracts.ENERGY]
+        self.energy = energy
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        energy = self.energy(tensordict)[contracts.ENERGY].double()
+        constant = 64.0 * torch.arange(1, len(energy) + 1, device=energy.device, dtype=torch.float64)
+        return tensordict.set(contracts.ENERGY, energy + constant.unsqueeze(1))
+
+
+def _check_constant(
+    energy: TensorDictModuleBase, vocab_size: int, mask_id: int, length: int, rows: int, k: int, seed: int
+) -> None:
+    """Sample with the energy, with and without constants added to it."""
+    device = _device_of(energy)
+    denoiser = _EvenDenoiser(vocab_size, mask_id, length, device)
+    texts = []
+    for each in (energy, _Shifted(energy)):
+        kernel = samplers.importance(schedules.log_linear(), denoiser, each, k, selection=particles.imh)
+        pipeline = pipelines.sampling(kernel, length, num_steps=2)
+        prompt = torch.full((length,), mask_id, device=device)
+        texts.append(pipelines.sample(pipeline, rows, seed=seed, prompt=prompt)["tokens"])
+    _require_rows("a constant per row changes no sample", (texts[0] == texts[1]).all(1))
+
+
+def _maker(
+    vocab_size: int, mask_id: int, length: int, rows: int, k: int, device: torch.device
+) -> Callable[[int], TensorDict]:
+    return lambda seed: drafts(vocab_size, mask_id, length, rows, k, seed, device)
+
+
+def _energy_of(energy: TensorDictModuleBase, inputs: TensorDict) -> Tensor:
+    """The energies (b, k), after a check of what is read and written."""
+    unknown = set(energy.in_keys) - set(ENERGY_KEYS)
+    _require(not unknown, f"an energy reads {', '.join(ENERGY_KEYS)}, and not {', '.join(sorted(unknown))}")
+    out = _written(energy, inputs.select(*energy.in_keys))
+    _require(contracts.ENERGY in out, f"an energy writes the key {contracts.ENERGY!r}")
+    found: Tensor = out[contracts.ENERGY]
+    b, k, _ = inputs[contracts.CANDIDATES].shape
+    _require(found.shape == (b, k), f"energies have shape (b, k) = {(b, k)}, not {tuple(found.shape)}")
+    _require(found.dtype.is_floating_point, f"energies are floating-point numbers, not {found.dtype}")
+    _require_rows("energies are finite or +inf, never NaN or -inf", (found > -torch.inf).all(1))
+    return found
+
+
+def _law_of(denoiser: Denoiser, inputs: TensorDict) -> Tensor:
+    """The log-probabilities (n, v) of the positions, float64, after a check of what is read and written."""
+    read = inputs.select(*_DENOISER_KEYS)
+    hidden = _written(denoiser, read)[contracts.HIDDEN]
+    n = len(read[contracts.POSITIONS])
+    _require(hidden.ndim == 2 and len(hidden) == n, f"states are (n, h) with n = {n}, not {tuple(hidden.shape)}")
+    before = hidden.clone()
+    logits = denoiser.logits(hidden)
+    _require_equal("logits leave the states as they are", hidden, before)
+    shape = (n, denoiser.vocab_size)
+    _require(logits.shape == shape, f"logits have shape (n, v) = {shape}, not {tuple(logits.shape)}")
+    _require_rows("the mask is never given any probability", logits[:, denoiser.mask_id] == -torch.inf)
+    _require_rows("logits are finite or -inf, not all -inf", logits.amax(1).isfinite() & ~logits.isnan().any(1))
+    return logits.double().log_softmax(-1)
+
+
+def _written(module: Callable[[TensorDict], TensorDict], inputs: TensorDict) -> TensorDict:
+    """What a module returns, after a check that it edited nothing it was given."""
+    given = inputs.clone()
+    tensors = dict(given.items())
+    out = module(given)
+    for key, value in inputs.items():
+        _require_equal(f"the input {key!r} is not edited", tensors[key], value)
+        _require_equal(f"what comes back of {key!r} is what was given", out.get(key, value), value)
+    return out
+
+
+def _choose(selection: Selection, log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    given = log_weights.clone(), uniforms.clone()
+    chosen = selection(*given)
+    for name, after, before in zip(("log-weights", "uniforms"), given, (log_weights, uniforms), strict=True):
+        _require_equal(f"the {name} are not edited", after, before)
+    b, k = log_weights.shape
+    _require(chosen.shape == (b,) and chosen.dtype == torch.int64, f"the choice is int64 ({b},), one per row")
+    _require_rows(f"the choice lies in [0, {k})", (chosen >= 0) & (chosen < k))
+    return chosen
+
+
+def _particle(inputs: TensorDict, j: int) -> TensorDict:
+    per_particle = {key: inputs[key][:, [j]] for key in (contracts.CANDIDATES, contracts.LOG_P_CANDIDATES)}
+    return inputs.clone().update(per_particle)
+
+
+def _rows(inputs: TensorDict, rows: list[int], mask_id: int) -> TensorDict:
+    chosen = TensorDict({key: inputs[key][rows] for key in _PER_ROW})
+    return chosen.set(contracts.POSITIONS, _masked(chosen[contracts.X_T], mask_id))
+
+
+def _mixed(inputs: TensorDict, other: TensorDict, i: int, mask_id: int) -> TensorDict:
+    """Row i among rows of other texts, of which only every other position is asked for."""
+    mine = torch.arange(len(inputs[contracts.X_T]), device=inputs[contracts.X_T].device) == i
+    mixed = TensorDict(
+        {key: torch.where(mine.view(-1, *[1] * (inputs[key].ndim - 1)), inputs[key], other[key]) for key in _PER_ROW}
+    )
+    positions = _masked(mixed[contracts.X_T], mask_id)
+    own = positions // mixed[contracts.X_T].shape[1] == i
+    every_other = torch.arange(len(positions), device=positions.device) % 2 == 0
+    return mixed.set(contracts.POSITIONS, positions[own | every_other])
+
+
+def _padded(inputs: TensorDict) -> TensorDict:
+    positions = inputs[contracts.POSITIONS]
+    padding = positions.new_full((3,), inputs[contracts.X_T].numel())
+    return inputs.clone().set(contracts.POSITIONS, torch.cat([positions, padding]))
+
+
+def _half_filled(inputs: TensorDict, mask_id: int) -> TensorDict:
+    """Candidates that fill in every other of the positions and leave masks at the rest."""
+    positions = inputs[contracts.POSITIONS][::2]
+    x_t = inputs[contracts.X_T]
+    filled = torch.zeros_like(x_t, dtype=torch.bool).flatten().index_fill(0, positions, True).view_as(x_t).unsqueeze(1)
+    left = (x_t == mask_id).unsqueeze(1) & ~filled
+    changes = {
+        contracts.CANDIDATES: torch.where(left, mask_id, inputs[contracts.CANDIDATES]),
+        contracts.LOG_P_CANDIDATES: torch.where(left, 0.0, inputs[contracts.LOG_P_CANDIDATES]),
+        contracts.POSITIONS: positions,
+    }
+    return inputs.clone().update(changes)
+
+
+def _masked(x_t: Tensor, mask_id: int) -> Tensor:
+    return (x_t == mask_id).flatten().nonzero().squeeze(-1)
+
+
+def _device_of(module: Any) -> torch.device:
+    tensors = (*module.parameters(), *module.buffers()) if isinstance(module, nn.Module) else ()
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def _clones(inputs: tuple[TensorDict | Tensor, ...]) -> tuple[TensorDict | Tensor, ...]:
+    return tuple(each.clone() for each in inputs)
+
+
+def _tensors(out: Any) -> dict[str, Tensor]:
+    return dict(out.items()) if isinstance(out, TensorDict) else {"the result": out}
+
+
+def _require_equal(law: str, found: Tensor, expected: Tensor) -> None:
+    _require(torch.equal(found, expected), law)
+
+
+def _require_rows(law: str, kept: Tensor) -> None:
+    """Require one bool (b,) per row."""
+    broken = (~kept).nonzero().flatten().tolist()
+    _require(not broken, f"{law}; rows {', '.join(map(str, broken[:8]))} break it")
+
+
+def _require(kept: bool, law: str) -> None:
+    if not kept:
+        raise AssertionError(f"law broken: {law}")
