@@ -26,34 +26,40 @@ class MemoryPlan(NamedTuple):
 
 def memory_plan(
     denoiser: DecoderNetwork,
-    energy: DecoderNetwork,
+    energy: DecoderNetwork | None,
     batch_size: int,
     num_particles: int,
     length: int,
     logits_at_once: int = 2**27,
 ) -> MemoryPlan:
-    """Bytes of one step of `samplers.importance` with `energies.residual_ar` over these networks.
+    """Bytes of one step of `samplers.importance` with `energies.residual_ar` over these networks, or without an energy.
 
     Weights are counted, the rest is bounded: per token the widest moment of a block holds three vectors of its
     feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once`
     is the size of a tile, that of `categorical` on a GPU. Attention is taken to need memory linear in the length. Works
     on networks on the meta device, which take no memory themselves.
     """
-    rows = min(energy.rows_at_once or batch_size * num_particles, batch_size * num_particles)
+    num_particles = num_particles if energy is not None else 1
     tokens, in_energy = batch_size * length, batch_size * num_particles * length
-    states = in_energy * energy.head.in_features * energy.head.weight.element_size()
     tile = min(tokens, max(1, logits_at_once // denoiser.head.out_features))
     vocab_size = denoiser.head.out_features
     drawn = vocab_size * (2 * denoiser.head.weight.element_size() + 4 * 4)  # logits, and weights in float32
     drawn += num_particles * min(_BLOCK, vocab_size) * (4 + 8 + 8)  # a block per draw, and its running sum
-    scored = min(in_energy * energy.head.out_features, logits_at_once)
     return MemoryPlan(
-        weights=_bytes_of(denoiser) + _bytes_of(energy),
+        weights=_bytes_of(denoiser) + (0 if energy is None else _bytes_of(energy)),
         drafts=in_energy * (8 + 8 + 8 + 4 + 4),
         denoise=_bytes_of_block(denoiser, tokens),
         propose=tile * drawn + tokens * denoiser.head.in_features * denoiser.head.weight.element_size(),
-        weigh=2 * states + max(_bytes_of_block(energy, rows * length), scored * 3 * 4),
+        weigh=0 if energy is None else _bytes_of_weighing(energy, batch_size * num_particles, length, logits_at_once),
     )
+
+
+def _bytes_of_weighing(energy: DecoderNetwork, candidates: int, length: int, logits_at_once: int) -> int:
+    """The states of all candidates, and the larger of a block for the rows run at once and a chunk of logits."""
+    rows = min(energy.rows_at_once or candidates, candidates)
+    states = candidates * length * energy.head.in_features * energy.head.weight.element_size()
+    scored = min(candidates * length * energy.head.out_features, logits_at_once)
+    return 2 * states + max(_bytes_of_block(energy, rows * length), scored * 3 * 4)
 
 
 def _bytes_of(network: nn.Module) -> int:

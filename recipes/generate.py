@@ -4,6 +4,7 @@ edlm run generate denoiser=runs/tiny/denoiser energy=runs/tiny/energy num_sample
 edlm run generate prompt="the statement ____ the name" num_steps=16
 edlm run generate energy=null ar=runs/tiny/ar ar_form=carry_over
 edlm run generate denoiser=null energy=null ar=runs/tiny/ar
+edlm run generate --config dream_qwen_energy plan=true
 """
 
 import json
@@ -23,21 +24,16 @@ from tqdm import tqdm
 from edlm import (
     adaptive,
     autoregressive,
-    checkpoints,
     contracts,
-    denoisers,
-    energies,
     execution,
-    networks,
     particles,
     pipelines,
 )
 from edlm import samplers as kernels
-from edlm.checkpoints import N
 from edlm.contracts import Denoiser
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.networks import Transformer
 from edlm.pipelines import Pipeline
-from edlm.recipes import _entry, _report, _settings, _training
+from edlm.recipes import _entry, _report, _settings, _sources, _training
 from edlm.recipes._settings import Schema
 from edlm.samplers import Kernel
 from edlm.vocabulary import MASK_SYMBOL, Vocabulary
@@ -48,10 +44,8 @@ SETTINGS: Schema = {
     "seed": _settings.integer(0),
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
-    "denoiser": _settings.optional(_settings.text),
-    "energy": _settings.optional(_settings.text),
-    "ar": _settings.optional(_settings.text),
-    "ar_form": _settings.choice("posterior", "carry_over"),
+    **_sources.SETTINGS,
+    "plan": _settings.flag,
     "num_samples": _settings.integer(1),
     "batch_size": _settings.integer(1),
     "length": _settings.optional(_settings.integer(1)),
@@ -68,6 +62,17 @@ SETTINGS: Schema = {
     "prompt": _settings.optional(_settings.text),
     "execution": _settings.choice("eager", "compile", "cudagraph"),
     "live": _settings.flag,
+}
+CHANGES_NO_TEXT = {
+    "output",
+    "num_samples",
+    "batch_size",
+    "device",
+    "threads",
+    "execution",
+    "live",
+    "energy_rows",
+    "plan",
 }
 FIGURES = {
     "denoiser_passes": "per text",
@@ -90,25 +95,24 @@ class Generate:
 
     def load_checkpoint(self) -> None:
         """Load the networks that the config names, and what they were trained with."""
-        settings = self.settings
-        check_sources(settings)
-        self.vocabulary: Vocabulary = checkpoints.load_vocabulary_of(settings["denoiser"] or settings["ar"])
-        self.denoiser: denoisers.SubsDenoiser | None = None
-        self.energy, self.told = None, None
-        if settings["denoiser"] is not None:
-            self._load_denoiser(settings["denoiser"])
-        if settings["energy"] is not None:
-            energy_network = self._load(EnergyNetwork, settings["energy"])
-            self.energy = energies.learned(energy_network, self.told, self.vocabulary.pad_id)
-        if settings["ar"] is not None:
-            self._load_ar(settings["ar"])
+        plan = _sources.memory_plan(self.settings)
+        if plan is not None:
+            print(f"\n{plan}\n", flush=True)
+        found = _sources.load(self.settings, self.device)
+        self.vocabulary, self.schedule, self.opening = found.vocabulary, found.schedule, found.opening
+        self.denoiser, self.energy = found.denoiser, found.energy
+        self.ar, self.bos_id = found.ar, found.bos_id
 
     def setup(self) -> None:
         """Compose the pipeline and read the prompt."""
         settings, prompt = self.settings, self.settings["prompt"]
-        free = ("output", "num_samples", "batch_size", "device", "threads", "execution", "live")  # they change no text
-        self.fingerprint = _report.fingerprint({key: value for key, value in settings.items() if key not in free})
+        self.fingerprint = _report.fingerprint(
+            {key: value for key, value in settings.items() if key not in CHANGES_NO_TEXT}
+        )
         self.prompt = None if prompt is None else encode_prompt(prompt, self.vocabulary)
+        if self.opening:
+            given = () if self.prompt is None else self.prompt
+            self.prompt = torch.tensor([*self.opening, *given])
         if self.denoiser is None:
             return
         window = self.denoiser.max_length
@@ -177,36 +181,11 @@ class Generate:
         texts = self.vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())
         tqdm.write(_CLEAR_SCREEN + "\n\n".join(texts), file=sys.stderr)
 
-    def _load_denoiser(self, path: str) -> None:
-        description = checkpoints.read_description(checkpoints.find_network(path))
-        if "schedule" not in description:
-            raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
-        self.schedule = _settings.build(description["schedule"])
-        self.told = self.schedule if description["time_conditioning"] else None
-        self.denoiser = denoisers.subs(self._load(Transformer, path), self.vocabulary.mask_id, self.told)
-
-    def _load_ar(self, path: str) -> None:
-        """The AR model, and its energy if there is a denoiser to correct."""
-        if self.denoiser is not None:
-            checkpoints.require_same_vocabulary(self.settings["denoiser"], path)
-        self.ar = self._load(Transformer, path)
-        if not self.ar.arguments["causal"]:
-            raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
-        self.bos_id: int | None = checkpoints.read_description(checkpoints.find_network(path)).get("bos_id")
-        if self.denoiser is not None:
-            carry_over = self.settings["ar_form"] == "carry_over"
-            ids = self.vocabulary
-            self.energy = energies.residual_ar(self.ar, ids.mask_id, self.bos_id, carry_over, ids.pad_id)
-
-    def _load(self, cls: type[N], path: str | Path) -> N:
-        """A network on the device, its conditioning folded into the weights where it is always the same."""
-        network = checkpoints.load_as(cls, path, self.vocabulary)
-        return (network if self.told is not None else networks.fold_conditioning(network)).to(self.device)
-
     def _drawn(self, count: int, first: int) -> list[dict[str, Any]]:
         """One record per text: what it says, what it is made of, and how it came about."""
         seed = self.settings["seed"]
-        tokens, figures = self._from_ar(count, first) if self.denoiser is None else self._from_pipeline(count, first)
+        ar = self.ar
+        tokens, figures = self._from_pipeline(count, first) if ar is None else self._from_ar(ar, count, first)
         texts = self.vocabulary.decode(tokens.cpu())
         return [
             {
@@ -233,12 +212,12 @@ class Generate:
             "ess": [None if math.isnan(value) else value for value in info["ess"].nanmean(-1).tolist()],
         }
 
-    def _from_ar(self, count: int, first: int) -> tuple[Tensor, dict[str, list[Any]]]:
+    def _from_ar(self, ar: Transformer, count: int, first: int) -> tuple[Tensor, dict[str, list[Any]]]:
         settings = self.settings
         out = autoregressive.sample(
-            self.ar,
+            ar,
             count,
-            settings["length"] or self.ar.max_length,
+            settings["length"] or ar.max_length,
             self.vocabulary.mask_id,
             self.bos_id,
             seed=settings["seed"],
@@ -247,20 +226,6 @@ class Generate:
             temperature=settings["temperature"],
         )
         return out.tokens, {"log_prob": out.log_prob.sum(-1).tolist()}
-
-
-def check_sources(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the config names a denoiser with at most one correction, or an AR model alone."""
-    if settings["denoiser"] is None and settings["ar"] is None:
-        raise ValueError("denoiser and ar are both null: name one of them, or both")
-    if settings["energy"] is not None and settings["ar"] is not None:
-        raise ValueError(
-            f"energy = {settings['energy']!r} and ar = {settings['ar']!r} exclude each other: set one to null"
-        )
-    alone = {"energy": None, "nucleus": 1.0, "stride": None, "execution": "eager", "live": False}
-    for key, plain in alone.items():
-        if settings["denoiser"] is None and settings[key] != plain:
-            raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
 
 
 def encode_prompt(text: str, vocabulary: Vocabulary) -> Tensor:
@@ -273,7 +238,10 @@ def encode_prompt(text: str, vocabulary: Vocabulary) -> Tensor:
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Run the recipe from its settings."""
+    """Run the recipe from its settings, or show what it would take."""
+    if settings["plan"]:
+        print(_sources.require_plan(settings))
+        return
     recipe = Generate(settings)
     recipe.load_checkpoint()
     recipe.setup()

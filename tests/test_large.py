@@ -1,7 +1,6 @@
 """Large models, tiny: folders in their formats against plain torch, decoders as energies, and what a step needs."""
 
 import json
-import math
 import re
 import weakref
 from collections.abc import Callable
@@ -10,6 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from large_folders import (
+    FFN,
+    HEADS,
+    KV,
+    LAYERS,
+    LENGTH,
+    MASK,
+    THETA,
+    H,
+    V,
+    close,
+    random_weights,
+    reference,
+    tokens_of,
+    write,
+)
 from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -23,153 +38,7 @@ from torchtune.training import FullModelHFCheckpointer
 import edlm
 from edlm import categorical, contracts, denoisers, energies, large, memory, samplers, schedules, vocabulary
 
-V, H, FFN, LAYERS, HEADS, KV = 40, 16, 24, 2, 4, 2
-THETA, EPS, LENGTH = 500.0, 1e-5, 12
-MASK = 33
-LLADA_CONFIG = {
-    "model_type": "llada",
-    "block_type": "llama",
-    "d_model": H,
-    "n_layers": LAYERS,
-    "n_heads": HEADS,
-    "n_kv_heads": KV,
-    "mlp_hidden_size": FFN,
-    "vocab_size": V,
-    "embedding_size": V,
-    "max_sequence_length": 64,
-    "rope_theta": THETA,
-    "rms_norm_eps": EPS,
-    "weight_tying": False,
-    "include_bias": False,
-    "mask_token_id": MASK,
-    "eos_token_id": 3,
-    "pad_token_id": 3,
-}
-DREAM_CONFIG = {
-    "model_type": "Dream",
-    "hidden_size": H,
-    "intermediate_size": FFN,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV,
-    "max_position_embeddings": 64,
-    "rope_theta": THETA,
-    "rms_norm_eps": EPS,
-    "vocab_size": V,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "mask_token_id": MASK,
-    "bos_token_id": 3,
-    "eos_token_id": 3,
-    "pad_token_id": 3,
-}
-CONFIGS = {"llada": LLADA_CONFIG, "dream": DREAM_CONFIG}
-families = pytest.mark.parametrize("family", CONFIGS)
-
-
-# ---- Weights under the published names, and the plain reference
-
-
-def random_weights(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Everything a folder of this family holds, under its own names."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return (torch.randn(shape, generator=generator) / math.sqrt(shape[-1])).to(dtype)
-
-    d = H // HEADS
-    shapes = {"q": (HEADS * d, H), "k": (KV * d, H), "v": (KV * d, H), "o": (H, H)}
-    feed = {"gate": (FFN, H), "up": (FFN, H), "down": (H, FFN)}
-    state: dict[str, Tensor] = {}
-    if family == "llada":
-        state |= {f"model.transformer.{name}.weight": draw(V, H) for name in ("wte", "ff_out")}
-        state["model.transformer.ln_f.weight"] = 1 + draw(H)
-        names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "attn_out"}
-        names |= {"gate": "ff_proj", "up": "up_proj", "down": "ff_out"}
-        for i in range(LAYERS):
-            block = f"model.transformer.blocks.{i}"
-            state |= {f"{block}.{names[key]}.weight": draw(*shape) for key, shape in (shapes | feed).items()}
-            state |= {f"{block}.{name}.weight": 1 + draw(H) for name in ("attn_norm", "ff_norm")}
-        return state
-    state |= {name: draw(V, H) for name in ("model.embed_tokens.weight", "lm_head.weight")}
-    state["model.norm.weight"] = 1 + draw(H)
-    for i in range(LAYERS):
-        block = f"model.layers.{i}"
-        state |= {f"{block}.self_attn.{key}_proj.weight": draw(*shape) for key, shape in shapes.items()}
-        state |= {f"{block}.self_attn.{key}_proj.bias": draw(shapes[key][0]) for key in "qkv"}
-        state |= {f"{block}.mlp.{key}_proj.weight": draw(*shape) for key, shape in feed.items()}
-        state |= {f"{block}.{name}.weight": 1 + draw(H) for name in ("input_layernorm", "post_attention_layernorm")}
-    return state
-
-
-def norm(x: Tensor, weight: Tensor) -> Tensor:
-    return weight * x / (x.square().mean(-1, keepdim=True) + EPS).sqrt()
-
-
-def rotated(x: Tensor) -> Tensor:
-    """Rotary positions of (b, l, heads, d), the first half of a head turned against the second."""
-    half = x.shape[-1] // 2
-    angle = torch.arange(x.shape[1])[:, None] / THETA ** (torch.arange(half) / half)
-    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-def reference(family: str, state: dict[str, Tensor], tokens: Tensor, causal: bool = False) -> Tensor:
-    """Logits (b, l, v) at every position, computed with sums and products alone."""
-    llada = family == "llada"
-    block = "model.transformer.blocks.{}." if llada else "model.layers.{}."
-    attention = "" if llada else "self_attn."
-    out, gate, up, down = (
-        ("attn_out", "ff_proj", "up_proj", "ff_out")
-        if llada
-        else ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    )
-    norms = ("attn_norm", "ff_norm") if llada else ("input_layernorm", "post_attention_layernorm")
-    x = state["model.transformer.wte.weight" if llada else "model.embed_tokens.weight"][tokens]
-    for i in range(LAYERS):
-        at = {name.removeprefix(block.format(i)): v for name, v in state.items() if name.startswith(block.format(i))}
-        y = norm(x, at[f"{norms[0]}.weight"])
-        q, k, v = (
-            (y @ at[f"{attention}{name}_proj.weight"].T + at.get(f"{attention}{name}_proj.bias", 0)).unflatten(
-                -1, (-1, H // HEADS)
-            )
-            for name in "qkv"
-        )
-        q, k = rotated(q), rotated(k).repeat_interleave(HEADS // KV, dim=2)
-        scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(H // HEADS)
-        if causal:
-            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
-        mixed = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v.repeat_interleave(HEADS // KV, dim=2))
-        x = x + mixed.flatten(-2) @ at[f"{out}.weight"].T
-        y = norm(x, at[f"{norms[1]}.weight"])
-        g = y @ at[f"{gate}.weight"].T
-        x = x + (g * torch.sigmoid(g) * (y @ at[f"{up}.weight"].T)) @ at[f"{down}.weight"].T
-    last, head = ("transformer.ln_f", "model.transformer.ff_out") if llada else ("norm", "lm_head")
-    return norm(x, state[f"model.{last}.weight"]) @ state[f"{head}.weight"].T
-
-
-def write(folder: Path, family: str, state: dict[str, Tensor], shards: int = 2, **config: Any) -> Path:
-    """A folder as the hub has it: config, index and shards, or one file."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**CONFIGS[family], **config}))
-    if shards == 1:
-        save_file(state, folder / "model.safetensors")
-        return folder
-    files = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(state)}
-    for file in set(files.values()):
-        save_file({name: state[name] for name in state if files[name] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    return folder
-
-
-def tokens_of(seed: int = 0, rows: int = 3) -> Tensor:
-    return torch.randint(0, V, (rows, LENGTH), generator=torch.Generator().manual_seed(seed))
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
-    assert actual.shape == expected.shape
-    assert float((actual - expected).abs().max()) < tolerance * max(1.0, float(expected.abs().max()))
+families = pytest.mark.parametrize("family", ["llada", "dream"])
 
 
 # ---- Diffusion models as denoisers
@@ -488,6 +357,18 @@ def test_the_memory_plan_bounds_what_a_step_takes(b: int, k: int, rows_at_once: 
     with Live() as live, torch.no_grad():
         edlm.sample(pipeline, b, seed=0)
     assert plan.weights == sum(t.numel() * 4 for n in (dream, qwen) for t in (*n.parameters(), *n.buffers()))
+    assert live.peak <= plan.peak - plan.weights <= 3 * live.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("b", [1, 3])
+def test_the_plan_without_an_energy_bounds_what_a_step_takes(b: int, tmp_path: Path) -> None:
+    network = large.load_diffusion(write(tmp_path / "m", "llada", random_weights("llada")), 32)
+    kernel = samplers.ancestral(schedules.log_linear(), denoisers.subs(network, MASK))
+    plan = memory.memory_plan(network, None, b, 8, 32)
+    with Live() as live, torch.no_grad():
+        edlm.sample(edlm.pipelines.sampling(kernel, 32, num_steps=1), b, seed=0)
+    assert plan.weigh == 0
     assert live.peak <= plan.peak - plan.weights <= 3 * live.peak
 
 

@@ -1,0 +1,232 @@
+"""Where `generate` gets its networks: folders of runs, folders of large models, or a torchtune builder with files.
+
+A folder with a `config.json` in place of a `network.json` is a large model's, as the hub has it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+
+from edlm import checkpoints, denoisers, energies, large, memory, networks, schedules
+from edlm.denoisers import SubsDenoiser
+from edlm.large import Blueprint, DecoderNetwork
+from edlm.networks import EnergyNetwork, Transformer
+from edlm.recipes import _report, _settings
+from edlm.recipes._settings import Check, Schema
+from edlm.schedules import Schedule
+from edlm.vocabulary import Vocabulary
+
+_DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+_LONGEST = 2048  # of a large model, where the config names no length
+_AR_SECTION: Schema = {
+    "model": _settings.component(),
+    "checkpointer": _settings.component("output_dir"),
+}
+
+
+def network(key: str, value: Any) -> None:
+    """Accept a folder, or a section with a torchtune builder (`model`) and a torchtune checkpointer."""
+    check: Check = _settings.section(_AR_SECTION) if isinstance(value, dict) else _settings.text
+    check(key, value)
+
+
+SETTINGS: Schema = {
+    "denoiser": _settings.optional(_settings.text),
+    "energy": _settings.optional(_settings.text),
+    "ar": _settings.optional(network),
+    "ar_form": _settings.choice("posterior", "carry_over"),
+    "tokenizer": _settings.optional(_settings.text),
+    "precision": _settings.optional(_settings.choice("float32", "bfloat16")),
+    "energy_rows": _settings.optional(_settings.integer(1)),
+}
+
+
+class Sources(NamedTuple):
+    """What a config names, loaded. ar: a model to draw from by itself; beside a denoiser it is in the energy.
+
+    bos_id: what the AR model reads in front of a text, None if the first token is given to it; opening: the tokens
+    that every text starts with, because nothing predicts them.
+    """
+
+    vocabulary: Vocabulary
+    schedule: Schedule = schedules.log_linear()
+    denoiser: SubsDenoiser | None = None
+    energy: TensorDictModuleBase | None = None
+    ar: Transformer | None = None
+    bos_id: int | None = None
+    opening: tuple[int, ...] = ()
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the config names a denoiser with at most one correction, or an AR model alone."""
+    if settings["denoiser"] is None and settings["ar"] is None:
+        raise ValueError("denoiser and ar are both null: name one of them, or both")
+    if settings["energy"] is not None and settings["ar"] is not None:
+        raise ValueError(
+            f"energy = {settings['energy']!r} and ar = {settings['ar']!r} exclude each other: set one to null"
+        )
+    alone = {"energy": None, "nucleus": 1.0, "stride": None, "execution": "eager", "live": False}
+    for key, plain in alone.items():
+        if settings["denoiser"] is None and settings[key] != plain:
+            raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
+    if settings["denoiser"] is None and _is_large(settings["ar"]):
+        raise ValueError(
+            f"ar = {settings['ar']!r} needs a denoiser: alone, a network of `edlm run pretrain_ar` is drawn"
+        )
+    denoiser, ar = _is_large(settings["denoiser"]), _is_large(settings["ar"])
+    for key, is_read in {"tokenizer": denoiser, "energy_rows": ar, "precision": denoiser or ar}.items():
+        if settings[key] is not None and not is_read:
+            raise ValueError(f"{key} = {settings[key]!r} is for large models, from folders with a config.json")
+
+
+def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
+    """Load the networks of a config to the device. Raises ValueError naming the folder and what is wrong with it."""
+    check(settings)
+    path = settings["denoiser"]
+    if path is None:
+        vocabulary = checkpoints.load_vocabulary_of(settings["ar"])
+        ar, bos_id = _own_ar(settings["ar"], vocabulary)
+        return Sources(vocabulary, ar=ar.to(device), bos_id=bos_id)
+    found = _large_denoiser(settings, device) if _is_large(path) else _own_denoiser(path, device)
+    assert found.denoiser is not None
+    if settings["energy"] is not None:
+        energy_network = checkpoints.load_as(EnergyNetwork, settings["energy"], found.vocabulary)
+        told = found.denoiser.module.schedule
+        energy_network = energy_network if told is not None else networks.fold_conditioning(energy_network)
+        energy = energies.learned(energy_network.to(device), told, found.vocabulary.pad_id)
+        return found._replace(energy=energy)
+    return found if settings["ar"] is None else _with_ar(settings, found, device)
+
+
+def memory_plan(settings: Mapping[str, Any]) -> str | None:
+    """What a step needs of a large denoiser and its energy, as a table, from their configs alone; None for others.
+
+    Raises ValueError as `load` does, for what the weights do not decide.
+    """
+    check(settings)
+    if not _is_large(settings["denoiser"]) or not (settings["ar"] is None or _is_large(settings["ar"])):
+        return None
+    dtype = _DTYPES[settings["precision"]]
+    denoiser = large.outline(large.read_diffusion(settings["denoiser"], _longest(settings)), dtype)
+    energy = None
+    if settings["ar"] is not None:
+        energy = large.outline(_large_ar(settings, denoiser.head.out_features), dtype)
+    length = min(settings["length"] or denoiser.max_length, denoiser.max_length)
+    rows, k = min(settings["batch_size"], settings["num_samples"]), settings["num_particles"]
+    plan = memory.memory_plan(denoiser, energy, rows, k, length)
+    remarks = {"drafts": f"{rows} texts of {length} tokens, {k} candidates each"}
+    table = [(name, f"{size / 1e9:.2f} GB", remarks.get(name, "")) for name, size in plan._asdict().items()]
+    at_most = ("at most", f"{plan.peak / 1e9:.2f} GB", "weights, drafts and the largest of the rest; by formula")
+    return _report.table([*table, at_most])
+
+
+def require_plan(settings: Mapping[str, Any]) -> str:
+    """`memory_plan` as a table. Raises ValueError, too, where there is none."""
+    plan = memory_plan(settings)
+    if plan is None:
+        raise ValueError("plan = True is for large models: denoiser, and ar if there is one, from folders of the hub")
+    return plan
+
+
+def _own_denoiser(path: str, device: torch.device) -> Sources:
+    description = checkpoints.read_description(checkpoints.find_network(path))
+    if "schedule" not in description:
+        raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
+    vocabulary = checkpoints.load_vocabulary_of(path)
+    schedule = _settings.build(description["schedule"])
+    told = schedule if description["time_conditioning"] else None
+    found = checkpoints.load_as(Transformer, path, vocabulary)
+    found = found if told is not None else networks.fold_conditioning(found)  # where it is always the same
+    return Sources(vocabulary, schedule, denoisers.subs(found.to(device), vocabulary.mask_id, told))
+
+
+def _large_denoiser(settings: Mapping[str, Any], device: torch.device) -> Sources:
+    """LLaDA or Dream, on the exact masking process. A text of Dream opens with bos: nothing predicts a first token."""
+    path = settings["denoiser"]
+    blueprint = large.read_diffusion(path, _longest(settings))
+    vocabulary = large.load_vocabulary(path, settings["tokenizer"])
+    found = large.load(blueprint, _DTYPES[settings["precision"]]).to(device)
+    if found.shifted and vocabulary.bos_id is None:
+        raise ValueError(f"{path}/config.json: bos_token_id is missing, and nothing else can open a text of this model")
+    opening = (vocabulary.bos_id,) if found.shifted and vocabulary.bos_id is not None else ()
+    denoiser = denoisers.subs(found, vocabulary.mask_id)
+    return Sources(vocabulary, schedules.log_linear(), denoiser, opening=opening)
+
+
+def _own_ar(path: str, vocabulary: Vocabulary) -> tuple[Transformer, int | None]:
+    found = networks.fold_conditioning(checkpoints.load_as(Transformer, path, vocabulary))
+    if not found.arguments["causal"]:
+        raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
+    return found, checkpoints.read_description(checkpoints.find_network(path)).get("bos_id")
+
+
+def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) -> Sources:
+    """The residual energy of an AR model against the denoiser."""
+    ids, source = found.vocabulary, settings["ar"]
+    ar: nn.Module
+    if _is_large(source):
+        assert found.denoiser is not None
+        large.require_same_tokens(ids, _folder_of(source))
+        blueprint = _large_ar(settings, found.denoiser.vocab_size)
+        _require_length(settings, found.denoiser.max_length, large.outline(blueprint).max_length)
+        ar, bos_id = large.load(blueprint, _DTYPES[settings["precision"]]), _bos_of(_folder_of(source), ids)
+    else:
+        if not _is_large(settings["denoiser"]):
+            checkpoints.require_same_vocabulary(settings["denoiser"], source)
+        ar, bos_id = _own_ar(source, ids)
+    bos_id = None if found.opening else bos_id  # a text that opens with bos has it in its first place
+    carry_over = settings["ar_form"] == "carry_over"
+    pad_id = None if _is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text
+    energy = energies.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
+    return found._replace(energy=energy, bos_id=bos_id)
+
+
+def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
+    """A folder of the hub, or what a section's builder makes and its checkpointer reads."""
+    source, rows, length = settings["ar"], settings["energy_rows"], _longest(settings)
+    if not isinstance(source, dict):
+        return large.read_autoregressive(source, length, rows, vocab_size)
+
+    def as_energy(decoder: Any) -> DecoderNetwork:
+        return large.autoregressive(decoder, length, rows, vocab_size)
+
+    def weights() -> Mapping[str, torch.Tensor]:
+        output = str(Path(settings["output"]).parent)  # the checkpointer wants to know where it would write
+        try:
+            return _settings.build(source["checkpointer"], output_dir=output).load_checkpoint()["model"]
+        except (KeyError, OSError, AssertionError) as error:
+            raise ValueError(f"ar.checkpointer: {type(error).__name__}: {error}") from error
+
+    dtype = large.dtype_of(_folder_of(source))
+    return Blueprint(lambda: _settings.build(source["model"]), weights, as_energy, "ar", dtype)
+
+
+def _require_length(settings: Mapping[str, Any], longest: int, ar_longest: int) -> None:
+    window = min(settings["length"] or longest, longest)
+    if window > ar_longest:
+        raise ValueError(f"length = {settings['length']!r} is {window} tokens, and ar reads {ar_longest}: give length=")
+
+
+def _bos_of(folder: Path, vocabulary: Vocabulary) -> int | None:
+    """What the AR model's own config calls bos; else the denoiser's."""
+    file = folder / "config.json"
+    found = checkpoints.read_json(file).get("bos_token_id") if file.is_file() else None
+    return int(found) if isinstance(found, int) else vocabulary.bos_id
+
+
+def _folder_of(source: Any) -> Path:
+    return Path(source["checkpointer"]["checkpoint_dir"] if isinstance(source, dict) else source)
+
+
+def _is_large(source: Any) -> bool:
+    if not isinstance(source, str):
+        return isinstance(source, dict)
+    return (Path(source) / "config.json").is_file() and not (Path(source) / "network.json").is_file()
+
+
+def _longest(settings: Mapping[str, Any]) -> int:
+    return int(settings["length"] or _LONGEST)

@@ -1,0 +1,328 @@
+"""`generate` with large models by config: tiny folders in the formats of LLaDA, Dream, Qwen and Llama, end to end."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from large_folders import KV, LENGTH, MASK, V, close, random_weights, reference, tokens_of, write
+from omegaconf import OmegaConf
+from torch import Tensor
+
+import edlm
+from edlm import cli, denoisers, energies, large, memory, samplers, schedules, vocabulary
+from edlm.recipes import _entry, _sources, generate
+
+BOS = 3
+FEWER = 36  # ids of the AR model: the denoiser has four more, which it does not know
+BUILDER = {"vocab_size": FEWER, "num_layers": 2, "num_heads": 4, "num_kv_heads": KV, "embed_dim": 16}
+BUILDER |= {"intermediate_dim": 24, "max_seq_len": 32, "rope_base": 500.0}
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of each model; the tokenizer is that of 27 characters, in Qwen's, Llama's and LLaDA's folders."""
+    root = tmp_path_factory.mktemp("hub")
+    words = vocabulary.characters().tokenizer.to_str()
+    for family in ("llada", "dream"):
+        write(root / family, family, random_weights(family))
+    for family in ("qwen2", "llama"):
+        state = random_weights(family, seed=1, vocab_size=FEWER)
+        write(root / family, family, state, shards=1, vocab_size=FEWER, bos_token_id=BOS)
+    for family in ("llada", "qwen2", "llama"):
+        (root / family / "tokenizer.json").write_text(words)
+    return root
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run `generate` in this process: exit status, standard output, and the lines of standard error that are ours."""
+
+    def call(config: str, *overrides: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["generate", "--config", str(cli.configs("generate")[config]), *overrides])
+        status = 0
+        try:
+            _entry.enter(generate.main, generate.SETTINGS)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, error = capfd.readouterr()
+        return status, out, "\n".join(line for line in error.splitlines() if line.startswith("edlm: "))
+
+    return call
+
+
+def small(output: Path) -> list[str]:
+    return [f"output={output}", "device=cpu", "threads=1", "precision=null", f"length={LENGTH}", "num_samples=3"]
+
+
+def dream(hub: Path, output: Path) -> list[str]:
+    """Overrides of dream_qwen_energy but for its AR model."""
+    return [f"denoiser={hub / 'dream'}", f"tokenizer={hub / 'qwen2' / 'tokenizer.json'}", *small(output)]
+
+
+def section(hub: Path) -> list[str]:
+    """The AR model by a torchtune builder and checkpointer."""
+    builder = [f"ar.model.{name}={value}" for name, value in BUILDER.items()]
+    return [
+        "ar.model._component_=torchtune.models.qwen2.qwen2",
+        *builder,
+        f"ar.checkpointer.checkpoint_dir={hub / 'qwen2'}",
+    ]
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def texts(file: Path) -> list[list[int]]:
+    return [record["tokens"] for record in records(file)]
+
+
+def ar_network(hub: Path, family: str, rows: int | None = 4) -> large.DecoderNetwork:
+    return large.load(large.read_autoregressive(hub / family, LENGTH, rows, V))
+
+
+def drawn(hub: Path, ar: large.DecoderNetwork, carry_over: bool = True, prompt: tuple[int, ...] = ()) -> Tensor:
+    """What the config dream_qwen_energy is to give, in code."""
+    denoiser = denoisers.subs(large.load_diffusion(hub / "dream", LENGTH), MASK)
+    energy = energies.residual_ar(ar, MASK, None, carry_over)
+    kernel = samplers.importance(schedules.log_linear(), denoiser, energy, 8)
+    pipeline = edlm.pipelines.sampling(kernel, LENGTH, None, (0.0, 1.0), tokens_per_pass=2)
+    return edlm.sample(pipeline, 3, seed=0, prompt=torch.tensor([BOS, *prompt]))["tokens"]
+
+
+# ---- Sampling
+
+
+@pytest.mark.slow
+def test_dream_with_a_torchtune_builder_and_checkpointer_as_its_energy(hub: Path, run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "x.jsonl"
+    status, shown, error = run("dream_qwen_energy", *dream(hub, output), *section(hub))
+    assert status == 0, error
+    assert "at most" in shown, "the plan comes before the texts"
+    assert shown.index("at most") < shown.index("sample 0")
+    assert texts(output) == drawn(hub, ar_network(hub, "qwen2")).tolist()
+    for record in records(output):
+        assert record["tokens"][0] == BOS, "nothing predicts Dream's first token"
+        assert MASK not in record["tokens"]
+        assert max(record["tokens"]) < FEWER, "ids that the energy's model does not know are impossible"
+        assert len(record["text"]) <= LENGTH
+        assert record["energy_passes"] == 8 * record["denoiser_passes"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "form"), [("qwen2", "carry_over"), ("llama", "carry_over"), ("qwen2", "posterior")])
+def test_dream_with_a_folder_of_the_hub_as_its_energy(
+    hub: Path, run: Run, tmp_path: Path, family: str, form: str
+) -> None:
+    output = tmp_path / "x.jsonl"
+    status, _, error = run("dream_qwen_energy", *dream(hub, output), f"ar={hub / family}", f"ar_form={form}")
+    assert status == 0, error
+    assert texts(output) == drawn(hub, ar_network(hub, family), form == "carry_over").tolist()
+
+
+@pytest.mark.slow
+def test_neither_batches_nor_rows_at_once_change_a_text(hub: Path, run: Run, tmp_path: Path) -> None:
+    found = []
+    for index, changes in enumerate((["batch_size=1"], ["batch_size=3", "energy_rows=1"], ["energy_rows=null"])):
+        output = tmp_path / f"{index}.jsonl"
+        status, _, error = run(
+            "dream_qwen_energy", *dream(hub, output), f"ar={hub / 'qwen2'}", "prompt=the _b", *changes
+        )
+        assert status == 0, error
+        found.append(records(output))
+    assert [[record["tokens"] for record in each] for each in found] == 3 * [[r["tokens"] for r in found[0]]]
+    assert len({record["settings"] for each in found for record in each}) == 1
+    prompt = (*vocabulary.characters().encode("the ").tolist(), MASK, 1)
+    assert found[0][0]["tokens"] == drawn(hub, ar_network(hub, "qwen2"), prompt=prompt)[0].tolist()
+    assert found[0][0]["tokens"][1:5] == list(prompt[:4])
+
+
+@pytest.mark.slow
+def test_llada_alone_runs_on_the_exact_masking_process(hub: Path, run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "x.jsonl"
+    status, shown, error = run("llada", f"denoiser={hub / 'llada'}", *small(output))
+    assert status == 0, error
+    assert "at most" in shown
+    denoiser = denoisers.subs(large.load_diffusion(hub / "llada", LENGTH), MASK)
+    kernel = samplers.ancestral(schedules.log_linear(), denoiser)
+    pipeline = edlm.pipelines.sampling(kernel, LENGTH, None, tokens_per_pass=2)
+    assert texts(output) == edlm.sample(pipeline, 3, seed=0)["tokens"].tolist()
+    assert {record["denoiser_passes"] for record in records(output)} == {LENGTH // 2}
+
+
+@pytest.mark.slow
+def test_precision_is_that_of_the_files_or_of_the_config(hub: Path, tmp_path: Path) -> None:
+    for precision, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
+        settings = plain_settings(hub, tmp_path, precision=precision)
+        found = _sources.load(settings, torch.device("cpu"))
+        for name, parameter in (*found.denoiser.named_parameters(), *found.energy.named_parameters()):
+            assert parameter.dtype == (torch.float32 if name.endswith("scale") else expected), name
+
+
+def plain_settings(hub: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    config = OmegaConf.load(cli.configs("generate")["dream_qwen_energy"])
+    merged = OmegaConf.merge(config, OmegaConf.from_dotlist([*dream(hub, tmp_path / "x"), *section(hub)]))
+    return {**OmegaConf.to_container(merged), **changes}
+
+
+# ---- Autoregressive folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folder_has_the_probabilities_of_plain_torch(family: str, tied: bool, tmp_path: Path) -> None:
+    state = random_weights(family)
+    if tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    written = {name: value for name, value in state.items() if not (tied and name == "lm_head.weight")}
+    write(tmp_path / "m", family, written, tie_word_embeddings=tied)
+    network, x = large.load(large.read_autoregressive(tmp_path / "m")), tokens_of()
+    with torch.no_grad():
+        close(network.head(network(x)), reference("dream", state, x, causal=True))
+    assert network.max_length == 32
+
+
+@pytest.mark.slow
+def test_ids_that_a_decoder_does_not_know_are_impossible(hub: Path) -> None:
+    network, own = ar_network(hub, "qwen2"), large.load(large.read_autoregressive(hub / "qwen2"))
+    x = torch.tensor([[1, 2, 30, 4], [1, 38, 2, 4]])
+    with torch.no_grad():
+        logits = network.head(network(x))
+        assert logits.shape[-1] == network.head.out_features == V
+        assert (logits[..., FEWER:] == -torch.inf).all()
+        assert torch.equal(logits[:1, :, :FEWER], own.head(own(x[:1])))
+        log_p = energies.ar_log_prob(network, x, MASK, BOS)
+    assert log_p.isinf().tolist() == [[False] * 4, [False, True, False, False]]
+
+
+@pytest.mark.slow
+def test_llamas_stretched_rotary_positions(tmp_path: Path) -> None:
+    """Long wavelengths are divided by the factor, short ones kept, those between interpolated."""
+    scaling = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 8192
+    state = random_weights("llama")
+    for base, expected in ((500.0, 500.0**-0.5), (1e8, 1e-4 / 4)):
+        write(tmp_path / str(base), "llama", state, rope_theta=base, rope_scaling=scaling)
+        network = large.load(large.read_autoregressive(tmp_path / str(base)))
+        theta = network.layers[0].attn.pos_embeddings.theta
+        torch.testing.assert_close(theta, torch.tensor([1.0, expected]))
+    base = 707.0**2  # one turn every 4442 tokens, between 2048 and 8192
+    write(tmp_path / "between", "llama", state, rope_theta=base, rope_scaling=scaling)
+    theta = large.load(large.read_autoregressive(tmp_path / "between")).layers[0].attn.pos_embeddings.theta
+    smooth = (8192 * (1 / 707) / (2 * torch.pi) - 1) / 3
+    torch.testing.assert_close(theta[1].item(), ((1 - smooth) / 4 + smooth) / 707, rtol=1e-5, atol=0.0)
+    write(tmp_path / "other", "llama", state, rope_scaling={**scaling, "low_freq_factor": 2.0})
+    with pytest.raises(ValueError, match=r"rope_scaling = .* must be of type llama3 with low_freq_factor = 1"):
+        large.read_autoregressive(tmp_path / "other")
+
+
+def test_merges_are_compared_however_they_are_written(tmp_path: Path) -> None:
+    documents = ["the name of the statement is the name of the value"] * 3
+    words = vocabulary.train_bpe(documents, 262)
+    content = json.loads(words.tokenizer.to_str())
+    assert content["model"]["merges"]
+    large.require_same_tokens(words, tmp_path)  # there is none to compare with
+    for merges in (content["model"]["merges"], [" ".join(pair) for pair in content["model"]["merges"]]):
+        (tmp_path / "tokenizer.json").write_text(
+            json.dumps({**content, "model": {**content["model"], "merges": merges}})
+        )
+        large.require_same_tokens(words, tmp_path)
+    for change in ({"merges": []}, {"vocab": {"a": 0}}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "model": {**content["model"], **change}}))
+        with pytest.raises(ValueError, match="another tokenizer than the denoiser's"):
+            large.require_same_tokens(words, tmp_path)
+
+
+# ---- The memory plan
+
+
+@pytest.mark.slow
+def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path, run: Run, tmp_path: Path) -> None:
+    for family in ("dream", "qwen2"):
+        bare = tmp_path / family
+        bare.mkdir()
+        for name in ("config.json", "tokenizer.json"):
+            if (hub / family / name).is_file():
+                (bare / name).write_text((hub / family / name).read_text())
+    output = tmp_path / "texts" / "x.jsonl"
+    status, shown, error = run(
+        "dream_qwen_energy", *dream(tmp_path, output), f"ar={tmp_path / 'qwen2'}", "batch_size=2", "plan=true"
+    )
+    assert status == 0, error
+    assert not output.parent.exists()
+    denoiser, ar = large.load_diffusion(hub / "dream", LENGTH), ar_network(hub, "qwen2")
+    plan = memory.memory_plan(denoiser, ar, 2, 8, LENGTH)
+    outlined = memory.memory_plan(
+        large.outline(large.read_diffusion(hub / "dream", LENGTH)),
+        large.outline(large.read_autoregressive(hub / "qwen2", LENGTH, 4, V)),
+        2,
+        8,
+        LENGTH,
+    )
+    assert outlined == plan
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
+    assert set(rows) == {*plan._fields, "at"}
+    assert "2 texts of 12 tokens, 8 candidates each" in rows["drafts"]
+
+
+# ---- Mistakes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["tokenizer=null"], "dream/tokenizer.json: cannot be read"),
+        (["ar={hub}/llada"], "model_type = 'llada' must be one of qwen2, llama"),
+        (["denoiser={hub}/qwen2"], "model_type = 'qwen2' must be one of llada, Dream"),
+        (["denoiser=null", "tokenizer=null"], "needs a denoiser: alone, a network of `edlm run pretrain_ar` is drawn"),
+        (["denoiser=/nowhere", "ar=null", "tokenizer=null", "energy_rows=null"], "/nowhere: no checkpoint there"),
+        (["denoiser=/nowhere", "ar=null"], "tokenizer = '{hub}/qwen2/tokenizer.json' is for large models"),
+        (["denoiser=/nowhere", "ar=null", "tokenizer=null"], "energy_rows = 4 is for large models"),
+        (["denoiser=/nowhere", "ar=null", "tokenizer=null", "energy_rows=null", "precision=bfloat16"], "precision = "),
+        (
+            ["denoiser=/x", "ar=null", "tokenizer=null", "energy_rows=null", "plan=true"],
+            "plan = True is for large models",
+        ),
+        (["length=64"], "length = 64 is 64 tokens, and ar reads 32: give length="),
+        (["ar.checkpointer.model_type=LLAMA9"], "ar.checkpointer: KeyError: 'LLAMA9'"),
+        (["ar.checkpointer.checkpoint_dir=/nowhere"], "/nowhere"),
+        (["ar.checkpointer.checkpoint_files=[gone.safetensors]"], "gone.safetensors"),
+        (["ar.model.num_layers=3"], "ar: the weights are not those of its config.json"),
+        (["ar.model.vocab_size=37"], "ar: the weights are not those of its config.json"),
+        (["ar.model.depth=3"], "ar.model.depth: unknown key"),
+        (["ar.checkpointer.output_dir=x"], "ar.checkpointer.output_dir: unknown key"),
+        (["ar.builder=x"], "ar.builder: unknown key"),
+        (["energy_rows=0"], "energy_rows = 0 must be a whole number of at least 1"),
+        (["precision=float8"], "precision = 'float8' must be one of float32, bfloat16"),
+    ],
+)
+def test_a_mistake_gets_one_line(hub: Path, run: Run, tmp_path: Path, overrides: list[str], said: str) -> None:
+    given = [*dream(hub, tmp_path / "x.jsonl"), *section(hub), *(word.replace("{hub}", str(hub)) for word in overrides)]
+    status, _, error = run("dream_qwen_energy", *given)
+    assert status == 2
+    assert said.replace("{hub}", str(hub)) in error
+    assert len(error.splitlines()) == 1
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_folders_that_do_not_go_together_get_one_line(hub: Path, run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write(other, "qwen2", random_weights("qwen2"), shards=1)
+    (other / "tokenizer.json").write_text(vocabulary.characters("abc").tokenizer.to_str())
+    status, _, error = run("dream_qwen_energy", *dream(hub, tmp_path / "x.jsonl"), f"ar={other}")
+    assert status == 2
+    assert "another tokenizer than the denoiser's" in error
+    without_bos = write(tmp_path / "dream", "dream", random_weights("dream"), bos_token_id=None)
+    given = [*dream(hub, tmp_path / "x.jsonl"), f"denoiser={without_bos}", f"ar={hub / 'qwen2'}"]
+    status, _, error = run("dream_qwen_energy", *given)
+    assert status == 2
+    assert "bos_token_id is missing" in error
