@@ -12,7 +12,7 @@ from strategies import LARGEST, SMALLEST, logits, uniforms, vocabulary_sizes
 from torch import Tensor
 
 from edlm import noise
-from edlm.categorical import entropy, inverse_cdf, nucleus, token_log_prob
+from edlm.categorical import entropy, inverse_cdf, nucleus, streamed_log_prob, token_log_prob
 from edlm.noise import Stream
 
 BLOCK = 256
@@ -278,3 +278,20 @@ def test_the_whole_mass_keeps_every_token():
 def test_a_nucleus_of_no_mass_or_too_much_is_refused(mass: float):
     with pytest.raises(ValueError, match=rf"nucleus = {mass} must lie in \(0, 1\]"):
         nucleus(torch.zeros(1, 2), mass)
+
+
+# ---- A slice of the vocabulary at a time
+
+
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 13), st.sampled_from([torch.float64, torch.bfloat16]))
+def test_log_probabilities_in_slices_are_those_of_the_whole(seed: int, size: int, width: int, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (5.0 * torch.randn(4, size, generator=generator, dtype=torch.float64)).to(dtype)
+    if size > 1:
+        logits[:, 0] = -torch.inf
+    tokens = torch.randint(size, (4,), generator=generator)
+    found = streamed_log_prob(lambda c: logits if c is None else logits[:, c], size, tokens, width)
+    whole = token_log_prob(logits, tokens.unsqueeze(-1)).squeeze(-1)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(found, whole, rtol=0.0, atol=tolerance)
+    assert found.dtype == whole.dtype
