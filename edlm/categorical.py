@@ -17,7 +17,7 @@ _BLOCK = 256
 # allocator need not ask the system for are also the fastest; a GPU needs larger ones to be busy.
 _LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
 _COLUMNS_AT_ONCE = {"cpu": 1 << 11}  # the weights of so many columns stay in a CPU's cache: twice the rate
-_LOGITS_AT_ONCE_UNROLLED = 1 << 24  # a compiler unrolls the loop over tiles, and takes a second for each
+_LOGITS_AT_ONCE_UNROLLED = 1 << 23  # a compiler unrolls the loop over tiles, and takes a second for each
 
 
 class Draws(NamedTuple):

@@ -3,6 +3,8 @@
 The chi-square tests use fixed seeds; for seeds chosen at random one of them would fail in 1 of 1000 runs of the file.
 """
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -245,6 +247,16 @@ def test_entropy_in_closed_form():
     laws = torch.cat([log_of(0.25, 0.75, 0.0), log_of(0.5, 0.5, 0.0), log_of(0.0, 1.0, 0.0)])
     expected = [0.5623351446188083, 0.6931471805599453, 0.0]
     assert entropy(laws).tolist() == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_block_of_one_in_a_billion_is_reached(dtype: torch.dtype):
+    """Block sums may be float32; what runs over them may not."""
+    logits = torch.full((1, 600), -torch.inf, dtype=dtype)
+    logits[0, 3], logits[0, 300], logits[0, 599] = 0.0, math.log(1e-9), math.log(1e-9)
+    share = 1e-9 / (1.0 + 2e-9)
+    uniforms = torch.tensor([[1.0 - 2.5 * share, 1.0 - 1.5 * share, 1.0 - 0.5 * share]], dtype=torch.float64)
+    assert inverse_cdf(logits, uniforms).tokens.tolist() == [[3, 300, 599]]
 
 
 # ---- Nucleus
