@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from edlm import checkpoints
+from edlm.networks import Head
 from edlm.vocabulary import Vocabulary
 
 # Names of LLaDA's parameters as a Llama's: those above the blocks, and those of block i.
@@ -376,27 +377,23 @@ def _bidirectional(decoder: Any) -> Any:
     return decoder
 
 
-class _PaddedHead(nn.Module):
-    """A vocabulary head that gives ids from the linear map's own number up to `vocab_size` the logit -inf."""
+class _PaddedHead(Head):
+    """A head of `out_features` columns whose weight has fewer rows: columns beyond them are -inf."""
 
-    def __init__(self, linear: nn.Linear, vocab_size: int) -> None:
-        super().__init__()
-        self.weight = linear.weight
-        self.in_features, self.out_features = linear.in_features, vocab_size
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        logits = F.linear(hidden, self.weight)
-        return F.pad(logits, (0, self.out_features - logits.shape[-1]), value=-torch.inf)
+    def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
+        columns = columns or slice(0, self.out_features)
+        logits = F.linear(hidden, self.weight[columns])
+        return F.pad(logits, (0, columns.stop - columns.start - logits.shape[-1]), value=-torch.inf)
 
 
-def _head(decoder: Any, vocab_size: int | None) -> nn.Linear | _PaddedHead:
-    """The vocabulary head, as a module also where it is the embedding, and as wide as it is asked to be."""
-    head = decoder.output
-    if not isinstance(head, nn.Linear):
-        weight = decoder.tok_embeddings.weight
-        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        head.weight = weight
-    return head if vocab_size is None or vocab_size <= head.out_features else _PaddedHead(head, vocab_size)
+def _head(decoder: Any, vocab_size: int | None) -> Head:
+    """The vocabulary head over the decoder's own weight, also where that is its embedding, as wide as is asked."""
+    weight = (decoder.output if isinstance(decoder.output, nn.Linear) else decoder.tok_embeddings).weight
+    known, width = weight.shape
+    wanted = max(known, vocab_size or 0)
+    head = (Head if wanted == known else _PaddedHead)(width, wanted, bias=False, device="meta")
+    head.weight = weight
+    return head
 
 
 def _named(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def textbook(case: Case, networks: Networks, seed: int, device: torch.device) ->
         return run(torch.Generator(device).manual_seed(seed), only)
 
     def observe(clock: Clock) -> object:
-        with clock.watching(_parts(networks.denoiser, networks.ar), _timing.transformer_flops):
+        with clock.watching(_parts(networks.denoiser, networks.ar), _timing.operations):
             return steps(case.textbook_steps)
 
     return Method(
@@ -107,7 +107,7 @@ def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Metho
     def observe(clock: Clock) -> object:
         kernel = pipeline.kernel._replace(draw=clock.timed(pipeline.kernel.draw, "noise"))
         with ExitStack() as stack:
-            stack.enter_context(clock.watching(_parts(networks.folded, networks.ar), _timing.transformer_flops))
+            stack.enter_context(clock.watching(_parts(networks.folded, networks.ar), _timing.operations))
             stack.enter_context(clock.watching(dict(kernel.step.module.items())))
             return pipelines.sample(pipeline._replace(kernel=kernel), case.rows, seed=seed)
 

@@ -233,7 +233,7 @@ def test_the_operations_of_a_transformer_are_those_of_its_products() -> None:
     with FlopCounterMode(display=False) as counter:
         hidden = network(tokens)
         network.head(hidden)
-    expected = _timing.transformer_flops(network, tokens) + _timing.transformer_flops(network.head, hidden)
+    expected = _timing.transformer_flops(network, tokens) + _timing.head_flops(network.head, hidden)
     attention = 2 * 2 * 2 * 3 * BLOCK * BLOCK * 16  # the counter may not know the fused kernel of a CPU
     assert counter.get_total_flops() in (expected, expected - attention)
     positions = torch.tensor([0, 5])
@@ -244,6 +244,8 @@ def test_the_operations_of_a_transformer_are_those_of_its_products() -> None:
         _timing.transformer_flops(network, tokens, None, positions)
         == _timing.transformer_flops(network, tokens) - spared
     )
+    half = _timing.head_flops(network.head, hidden, slice(0, VOCAB // 2))
+    assert half == 2 * hidden.numel() * (VOCAB // 2)
     less = counter.get_total_flops() - fewer.get_total_flops()
     assert less == spared + 2 * 16 * VOCAB * (3 * BLOCK - 2)
 
@@ -361,7 +363,7 @@ def test_the_recipe_reports_every_case_and_sweep(tmp_path: Path, capsys: pytest.
 def test_chosen_cases_alone_are_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.main(settings(tmp_path, only=[1], growth=[]))
     assert [case["case"]["method"] for case in json.loads((tmp_path / "benchmark.json").read_text())["cases"]] == [
-        "energy"
+        "carry_over"
     ]
 
 
