@@ -548,9 +548,9 @@ OWN = [
     ),
     Fault(
         "the two forms of the AR energy swapped by the config",
-        "recipes/generate.py",
-        'self.settings["ar_form"] == "carry_over"',
-        'self.settings["ar_form"] == "posterior"',
+        "recipes/_sources.py",
+        'settings["ar_form"] == "carry_over"',
+        'settings["ar_form"] == "posterior"',
         "tests/test_recipes.py::test_an_ar_model_beside_a_denoiser_corrects_it",
     ),
     Fault(
@@ -650,6 +650,20 @@ OWN = [
         "factor * term(tensordict",
         "term(tensordict",
         "tests/test_energies.py::test_the_target_of_a_product_is_the_denoiser_times_both_experts",
+    ),
+    Fault(
+        "a text that opens with bos has two of them for the AR model",
+        "recipes/_sources.py",
+        "None if found.opening else bos_id",
+        "bos_id",
+        "tests/test_generate_large.py::test_dream_with_a_folder_of_the_hub_as_its_energy",
+    ),
+    Fault(
+        "ids that the AR model does not know made likely",
+        "large.py",
+        "value=-torch.inf)",
+        "value=0.0)",
+        "tests/test_generate_large.py::test_ids_that_a_decoder_does_not_know_are_impossible",
     ),
     Fault(
         "Dream's states read where they stand",

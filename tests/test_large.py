@@ -377,6 +377,39 @@ def test_the_plans_tiles_are_those_of_the_sampler_and_the_energy() -> None:
     assert memory._BLOCK == categorical._BLOCK
 
 
+# Sizes of the published configs, which decide a plan.
+_DREAM = {"hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28, "num_attention_heads": 28}
+_DREAM |= {"num_key_value_heads": 4, "max_position_embeddings": 131_072, "vocab_size": 152_064}
+_SMALL = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+_SMALL |= {"num_key_value_heads": 2, "max_position_embeddings": 32_768, "vocab_size": 151_936}
+_LLADA = {"d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12_288}
+_LLADA |= {"vocab_size": 126_464, "embedding_size": 126_464, "max_sequence_length": 4096}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "family", "sizes", "energy", "rows", "length"),
+    [
+        ("Dream-7B with Qwen 2.5 0.5B", "dream", _DREAM, {**_SMALL, "tie_word_embeddings": True}, 1, 512),
+        ("Dream-7B with Qwen 2.5 0.5B", "dream", _DREAM, {**_SMALL, "tie_word_embeddings": True}, 4, 1024),
+        ("Dream-7B with Qwen 2.5 7B", "dream", _DREAM, _DREAM, 1, 1024),
+        ("LLaDA-8B alone", "llada", _LLADA, None, 1, 1024),
+    ],
+)
+def test_the_documented_plans_are_those_of_the_published_sizes(
+    name: str, family: str, sizes: dict[str, int], energy: dict[str, int] | None, rows: int, length: int, tmp_path: Path
+) -> None:
+    write(tmp_path / "d", family, {}, shards=1, **sizes, torch_dtype="bfloat16")
+    denoiser = large.outline(large.read_diffusion(tmp_path / "d", length))
+    ar = None
+    if energy is not None:
+        write(tmp_path / "a", "qwen2", {}, shards=1, **energy, torch_dtype="bfloat16")
+        ar = large.outline(large.read_autoregressive(tmp_path / "a", length, 4, denoiser.head.out_features))
+    plan = memory.memory_plan(denoiser, ar, rows, 8, length)
+    line = f"| {name} | {rows} | {length} | {plan.weights / 1e9:.2f} GB | {plan.peak / 1e9:.2f} GB |"
+    assert line in (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text("utf-8")
+
+
 @pytest.mark.slow
 def test_the_plan_of_published_sizes_needs_no_memory_to_make() -> None:
     """Dream-7B with Qwen 2.5 0.5B in bf16: 15.2 GB and 1.0 GB of weights, by their published sizes."""
