@@ -93,7 +93,7 @@ class DecoderNetwork(nn.Module):
         """Run the blocks and the final norm. Raises ValueError for sequences longer than `max_length`."""
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"length = {tokens.shape[1]} must be at most {self.max_length}")
-        parts = tokens.split(self.rows_at_once or len(tokens))
+        parts = [tokens] if self.rows_at_once is None else tokens.split(self.rows_at_once)
         hidden = torch.cat([self._run(part) for part in parts])
         if self.shifted:
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)

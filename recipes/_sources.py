@@ -81,6 +81,8 @@ def check(settings: Mapping[str, Any]) -> None:
     for key, is_read in {"tokenizer": denoiser, "energy_rows": ar, "precision": denoiser or ar}.items():
         if settings[key] is not None and not is_read:
             raise ValueError(f"{key} = {settings[key]!r} is for large models, from folders with a config.json")
+    if settings["energy_rows"] is not None and settings["execution"] != "eager":  # one graph per number of parts
+        raise ValueError(f"execution = {settings['execution']!r} needs energy_rows = null, or must be 'eager'")
 
 
 def load(settings: Mapping[str, Any], device: torch.device) -> Sources:

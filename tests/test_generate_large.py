@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import edlm
-from edlm import cli, denoisers, energies, large, memory, samplers, schedules, vocabulary
+from edlm import cli, denoisers, energies, large, memory, samplers, schedules, testing, vocabulary
 from edlm.recipes import _entry, _sources, generate
 
 BOS = 3
@@ -171,6 +171,17 @@ def plain_settings(hub: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return {**OmegaConf.to_container(merged), **changes}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_large_models_keep_the_laws_and_are_one_graph(hub: Path, family: str) -> None:
+    denoiser = denoisers.subs(large.load_diffusion(hub / family), MASK)
+    energy = energies.residual_ar(ar_network(hub, "qwen2", rows=None), MASK, BOS, carry_over=family == "llada")
+    testing.check_denoiser(denoiser, LENGTH)
+    testing.check_energy(energy, V, MASK, LENGTH)
+    for part in (denoiser, energy):
+        testing.check_one_graph(part, testing.drafts(V, MASK, LENGTH))
+
+
 # ---- Autoregressive folders
 
 
@@ -300,6 +311,7 @@ def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path,
         (["ar.model.depth=3"], "ar.model.depth: unknown key"),
         (["ar.checkpointer.output_dir=x"], "ar.checkpointer.output_dir: unknown key"),
         (["ar.builder=x"], "ar.builder: unknown key"),
+        (["execution=compile"], "execution = 'compile' needs energy_rows = null, or must be 'eager'"),
         (["energy_rows=0"], "energy_rows = 0 must be a whole number of at least 1"),
         (["precision=float8"], "precision = 'float8' must be one of float32, bfloat16"),
     ],
