@@ -25,6 +25,7 @@ ORDER = [
     "energies",
     "objectives",
     "likelihoods",
+    "bounds",
     "autoregressive",
     "samplers",
     "adaptive",
