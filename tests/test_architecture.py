@@ -33,6 +33,7 @@ ORDER = [
     "execution",
     "vocabulary",
     "corpora",
+    "quality",
     "checkpoints",
     "published",
     "inert",
@@ -40,6 +41,7 @@ ORDER = [
     "exchange",
     "large",
     "memory",
+    "judges",
     "cli",
 ]
 SOURCES = sorted([*PACKAGE.glob("*.py"), *(ROOT / "recipes").glob("*.py")])
