@@ -68,14 +68,14 @@ def t_step_nelbo(
     *,
     num_passes: int | None = None,
     scored: Tensor | None = None,
-) -> Tensor:
-    """One unbiased draw per row of the T-step NELBO, a bound for the plain sampler on this grid: float64 (b,).
+) -> Bound:
+    """One unbiased draw per row of the T-step NELBO, a bound for the plain sampler on this grid.
 
     `sum over the passes of a drawn plan of sum_{i in S} -log p_i(x_0^i | x_t)`, in nats per scored token, with S what a
     pass reveals. Arguments as of `sampler_nelbo`, to which it is equal at one particle, term by term.
     """
     plan = _plan(schedule, grid, x_0, seed, row, scored)
-    return _sum(denoiser, None, plan, x_0, seed, row, (0.0, 1.0), 1, 1, 1.0, num_passes).nats
+    return _sum(denoiser, None, plan, x_0, seed, row, (0.0, 1.0), 1, 1, 1.0, num_passes)
 
 
 def sampler_nelbo(
