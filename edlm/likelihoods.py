@@ -1,6 +1,7 @@
 """What may be claimed of a model: estimates of likelihood bounds, each with its error and its number of rows."""
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -32,8 +33,8 @@ class Estimate(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """`exp(mean)`."""
-        return math.exp(self.mean)
+        """`exp(mean)`, infinite where no float64 holds it."""
+        return math.exp(self.mean) if self.mean < math.log(sys.float_info.max) else math.inf
 
 
 def estimate(values: Tensor, tokens: Tensor | None = None) -> Estimate:

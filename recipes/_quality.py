@@ -12,6 +12,7 @@ from edlm import corpora, quality
 from edlm.judges import Judge
 from edlm.likelihoods import Estimate
 from edlm.recipes import _report
+from edlm.recipes._figures import finite
 from edlm.vocabulary import Vocabulary
 
 REPEATED = 4  # n of the n-grams whose repetition within a text is counted
@@ -142,10 +143,11 @@ def table(found: Sequence[Row]) -> str:
 
 def record(found: Sequence[Row]) -> list[dict[str, Any]]:
     """The figures as plain values."""
-    return [
-        {"figure": row.name, "samples": row.samples._asdict(), "held_out": row.held_out and row.held_out._asdict()}
-        for row in found
-    ]
+    return [{"figure": row.name, "samples": _plain(row.samples), "held_out": _plain(row.held_out)} for row in found]
+
+
+def _plain(value: Estimate | None) -> dict[str, Any] | None:
+    return None if value is None else {name: finite(number) for name, number in value._asdict().items()}
 
 
 def _cell(value: Estimate | None) -> str:

@@ -1,7 +1,7 @@
 """Say how good models are: likelihood bounds on held-out and on foreign text, and the quality of samples, with errors.
 
 edlm run evaluate denoiser=runs/tiny/denoiser energy=runs/tiny/energy rows=64
-edlm run evaluate zero_shot=[books.txt,news] corpus=null energy=null
+edlm run evaluate zero_shot=[books.txt,news] split=null energy=null
 edlm run evaluate samples=runs/tiny/samples.jsonl judge=runs/tiny/ar
 """
 
@@ -27,8 +27,8 @@ SETTINGS: Schema = {
     "denoiser": _settings.optional(_settings.text),
     "energy": _settings.optional(_settings.text),
     "ar": _settings.optional(_settings.text),
-    "corpus": _settings.optional(_settings.component()),
-    "split": _settings.choice("train", "valid", "test"),
+    "corpus": _settings.component(),
+    "split": _settings.optional(_settings.choice("train", "valid", "test")),
     "zero_shot": _settings.items(_settings.text),
     "normalised": _settings.flag,
     "documents": _settings.choice("joined", "separate"),
@@ -86,7 +86,7 @@ class Evaluate:
             self.texts.append(_figures.choose(name, found, settings["rows"], vocabulary, least_given))
         self.samples = None if settings["samples"] is None else _quality.read_samples(settings["samples"], vocabulary)
         if not self.texts and self.samples is None:
-            raise ValueError("corpus is null, zero_shot is empty and samples is null: there is nothing to evaluate")
+            raise ValueError("split is null, zero_shot is empty and samples is null: there is nothing to evaluate")
 
     def evaluate(self) -> None:
         """Score every set of texts under every model, and the samples; show each table when it is there."""
@@ -150,7 +150,7 @@ class Evaluate:
     def _documents(self) -> dict[str, list[str]]:
         """Documents of every set of texts, by name."""
         settings, found = self.settings, {}
-        if settings["corpus"] is not None:
+        if settings["split"] is not None:
             found[settings["split"]] = list(getattr(_settings.build(settings["corpus"]), settings["split"]))
         for path in settings["zero_shot"]:
             if path in found:
