@@ -1,7 +1,8 @@
 """Figures of samples beside the same figures of held-out text: diversity, distance, and what a judge says."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from edlm.recipes import _report
 from edlm.recipes._figures import finite
 from edlm.vocabulary import Vocabulary
 
+ENTROPY = "unigram entropy, nats"
 REPEATED = 4  # n of the n-grams whose repetition within a text is counted
 
 
@@ -89,30 +91,24 @@ def rows(
     def error_bar(statistic: quality.Statistic, *sets: Texts) -> Estimate:
         return quality.bootstrap(statistic, [len(texts.tokens) for texts in sets], seed, replicates)
 
-    def row(name: str, build: Any, remark: str = "") -> Row:
-        real = None if reference is None else error_bar(build(reference[1]), reference[1])
-        return Row(name, error_bar(build(samples), samples), real, remark)
+    def both(name: str, build: Callable[[Texts], Estimate], remark: str) -> Row:
+        return Row(name, build(samples), None if reference is None else build(reference[1]), remark)
+
+    def distinct(n: int, texts: Texts) -> Estimate:
+        statistic = quality.distinct(quality.grams(texts.tokens, n))
+        return quality.half_sampling(statistic, len(texts.tokens), seed, replicates)
+
+    def entropy(texts: Texts) -> Estimate:
+        return error_bar(quality.mean(quality.unigram_entropy(texts.tokens)), texts)
+
+    def repetition(texts: Texts) -> Estimate:
+        return error_bar(quality.mean(quality.repetition(texts.tokens, REPEATED)), texts)
 
     found = [
-        row(
-            "unigram entropy, nats",
-            lambda texts: quality.mean(quality.unigram_entropy(texts.tokens)),
-            "within a text",
-        ),
-        row(
-            f"repetition-{REPEATED}",
-            lambda texts: quality.mean(quality.repetition(texts.tokens, REPEATED)),
-            "share of a text's n-grams that it held before",
-        ),
+        both(ENTROPY, entropy, "within a text"),
+        both(f"repetition-{REPEATED}", repetition, "share of a text's n-grams that it held before"),
+        *(both(f"distinct-{n}", partial(distinct, n), "falls with the number of texts") for n in ngrams),
     ]
-    for n in ngrams:
-        found.append(
-            row(
-                f"distinct-{n}",
-                lambda texts, n=n: quality.distinct(quality.grams(texts.tokens, n)),
-                "falls with the number of texts",
-            )
-        )
     if reference is not None:
         real, other = reference
         for n in ngrams:
@@ -122,13 +118,13 @@ def rows(
             ]
             found.append(Row(f"{n}-gram divergence, nats", values[0], values[1], "at most 0.693; its floor beside it"))
     if judge is not None:
-        found.append(row("generative perplexity", lambda texts: _judged(judge, texts), "under the judge, its tokens"))
+
+        def perplexity(texts: Texts) -> Estimate:
+            judgement = judge(texts.spelled)
+            return error_bar(quality.perplexity(judgement.nll, judgement.tokens), texts)
+
+        found.append(both("generative perplexity", perplexity, "under the judge, its tokens"))
     return found
-
-
-def _judged(judge: Judge, texts: Texts) -> quality.Statistic:
-    judgement = judge(texts.spelled)
-    return quality.perplexity(judgement.nll, judgement.tokens)
 
 
 def table(found: Sequence[Row]) -> str:
@@ -136,7 +132,7 @@ def table(found: Sequence[Row]) -> str:
     lines = [("", "samples", "held-out text", "")]
     for row in found:
         lines.append((row.name, _cell(row.samples), _cell(row.held_out), row.remark))
-        if row.name.endswith("entropy, nats"):
+        if row.name == ENTROPY:
             lines.append(("unigram entropy, bits", _bits(row.samples), _bits(row.held_out), ""))
     return _report.columns(lines)
 

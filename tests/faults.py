@@ -714,6 +714,13 @@ OWN = [
         "torch.full_like(owner, length)",
         "tests/test_judges.py::test_a_causal_lm_judges_all_but_the_first_token_of_each_piece",
     ),
+    Fault(
+        "the error by halves is that of a half",
+        "quality.py",
+        " * (half / (size - half)) ** 0.5",
+        "",
+        "tests/test_quality.py::test_the_error_by_halves_of_a_mean_is_its_standard_error",
+    ),
 ]
 
 

@@ -129,7 +129,23 @@ def test_both_sets_of_a_divergence_are_resampled() -> None:
     assert quality.bootstrap(statistic, [5, 7], seed=2, replicates=20) != result
 
 
+@pytest.mark.parametrize("n", [50, 51, 3])
+def test_the_error_by_halves_of_a_mean_is_its_standard_error(n: int) -> None:
+    values = torch.linspace(0, 1, n, dtype=torch.float64) ** 2
+    result = quality.half_sampling(quality.mean(values), n, seed=0, replicates=2000)
+    assert result.mean == pytest.approx(values.mean().item())
+    assert result.standard_error == pytest.approx(values.std().item() / math.sqrt(n), rel=0.08)
+
+
+def test_texts_that_share_nothing_leave_distinct_no_error() -> None:
+    statistic = quality.distinct(quality.grams(texts([0, 1], [2, 3], [4, 5], [6, 7]), 1))
+    assert quality.half_sampling(statistic, 4, seed=0, replicates=20) == Estimate(1.0, 0.0, 4)
+    assert quality.bootstrap(statistic, [4], seed=0, replicates=20).standard_error > 0.05, "what halves are for"
+
+
 def test_an_error_needs_two_texts() -> None:
+    with pytest.raises(ValueError, match="at least 2 texts, got 1"):
+        quality.half_sampling(quality.mean(ones(1)), 1, seed=0)
     with pytest.raises(ValueError, match="at least 2 texts, got 1"):
         quality.bootstrap(quality.mean(ones(1)), [1], seed=0)
 
