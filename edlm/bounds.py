@@ -27,11 +27,13 @@ PAPER_NELBO_WARNING = (
 class Bound(NamedTuple):
     """Per row, (b,) each: an upper bound of the NLL in nats per scored token, and what stands behind it.
 
+    excess: how much of it the energy adds to the plain sampler's bound on the same passes, negative where it helps.
     ess, log_weight_std: means over corrected passes of the k weights of the formula, the data among them; NaN if none.
     denoiser_passes, energy_passes: texts of this row that each network has read.
     """
 
     nats: Tensor
+    excess: Tensor
     ess: Tensor
     log_weight_std: Tensor
     denoiser_passes: Tensor
@@ -189,12 +191,12 @@ def _sum(
     corrected = schedules.inside(plan.t[terms.row, terms.number], window)
     if energy is None or k == 1:
         corrected = torch.zeros_like(corrected)
-    total, ess, spread = (torch.zeros(len(row), dtype=torch.float64, device=row.device) for _ in range(3))
+    plain, excess, ess, spread = (torch.zeros(len(row), dtype=torch.float64, device=row.device) for _ in range(4))
     for part in _parts(terms, ~corrected, len(row)):
         x_t, t, now, _ = _before(denoiser, plan, x_0, part)
         positions = _flat(now, int(now.sum()))
         log_p = _data_log_prob(denoiser, x_0[part.row], x_t, t, positions)
-        total.index_add_(0, part.row, -part.weight * log_p.sum(-1))
+        plain.index_add_(0, part.row, -part.weight * log_p.sum(-1))
     for part in _parts(terms, corrected, len(row)):
         x_t, t, now, masked = _before(denoiser, plan, x_0, part)
         keys = (seed, row[part.row], part.number + 1)  # number 0 is the plan's
@@ -205,14 +207,15 @@ def _sum(
         log_w = particles.log_weights(weighed, temperature)
         share = _log_share(log_w[:, k - 1 :], log_w[:, : k - 1], k)
         gain = share.logsumexp(-1) - math.log(m) + math.log(k)
-        plain = torch.where(now, log_p, 0.0).sum(-1)
-        total.index_add_(0, part.row, -part.weight * (plain + gain))
+        plain.index_add_(0, part.row, -part.weight * torch.where(now, log_p, 0.0).sum(-1))
+        excess.index_add_(0, part.row, -part.weight * gain)
         ess.index_add_(0, part.row, particles.ess(log_w[:, :k]))
         spread.index_add_(0, part.row, particles.log_weight_std(log_w[:, :k]))
     passes = torch.bincount(terms.row, minlength=len(row))
     weighed_passes = torch.bincount(terms.row[corrected], minlength=len(row))
-    tokens = (plan.order >= 0).sum(-1)
-    return Bound(total / tokens, ess / weighed_passes, spread / weighed_passes, passes, (k - 1 + m) * weighed_passes)
+    plain, excess = (nats / (plan.order >= 0).sum(-1) for nats in (plain, excess))
+    ess, spread = ess / weighed_passes, spread / weighed_passes
+    return Bound(plain + excess, excess, ess, spread, passes, (k - 1 + m) * weighed_passes)
 
 
 def _terms(plan: RevealPlan, num_passes: int | None, seed: Tensor, row: Tensor) -> _Term:

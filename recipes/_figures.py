@@ -43,6 +43,7 @@ class Figure(NamedTuple):
     passes: dict[str, int]
     ess: float | None
     log_weight_std: float | None
+    excess: Estimate | None  # over the plain sampler's bound on the same passes
     unreliable_rows: float | None  # share of rows past `bounds.RELIABLE_STD`
 
     @property
@@ -68,6 +69,8 @@ class Figure(NamedTuple):
             "perplexity": self.value.perplexity,
             "bits_per_character": self.value.mean * per_character,
             "bits_error": self.value.standard_error * per_character,
+            "excess_nats": None if self.excess is None else self.excess.mean,
+            "excess_error": None if self.excess is None else self.excess.standard_error,
             "n": self.value.n,
             "ess": self.ess,
             "log_weight_std": self.log_weight_std,
@@ -116,7 +119,7 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
     """Score all excerpts and average over tokens: one figure for each that `score` names."""
     nats: dict[str, list[Tensor]] = {}
     passes: dict[str, int] = {}
-    counts, ess, spread = [], [], []
+    counts, ess, spread, excess = [], [], [], []
     key, started = torch.tensor(seed, device=device), time.monotonic()
     with tqdm(total=len(texts.excerpts), desc=f"{texts.name}: {model}", unit="text", leave=False) as bar:
         for tokens, scored, row in batches(texts, batch_size):
@@ -124,6 +127,7 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
             counts.append(scored.sum(-1))
             ess += [] if scores.ess is None else [scores.ess.cpu()]
             spread += [] if scores.log_weight_std is None else [scores.log_weight_std.cpu()]
+            excess += [] if scores.excess is None else [scores.excess.cpu()]
             for name, values in scores.nats.items():
                 nats.setdefault(name, []).append(values.cpu())
             for name, number in scores.passes.items():
@@ -142,6 +146,7 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
             passes,
             float(torch.cat(ess).nanmean()) if ess else None,
             None if std is None else float(std.nanmean()),
+            likelihoods.estimate(torch.cat(excess), torch.cat(counts)) if excess else None,
             None if std is None else float((std > bounds.RELIABLE_STD).double().mean()),
         )
         for name, values in nats.items()
@@ -150,7 +155,18 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
 
 def table(figures: Sequence[Figure], unit: str) -> str:
     """The figures of one set of texts in a table; the paper's figure never without its warning."""
-    head = ("", f"nats/{unit}", "perplexity", "bits/character", "n", "ESS", "s.d.", "passes/text", "seconds")
+    head = (
+        "",
+        f"nats/{unit}",
+        "perplexity",
+        "bits/character",
+        "over plain",
+        "n",
+        "ESS",
+        "s.d.",
+        "passes/text",
+        "seconds",
+    )
     rows = [(f"{figure.model}: {figure.name}{_mark(figure)}", *_cells(figure)) for figure in figures]
     return "\n".join([_report.columns([head, *rows]), *_notes(figures)])
 
@@ -190,6 +206,7 @@ def _cells(figure: Figure) -> tuple[str, ...]:
         f"{value.mean:.4f} ± {value.standard_error:.4f}",
         f"{value.perplexity:.4g}",
         "-" if bits is None or error is None else f"{bits:.4f} ± {error:.4f}",
+        "-" if figure.excess is None else f"{figure.excess.mean:+.4f} ± {figure.excess.standard_error:.4f}",
         str(value.n),
         "-" if figure.ess is None else f"{figure.ess:.2f}",
         "-" if figure.log_weight_std is None else f"{figure.log_weight_std:.2f}",

@@ -18,6 +18,7 @@ class Scores(NamedTuple):
     passes: dict[str, int]
     ess: Tensor | None = None
     log_weight_std: Tensor | None = None
+    excess: Tensor | None = None  # what the energy adds to the plain bound of the same passes
 
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], Scores]  # tokens, scored, seed, row
@@ -76,7 +77,7 @@ def sampler(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -
             scored=scored,
         )
         passes = {"denoiser": int(bound.denoiser_passes.sum()), "energy": int(bound.energy_passes.sum())}
-        return Scores({"sampler_nelbo": bound.nats}, passes, bound.ess, bound.log_weight_std)
+        return Scores({"sampler_nelbo": bound.nats}, passes, bound.ess, bound.log_weight_std, bound.excess)
 
     return score
 

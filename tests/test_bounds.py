@@ -162,8 +162,11 @@ def test_one_particle_is_the_t_step_nelbo_term_by_term(schedule, grid, seed, num
     for energy in (energies.zero(), OracleEnergy(ENERGY)):
         one = bounds.sampler_nelbo(DENOISER, energy, *keys, num_particles=1, num_completions=3, num_passes=num_passes)
         assert torch.equal(one.nats, plain)
+        assert (one.excess == 0).all()
         assert (one.energy_passes == 0).all()
         assert one.ess.isnan().all()
+    both = bounds.sampler_nelbo(DENOISER, OracleEnergy(ENERGY), *keys, num_particles=2, num_passes=num_passes)
+    torch.testing.assert_close(both.nats - both.excess, plain)
     if num_passes is None:  # an energy that says nothing leaves every weight equal
         flat = bounds.sampler_nelbo(DENOISER, energies.zero(), *keys, num_particles=3, num_completions=2)
         torch.testing.assert_close(flat.nats, plain)

@@ -138,6 +138,9 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     assert found["denoiser", "nelbo"]["passes"] == {"denoiser": 6}
     assert found["energy", paper[0]]["passes"] == {"denoiser": 6, "energy": 6 * 4}
     assert found["energy", "sampler_nelbo"]["ess"] > 1.0
+    excess = found["energy", "sampler_nelbo"]["excess_nats"]
+    plain = found["denoiser", "t_step_nelbo"]["nats_per_token"]
+    assert found["energy", "sampler_nelbo"]["nats_per_token"] - excess == pytest.approx(plain, rel=1e-5)
 
     network = networks.fold_conditioning(checkpoints.load_as(Transformer, folder / "denoiser"))
     denoiser = denoisers.subs(network, ABC.mask_id)
@@ -237,7 +240,7 @@ def test_held_out_texts_share_none_and_are_as_long_as_a_sample() -> None:
 
 
 def figure(name: str, std: float | None) -> Figure:
-    return Figure("text", "energy", name, Estimate(1.0, 0.1, 4), 1.0, 0.1, {"denoiser": 4}, 2.0, std, 0.0)
+    return Figure("text", "energy", name, Estimate(1.0, 0.1, 4), 1.0, 0.1, {"denoiser": 4}, 2.0, std, None, 0.0)
 
 
 @pytest.mark.parametrize(("std", "unreliable"), [(0.5, False), (3.0, False), (3.01, True), (math.inf, True)])
