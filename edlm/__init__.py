@@ -39,11 +39,11 @@ if TYPE_CHECKING:
         vocabulary,
     )
     from edlm.execution import accelerate
-    from edlm.pipelines import Pipeline, sample
+    from edlm.pipelines import Pipeline, extend, sample
 
 __version__ = "0.1.0"
 
-_FACE = {"accelerate": "execution", "Pipeline": "pipelines", "sample": "pipelines"}
+_FACE = {"accelerate": "execution", "Pipeline": "pipelines", "extend": "pipelines", "sample": "pipelines"}
 
 __all__ = [
     "Pipeline",
@@ -60,6 +60,7 @@ __all__ = [
     "energies",
     "exchange",
     "execution",
+    "extend",
     "foreign",
     "inert",
     "judges",

@@ -61,8 +61,8 @@ class Network(Protocol):
         """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,)."""
         ...
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., h) to logits (..., v)."""
+    def head(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
+        """Hidden states (..., h) to logits (..., v), or to some columns of them: `networks.Head` does both."""
         ...
 
 

@@ -11,7 +11,7 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import contracts, schedules
+from edlm import categorical, contracts, schedules
 from edlm.schedules import Schedule
 
 
@@ -30,7 +30,12 @@ class SubsDenoiser(TensorDictModule):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
-        logits: Tensor = self.module.network.head(hidden)
+        head, width = self.module.network.head, categorical.columns_at_once(self.vocab_size, hidden.device)
+        if width < self.vocab_size and not hidden.requires_grad:
+            columns = categorical.slices(self.vocab_size, width)
+            logits = torch.cat([head(hidden, each) for each in columns], dim=-1)
+        else:
+            logits = head(hidden)
         logits.select(-1, self.mask_id).fill_(-torch.inf)  # in place: a copy would cost as much as a draw
         return logits
 

@@ -4,6 +4,8 @@ An energy is a TensorDict module that reads `candidates` (b, k, l) and whichever
 needs, and writes `energy` (b, k). Particles and rows never see each other.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from tensordict.nn import TensorDictModule
@@ -78,19 +80,23 @@ def ar_log_prob(
     hidden = network(read, None, torch.where(predicted, positions - behind, 0))
     wanted = tokens.flatten()[positions.clamp(max=n * l - 1)]
     vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
-    rows = categorical.rows_at_once(vocab_size, tokens.device, torch.compiler.is_compiling())
-    chunks = [
-        categorical.token_log_prob(ar_logits(network, states, mask_id), target.unsqueeze(-1)).squeeze(-1)
+    width = categorical.columns_at_once(vocab_size, tokens.device)
+    rows = categorical.rows_at_once(width, tokens.device, torch.compiler.is_compiling())
+    tiles = [
+        categorical.streamed_log_prob(partial(ar_logits, network, states, mask_id), vocab_size, target, width)
         for states, target in zip(hidden.split(rows), wanted.split(rows), strict=True)
     ]
-    found = torch.where(predicted, torch.cat(chunks), 0.0)
+    found = torch.where(predicted, torch.cat(tiles), 0.0)
     return found.new_zeros(n * l + 1).index_copy(0, positions, found)[:-1].view(n, l)
 
 
-def ar_logits(network: nn.Module, hidden: Tensor, mask_id: int) -> Tensor:
-    """Logits (n, v) of hidden states (n, h), `-inf` at the mask."""
-    logits: Tensor = network.get_submodule("head")(hidden)
-    logits.select(-1, mask_id).fill_(-torch.inf)  # in place: the head's own output
+def ar_logits(network: nn.Module, hidden: Tensor, mask_id: int, columns: slice | None = None) -> Tensor:
+    """Logits (n, v) of hidden states (n, h), or some columns of them, `-inf` at the mask."""
+    head = network.get_submodule("head")
+    logits: Tensor = head(hidden) if columns is None else head(hidden, columns)
+    place = mask_id - (0 if columns is None else columns.start)
+    if 0 <= place < logits.shape[-1]:
+        logits.select(-1, place).fill_(-torch.inf)  # in place: the head's own output
     return logits
 
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from edlm import checkpoints
+from edlm.networks import Head
 from edlm.vocabulary import Vocabulary
 
 # Names of LLaDA's parameters as a Llama's: those above the blocks, and those of block i.
@@ -234,13 +235,11 @@ def _bidirectional(decoder: Any) -> Any:
     return decoder
 
 
-def _head(decoder: Any) -> nn.Linear:
-    """The vocabulary head, as a module also where it is the embedding."""
-    if isinstance(decoder.output, nn.Linear):
-        return decoder.output
-    weight = decoder.tok_embeddings.weight
-    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    head.weight = weight
+def _head(decoder: Any) -> Head:
+    """The vocabulary head over the decoder's own weight, also where that is its embedding."""
+    own = decoder.output if isinstance(decoder.output, nn.Linear) else decoder.tok_embeddings
+    head = Head(own.weight.shape[1], own.weight.shape[0], bias=False, device="meta")
+    head.weight = own.weight
     return head
 
 

@@ -30,15 +30,14 @@ def memory_plan(
     batch_size: int,
     num_particles: int,
     length: int,
-    logits_at_once: int = 2**25,
-    head_rows: int = 2048,
+    logits_at_once: int = 2**27,
 ) -> MemoryPlan:
     """Bytes of one step of `samplers.importance` with `energies.residual_ar` over these networks.
 
     Weights are counted, the rest is bounded: per token the widest moment of a block holds three vectors of its
-    feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once` and `head_rows`
-    are the tiles of the sampler and the energy. Attention is taken to need memory linear in the length. Works on
-    networks on the meta device, which take no memory themselves.
+    feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once`
+    is the size of a tile, that of `categorical` on a GPU. Attention is taken to need memory linear in the length. Works
+    on networks on the meta device, which take no memory themselves.
     """
     rows = min(energy.rows_at_once or batch_size * num_particles, batch_size * num_particles)
     tokens, in_energy = batch_size * length, batch_size * num_particles * length
@@ -47,7 +46,7 @@ def memory_plan(
     vocab_size = denoiser.head.out_features
     drawn = vocab_size * (2 * denoiser.head.weight.element_size() + 4 * 4)  # logits, and weights in float32
     drawn += num_particles * min(_BLOCK, vocab_size) * (4 + 8 + 8)  # a block per draw, and its running sum
-    scored = min(in_energy, head_rows) * energy.head.out_features
+    scored = min(in_energy * energy.head.out_features, logits_at_once)
     return MemoryPlan(
         weights=_bytes_of(denoiser) + _bytes_of(energy),
         drafts=in_energy * (8 + 8 + 8 + 4 + 4),

@@ -204,6 +204,16 @@ class Trunk(nn.Module):
         return self.norm(x), Past(keys, values)
 
 
+class Head(nn.Linear):
+    """Hidden states (..., h) to logits (..., v), or to some columns of them without the cost of the others."""
+
+    def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
+        """Apply the rows of the weight that make these columns; None: all."""
+        if columns is None:
+            return super().forward(hidden)
+        return F.linear(hidden, self.weight[columns], None if self.bias is None else self.bias[columns])
+
+
 class Transformer(nn.Module):
     """A network over tokens with a vocabulary head that can be run on chosen positions alone.
 
@@ -229,7 +239,7 @@ class Transformer(nn.Module):
         self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout, norm_bias)
-        self.head = nn.Linear(hidden_size, vocab_size)
+        self.head = Head(hidden_size, vocab_size)
         _init_embedding(self.embedding)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -5,6 +5,7 @@ follows from them, so nothing inside the loop waits for the device, and a row th
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Self
 
 import torch
@@ -97,6 +98,56 @@ def sample(
     tokens = starting_tokens(pipeline, num_samples, prompt)
     row = torch.arange(first_row, first_row + num_samples, device=tokens.device)
     return _run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row, 0, callback)
+
+
+def extend(
+    pipeline: Pipeline,
+    length: int,
+    stride: int,
+    num_samples: int = 1,
+    *,
+    seed: int = 0,
+    prompt: Tensor | None = None,
+    first_row: int = 0,
+    callback: Callback | None = None,
+) -> TensorDict:
+    """Draw texts of any length: a window as long as the pipeline moves on by `stride` tokens until the end is reached.
+
+    What the window has filled and still covers is given in its next place, so a new token sees the
+    `pipeline.length - stride` tokens before its part. Arguments and result are those of `sample`, the passes of all
+    windows in a row; a callback sees the whole text. Up to `pipeline.length` tokens it is `sample` itself.
+    Raises ValueError unless 1 <= stride < pipeline.length <= length, and as `sample` does.
+    """
+    window = pipeline.length
+    if not 1 <= stride < window:
+        raise ValueError(f"stride = {stride} must lie in 1..{window - 1}: a window has {window} tokens")
+    if length < window:
+        raise ValueError(f"length = {length} must be at least that of the pipeline, {window}")
+    _check_evaluating(pipeline.kernel.step)
+    tokens = starting_tokens(pipeline._replace(length=length), num_samples, prompt)
+    row = torch.arange(first_row, first_row + num_samples, device=tokens.device)
+    seed_ = torch.tensor(seed, device=tokens.device)
+    infos = []
+    for number, start in enumerate([*range(0, length - window, stride), length - window]):
+        before, after = tokens[:, :start], tokens[:, start + window :]
+        shown = None if callback is None else partial(_show_whole, callback, before, after)
+        out = _run(pipeline, tokens[:, start : start + window], seed_, row, number * window, shown)
+        tokens = torch.cat([before, out["tokens"], after], dim=1)
+        infos.append(out["info"])
+    return TensorDict({"tokens": tokens, "info": _in_a_row(infos)}, batch_size=[num_samples])
+
+
+def _show_whole(callback: Callback, before: Tensor, after: Tensor, state: TensorDict, info: TensorDict) -> None:
+    callback(TensorDict({contracts.X_T: torch.cat([before, state[contracts.X_T], after], dim=1)}), info)
+
+
+def _in_a_row(infos: list[TensorDict]) -> TensorDict:
+    """The record of several runs as one: passes one after the other, their numbers added."""
+    joined = {
+        key: torch.cat([info[key] for info in infos], dim=1) if value.ndim > 1 else sum(info[key] for info in infos)
+        for key, value in infos[0].items()
+    }
+    return TensorDict(joined, batch_size=infos[0].batch_size)
 
 
 def _run(

@@ -36,7 +36,7 @@ class Case(NamedTuple):
     textbook_steps: int | None
 
     def __str__(self) -> str:
-        particles = f" k={self.num_particles}" if self.method == "energy" else ""
+        particles = f" k={self.num_particles}" if self.method != "plain" else ""
         return f"{self.method} v={self.vocab_size} l={self.length} b={self.rows} T={self.num_steps}{particles}"
 
 
@@ -79,7 +79,7 @@ def textbook(case: Case, networks: Networks, seed: int, device: torch.device) ->
     if case.method == "plain":
         run = partial(_textbook.ancestral, networks.denoiser, mask_id, shape, case.num_steps)
     else:
-        energy = _textbook.residual_ar(networks.ar, mask_id, BOS_ID, carry_over=False)
+        energy = _textbook.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
         run = partial(
             _textbook.importance, networks.denoiser, energy, mask_id, shape, case.num_steps, case.num_particles
         )
@@ -88,7 +88,7 @@ def textbook(case: Case, networks: Networks, seed: int, device: torch.device) ->
         return run(torch.Generator(device).manual_seed(seed), only)
 
     def observe(clock: Clock) -> object:
-        with clock.watching(_parts(networks.denoiser, networks.ar), _timing.transformer_flops):
+        with clock.watching(_parts(networks.denoiser, networks.ar), _timing.operations):
             return steps(case.textbook_steps)
 
     return Method(
@@ -107,7 +107,7 @@ def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Metho
     def observe(clock: Clock) -> object:
         kernel = pipeline.kernel._replace(draw=clock.timed(pipeline.kernel.draw, "noise"))
         with ExitStack() as stack:
-            stack.enter_context(clock.watching(_parts(networks.folded, networks.ar), _timing.transformer_flops))
+            stack.enter_context(clock.watching(_parts(networks.folded, networks.ar), _timing.operations))
             stack.enter_context(clock.watching(dict(kernel.step.module.items())))
             return pipelines.sample(pipeline._replace(kernel=kernel), case.rows, seed=seed)
 
@@ -124,8 +124,8 @@ def build_pipeline(case: Case, networks: Networks, mode: execution.Mode) -> Pipe
     mask_id, schedule = case.vocab_size - 1, schedules.log_linear()
     denoiser = denoisers.subs(networks.folded, mask_id)
     kernel = samplers.ancestral(schedule, denoiser)
-    if case.method == "energy":
-        energy = energies.residual_ar(networks.ar, mask_id, BOS_ID, carry_over=False)
+    if case.method != "plain":
+        energy = energies.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
         kernel = samplers.importance(schedule, denoiser, energy, case.num_particles)
     return execution.accelerate(pipelines.sampling(kernel, case.length, case.num_steps), mode)
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edlm.networks import Head
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_HIGH_WATER = "5"
 _MATMUL_SIZES = {"cpu": 1024, "cuda": 8192}
@@ -107,9 +109,9 @@ class Clock:
 
     @contextmanager
     def watching(
-        self, modules: Mapping[str, nn.Module], flops: Callable[[nn.Module, Tensor], float] = lambda *_: 0.0
+        self, modules: Mapping[str, nn.Module], flops: Callable[..., float] = lambda *_: 0.0
     ) -> Iterator[None]:
-        """Time every call of the modules while the context is open; flops: of a module and its first input."""
+        """Time every call of the modules while the context is open; flops: of a module and its inputs."""
         handles: list[Any] = []
         for name, module in modules.items():
             handles.append(module.register_forward_pre_hook(lambda *_: self._start()))
@@ -131,10 +133,10 @@ class Clock:
 
         return run
 
-    def _hook(self, name: str, flops: Callable[[nn.Module, Tensor], float]) -> Callable[..., None]:
+    def _hook(self, name: str, flops: Callable[..., float]) -> Callable[..., None]:
         def stop(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
             first = inputs[0]
-            self._stop(name, len(first) if isinstance(first, Tensor) else 0, flops(module, first))
+            self._stop(name, len(first) if isinstance(first, Tensor) else 0, flops(module, *inputs))
 
         return stop
 
@@ -148,16 +150,27 @@ class Clock:
         self.parts[name] = Part(part.calls + 1, part.rows + rows, part.seconds + taken, part.flops + flops)
 
 
-def transformer_flops(network: nn.Module, inputs: Tensor) -> float:
-    """Operations of a transformer on tokens (b, l), or of a vocabulary head on hidden states (..., h).
+def operations(module: nn.Module, *inputs: Any) -> float:
+    """Operations of a call of a transformer, or of its vocabulary head."""
+    return head_flops(module, *inputs) if isinstance(module, Head) else transformer_flops(module, *inputs)
 
-    `24 h^2` per token and block, and `4 l h` for its attention, causal or not; `2 h v` per row of a head.
+
+def head_flops(head: Head, hidden: Tensor, columns: slice | None = None) -> float:
+    """`2 h v` per hidden state, or `2 h` per column where only some are asked for."""
+    return 2.0 * hidden.numel() * len(range(head.out_features)[columns or slice(None)])
+
+
+def transformer_flops(
+    network: nn.Module, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None
+) -> float:
+    """`24 h^2` per token (b, l) and block, and `4 l h` for its attention, causal or not.
+
+    With positions (n,), `18 h^2` of the last block are at those alone.
     """
-    if isinstance(network, nn.Linear):
-        return 2.0 * inputs.numel() * network.out_features
     arguments: Any = network.arguments
     h, num_layers = arguments["hidden_size"], arguments["num_layers"]
-    return float(inputs.numel() * num_layers * (24 * h * h + 4 * inputs.shape[1] * h))
+    spared = 0 if positions is None else tokens.numel() - positions.numel()
+    return float(tokens.numel() * num_layers * (24 * h * h + 4 * tokens.shape[1] * h) - spared * 18 * h * h)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -37,7 +37,7 @@ SIZES: Schema = {
     "num_particles": _settings.integer(1),
 }
 RUNS: Schema = {
-    "method": _settings.choice("plain", "energy"),
+    "method": _settings.choice("plain", "posterior", "carry_over"),
     "repeats": _settings.integer(1),
     "textbook_steps": _settings.optional(_settings.integer(1)),
 }

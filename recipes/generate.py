@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,26 @@ from tensordict import TensorDict
 from torch import Tensor
 from tqdm import tqdm
 
-from edlm import autoregressive, checkpoints, contracts, denoisers, energies, execution, networks, particles, pipelines
+from edlm import (
+    adaptive,
+    autoregressive,
+    checkpoints,
+    contracts,
+    denoisers,
+    energies,
+    execution,
+    networks,
+    particles,
+    pipelines,
+)
 from edlm import samplers as kernels
 from edlm.checkpoints import N
+from edlm.contracts import Denoiser
 from edlm.networks import EnergyNetwork, Transformer
 from edlm.pipelines import Pipeline
 from edlm.recipes import _entry, _report, _settings, _training
 from edlm.recipes._settings import Schema
+from edlm.samplers import Kernel
 from edlm.vocabulary import MASK_SYMBOL, Vocabulary
 
 SETTINGS: Schema = {
@@ -41,13 +55,16 @@ SETTINGS: Schema = {
     "num_samples": _settings.integer(1),
     "batch_size": _settings.integer(1),
     "length": _settings.optional(_settings.integer(1)),
+    "stride": _settings.optional(_settings.integer(1)),
     "num_steps": _settings.optional(_settings.integer(1)),
     "tokens_per_pass": _settings.integer(1),
     "num_particles": _settings.integer(1),
     "window": _settings.window,
+    "target_ess": _settings.optional(_settings.number(0, above=True)),
     "selection": _settings.choice("sir", "imh", "greedy"),
     "energy_temperature": _settings.number(0, above=True),
     "temperature": _settings.number(0, above=True),
+    "nucleus": _settings.number(0, 1, above=True),
     "prompt": _settings.optional(_settings.text),
     "execution": _settings.choice("eager", "compile", "cudagraph"),
     "live": _settings.flag,
@@ -94,21 +111,16 @@ class Generate:
         self.prompt = None if prompt is None else encode_prompt(prompt, self.vocabulary)
         if self.denoiser is None:
             return
-        kernel = kernels.ancestral(self.schedule, self.denoiser, settings["temperature"])
-        if self.energy is not None:
-            if settings["temperature"] != 1.0:
-                raise ValueError(f"temperature = {settings['temperature']} is for sampling without an energy")
-            kernel = kernels.importance(
-                self.schedule,
-                self.denoiser,
-                self.energy,
-                settings["num_particles"],
-                settings["energy_temperature"],
-                getattr(particles, settings["selection"]),
+        window = self.denoiser.max_length
+        self.length = settings["length"] or window
+        if self.length > window and settings["stride"] is None:
+            raise ValueError(
+                f"length = {self.length} is more than the denoiser's {window}: give a stride below {window}, by which "
+                "its window moves on"
             )
         pipeline = pipelines.sampling(
-            kernel,
-            settings["length"] or self.denoiser.max_length,
+            self._kernel(self.denoiser),
+            min(self.length, window),
             settings["num_steps"],
             tuple(settings["window"]),
             tokens_per_pass=settings["tokens_per_pass"],
@@ -142,6 +154,23 @@ class Generate:
             how = f"{self.device}, {self.settings['execution']}, {self.settings['batch_size']} at once"
             rows.append(("texts per second", f"{self.rate:.3g}", how))
         print(f"\n{_report.table(rows)}\n\n  written to {self.output}")
+
+    def _kernel(self, denoiser: Denoiser) -> Kernel:
+        """The denoiser alone, or corrected with a fixed number of particles or with as many as it takes."""
+        settings, parts = self.settings, (self.schedule, denoiser)
+        proposal = {"temperature": settings["temperature"], "nucleus": settings["nucleus"]}
+        if self.energy is None:
+            return kernels.ancestral(*parts, **proposal)
+        rules = {
+            "temperature": settings["energy_temperature"],
+            "selection": getattr(particles, settings["selection"]),
+            "proposal_temperature": proposal["temperature"],
+            "nucleus": proposal["nucleus"],
+        }
+        most = settings["num_particles"]
+        if settings["target_ess"] is None:
+            return kernels.importance(*parts, self.energy, most, **rules)
+        return adaptive.importance(*parts, self.energy, settings["target_ess"], most, min(2, most), **rules)
 
     def _show(self, state: TensorDict, info: TensorDict) -> None:
         """The first texts as they form, drawn over the ones before."""
@@ -192,10 +221,11 @@ class Generate:
         ]
 
     def _from_pipeline(self, count: int, first: int) -> tuple[Tensor, dict[str, list[Any]]]:
+        sample = partial(pipelines.sample, self.pipeline)
+        if self.length > self.pipeline.length:
+            sample = partial(pipelines.extend, self.pipeline, self.length, self.settings["stride"])
         show = self._show if self.settings["live"] else None
-        out = pipelines.sample(
-            self.pipeline, count, seed=self.settings["seed"], prompt=self.prompt, first_row=first, callback=show
-        )
+        out = sample(count, seed=self.settings["seed"], prompt=self.prompt, first_row=first, callback=show)
         info = out["info"].cpu()
         return out["tokens"], {
             "denoiser_passes": info["denoiser_passes"].tolist(),
@@ -227,7 +257,8 @@ def check_sources(settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"energy = {settings['energy']!r} and ar = {settings['ar']!r} exclude each other: set one to null"
         )
-    for key, plain in (("energy", None), ("execution", "eager"), ("live", False)):
+    alone = {"energy": None, "nucleus": 1.0, "stride": None, "execution": "eager", "live": False}
+    for key, plain in alone.items():
         if settings["denoiser"] is None and settings[key] != plain:
             raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
 

@@ -155,6 +155,55 @@ PUBLISHED = [
 
 OWN = [
     Fault(
+        "a proposal's weight inverted",
+        "samplers.py",
+        "ratio = (log_p - log_q)",
+        "ratio = (log_q - log_p)",
+        "tests/test_laws.py::test_another_proposal_is_weighed_against_the_denoiser",
+    ),
+    Fault(
+        "a nucleus without the token that reaches its mass",
+        "categorical.py",
+        "probability.cumsum(-1) - probability < mass",
+        "probability.cumsum(-1) < mass",
+        "tests/test_categorical.py::test_a_nucleus_is_the_fewest_most_likely_tokens_of_that_mass",
+    ),
+    Fault(
+        "a row that has enough particles draws on with the others",
+        "adaptive.py",
+        "going_on = going_on[few & corrected[going_on]]",
+        "going_on = going_on if (few & corrected[going_on]).any() else going_on[:0]",
+        "tests/test_adaptive.py::test_what_a_row_draws_does_not_depend_on_the_others",
+    ),
+    Fault(
+        "windows of a long text share their noise",
+        "pipelines.py",
+        "seed_, row, number * window, shown",
+        "seed_, row, 0, shown",
+        "tests/test_pipelines.py::test_windows_do_not_share_noise",
+    ),
+    Fault(
+        "a finished row stays in the batch",
+        "pipelines.py",
+        "rows = min(b, pipeline.pad_rows(running))",
+        "rows = b",
+        "tests/test_pipelines.py::test_a_finished_row_is_worked_on_no_more",
+    ),
+    Fault(
+        "rows come back in the order they were run in",
+        "pipelines.py",
+        "batch_size=[b])[original]",
+        "batch_size=[b])",
+        "tests/test_pipelines.py::test_a_callback_sees_the_rows_in_their_own_order",
+    ),
+    Fault(
+        "the last slice of the vocabulary forgotten",
+        "categorical.py",
+        "for first in range(0, vocab_size, width)]",
+        "for first in range(0, vocab_size - width, width)]",
+        "tests/test_categorical.py::test_log_probabilities_in_slices_are_those_of_the_whole",
+    ),
+    Fault(
         "plan off by one step",
         "absorbing.py",
         "return grid.shape[0] - 2 - torch",
@@ -227,8 +276,8 @@ OWN = [
     Fault(
         "rows of a later batch reuse the first one's noise",
         "pipelines.py",
-        "torch.arange(first_row, first_row + num_samples, device=tokens.device)",
-        "torch.arange(0, num_samples, device=tokens.device)",
+        "    return _run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row, 0, callback)",
+        "    return _run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row - first_row, 0, callback)",
         "tests/test_samplers.py::test_seeds_and_rows_give_different_samples",
     ),
     Fault(
@@ -348,7 +397,7 @@ OWN = [
         "categorical.py",
         "_block_sums(weights).to(torch.float64).cumsum(-1)",
         "_block_sums(weights).cumsum(-1).double()",
-        "tests/test_categorical.py::test_float32_logits_keep_a_tail_of_one_in_a_million",
+        "tests/test_categorical.py::test_a_block_of_one_in_a_billion_is_reached",
     ),
     Fault(
         "a draw takes the token before its own",
@@ -449,11 +498,11 @@ OWN = [
         "tests/test_residual_ar.py::test_it_is_the_exact_energy",
     ),
     Fault(
-        "carry-over form counts visible tokens",
+        "posterior form scores masked tokens alone",
         "energies.py",
-        "counts = x_t == self.mask_id if self.carry_over else",
-        "counts = torch.ones_like(x_t, dtype=torch.bool) if self.carry_over else",
-        "tests/test_residual_ar.py::test_the_normaliser_of_the_carry_over_form_is_one",
+        "*candidates.shape) if self.carry_over else None",
+        "*candidates.shape)",
+        "tests/test_residual_ar.py::test_it_is_the_exact_energy",
     ),
     Fault(
         "a position reads its own place in the cache, which is still empty",
@@ -472,8 +521,8 @@ OWN = [
     Fault(
         "an autoregressive model may draw the mask",
         "energies.py",
-        "logits.select(-1, mask_id).fill_(-torch.inf)",
-        "logits.select(-1, mask_id).fill_(0.0)",
+        "logits.select(-1, place).fill_(-torch.inf)",
+        "logits.select(-1, place).fill_(0.0)",
         "tests/test_autoregressive.py::test_every_token_is_where_its_uniform_falls_in_the_law_given_all_before",
     ),
     Fault(

@@ -159,9 +159,9 @@ SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size"
 VOCAB, BLOCK = 11, 6
 
 
-def small_case(method: str = "energy", **changes: Any) -> _methods.Case:
+def small_case(method: str = "posterior", **changes: Any) -> _methods.Case:
     sizes = {"vocab_size": VOCAB, "length": BLOCK, "rows": 3, "num_steps": 4, "repeats": 2, "textbook_steps": None}
-    return _methods.Case(**{"method": method, "num_particles": 2 if method == "energy" else 1, **sizes, **changes})
+    return _methods.Case(**{"method": method, "num_particles": 1 if method == "plain" else 2, **sizes, **changes})
 
 
 def small_networks() -> _methods.Networks:
@@ -194,6 +194,7 @@ def test_both_sides_have_the_same_energy(carry_over: bool) -> None:
     log_p = _textbook.subs(networks.denoiser.head(networks.denoiser(x_t)), x_t, VOCAB - 1)
     drawn = log_p.unsqueeze(1).expand(-1, 2, -1, -1).gather(-1, drafts.unsqueeze(-1)).squeeze(-1)
     keys = {contracts.X_T: x_t, contracts.CANDIDATES: drafts, contracts.LOG_P_CANDIDATES: drawn}
+    keys[contracts.POSITIONS] = (x_t == VOCAB - 1).flatten().nonzero().squeeze(-1)
     ours = energies.residual_ar(networks.ar, VOCAB - 1, _methods.BOS_ID, carry_over)(TensorDict(keys))
     repeated = [tensor.repeat_interleave(2, dim=0) for tensor in (x_t, log_p)]
     textbook = _textbook.residual_ar(networks.ar, VOCAB - 1, _methods.BOS_ID, carry_over)(
@@ -205,7 +206,7 @@ def test_both_sides_have_the_same_energy(carry_over: bool) -> None:
 # ---- Measuring
 
 
-@pytest.mark.parametrize("method", ["plain", "energy"])
+@pytest.mark.parametrize("method", ["plain", "posterior", "carry_over"])
 def test_what_is_observed_is_what_was_done(method: str) -> None:
     case, networks = small_case(method), small_networks()
     pipeline = _methods.build_pipeline(case, networks, "eager")
@@ -215,10 +216,10 @@ def test_what_is_observed_is_what_was_done(method: str) -> None:
     clock = Clock(CPU)
     assert ours.observe is not None
     ours.observe(clock)
-    assert clock.parts["denoiser"][:2] == (passes, passes * case.rows)
+    assert clock.parts["denoiser"][:2] == (passes, int(info["denoiser_passes"].sum()))
     assert clock.parts["noise"].calls == clock.parts["reveal"].calls == passes
-    if method == "energy":
-        assert clock.parts["energy"].rows == passes * case.rows * case.num_particles
+    if method != "plain":
+        assert clock.parts["energy"].rows == info["energy_passes"].sum()
     textbook, seen = _methods.textbook(case, networks, 3, CPU), Clock(CPU)
     assert textbook.observe is not None
     textbook.observe(seen)
@@ -232,9 +233,21 @@ def test_the_operations_of_a_transformer_are_those_of_its_products() -> None:
     with FlopCounterMode(display=False) as counter:
         hidden = network(tokens)
         network.head(hidden)
-    expected = _timing.transformer_flops(network, tokens) + _timing.transformer_flops(network.head, hidden)
+    expected = _timing.transformer_flops(network, tokens) + _timing.head_flops(network.head, hidden)
     attention = 2 * 2 * 2 * 3 * BLOCK * BLOCK * 16  # the counter may not know the fused kernel of a CPU
     assert counter.get_total_flops() in (expected, expected - attention)
+    positions = torch.tensor([0, 5])
+    with FlopCounterMode(display=False) as fewer:
+        network.head(network(tokens, None, positions))
+    spared = 18 * 16 * 16 * (3 * BLOCK - 2)
+    assert (
+        _timing.transformer_flops(network, tokens, None, positions)
+        == _timing.transformer_flops(network, tokens) - spared
+    )
+    half = _timing.head_flops(network.head, hidden, slice(0, VOCAB // 2))
+    assert half == 2 * hidden.numel() * (VOCAB // 2)
+    less = counter.get_total_flops() - fewer.get_total_flops()
+    assert less == spared + 2 * 16 * VOCAB * (3 * BLOCK - 2)
 
 
 def test_textbook_cost_is_extrapolated_in_proportion() -> None:
@@ -350,7 +363,7 @@ def test_the_recipe_reports_every_case_and_sweep(tmp_path: Path, capsys: pytest.
 def test_chosen_cases_alone_are_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.main(settings(tmp_path, only=[1], growth=[]))
     assert [case["case"]["method"] for case in json.loads((tmp_path / "benchmark.json").read_text())["cases"]] == [
-        "energy"
+        "carry_over"
     ]
 
 

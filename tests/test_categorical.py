@@ -3,6 +3,8 @@
 The chi-square tests use fixed seeds; for seeds chosen at random one of them would fail in 1 of 1000 runs of the file.
 """
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +14,7 @@ from strategies import LARGEST, SMALLEST, logits, uniforms, vocabulary_sizes
 from torch import Tensor
 
 from edlm import noise
-from edlm.categorical import entropy, inverse_cdf, nucleus, token_log_prob
+from edlm.categorical import entropy, inverse_cdf, nucleus, streamed_log_prob, token_log_prob
 from edlm.noise import Stream
 
 BLOCK = 256
@@ -247,6 +249,16 @@ def test_entropy_in_closed_form():
     assert entropy(laws).tolist() == pytest.approx(expected, abs=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_block_of_one_in_a_billion_is_reached(dtype: torch.dtype):
+    """Block sums may be float32; what runs over them may not."""
+    logits = torch.full((1, 600), -torch.inf, dtype=dtype)
+    logits[0, 3], logits[0, 300], logits[0, 599] = 0.0, math.log(1e-9), math.log(1e-9)
+    share = 1e-9 / (1.0 + 2e-9)
+    uniforms = torch.tensor([[1.0 - 2.5 * share, 1.0 - 1.5 * share, 1.0 - 0.5 * share]], dtype=torch.float64)
+    assert inverse_cdf(logits, uniforms).tokens.tolist() == [[3, 300, 599]]
+
+
 # ---- Nucleus
 
 
@@ -278,3 +290,20 @@ def test_the_whole_mass_keeps_every_token():
 def test_a_nucleus_of_no_mass_or_too_much_is_refused(mass: float):
     with pytest.raises(ValueError, match=rf"nucleus = {mass} must lie in \(0, 1\]"):
         nucleus(torch.zeros(1, 2), mass)
+
+
+# ---- A slice of the vocabulary at a time
+
+
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 13), st.sampled_from([torch.float64, torch.bfloat16]))
+def test_log_probabilities_in_slices_are_those_of_the_whole(seed: int, size: int, width: int, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (5.0 * torch.randn(4, size, generator=generator, dtype=torch.float64)).to(dtype)
+    if size > 1:
+        logits[:, 0] = -torch.inf
+    tokens = torch.randint(size, (4,), generator=generator)
+    found = streamed_log_prob(lambda c: logits if c is None else logits[:, c], size, tokens, width)
+    whole = token_log_prob(logits, tokens.unsqueeze(-1)).squeeze(-1)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(found, whole, rtol=0.0, atol=tolerance)
+    assert found.dtype == whole.dtype

@@ -492,8 +492,7 @@ def test_the_memory_plan_bounds_what_a_step_takes(b: int, k: int, rows_at_once: 
 
 
 def test_the_plans_tiles_are_those_of_the_sampler_and_the_energy() -> None:
-    defaults = memory.memory_plan.__defaults__
-    assert defaults == (samplers._LOGITS_AT_ONCE, energies._HEAD_ROWS)
+    assert memory.memory_plan.__defaults__ == (categorical._LOGITS_AT_ONCE["cuda"],)
     assert memory._BLOCK == categorical._BLOCK
 
 

@@ -377,6 +377,23 @@ def test_particles_drawn_until_they_suffice(target_ess: float):
     judge(counts_of(tokens), law, {f"always {k}": Case(2, k=k).law() for k in (1, 2, 4)})
 
 
+def test_a_sliding_window_continues_by_the_law_of_what_it_still_sees():
+    kernel = samplers.importance(
+        schedules.log_linear(),
+        OracleDenoiser(Lookup(MARGINALS), SYMBOLS, LENGTH),
+        OracleEnergy(ENERGY),
+        num_particles=2,
+    )
+    pipeline = pipelines.sampling(kernel, LENGTH, 2)
+    tokens = edlm.extend(pipeline, LENGTH + 1, 1, SAMPLES, seed=7)["tokens"]
+    first = Case(2, k=2).law()
+    law, swapped = torch.zeros(2, 2, 2, 2, dtype=torch.float64), torch.zeros(2, 2, 2, 2, dtype=torch.float64)
+    for (a, b, c), mass in zip(all_sequences(SYMBOLS, LENGTH).tolist(), first.tolist(), strict=True):
+        law[a, b, c] = mass * Case(2, k=2, start=(b, c, SYMBOLS)).law().view(2, 2, 2)[b, c]
+        swapped[a, b, c] = mass * Case(2, k=2, start=(a, b, SYMBOLS)).law().view(2, 2, 2)[a, b]
+    judge(counts_of(tokens), law, {"another window": swapped, "independent": (first[:, None] * 0.5).expand(-1, 2)})
+
+
 def test_two_fair_bits_agree_as_often_as_enumeration_says():
     """No factorised step draws two identical bits; with k drafts at one step SIR fails only if all drafts do."""
     joint = two_fair_bits()

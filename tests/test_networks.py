@@ -72,6 +72,17 @@ def test_the_last_feed_forward_layer_runs_on_the_wanted_positions_alone():
     assert rows == [18, 3]
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@given(first=st.integers(0, 5), count=st.integers(1, 6))
+def test_a_head_gives_some_columns_without_the_others(bias, first, count):
+    head, hidden = (
+        networks.Head(4, 6, bias=bias).double(),
+        torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
+    )
+    columns = slice(first, min(first + count, 6))
+    close(head(hidden.double(), columns), head(hidden.double())[:, columns])
+
+
 # ---- Which tokens
 
 

@@ -457,6 +457,21 @@ def test_an_ar_model_beside_a_denoiser_corrects_it(
 
 
 @pytest.mark.slow
+def test_rules_of_sampling_come_from_the_config(
+    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path
+) -> None:
+    """A text of one and a half windows, by a sharper nucleus, with as many particles as it takes."""
+    output = tmp_path / "x.jsonl"
+    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"output={output}"]
+    rules = ["temperature=0.9", "nucleus=0.95", "target_ess=1.5", "length=48", "stride=16", "window=[0,1]"]
+    status, _, error = run("generate", *base, *rules, "num_samples=2", "num_steps=4", "num_particles=4", "threads=1")
+    assert status == 0, error
+    for record in map(json.loads, output.read_text().splitlines()):
+        assert len(record["tokens"]) == 48
+        assert 2 * record["denoiser_passes"] <= record["energy_passes"] <= 4 * record["denoiser_passes"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -476,7 +491,13 @@ def test_an_ar_model_beside_a_denoiser_corrects_it(
             ["ar={}/other"],
             "{}/denoiser and {}/other were trained on different vocabularies: size = 28 and 4, mask_id = 27",
         ),
-        (["ar={}/ar", "temperature=0.5"], "temperature = 0.5 is for sampling without an energy"),
+        (
+            ["length=40"],
+            "length = 40 is more than the denoiser's 32: give a stride below 32, by which its window moves",
+        ),
+        (["length=40", "stride=32"], "stride = 32 must lie in 1..31: a window has 32 tokens"),
+        (["nucleus=0"], "nucleus = 0 must be a number above 0 and at most 1"),
+        (["denoiser=null", "ar={}/ar", "nucleus=0.5"], "nucleus = 0.5 needs a denoiser"),
     ],
 )
 def test_networks_that_do_not_go_together_get_one_line(
@@ -501,7 +522,7 @@ def test_networks_that_do_not_go_together_get_one_line(
         (["num_steps=0"], "num_steps = 0 must be a whole number of at least 1"),
         (["window=[1,0.2]"], "window = [1, 0.2] must be two times [low, high]"),
         (["window=[-1,0.2]"], "window = [-1, 0.2] must be two times [low, high]"),
-        (["length=4096"], "length = 4096 must lie in 1..32"),
+        (["length=4096"], "length = 4096 is more than the denoiser's 32"),
         (["prompt=THE"], "character 'T' at offset 0 is not in the vocabulary"),
         (["prompt=" + 40 * "a"], "does not fit"),
         (["selection=best"], "selection = 'best' must be one of sir, imh, greedy"),

@@ -309,13 +309,17 @@ def test_logits_come_in_chunks_and_the_chunks_change_nothing(carry_over, rows, m
     torch.testing.assert_close(chunked, whole, rtol=0.0, atol=1e-12)
 
 
-def test_no_more_logits_than_the_constant_says():
-    vocab_size = 1 << 13
+def test_no_more_logits_than_the_constant_says(monkeypatch):
+    vocab_size, width = 3 * 2048, 2048
+    monkeypatch.setitem(categorical._LOGITS_AT_ONCE, "cpu", 128 * width)
     network = small_network(vocab_size=vocab_size)
-    drafts, x_t, log_p = random_input(8, 8, 16, 5)
-    with torch.no_grad(), LargestLogits(vocab_size) as largest:
-        run(energies.residual_ar(network, MASK, None, carry_over=False), drafts, x_t, log_p)
-    assert largest.rows == categorical.rows_at_once(vocab_size, x_t.device) < 8 * 8 * 16
+    drafts, x_t, log_p = random_input(4, 8, 16, 5)
+    energy = energies.residual_ar(network, MASK, None, carry_over=False)
+    with torch.no_grad(), LargestLogits(width) as tiles, LargestLogits(vocab_size) as whole:
+        in_tiles = run(energy, drafts, x_t, log_p)
+    assert (tiles.rows, whole.rows) == (128, 0)
+    monkeypatch.setitem(categorical._COLUMNS_AT_ONCE, "cpu", vocab_size)
+    torch.testing.assert_close(run(energy, drafts, x_t, log_p), in_tiles, rtol=0.0, atol=1e-4)
 
 
 def test_the_carry_over_form_runs_the_head_on_masked_positions_alone():
