@@ -58,6 +58,13 @@ class Blocks(NamedTuple):
     test: Tensor
 
 
+class Excerpt(NamedTuple):
+    """A piece of a document: int64 (l,), of which the first `given` tokens are context and not scored."""
+
+    tokens: Tensor
+    given: int
+
+
 def normalise(text: str) -> str:
     """Reduce a text to the 27 symbols of text8: a to z and single spaces, digits spelled out, none at either end.
 
@@ -122,6 +129,48 @@ def blocks(documents: Sequence[str], vocabulary: Vocabulary, length: int, split_
 def load_blocks(corpus: Corpus, vocabulary: Vocabulary, length: int) -> Blocks:
     """Cut every split of a corpus into blocks. Raises ValueError naming the split that is too short for one."""
     return Blocks(*(blocks(getattr(corpus, name), vocabulary, length, name) for name in Blocks._fields))
+
+
+def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
+    """Read a text to be evaluated whole: a file, its documents separated by blank lines, or a folder.
+
+    Of a folder that has one, `test.txt` is read; in another every *.txt is a document, in the order of their names.
+    Raises ValueError, naming the path, for what is missing, empty or not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _documents(path, normalised)
+    if (path / _SPLIT_FILES[-1]).exists():
+        return _documents(path / _SPLIT_FILES[-1], normalised)
+    files = sorted(path.glob("*.txt"))
+    _require(bool(files), f"{path}: no *.txt there")
+    return [_cleaned([_read(file)], normalised, file)[0] for file in files]
+
+
+def excerpts(
+    documents: Sequence[str], vocabulary: Vocabulary, length: int, joined: bool = True, context: int = 0
+) -> list[Excerpt]:
+    """Cut documents into excerpts of at most `length` tokens such that every token is scored exactly once.
+
+    joined: all documents as one, with the separators of `blocks`, which are scored too; else each on its own, without
+    any. `context`: how many tokens before an excerpt are given to it. The last one of a document reaches back, and is
+    given what was scored already, so that only documents shorter than `length` make shorter excerpts.
+    Raises ValueError unless 0 <= context < length, and if there is no text.
+    """
+    _require(0 <= context < length, f"context = {context} must be at least 0 and below length = {length}")
+    whole = [document for document in documents if document]
+    _require(bool(whole), "there is no text to cut")
+    pieces = [_concatenated(whole, vocabulary, "joined documents")] if joined else vocabulary.encode_documents(whole)
+    return [excerpt for piece in pieces if len(piece) for excerpt in _cut_up(piece, length, context)]
+
+
+def _cut_up(tokens: Tensor, length: int, context: int) -> Iterator[Excerpt]:
+    scored = 0  # how many tokens have been scored already
+    while scored < len(tokens):
+        end = min(len(tokens), max(scored - context, 0) + length)
+        start = max(0, end - length)
+        yield Excerpt(tokens[start:end], scored - start)
+        scored = end
 
 
 def batch_at(blocks: Tensor, *, step: int, batch_size: int, seed: int) -> TensorDict:

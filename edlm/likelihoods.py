@@ -1,6 +1,7 @@
 """What may be claimed of a model: estimates of likelihood bounds, each with its error and its number of rows."""
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -32,30 +33,40 @@ class Estimate(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """`exp(mean)`."""
-        return math.exp(self.mean)
+        """`exp(mean)`, infinite where no float64 holds it."""
+        return math.exp(self.mean) if self.mean < math.log(sys.float_info.max) else math.inf
 
 
-def estimate(values: Tensor) -> Estimate:
-    """Mean and standard error of per-row values (n,). Raises ValueError for fewer than two rows."""
-    if values.numel() < 2:
-        raise ValueError(f"an error bar needs at least 2 rows, got {values.numel()}")
+def estimate(values: Tensor, tokens: Tensor | None = None) -> Estimate:
+    """Mean and standard error of per-row values (n,); with `tokens` (n,) every row counts that many times.
+
+    The mean is then `sum c v / sum c`, over tokens, and its error that of a ratio of two means over rows:
+    `sqrt(n / (n - 1) sum (c (v - mean))^2) / sum c`. Raises ValueError for fewer than two rows.
+    """
+    n = values.numel()
+    if n < 2:
+        raise ValueError(f"an error bar needs at least 2 rows, got {n}")
     values = values.double()
-    return Estimate(float(values.mean()), float(values.std() / math.sqrt(values.numel())), values.numel())
+    share = torch.ones_like(values) if tokens is None else tokens.to(values) / tokens.double().mean()
+    mean = (share * values).mean()
+    spread = (share * (values - mean)).square().sum() / (n - 1)
+    return Estimate(float(mean), math.sqrt(float(spread) / n), n)
 
 
 @torch.no_grad()
-def nelbo(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, seed: Tensor, row: Tensor) -> Tensor:
-    """One unbiased draw per row of the continuous-time NELBO, in nats per token: x_0 (b, l) to float64 (b,).
+def nelbo(
+    denoiser: Denoiser, schedule: Schedule, x_0: Tensor, seed: Tensor, row: Tensor, scored: Tensor | None = None
+) -> Tensor:
+    """One unbiased draw per row of the continuous-time NELBO, in nats per scored token: x_0 (b, l) to float64 (b,).
 
     A text is revealed one position at a time in the order of its reveal times, so the bound is a sum over l passes;
     a pass r is drawn uniformly, and given the state before it each of its m masked positions is equally likely to be
     next: `l * (1/m) sum_{i masked} -log p_i(x_0^i | x_t) / l`. No time is truncated, and unlike the weight 1/t this
     has a finite variance. Passes are stratified over the rows of the call. Equal in expectation to section 3 of
     Sahoo et al. 2024 for every schedule that runs from alpha = 1 to 0.
+    scored: bool (b, l), the positions that count, at least one of a row; the others are given. None: all.
     """
-    uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
-    x_t, t, masked = _before_random_pass(uniforms, x_0, schedule, denoiser.mask_id, _strata(seed, row))
+    x_t, t, masked = before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
     return _mean_over_masks(denoiser, x_0, x_t, t, masked)
 
 
@@ -80,19 +91,24 @@ def _mean_over_masks(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, ma
     return -spread.index_copy(0, positions, log_prob.double()).view_as(x_0).sum(1) / masked.sum(1)
 
 
-def _strata(seed: Tensor, row: Tensor) -> Tensor:
+def strata(seed: Tensor, row: Tensor) -> Tensor:
     """A uniform per row, one in each of b strata that are shifted together, so that none belongs to a row: (b,)."""
     jitter = noise.uniforms(seed, row, 0, Stream.TIME).squeeze(-1)
     shift = noise.uniforms(seed, row[:1], 1, Stream.TIME).squeeze(-1)
     return ((jitter + torch.arange(row.shape[0], device=row.device)) / row.shape[0] + shift) % 1.0
 
 
-def _before_random_pass(
-    uniforms: Tensor, x_0: Tensor, schedule: Schedule, mask_id: int, pick: Tensor
+def before_random_pass(
+    schedule: Schedule, x_0: Tensor, mask_id: int, seed: Tensor, row: Tensor, scored: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The state x_t just before one of the l passes, its time, and its masks: (b, l), (b,), bool (b, l)."""
-    everything = torch.ones_like(x_0, dtype=torch.bool)
-    plan = absorbing.reveal_plan(uniforms, everything, schedule)
-    chosen = (pick * x_0.shape[1]).long().clamp(max=x_0.shape[1] - 1).unsqueeze(-1)
+    """The state x_t before a random one of a row's passes, its time, and its masks: (b, l), (b,), bool (b, l).
+
+    One scored position is revealed in each pass. For any f of a state with m masks, the mean of `f / m` times the
+    number of scored positions is `int w(t) E[f(x_t)] dt`, with the weight of the continuous NELBO.
+    """
+    uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
+    wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
+    plan = absorbing.reveal_plan(uniforms, wanted, schedule)
+    chosen = (strata(seed, row) * plan.passes).long().minimum(plan.passes - 1).unsqueeze(-1)
     masked = plan.order >= chosen
     return torch.where(masked, mask_id, x_0), plan.t.gather(1, chosen).squeeze(1), masked

@@ -22,8 +22,6 @@ from edlm.schedules import Schedule
 
 Callback = Callable[[TensorDict, TensorDict], None]
 
-_TIME_ROUNDING = 1e-9  # a window that ends at a time of the grid, 0.56 of 100 steps, includes it however it is rounded
-
 
 class Pipeline(NamedTuple):
     """Everything `sample` needs but the number of samples and the seed.
@@ -399,9 +397,8 @@ def _check_evaluating(step: nn.Module) -> None:
 
 def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     """Whether each row's pass is corrected by the energy: bool (b, p)."""
-    low, high = pipeline.window
     running = torch.arange(plan.t.shape[1], device=plan.t.device) < plan.passes.unsqueeze(-1)
-    inside = (plan.t >= low - _TIME_ROUNDING) & (plan.t <= high + _TIME_ROUNDING) & running
+    inside = schedules.inside(plan.t, pipeline.window) & running
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
 
 

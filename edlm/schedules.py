@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_TIME_ROUNDING = 1e-9  # a window that ends at a time of the grid, 0.56 of 100 steps, includes it however it is rounded
+
 
 class Schedule(NamedTuple):
     """`alpha`: t in [0, 1] to the kept fraction; `alpha_slope`: d alpha / dt <= 0; `inverse`: alpha to t.
@@ -126,6 +128,12 @@ def cosine_grid(num_steps: int) -> Tensor:
     _require(num_steps >= 1, f"num_steps = {num_steps} must be at least 1")
     times = torch.cos(torch.linspace(0.0, math.pi / 2, num_steps + 1, dtype=torch.float64))
     return torch.cat([times[:-1], times.new_zeros(1)])
+
+
+def inside(t: Tensor, window: tuple[float, float]) -> Tensor:
+    """Whether times lie in the closed window (low, high), up to rounding: bool, shaped like t."""
+    low, high = window
+    return (t >= low - _TIME_ROUNDING) & (t <= high + _TIME_ROUNDING)
 
 
 def stratified_times(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low: float = 0.0) -> Tensor:

@@ -454,6 +454,51 @@ def t_step_nelbo(marginals: Tensor, alphas: Tensor, x_0: Tensor) -> Tensor:
     return _weighted(((alpha_s - alpha_t) / (1 - alpha_t) * probability).sum(0), nll)
 
 
+def sampler_nelbo(
+    marginals: Tensor,
+    alphas: Tensor,
+    energy: EnergyFn,
+    num_particles: int,
+    num_completions: int,
+    x_0: Tensor,
+    window: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Bound of the NLL of the T-step SIR sampler, in expectation: table, (T + 1,), energy, x_0 (l,) to nats ().
+
+    `E_plan sum_steps [ sum_{i in S} -log p_i - E log( k/m sum_m w_m / (w_m + sum_j w_j) ) ]`: every set of masks, every
+    set S revealed, every tuple of completions and of rivals; an empty step reveals nothing and is not taken.
+    """
+    symbols, length = marginals.shape[-1] - 1, len(x_0)
+    total = torch.zeros((), dtype=torch.float64)
+    for masked in all_sequences(2, length).bool():
+        x_t = torch.where(masked, symbols, x_0).unsqueeze(0)
+        candidates = _fill(x_t, masked, symbols)  # (1, d, l)
+        log_p = proposal_log_prob(marginals, candidates, x_t)[0]
+        log_w = torch.where(log_p > -torch.inf, -energy(candidates, x_t)[0], -torch.inf)
+        for revealed in _subsets(masked)[1:]:  # the first one is empty
+            own = (candidates[0][:, revealed] == x_0[revealed]).all(-1)
+            log_p_own = log_p[own]
+            plain = -torch.logsumexp(log_p_own, 0)
+            gain = _expected_gain(log_p, log_w, log_p_own + plain, log_w[own], num_particles, num_completions)
+            for alpha_t, alpha_s in zip(alphas[:-1].tolist(), alphas[1:].tolist(), strict=True):
+                n, r, p = int(masked.sum()), int(revealed.sum()), (alpha_s - alpha_t) / (1 - alpha_t)
+                chance = alpha_t ** (length - n) * (1 - alpha_t) ** n * p**r * (1 - p) ** (n - r)
+                corrected = window[0] <= 1 - alpha_t <= window[1]
+                if chance > 0:
+                    total = total + chance * (plain - gain * corrected)
+    return total
+
+
+def _expected_gain(log_p: Tensor, log_w: Tensor, own_p: Tensor, own_w: Tensor, k: int, m: int) -> Tensor:
+    """`E log( k/m sum_m w_m / (w_m + sum_j w_j) )` over k - 1 rivals of (d,) and m completions of (c,)."""
+    rivals = all_sequences(len(log_p), k - 1) if k > 1 else torch.zeros(1, 0, dtype=torch.int64)
+    completions = all_sequences(len(own_p), m)
+    total = torch.logaddexp(own_w[completions].unsqueeze(1), log_w[rivals].logsumexp(-1)[:, None])  # (c^m, d^(k-1), m)
+    share = torch.where(total > -torch.inf, own_w[completions].unsqueeze(1) - total, -math.log(k)).logsumexp(-1)
+    chance = (own_p[completions].sum(-1).unsqueeze(-1) + log_p[rivals].sum(-1)).exp()
+    return torch.where(chance > 0, chance * (share + math.log(k / m)), 0.0).sum()
+
+
 def _weighted(weight: Tensor, values: Tensor) -> Tensor:
     """Sum of weight times value where a weight of zero removes even an infinite value: (n,), (b, n) to (b,)."""
     return torch.where(weight > 0, weight * values, 0.0).sum(-1)

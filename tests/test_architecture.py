@@ -25,6 +25,7 @@ ORDER = [
     "energies",
     "objectives",
     "likelihoods",
+    "bounds",
     "autoregressive",
     "samplers",
     "adaptive",
@@ -33,6 +34,7 @@ ORDER = [
     "testing",
     "vocabulary",
     "corpora",
+    "quality",
     "checkpoints",
     "published",
     "inert",
@@ -40,6 +42,7 @@ ORDER = [
     "exchange",
     "large",
     "memory",
+    "judges",
     "cli",
 ]
 SOURCES = sorted([*PACKAGE.glob("*.py"), *(ROOT / "recipes").glob("*.py")])

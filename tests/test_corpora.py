@@ -15,8 +15,10 @@ from edlm.corpora import (
     batch_at,
     blocks,
     embedded,
+    excerpts,
     load_blocks,
     normalise,
+    read_documents,
     sequential_batches,
     text_files,
 )
@@ -263,3 +265,50 @@ def test_sequential_batches_are_all_blocks_in_order(count: int, batch_size: int)
 def test_sequential_batches_of_no_size_are_an_error():
     with pytest.raises(ValueError, match="batch_size = 0 must be at least 1"):
         sequential_batches(numbered(3), 0)
+
+
+# ---- Excerpts to be scored
+
+
+@given(st.text("abc ", min_size=1, max_size=25), st.integers(1, 9), st.integers(0, 8))
+def test_every_token_is_scored_exactly_once_with_its_context_before_it(text: str, length: int, context: int) -> None:
+    context = min(context, length - 1)
+    found = excerpts([text], TEXT8, length, context=context)
+    tokens, done = TEXT8.encode(text), 0
+    for excerpt in found:
+        assert len(excerpt.tokens) == min(length, len(tokens))
+        assert torch.equal(excerpt.tokens, tokens[done - excerpt.given :][: len(excerpt.tokens)])
+        assert excerpt.given == 0 if done == 0 else excerpt.given >= context
+        done += len(excerpt.tokens) - excerpt.given
+    assert done == len(tokens)
+
+
+def test_documents_are_joined_with_a_separator_or_stand_alone() -> None:
+    documents = ["ababa", "aba", "", "ab"]
+    apart = excerpts(documents, TEXT8, 3, joined=False)
+    assert [(len(excerpt.tokens), excerpt.given) for excerpt in apart] == [(3, 0), (3, 1), (3, 0), (2, 0)]
+    joined = excerpts(documents, TEXT8, 4)
+    assert "".join(TEXT8.decode(excerpt.tokens[excerpt.given :]) for excerpt in joined) == "ababa aba ab"
+    with_eos = torch.cat([excerpt.tokens[excerpt.given :] for excerpt in excerpts(documents, WITH_EOS, 4)])
+    assert (with_eos == WITH_EOS.eos_id).nonzero().flatten().tolist() == [5, 9]
+
+
+def test_a_context_must_leave_something_to_score() -> None:
+    with pytest.raises(ValueError, match="context = 4 must be at least 0 and below length = 4"):
+        excerpts(["abc"], TEXT8, 4, context=4)
+
+
+def test_documents_to_be_evaluated_are_those_of_the_test_split_or_all(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("two", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("One\n\nstill one", encoding="utf-8")
+    assert read_documents(tmp_path) == ["One\n\nstill one", "two"]
+    assert read_documents(tmp_path / "a.txt", normalised=True) == ["one", "still one"]
+    (tmp_path / "test.txt").write_text("x\n\ny", encoding="utf-8")
+    assert read_documents(tmp_path) == ["x", "y"]
+    with pytest.raises(ValueError, match="nowhere: no such file"):
+        read_documents(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: no \*\.txt there"):
+        read_documents(tmp_path / "empty")
+    with pytest.raises(ValueError, match="there is no text to cut"):
+        excerpts([""], TEXT8, 4)

@@ -178,6 +178,7 @@ def test_an_estimate_is_told_in_bits_and_as_perplexity():
     result = Estimate(mean=2 * math.log(2), standard_error=math.log(2) / 4, n=9)
     assert (result.bits, result.bits_error) == (2.0, 0.25)
     assert result.perplexity == pytest.approx(4.0)
+    assert Estimate(mean=1e4, standard_error=1.0, n=2).perplexity == math.inf
 
 
 @pytest.mark.parametrize("n", [0, 1])

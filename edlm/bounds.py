@@ -1,0 +1,333 @@
+"""The likelihood of what a sampler does with T steps, k drafts and an energy: two upper bounds, and the paper's figure.
+
+When a position is revealed depends on no token, so a text's bound is a mean over reveal plans, and given the plan it is
+a sum of terms, one per pass, that need not wait for each other: the state before a pass is the data with masks.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from edlm import absorbing, categorical, contracts, likelihoods, noise, particles, schedules
+from edlm.absorbing import RevealPlan
+from edlm.contracts import Denoiser, Energy
+from edlm.noise import Stream
+from edlm.schedules import Schedule
+
+RELIABLE_STD = 3.0  # nats; beyond it the leave-one-out pair misses log Z by many nats (Deng et al. 2020)
+PAPER_NELBO_WARNING = (
+    "paper_nelbo is no bound: a joint correction does not fit its formula (two identical fair bits score half their"
+    " entropy), and under the carry-over AR energy it is the AR model's own likelihood"
+)
+
+
+class Bound(NamedTuple):
+    """Per row, (b,) each: an upper bound of the NLL in nats per scored token, and what stands behind it.
+
+    excess: how much of it the energy adds to the plain sampler's bound on the same passes, negative where it helps.
+    ess, log_weight_std: means over corrected passes of the k weights of the formula, the data among them; NaN if none.
+    denoiser_passes, energy_passes: texts of this row that each network has read.
+    """
+
+    nats: Tensor
+    excess: Tensor
+    ess: Tensor
+    log_weight_std: Tensor
+    denoiser_passes: Tensor
+    energy_passes: Tensor
+
+
+class PaperNelbo(NamedTuple):
+    """Per row, (b,) each: the paper's figure in nats per scored token with either end of the pair around log Z.
+
+    ess, log_weight_std: of the n drafts that log Z is estimated from.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    ess: Tensor
+    log_weight_std: Tensor
+
+
+class _Term(NamedTuple):
+    """One pass of one row: its row in the call, the number of the pass, and how often it counts; (n,) each."""
+
+    row: Tensor
+    number: Tensor
+    weight: Tensor
+
+
+def t_step_nelbo(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    grid: Tensor | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    *,
+    num_passes: int | None = None,
+    scored: Tensor | None = None,
+) -> Bound:
+    """One unbiased draw per row of the T-step NELBO, a bound for the plain sampler on this grid.
+
+    `sum over the passes of a drawn plan of sum_{i in S} -log p_i(x_0^i | x_t)`, in nats per scored token, with S what a
+    pass reveals. Arguments as of `sampler_nelbo`, to which it is equal at one particle, term by term.
+    """
+    plan = _plan(schedule, grid, x_0, seed, row, scored)
+    return _sum(denoiser, None, plan, x_0, seed, row, (0.0, 1.0), 1, 1, 1.0, num_passes)
+
+
+def sampler_nelbo(
+    denoiser: Denoiser,
+    energy: Energy,
+    schedule: Schedule,
+    grid: Tensor | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    *,
+    num_particles: int,
+    num_completions: int = 1,
+    window: tuple[float, float] = (0.0, 1.0),
+    temperature: float = 1.0,
+    num_passes: int | None = None,
+    scored: Tensor | None = None,
+) -> Bound:
+    """One unbiased draw per row of an upper bound of `-log q(x_0)`, q the law of the SIR sampler as it runs.
+
+    A pass reveals S and leaves R masked. With `x = (x_0^S, x^R)`, `x^R ~ p_theta`, and k - 1 rivals `x_j ~ p_theta`,
+
+        -log q(x_0^S | x_t) <= sum_{i in S} -log p_i(x_0^i | x_t) - E log( k w(x) / (w(x) + sum_j w(x_j)) ),
+
+    the density of SIR (Cremer et al. 2017, arXiv 1704.02916) and Jensen's inequality; with m completions the share
+    `w / (w + sum_j w_j)` is averaged over them inside the logarithm, which is tighter. Summed over the passes of a
+    drawn plan; passes that start outside the window, and all at k = 1, have the first part alone.
+
+    grid: times (T + 1,), None for one position at a time. x_0 (b, l); seed: int64 (); row: int64 (b,), the key of a
+    row's noise. num_passes: so many passes of a row, evenly spread from a random one on, stand for all, without bias;
+    None: all of them. scored: bool (b, l), the positions that count, the others are given, as a prompt is; None: all.
+    A row's terms do not depend on the rows beside it, except which passes stand for all.
+    Raises ValueError unless num_particles, num_completions and num_passes are at least 1, and for a row without a
+    scored position.
+    """
+    for name, value in (("num_particles", num_particles), ("num_completions", num_completions)):
+        if value < 1:
+            raise ValueError(f"{name} = {value} must be at least 1")
+    plan = _plan(schedule, grid, x_0, seed, row, scored)
+    return _sum(denoiser, energy, plan, x_0, seed, row, window, num_particles, num_completions, temperature, num_passes)
+
+
+@torch.no_grad()
+def paper_nelbo(
+    denoiser: Denoiser,
+    energy: Energy,
+    schedule: Schedule,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    *,
+    num_particles: int,
+    scored: Tensor | None = None,
+) -> PaperNelbo:
+    """One draw per row of the figure that Xu et al. 2025 report, which bounds nothing; see `PAPER_NELBO_WARNING`.
+
+    `int w(t) E[ -log p_theta(x_0 | x_t) + E(x_0, x_t, t) + log Z(x_t) ] dt`, at a random pass as `likelihoods.nelbo`,
+    with log Z from n drafts: the pair of `particles.log_z_bounds`. Not to be relied on where the log-weights' standard
+    deviation passes `RELIABLE_STD`. Arguments as of `sampler_nelbo`.
+    Raises ValueError for fewer than two particles or a row without a scored position.
+    """
+    if num_particles < 2:
+        raise ValueError(f"num_particles = {num_particles} must be at least 2")
+    _check_scored(scored)
+    x_t, t, masked = likelihoods.before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
+    count = int(masked.sum())
+    log_p, weighed = _weigh(denoiser, energy, x_0, x_t, t, masked, count, masked, num_particles, 1, seed, row, 1)
+    drafts, data = particles.log_weights(weighed[:, :-1]), weighed[:, -1].double()
+    lower, upper = particles.log_z_bounds(drafts)
+    without = data - log_p.sum(-1)
+    per_token = 1.0 / masked.sum(-1)
+    return PaperNelbo(
+        per_token * (without + lower),
+        per_token * (without + upper),
+        particles.ess(drafts),
+        particles.log_weight_std(drafts),
+    )
+
+
+def _check_scored(scored: Tensor | None) -> None:
+    if scored is not None and not bool(scored.any(-1).all()):
+        empty = int((~scored.any(-1)).nonzero()[0])
+        raise ValueError(f"row {empty} has no scored position")
+
+
+def _plan(
+    schedule: Schedule, grid: Tensor | None, x_0: Tensor, seed: Tensor, row: Tensor, scored: Tensor | None
+) -> RevealPlan:
+    _check_scored(scored)
+    wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
+    uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
+    return absorbing.reveal_plan(uniforms, wanted, schedule, grid)
+
+
+@torch.no_grad()
+def _sum(
+    denoiser: Denoiser,
+    energy: Energy | None,
+    plan: RevealPlan,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    window: tuple[float, float],
+    k: int,
+    m: int,
+    temperature: float,
+    num_passes: int | None,
+) -> Bound:
+    """The terms of the wanted passes of every row, as many at once as there are rows."""
+    terms = _terms(plan, num_passes, seed, row)
+    corrected = schedules.inside(plan.t[terms.row, terms.number], window)
+    if energy is None or k == 1:
+        corrected = torch.zeros_like(corrected)
+    plain, excess, ess, spread = (torch.zeros(len(row), dtype=torch.float64, device=row.device) for _ in range(4))
+    for part in _parts(terms, ~corrected, len(row)):
+        x_t, t, now, _ = _before(denoiser, plan, x_0, part)
+        positions = _flat(now, int(now.sum()))
+        log_p = _data_log_prob(denoiser, x_0[part.row], x_t, t, positions)
+        plain.index_add_(0, part.row, -part.weight * log_p.sum(-1))
+    for part in _parts(terms, corrected, len(row)):
+        x_t, t, now, masked = _before(denoiser, plan, x_0, part)
+        keys = (seed, row[part.row], part.number + 1)  # number 0 is the plan's
+        assert energy is not None
+        log_p, weighed = _weigh(
+            denoiser, energy, x_0[part.row], x_t, t, masked, int(masked.sum()), now, k - 1, m, *keys
+        )
+        log_w = particles.log_weights(weighed, temperature)
+        share = _log_share(log_w[:, k - 1 :], log_w[:, : k - 1], k)
+        gain = share.logsumexp(-1) - math.log(m) + math.log(k)
+        plain.index_add_(0, part.row, -part.weight * torch.where(now, log_p, 0.0).sum(-1))
+        excess.index_add_(0, part.row, -part.weight * gain)
+        ess.index_add_(0, part.row, particles.ess(log_w[:, :k]))
+        spread.index_add_(0, part.row, particles.log_weight_std(log_w[:, :k]))
+    passes = torch.bincount(terms.row, minlength=len(row))
+    weighed_passes = torch.bincount(terms.row[corrected], minlength=len(row))
+    plain, excess = (nats / (plan.order >= 0).sum(-1) for nats in (plain, excess))
+    ess, spread = ess / weighed_passes, spread / weighed_passes
+    return Bound(plain + excess, excess, ess, spread, passes, (k - 1 + m) * weighed_passes)
+
+
+def _terms(plan: RevealPlan, num_passes: int | None, seed: Tensor, row: Tensor) -> _Term:
+    """All passes of all rows, or `num_passes` of each: one in each of so many equal stretches of a row's passes."""
+    if num_passes is None:
+        index, number = (torch.arange(plan.t.shape[1], device=row.device) < plan.passes.unsqueeze(-1)).nonzero().T
+        return _Term(index, number, torch.ones_like(index, dtype=torch.float64))
+    if num_passes < 1:
+        raise ValueError(f"num_passes = {num_passes} must be at least 1")
+    index = torch.arange(len(row), device=row.device).repeat_interleave(num_passes)
+    stretch = torch.arange(num_passes, device=row.device).repeat(len(row))
+    passes = plan.passes[index]
+    place = (likelihoods.strata(seed, row)[index] + stretch) / num_passes
+    return _Term(index, (place * passes).long().minimum(passes - 1), passes / num_passes)
+
+
+def _parts(terms: _Term, wanted: Tensor, size: int) -> list[_Term]:
+    """The wanted terms, `size` at a time."""
+    kept = wanted.nonzero().squeeze(-1)
+    return [_Term(*(field[part] for field in terms)) for part in kept.split(size) if len(part)]
+
+
+def _before(denoiser: Denoiser, plan: RevealPlan, x_0: Tensor, part: _Term) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The states before some passes: x_t (n, l), t (n,), what the pass reveals and what is masked, bool (n, l)."""
+    order, number = plan.order[part.row], part.number.unsqueeze(-1)
+    masked = order >= number
+    x_t = torch.where(masked, denoiser.mask_id, x_0[part.row])
+    return x_t, plan.t[part.row, part.number], order == number, masked
+
+
+def _flat(chosen: Tensor, count: int) -> Tensor:
+    """Flat indices of the chosen positions, of which there are `count`: bool (b, l) to (count,)."""
+    return torch.nonzero_static(chosen.flatten(), size=count).squeeze(-1)
+
+
+def _log_share(own: Tensor, rivals: Tensor, k: int) -> Tensor:
+    """`log w / (w + sum_j w_j)` of each completion among the k - 1 rivals: (b, m), (b, k - 1) to (b, m).
+
+    If nothing has any weight the sampler keeps its first draft, which is the completion in one of k cases.
+    """
+    total = torch.logaddexp(own, rivals.logsumexp(-1, keepdim=True))
+    return torch.where(total == -torch.inf, -math.log(k), own - total)
+
+
+def _data_log_prob(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    """`log p_i(x_0^i | x_t)` at the flat positions, zero elsewhere: float64 (b, l)."""
+    hidden = denoiser(TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}))[
+        contracts.HIDDEN
+    ]
+    wanted = x_0.flatten()[positions].unsqueeze(-1)
+    rows = categorical.rows_at_once(denoiser.vocab_size, x_0.device)
+    tiles = [
+        categorical.token_log_prob(denoiser.logits(states), tokens)
+        for states, tokens in zip(hidden.split(rows), wanted.split(rows), strict=True)
+    ]
+    return _onto(torch.zeros_like(x_0, dtype=torch.float64).unsqueeze(-1), positions, torch.cat(tiles)).squeeze(-1)
+
+
+def _weigh(
+    denoiser: Denoiser,
+    energy: Energy,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    masked: Tensor,
+    count: int,
+    held: Tensor,
+    free: int,
+    holding: int,
+    seed: Tensor,
+    row: Tensor,
+    step: Tensor | int,
+) -> tuple[Tensor, Tensor]:
+    """Energies (b, free + holding) of drafts; those of the second kind have the data at the `held` positions (b, l).
+
+    First the log-probability of the data at every mask, float64 (b, l). `count`: how many masks there are.
+    """
+    b, l = x_0.shape
+    positions = _flat(masked, count)
+    owner = positions // l
+    number = step[owner] if isinstance(step, Tensor) else step
+    uniforms = noise.uniforms(seed, row[owner], number, Stream.EVALUATION, positions % l, free + holding)
+    state = TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions})
+    hidden = denoiser(state)[contracts.HIDDEN]
+    data, pinned = x_0.flatten()[positions], held.flatten()[positions]
+    rows = categorical.rows_at_once(denoiser.vocab_size, x_0.device)
+    tiles = [
+        _draw(denoiser, *tile, free)
+        for tile in zip(hidden.split(rows), uniforms.split(rows), data.split(rows), pinned.split(rows), strict=True)
+    ]
+    tokens, log_p, data_log_p = (torch.cat(parts) for parts in zip(*tiles, strict=True))
+    kept = x_t.unsqueeze(-1).repeat(1, 1, free + holding)
+    state[contracts.CANDIDATES] = _onto(kept, positions, tokens).transpose(1, 2)
+    nothing = log_p.new_zeros(kept.shape)
+    state[contracts.LOG_P_CANDIDATES] = _onto(nothing, positions, log_p).transpose(1, 2)
+    of_data = _onto(log_p.new_zeros(b, l, 1), positions, data_log_p).squeeze(-1)
+    return of_data.double(), energy(state)[contracts.ENERGY]
+
+
+def _draw(
+    denoiser: Denoiser, hidden: Tensor, uniforms: Tensor, data: Tensor, pinned: Tensor, free: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (n, c) and their log-probabilities, the data where it is held, and those of the data (n, 1)."""
+    logits = denoiser.logits(hidden)
+    drawn = categorical.inverse_cdf(logits, uniforms)
+    data_log_p = categorical.token_log_prob(logits, data.unsqueeze(-1))
+    holds = pinned.unsqueeze(-1) & (torch.arange(uniforms.shape[-1], device=data.device) >= free)
+    tokens = torch.where(holds, data.unsqueeze(-1), drawn.tokens)
+    return tokens, torch.where(holds, data_log_p, drawn.log_prob), data_log_p
+
+
+def _onto(target: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+    """Write values (n, c) at flat positions (n,) of a copy of (b, l, c)."""
+    flat = target.flatten(0, 1).index_copy(0, positions, values.to(target))
+    return flat.view(target.shape)

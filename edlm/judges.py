@@ -1,0 +1,113 @@
+"""Judges of samples: how likely another model finds a text, in its own tokens.
+
+A text is retokenised by the judge and cut into pieces of the judge's context, each of which is judged on its own, as
+the generative perplexity of Lou et al. 2023, Sahoo et al. 2024 and Xu et al. 2025 is. Nothing is padded.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edlm import categorical, checkpoints, energies
+from edlm.networks import Transformer
+from edlm.vocabulary import Vocabulary
+
+
+class Judgement(NamedTuple):
+    """Per text, (n,) each: float64 nats of all tokens that count, and how many tokens of the judge's those are."""
+
+    nll: Tensor
+    tokens: Tensor
+
+
+Judge = Callable[[Sequence[str]], Judgement]
+
+
+def autoregressive(network: nn.Module, vocabulary: Vocabulary, bos_id: int | None, batch_size: int = 16) -> Judge:
+    """Judge by a causal network of ours, its vocabulary and its longest context.
+
+    With a bos in front of every piece all tokens count; without one the first token of a piece is given.
+    Judging raises ValueError for a text that the vocabulary cannot spell.
+    """
+    energies.check_ar(network, vocabulary.mask_id, bos_id)
+    device = next(network.parameters()).device
+
+    def score(tokens: Tensor) -> Tensor:
+        return energies.ar_log_prob(network, tokens.to(device), vocabulary.mask_id, bos_id).cpu()
+
+    context, behind = int(network.max_length), 0 if bos_id is not None else 1  # type: ignore[arg-type]
+    return lambda texts: _judge(vocabulary.encode_documents(texts), context, behind, batch_size, score)
+
+
+def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
+    """Judge by a causal language model in Hugging Face's format: a folder, or a name that `transformers` finds.
+
+    The first token of a piece is given and does not count, as in the published evaluations, which take GPT-2 Large and
+    1024 tokens. Weights are read from safetensors alone, and no code of the model's folder is run.
+    Raises ValueError if `transformers` is not installed or cannot load it.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(f"judge = {name!r} needs the extra package: pip install 'edlm-torch[judge]'") from error
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"judge = {name!r} cannot be loaded: {error}") from error
+    model = model.eval().to(device)
+
+    def score(tokens: Tensor) -> Tensor:
+        tokens = tokens.to(device)
+        log_p = tokens.new_zeros(tokens.shape, dtype=torch.float64)
+        logits = model(input_ids=tokens).logits[:, :-1]
+        found = categorical.token_log_prob(logits.flatten(0, 1), tokens[:, 1:].flatten().unsqueeze(-1))
+        log_p[:, 1:] = found.view(len(tokens), -1)
+        return log_p.cpu()
+
+    def encode(text: str) -> Tensor:
+        return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+
+    context = int(model.config.max_position_embeddings)
+    return lambda texts: _judge([encode(text) for text in texts], context, 1, batch_size, score)
+
+
+def load(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
+    """A judge and what it is: an AR model's run or network folder of ours, else a model in Hugging Face's format.
+
+    Raises ValueError for a network of ours that is not causal, and as `causal_lm` does.
+    """
+    folder = Path(path)
+    if not ((folder / "network.json").is_file() or (folder / "checkpoints" / "last.json").is_file()):
+        return causal_lm(path, device), {"path": path, "kind": "causal_lm"}
+    found = checkpoints.find_network(folder)
+    network = checkpoints.load_as(Transformer, found).to(device)
+    if not network.arguments["causal"]:
+        raise ValueError(f"judge = {path!r} holds a network that is not causal")
+    vocabulary = checkpoints.load_vocabulary_of(found)
+    description = checkpoints.read_description(found)
+    judge = autoregressive(network, vocabulary, description.get("bos_id"))
+    return judge, {"path": path, "kind": "autoregressive", "vocabulary": vocabulary.fingerprint}
+
+
+@torch.no_grad()
+def _judge(
+    encoded: Sequence[Tensor], context: int, behind: int, batch_size: int, score: Callable[[Tensor], Tensor]
+) -> Judgement:
+    """Sum log-probabilities over pieces of at most `context` tokens, of which the first `behind` do not count."""
+    pieces = [(text, piece) for text, ids in enumerate(encoded) for piece in ids.split(context) if len(piece) > behind]
+    if not pieces:
+        raise ValueError("there is no text to judge")
+    nll = torch.zeros(len(encoded), dtype=torch.float64)
+    tokens = torch.zeros(len(encoded), dtype=torch.int64)
+    for length in sorted({len(piece) for _, piece in pieces}):
+        alike = [(text, piece) for text, piece in pieces if len(piece) == length]
+        for first in range(0, len(alike), batch_size):
+            owners, rows = zip(*alike[first : first + batch_size], strict=True)
+            owner = torch.tensor(owners)
+            nll.index_add_(0, owner, -score(torch.stack(rows)).double().sum(-1))
+            tokens.index_add_(0, owner, torch.full_like(owner, length - behind))
+    return Judgement(nll, tokens)

@@ -1,0 +1,140 @@
+"""What is reported of samples: diversity, and their distance to held-out text. Errors are bootstrapped over texts.
+
+A text is a row of token ids, int64 (l,). Every figure is a function of weights over texts, all one as measured; a
+bootstrap replicate draws as many texts again, with replacement, by keyed uniforms (Efron 1979).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from edlm import noise
+from edlm.likelihoods import Estimate
+from edlm.noise import Stream
+
+Statistic = Callable[..., Tensor]  # weights over the texts of each set, (n,) float64 each, to a scalar
+
+
+class Grams(NamedTuple):
+    """All n-grams of some texts: the number of each, and the text it stands in, int64 (count,); how many differ."""
+
+    number: Tensor
+    owner: Tensor
+    distinct: int
+
+
+def bootstrap(statistic: Statistic, sizes: Sequence[int], seed: int, replicates: int = 200) -> Estimate:
+    """A figure with the standard deviation of it over replicates; `sizes` are the numbers of texts of its sets.
+
+    Raises ValueError unless every set has two texts.
+    """
+    if min(sizes) < 2:
+        raise ValueError(f"a bootstrap error needs at least 2 texts, got {min(sizes)}")
+    value = statistic(*(torch.ones(size, dtype=torch.float64) for size in sizes))
+    drawn = [statistic(*(_weights(size, seed, 2 * r + s) for s, size in enumerate(sizes))) for r in range(replicates)]
+    return Estimate(float(value), float(torch.stack(drawn).std()), sizes[0])
+
+
+def half_sampling(statistic: Statistic, size: int, seed: int, replicates: int = 200) -> Estimate:
+    """A figure of one set with its deviation over halves of the set, drawn without replacement.
+
+    For figures that a text drawn twice would spoil: it cannot add anything new to what it has said. A half of m of n
+    texts varies by `(n - m) / m` times the variance of the whole, which is taken out. Raises ValueError for one text.
+    """
+    if size < 2:
+        raise ValueError(f"an error by halves needs at least 2 texts, got {size}")
+    half = size // 2
+    value = statistic(torch.ones(size, dtype=torch.float64))
+    ranks = (
+        noise.uniforms(seed, torch.arange(size), r, Stream.EVALUATION).squeeze(-1).argsort().argsort()
+        for r in range(replicates)
+    )
+    drawn = torch.stack([statistic((rank < half).double()) for rank in ranks])
+    return Estimate(float(value), float(drawn.std()) * (half / (size - half)) ** 0.5, size)
+
+
+def grams(texts: Sequence[Tensor], n: int) -> Grams:
+    """Number the n-grams of texts, equal ones alike; a text shorter than n has none. Raises ValueError if none has."""
+    tokens = torch.cat(list(texts))
+    owner = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(text) for text in texts]))
+    if max((len(text) for text in texts), default=0) < n:
+        raise ValueError(f"no text has {n} tokens")
+    base, number = int(tokens.max()) + 1, tokens
+    for later in range(1, n):
+        number = (number[:-1] * base + tokens[later:]).unique(return_inverse=True)[1]  # small again: no overflow
+    inside = owner[: len(number)] == owner[n - 1 :]
+    values, number = number[inside].unique(return_inverse=True)
+    return Grams(number, owner[: len(inside)][inside], len(values))
+
+
+def unigram_entropy(texts: Sequence[Tensor]) -> Tensor:
+    """Entropy of the token frequencies within each text, nats: float64 (n,) (Zheng et al. 2024, arXiv 2409.02908).
+
+    Low where a text repeats itself: a sampler that sharpens its law lowers it, and its judged perplexity with it.
+    """
+    return torch.stack([_entropy(torch.bincount(text).double()) for text in texts])
+
+
+def repetition(texts: Sequence[Tensor], n: int) -> Tensor:
+    """Share of a text's n-grams that stood in it before (seq-rep-n, Welleck et al. 2020): float64 (n,).
+
+    Raises ValueError if a text has fewer than n tokens.
+    """
+    return torch.stack([1.0 - distinct(grams([text], n))(torch.ones(1, dtype=torch.float64)) for text in texts])
+
+
+def distinct(found: Grams) -> Statistic:
+    """Build distinct-n: n-grams that differ over all n-grams, of all texts together (Li et al. 2016, arXiv 1510.03055).
+
+    It falls as texts are added: compare equal numbers of texts of equal length. Its error is that of `half_sampling`.
+    """
+
+    def statistic(weights: Tensor) -> Tensor:
+        counts = _histogram(found, weights)
+        return (counts > 0).double().sum() / counts.sum()
+
+    return statistic
+
+
+def divergence(found: Grams) -> Statistic:
+    """Build the Jensen-Shannon divergence in nats, at most log 2, between the n-grams of two sets of texts.
+
+    The grams are those of both sets, the texts of the first one first. Finite sets of the same law are at a distance
+    above zero too, larger for larger n and fewer texts: report it beside that of two sets of real text.
+    """
+
+    def statistic(samples: Tensor, reference: Tensor) -> Tensor:
+        p = _histogram(found, torch.cat([samples, torch.zeros_like(reference)]))
+        q = _histogram(found, torch.cat([torch.zeros_like(samples), reference]))
+        middle = p / p.sum() + q / q.sum()
+        return (_entropy(middle) - (_entropy(p) + _entropy(q)) / 2).clamp(min=0.0)
+
+    return statistic
+
+
+def mean(values: Tensor) -> Statistic:
+    """Build the mean of a value per text, (n,)."""
+    return lambda weights: (weights * values).sum() / weights.sum()
+
+
+def perplexity(nll: Tensor, tokens: Tensor) -> Statistic:
+    """Build `exp(sum nll / sum tokens)`, over all tokens of all texts: nats (n,) and counts (n,)."""
+    return lambda weights: ((weights * nll).sum() / (weights * tokens).sum()).exp()
+
+
+def _histogram(found: Grams, weights: Tensor) -> Tensor:
+    return torch.bincount(found.number, weights[found.owner], minlength=found.distinct)
+
+
+def _entropy(counts: Tensor) -> Tensor:
+    """Entropy in nats of the frequencies that counts give, zeros among them: (v,) to ()."""
+    share = counts / counts.sum()
+    return -torch.special.xlogy(share, share).sum()
+
+
+def _weights(size: int, seed: int, number: int) -> Tensor:
+    """How often each of `size` texts is drawn in `size` draws with replacement: float64 (size,)."""
+    uniforms = noise.uniforms(seed, torch.arange(size), number, Stream.EVALUATION).squeeze(-1)
+    return torch.bincount((uniforms * size).long(), minlength=size).double()

@@ -1,0 +1,215 @@
+"""Likelihoods of a set of texts: one pass over the texts per figure, and the tables that show them."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from edlm import bounds, likelihoods
+from edlm.corpora import Excerpt
+from edlm.likelihoods import Estimate
+from edlm.recipes import _report
+from edlm.recipes._scores import Score
+from edlm.vocabulary import Vocabulary
+
+
+class TextSet(NamedTuple):
+    """Excerpts to be scored, chosen out of `num_all`; `characters`: how many the scored tokens of the chosen spell."""
+
+    name: str
+    excerpts: list[Excerpt]
+    num_all: int
+    characters: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are scored."""
+        return sum(len(excerpt.tokens) - excerpt.given for excerpt in self.excerpts)
+
+
+class Figure(NamedTuple):
+    """One number of one model on one set of texts, in nats per token, with what is needed to judge it."""
+
+    texts: str
+    model: str
+    name: str
+    value: Estimate
+    tokens_per_character: float
+    seconds: float
+    passes: dict[str, int]
+    ess: float | None
+    log_weight_std: float | None
+    excess: Estimate | None  # over the plain sampler's bound on the same passes
+    unreliable_rows: float | None  # share of rows past `bounds.RELIABLE_STD`
+
+    @property
+    def is_paper_nelbo(self) -> bool:
+        """Whether this is one end of the paper's figure."""
+        return self.name.startswith("paper_nelbo")
+
+    @property
+    def unreliable(self) -> bool:
+        """Whether the log-weights vary too much for log Z to be known."""
+        std = self.log_weight_std
+        return self.is_paper_nelbo and std is not None and not std <= bounds.RELIABLE_STD
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values; a number that is not finite is null."""
+        per_character = self.tokens_per_character / math.log(2)
+        record = {
+            "texts": self.texts,
+            "model": self.model,
+            "figure": self.name,
+            "nats_per_token": self.value.mean,
+            "nats_error": self.value.standard_error,
+            "perplexity": self.value.perplexity,
+            "bits_per_character": self.value.mean * per_character,
+            "bits_error": self.value.standard_error * per_character,
+            "excess_nats": None if self.excess is None else self.excess.mean,
+            "excess_error": None if self.excess is None else self.excess.standard_error,
+            "n": self.value.n,
+            "ess": self.ess,
+            "log_weight_std": self.log_weight_std,
+            "unreliable_rows": self.unreliable_rows,
+            "seconds": self.seconds,
+            "passes": self.passes,
+        }
+        if self.is_paper_nelbo:
+            record |= {"warning": bounds.PAPER_NELBO_WARNING, "reliable": not self.unreliable}
+        return {key: finite(value) for key, value in record.items()}
+
+
+def finite(value: Any) -> Any:
+    """The value, or None for a number that json has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def choose(
+    name: str, excerpts: Sequence[Excerpt], rows: int | None, vocabulary: Vocabulary, least_given: int
+) -> TextSet:
+    """So many excerpts, evenly spread over all, each with at least `least_given` tokens that are not scored.
+
+    Raises ValueError unless two are left.
+    """
+    given = [Excerpt(excerpt.tokens, max(excerpt.given, least_given)) for excerpt in excerpts]
+    usable = [excerpt for excerpt in given if len(excerpt.tokens) > excerpt.given]
+    count = len(usable) if rows is None else min(rows, len(usable))
+    chosen = [usable[number * len(usable) // count] for number in range(count)]
+    if count < 2:
+        raise ValueError(f"{name}: {count} excerpts to score, but an error bar needs at least 2")
+    characters = sum(len(vocabulary.decode(excerpt.tokens[excerpt.given :])) for excerpt in chosen)
+    return TextSet(name, chosen, len(usable), characters)
+
+
+def batches(texts: TextSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Tokens (b, l), which of them are scored, and the rows' numbers (b,); all excerpts once, without padding."""
+    lengths = torch.tensor([len(excerpt.tokens) for excerpt in texts.excerpts])
+    for length in lengths.unique().flip(0):
+        for row in (lengths == length).nonzero().squeeze(-1).split(batch_size):
+            tokens = torch.stack([texts.excerpts[number].tokens for number in row.tolist()])
+            given = torch.tensor([texts.excerpts[number].given for number in row.tolist()])
+            yield tokens, torch.arange(int(length)) >= given.unsqueeze(-1), row
+
+
+def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int, device: torch.device) -> list[Figure]:
+    """Score all excerpts and average over tokens: one figure for each that `score` names."""
+    nats: dict[str, list[Tensor]] = {}
+    passes: dict[str, int] = {}
+    counts, ess, spread, excess = [], [], [], []
+    key, started = torch.tensor(seed, device=device), time.monotonic()
+    with tqdm(total=len(texts.excerpts), desc=f"{texts.name}: {model}", unit="text", leave=False) as bar:
+        for tokens, scored, row in batches(texts, batch_size):
+            scores = score(tokens.to(device), scored.to(device), key, row.to(device))
+            counts.append(scored.sum(-1))
+            ess += [] if scores.ess is None else [scores.ess.cpu()]
+            spread += [] if scores.log_weight_std is None else [scores.log_weight_std.cpu()]
+            excess += [] if scores.excess is None else [scores.excess.cpu()]
+            for name, values in scores.nats.items():
+                nats.setdefault(name, []).append(values.cpu())
+            for name, number in scores.passes.items():
+                passes[name] = passes.get(name, 0) + number
+            bar.update(len(row))
+    seconds = time.monotonic() - started
+    std = torch.cat(spread) if spread else None
+    return [
+        Figure(
+            texts.name,
+            model,
+            name,
+            likelihoods.estimate(torch.cat(values), torch.cat(counts)),
+            texts.tokens / max(texts.characters, 1),
+            seconds,
+            passes,
+            float(torch.cat(ess).nanmean()) if ess else None,
+            None if std is None else float(std.nanmean()),
+            likelihoods.estimate(torch.cat(excess), torch.cat(counts)) if excess else None,
+            None if std is None else float((std > bounds.RELIABLE_STD).double().mean()),
+        )
+        for name, values in nats.items()
+    ]
+
+
+def table(figures: Sequence[Figure], unit: str) -> str:
+    """The figures of one set of texts in a table; the paper's figure never without its warning."""
+    head = (
+        "",
+        f"nats/{unit}",
+        "perplexity",
+        "bits/character",
+        "over plain",
+        "n",
+        "ESS",
+        "s.d.",
+        "passes/text",
+        "seconds",
+    )
+    rows = [(f"{figure.model}: {figure.name}{_mark(figure)}", *_cells(figure)) for figure in figures]
+    return "\n".join([_report.columns([head, *rows]), *_notes(figures)])
+
+
+def comparison(figures: Sequence[Figure]) -> str:
+    """Perplexities of all models over all sets of texts: a row per figure, a column per set."""
+    names = list(dict.fromkeys(figure.texts for figure in figures))
+    rows: dict[tuple[str, str], dict[str, Figure]] = {}
+    for figure in figures:
+        rows.setdefault((figure.model, figure.name), {})[figure.texts] = figure
+    lines = [
+        (f"{model}: {name}{'*' if name.startswith('paper_nelbo') else ''}", *(_perplexity(found[n]) for n in names))
+        for (model, name), found in rows.items()
+    ]
+    return "\n".join([_report.columns([("perplexity", *names), *lines]), *_notes(figures)])
+
+
+def _perplexity(figure: Figure) -> str:
+    return f"{figure.value.perplexity:.4g}{'!' if figure.unreliable else ''}"
+
+
+def _mark(figure: Figure) -> str:
+    return ("*!" if figure.unreliable else "*") if figure.is_paper_nelbo else ""
+
+
+def _notes(figures: Sequence[Figure]) -> list[str]:
+    notes = [f"  * {bounds.PAPER_NELBO_WARNING}"] if any(figure.is_paper_nelbo for figure in figures) else []
+    if any(figure.unreliable for figure in figures):
+        notes.append(f"  ! unreliable: the log-weights' s.d. is above {bounds.RELIABLE_STD:g}, log Z is not known")
+    return notes
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    value, record = figure.value, figure.record()
+    bits, error = record["bits_per_character"], record["bits_error"]
+    return (
+        f"{value.mean:.4f} ± {value.standard_error:.4f}",
+        f"{value.perplexity:.4g}",
+        "-" if bits is None or error is None else f"{bits:.4f} ± {error:.4f}",
+        "-" if figure.excess is None else f"{figure.excess.mean:+.4f} ± {figure.excess.standard_error:.4f}",
+        str(value.n),
+        "-" if figure.ess is None else f"{figure.ess:.2f}",
+        "-" if figure.log_weight_std is None else f"{figure.log_weight_std:.2f}",
+        f"{sum(figure.passes.values()) / value.n:.0f}",
+        f"{figure.seconds:.1f}",
+    )

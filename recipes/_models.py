@@ -1,0 +1,124 @@
+"""The networks that a config names, loaded for evaluation, and what a report has to say of each."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from edlm import checkpoints, denoisers, energies, networks
+from edlm.checkpoints import N
+from edlm.contracts import Energy
+from edlm.denoisers import SubsDenoiser
+from edlm.networks import EnergyNetwork, Transformer
+from edlm.recipes import _settings
+from edlm.schedules import Schedule
+from edlm.vocabulary import Vocabulary
+
+
+class Diffusion(NamedTuple):
+    """A denoiser, the schedule it was trained on, and the energies that correct it, by name."""
+
+    denoiser: SubsDenoiser
+    schedule: Schedule
+    energies: dict[str, Energy]
+
+
+class Autoregressive(NamedTuple):
+    """A causal network and the id in front of a text; None: the first token is given."""
+
+    network: Transformer
+    bos_id: int | None
+
+
+class Models(NamedTuple):
+    """A denoiser with its energies, an AR model, or both, over one vocabulary.
+
+    max_length: the longest text that all of them take; records: what each network is, for a report.
+    """
+
+    vocabulary: Vocabulary
+    max_length: int
+    diffusion: Diffusion | None
+    ar: Autoregressive | None
+    records: dict[str, dict[str, Any]]
+
+
+def load(settings: Mapping[str, Any], device: torch.device) -> Models:
+    """Load `denoiser`, `energy` and `ar` of a config. The AR model corrects the denoiser in both of its forms.
+
+    Raises ValueError if both `denoiser` and `ar` are null, or an energy has no denoiser, for networks of another kind
+    or of another vocabulary, and for a checkpoint that cannot be read.
+    """
+    named = {key: settings[key] for key in ("denoiser", "energy", "ar") if settings[key] is not None}
+    if not {"denoiser", "ar"} & named.keys():
+        raise ValueError("denoiser and ar are both null: name one of them, or both")
+    if "energy" in named and "denoiser" not in named:
+        raise ValueError(f"energy = {named['energy']!r} needs a denoiser to correct")
+    first = next(iter(named.values()))
+    for path in named.values():
+        checkpoints.require_same_vocabulary(first, path)
+    vocabulary = checkpoints.load_vocabulary_of(first)
+    ar = None if "ar" not in named else _load_ar(named["ar"], device)
+    diffusion = None if "denoiser" not in named else _load_diffusion(named, vocabulary, ar, device)
+    lengths = [diffusion.denoiser.max_length] if diffusion is not None else []
+    lengths += [ar.network.max_length] if ar is not None else []
+    records = {key: _record(path) for key, path in named.items()}
+    return Models(vocabulary, min(lengths), diffusion, ar, records)
+
+
+def _load_diffusion(
+    named: Mapping[str, str], ids: Vocabulary, ar: Autoregressive | None, device: torch.device
+) -> Diffusion:
+    """The denoiser and every energy there is for it: the learned one, and the AR model's in both forms."""
+    schedule, told = _schedule_of(named["denoiser"])
+    denoiser = denoisers.subs(_network(Transformer, named["denoiser"], told, device), ids.mask_id, told)
+    found: dict[str, Energy] = {}
+    if "energy" in named:
+        found["energy"] = energies.learned(_network(EnergyNetwork, named["energy"], told, device), told, ids.pad_id)
+    if ar is not None:
+        for form in ("posterior", "carry_over"):
+            carry_over = form == "carry_over"
+            found[f"ar, {form}"] = energies.residual_ar(ar.network, ids.mask_id, ar.bos_id, carry_over, ids.pad_id)
+    return Diffusion(denoiser, schedule, found)
+
+
+def _load_ar(path: str, device: torch.device) -> Autoregressive:
+    network = _network(Transformer, path, None, device)
+    if not network.arguments["causal"]:
+        raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
+    return Autoregressive(network, checkpoints.read_description(checkpoints.find_network(path)).get("bos_id"))
+
+
+def _schedule_of(path: str) -> tuple[Schedule, Schedule | None]:
+    """The schedule a denoiser was trained on, and the same if the network is told the time."""
+    description = checkpoints.read_description(checkpoints.find_network(path))
+    if "schedule" not in description:
+        raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
+    schedule = _settings.build(description["schedule"])
+    return schedule, schedule if description["time_conditioning"] else None
+
+
+def _network(cls: type[N], path: str, told: Schedule | None, device: torch.device) -> N:
+    network = checkpoints.load_as(cls, path)
+    return (network if told is not None else networks.fold_conditioning(network)).to(device)
+
+
+def _record(path: str) -> dict[str, Any]:
+    """Where a network came from: its folder, its weights' hash, and all that was written down with it."""
+    folder = checkpoints.find_network(path)
+    return {
+        "folder": str(folder),
+        "weights_sha256": sha256(folder / "network.safetensors"),
+        "description": checkpoints.read_description(folder),
+    }
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's content. Raises ValueError naming the file if it cannot be read."""
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,154 @@
+"""Figures of samples beside the same figures of held-out text: diversity, distance, and what a judge says."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edlm import corpora, quality
+from edlm.judges import Judge
+from edlm.likelihoods import Estimate
+from edlm.recipes import _report
+from edlm.recipes._figures import finite
+from edlm.vocabulary import Vocabulary
+
+ENTROPY = "unigram entropy, nats"
+REPEATED = 4  # n of the n-grams whose repetition within a text is counted
+
+
+class Texts(NamedTuple):
+    """Texts of one kind, in tokens and in characters."""
+
+    tokens: list[Tensor]
+    spelled: list[str]
+
+
+class Row(NamedTuple):
+    """One figure of the samples, and of held-out text of the same number and length; None where there is none."""
+
+    name: str
+    samples: Estimate
+    held_out: Estimate | None
+    remark: str = ""
+
+
+def read_samples(path: str, vocabulary: Vocabulary) -> Texts:
+    """The texts of a file that `generate` wrote. Raises ValueError naming the file, and its line, if it cannot be read.
+
+    A record needs `text`; its `tokens` are used where it has them, else the text is encoded.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"samples = {path!r} cannot be read: {error}") from error
+    tokens, spelled = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            text, ids = str(record["text"]), record.get("tokens")
+            found = vocabulary.encode(text) if ids is None else torch.tensor(ids, dtype=torch.int64)
+            vocabulary.decode(found)  # an id of another vocabulary is named
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            wanted = "a json object with a text, as `edlm run generate` writes it"
+            raise ValueError(f"samples = {path!r}, line {number} must be {wanted} ({error})") from error
+        tokens.append(found)
+        spelled.append(text)
+    if len(tokens) < 2:
+        raise ValueError(f"samples = {path!r} holds {len(tokens)} texts, but an error bar needs at least 2")
+    return Texts(tokens, spelled)
+
+
+def held_out(
+    documents: Sequence[str], vocabulary: Vocabulary, length: int, num_samples: int
+) -> tuple[Texts, Texts] | None:
+    """Two sets of excerpts of real text as long as a sample, which share none: as many as there are samples, or fewer.
+
+    Taken in turns, evenly spread over the documents. None if there are fewer than four.
+    """
+    found = [e for e in corpora.excerpts(documents, vocabulary, length) if len(e.tokens) == length and e.given == 0]
+    count = min(2 * num_samples, len(found) // 2 * 2)
+    if count < 4:
+        return None
+    tokens = [found[number * len(found) // count].tokens for number in range(count)]
+    spelled = [str(vocabulary.decode(row)) for row in tokens]
+    return Texts(tokens[::2], spelled[::2]), Texts(tokens[1::2], spelled[1::2])
+
+
+def rows(
+    samples: Texts,
+    reference: tuple[Texts, Texts] | None,
+    ngrams: Sequence[int],
+    judge: Judge | None,
+    seed: int,
+    replicates: int,
+) -> list[Row]:
+    """All figures, with bootstrap errors: the divergence from the first set of real text, the second as its floor."""
+
+    def error_bar(statistic: quality.Statistic, *sets: Texts) -> Estimate:
+        return quality.bootstrap(statistic, [len(texts.tokens) for texts in sets], seed, replicates)
+
+    def both(name: str, build: Callable[[Texts], Estimate], remark: str) -> Row:
+        return Row(name, build(samples), None if reference is None else build(reference[1]), remark)
+
+    def distinct(n: int, texts: Texts) -> Estimate:
+        statistic = quality.distinct(quality.grams(texts.tokens, n))
+        return quality.half_sampling(statistic, len(texts.tokens), seed, replicates)
+
+    def entropy(texts: Texts) -> Estimate:
+        return error_bar(quality.mean(quality.unigram_entropy(texts.tokens)), texts)
+
+    def repetition(texts: Texts) -> Estimate:
+        return error_bar(quality.mean(quality.repetition(texts.tokens, REPEATED)), texts)
+
+    found = [
+        both(ENTROPY, entropy, "within a text"),
+        both(f"repetition-{REPEATED}", repetition, "share of a text's n-grams that it held before"),
+        *(both(f"distinct-{n}", partial(distinct, n), "falls with the number of texts") for n in ngrams),
+    ]
+    if reference is not None:
+        real, other = reference
+        for n in ngrams:
+            values = [
+                error_bar(quality.divergence(quality.grams([*texts.tokens, *real.tokens], n)), texts, real)
+                for texts in (samples, other)
+            ]
+            found.append(Row(f"{n}-gram divergence, nats", values[0], values[1], "at most 0.693; its floor beside it"))
+    if judge is not None:
+
+        def perplexity(texts: Texts) -> Estimate:
+            judgement = judge(texts.spelled)
+            return error_bar(quality.perplexity(judgement.nll, judgement.tokens), texts)
+
+        found.append(both("generative perplexity", perplexity, "under the judge, its tokens"))
+    return found
+
+
+def table(found: Sequence[Row]) -> str:
+    """The figures of samples and of held-out text side by side; entropy in bits too."""
+    lines = [("", "samples", "held-out text", "")]
+    for row in found:
+        lines.append((row.name, _cell(row.samples), _cell(row.held_out), row.remark))
+        if row.name == ENTROPY:
+            lines.append(("unigram entropy, bits", _bits(row.samples), _bits(row.held_out), ""))
+    return _report.columns(lines)
+
+
+def record(found: Sequence[Row]) -> list[dict[str, Any]]:
+    """The figures as plain values."""
+    return [{"figure": row.name, "samples": _plain(row.samples), "held_out": _plain(row.held_out)} for row in found]
+
+
+def _plain(value: Estimate | None) -> dict[str, Any] | None:
+    return None if value is None else {name: finite(number) for name, number in value._asdict().items()}
+
+
+def _cell(value: Estimate | None) -> str:
+    return "-" if value is None else f"{value.mean:.4g} ± {value.standard_error:.2g}"
+
+
+def _bits(value: Estimate | None) -> str:
+    return "-" if value is None else f"{value.bits:.4g} ± {value.bits_error:.2g}"

@@ -1,0 +1,112 @@
+"""What is asked of each model: functions that score a batch of texts, with the work they did."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edlm import bounds, energies, likelihoods, schedules
+from edlm.contracts import Energy
+from edlm.recipes._models import Autoregressive, Diffusion, Models
+
+
+class Scores(NamedTuple):
+    """Of a batch: nats per scored token (b,) by figure, texts read by network, and, per row, how even weights were."""
+
+    nats: dict[str, Tensor]
+    passes: dict[str, int]
+    ess: Tensor | None = None
+    log_weight_std: Tensor | None = None
+    excess: Tensor | None = None  # what the energy adds to the plain bound of the same passes
+
+
+Score = Callable[[Tensor, Tensor, Tensor, Tensor], Scores]  # tokens, scored, seed, row
+
+
+def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, Score]]:
+    """Each model with its figures, in the order in which they are shown."""
+    if models.diffusion is not None:
+        yield "denoiser", continuous(models.diffusion)
+        yield "denoiser", t_step(models.diffusion, settings)
+        for name, energy in models.diffusion.energies.items():
+            yield name, sampler(models.diffusion, energy, settings)
+            yield name, paper(models.diffusion, energy, settings)
+    if models.ar is not None:
+        yield "ar", exact(models.ar, models.vocabulary.mask_id)
+
+
+def continuous(diffusion: Diffusion) -> Score:
+    """Build the continuous NELBO of the denoiser."""
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        nats = likelihoods.nelbo(diffusion.denoiser, diffusion.schedule, x_0, seed, row, scored)
+        return Scores({"nelbo": nats}, {"denoiser": len(row)})
+
+    return score
+
+
+def t_step(diffusion: Diffusion, settings: Mapping[str, Any]) -> Score:
+    """Build the T-step NELBO of the denoiser."""
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        keys = diffusion.schedule, _grid(settings), x_0, seed, row
+        bound = bounds.t_step_nelbo(diffusion.denoiser, *keys, num_passes=settings["num_passes"], scored=scored)
+        return Scores({"t_step_nelbo": bound.nats}, {"denoiser": int(bound.denoiser_passes.sum())})
+
+    return score
+
+
+def sampler(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
+    """Build the bound of the sampler with an energy."""
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        bound = bounds.sampler_nelbo(
+            diffusion.denoiser,
+            energy,
+            diffusion.schedule,
+            _grid(settings),
+            x_0,
+            seed,
+            row,
+            num_particles=settings["num_particles"],
+            num_completions=settings["num_completions"],
+            window=tuple(settings["window"]),
+            temperature=settings["energy_temperature"],
+            num_passes=settings["num_passes"],
+            scored=scored,
+        )
+        passes = {"denoiser": int(bound.denoiser_passes.sum()), "energy": int(bound.energy_passes.sum())}
+        return Scores({"sampler_nelbo": bound.nats}, passes, bound.ess, bound.log_weight_std, bound.excess)
+
+    return score
+
+
+def paper(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
+    """Build the paper's figure, both ends of it."""
+    n = settings["log_z_particles"]
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        found = bounds.paper_nelbo(
+            diffusion.denoiser, energy, diffusion.schedule, x_0, seed, row, num_particles=n, scored=scored
+        )
+        nats = {"paper_nelbo, log Z low": found.lower, "paper_nelbo, log Z high": found.upper}
+        return Scores(nats, {"denoiser": len(row), "energy": len(row) * (n + 1)}, found.ess, found.log_weight_std)
+
+    return score
+
+
+def exact(ar: Autoregressive, mask_id: int) -> Score:
+    """Build the likelihood of the AR model."""
+
+    @torch.no_grad()
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        log_p = energies.ar_log_prob(ar.network, x_0, mask_id, ar.bos_id)
+        nats = -torch.where(scored, log_p.double(), 0.0).sum(-1) / scored.sum(-1)
+        return Scores({"exact_nll": nats}, {"ar": len(row)})
+
+    return score
+
+
+def _grid(settings: Mapping[str, Any]) -> Tensor | None:
+    return None if settings["num_steps"] is None else schedules.uniform_grid(settings["num_steps"])

@@ -1,0 +1,184 @@
+"""Say how good models are: likelihood bounds on held-out and on foreign text, and the quality of samples, with errors.
+
+edlm run evaluate denoiser=runs/tiny/denoiser energy=runs/tiny/energy rows=64
+edlm run evaluate zero_shot=[books.txt,news] split=null energy=null
+edlm run evaluate samples=runs/tiny/samples.jsonl judge=runs/tiny/ar
+"""
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import edlm
+from edlm import corpora, judges
+from edlm.recipes import _entry, _figures, _models, _quality, _report, _scores, _settings, _training
+from edlm.recipes._figures import Figure, TextSet
+from edlm.recipes._settings import Schema
+
+SETTINGS: Schema = {
+    "recipe": _settings.choice("evaluate"),
+    "output_dir": _settings.text,
+    "seed": _settings.integer(0),
+    "device": _settings.choice("auto", "cpu", "cuda"),
+    "threads": _settings.optional(_settings.integer(1)),
+    "denoiser": _settings.optional(_settings.text),
+    "energy": _settings.optional(_settings.text),
+    "ar": _settings.optional(_settings.text),
+    "corpus": _settings.component(),
+    "split": _settings.optional(_settings.choice("train", "valid", "test")),
+    "zero_shot": _settings.items(_settings.text),
+    "normalised": _settings.flag,
+    "documents": _settings.choice("joined", "separate"),
+    "length": _settings.optional(_settings.integer(1)),
+    "context": _settings.integer(0),
+    "rows": _settings.optional(_settings.integer(2)),
+    "batch_size": _settings.integer(1),
+    "num_steps": _settings.optional(_settings.integer(1)),
+    "num_passes": _settings.optional(_settings.integer(1)),
+    "num_particles": _settings.integer(1),
+    "num_completions": _settings.integer(1),
+    "window": _settings.window,
+    "energy_temperature": _settings.number(0, above=True),
+    "log_z_particles": _settings.integer(2),
+    "samples": _settings.optional(_settings.text),
+    "judge": _settings.optional(_settings.text),
+    "ngrams": _settings.items(_settings.integer(1), least=1),
+    "replicates": _settings.integer(2),
+}
+CARD = "metric_card.json"
+
+
+class Evaluate:
+    """Load, cut the texts, score them, judge the samples, write the card."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.folder = _training.writable("output_dir", settings["output_dir"])
+        self.device = _training.device_of(settings)
+
+    def load_checkpoint(self) -> None:
+        """Load the networks that the config names."""
+        self.models = _models.load(self.settings, self.device)
+        self.judge, self.judged_by = None, None
+        if self.settings["judge"] is not None:
+            if self.settings["samples"] is None:
+                raise ValueError(f"judge = {self.settings['judge']!r} has nothing to judge: name samples")
+            self.judge, self.judged_by = judges.load(self.settings["judge"], self.device)
+
+    def setup(self) -> None:
+        """Read the texts and the samples, and cut the texts into excerpts."""
+        settings, vocabulary = self.settings, self.models.vocabulary
+        length = settings["length"] or self.models.max_length
+        if length > self.models.max_length:
+            raise ValueError(f"length = {length} must lie in 1..{self.models.max_length}, what the networks take")
+        self.documents = self._documents()
+        least_given = 1 if self.models.ar is not None and self.models.ar.bos_id is None else 0
+        self.texts: list[TextSet] = []
+        for name, documents in self.documents.items():
+            joined = settings["documents"] == "joined"
+            try:
+                found = corpora.excerpts(documents, vocabulary, length, joined, settings["context"])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            self.texts.append(_figures.choose(name, found, settings["rows"], vocabulary, least_given))
+        self.samples = None if settings["samples"] is None else _quality.read_samples(settings["samples"], vocabulary)
+        if not self.texts and self.samples is None:
+            raise ValueError("split is null, zero_shot is empty and samples is null: there is nothing to evaluate")
+
+    def evaluate(self) -> None:
+        """Score every set of texts under every model, and the samples; show each table when it is there."""
+        settings = self.settings
+        self.figures: list[Figure] = []
+        for texts in self.texts:
+            own: list[Figure] = []
+            for model, score in _scores.scorers(self.models, settings):
+                own += _figures.measure(model, score, texts, settings["batch_size"], settings["seed"], self.device)
+            print(f"\n{self._heading(texts)}\n{_figures.table(own, self.models.vocabulary.unit)}", flush=True)
+            self.figures += own
+        if len(self.texts) > 1:
+            print(f"\nall sets of texts:\n{_figures.comparison(self.figures)}", flush=True)
+        self.quality: list[_quality.Row] = []
+        if self.samples is not None:
+            self.quality = _quality.rows(
+                self.samples,
+                self._real_text(),
+                settings["ngrams"],
+                self.judge,
+                settings["seed"],
+                settings["replicates"],
+            )
+            print(f"\n{settings['samples']}, {len(self.samples.tokens)} texts:\n{_quality.table(self.quality)}")
+
+    def save_card(self) -> None:
+        """Write the figures with everything that is needed to repeat them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _report.write_json(self.folder / CARD, self.card())
+        print(f"\n  everything needed to repeat this: {self.folder / CARD}")
+
+    def card(self) -> dict[str, Any]:
+        """Settings, versions, device, networks by the hash of their weights, texts by the hash of their content."""
+        settings = self.settings
+        return {
+            "settings": dict(settings),
+            "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else f"cpu, {platform.machine()}",
+            "threads": torch.get_num_threads(),
+            "precision": "networks float32, sums float64",
+            "vocabulary": self.models.vocabulary.fingerprint,
+            "networks": self.models.records,
+            "texts": [
+                {
+                    "name": texts.name,
+                    "fingerprint": _report.fingerprint({"documents": self.documents[texts.name]}),
+                    "documents": len(self.documents[texts.name]),
+                    "excerpts": len(texts.excerpts),
+                    "of": texts.num_all,
+                    "tokens": texts.tokens,
+                    "characters": texts.characters,
+                }
+                for texts in self.texts
+            ],
+            "figures": [figure.record() for figure in self.figures],
+            "samples": None if settings["samples"] is None else _models.sha256(Path(settings["samples"])),
+            "judge": self.judged_by,
+            "quality": _quality.record(self.quality),
+        }
+
+    def _documents(self) -> dict[str, list[str]]:
+        """Documents of every set of texts, by name."""
+        settings, found = self.settings, {}
+        if settings["split"] is not None:
+            found[settings["split"]] = list(getattr(_settings.build(settings["corpus"]), settings["split"]))
+        for path in settings["zero_shot"]:
+            if path in found:
+                raise ValueError(f"zero_shot names {path!r} twice")
+            found[path] = corpora.read_documents(path, settings["normalised"])
+        return found
+
+    def _real_text(self) -> tuple[_quality.Texts, _quality.Texts] | None:
+        """Two sets of excerpts of the first set of texts, as long as a sample."""
+        if self.samples is None or not self.documents:
+            return None
+        length = max(len(row) for row in self.samples.tokens)
+        documents = next(iter(self.documents.values()))
+        return _quality.held_out(documents, self.models.vocabulary, length, len(self.samples.tokens))
+
+    def _heading(self, texts: TextSet) -> str:
+        shown = f"{len(texts.excerpts)} of {texts.num_all} excerpts, {texts.tokens:,} tokens"
+        return f"{texts.name}: {shown}, {texts.characters:,} characters, seed {self.settings['seed']}"
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the recipe from its settings."""
+    recipe = Evaluate(settings)
+    recipe.load_checkpoint()
+    recipe.setup()
+    recipe.evaluate()
+    recipe.save_card()
+
+
+if __name__ == "__main__":
+    _entry.enter(main, SETTINGS)

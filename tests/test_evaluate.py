@@ -1,0 +1,317 @@
+"""The recipe `evaluate`: its figures are those of the library, every text counts, and limits are said with them."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import tiny_network
+from torch import Tensor
+
+from edlm import bounds, checkpoints, cli, corpora, denoisers, energies, likelihoods, networks, schedules, vocabulary
+from edlm.corpora import Excerpt
+from edlm.likelihoods import Estimate
+from edlm.networks import EnergyNetwork, Transformer
+from edlm.recipes import _entry, _figures, _quality
+from edlm.recipes._figures import Figure, TextSet
+from edlm.recipes._scores import Scores
+
+LENGTH = 8
+ABC = vocabulary.characters("abc ")
+TEXT = "abc cab bca acb " * 9 + "abc"
+SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
+SCHEDULE = {"_component_": "edlm.schedules.log_linear"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A denoiser, an energy, an AR model and two texts."""
+    path = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    notes = {"schedule": SCHEDULE, "time_conditioning": False, "step": 3}
+    checkpoints.save_network(path / "denoiser", tiny_network(0, ABC.size, LENGTH).float(), ABC, notes)
+    energy = EnergyNetwork(ABC.size, LENGTH, **SIZES)
+    with torch.no_grad():
+        energy.scalar.weight.normal_(std=20.0)
+    checkpoints.save_network(path / "energy", energy, ABC, {})
+    causal = tiny_network(2, ABC.size, LENGTH, causal=True, conditioning_size=0).float()
+    checkpoints.save_network(path / "ar", causal, ABC, {"bos_id": ABC.mask_id})
+    checkpoints.save_network(path / "without_bos", causal, ABC, {})
+    checkpoints.save_network(path / "other", causal, vocabulary.characters("abcd"), {})
+    (path / "one.txt").write_text(TEXT, encoding="utf-8")
+    (path / "two.txt").write_text("cab\n\nabc abc abc\n\nb", encoding="utf-8")
+    records = [{"row": i, "text": text, "tokens": ABC.encode(text).tolist()} for i, text in enumerate(SAMPLES)]
+    (path / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+SAMPLES = ["abcabcab", "aaaaaaaa", "c ab bca"]
+
+
+@pytest.fixture
+def run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str, dict[str, Any]]]:
+    """Run the recipe in this process: exit status, output, our lines of standard error, and the card."""
+
+    def call(*overrides: str) -> tuple[int, str, str, dict[str, Any]]:
+        module = import_module("edlm.recipes.evaluate")
+        base = {
+            "output_dir": tmp_path / "out",
+            "denoiser": folder / "denoiser",
+            "energy": folder / "energy",
+            "ar": folder / "ar",
+            "split": "null",
+            "zero_shot": f"[{folder / 'one.txt'}]",
+            "normalised": "false",
+            "num_steps": 4,
+            "num_particles": 3,
+            "num_completions": 2,
+            "log_z_particles": 3,
+            "replicates": 10,
+            "rows": "null",
+            "threads": 1,
+        }
+        given = [f"{key}={value}" for key, value in base.items() if not any(o.startswith(f"{key}=") for o in overrides)]
+        config = str(cli.configs("evaluate")["tiny"])
+        monkeypatch.setattr(sys, "argv", ["evaluate", "--config", config, *given, *overrides])
+        status = 0
+        try:
+            _entry.enter(module.main, module.SETTINGS)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, error = capfd.readouterr()
+        card = tmp_path / "out" / "metric_card.json"
+        content = json.loads(card.read_text("utf-8"), parse_constant=pytest.fail) if card.is_file() else {}
+        return status, out, "\n".join(line for line in error.splitlines() if line.startswith("edlm: ")), content
+
+    return call
+
+
+def by_name(card: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(figure["model"], figure["figure"]): figure for figure in card["figures"]}
+
+
+def test_the_likelihood_of_an_ar_model_is_that_of_the_whole_text(run, folder: Path) -> None:
+    """Every token once, the last partial excerpt and the last partial batch too, at any batch size."""
+    network = checkpoints.load_as(Transformer, folder / "ar")
+    excerpts = corpora.excerpts([TEXT], ABC, LENGTH)
+    with torch.no_grad():
+        nats = sum(
+            -energies.ar_log_prob(network, e.tokens[None], ABC.mask_id, ABC.mask_id)[0, e.given :].double().sum()
+            for e in excerpts
+        )
+    assert len(TEXT) % LENGTH != 0
+    for batch_size in (2, 5):
+        status, _, error, card = run("denoiser=null", "energy=null", f"batch_size={batch_size}")
+        assert status == 0, error
+        [figure] = card["figures"]
+        assert figure["figure"] == "exact_nll"
+        assert figure["nats_per_token"] == pytest.approx(float(nats) / len(TEXT), rel=1e-5)
+        assert figure["n"] == len(excerpts)
+        assert figure["bits_per_character"] == pytest.approx(figure["nats_per_token"] / math.log(2))
+        assert figure["perplexity"] == pytest.approx(math.exp(figure["nats_per_token"]))
+        assert figure["passes"] == {"ar": len(excerpts)}
+        assert card["texts"][0]["tokens"] == card["texts"][0]["characters"] == len(TEXT)
+
+
+def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(run, folder: Path) -> None:
+    status, shown, error, card = run("rows=6", "batch_size=4", "num_passes=null")
+    assert status == 0, error
+    found = by_name(card)
+    paper = ["paper_nelbo, log Z low", "paper_nelbo, log Z high"]
+    energies_shown = ["energy", "ar, posterior", "ar, carry_over"]
+    expected = [("denoiser", "nelbo"), ("denoiser", "t_step_nelbo")]
+    expected += [(model, name) for model in energies_shown for name in ("sampler_nelbo", *paper)]
+    assert list(found) == [*expected, ("ar", "exact_nll")]
+    assert bounds.PAPER_NELBO_WARNING in shown
+    for (model, name), figure in found.items():
+        assert (figure.get("warning") == bounds.PAPER_NELBO_WARNING) == name.startswith("paper")
+        assert figure["n"] == 6
+        assert f"{model}: {name}" in shown
+        assert figure["seconds"] > 0
+    assert found["denoiser", "nelbo"]["passes"] == {"denoiser": 6}
+    assert found["energy", paper[0]]["passes"] == {"denoiser": 6, "energy": 6 * 4}
+    assert found["energy", "sampler_nelbo"]["ess"] > 1.0
+    excess = found["energy", "sampler_nelbo"]["excess_nats"]
+    plain = found["denoiser", "t_step_nelbo"]["nats_per_token"]
+    assert found["energy", "sampler_nelbo"]["nats_per_token"] - excess == pytest.approx(plain, rel=1e-5)
+
+    network = networks.fold_conditioning(checkpoints.load_as(Transformer, folder / "denoiser"))
+    denoiser = denoisers.subs(network, ABC.mask_id)
+    learned = energies.learned(networks.fold_conditioning(checkpoints.load_as(EnergyNetwork, folder / "energy")))
+    ar = networks.fold_conditioning(checkpoints.load_as(Transformer, folder / "ar"))
+    posterior, carry_over = (energies.residual_ar(ar, ABC.mask_id, ABC.mask_id, form) for form in (False, True))
+    texts = corpora.excerpts([TEXT], ABC, LENGTH)
+    x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
+    keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
+    options = {"num_particles": 3, "num_completions": 2, "window": (0.4, 1.0)}
+    for model, energy in zip(energies_shown, (learned, posterior, carry_over), strict=True):
+        bound = bounds.sampler_nelbo(denoiser, energy, *keys, **options)
+        estimate = likelihoods.estimate(bound.nats)
+        assert found[model, "sampler_nelbo"]["nats_per_token"] == pytest.approx(estimate.mean, rel=1e-5)
+        assert found[model, "sampler_nelbo"]["nats_error"] == pytest.approx(estimate.standard_error, rel=1e-5)
+
+
+def test_foreign_texts_share_one_table_and_short_documents_stand_alone(run, folder: Path) -> None:
+    sets = f"zero_shot=[{folder / 'one.txt'},{folder / 'two.txt'}]"
+    status, shown, error, card = run(sets, "documents=separate", "energy=null", "ar=null", "context=2")
+    assert status == 0, error
+    assert "all sets of texts:" in shown
+    one, two = card["texts"]
+    assert two["documents"] == 3
+    assert two["excerpts"] == 4, "cab, the two excerpts of abc abc abc, b"
+    assert two["tokens"] == len("cab") + len("abc abc abc") + len("b")
+    assert one["fingerprint"] != two["fingerprint"]
+    assert [figure["texts"] for figure in card["figures"]] == 2 * [one["name"]] + 2 * [two["name"]]
+
+
+def test_without_a_bos_the_first_token_is_given_to_every_model(run, folder: Path) -> None:
+    status, _, error, card = run(f"ar={folder / 'without_bos'}", "energy=null", "rows=4")
+    assert status == 0, error
+    assert card["texts"][0]["tokens"] == 4 * (LENGTH - 1)
+    assert {figure["n"] for figure in card["figures"]} == {4}
+
+
+def test_the_card_says_what_is_needed_to_repeat_it(run, folder: Path) -> None:
+    _, _, _, card = run("rows=2", "energy=null", "ar=null")
+    assert card["settings"]["rows"] == 2
+    assert card["settings"]["seed"] == 0
+    assert card["networks"]["denoiser"]["description"]["step"] == 3
+    assert len(card["networks"]["denoiser"]["weights_sha256"]) == 64
+    assert set(card["versions"]) == {"edlm", "torch", "python"}
+    assert card["vocabulary"] == ABC.fingerprint
+    again = run("rows=2", "energy=null", "ar=null")[3]
+    for figures in (card["figures"], again["figures"]):
+        for figure in figures:
+            del figure["seconds"]
+    assert again == card
+
+
+# ---- Samples
+
+
+def test_samples_are_compared_with_held_out_text_and_judged(run, folder: Path) -> None:
+    samples = [f"samples={folder / 'samples.jsonl'}", f"judge={folder / 'ar'}", "ngrams=[1,2]"]
+    status, shown, error, card = run(*samples, "rows=2", "energy=null", "ar=null")
+    assert status == 0, error
+    found = {row["figure"]: row for row in card["quality"]}
+    assert list(found) == [
+        "unigram entropy, nats",
+        "repetition-4",
+        "distinct-1",
+        "distinct-2",
+        "1-gram divergence, nats",
+        "2-gram divergence, nats",
+        "generative perplexity",
+    ]
+    assert "unigram entropy, bits" in shown
+    grams = {tuple(text[i : i + 2]) for text in SAMPLES for i in range(7)}
+    assert found["distinct-2"]["samples"]["mean"] == pytest.approx(len(grams) / 21)
+    assert found["distinct-2"]["samples"]["n"] == found["distinct-2"]["held_out"]["n"] == 3
+    network = checkpoints.load_as(Transformer, folder / "ar")
+    with torch.no_grad():
+        log_p = energies.ar_log_prob(network, torch.stack([ABC.encode(t) for t in SAMPLES]), ABC.mask_id, ABC.mask_id)
+    assert found["generative perplexity"]["samples"]["mean"] == pytest.approx(math.exp(-log_p.mean().item()), rel=1e-4)
+    assert card["judge"]["kind"] == "autoregressive"
+    assert len(card["samples"]) == 64
+
+
+def test_held_out_texts_share_none_and_are_as_long_as_a_sample() -> None:
+    documents = ["".join("abc "[(i // n) % 4] for n in (1, 4, 16) for i in range(40))]
+    found = _quality.held_out(documents, ABC, 5, 6)
+    assert found is not None
+    one, other = found
+    assert len(one.tokens) == len(other.tokens) == 6
+    assert {len(row) for texts in found for row in texts.tokens} == {5}
+    assert one.spelled != other.spelled
+    whole = documents[0]
+    places = [i for i in range(0, len(whole), 5) for texts in found if whole[i : i + 5] in texts.spelled]
+    assert len(places) >= 12
+    assert _quality.held_out(["abc"], ABC, 5, 6) is None
+
+
+# ---- Parts
+
+
+def figure(name: str, std: float | None) -> Figure:
+    return Figure("text", "energy", name, Estimate(1.0, 0.1, 4), 1.0, 0.1, {"denoiser": 4}, 2.0, std, None, 0.0)
+
+
+@pytest.mark.parametrize(("std", "unreliable"), [(0.5, False), (3.0, False), (3.01, True), (math.inf, True)])
+def test_past_a_deviation_of_three_the_papers_figure_is_marked(std: float, unreliable: bool) -> None:
+    low = figure("paper_nelbo, log Z low", std)
+    assert low.record()["reliable"] != unreliable
+    for shown in (_figures.table([low], "token"), _figures.comparison([low])):
+        assert bounds.PAPER_NELBO_WARNING in shown
+        assert ("unreliable" in shown) == unreliable
+        assert ("!" in shown) == unreliable
+    bound = figure("sampler_nelbo", std)
+    assert "unreliable" not in _figures.table([bound], "token")
+    assert bounds.PAPER_NELBO_WARNING not in _figures.table([bound], "token")
+
+
+def test_bits_are_per_character_whatever_a_token_is() -> None:
+    quarter = figure("nelbo", None)._replace(tokens_per_character=0.25).record()
+    assert quarter["bits_per_character"] == pytest.approx(0.25 / math.log(2))
+    assert quarter["bits_error"] == pytest.approx(0.025 / math.log(2))
+    assert quarter["perplexity"] == pytest.approx(math.e)
+
+
+def test_characters_are_those_that_the_scored_tokens_spell() -> None:
+    bpe = vocabulary.train_bpe(["the name the name the"] * 3, 265)
+    excerpts = corpora.excerpts(["the name", "the the"], bpe, 4)
+    texts = _figures.choose("t", excerpts, None, bpe, 0)
+    assert texts.tokens < texts.characters == len("the name") + len("the the"), "the end of a text spells nothing"
+    some = _figures.choose("t", 10 * excerpts, 3, bpe, 0)
+    assert (len(some.excerpts), some.num_all) == (3, 10 * len(excerpts))
+    with pytest.raises(ValueError, match="t: 1 excerpts to score, but an error bar needs at least 2"):
+        _figures.choose("t", excerpts[:1], None, bpe, 0)
+
+
+def test_rows_of_unequal_length_count_by_their_tokens() -> None:
+    excerpts = [Excerpt(torch.zeros(n, dtype=torch.int64), given) for n, given in ((4, 0), (2, 0), (4, 3), (2, 0))]
+    seen: list[int] = []
+
+    def score(tokens: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        seen.extend(row.tolist())
+        assert tokens.shape == scored.shape
+        return Scores({"nelbo": row.double()}, {"denoiser": len(row)})
+
+    [result] = _figures.measure("m", score, TextSet("t", excerpts, 4, 9), 2, 0, torch.device("cpu"))
+    assert sorted(seen) == [0, 1, 2, 3]
+    assert result.value.mean == pytest.approx((4 * 0 + 2 * 1 + 1 * 2 + 2 * 3) / 9)
+    assert result.passes == {"denoiser": 4}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["denoiser=null", "energy=null", "ar=null"], "denoiser and ar are both null: name one of them, or both"),
+        (["denoiser=null"], "needs a denoiser to correct"),
+        (["ar={}/denoiser"], "holds a network that is not causal"),
+        (["ar={}/other"], "were trained on different vocabularies"),
+        (["denoiser={}/ar"], "holds a network that was not trained as a denoiser"),
+        (["length=64"], "length = 64 must lie in 1..8"),
+        (["context=8"], "one.txt: context = 8 must be at least 0 and below length = 8"),
+        (["zero_shot=[]"], "there is nothing to evaluate"),
+        (["zero_shot=[/nowhere.txt]"], "/nowhere.txt: no such file"),
+        (["zero_shot=[{}/one.txt,{}/one.txt]"], "twice"),
+        (["judge={}/ar"], "has nothing to judge: name samples"),
+        (["samples=/nowhere.jsonl"], "samples = '/nowhere.jsonl' cannot be read"),
+        (["samples={}/one.txt"], "line 1 must be a json object with a text"),
+        (["rows=1"], "rows = 1 must be a whole number of at least 2"),
+        (["num_partcles=2"], "num_partcles: unknown key; did you mean 'num_particles'?"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_leaves_nothing(run, folder: Path, overrides: list[str], said: str) -> None:
+    status, _, error, card = run(*(word.replace("{}", str(folder)) for word in overrides))
+    assert status == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not card
