@@ -80,7 +80,10 @@ def check(settings: Mapping[str, Any]) -> None:
     denoiser, ar = _is_large(settings["denoiser"]), _is_large(settings["ar"])
     for key, is_read in {"tokenizer": denoiser, "energy_rows": ar, "precision": denoiser or ar}.items():
         if settings[key] is not None and not is_read:
-            raise ValueError(f"{key} = {settings[key]!r} is for large models, from folders with a config.json")
+            folder = settings["ar" if key == "energy_rows" else "denoiser"]
+            raise ValueError(
+                f"{key} = {settings[key]!r} is for large models, and {folder!r} holds no config.json of one"
+            )
     if settings["energy_rows"] is not None and settings["execution"] != "eager":  # one graph per number of parts
         raise ValueError(f"execution = {settings['execution']!r} needs energy_rows = null, or must be 'eager'")
 

@@ -295,7 +295,7 @@ def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path,
         (["denoiser={hub}/qwen2"], "model_type = 'qwen2' must be one of llada, Dream"),
         (["denoiser=null", "tokenizer=null"], "needs a denoiser: alone, a network of `edlm run pretrain_ar` is drawn"),
         (["denoiser=/nowhere", "ar=null", "tokenizer=null", "energy_rows=null"], "/nowhere: no checkpoint there"),
-        (["denoiser=/nowhere", "ar=null"], "tokenizer = '{hub}/qwen2/tokenizer.json' is for large models"),
+        (["denoiser=/x", "ar=null"], "is for large models, and '/x' holds no config.json of one"),
         (["denoiser=/nowhere", "ar=null", "tokenizer=null"], "energy_rows = 4 is for large models"),
         (["denoiser=/nowhere", "ar=null", "tokenizer=null", "energy_rows=null", "precision=bfloat16"], "precision = "),
         (
