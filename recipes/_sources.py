@@ -121,7 +121,7 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
     if settings["ar"] is not None:
         energy = large.outline(_large_ar(settings, denoiser.head.out_features), dtype)
     length = min(settings["length"] or denoiser.max_length, denoiser.max_length)
-    rows, k = min(settings["batch_size"], settings["num_samples"]), settings["num_particles"]
+    rows, k = min(settings["batch_size"], settings["num_samples"]), 1 if energy is None else settings["num_particles"]
     plan = memory.memory_plan(denoiser, energy, rows, k, length)
     remarks = {"drafts": f"{rows} texts of {length} tokens, {k} candidates each"}
     table = [(name, f"{size / 1e9:.2f} GB", remarks.get(name, "")) for name, size in plan._asdict().items()]
