@@ -70,6 +70,7 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "transition",
     "vocabulary",
 ]
 

@@ -147,6 +147,7 @@ class _ResidualAr(nn.Module):
         wanted = _of_every_particle(positions, *candidates.shape) if self.carry_over else None
         log_p_ar = ar_log_prob(self.network, candidates.flatten(0, 1), self.mask_id, self.bos_id, wanted)
         log_ratio = log_p_ar.view(candidates.shape).double() - log_p_candidates.double()
+        log_ratio = torch.where(candidates == self.mask_id, -torch.inf, log_ratio)
         return -torch.where(self._counts(x_t).unsqueeze(1), log_ratio, 0.0).sum(-1)
 
     def _counts(self, x_t: Tensor) -> Tensor:

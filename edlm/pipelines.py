@@ -114,14 +114,15 @@ def _run(
     original = order.argsort()
     row, plan = row[order], RevealPlan(*(part[order] for part in plan))
     corrected = _corrected(pipeline, plan)
-    passes = _passes(plan, corrected)
+    drafted = corrected if kernel.proposes == "masked" else torch.zeros_like(corrected)
+    passes = _passes(plan, corrected, drafted)
 
     state = kernel.init(tokens[order])
     diagnostics: list[TensorDict] = []
     for p, (running, count, any_corrected) in enumerate(passes):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
         rows = min(b, pipeline.pad_rows(running))
-        inputs = _step_inputs(plan, corrected[:, p], p, rows, pipeline.pad_positions(count))
+        inputs = _step_inputs(plan, corrected[:, p], drafted[:, p], p, rows, pipeline.pad_positions(count))
         number = torch.full((), first_pass + p, device=row.device)
         draws = active.draw(seed, row[:rows], number, inputs[contracts.POSITIONS], length)
         out = active.step(TensorDict({**_take(state, slice(rows)), **inputs, **draws}))
@@ -354,29 +355,34 @@ def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
 
 
-def _passes(plan: RevealPlan, corrected: Tensor) -> list[tuple[int, int, bool]]:
-    """For each pass how many rows still run, how many positions they need together, and whether any is corrected."""
+def _passes(plan: RevealPlan, corrected: Tensor, drafted: Tensor) -> list[tuple[int, int, bool]]:
+    """For each pass how many rows still run, how many positions they need together, and whether any is corrected.
+
+    corrected, drafted: bool (b, p); a drafted row needs all its masks, another one those that the pass reveals.
+    """
     b, num_passes = plan.t.shape
     given_last = torch.where(plan.order < 0, num_passes, plan.order)
     revealed = torch.zeros(b, num_passes + 1, dtype=torch.int64, device=plan.t.device)
     revealed = revealed.scatter_add(1, given_last, torch.ones_like(plan.order))[:, :num_passes]
     masked = revealed.flip(1).cumsum(1).flip(1)
-    needed = torch.where(corrected, masked, revealed).sum(0)
+    needed = torch.where(drafted, masked, revealed).sum(0)
     host = torch.stack([(masked > 0).sum(0), needed, corrected.sum(0)], dim=1).tolist()
     return [(running, count, num_corrected > 0) for running, count, num_corrected in host]
 
 
-def _step_inputs(plan: RevealPlan, corrected: Tensor, p: int, rows: int, count: int) -> dict[str, Tensor]:
+def _step_inputs(
+    plan: RevealPlan, corrected: Tensor, drafted: Tensor, p: int, rows: int, count: int
+) -> dict[str, Tensor]:
     """What pass p of the plan asks of its first rows; `count` is known on the host, so no device is waited for."""
-    order, corrected = plan.order[:rows], corrected[:rows]
+    order = plan.order[:rows]
     revealed = order == p
-    wanted = torch.where(corrected.unsqueeze(-1), order >= p, revealed)
+    wanted = torch.where(drafted[:rows].unsqueeze(-1), order >= p, revealed)
     positions = torch.nonzero_static(wanted.flatten(), size=count, fill_value=wanted.numel()).squeeze(-1)
     return {
         contracts.T: _contiguous(plan.t[:rows, p]),
         contracts.POSITIONS: positions,
         contracts.REVEAL: revealed,
-        contracts.CORRECTED: _contiguous(corrected),
+        contracts.CORRECTED: _contiguous(corrected[:rows]),
     }
 
 

@@ -29,6 +29,7 @@ ORDER = [
     "samplers",
     "adaptive",
     "pipelines",
+    "transition",
     "execution",
     "vocabulary",
     "corpora",
