@@ -172,6 +172,23 @@ def contrastive(
     Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1, and for an energy that reads the drafts'
     log-probabilities: it is fixed by them, and there are none of the data here.
     """
+    corrupt = _corrupt(denoiser.mask_id, schedule, time_low, pad_id)
+    return against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_0)
+
+
+def against_draws(
+    corrupt: TensorDictModuleBase,
+    denoiser: Denoiser,
+    energy: Energy,
+    num_negatives: int,
+    objective: Callable[[Tensor, Tensor], Tensor],
+    positive: str,
+) -> TensorDictSequential:
+    """Build the training pipeline of an energy from the stage that makes its states: see `contrastive`.
+
+    corrupt: a stage that writes x_t, t and the positions at which the denoiser draws. positive: the key of what stands
+    against the draws, the data at these positions. Raises ValueError as `contrastive` does.
+    """
     if num_negatives < 1:
         raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
     if contracts.LOG_P_CANDIDATES in energy.in_keys:
@@ -190,11 +207,11 @@ def contrastive(
     )
     return TensorDictSequential(
         {
-            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low, pad_id),
+            "corrupt": corrupt,
             "draft": Frozen(draft),
             "pair": TensorDictModule(
-                lambda x_0, drafts: torch.cat([x_0.unsqueeze(1), drafts], dim=1),
-                in_keys=[contracts.X_0, contracts.CANDIDATES],
+                lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1),
+                in_keys=[positive, contracts.CANDIDATES],
                 out_keys=[contracts.CANDIDATES],
             ),
             "weigh": energy,

@@ -9,8 +9,15 @@ The weight holds the tokens that are kept and no others, so it varies less than 
 no energy of transitions: what is masked in x_s is unknown, not improbable.
 """
 
-from edlm import particles, samplers
+from collections.abc import Callable
+
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+
+from edlm import absorbing, contracts, noise, objectives, particles, pipelines, samplers, schedules
 from edlm.contracts import Denoiser, Energy, Selection
+from edlm.noise import Stream
 from edlm.samplers import Kernel
 from edlm.schedules import Schedule
 
@@ -36,3 +43,67 @@ def importance(
         schedule, denoiser, energy, num_particles, temperature, selection, proposal_temperature, nucleus
     )
     return drafts._replace(proposes="revealed")
+
+
+def contrastive(
+    denoiser: Denoiser,
+    energy: Energy,
+    schedule: Schedule,
+    num_steps: tuple[int, int],
+    num_negatives: int = 1,
+    objective: Callable[[Tensor, Tensor], Tensor] = objectives.nce,
+    pad_id: int | None = None,
+) -> TensorDictSequential:
+    """Build the training pipeline of an energy of transitions: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
+
+    A text is put before a step `t -> s` of a uniform grid. Candidate 0 is the text's own x_s, the others hold
+    `num_negatives` draws of the denoiser at the revealed positions; one pass of the energy weighs all. The step is that
+    which reveals a random position, so it reveals something, and the more the likelier it is to be seen.
+    num_steps: fewest and most steps of the grids to train for; their logarithm is uniform between them.
+    Minimal where `exp(-E) = q(x^S | x_t) / prod_{i in S} p_theta(x_i | x_t)`, whatever the grids.
+    Raises ValueError unless 1 <= fewest <= most, and as `pipelines.contrastive` does.
+    """
+    fewest, most = num_steps
+    if not 1 <= fewest <= most:
+        raise ValueError(f"num_steps = ({fewest}, {most}) must be the fewest and the most steps, 1 <= fewest <= most")
+    corrupt = TensorDictModule(
+        _BeforeStep(denoiser.mask_id, schedule, fewest, most, pad_id),
+        in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
+        out_keys=[contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS],
+    )
+    return pipelines.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
+
+
+class _BeforeStep(nn.Module):
+    """Texts before and after a step of a random grid: x_t (b, l), t (b,), x_s (b, l), revealed flat positions (n,)."""
+
+    def __init__(self, mask_id: int, schedule: Schedule, fewest: int, most: int, pad_id: int | None) -> None:
+        super().__init__()
+        self.mask_id = mask_id
+        self.schedule = schedule
+        self.fewest = fewest
+        self.most = most
+        self.pad_id = pad_id
+
+    def forward(
+        self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        when, how_many, which = noise.uniforms(seed, row, step, Stream.TIME, count=3).unbind(-1)
+        num_steps = (self.fewest * ((self.most + 1) / self.fewest) ** how_many).floor().clamp(max=self.most)
+        maskable = torch.ones_like(x_0, dtype=torch.bool) if self.pad_id is None else x_0 != self.pad_id
+        picked = _nth(maskable, which)
+        reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
+        reveal_noise = reveal_noise.scatter(1, picked, schedules.stratified_times(when, row, num_rows).unsqueeze(-1))
+        # Counted from the end of the grid: the steps that a position is still masked for, 1..num_steps.
+        masked_for = (absorbing.reveal_times(reveal_noise, self.schedule) * num_steps.unsqueeze(-1)).ceil().clamp(min=1)
+        now = masked_for.gather(1, picked)
+        x_t = torch.where(maskable & (masked_for <= now), self.mask_id, x_0)
+        x_s = torch.where(maskable & (masked_for < now), self.mask_id, x_0)
+        positions = (x_t != x_s).flatten().nonzero().squeeze(-1)
+        return x_t, now.squeeze(1) / num_steps, x_s, positions
+
+
+def _nth(wanted: Tensor, share: Tensor) -> Tensor:
+    """The place of one of the wanted, bool (b, l), at a share (b,) in (0, 1) of their number; int64 (b, 1)."""
+    number = (share * wanted.sum(1)).floor().unsqueeze(-1)
+    return (wanted.cumsum(1) <= number).sum(1, keepdim=True).clamp(max=wanted.shape[1] - 1)

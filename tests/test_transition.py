@@ -1,6 +1,8 @@
-"""Energies of transitions: their sampler against enumeration."""
+"""Energies of transitions: their sampler, their training and their bound, against enumeration."""
 
 import itertools
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from builders import tiny_denoiser, tiny_energy
 from oracles import (
     SIR_PAIR,
     Choose,
+    EnergyFn,
     Lookup,
     OracleDenoiser,
     OracleEnergy,
@@ -21,6 +24,7 @@ from oracles import (
     markov,
     random_joint,
     random_marginals,
+    random_markov,
     residual_energy,
     reveal_law,
     sampler_law,
@@ -29,11 +33,15 @@ from oracles import (
     total_variation,
     zero_energy,
 )
+from scipy import stats
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
 
 import edlm
-from edlm import contracts, particles, pipelines, schedules, transition
+from edlm import contracts, networks, objectives, particles, pipelines, schedules, transition
 from edlm.contracts import Positions
+from edlm.schedules import Schedule
 
 SYMBOLS, LENGTH = 2, 3
 JOINT = random_joint(0, SYMBOLS, LENGTH, 1.5)
@@ -190,3 +198,180 @@ def test_an_energy_of_drafts_leaves_a_candidate_with_masks_no_weight():
 def test_no_particles_is_an_error(num_particles: int):
     with pytest.raises(ValueError, match=f"num_particles = {num_particles} must be at least 1"):
         transition.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles)
+
+
+# ---- Training
+
+
+def keyed(x_0: Tensor, seed: int = 0, step: int = 0) -> TensorDict:
+    numbers = {contracts.SEED: seed, contracts.STEP: step, contracts.NUM_ROWS: len(x_0)}
+    keys = {name: torch.tensor(value) for name, value in numbers.items()}
+    return TensorDict({contracts.X_0: x_0, contracts.ROW: torch.arange(len(x_0)), **keys})
+
+
+def pairs(num_steps: tuple[int, int], schedule: Schedule, x_0: Tensor, **options: object) -> TensorDict:
+    """What is weighed in training, with a denoiser that is wrong and no energy."""
+    denoiser = OracleDenoiser(Lookup(TABLES["wrong"]), SYMBOLS)
+    return transition.contrastive(denoiser, edlm.energies.zero(), schedule, num_steps, **options)(keyed(x_0))
+
+
+def law_of_steps(num_steps: int, schedule: Schedule) -> Tensor:
+    """Of t and what each of 3 positions is there: visible, revealed or still masked; (num_steps, 27).
+
+    A position is revealed in any step with its own chance, and the step is that of a random position.
+    """
+    masked = (1 - schedule.alpha(schedules.uniform_grid(num_steps))) / (1 - schedule.alpha(torch.ones(1).double()))
+    states = all_sequences(3, 3)
+    rows = []
+    for before, after in itertools.pairwise(masked.tolist()):
+        chance = torch.tensor([1 - before, before - after, after], dtype=torch.float64)
+        rows.append(chance[states].prod(1) * (states == 1).sum(1) / 3)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("schedule", [schedules.log_linear(), schedules.cosine(), schedules.log_linear(0.2)])
+@pytest.mark.parametrize("num_steps", [2, 3])
+def test_pairs_are_those_of_a_step_that_reveals_a_random_position(schedule: Schedule, num_steps: int):
+    """A chi-square test at a rate of false alarms of 1e-4; sampling without the bias to large steps is rejected."""
+    x_0 = torch.zeros(20_000, LENGTH, dtype=torch.int64)
+    out = pairs((num_steps, num_steps), schedule, x_0)
+    x_t, x_s = out[contracts.X_T], out[contracts.X_S]
+    kind = (x_t == SYMBOLS).long() + (x_s == SYMBOLS)
+    step = ((1 - out[contracts.T]) * num_steps).round().long()
+    counts = torch.bincount(step * 27 + index_of(kind, 3), minlength=27 * num_steps).double()
+    sizes = (all_sequences(3, 3) == 1).sum(1)
+    law_of_all = law_of_steps(num_steps, schedule)
+    possible = law_of_all > 0
+    assert not counts[~possible.flatten()].any()
+    unbiased = law_of_all / sizes.clamp(min=1)
+    assert _chi_square(counts[possible.flatten()], law_of_all[possible])
+    assert not _chi_square(counts[possible.flatten()], unbiased[possible] / unbiased.sum())
+
+
+def _chi_square(counts: Tensor, chances: Tensor) -> bool:
+    expected = chances * counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum()) < stats.chi2.isf(1e-4, len(counts) - 1)
+
+
+def test_the_data_stand_against_draws_of_the_denoiser_with_masks_where_nothing_is_revealed():
+    x_0 = texts(4000)
+    out = pairs((1, 4), schedules.log_linear(), x_0, num_negatives=3)
+    candidates, x_t, x_s = out[contracts.CANDIDATES], out[contracts.X_T], out[contracts.X_S]
+    revealed = (x_t == SYMBOLS) & (x_s != SYMBOLS)
+    assert revealed.any(1).all()
+    assert (revealed.sum(1) < (x_t == SYMBOLS).sum(1)).any()
+    assert torch.equal(x_s[revealed], x_0[revealed])
+    assert torch.equal(candidates[:, 0], x_s)
+    elsewhere = ~revealed.unsqueeze(1).expand_as(candidates)
+    assert torch.equal(candidates[elsewhere], x_s.unsqueeze(1).expand_as(candidates)[elsewhere])
+    assert (candidates[~elsewhere] < SYMBOLS).all()
+    # Frequencies of symbol 1 at a revealed position against the denoiser's: 5 standard errors, and far from the data's.
+    chance = TABLES["wrong"][x_t.unbind(-1)][..., 1].exp()
+    where = revealed.unsqueeze(1).expand(-1, 3, -1)
+    draws, expected = candidates[:, 1:][where].double(), chance.unsqueeze(1).expand(-1, 3, -1)[where]
+    error = float((expected * (1 - expected)).sum().sqrt()) / len(expected)
+    assert abs(float(draws.mean() - expected.mean())) < 5 * error
+    assert abs(float(x_0[revealed].double().mean() - expected.mean())) > 10 * error
+
+
+def test_grids_of_all_wanted_numbers_of_steps_are_seen_with_a_uniform_logarithm():
+    x_0 = torch.zeros(8000, LENGTH, dtype=torch.int64)
+    t = pairs((2, 7), schedules.log_linear(), x_0)[contracts.T]
+    fits = torch.stack([((t * n).round() - t * n).abs() < 1e-9 for n in range(2, 8)])
+    assert fits.any(0).all()
+    only = {n: int((((t * n).round() - t * n).abs() < 1e-9).sum()) for n in (5, 7)}  # t = 1 is in every grid
+    starts = int((t == 1).sum())
+    for n, count in only.items():
+        # P(T = n) = log((n + 1) / n) / log(8 / 2), and of n steps all but the first start before 1.
+        chance = math.log((n + 1) / n) / math.log(4) * (n - 1) / n
+        assert abs(count - starts - 8000 * chance) < 5 * math.sqrt(8000 * chance)
+
+
+def test_padding_is_never_masked_and_never_picked():
+    x_0 = torch.tensor([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 0]]).repeat(50, 1)
+    out = pairs((1, 3), schedules.log_linear(), x_0, pad_id=0)
+    padding, x_t, x_s = x_0 == 0, out[contracts.X_T], out[contracts.X_S]
+    assert torch.equal(x_t[padding], x_0[padding])
+    revealed = x_t != x_s
+    assert torch.equal(revealed.any(1), (x_0 != 0).any(1))  # a text of padding alone has nothing to reveal
+    assert not (revealed & padding).any()
+
+
+@pytest.mark.parametrize("num_steps", [(0, 4), (3, 2), (-1, -1)])
+def test_grids_that_are_none_are_an_error(num_steps: tuple[int, int]):
+    with pytest.raises(ValueError, match=rf"num_steps = \({num_steps[0]}, {num_steps[1]}\) must be the fewest"):
+        transition.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_steps)
+
+
+def texts(n: int, joint: Tensor = JOINT, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return all_sequences(joint.shape[0], joint.ndim)[torch.multinomial(joint.flatten(), n, True, generator=generator)]
+
+
+MARKOV = random_markov(2, 3, 4, 2.0)
+MARKOV_TABLE = marginal_table(MARKOV)
+
+
+def trained(objective: Callable[[Tensor, Tensor], Tensor], steps: int = 350, b: int = 128) -> TensorDictSequential:
+    """The training pipeline of a small energy after some hundred steps on a Markov source."""
+    torch.manual_seed(0)
+    network = networks.EnergyNetwork(4, 4, hidden_size=32, num_layers=2, num_heads=2, conditioning_size=0)
+    denoiser, energy = OracleDenoiser(Lookup(MARKOV_TABLE.float()), 3), edlm.energies.learned(network)
+    pipeline = transition.contrastive(denoiser, energy, schedules.log_linear(), (1, 4), 3, objective)
+    optimizer = torch.optim.Adam(network.parameters(), lr=8e-3)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, steps, pct_start=0.15)
+    x_0 = texts(steps * b, MARKOV).view(steps, b, 4)
+    for step in range(steps):
+        optimizer.zero_grad()
+        pipeline(keyed(x_0[step], step=step))[contracts.LOSS].mean().backward()
+        optimizer.step()
+        rate.step()
+    return pipeline.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [objectives.nce, objectives.info_nce], ids=["binary", "ranking"])
+def test_what_is_learned_is_the_log_ratio_of_the_transition(objective: Callable[[Tensor, Tensor], Tensor]):
+    pipeline = trained(objective)
+    with torch.no_grad():
+        out = pipeline(keyed(texts(4000, MARKOV, seed=1), step=1 << 20))
+    exact = -residual_energy(MARKOV)(out[contracts.CANDIDATES], out[contracts.X_T])
+    learned = -out[contracts.ENERGY].double()
+    if objective is objectives.info_nce:  # which leaves a constant free that may depend on x_t and the revealed set
+        exact, learned = exact - exact.mean(1, keepdim=True), learned - learned.mean(1, keepdim=True)
+    together = torch.cov(torch.stack([exact.flatten(), learned.flatten()]))
+    assert 0.6 < together[0, 1] / together[0, 0] < 1.1
+    assert together[0, 1] / together.diagonal().prod().sqrt() > 0.92
+    loss, knows_nothing = float(out[contracts.LOSS].mean()), float(objective(torch.zeros(1), torch.zeros(1, 3)))
+    least = float(objective(-exact[:, 0], -exact[:, 1:]).mean())
+    assert least < loss + 0.01 < least + 0.2 * (knows_nothing - least)
+    if objective is objectives.nce:
+        _check_calibration(learned)
+    corrected, plain = (_distance(energy) for energy in (_as_function(pipeline["weigh"]), zero_energy))
+    assert corrected < 0.5 * plain
+
+
+def _check_calibration(learned: Tensor) -> None:
+    """Of a datum and a draw with a log-ratio near r, the share of data is sigmoid(r); up to 0.05 in every fifth."""
+    data, draws = learned[:, 0], learned[:, 1]
+    every = torch.cat([data, draws])
+    edges = every.quantile(torch.linspace(0, 1, 6, dtype=torch.float64))[1:-1]
+    is_datum = torch.cat([torch.ones_like(data), torch.zeros_like(draws)])
+    for part in range(5):
+        inside = torch.bucketize(every, edges) == part
+        assert abs(float(is_datum[inside].mean() - every[inside].sigmoid().mean())) < 0.05
+
+
+def _as_function(energy: TensorDictModule) -> EnergyFn:
+    @torch.no_grad()
+    def function(candidates: Tensor, x_t: Tensor) -> Tensor:
+        return energy.module(candidates, x_t, torch.ones(len(x_t))).double()
+
+    return function
+
+
+def _distance(energy: EnergyFn) -> float:
+    """Total variation to the data after 2 steps of 8 particles, by enumeration."""
+    return float(
+        total_variation(sampler_law(MARKOV_TABLE, alphas(2), energy, sir_by_quadrature(8), "revealed"), MARKOV)
+    )
