@@ -19,7 +19,18 @@ from tensordict import TensorDict
 from torch import Tensor
 from tqdm import tqdm
 
-from edlm import autoregressive, checkpoints, contracts, denoisers, energies, execution, networks, particles, pipelines
+from edlm import (
+    autoregressive,
+    checkpoints,
+    contracts,
+    denoisers,
+    energies,
+    execution,
+    networks,
+    particles,
+    pipelines,
+    transition,
+)
 from edlm import samplers as kernels
 from edlm.checkpoints import N
 from edlm.networks import EnergyNetwork, Transformer
@@ -77,12 +88,14 @@ class Generate:
         check_sources(settings)
         self.vocabulary: Vocabulary = checkpoints.load_vocabulary_of(settings["denoiser"] or settings["ar"])
         self.denoiser: denoisers.SubsDenoiser | None = None
-        self.energy, self.told = None, None
+        self.energy, self.told, self.scope = None, None, "draft"
         if settings["denoiser"] is not None:
             self._load_denoiser(settings["denoiser"])
         if settings["energy"] is not None:
             energy_network = self._load(EnergyNetwork, settings["energy"])
             self.energy = energies.learned(energy_network, self.told, self.vocabulary.pad_id)
+            description = checkpoints.read_description(checkpoints.find_network(settings["energy"]))
+            self.scope = description.get("scope", "draft")
         if settings["ar"] is not None:
             self._load_ar(settings["ar"])
 
@@ -98,7 +111,8 @@ class Generate:
         if self.energy is not None:
             if settings["temperature"] != 1.0:
                 raise ValueError(f"temperature = {settings['temperature']} is for sampling without an energy")
-            kernel = kernels.importance(
+            importance = transition.importance if self.scope == "transition" else kernels.importance
+            kernel = importance(
                 self.schedule,
                 self.denoiser,
                 self.energy,
