@@ -5,8 +5,8 @@ A candidate is `x_s = (x_t with the revealed set S filled in)`, masks elsewhere.
     p(x^S | x_t) = prod_{i in S} p_theta(x_i | x_t) exp(-E(x_s, x_t)) / Z,
     E = -log [ q(x^S | x_t) / prod_{i in S} p_theta(x_i | x_t) ]  at its best, and then Z = 1.
 
-The weight holds the tokens that are kept and no others, so it varies less than that of a draft. An energy of drafts is
-no energy of transitions: what is masked in x_s is unknown, not improbable.
+At its best the weight is the mean of a draft's weight given x^S, so it varies less. An energy of drafts is no energy of
+transitions: what is masked in x_s is unknown, not improbable.
 """
 
 from collections.abc import Callable

@@ -244,7 +244,8 @@ class EnergyByNCE:
         return float(self._objective(nothing, nothing.expand(1, self.settings["num_negatives"])))
 
     def _energy(self, network: nn.Module) -> Any:
-        return energies.learned(network, self.told, self.vocabulary.pad_id)
+        build: Any = energies.learned_transition if self.settings["scope"] == "transition" else energies.learned
+        return build(network, self.told, self.vocabulary.pad_id)
 
     def _stages(self, network: nn.Module, num_negatives: int | None = None) -> Any:
         settings, parts = self.settings, (self.denoiser, self._energy(network), self.schedule)

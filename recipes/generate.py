@@ -93,9 +93,10 @@ class Generate:
             self._load_denoiser(settings["denoiser"])
         if settings["energy"] is not None:
             energy_network = self._load(EnergyNetwork, settings["energy"])
-            self.energy = energies.learned(energy_network, self.told, self.vocabulary.pad_id)
             description = checkpoints.read_description(checkpoints.find_network(settings["energy"]))
             self.scope = description.get("scope", "draft")
+            learned = energies.learned_transition if self.scope == "transition" else energies.learned
+            self.energy = learned(energy_network, self.told, self.vocabulary.pad_id)
         if settings["ar"] is not None:
             self._load_ar(settings["ar"])
 

