@@ -340,8 +340,8 @@ def trained(objective: Callable[[Tensor, Tensor], Tensor], steps: int = 350, b: 
     network = networks.EnergyNetwork(4, 4, hidden_size=32, num_layers=2, num_heads=2, conditioning_size=0)
     denoiser, energy = OracleDenoiser(Lookup(MARKOV_TABLE.float()), 3), energies.learned_transition(network)
     pipeline = transition.contrastive(denoiser, energy, schedules.log_linear(), (1, 4), 3, objective)
-    optimizer = torch.optim.Adam(network.parameters(), lr=8e-3)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, steps, pct_start=0.15)
+    optimizer = torch.optim.Adam(network.parameters(), lr=4e-3)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps, pct_start=0.15)
     x_0 = texts(steps * b, MARKOV).view(steps, b, 4)
     for step in range(steps):
         optimizer.zero_grad()
@@ -363,7 +363,7 @@ def test_what_is_learned_is_the_log_ratio_of_the_transition(objective: Callable[
         exact, learned = exact - exact.mean(1, keepdim=True), learned - learned.mean(1, keepdim=True)
     together = torch.cov(torch.stack([exact.flatten(), learned.flatten()]))
     assert 0.6 < together[0, 1] / together[0, 0] < 1.1
-    assert together[0, 1] / together.diagonal().prod().sqrt() > 0.85
+    assert together[0, 1] / together.diagonal().prod().sqrt() > 0.92
     loss, knows_nothing = float(out[contracts.LOSS].mean()), float(objective(torch.zeros(1), torch.zeros(1, 3)))
     least = float(objective(-exact[:, 0], -exact[:, 1:]).mean())
     assert least < loss + 0.01 < least + 0.2 * (knows_nothing - least)
