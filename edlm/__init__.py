@@ -79,6 +79,7 @@ __all__ = [
     "samplers",
     "schedules",
     "testing",
+    "transition",
     "vocabulary",
 ]
 

@@ -27,7 +27,7 @@ CORRECTED = "corrected"  # (b,) bool: the row is inside the energy's window
 PROPOSAL_NOISE = "proposal_noise"  # (n, k) float64 uniforms
 SELECTION_NOISE = "selection_noise"  # (b, k) float64 uniforms
 HIDDEN = "hidden"  # (n, h) states of the denoiser at the positions
-CANDIDATES = "candidates"  # (b, k, l) whole drafts
+CANDIDATES = "candidates"  # (b, k, l) whole drafts, or x_s: drafts of what a step reveals, masks elsewhere
 LOG_P_CANDIDATES = "log_p_candidates"  # (b, k, l) log p_theta of each drawn token, zero where none was drawn
 LOG_RATIO = "log_ratio"  # (b, k) log p_theta less the log-probability of what really proposed the draft
 ENERGY = "energy"  # (b, k)
@@ -92,8 +92,8 @@ class Energy(Protocol):
     """An unnormalised correction of the denoiser: `{candidates, x_t, t, positions, log_p_candidates} -> {energy}`.
 
     The target is `p ~ p_theta(candidate | x_t) * exp(-energy)`, in nats. A candidate is any token tensor (b, k, l),
-    masks allowed; in a row that is corrected, positions are those that x_t masks. Laws: particles and rows do not see
-    each other; adding a constant per row changes no sample.
+    masks allowed; in a row that is corrected, positions are those that the candidates fill in. Laws: particles and rows
+    do not see each other; adding a constant per row changes no sample.
     """
 
     in_keys: list[str]

@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, contracts, schedules
-from edlm.networks import Transformer
+from edlm.networks import EnergyNetwork, Transformer
 from edlm.schedules import Schedule
 
 
@@ -29,12 +29,27 @@ def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | 
     With a schedule the network is told `sigma(t)`, else zero. Positions that x_t gives as `pad_id` do not count.
     Raises ValueError if the schedule's sigma(1) is infinite.
     """
+    return _of_network(_Learned(network, schedule, pad_id))
+
+
+def learned_transition(
+    network: EnergyNetwork, schedule: Schedule | None = None, pad_id: int | None = None
+) -> TensorDictModule:
+    """The energy of a transition from a network's scalars: `E = sum_{i in S} e_i(x_t, x_s)`, S the new positions.
+
+    S is where x_s differs from x_t. The log-ratio of a transition is such a sum, by the chain rule over S; an average
+    over a long text would drown the few positions that differ. Zero if nothing is new. Arguments and errors are those
+    of `learned`.
+    """
+    return _of_network(_LearnedTransition(network, schedule, pad_id))
+
+
+def _of_network(module: "_Learned") -> TensorDictModule:
+    schedule = module.schedule
     if schedule is not None and not torch.isfinite(schedules.sigma(schedule, torch.ones(1, dtype=torch.float64))):
         raise ValueError("a time-conditioned energy needs a schedule with a finite sigma(1): log_linear(eps=1e-3)")
     return TensorDictModule(
-        _Learned(network, schedule, pad_id),
-        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.T],
-        out_keys=[contracts.ENERGY],
+        module, in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.T], out_keys=[contracts.ENERGY]
     )
 
 
@@ -150,7 +165,17 @@ class _Learned(nn.Module):
         noise_level = None
         if self.schedule is not None:
             noise_level = schedules.sigma(self.schedule, t).unsqueeze(1).expand(b, k).flatten()
-        return self.network(x_t, x_0, noise_level, valid).unflatten(0, (b, k))
+        return self._scalars(x_t, x_0, noise_level, valid).unflatten(0, (b, k))
+
+    def _scalars(self, x_t: Tensor, x_0: Tensor, noise_level: Tensor | None, valid: Tensor | None) -> Tensor:
+        return self.network(x_t, x_0, noise_level, valid)
+
+
+class _LearnedTransition(_Learned):
+    def _scalars(self, x_t: Tensor, x_0: Tensor, noise_level: Tensor | None, valid: Tensor | None) -> Tensor:
+        scalars: Tensor = self.network.per_position(x_t, x_0, noise_level, valid)  # type: ignore[operator]
+        scalars = scalars.to(torch.promote_types(scalars.dtype, torch.float32))
+        return torch.where(x_t != x_0, scalars, 0.0).sum(-1)
 
 
 class _ResidualAr(nn.Module):
@@ -168,6 +193,7 @@ class _ResidualAr(nn.Module):
         wanted = _of_every_particle(positions, *candidates.shape) if self.carry_over else None
         log_p_ar = ar_log_prob(self.network, candidates.flatten(0, 1), self.mask_id, self.bos_id, wanted)
         log_ratio = log_p_ar.view(candidates.shape).double() - log_p_candidates.double()
+        log_ratio = torch.where(candidates == self.mask_id, -torch.inf, log_ratio)
         return -torch.where(self._counts(x_t).unsqueeze(1), log_ratio, 0.0).sum(-1)
 
     def _counts(self, x_t: Tensor) -> Tensor:

@@ -269,6 +269,8 @@ class Transformer(nn.Module):
 class EnergyNetwork(nn.Module):
     """A scalar per pair (x_t, x_0): a trunk over both embeddings, averaged over positions (Xu et al. 2025).
 
+    Called as `per_position` it does not average: see `energies.learned_transition`.
+
     Raises ValueError unless hidden_size is a multiple of 2 * num_heads and num_layers at least 1.
     """
 
@@ -301,13 +303,22 @@ class EnergyNetwork(nn.Module):
 
     def forward(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Token pairs (b, l) and noise levels (b,) to scalars (b,); positions where `valid` is False do not count."""
-        x = self.combine(torch.cat([self.embedding(x_t), self.embedding(x_0)], dim=-1))
-        x = self.project(self.trunk(x, sigma, valid))
+        x = self._states(x_t, x_0, sigma, valid)
         if valid is None:
             pooled = x.mean(1)
         else:
             pooled = (x * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
         return self.scalar(F.relu(self.hidden(pooled))).squeeze(-1)
+
+    def per_position(
+        self, x_t: Tensor, x_s: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None
+    ) -> Tensor:
+        """Token pairs (b, l) and noise levels (b,) to a scalar at every position (b, l), by the same layers."""
+        return self.scalar(F.relu(self.hidden(self._states(x_t, x_s, sigma, valid)))).squeeze(-1)
+
+    def _states(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None, valid: Tensor | None) -> Tensor:
+        x = self.combine(torch.cat([self.embedding(x_t), self.embedding(x_0)], dim=-1))
+        return self.project(self.trunk(x, sigma, valid))
 
 
 N = TypeVar("N", Transformer, EnergyNetwork)

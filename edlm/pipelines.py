@@ -163,14 +163,15 @@ def _run(
     original = order.argsort()
     row, plan = row[order], RevealPlan(*(part[order] for part in plan))
     corrected = _corrected(pipeline, plan)
-    passes = _passes(plan, corrected)
+    drafted = corrected if kernel.proposes == "masked" else torch.zeros_like(corrected)
+    passes = _passes(plan, corrected, drafted)
 
     state = kernel.init(tokens[order])
     diagnostics: list[TensorDict] = []
     for p, (running, count, any_corrected) in enumerate(passes):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
         rows = min(b, pipeline.pad_rows(running))
-        inputs = _step_inputs(plan, corrected[:, p], p, rows, pipeline.pad_positions(count))
+        inputs = _step_inputs(plan, corrected[:, p], drafted[:, p], p, rows, pipeline.pad_positions(count))
         number = torch.full((), first_pass + p, device=row.device)
         draws = active.draw(seed, row[:rows], number, inputs[contracts.POSITIONS], length)
         out = active.step(TensorDict({**_take(state, slice(rows)), **inputs, **draws}))
@@ -220,6 +221,23 @@ def contrastive(
     Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1, and for an energy that reads the drafts'
     log-probabilities: it is fixed by them, and there are none of the data here.
     """
+    corrupt = _corrupt(denoiser.mask_id, schedule, time_low, pad_id)
+    return against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_0)
+
+
+def against_draws(
+    corrupt: TensorDictModuleBase,
+    denoiser: Denoiser,
+    energy: Energy,
+    num_negatives: int,
+    objective: Callable[[Tensor, Tensor], Tensor],
+    positive: str,
+) -> TensorDictSequential:
+    """Build the training pipeline of an energy from the stage that makes its states: see `contrastive`.
+
+    corrupt: a stage that writes x_t, t and the positions at which the denoiser draws. positive: the key of what stands
+    against the draws, the data at these positions. Raises ValueError as `contrastive` does.
+    """
     if num_negatives < 1:
         raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
     if contracts.LOG_P_CANDIDATES in energy.in_keys:
@@ -238,11 +256,11 @@ def contrastive(
     )
     return TensorDictSequential(
         {
-            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low, pad_id),
+            "corrupt": corrupt,
             "draft": Frozen(draft),
             "pair": TensorDictModule(
-                lambda x_0, drafts: torch.cat([x_0.unsqueeze(1), drafts], dim=1),
-                in_keys=[contracts.X_0, contracts.CANDIDATES],
+                lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1),
+                in_keys=[positive, contracts.CANDIDATES],
                 out_keys=[contracts.CANDIDATES],
             ),
             "weigh": energy,
@@ -402,29 +420,34 @@ def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
 
 
-def _passes(plan: RevealPlan, corrected: Tensor) -> list[tuple[int, int, bool]]:
-    """For each pass how many rows still run, how many positions they need together, and whether any is corrected."""
+def _passes(plan: RevealPlan, corrected: Tensor, drafted: Tensor) -> list[tuple[int, int, bool]]:
+    """For each pass how many rows still run, how many positions they need together, and whether any is corrected.
+
+    corrected, drafted: bool (b, p); a drafted row needs all its masks, another one those that the pass reveals.
+    """
     b, num_passes = plan.t.shape
     given_last = torch.where(plan.order < 0, num_passes, plan.order)
     revealed = torch.zeros(b, num_passes + 1, dtype=torch.int64, device=plan.t.device)
     revealed = revealed.scatter_add(1, given_last, torch.ones_like(plan.order))[:, :num_passes]
     masked = revealed.flip(1).cumsum(1).flip(1)
-    needed = torch.where(corrected, masked, revealed).sum(0)
+    needed = torch.where(drafted, masked, revealed).sum(0)
     host = torch.stack([(masked > 0).sum(0), needed, corrected.sum(0)], dim=1).tolist()
     return [(running, count, num_corrected > 0) for running, count, num_corrected in host]
 
 
-def _step_inputs(plan: RevealPlan, corrected: Tensor, p: int, rows: int, count: int) -> dict[str, Tensor]:
+def _step_inputs(
+    plan: RevealPlan, corrected: Tensor, drafted: Tensor, p: int, rows: int, count: int
+) -> dict[str, Tensor]:
     """What pass p of the plan asks of its first rows; `count` is known on the host, so no device is waited for."""
-    order, corrected = plan.order[:rows], corrected[:rows]
+    order = plan.order[:rows]
     revealed = order == p
-    wanted = torch.where(corrected.unsqueeze(-1), order >= p, revealed)
+    wanted = torch.where(drafted[:rows].unsqueeze(-1), order >= p, revealed)
     positions = torch.nonzero_static(wanted.flatten(), size=count, fill_value=wanted.numel()).squeeze(-1)
     return {
         contracts.T: _contiguous(plan.t[:rows, p]),
         contracts.POSITIONS: positions,
         contracts.REVEAL: revealed,
-        contracts.CORRECTED: _contiguous(corrected),
+        contracts.CORRECTED: _contiguous(corrected[:rows]),
     }
 
 

@@ -83,6 +83,13 @@ def window(key: str, value: Any) -> None:
     _require(numbers and 0 <= value[0] <= value[1] <= 1, key, value, wanted)
 
 
+def span(key: str, value: Any) -> None:
+    """Two whole numbers `[fewest, most]` with 1 <= fewest <= most."""
+    wanted = "two whole numbers [fewest, most] with 1 <= fewest <= most"
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
+    _require(numbers and 1 <= value[0] <= value[1], key, value, wanted)
+
+
 def optional(check_value: Check) -> Check:
     """Null, or what another check accepts."""
 

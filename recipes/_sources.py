@@ -59,6 +59,7 @@ class Sources(NamedTuple):
     ar: Transformer | None = None
     bos_id: int | None = None
     opening: tuple[int, ...] = ()
+    scope: str = "draft"  # or "transition": what the energy weighs
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -102,8 +103,10 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
         energy_network = checkpoints.load_as(EnergyNetwork, settings["energy"], found.vocabulary)
         told = found.denoiser.module.schedule
         energy_network = energy_network if told is not None else networks.fold_conditioning(energy_network)
-        energy = energies.learned(energy_network.to(device), told, found.vocabulary.pad_id)
-        return found._replace(energy=energy)
+        description = checkpoints.read_description(checkpoints.find_network(settings["energy"]))
+        scope = description.get("scope", "draft")
+        learned = energies.learned_transition if scope == "transition" else energies.learned
+        return found._replace(energy=learned(energy_network.to(device), told, found.vocabulary.pad_id), scope=scope)
     return found if settings["ar"] is None else _with_ar(settings, found, device)
 
 

@@ -1,7 +1,10 @@
-"""Train an energy over whole texts by noise contrastive estimation against a frozen denoiser (EDLM, Xu et al. 2025).
+"""Train an energy by noise contrastive estimation against a frozen denoiser (EDLM, Xu et al. 2025).
+
+Of whole texts (scope: draft), or of what a step of the sampler reveals (scope: transition).
 
 edlm run edlm_nce                       # trains the denoiser first if there is none
 edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
+edlm run edlm_nce scope=transition output_dir=runs/tiny/transition
 """
 
 import itertools
@@ -12,7 +15,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from edlm import checkpoints, contracts, corpora, denoisers, energies, networks, objectives, particles, pipelines
+from edlm import (
+    checkpoints,
+    contracts,
+    corpora,
+    denoisers,
+    energies,
+    networks,
+    objectives,
+    particles,
+    pipelines,
+    schedules,
+    transition,
+)
 from edlm import samplers as kernels
 from edlm.likelihoods import Estimate, estimate
 from edlm.networks import Transformer
@@ -38,6 +53,8 @@ SETTINGS: Schema = {
     "pretrain": _settings.optional(_settings.section(pretrain_denoiser.MODEL)),
     "start_from": _settings.choice("denoiser", "scratch"),
     "dropout": _settings.number(0, 0.9),
+    "scope": _settings.choice("draft", "transition"),
+    "transition_steps": _settings.span,
     "objective": _settings.choice("nce", "info_nce"),
     "num_negatives": _settings.integer(1),
     "report_particles": _settings.integer(2),
@@ -104,6 +121,7 @@ class EnergyByNCE:
                 "time_conditioning": self.description["time_conditioning"],
                 "denoiser_step": self.description["step"],
                 "dropout": settings["dropout"],
+                **self._scope(),
             },
             validate=self.validate,
         )
@@ -154,11 +172,11 @@ class EnergyByNCE:
         bound = pretrain_denoiser.continuous_nelbo(self.denoiser, self.schedule, blocks, rows, settings)
         per_row = self.held_out(self.run.average, blocks, rows)
         figures = {name: estimate(per_row[name]) for name in FIGURES}
-        levels, texts = by_noise_level(per_row), self.texts()
-        report = {name: value._asdict() for name, value in {"nelbo": bound, **figures}.items()}
+        levels, texts, bounds = by_noise_level(per_row), self.texts(), self.transition_bounds(blocks)
+        report = {name: value._asdict() for name, value in {"nelbo": bound, **figures, **bounds}.items()}
         _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report, "by_time": levels})
         _report.write_jsonl(self.folder / "samples.jsonl", texts)
-        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(bound, figures)}")
+        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(bound, figures, bounds)}")
         print(f"\n{_levels_table(levels, settings['report_particles'])}")
         if abs(figures["accuracy"].mean - 0.5) < CHANCE_MARGIN or figures["gap"].mean <= 0:
             print(f"  warning: the energy does not tell data from drafts (mean gap {figures['gap'].mean:.4f} nats)")
@@ -171,7 +189,8 @@ class EnergyByNCE:
         wanted = self.settings["samples"]
         energy = self._energy(self.run.average.eval())
         off = kernels.ancestral(self.schedule, self.denoiser)
-        on = kernels.importance(self.schedule, self.denoiser, energy, wanted["num_particles"])
+        importance = transition.importance if self.settings["scope"] == "transition" else kernels.importance
+        on = importance(self.schedule, self.denoiser, energy, wanted["num_particles"])
         drawn = {}
         for name, kernel in (("off", off), ("on", on)):
             pipeline = pipelines.sampling(
@@ -185,7 +204,23 @@ class EnergyByNCE:
             for name in ("off", "on")
         ]
 
-    def _summary(self, bound: Estimate, figures: Mapping[str, Estimate]) -> str:
+    def transition_bounds(self, blocks: Tensor) -> dict[str, Estimate]:
+        """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row."""
+        settings, wanted = self.settings, self.settings["samples"]
+        if settings["scope"] == "draft":
+            return {}
+        grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=self.device)
+        parts = (self.denoiser, self._energy(self.run.average.eval()), self.schedule, grid)
+        rows = torch.arange(settings["valid_rows"], device=self.device).split(settings["batch_size"])
+        x_0 = [blocks[(row % len(blocks)).cpu()].to(self.device) for row in rows]
+        plain, corrected = (
+            torch.cat([transition.nelbo(*parts, k, text, seed, row) for text, row in zip(x_0, rows, strict=True)])
+            for k in (1, wanted["num_particles"])
+        )
+        values = {"plain_bound": plain, "bound": corrected, "gain": plain - corrected}
+        return {name: estimate(value) for name, value in values.items()}
+
+    def _summary(self, bound: Estimate, figures: Mapping[str, Estimate], bounds: Mapping[str, Estimate]) -> str:
         k, name, unit = self.settings["report_particles"], self.settings["objective"], self.vocabulary.unit
         lines = [
             ("denoiser NELBO", f"{bound.bits:.4f} ± {bound.bits_error:.4f}", f"bits/{unit}, n = {bound.n} draws"),
@@ -194,6 +229,10 @@ class EnergyByNCE:
             (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),
             ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
         ]
+        wanted = self.settings["samples"]
+        how = f"bits/{unit}, {wanted['num_steps']} steps, {wanted['num_particles']} particles"
+        for key, value in bounds.items():
+            lines.append((key.replace("_", " "), f"{value.bits:.4f} ± {value.bits_error:.4f}", how))
         return _report.table(lines)
 
     def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:
@@ -205,18 +244,19 @@ class EnergyByNCE:
         return float(self._objective(nothing, nothing.expand(1, self.settings["num_negatives"])))
 
     def _energy(self, network: nn.Module) -> Any:
-        return energies.learned(network, self.told, self.vocabulary.pad_id)
+        build: Any = energies.learned_transition if self.settings["scope"] == "transition" else energies.learned
+        return build(network, self.told, self.vocabulary.pad_id)
 
     def _stages(self, network: nn.Module, num_negatives: int | None = None) -> Any:
-        return pipelines.contrastive(
-            self.denoiser,
-            self._energy(network),
-            self.schedule,
-            num_negatives or self.settings["num_negatives"],
-            self.settings["time_low"],
-            self._objective,
-            self.vocabulary.pad_id,
-        )
+        settings, parts = self.settings, (self.denoiser, self._energy(network), self.schedule)
+        how = (num_negatives or settings["num_negatives"], self._objective, self.vocabulary.pad_id)
+        if settings["scope"] == "transition":
+            return transition.contrastive(*parts, tuple(settings["transition_steps"]), *how)
+        return pipelines.contrastive(*parts, how[0], settings["time_low"], *how[1:])
+
+    def _scope(self) -> dict[str, Any]:
+        """What a checkpoint says of an energy that is not of drafts."""
+        return {key: self.settings[key] for key in ("scope", "transition_steps") if self.settings["scope"] != "draft"}
 
 
 def by_noise_level(per_row: Mapping[str, Tensor]) -> list[dict[str, Any]]:

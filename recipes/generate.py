@@ -28,6 +28,7 @@ from edlm import (
     execution,
     particles,
     pipelines,
+    transition,
 )
 from edlm import samplers as kernels
 from edlm.contracts import Denoiser
@@ -100,7 +101,7 @@ class Generate:
             print(f"\n{plan}\n", flush=True)
         found = _sources.load(self.settings, self.device)
         self.vocabulary, self.schedule, self.opening = found.vocabulary, found.schedule, found.opening
-        self.denoiser, self.energy = found.denoiser, found.energy
+        self.denoiser, self.energy, self.scope = found.denoiser, found.energy, found.scope
         self.ar, self.bos_id = found.ar, found.bos_id
 
     def setup(self) -> None:
@@ -171,10 +172,12 @@ class Generate:
             "proposal_temperature": proposal["temperature"],
             "nucleus": proposal["nucleus"],
         }
-        most = settings["num_particles"]
-        if settings["target_ess"] is None:
-            return kernels.importance(*parts, self.energy, most, **rules)
-        return adaptive.importance(*parts, self.energy, settings["target_ess"], most, min(2, most), **rules)
+        most, target_ess = settings["num_particles"], settings["target_ess"]
+        if target_ess is None:
+            kernel = kernels.importance(*parts, self.energy, most, **rules)
+        else:
+            kernel = adaptive.importance(*parts, self.energy, target_ess, most, min(2, most), **rules)
+        return transition.of_transitions(kernel) if self.scope == "transition" else kernel
 
     def _show(self, state: TensorDict, info: TensorDict) -> None:
         """The first texts as they form, drawn over the ones before."""

@@ -15,7 +15,8 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 import edlm
-from edlm import contracts, noise, particles, pipelines, samplers, schedules
+from edlm import contracts, noise, particles, pipelines, samplers, schedules, transition
+from edlm.contracts import Positions
 from edlm.denoisers import SubsDenoiser
 from edlm.noise import Stream
 from edlm.pipelines import Pipeline
@@ -76,6 +77,7 @@ class Spec(NamedTuple):
     tokens_per_pass: int = 1  # of a sampler without steps
     num_particles: int = 3
     selection: str | None = "sir"
+    proposes: Positions = "masked"
     temperature: float = 1.0
     window: tuple[float, float] = (0.0, 1.0)
     schedule: Schedule = schedules.log_linear()
@@ -96,7 +98,8 @@ class Spec(NamedTuple):
         denoiser = OracleDenoiser(wave_marginals(self.seed, self.symbols, self.length), self.mask_id)
         if self.selection is None:
             return samplers.ancestral(self.schedule, denoiser, self.temperature)
-        return samplers.importance(
+        build = samplers.importance if self.proposes == "masked" else transition.importance
+        return build(
             self.schedule,
             denoiser,
             OracleEnergy(energy or wave_energy(self.seed, self.length)),
@@ -140,6 +143,7 @@ def specs(selections: tuple[str | None, ...] = ("sir", "imh", "greedy", None)) -
         tokens_per_pass=st.integers(1, 3),
         num_particles=st.sampled_from([2, 3, 4, 1]),
         selection=st.sampled_from(selections),
+        proposes=st.sampled_from(["masked", "revealed"]),
         temperature=st.sampled_from([1.0, 0.5, 2.0]),
         window=windows(),
         schedule=st.sampled_from(SCHEDULES),
@@ -175,7 +179,7 @@ def slow_sample(spec: Spec, seed: int, row: int, start: list[int]) -> list[int]:
     x = list(start)
     for p, (t, revealed) in enumerate(_slow_plan(spec, seed, row, start)):
         corrected = spec.selection is not None and spec.window[0] <= t <= spec.window[1]
-        draft = _slow_draft(spec, seed, row, p, x, corrected)
+        draft = _slow_draft(spec, seed, row, p, x, corrected, revealed)
         x = [draft[i] if i in revealed else token for i, token in enumerate(x)]
     return x
 
@@ -194,12 +198,15 @@ def _slow_plan(spec: Spec, seed: int, row: int, start: list[int]) -> list[tuple[
     return [(times[n], {i for i in masked if step_of[i] == n}) for n in sorted(set(step_of.values()))]
 
 
-def _slow_draft(spec: Spec, seed: int, row: int, p: int, x: list[int], corrected: bool) -> list[int]:
+def _slow_draft(
+    spec: Spec, seed: int, row: int, p: int, x: list[int], corrected: bool, revealed: set[int]
+) -> list[int]:
     x_t, k = torch.tensor([x]), spec.num_particles if corrected else 1
     heat = 1.0 if spec.selection is not None else spec.temperature
     laws = (wave_marginals(spec.seed, spec.symbols, spec.length)(x_t)[0] / heat).softmax(-1)
     drafts = [list(x) for _ in range(k)]
-    for i in (i for i, token in enumerate(x) if token == spec.mask_id):
+    masked = [i for i, token in enumerate(x) if token == spec.mask_id]
+    for i in masked if spec.proposes == "masked" else revealed:
         u = noise.uniforms(seed, torch.tensor(row), p, Stream.PROPOSAL, i, count=k)
         for j in range(k):
             drafts[j][i] = int((laws[i, : spec.symbols].cumsum(0) < u[j]).sum().clamp(max=spec.symbols - 1))

@@ -249,6 +249,22 @@ def sir(num_particles: int) -> Choose:
     return choose
 
 
+def sir_by_quadrature(num_particles: int) -> Choose:
+    """Law of `sir` for any k and many candidates, at least two particles and positive weights, to about 1e-7.
+
+    `E[ 1 / (w + sum_{j=2..k} w_j) ] = int_0^inf exp(-s w) (E exp(-s w_j))^(k - 1) ds`, by the trapezoid rule in log s.
+    """
+    step = 0.5
+    s = torch.arange(-28.0, 18.0, step, dtype=torch.float64).exp()
+
+    def choose(log_p: Tensor, log_w: Tensor) -> Tensor:
+        decay = (-s * log_w.exp().unsqueeze(-1)).exp()  # (b, d, nodes)
+        others = (log_p.exp().unsqueeze(-1) * decay).sum(1, keepdim=True) ** (num_particles - 1)
+        return num_particles * (log_p + log_w).exp() * step * (s * decay * others).sum(-1)
+
+    return choose
+
+
 def imh(num_particles: int) -> Choose:
     """Law of an independent Metropolis-Hastings chain after k - 1 moves: start at p, accept with `min(1, w' / w)`."""
 

@@ -30,6 +30,7 @@ ORDER = [
     "samplers",
     "adaptive",
     "pipelines",
+    "transition",
     "execution",
     "testing",
     "vocabulary",

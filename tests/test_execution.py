@@ -1,6 +1,6 @@
 """Speed changes no token: eager, compiled, and replayed as a CUDA graph."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 import edlm
-from edlm import execution, pipelines, samplers, schedules
+from edlm import execution, pipelines, samplers, schedules, transition
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
 LENGTH, MASK = 6, 4
+both_kernels = pytest.mark.parametrize(
+    "build", [samplers.importance, transition.importance], ids=["drafts", "transitions"]
+)
 
 
-def eager(num_steps: int | None = 3) -> Pipeline:
+def eager(num_steps: int | None = 3, build: Callable[..., Kernel] = samplers.importance) -> Pipeline:
     """Networks, an energy in a window, and rows that are in and out of it at the same pass without a grid."""
-    kernel = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=3)
+    kernel = build(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=3)
     return pipelines.sampling(kernel, LENGTH, num_steps, window=(0.5, 1.0))
 
 
@@ -65,10 +68,13 @@ def test_compiled_and_eager_give_the_same_tokens_and_nothing_is_compiled_twice(f
 
 
 @pytest.mark.slow
-def test_graphs_are_whole_and_serve_any_batch_size(fresh_compiler: None, monkeypatch: pytest.MonkeyPatch):
+@both_kernels
+def test_graphs_are_whole_and_serve_any_batch_size(
+    fresh_compiler: None, monkeypatch: pytest.MonkeyPatch, build: Callable[..., Kernel]
+):
     """Traced but not translated, which is what takes the time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    slow = eager(None)
+    slow = eager(None, build)
     fast = edlm.accelerate(slow, "compile")
     for b in (4, 5, 1):  # a first size, any other size, and the size that is special to the compiler
         assert_same_tokens(fast, slow, b)
@@ -85,8 +91,11 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 3, None])
 @pytest.mark.parametrize("b", [1, 2, 5])
-def test_what_is_wrapped_around_a_step_changes_no_token(no_compiler: None, num_steps: int | None, b: int):
-    slow = eager(num_steps)
+@both_kernels
+def test_what_is_wrapped_around_a_step_changes_no_token(
+    no_compiler: None, num_steps: int | None, b: int, build: Callable[..., Kernel]
+):
+    slow = eager(num_steps, build)
     for prompt in PROMPTS:
         assert_same_tokens(edlm.accelerate(slow, "compile"), slow, b, prompt=prompt)
 

@@ -44,10 +44,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import adaptive, categorical, contracts, energies, pipelines, samplers, schedules
+from edlm import adaptive, categorical, contracts, energies, pipelines, samplers, schedules, transition
+from edlm.contracts import Positions
 from edlm.schedules import Schedule
 
-TESTS = 90  # at least as many as this file makes
+TESTS = 110  # at least as many as this file makes
 FALSE_ALARM = 1e-3 / TESTS
 SAMPLES = 150_000
 
@@ -135,6 +136,7 @@ class Case(NamedTuple):
     schedule: str = "log_linear"
     grid: Callable[[int], Tensor] = schedules.uniform_grid
     start: tuple[int, ...] = (SYMBOLS,) * LENGTH
+    proposes: Positions = "masked"
 
     def sample(self, energy: EnergyFn = ENERGY, samples: int = SAMPLES) -> TensorDict:
         """Draw with the library."""
@@ -142,7 +144,8 @@ class Case(NamedTuple):
         kernel = samplers.ancestral(schedule, denoiser)
         if self.k > 1:
             selection = SELECTIONS[self.selection]
-            kernel = samplers.importance(schedule, denoiser, OracleEnergy(energy), self.k, self.temperature, selection)
+            build = samplers.importance if self.proposes == "masked" else transition.importance
+            kernel = build(schedule, denoiser, OracleEnergy(energy), self.k, self.temperature, selection)
         pipeline = pipelines.sampling(kernel, LENGTH, self.num_steps, self.window, self.grid)
         return edlm.sample(pipeline, samples, seed=2024, prompt=torch.tensor(self.start))
 
@@ -150,13 +153,14 @@ class Case(NamedTuple):
         """Enumerate."""
         choose = choose or CHOICES[self.selection](self.k)
         if self.num_steps is None:
-            return windowed_first_hitting_law(energy, choose, self.temperature, 1.0 - self.window[0])
+            return windowed_first_hitting_law(energy, choose, self.temperature, 1.0 - self.window[0], self.proposes)
         times = self.grid(self.num_steps)
         return sampler_law(
             MARGINALS,
             self.alphas(times),
             energy,
             choose,
+            self.proposes,
             temperature=self.temperature,
             window=self.window,
             times=times,
@@ -172,7 +176,9 @@ class Case(NamedTuple):
         return alphas
 
 
-def windowed_first_hitting_law(energy: EnergyFn, choose: Choose, temperature: float, inside: float) -> Tensor:
+def windowed_first_hitting_law(
+    energy: EnergyFn, choose: Choose, temperature: float, inside: float, proposes: Positions = "masked"
+) -> Tensor:
     """First hitting where the energy is used at first, (m^l,): at n passes, n binomial(l, inside).
 
     With alpha = 1 - t a reveal time lies in the window [1 - inside, 1] with probability `inside`.
@@ -180,7 +186,7 @@ def windowed_first_hitting_law(energy: EnergyFn, choose: Choose, temperature: fl
     states = all_masked_states(SYMBOLS, LENGTH)
     masks = (states == SYMBOLS).sum(1).double()
     one_at_a_time = (masks.unsqueeze(1) - masks == 1) / masks.clamp(min=1.0).unsqueeze(1)
-    corrected = reveal_law(MARGINALS, energy, choose, temperature=temperature) * one_at_a_time
+    corrected = reveal_law(MARGINALS, energy, choose, proposes, temperature) * one_at_a_time
     plain = reveal_law(MARGINALS, choose=sir(1)) * one_at_a_time
     final = index_of(all_sequences(SYMBOLS, LENGTH), SYMBOLS + 1)
     law = torch.zeros(SYMBOLS**LENGTH, dtype=torch.float64)
@@ -404,6 +410,39 @@ def test_a_sliding_window_continues_by_the_law_of_what_it_still_sees():
         law[a, b, c] = mass * Case(2, k=2, start=(b, c, SYMBOLS)).law().view(2, 2, 2)[b, c]
         swapped[a, b, c] = mass * Case(2, k=2, start=(a, b, SYMBOLS)).law().view(2, 2, 2)[a, b]
     judge(counts_of(tokens), law, {"another window": swapped, "independent": (first[:, None] * 0.5).expand(-1, 2)})
+
+
+@pytest.mark.parametrize("num_steps", [slow(1), 2, slow(3), slow(None)])
+@pytest.mark.parametrize(("selection", "k"), [("sir", 2), slow("sir", 4), slow("imh", 3), slow("greedy", 3)])
+def test_corrected_transitions(num_steps: int | None, selection: str, k: int):
+    case = Case(num_steps, selection, k, proposes="revealed")
+    twins = {
+        "one particle fewer": case._replace(k=k - 1).law(),
+        "one particle more": case._replace(k=k + 1).law(),
+        "sign of the energy": case.law(powered(ENERGY, -1.0)),
+        "steps": case._replace(num_steps=4 if num_steps is None else num_steps + 1).law(),
+        "whole drafts": case._replace(proposes="masked").law(),
+    }
+    if num_steps == 1:  # the only step reveals everything, and its candidates are whole drafts
+        torch.testing.assert_close(twins.pop("whole drafts"), case.law())
+    judge(counts_of(case.sample()["tokens"]), case.law(), twins)
+
+
+@pytest.mark.parametrize("num_steps", [2, slow(None)])
+def test_transitions_in_a_window_from_a_prompt_and_at_a_temperature(num_steps: int | None):
+    window = Case(num_steps, k=3, window=(0.6, 1.0), proposes="revealed")
+    judge(
+        counts_of(window.sample()["tokens"]),
+        window.law(),
+        {"no window": window._replace(window=(0.0, 1.0)).law(), "plain": window._replace(k=1).law()},
+    )
+    hot = Case(num_steps, k=3, temperature=2.0, proposes="revealed")
+    judge(counts_of(hot.sample()["tokens"]), hot.law(), {"cold": hot._replace(temperature=1.0).law()})
+    given_one = Case(2, k=3, start=(2, 0, 2), proposes="revealed")
+    law, counts = given_one.law(), counts_of(given_one.sample()["tokens"])
+    possible = law > 0
+    assert counts[~possible].sum() == 0
+    judge(counts[possible], law[possible], {"plain": given_one._replace(k=1).law()[possible]})
 
 
 def test_two_fair_bits_agree_as_often_as_enumeration_says():

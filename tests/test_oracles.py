@@ -41,6 +41,7 @@ from oracles import (
     reveal_law,
     sampler_law,
     sir,
+    sir_by_quadrature,
     step_law,
     t_step_nelbo,
     total_variation,
@@ -229,6 +230,16 @@ def test_choices_against_enumeration_of_all_tuples():
             law_of_imh[state] += mass * chance
     close(sir(3)(log_p, log_w)[0], law_of_sir)
     close(imh(3)(log_p, log_w)[0], law_of_imh)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_the_integral_over_exponentials_is_the_sum_over_tuples(k):
+    generator = torch.Generator().manual_seed(k)
+    log_p, log_w = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64)
+    log_p = log_p.log_softmax(-1)
+    for strength in (0.0, 1.0, 3.0):
+        close(sir_by_quadrature(k)(log_p, strength * log_w), sir(k)(log_p, strength * log_w), atol=1e-6)
+    assert float((sir_by_quadrature(k)(log_p, log_w) - sir(k + 1)(log_p, log_w)).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("choose", [sir(1), imh(1)])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import contracts, noise, objectives, pipelines, samplers, schedules
+from edlm import contracts, noise, objectives, pipelines, samplers, schedules, transition
 from edlm.noise import Stream
 from edlm.schedules import Schedule
 
@@ -450,13 +450,15 @@ def test_times_are_stratified_over_the_whole_batch():
 def training(objective: str) -> TensorDictSequential:
     if objective == "denoising":
         return pipelines.denoising(tiny_denoiser(), schedules.log_linear())
+    if objective == "transition":
+        return transition.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), (1, 5), num_negatives=3)
     return pipelines.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives=3)
 
 
-both = pytest.mark.parametrize("objective", ["denoising", "contrastive"])
+every_training = pytest.mark.parametrize("objective", ["denoising", "contrastive", "transition"])
 
 
-@both
+@every_training
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(objective: str):
     pipeline, whole = training(objective), batch(b=6)
     loss = pipeline(whole)[contracts.LOSS]
@@ -464,7 +466,7 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_split(objective: str):
     torch.testing.assert_close(torch.cat(parts), loss, rtol=1e-9, atol=1e-9)
 
 
-@both
+@every_training
 def test_a_step_and_a_seed_have_their_own_noise(objective: str):
     pipeline = training(objective)
     outs = [pipeline(batch(l=8, seed=1, step=1))]
@@ -476,7 +478,7 @@ def test_a_step_and_a_seed_have_their_own_noise(objective: str):
         assert len({tuple(out[key].flatten().tolist()) for out in outs}) == 4
 
 
-@both
+@every_training
 def test_training_does_not_write_into_its_input(objective: str):
     inputs = batch()
     before = inputs.clone()
@@ -485,7 +487,7 @@ def test_training_does_not_write_into_its_input(objective: str):
     assert all(torch.equal(inputs[key], before[key]) for key in before.keys())  # noqa: SIM118
 
 
-@both
+@every_training
 def test_the_gradient_reaches_every_parameter_that_is_trained(objective: str):
     pipeline = training(objective)
     pipeline(batch(b=16))[contracts.LOSS].mean().backward()
@@ -612,6 +614,7 @@ def test_next_token_is_the_exact_likelihood_of_what_is_not_padding(bos_id: int |
     [
         (training("denoising"), ["corrupt", "denoise", "score", "objective"]),
         (training("contrastive"), ["corrupt", "draft", "pair", "weigh", "objective"]),
+        (training("transition"), ["corrupt", "draft", "pair", "weigh", "objective"]),
         (pipelines.next_token(tiny_network(conditioning_size=0, causal=True), 4, 3), ["score", "objective"]),
         (Spec().kernel().step, ["denoise", "propose", "weigh", "select", "reveal"]),
     ],

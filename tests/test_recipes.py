@@ -16,7 +16,18 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load
 
-from edlm import checkpoints, cli, corpora, energies, vocabulary
+from edlm import (
+    checkpoints,
+    cli,
+    corpora,
+    denoisers,
+    energies,
+    pipelines,
+    samplers,
+    schedules,
+    transition,
+    vocabulary,
+)
 from edlm.networks import Transformer
 from edlm.recipes import _entry, _settings, generate, pretrain_ar
 
@@ -433,6 +444,49 @@ def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
         with torch.no_grad():
             log_prob = energies.ar_log_prob(network, torch.tensor([record["tokens"]]), 27, 27)
         assert record["log_prob"] == pytest.approx(float(log_prob[0, 8:].double().sum()), abs=1e-3)
+
+
+@pytest.mark.parametrize("value", ["[4,2]", "[0,3]", "[2]", "[1.5,2]", "3"])
+def test_step_grids_that_are_none_are_named(run: Callable[..., tuple[int, str, str]], value: str) -> None:
+    status, _, error = run("edlm_nce", f"transition_steps={value}")
+    assert status == 2
+    assert "transition_steps = " in error
+    assert "must be two whole numbers [fewest, most] with 1 <= fewest <= most" in error
+
+
+@pytest.mark.slow
+def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
+    run: Callable[..., tuple[int, str, str]], trained: Path, tmp_path: Path
+) -> None:
+    base = [*energy_overrides(tmp_path), f"denoiser={trained / 'denoiser'}", "scope=transition"]
+    status, shown, error = run("edlm_nce", *base, "transition_steps=[1,4]", "steps=12", "optimizer.lr=0.02")
+    assert status == 0, error
+    assert "plain bound" in shown
+    report = json.loads((tmp_path / "energy" / "report.json").read_text())
+    gain = report["plain_bound"]["mean"] - report["bound"]["mean"]
+    assert report["gain"]["mean"] == pytest.approx(gain)
+    assert report["gain"]["standard_error"] > 0.0, "the energy knows something"
+    description = checkpoints.read_description(checkpoints.find_network(tmp_path / "energy"))
+    assert (description["scope"], description["transition_steps"]) == ("transition", [1, 4])
+    status, _, error = run("edlm_nce", *base, "transition_steps=[1,5]", "steps=12", "optimizer.lr=0.02")
+    assert (status, "transition_steps was [1, 4], is [1, 5]" in error) == (2, True)
+
+    output, few = tmp_path / "x.jsonl", ["num_samples=4", "num_steps=2", "num_particles=5", "window=[0,1]", "threads=1"]
+    few.append("energy_temperature=1e-4")  # an energy of 12 steps decides little
+    paths = [f"denoiser={trained / 'denoiser'}", f"energy={tmp_path / 'energy'}", f"output={output}"]
+    status, _, error = run("generate", *paths, *few)
+    assert status == 0, error
+    drawn = [json.loads(line)["tokens"] for line in output.read_text().splitlines()]
+    denoiser, energy = (checkpoints.load_network(folder) for folder in (trained / "denoiser", tmp_path / "energy"))
+    parts = (schedules.log_linear(), denoisers.subs(denoiser, 27))
+    kernels = (
+        transition.importance(*parts, energies.learned_transition(energy), 5, 1e-4),
+        samplers.importance(*parts, energies.learned(energy), 5, 1e-4),
+    )
+    as_one, as_draft = (
+        pipelines.sample(pipelines.sampling(kernel, 32, 2), 4, seed=0)["tokens"].tolist() for kernel in kernels
+    )
+    assert drawn == as_one != as_draft
 
 
 @pytest.mark.slow
