@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         samplers,
         schedules,
         testing,
+        training,
         vocabulary,
     )
     from edlm.execution import accelerate
@@ -79,6 +80,7 @@ __all__ = [
     "samplers",
     "schedules",
     "testing",
+    "training",
     "transition",
     "vocabulary",
 ]

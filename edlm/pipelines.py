@@ -1,4 +1,4 @@
-"""Parts put together: a sampling pipeline with the loop that runs it, and the pipelines that are trained.
+"""Parts put together: a sampling pipeline, and the loop that runs it.
 
 A pipeline is a value. The loop draws the reveal plan first and reads its counts on the host once; every later shape
 follows from them, so nothing inside the loop waits for the device, and a row that is finished is worked on no more.
@@ -6,19 +6,17 @@ follows from them, so nothing inside the loop waits for the device, and a row th
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, energies, noise, objectives, samplers, schedules
+from edlm import absorbing, contracts, noise, schedules
 from edlm.absorbing import RevealPlan
-from edlm.contracts import Denoiser, Energy
 from edlm.noise import Stream
 from edlm.samplers import Kernel
-from edlm.schedules import Schedule
 
 Callback = Callable[[TensorDict, TensorDict], None]
 
@@ -181,215 +179,6 @@ def _run(
             callback(_take(state, original), diagnostics[-1][original])
     info = _info(plan, corrected, diagnostics)
     return TensorDict({"tokens": state[contracts.X_T], "info": info}, batch_size=[b])[original]
-
-
-def denoising(
-    denoiser: Denoiser, schedule: Schedule, time_low: float = 1e-3, pad_id: int | None = None
-) -> TensorDictSequential:
-    """Build the training pipeline of a denoiser: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
-
-    The loss is one NELBO in nats per row. Times are stratified over the batch in (time_low, 1); the vocabulary head
-    runs on masked positions only. Padding is never masked, so it never counts.
-    Raises ValueError unless 0 <= time_low < 1.
-    """
-    return TensorDictSequential(
-        {
-            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low, pad_id),
-            "denoise": denoiser,
-            "score": score(denoiser),
-            "objective": TensorDictModule(
-                objectives.nelbo, in_keys=[contracts.LOG_PROB, contracts.WEIGHT], out_keys=[contracts.LOSS]
-            ),
-        },
-        inplace=False,
-    )
-
-
-def contrastive(
-    denoiser: Denoiser,
-    energy: Energy,
-    schedule: Schedule,
-    num_negatives: int = 1,
-    time_low: float = 1e-3,
-    objective: Callable[[Tensor, Tensor], Tensor] = objectives.nce,
-    pad_id: int | None = None,
-) -> TensorDictSequential:
-    """Build the training pipeline of an energy: `{x_0, seed, row, step, num_rows} -> {loss, energy, ...}`.
-
-    The data is candidate 0, `num_negatives` drafts of the denoiser follow, and one pass of the energy weighs all. The
-    denoiser is frozen: no gradient, and in eval mode whatever mode the pipeline is put in.
-    Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1, and for an energy that reads the drafts'
-    log-probabilities: it is fixed by them, and there are none of the data here.
-    """
-    corrupt = _corrupt(denoiser.mask_id, schedule, time_low, pad_id)
-    return against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_0)
-
-
-def against_draws(
-    corrupt: TensorDictModuleBase,
-    denoiser: Denoiser,
-    energy: Energy,
-    num_negatives: int,
-    objective: Callable[[Tensor, Tensor], Tensor],
-    positive: str,
-) -> TensorDictSequential:
-    """Build the training pipeline of an energy from the stage that makes its states: see `contrastive`.
-
-    corrupt: a stage that writes x_t, t and the positions at which the denoiser draws. positive: the key of what stands
-    against the draws, the data at these positions. Raises ValueError as `contrastive` does.
-    """
-    if num_negatives < 1:
-        raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
-    if contracts.LOG_P_CANDIDATES in energy.in_keys:
-        raise ValueError(f"an energy that reads {contracts.LOG_P_CANDIDATES} cannot be trained by contrast")
-    draft = TensorDictSequential(
-        {
-            "denoise": denoiser,
-            "draw": TensorDictModule(
-                _NegativeNoise(num_negatives),
-                in_keys=[contracts.X_0, contracts.POSITIONS, contracts.SEED, contracts.ROW, contracts.STEP],
-                out_keys=[contracts.PROPOSAL_NOISE],
-            ),
-            "propose": samplers.propose(denoiser),
-        },
-        inplace=False,
-    )
-    return TensorDictSequential(
-        {
-            "corrupt": corrupt,
-            "draft": Frozen(draft),
-            "pair": TensorDictModule(
-                lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1),
-                in_keys=[positive, contracts.CANDIDATES],
-                out_keys=[contracts.CANDIDATES],
-            ),
-            "weigh": energy,
-            "objective": TensorDictModule(
-                lambda energies: objective(energies[:, 0], energies[:, 1:]),
-                in_keys=[contracts.ENERGY],
-                out_keys=[contracts.LOSS],
-            ),
-        },
-        inplace=False,
-    )
-
-
-def next_token(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None = None) -> TensorDictSequential:
-    """Build the training pipeline of an autoregressive model: `{x_0} -> {log_prob, loss}`.
-
-    The loss is `-log p(x_0)` in nats per row, exact. `bos_id` stands in front of the text, so that every position
-    counts; with None the first token is given and does not. Padding never counts.
-    """
-    return TensorDictSequential(
-        {
-            "score": TensorDictModule(
-                _ArScore(network, mask_id, bos_id, pad_id), in_keys=[contracts.X_0], out_keys=[contracts.LOG_PROB]
-            ),
-            "objective": TensorDictModule(
-                objectives.next_token, in_keys=[contracts.LOG_PROB], out_keys=[contracts.LOSS]
-            ),
-        },
-        inplace=False,
-    )
-
-
-def score(denoiser: Denoiser) -> TensorDictModule:
-    """Build the stage that reads the data's log-probability: `{hidden, positions, x_0} -> {log_prob}`."""
-    return TensorDictModule(
-        _Score(denoiser),
-        in_keys=[contracts.HIDDEN, contracts.POSITIONS, contracts.X_0],
-        out_keys=[contracts.LOG_PROB],
-    )
-
-
-class Frozen(TensorDictModuleBase):
-    """A stage that takes no gradient and stays in eval mode, so a frozen proposal never has its dropout on."""
-
-    def __init__(self, stage: TensorDictModuleBase) -> None:
-        super().__init__()
-        self.in_keys, self.out_keys = list(stage.in_keys), list(stage.out_keys)
-        self.stage = stage.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode, whatever is asked."""
-        super().train(False)
-        return self
-
-    def forward(self, tensordict: TensorDict) -> TensorDict:
-        """Run the stage without gradients."""
-        with torch.no_grad():
-            return tensordict.copy().update(self.stage(tensordict))
-
-
-class _Corrupt(nn.Module):
-    """Times, masks and NELBO weights of a training batch, from its noise keys."""
-
-    def __init__(self, mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None) -> None:
-        super().__init__()
-        self.mask_id = mask_id
-        self.pad_id = pad_id
-        self.schedule = schedule
-        self.time_low = time_low
-
-    def forward(self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor) -> tuple[Tensor, ...]:
-        time_noise = noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1)
-        t = schedules.stratified_times(time_noise, row, num_rows, self.time_low)
-        mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
-        padding = None if self.pad_id is None else x_0 == self.pad_id
-        x_t = absorbing.corrupt(x_0, self.schedule.alpha(t), mask_noise, self.mask_id, keep=padding)
-        positions = (x_t == self.mask_id).flatten().nonzero().squeeze(-1)
-        return x_t, t, schedules.nelbo_weight(self.schedule, t), positions
-
-
-class _NegativeNoise(nn.Module):
-    """Uniforms (n, num_negatives) for the drafts of a training step."""
-
-    def __init__(self, num_negatives: int) -> None:
-        super().__init__()
-        self.num_negatives = num_negatives
-
-    def forward(self, x_0: Tensor, positions: Tensor, seed: Tensor, row: Tensor, step: Tensor) -> Tensor:
-        length = x_0.shape[1]
-        owner = row[positions // length]
-        return noise.uniforms(seed, owner, step, Stream.NEGATIVES, positions % length, self.num_negatives)
-
-
-class _Score(nn.Module):
-    """Log-probability of the data at the positions, spread over (b, l) with zeros elsewhere."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, hidden: Tensor, positions: Tensor, x_0: Tensor) -> Tensor:
-        wanted = x_0.flatten()[positions].unsqueeze(-1)
-        log_prob = categorical.token_log_prob(self.denoiser.logits(hidden), wanted).squeeze(-1)
-        return log_prob.new_zeros(x_0.numel()).index_copy(0, positions, log_prob).view_as(x_0)
-
-
-class _ArScore(nn.Module):
-    """Log-probability of every token of the data given those before it: (b, l) to (b, l), zero at padding."""
-
-    def __init__(self, network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None) -> None:
-        super().__init__()
-        self.network = network
-        self.mask_id = mask_id
-        self.bos_id = bos_id
-        self.pad_id = pad_id
-
-    def forward(self, x_0: Tensor) -> Tensor:
-        log_prob = energies.ar_log_prob(self.network, x_0, self.mask_id, self.bos_id)
-        return log_prob if self.pad_id is None else torch.where(x_0 == self.pad_id, 0.0, log_prob)
-
-
-def _corrupt(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None) -> TensorDictModule:
-    if not 0.0 <= time_low < 1.0:
-        raise ValueError(f"time_low = {time_low} must lie in [0, 1)")
-    return TensorDictModule(
-        _Corrupt(mask_id, schedule, time_low, pad_id),
-        in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
-        out_keys=[contracts.X_T, contracts.T, contracts.WEIGHT, contracts.POSITIONS],
-    )
 
 
 def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:

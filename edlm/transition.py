@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, noise, objectives, particles, pipelines, samplers, schedules
+from edlm import absorbing, categorical, contracts, noise, objectives, particles, samplers, schedules, training
 from edlm.contracts import Denoiser, Energy, Selection
 from edlm.noise import Stream
 from edlm.samplers import Kernel
@@ -67,7 +67,7 @@ def contrastive(
     which reveals a random position, so it reveals something, and the more the likelier it is to be seen.
     num_steps: fewest and most steps of the grids to train for; their logarithm is uniform between them.
     Minimal where `exp(-E) = q(x^S | x_t) / prod_{i in S} p_theta(x_i | x_t)`, whatever the grids.
-    Raises ValueError unless 1 <= fewest <= most, and as `pipelines.contrastive` does.
+    Raises ValueError unless 1 <= fewest <= most, and as `training.contrastive` does.
     """
     fewest, most = num_steps
     if not 1 <= fewest <= most:
@@ -77,7 +77,7 @@ def contrastive(
         in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
         out_keys=[contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS],
     )
-    return pipelines.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
+    return training.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from edlm import (
     particles,
     pipelines,
     schedules,
+    training,
     transition,
 )
 from edlm import samplers as kernels
@@ -252,7 +253,7 @@ class EnergyByNCE:
         how = (num_negatives or settings["num_negatives"], self._objective, self.vocabulary.pad_id)
         if settings["scope"] == "transition":
             return transition.contrastive(*parts, tuple(settings["transition_steps"]), *how)
-        return pipelines.contrastive(*parts, how[0], settings["time_low"], *how[1:])
+        return training.contrastive(*parts, how[0], settings["time_low"], *how[1:])
 
     def _scope(self) -> dict[str, Any]:
         """What a checkpoint says of an energy that is not of drafts."""

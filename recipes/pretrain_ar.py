@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from edlm import contracts, corpora, likelihoods, pipelines
+from edlm import contracts, corpora, likelihoods, training
 from edlm.corpora import Blocks
 from edlm.recipes import _entry, _report, _settings, _training
 from edlm.recipes._settings import Schema
@@ -118,7 +118,7 @@ class PretrainAr:
         _report.write_json(self.folder / "report.json", figures)
 
     def _stages(self, network: nn.Module) -> Any:
-        return pipelines.next_token(network, self.vocabulary.mask_id, self.bos_id, self.vocabulary.pad_id)
+        return training.next_token(network, self.vocabulary.mask_id, self.bos_id, self.vocabulary.pad_id)
 
 
 def start_id(vocabulary: Vocabulary) -> int:

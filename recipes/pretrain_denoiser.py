@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edlm import corpora, denoisers, likelihoods, pipelines
+from edlm import corpora, denoisers, likelihoods, training
 from edlm.corpora import Blocks
 from edlm.recipes import _entry, _report, _settings, _training
 from edlm.recipes._settings import Schema
@@ -60,7 +60,7 @@ class PretrainDenoiser:
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
-            stages=pipelines.denoising(
+            stages=training.denoising(
                 self._denoiser(network), self.schedule, settings["time_low"], self.vocabulary.pad_id
             ),
             blocks=self.blocks.train,

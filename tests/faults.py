@@ -48,10 +48,10 @@ PUBLISHED = [
     ),
     Fault(
         "frozen proposal in train mode while negatives are drawn",
-        "pipelines.py",
+        "training.py",
         "super().train(False)",
         "super().train(mode)",
-        "tests/test_pipelines.py::test_the_denoiser_of_contrast_is_frozen_in_eval_mode",
+        "tests/test_training.py::test_the_denoiser_of_contrast_is_frozen_in_eval_mode",
     ),
     Fault(
         "raw weights where EMA weights belong",
@@ -555,10 +555,10 @@ OWN = [
     ),
     Fault(
         "the data is not candidate 0",
-        "pipelines.py",
+        "training.py",
         "torch.cat([data.unsqueeze(1), drawn], dim=1)",
         "torch.cat([drawn, data.unsqueeze(1)], dim=1)",
-        "tests/test_pipelines.py::test_contrast_is_the_objective_of_the_data_and_its_drafts",
+        "tests/test_training.py::test_contrast_is_the_objective_of_the_data_and_its_drafts",
     ),
     Fault(
         "an epoch repeats the order of the first",

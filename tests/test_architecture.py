@@ -29,6 +29,7 @@ ORDER = [
     "autoregressive",
     "samplers",
     "adaptive",
+    "training",
     "pipelines",
     "transition",
     "execution",

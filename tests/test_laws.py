@@ -44,7 +44,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import adaptive, categorical, contracts, energies, pipelines, samplers, schedules, transition
+from edlm import adaptive, categorical, contracts, energies, pipelines, samplers, schedules, training, transition
 from edlm.contracts import Positions
 from edlm.schedules import Schedule
 
@@ -485,7 +485,7 @@ def test_the_windowed_first_hitting_law_is_the_oracle_s_at_both_ends():
 
 
 def negatives(samples: int, num_negatives: int) -> TensorDict:
-    pipeline = pipelines.contrastive(
+    pipeline = training.contrastive(
         OracleDenoiser(Lookup(MARGINALS), SYMBOLS), edlm.energies.zero(), schedules.log_linear(), num_negatives
     )
     x_0 = all_sequences(SYMBOLS, LENGTH).repeat(samples // SYMBOLS**LENGTH, 1)

@@ -454,7 +454,7 @@ def log_probabilities(denoiser: Any, batch: Batch) -> Tensor:
             contracts.POSITIONS: (batch.x_t == denoiser.mask_id).flatten().nonzero().squeeze(-1),
         }
     )
-    return edlm.pipelines.score(denoiser)(denoiser(state))[contracts.LOG_PROB]
+    return edlm.training.score(denoiser)(denoiser(state))[contracts.LOG_PROB]
 
 
 def mean_loss(rows: Tensor, batch: Batch) -> Tensor:
