@@ -1,4 +1,4 @@
-"""The networks that a config names, loaded for evaluation, and what a report has to say of each."""
+"""Networks of ours that a config names, and what a report has to say of each."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tensordict.nn import TensorDictModule
 
 from edlm import checkpoints, denoisers, energies, networks
 from edlm.checkpoints import N
@@ -60,7 +61,7 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     for path in named.values():
         checkpoints.require_same_vocabulary(first, path)
     vocabulary = checkpoints.load_vocabulary_of(first)
-    ar = None if "ar" not in named else _load_ar(named["ar"], device)
+    ar = None if "ar" not in named else load_ar(named["ar"], device)
     diffusion = None if "denoiser" not in named else _load_diffusion(named, vocabulary, ar, device)
     lengths = [diffusion.denoiser.max_length] if diffusion is not None else []
     lengths += [ar.network.max_length] if ar is not None else []
@@ -68,15 +69,46 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     return Models(vocabulary, min(lengths), diffusion, ar, records)
 
 
+def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedule]:
+    """A denoiser and the schedule it was trained on. Raises ValueError for a network that is none."""
+    description = checkpoints.read_description(checkpoints.find_network(path))
+    if "schedule" not in description:
+        raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
+    schedule = _settings.build(description["schedule"])
+    told = schedule if description["time_conditioning"] else None
+    network = _network(Transformer, path, told, device)
+    return denoisers.subs(network, checkpoints.load_vocabulary_of(path).mask_id, told), schedule
+
+
+def load_ar(path: str, device: torch.device) -> Autoregressive:
+    """An AR model. Raises ValueError for a network that is not causal."""
+    network = _network(Transformer, path, None, device)
+    if not network.arguments["causal"]:
+        raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
+    return Autoregressive(network, checkpoints.read_description(checkpoints.find_network(path)).get("bos_id"))
+
+
+def load_energy(
+    path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device
+) -> tuple[TensorDictModule, str]:
+    """A learned energy of a denoiser, and what it weighs: "draft" or "transition"."""
+    told = denoiser.module.schedule
+    network = _network(EnergyNetwork, path, told, device, ids)
+    scope = checkpoints.read_description(checkpoints.find_network(path)).get("scope", "draft")
+    learned = energies.learned_transition if scope == "transition" else energies.learned
+    return learned(network, told, ids.pad_id), scope
+
+
 def _load_diffusion(
     named: Mapping[str, str], ids: Vocabulary, ar: Autoregressive | None, device: torch.device
 ) -> Diffusion:
-    """The denoiser and every energy there is for it: the learned one, and the AR model's in both forms."""
-    schedule, told = _schedule_of(named["denoiser"])
-    denoiser = denoisers.subs(_network(Transformer, named["denoiser"], told, device), ids.mask_id, told)
+    """The denoiser and every energy of drafts there is for it: the learned one, and the AR model's in both forms."""
+    denoiser, schedule = load_denoiser(named["denoiser"], device)
     found: dict[str, Energy] = {}
     if "energy" in named:
-        found["energy"] = energies.learned(_network(EnergyNetwork, named["energy"], told, device), told, ids.pad_id)
+        found["energy"], scope = load_energy(named["energy"], denoiser, ids, device)
+        if scope != "draft":
+            raise ValueError(f"energy = {named['energy']!r} weighs transitions: `edlm run edlm_nce` reports its bound")
     if ar is not None:
         for form in ("posterior", "carry_over"):
             carry_over = form == "carry_over"
@@ -84,24 +116,9 @@ def _load_diffusion(
     return Diffusion(denoiser, schedule, found)
 
 
-def _load_ar(path: str, device: torch.device) -> Autoregressive:
-    network = _network(Transformer, path, None, device)
-    if not network.arguments["causal"]:
-        raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
-    return Autoregressive(network, checkpoints.read_description(checkpoints.find_network(path)).get("bos_id"))
-
-
-def _schedule_of(path: str) -> tuple[Schedule, Schedule | None]:
-    """The schedule a denoiser was trained on, and the same if the network is told the time."""
-    description = checkpoints.read_description(checkpoints.find_network(path))
-    if "schedule" not in description:
-        raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
-    schedule = _settings.build(description["schedule"])
-    return schedule, schedule if description["time_conditioning"] else None
-
-
-def _network(cls: type[N], path: str, told: Schedule | None, device: torch.device) -> N:
-    network = checkpoints.load_as(cls, path)
+def _network(cls: type[N], path: str, told: Schedule | None, device: torch.device, ids: Vocabulary | None = None) -> N:
+    """A network, its conditioning folded into the weights where it is always the same."""
+    network = checkpoints.load_as(cls, path, ids)
     return (network if told is not None else networks.fold_conditioning(network)).to(device)
 
 

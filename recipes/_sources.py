@@ -11,11 +11,11 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from edlm import checkpoints, denoisers, energies, large, memory, networks, schedules
+from edlm import checkpoints, denoisers, energies, large, memory, schedules
 from edlm.denoisers import SubsDenoiser
 from edlm.large import Blueprint, DecoderNetwork
-from edlm.networks import EnergyNetwork, Transformer
-from edlm.recipes import _report, _settings
+from edlm.networks import Transformer
+from edlm.recipes import _models, _report, _settings
 from edlm.recipes._settings import Check, Schema
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
@@ -94,19 +94,17 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
     check(settings)
     path = settings["denoiser"]
     if path is None:
-        vocabulary = checkpoints.load_vocabulary_of(settings["ar"])
-        ar, bos_id = _own_ar(settings["ar"], vocabulary)
-        return Sources(vocabulary, ar=ar.to(device), bos_id=bos_id)
-    found = _large_denoiser(settings, device) if _is_large(path) else _own_denoiser(path, device)
+        ar = _models.load_ar(settings["ar"], device)
+        return Sources(checkpoints.load_vocabulary_of(settings["ar"]), ar=ar.network, bos_id=ar.bos_id)
+    if _is_large(path):
+        found = _large_denoiser(settings, device)
+    else:
+        denoiser, schedule = _models.load_denoiser(path, device)
+        found = Sources(checkpoints.load_vocabulary_of(path), schedule, denoiser)
     assert found.denoiser is not None
     if settings["energy"] is not None:
-        energy_network = checkpoints.load_as(EnergyNetwork, settings["energy"], found.vocabulary)
-        told = found.denoiser.module.schedule
-        energy_network = energy_network if told is not None else networks.fold_conditioning(energy_network)
-        description = checkpoints.read_description(checkpoints.find_network(settings["energy"]))
-        scope = description.get("scope", "draft")
-        learned = energies.learned_transition if scope == "transition" else energies.learned
-        return found._replace(energy=learned(energy_network.to(device), told, found.vocabulary.pad_id), scope=scope)
+        energy, scope = _models.load_energy(settings["energy"], found.denoiser, found.vocabulary, device)
+        return found._replace(energy=energy, scope=scope)
     return found if settings["ar"] is None else _with_ar(settings, found, device)
 
 
@@ -140,18 +138,6 @@ def require_plan(settings: Mapping[str, Any]) -> str:
     return plan
 
 
-def _own_denoiser(path: str, device: torch.device) -> Sources:
-    description = checkpoints.read_description(checkpoints.find_network(path))
-    if "schedule" not in description:
-        raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
-    vocabulary = checkpoints.load_vocabulary_of(path)
-    schedule = _settings.build(description["schedule"])
-    told = schedule if description["time_conditioning"] else None
-    found = checkpoints.load_as(Transformer, path, vocabulary)
-    found = found if told is not None else networks.fold_conditioning(found)  # where it is always the same
-    return Sources(vocabulary, schedule, denoisers.subs(found.to(device), vocabulary.mask_id, told))
-
-
 def _large_denoiser(settings: Mapping[str, Any], device: torch.device) -> Sources:
     """LLaDA or Dream, on the exact masking process. A text of Dream opens with bos: nothing predicts a first token."""
     path = settings["denoiser"]
@@ -163,13 +149,6 @@ def _large_denoiser(settings: Mapping[str, Any], device: torch.device) -> Source
     opening = (vocabulary.bos_id,) if found.shifted and vocabulary.bos_id is not None else ()
     denoiser = denoisers.subs(found, vocabulary.mask_id)
     return Sources(vocabulary, schedules.log_linear(), denoiser, opening=opening)
-
-
-def _own_ar(path: str, vocabulary: Vocabulary) -> tuple[Transformer, int | None]:
-    found = networks.fold_conditioning(checkpoints.load_as(Transformer, path, vocabulary))
-    if not found.arguments["causal"]:
-        raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
-    return found, checkpoints.read_description(checkpoints.find_network(path)).get("bos_id")
 
 
 def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) -> Sources:
@@ -185,7 +164,7 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     else:
         if not _is_large(settings["denoiser"]):
             checkpoints.require_same_vocabulary(settings["denoiser"], source)
-        ar, bos_id = _own_ar(source, ids)
+        ar, bos_id = _models.load_ar(source, device)
     bos_id = None if found.opening else bos_id  # a text that opens with bos has it in its first place
     carry_over = settings["ar_form"] == "carry_over"
     pad_id = None if _is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text

@@ -487,6 +487,8 @@ def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
         pipelines.sample(pipelines.sampling(kernel, 32, 2), 4, seed=0)["tokens"].tolist() for kernel in kernels
     )
     assert drawn == as_one != as_draft
+    status, _, error = run("evaluate", paths[0], paths[1], "ar=null", "rows=2", f"output_dir={tmp_path / 'card'}")
+    assert (status, "weighs transitions: `edlm run edlm_nce` reports its bound" in error) == (2, True)
 
 
 @pytest.mark.slow
