@@ -37,6 +37,16 @@ def bootstrap(statistic: Statistic, sizes: Sequence[int], seed: int, replicates:
     return Estimate(float(value), float(torch.stack(drawn).std()), sizes[0])
 
 
+def replicate_weights(size: int, seed: int, replicates: int = 200) -> Tensor:
+    """The weights over texts of a bootstrap's replicates: float64 (replicates, size), those of a first set.
+
+    For figures of several sets whose texts belong together one by one, drawn together. Raises ValueError for one text.
+    """
+    if size < 2:
+        raise ValueError(f"a bootstrap error needs at least 2 texts, got {size}")
+    return torch.stack([_weights(size, seed, 2 * r) for r in range(replicates)])
+
+
 def half_sampling(statistic: Statistic, size: int, seed: int, replicates: int = 200) -> Estimate:
     """A figure of one set with its deviation over halves of the set, drawn without replacement.
 

@@ -52,7 +52,7 @@ def _ratios(axes: Any, cases: Sequence[Mapping[str, Any]]) -> None:
     axes.set_yticks(ticks, [case["name"] for case in cases], fontsize="small")
     axes.invert_yaxis()
     axes.set_xscale("log")
-    _plain_numbers(axes.xaxis)
+    plain_numbers(axes.xaxis)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xlabel("times faster than the textbook sampler (dotted: the target)")
     patches = [Patch(color=_COLOURS[mode], label=mode) for mode in _COLOURS if mode in modes]
@@ -67,13 +67,14 @@ def _curves(axes: Any, sweep: Mapping[str, Any]) -> None:
     axes.set_title(sweep["name"], fontsize="small")
     axes.set_xticks(sweep["values"], [str(value) for value in sweep["values"]])
     axes.minorticks_off()
-    _plain_numbers(axes.yaxis)
+    plain_numbers(axes.yaxis)
     axes.set_xlabel(sweep["axis"])
     axes.set_ylabel("seconds")
     axes.legend(fontsize="small", title="exponent", title_fontsize="small")
 
 
-def _plain_numbers(axis: Any) -> None:
+def plain_numbers(axis: Any) -> None:
+    """Write 0.1, 0.2, 0.5, 1 on a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -26,12 +26,12 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a json file whole or not at all."""
-    _write(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one json object per line, whole or not at all."""
-    _write(path, "".join(json.dumps(record) + "\n" for record in records))
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -69,7 +69,8 @@ def fingerprint(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _write(path: Path, content: str) -> None:
+def write_text(path: Path, content: str) -> None:
+    """Write a text file whole or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)

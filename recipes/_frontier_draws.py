@@ -1,0 +1,156 @@
+"""One setting of a frontier drawn, judged and timed: a record of plain values, per text, from which figures follow."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edlm import autoregressive, energies, particles, pipelines, quality, samplers
+from edlm.contracts import Energy
+from edlm.judges import Judge
+from edlm.pipelines import Pipeline
+from edlm.recipes import _timing
+from edlm.recipes._frontier_grid import FLIPPED, Setting
+from edlm.recipes._models import Models
+from edlm.recipes._quality import Texts
+
+_LOADED = {"learned": "energy", "posterior": "ar, posterior", "carry_over": "ar, carry_over"}
+PER_TEXT = ("denoiser_passes", "energy_passes", "passes", "calls", "ess", "log_weight_std")
+
+
+class Drawing(NamedTuple):
+    """What all settings share: the length of a text, how many of them, how many at once, and the seed."""
+
+    length: int
+    num_samples: int
+    batch_size: int
+    seed: int
+    device: torch.device
+
+
+class Reference(NamedTuple):
+    """What texts are compared with: a judge, real text of which n-gram divergences are taken, and their errors."""
+
+    judge: Judge
+    real: Texts
+    ngrams: Sequence[int]
+    seed: int
+    replicates: int
+
+
+def pipeline(setting: Setting, models: Models, length: int) -> Pipeline:
+    """The sampler of a setting with a denoiser."""
+    assert models.diffusion is not None
+    parts, heat = (models.diffusion.schedule, models.diffusion.denoiser), setting.temperature
+    if setting.energy is None:
+        kernel = samplers.ancestral(*parts, temperature=heat)
+    else:
+        kernel = samplers.importance(
+            *parts,
+            energy(setting.energy, models),
+            setting.num_particles,
+            selection=getattr(particles, setting.method),
+            proposal_temperature=heat,
+        )
+    return pipelines.sampling(kernel, length, setting.num_steps, setting.window)
+
+
+def energy(name: str, models: Models) -> Energy:
+    """The energy of a name: `zero`, a loaded one, or its negative."""
+    assert models.diffusion is not None
+    if name == "zero":
+        return energies.zero()
+    if name.startswith(FLIPPED):
+        return energies.scaled(models.diffusion.energies[_LOADED[name.removeprefix(FLIPPED)]], -1.0)
+    return models.diffusion.energies[_LOADED[name]]
+
+
+def draw(setting: Setting, models: Models, drawing: Drawing) -> tuple[Tensor, dict[str, Any]]:
+    """Texts (n, l) and what they cost: seconds per text, and passes and weights of each text.
+
+    A pass reads a text once; an AR model with its cache reads one, in as many calls as it has tokens. Text i of the
+    seed has the same noise in every setting. `ess` and `log_weight_std` are means over a text's corrected passes.
+    """
+    tokens: list[Tensor] = []
+    costs: dict[str, list[Any]] = {name: [] for name in PER_TEXT}
+
+    def run() -> None:
+        for first in range(0, drawing.num_samples, drawing.batch_size):
+            count = min(drawing.batch_size, drawing.num_samples - first)
+            found, cost = _batch(setting, models, drawing, count, first)
+            tokens.append(found)
+            for name, values in cost.items():
+                costs[name] += values
+
+    seconds = _timing.seconds(run, drawing.device) / drawing.num_samples
+    return torch.cat(tokens).cpu(), {"seconds": seconds, **costs}
+
+
+def warm_up(settings: Sequence[Setting], models: Models, drawing: Drawing) -> None:
+    """One step with each method and energy, so that no setting pays for what happens only once."""
+    short = drawing._replace(num_samples=min(drawing.num_samples, drawing.batch_size))
+    for setting in {setting.family: setting for setting in settings}.values():
+        if setting.method == "ar":
+            draw(setting, models, short._replace(length=1))
+        else:
+            draw(setting._replace(num_steps=1, num_particles=1, window=(0.0, 1.0)), models, short)
+
+
+def describe(texts: Texts, reference: Reference) -> dict[str, Any]:
+    """What is said of texts: nats under the judge, entropy and length of each, divergences of all with their errors.
+
+    The error of a divergence is bootstrapped over the texts and over the real ones.
+    """
+    judgement = reference.judge(texts.spelled)
+    divergences = {}
+    for n in reference.ngrams:
+        found = quality.grams([*texts.tokens, *reference.real.tokens], n)
+        sizes = [len(texts.tokens), len(reference.real.tokens)]
+        value = quality.bootstrap(quality.divergence(found), sizes, reference.seed, reference.replicates)
+        divergences[str(n)] = [value.mean, value.standard_error]
+    return {
+        "nll": judgement.nll.tolist(),
+        "judged_tokens": judgement.tokens.tolist(),
+        "characters": [len(text) for text in texts.spelled],
+        "entropy": quality.unigram_entropy(texts.tokens).tolist(),
+        "divergences": divergences,
+        "texts": texts.spelled,
+    }
+
+
+def _batch(
+    setting: Setting, models: Models, drawing: Drawing, count: int, first: int
+) -> tuple[Tensor, Mapping[str, list[Any]]]:
+    if setting.method == "ar":
+        assert models.ar is not None
+        found = autoregressive.sample(
+            models.ar.network,
+            count,
+            drawing.length,
+            models.vocabulary.mask_id,
+            models.ar.bos_id,
+            seed=drawing.seed,
+            first_row=first,
+            temperature=setting.temperature,
+        )
+        fixed = dict.fromkeys(PER_TEXT) | {"denoiser_passes": 0, "energy_passes": 0, "passes": 1}
+        return found.tokens, {name: [value] * count for name, value in {**fixed, "calls": drawing.length}.items()}
+    out = pipelines.sample(pipeline(setting, models, drawing.length), count, seed=drawing.seed, first_row=first)
+    info = out["info"].cpu()
+    denoised, weighs = info["denoiser_passes"], int(setting.has_network)
+    weighed, corrected = weighs * info["energy_passes"], weighs * info["corrected"].sum(-1)
+    return out["tokens"], {
+        "denoiser_passes": denoised.tolist(),
+        "energy_passes": weighed.tolist(),
+        "passes": (denoised + weighed).tolist(),
+        "calls": (denoised + corrected).tolist(),
+        "ess": _means(info["ess"]),
+        "log_weight_std": _means(info["log_weight_std"]),
+    }
+
+
+def _means(values: Tensor) -> list[float | None]:
+    """Mean over the passes of a text that an energy corrected, None where there was none."""
+    return [None if math.isnan(value) else value for value in values.nanmean(-1).tolist()]

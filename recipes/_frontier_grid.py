@@ -1,0 +1,161 @@
+"""Which samplers a frontier compares: sweeps become settings, and each with an energy may bring its controls."""
+
+import itertools
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edlm import schedules
+from edlm.recipes import _settings
+from edlm.recipes._settings import Schema
+from edlm.schedules import Schedule
+
+ENERGIES = {"learned": "energy", "posterior": "ar", "carry_over": "ar"}  # and the key of the config they come from
+CONTROLS = ("one_particle", "zero", "flipped", "equal_passes")
+FLIPPED = "flipped "
+_MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one position
+
+_TEMPERATURES: Schema = {
+    "method": _settings.text,
+    "temperature": _settings.items(_settings.number(0, above=True), least=1),
+}
+_STEPS: Schema = {**_TEMPERATURES, "num_steps": _settings.items(_settings.optional(_settings.integer(1)), least=1)}
+_PARTICLES: Schema = {
+    **_STEPS,
+    "energy": _settings.items(_settings.choice(*ENERGIES), least=1),
+    "num_particles": _settings.items(_settings.integer(1), least=1),
+    "window": _settings.items(_settings.window, least=1),
+    "controls": _settings.items(_settings.choice(*CONTROLS)),
+}
+METHODS = {"plain": _STEPS, "sir": _PARTICLES, "imh": _PARTICLES, "ar": _TEMPERATURES}
+
+
+class Setting(NamedTuple):
+    """One sampler. energy: None without one, `zero`, or a name of `ENERGIES`, `flipped` in front for its negative.
+
+    temperature: of the denoiser's law that proposes, or of the AR model. num_steps: None is one position at a time.
+    """
+
+    method: str
+    energy: str | None
+    num_steps: int | None
+    num_particles: int
+    window: tuple[float, float]
+    temperature: float
+
+    def __str__(self) -> str:
+        parts = [self.method] if self.energy is None else [self.method, self.energy]
+        if self.method != "ar":
+            parts.append("one by one" if self.num_steps is None else f"T={self.num_steps}")
+        if self.energy is not None:
+            parts.append(f"k={self.num_particles}")
+        if self.energy is not None and self.window != (0.0, 1.0):
+            parts.append("t in [{:g}, {:g}]".format(*self.window))
+        return ", ".join(parts) + ("" if self.temperature == 1.0 else f", temperature {self.temperature:g}")
+
+    @property
+    def family(self) -> str:
+        """The method with its energy: what shares a colour."""
+        return self.method if self.energy is None else f"{self.method}, {self.energy}"
+
+    @property
+    def has_network(self) -> bool:
+        """Whether there is an energy that costs passes of a network."""
+        return self.energy not in (None, "zero")
+
+    @classmethod
+    def plain(cls, num_steps: int | None, temperature: float = 1.0) -> "Setting":
+        """The denoiser alone."""
+        return cls("plain", None, num_steps, 1, (0.0, 1.0), temperature)
+
+
+def check_sweep(key: str, value: Any) -> None:
+    """A section with a `method` and the lists of that method. Raises ValueError naming the key."""
+    method = value.get("method") if isinstance(value, dict) else None
+    _settings.choice(*METHODS)(f"{key}.method", method)
+    _settings.check(METHODS[str(method)], value, where=f"{key}.")
+
+
+def require_sources(sweeps: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a sweep uses a network that the config does not name."""
+    for index, sweep in enumerate(sweeps):
+        named = {name: ENERGIES[name] for name in sweep.get("energy", [])}
+        for name, key in ({"ar": "ar"} if sweep["method"] == "ar" else named).items():
+            if settings[key] is None:
+                raise ValueError(f"{key} is null, and sweeps[{index}] draws with {name!r}: name a folder")
+
+
+def expand(sweeps: Sequence[Mapping[str, Any]], schedule: Schedule, length: int) -> dict[Setting, str]:
+    """Every setting once, in the order of the sweeps, controls after the sweep they belong to; and of what it is one.
+
+    A sweep is the product of its lists. A control that a sweep names as well keeps its first place.
+    """
+    found: dict[Setting, str] = {}
+    for sweep in sweeps:
+        every = list(_product(sweep))
+        for setting in every:
+            found.setdefault(setting, "")
+        for setting in every:
+            for name in sweep.get("controls", []):
+                found.setdefault(control(name, setting, schedule, length), f"{name} of {setting}")
+    return found
+
+
+def control(name: str, setting: Setting, schedule: Schedule, length: int) -> Setting:
+    """The control of a setting with an energy.
+
+    one_particle: k = 1, token for token the plain sampler at the proposal's temperature. zero: E = 0, whose weights
+    only make up for that temperature; at 1 it has the law of the plain sampler. flipped: -E. equal_passes: the plain
+    sampler at the number of steps whose expected passes are those of this setting's denoiser and energy together.
+    """
+    if name == "one_particle":
+        return setting._replace(num_particles=1)
+    if name == "zero":
+        return setting._replace(energy="zero")
+    if name == "flipped":
+        return setting._replace(energy=f"{FLIPPED}{setting.energy}")
+    passes = expected_passes(setting, schedule, length)
+    return Setting.plain(steps_for(passes, schedule, length), setting.temperature)
+
+
+def expected_passes(setting: Setting, schedule: Schedule, length: int) -> float:
+    """Expected number of texts that networks read for one sample; an AR model with its cache reads one.
+
+    Step j reveals something with probability `1 - (1 - p_j)^l`, `p_j` the share of the positions it reveals.
+    """
+    if setting.method == "ar":
+        return 1.0
+    if setting.num_steps is None:
+        inside = _kept(schedule, torch.tensor([setting.window[1], setting.window[0]], dtype=torch.float64)).diff()
+        passes, corrected = float(length), length * float(inside)
+    else:
+        times = schedules.uniform_grid(setting.num_steps)
+        busy = 1.0 - (1.0 - _kept(schedule, times).diff()) ** length
+        passes = float(busy.sum())
+        corrected = float(busy[schedules.inside(times[:-1], setting.window)].sum())
+    return passes + (setting.num_particles * corrected if setting.has_network else 0.0)
+
+
+def steps_for(passes: float, schedule: Schedule, length: int) -> int | None:
+    """The fewest steps of the plain sampler with that many expected passes, rounded; None, one by one, if none has."""
+    steps = range(1, _MOST_STEPS * length + 1)
+    index = bisect_left(steps, passes - 0.5, key=lambda count: expected_passes(Setting.plain(count), schedule, length))
+    return steps[index] if index < len(steps) else None
+
+
+def _kept(schedule: Schedule, t: Tensor) -> Tensor:
+    """Expected share of the positions that are revealed before time t is reached, 0 at 1 and 1 at 0."""
+    at_one = schedule.alpha(torch.ones((), dtype=torch.float64))
+    return torch.where(t > 0.0, (schedule.alpha(t) - at_one) / (1.0 - at_one), 1.0)
+
+
+def _product(sweep: Mapping[str, Any]) -> Iterator[Setting]:
+    axes = {"energy": [None], "num_steps": [None], "num_particles": [1], "window": [[0.0, 1.0]], **sweep}
+    names = [name for name in Setting._fields if name != "method"]
+    for values in itertools.product(*(axes[name] for name in names)):
+        given = dict(zip(names, values, strict=True))
+        window = (float(given["window"][0]), float(given["window"][1]))
+        yield Setting(method=sweep["method"], **{**given, "window": window, "temperature": float(given["temperature"])})

@@ -1,0 +1,128 @@
+"""A frontier as csv and as a Markdown table: a row per setting, errors beside what was sampled, how to read it."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from edlm.likelihoods import Estimate
+from edlm.recipes._frontier_points import COSTS, Point, SpeedUp
+
+WARNING = (
+    "WARNING: the judge's weights are those of `ar`. Whatever draws from that model or is corrected by it is judged by "
+    "its own target, and its bits per character are no measure of quality."
+)
+_MATCHED = ("equal bits", "equal bits and entropy")
+_SETTING = ("method", "energy", "num_steps", "num_particles", "temperature")
+_SHOWN = {
+    "bits_per_character": "bits per character",
+    "perplexity": "perplexity",
+    "entropy": "entropy, nats",
+    "denoiser_passes": "denoiser passes",
+    "energy_passes": "energy passes",
+    "calls": "calls in a row",
+    "ess": "ESS",
+    "log_weight_std": "s.d. of log w",
+}
+
+
+def to_csv(points: Sequence[Point]) -> str:
+    """Every figure in a column of its own, its error behind it; empty where there is none."""
+    figures = [*_SHOWN, *_divergences(points)]
+    figures.insert(figures.index("calls"), "passes")
+    header = ["name", *_SETTING, "window_low", "window_high", "control", "n", "seconds"]
+    header += [column for name in figures for column in (name, f"{name}_error")]
+    header += [f"front_{name}" for name in ("entropy", *COSTS)]
+    for key in _speedup_keys():
+        column = "faster_at_" + key.replace(", ", "_").replace(" ", "_")
+        header += [column, f"{column}_error", f"{column}_bound", f"{column}_inside"]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    for own in points:
+        writer.writerow([_plain(value) for value in _cells(own, figures)])
+    return file.getvalue()
+
+
+def to_markdown(points: Sequence[Point], remarks: Sequence[str]) -> str:
+    """The table for people, with the remarks in front of it and how it is to be read behind."""
+    figures = [*_SHOWN, *_divergences(points)]
+    titles = [_SHOWN.get(name, f"{name.removeprefix('divergence_')}-gram divergence") for name in figures]
+    speedups = [f"x {cost} at {matched}" for matched in _MATCHED for cost in ("faster", "fewer passes")]
+    lines = [["setting", *titles[:3], "seconds", *titles[3:], *speedups, "front", "control"]]
+    lines.append(["---"] * len(lines[0]))
+    for own in points:
+        cells = [_shown(own.figures.get(name)) for name in figures]
+        seconds = "" if own.seconds is None else f"{own.seconds:.3g}"
+        faster = [_shown_speedup(own.speedups.get(key)) for key in _speedup_keys()]
+        fronts = ", ".join(name for name in ("entropy", *COSTS) if name in own.fronts)
+        lines.append([own.name, *cells[:3], seconds, *cells[3:], *faster, fronts, own.role])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join([*remarks, table, *_HOW_TO_READ]) + "\n"
+
+
+def short(points: Sequence[Point]) -> list[tuple[str, ...]]:
+    """The columns that fit a terminal."""
+    names = ("bits_per_character", "entropy", "ess")
+    lines: list[tuple[str, ...]] = [("", *(_SHOWN[name] for name in names), "seconds", "passes", "front")]
+    for own in points:
+        costs = ["-" if math.isnan(own.cost(name)) else f"{own.cost(name):.3g}" for name in COSTS if own.setting]
+        fronts = ", ".join(name for name in ("entropy", *COSTS) if name in own.fronts)
+        cells = [_shown(own.figures.get(name)) or "-" for name in names]
+        lines.append((own.name, *cells, *(costs or ["-", "-"]), fronts or "-"))
+    return lines
+
+
+_HOW_TO_READ = (
+    "Errors (±) are bootstrapped over texts. A pass reads one text; an AR model with its cache reads one, in as many "
+    "calls as a text has tokens. Low bits per character alone are no quality, since dull text has them too: compare at "
+    "equal entropy, and with the held-out text. `front`: no other setting is better both in bits per character and in "
+    "entropy, seconds or passes.",
+    "`x faster at equal bits`: seconds of the plain sampler at temperature 1 over those of the setting, at the fewest "
+    "steps with which its interpolated curve is as good; `and entropy`: the same along its settings of every "
+    "temperature, interpolated to the setting's entropy first. `>` and `<`: no plain setting is as good, or the "
+    "cheapest is better already, and the figure is that bound. A share in brackets is that of the replicates which "
+    "stay within the curve, where not all do. Seconds carry no error: time on a clock is no statistic of samples.",
+)
+
+
+def _speedup_keys() -> list[str]:
+    return [f"{matched}, {cost}" for matched in _MATCHED for cost in COSTS]
+
+
+def _divergences(points: Sequence[Point]) -> list[str]:
+    return [name for name in points[0].figures if name.startswith("divergence_")]
+
+
+def _cells(own: Point, figures: Sequence[str]) -> list[object]:
+    setting = own.setting
+    cells: list[object] = [own.name]
+    cells += [None] * 7 if setting is None else [*(getattr(setting, name) for name in _SETTING), *setting.window]
+    cells += [own.role, own.figures["entropy"].n, own.seconds]
+    for name in figures:
+        value = own.figures.get(name)
+        cells += [None, None] if value is None else [value.mean, value.standard_error]
+    cells += [None if setting is None else int(name in own.fronts) for name in ("entropy", *COSTS)]
+    for key in _speedup_keys():
+        found = own.speedups.get(key)
+        cells += [None] * 4 if found is None else list(found)
+    return cells
+
+
+def _plain(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _shown(value: Estimate | None) -> str:
+    if value is None:
+        return ""
+    return f"{value.mean:.4g}" + (f" ± {value.standard_error:.2g}" if value.standard_error > 0.0 else "")
+
+
+def _shown_speedup(found: SpeedUp | None) -> str:
+    if found is None:
+        return ""
+    if found.bound != "=":
+        return f"{found.bound} {found.ratio:.3g}"
+    share = "" if found.inside == 1.0 else f" ({found.inside:.0%})"
+    return f"{found.ratio:.3g} ± {found.error:.2g}{share}"

@@ -1,0 +1,441 @@
+"""The recipe `frontier`: settings and controls are what they say, comparisons are right, a run goes on where it was."""
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from builders import tiny_network
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edlm import checkpoints, cli, contracts, pipelines, quality, schedules, vocabulary
+from edlm.networks import EnergyNetwork
+from edlm.recipes import _entry, _frontier_draws, _frontier_grid, _frontier_points, _models
+from edlm.recipes._frontier_draws import Drawing
+from edlm.recipes._frontier_grid import Setting, expected_passes
+from edlm.recipes._frontier_points import Point, Resampled, at, least_cost, pareto
+from edlm.recipes._models import Models
+
+LENGTH = 8
+ABC = vocabulary.characters("abc ")
+TEXT = "abc cab bca acb " * 9 + "abc"
+SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
+LINEAR = schedules.log_linear()
+FULL = (0.0, 1.0)
+SIR = Setting("sir", "learned", 4, 3, FULL, 1.0)
+PLAIN = "{method: plain, num_steps: [2, 4], temperature: [0.8, 1.0]}"
+ENERGY = (
+    "{method: sir, energy: [learned, posterior, carry_over], num_steps: [3], num_particles: [2], window: [[0, 1]], "
+    "temperature: [1.0], controls: %s}"
+)
+AR = "{method: ar, temperature: [1.0]}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A denoiser, an energy, two AR models and a text."""
+    path = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    notes = {"schedule": {"_component_": "edlm.schedules.log_linear"}, "time_conditioning": False}
+    checkpoints.save_network(path / "denoiser", tiny_network(0, ABC.size, LENGTH).float(), ABC, notes)
+    energy = EnergyNetwork(ABC.size, LENGTH, **SIZES)
+    with torch.no_grad():
+        energy.scalar.weight.normal_(std=20.0)
+    checkpoints.save_network(path / "energy", energy, ABC, {})
+    for seed, name in ((2, "ar"), (3, "judge")):
+        causal = tiny_network(seed, ABC.size, LENGTH, causal=True, conditioning_size=0).float()
+        checkpoints.save_network(path / name, causal, ABC, {"bos_id": ABC.mask_id})
+    (path / "text").mkdir()
+    for split in ("train", "valid", "test"):
+        (path / "text" / f"{split}.txt").write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path) -> Models:
+    named = {name: str(folder / name) for name in ("denoiser", "energy", "ar")}
+    return _models.load(named, torch.device("cpu"))
+
+
+@pytest.fixture
+def run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str, Path]]:
+    """Run the recipe in this process: exit status, output, our lines of standard error, and where its files are."""
+
+    def call(*overrides: str) -> tuple[int, str, str, Path]:
+        module = import_module("edlm.recipes.frontier")
+        base = {
+            "output_dir": tmp_path / "out",
+            **{name: folder / name for name in ("denoiser", "energy", "ar", "judge")},
+            "corpus._component_": "edlm.corpora.text_files",
+            "corpus.path": folder / "text",
+            "num_samples": 5,
+            "batch_size": 2,
+            "ngrams": "[1,2]",
+            "replicates": 10,
+            "threads": 1,
+            "sweeps": f"[{PLAIN},{ENERGY % '[]'},{AR}]",
+        }
+        given = [f"{key}={value}" for key, value in base.items() if not any(o.startswith(f"{key}=") for o in overrides)]
+        monkeypatch.setattr(
+            sys, "argv", ["frontier", "--config", str(cli.configs("frontier")["tiny"]), *given, *overrides]
+        )
+        status = 0
+        try:
+            _entry.enter(module.main, module.SETTINGS)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, error = capfd.readouterr()
+        shown = "\n".join(line for line in error.splitlines() if line.startswith("edlm: "))
+        return status, out, shown, tmp_path / "out"
+
+    return call
+
+
+def drawing(n: int = 6) -> Drawing:
+    return Drawing(LENGTH, n, 4, 0, torch.device("cpu"))
+
+
+# ---- Settings
+
+
+def test_a_sweep_is_the_product_of_its_lists_and_a_setting_is_there_once() -> None:
+    plain = {"method": "plain", "num_steps": [2, None], "temperature": [0.5, 1]}
+    sir = {
+        "method": "sir",
+        "energy": ["learned"],
+        "num_steps": [4],
+        "num_particles": [1, 3],
+        "window": [[0, 1], [0.4, 1.0]],
+        "temperature": [1.0],
+        "controls": ["one_particle", "zero", "flipped"],
+    }
+    found = _frontier_grid.expand([plain, sir, plain], LINEAR, LENGTH)
+    assert [str(setting) for setting in found] == [
+        "plain, T=2, temperature 0.5",
+        "plain, T=2",
+        "plain, one by one, temperature 0.5",
+        "plain, one by one",
+        "sir, learned, T=4, k=1",
+        "sir, learned, T=4, k=1, t in [0.4, 1]",
+        "sir, learned, T=4, k=3",
+        "sir, learned, T=4, k=3, t in [0.4, 1]",
+        *(
+            f"sir, {name}, T=4, k={k}{window}"
+            for k in (1, 3)
+            for window in ("", ", t in [0.4, 1]")
+            for name in ("zero", "flipped learned")
+        ),
+    ]
+    roles = {str(setting): role for setting, role in found.items()}
+    assert roles["sir, learned, T=4, k=1"] == "", "it was named by the sweep itself"
+    assert roles["sir, flipped learned, T=4, k=3"] == "flipped of sir, learned, T=4, k=3"
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 8, None])
+@pytest.mark.parametrize("window", [FULL, (0.3, 0.8)])
+def test_expected_passes_are_the_mean_of_those_that_are_run(models: Models, num_steps: int | None, window) -> None:
+    """n = 400 texts; the number of passes of a text lies within 4 standard errors, and exactly where it is fixed."""
+    setting = SIR._replace(num_steps=num_steps, num_particles=2, window=window)
+    pipeline = _frontier_draws.pipeline(setting, models, LENGTH)
+    info = pipelines.sample(pipeline, 400, seed=0)["info"]
+    passes = (info["denoiser_passes"] + info["energy_passes"]).double()
+    error = float(passes.std()) / 20
+    assert abs(float(passes.mean()) - expected_passes(setting, LINEAR, LENGTH)) <= 4 * error + 1e-9
+    assert (error == 0.0) == (num_steps == 1 or (num_steps is None and window == FULL))
+
+
+def test_equal_passes_is_the_plain_sampler_at_the_cost_of_denoiser_and_energy() -> None:
+    length = 256
+    setting = SIR._replace(num_steps=8, num_particles=4)
+    control = _frontier_grid.control("equal_passes", setting, LINEAR, length)
+    assert control.family == "plain"
+    wanted = expected_passes(setting, LINEAR, length)
+    assert wanted == pytest.approx(8 + 8 * 4)
+    assert expected_passes(control, LINEAR, length) == pytest.approx(wanted, abs=0.5)
+    dear = _frontier_grid.control("equal_passes", setting._replace(num_particles=64), LINEAR, length)
+    assert dear.num_steps is None, "no number of steps costs 520 passes of 256 tokens"
+
+
+# ---- Controls
+
+
+def test_one_particle_gives_the_tokens_of_the_plain_sampler_at_the_temperature_of_its_proposals(models) -> None:
+    for method in ("sir", "imh"):
+        for temperature in (1.0, 0.6):
+            setting = SIR._replace(method=method, energy="posterior", temperature=temperature)
+            one = _frontier_grid.control("one_particle", setting, LINEAR, LENGTH)
+            tokens, costs = _frontier_draws.draw(one, models, drawing())
+            plain, _ = _frontier_draws.draw(Setting.plain(4, temperature), models, drawing())
+            assert torch.equal(tokens, plain)
+            assert costs["ess"] == [1.0] * 6
+            more, _ = _frontier_draws.draw(setting, models, drawing())
+            assert not torch.equal(more, plain), "with three particles it is another sampler"
+
+
+def test_the_zero_energy_weighs_all_drafts_alike_and_costs_no_passes(models: Models) -> None:
+    zero = _frontier_grid.control("zero", SIR, LINEAR, LENGTH)
+    _, costs = _frontier_draws.draw(zero, models, drawing())
+    assert costs["ess"] == pytest.approx([3.0] * 6)
+    assert costs["log_weight_std"] == [0.0] * 6
+    assert costs["energy_passes"] == [0] * 6
+    assert costs["passes"] == costs["calls"] == costs["denoiser_passes"]
+    _, tempered = _frontier_draws.draw(zero._replace(temperature=0.6), models, drawing())
+    assert max(tempered["ess"]) < 3.0, "its weights make up for the temperature"
+
+
+def test_the_flipped_energy_is_the_negative_of_its_own(models: Models) -> None:
+    flipped = _frontier_grid.control("flipped", SIR, LINEAR, LENGTH)
+    x_t = torch.full((2, LENGTH), ABC.mask_id)
+    candidates = torch.randint(0, 4, (2, 3, LENGTH), generator=torch.Generator().manual_seed(0))
+    inputs = {contracts.CANDIDATES: candidates, contracts.X_T: x_t, contracts.T: torch.ones(2)}
+    assert flipped.energy is not None
+    own, negative = (
+        _frontier_draws.energy(name, models).module(
+            *(inputs[key] for key in _frontier_draws.energy(name, models).in_keys)
+        )
+        for name in ("learned", flipped.energy)
+    )
+    assert torch.equal(own, -negative)
+    assert own.abs().min() > 0.0
+
+
+def test_a_pass_is_a_text_that_was_read(models: Models) -> None:
+    _, costs = _frontier_draws.draw(SIR._replace(window=(0.5, 1.0)), models, drawing())
+    for denoised, weighed, passes, calls in zip(
+        *(costs[name] for name in ("denoiser_passes", "energy_passes", "passes", "calls")), strict=True
+    ):
+        assert passes == denoised + weighed
+        assert weighed == 3 * (calls - denoised) > 0
+    _, ar = _frontier_draws.draw(Setting("ar", None, None, 1, FULL, 1.0), models, drawing(2))
+    assert (ar["passes"], ar["calls"]) == ([1, 1], [LENGTH, LENGTH])
+
+
+# ---- Comparisons
+
+
+def test_the_front_of_points_known_by_hand() -> None:
+    points = [(1.0, 5.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (4.0, 1.0), (0.0, math.nan)]
+    assert pareto(points) == [True, True, False, False, True, True, False]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_the_front_is_those_that_none_beats_and_beats_all_others(points: list[tuple[int, int]]) -> None:
+    best = [point for point, on in zip(points, pareto(points), strict=True) if on]
+    assert best
+    for point in points:
+        beaten = any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in best)
+        assert beaten == (point not in best)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cost", "bound"),
+    [
+        (4.0, 1.0, "="),
+        (5.0, 1.0, "<"),
+        (3.0, 2.0, "="),
+        (2.0, 4.0, "="),
+        (1.5, 8.0, "="),
+        (1.0, 16.0, "="),
+        (0.9, 16.0, ">"),
+    ],
+)
+def test_the_least_cost_on_a_curve_known_by_hand(wanted: float, cost: float, bound: str) -> None:
+    """Values 4, 2, 1 at costs 1, 4, 16, given in any order: linear in value and log cost."""
+    assert least_cost([1.0, 4.0, 2.0], [16.0, 1.0, 4.0], wanted) == (pytest.approx(cost), bound)
+
+
+def test_the_first_time_a_noisy_curve_is_low_enough_counts() -> None:
+    assert least_cost([4.0, 2.0, 3.0, 1.0], [1.0, 4.0, 16.0, 64.0], 2.5)[0] == pytest.approx(
+        math.exp(0.75 * math.log(4))
+    )
+
+
+def test_a_curve_is_read_between_its_points_and_nowhere_else() -> None:
+    places, values = [3.0, 1.0, 2.0], [0.0, 10.0, 20.0]
+    assert [at(places, values, place) for place in (1.0, 1.5, 2.0, 2.75, 3.0)] == [10.0, 15.0, 20.0, 5.0, 0.0]
+    assert at(places, values, 0.99) is at(places, values, 3.01) is None
+    assert (at([2.0], [7.0], 2.0), at([2.0, 2.0], [7.0, 7.0], 2.0)) == (7.0, 7.0)
+
+
+def synthetic(setting: Setting, bits: float, entropy: float, seconds: float) -> tuple[Point, Resampled]:
+    """A point of ten equal texts: every replicate says the same."""
+    record = {
+        "nll": [bits * math.log(2) * 5] * 10,
+        "characters": [5] * 10,
+        "judged_tokens": [5] * 10,
+        "entropy": [entropy] * 10,
+        "divergences": {},
+        "passes": [seconds * 100] * 10,
+        "seconds": seconds,
+    }
+    return _frontier_points.point(str(setting), setting, "", record, 0, 4)
+
+
+def test_speed_up_at_equal_bits_and_entropy_on_curves_known_by_hand() -> None:
+    """Plain bits are 10 - log2 T at temperature 1, entropy 3, and 2 less at temperature 0.5, entropy 2."""
+    plain = [
+        synthetic(Setting.plain(steps, temperature), 10 - math.log2(steps) - loss, entropy, steps / 100)
+        for steps in (2, 8, 32)
+        for temperature, loss, entropy in ((1.0, 0.0, 3.0), (0.5, 2.0, 2.0))
+    ]
+    energy = synthetic(SIR, 7.0, 2.5, 0.02)  # as good as T = 8, or at its entropy as good as T = 4
+    beyond = synthetic(SIR._replace(num_particles=9), 1.0, 3.5, 0.02)
+    points = {own.name: own for own in _frontier_points.with_comparisons([*plain, energy, beyond])}
+    found = points[str(SIR)].speedups
+    for cost in ("seconds", "passes"):
+        assert found[f"equal bits, {cost}"] == (pytest.approx(4.0), pytest.approx(0.0, abs=1e-9), "=", 1.0)
+        matched = found[f"equal bits and entropy, {cost}"]
+        assert matched == (pytest.approx(2.0), pytest.approx(0.0, abs=1e-9), "=", 1.0)
+    other = points[str(beyond[0].setting)].speedups
+    assert other["equal bits, seconds"] == (pytest.approx(16.0), 0.0, ">", 0.0)
+    assert other["equal bits and entropy, seconds"] is None, "no plain setting has that entropy"
+    assert points[str(Setting.plain(2))].speedups == {}
+    assert points[str(beyond[0].setting)].fronts == {"entropy", "seconds", "passes"}
+    assert points[str(SIR)].fronts == frozenset()
+
+
+def test_the_error_of_a_speed_up_is_that_of_texts_drawn_together() -> None:
+    """Bits of all settings move by one amount per text: each figure has an error, what is gained has none."""
+    shift = [0.1 * i for i in range(10)]
+
+    def moved(setting: Setting, bits: float, seconds: float) -> tuple[Point, Resampled]:
+        nats = [(bits + each) * math.log(2) for each in shift]
+        record = {"nll": nats, "characters": [1] * 10, "judged_tokens": [1] * 10, "entropy": [1.0] * 10}
+        return _frontier_points.point(
+            "", setting, "", {**record, "divergences": {}, "passes": [1] * 10, "seconds": seconds}, 0, 50
+        )
+
+    curve = [moved(Setting.plain(steps), bits, float(steps)) for steps, bits in ((1, 4.0), (4, 2.0))]
+    own, *_ = _frontier_points.with_comparisons([moved(SIR, 3.0, 1.0), *curve])
+    assert own.figures["bits_per_character"].standard_error > 0.05
+    gain = own.speedups["equal bits, seconds"]
+    assert gain is not None
+    assert (gain.ratio, gain.bound, gain.inside) == (pytest.approx(2.0), "=", 1.0)
+    assert gain.error < 1e-9
+
+
+def test_errors_are_those_of_the_bootstrap() -> None:
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+    expected = quality.bootstrap(quality.mean(values), [4], 7, 50)
+    weights = quality.replicate_weights(4, 7, 50)
+    assert float((weights @ values / 4).std()) == pytest.approx(expected.standard_error)
+    with pytest.raises(ValueError, match="at least 2 texts, got 1"):
+        quality.replicate_weights(1, 0)
+
+
+# ---- The whole
+
+
+def lines(folder: Path) -> dict[str, dict]:
+    return {r["name"]: r for r in map(json.loads, (folder / "frontier.jsonl").read_text("utf-8").splitlines())}
+
+
+def test_every_setting_gets_a_row_with_its_figures(run, folder: Path) -> None:
+    controls = "[one_particle,zero,flipped,equal_passes]"
+    status, shown, error, out = run(f"sweeps=[{PLAIN},{ENERGY % controls},{AR}]")
+    assert status == 0, error
+    rows = {row["name"]: row for row in csv.DictReader((out / "frontier.csv").read_text("utf-8").splitlines())}
+    markdown = (out / "frontier.md").read_text("utf-8")
+    assert len(rows) == len(lines(out))
+    assert next(iter(rows)) == "held-out text"
+    for name, row in rows.items():
+        assert f"| {name} |" in markdown
+        assert name in shown
+        record = lines(out)[name]
+        bits = sum(record["nll"]) / sum(record["characters"]) / math.log(2)
+        assert float(row["bits_per_character"]) == pytest.approx(bits, rel=1e-5)
+        assert float(row["perplexity"]) == pytest.approx(2**bits, rel=1e-4), "a token is a character here"
+        assert float(row["bits_per_character_error"]) > 0.0
+        assert row["n"] == "5"
+        assert [row[key] for key in ("divergence_1", "divergence_2")] == [
+            f"{v[0]:.6g}" for v in record["divergences"].values()
+        ]
+    assert float(rows["sir, learned, T=3, k=2"]["ess"]) > 1.0
+    assert rows["plain, T=2"]["ess"] == rows["ar"]["ess"] == ""
+    assert float(rows["ar"]["passes"]) == 1.0
+    assert rows["sir, zero, T=3, k=2"]["control"] == "zero of sir, learned, T=3, k=2"
+    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert "WARNING" not in markdown + shown
+
+
+def test_a_judge_that_is_the_ar_model_is_said_to_be_so(run, folder: Path) -> None:
+    status, shown, error, out = run(f"judge={folder / 'ar'}", f"sweeps=[{PLAIN},{AR}]")
+    assert status == 0, error
+    for text in (shown, (out / "frontier.md").read_text("utf-8")):
+        assert "WARNING: the judge's weights are those of `ar`" in text
+
+
+def test_a_run_goes_on_where_it_was_and_says_what_it_said(run) -> None:
+    """All but the clock; a line that was cut off is drawn again, and a second run changes no byte."""
+    status, _, error, out = run()
+    assert status == 0, error
+    names = ("frontier.csv", "frontier.md", "frontier.jsonl")
+    whole, before = lines(out), {name: (out / name).read_bytes() for name in names}
+    assert run()[0] == 0
+    assert {name: (out / name).read_bytes() for name in names} == before
+    kept = (out / "frontier.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (out / "frontier.jsonl").write_text("".join(kept[:4]) + kept[4][:50], encoding="utf-8")
+    assert run()[0] == 0
+    again = lines(out)
+    assert list(again) == list(whole)
+    for number, (name, record) in enumerate(again.items()):
+        if number >= 4:
+            record["seconds"] = whole[name]["seconds"]
+        assert record == whole[name]
+
+
+def test_sweeps_may_grow_and_what_is_there_is_kept(run) -> None:
+    assert run(f"sweeps=[{PLAIN}]")[0] == 0
+    status, _, error, out = run(f"sweeps=[{AR},{PLAIN}]")
+    assert status == 0, error
+    assert list(lines(out))[-1] == "ar"
+    assert (out / "frontier.csv").read_text("utf-8").splitlines()[2].startswith("ar,")
+
+
+def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
+    _, _, _, out = run(f"sweeps=[{PLAIN}]")
+    before = (out / "frontier.jsonl").read_bytes()
+    for change, said in (
+        ("seed=1", "seed was 0, is 1"),
+        ("num_samples=6", "num_samples was 5, is 6"),
+        (f"judge={folder / 'ar'}", "judge was "),
+    ):
+        status, _, error, _ = run(f"sweeps=[{PLAIN}]", change)
+        assert status == 2
+        assert f"cannot resume {out}: " in error
+        assert said in error
+    assert (out / "frontier.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["ar=null"], "ar is null, and sweeps[1] draws with 'posterior'"),
+        (["energy=null"], "energy is null, and sweeps[1] draws with 'learned'"),
+        (["sweeps=[]"], "sweeps = [] must be a list of at least 1 values"),
+        (["sweeps=[{method: annealed}]"], "sweeps[0].method = 'annealed' must be one of plain, sir, imh, ar"),
+        (["sweeps=[{method: ar, temperature: [0]}]"], "sweeps[0].temperature[0] = 0 must be a number above 0"),
+        (["sweeps=[{method: ar, temperature: [1], num_steps: [2]}]"], "sweeps[0].num_steps: unknown key"),
+        (["sweeps=[{method: plain, temperature: [1]}]"], "sweeps[0].num_steps: missing from the config"),
+        ([f"sweeps=[{ENERGY % '[none]'}]"], "sweeps[0].controls[0] = 'none' must be one of one_particle"),
+        (["length=64"], "length = 64 must lie in 1..8"),
+        (["ngrams=[9]"], "ngrams = [9] must be at most length = 8"),
+        (["num_samples=1"], "num_samples = 1 must be a whole number of at least 2"),
+        (["judge={}/denoiser"], "holds a network that is not causal"),
+        (["denoiser={}/ar"], "holds a network that was not trained as a denoiser"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_leaves_nothing(run, folder: Path, overrides: list[str], said: str) -> None:
+    status, _, error, out = run(*(word.replace("{}", str(folder)) for word in overrides))
+    assert status == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
