@@ -300,6 +300,7 @@ def test_speed_up_at_equal_bits_and_entropy_on_curves_known_by_hand() -> None:
     assert points[str(Setting.plain(2))].speedups == {}
     assert points[str(beyond[0].setting)].fronts == {"entropy", "seconds", "passes"}
     assert points[str(SIR)].fronts == frozenset()
+    assert points[str(Setting.plain(32, 0.5))].fronts == frozenset(), "the lowest entropy is no merit"
 
 
 def test_the_error_of_a_speed_up_is_that_of_texts_drawn_together() -> None:
