@@ -13,6 +13,7 @@ import torch
 from builders import tiny_network
 from hypothesis import given
 from hypothesis import strategies as st
+from tensordict import TensorDict
 
 from edlm import checkpoints, cli, contracts, pipelines, quality, schedules, vocabulary
 from edlm.networks import EnergyNetwork
@@ -198,9 +199,7 @@ def test_the_flipped_energy_is_the_negative_of_its_own(models: Models) -> None:
     inputs = {contracts.CANDIDATES: candidates, contracts.X_T: x_t, contracts.T: torch.ones(2)}
     assert flipped.energy is not None
     own, negative = (
-        _frontier_draws.energy(name, models).module(
-            *(inputs[key] for key in _frontier_draws.energy(name, models).in_keys)
-        )
+        _frontier_draws.energy(name, models)(TensorDict(inputs))[contracts.ENERGY].double()
         for name in ("learned", flipped.energy)
     )
     assert torch.equal(own, -negative)
