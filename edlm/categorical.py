@@ -16,8 +16,8 @@ _BLOCK = 256
 # Logits that exist at once, so that memory hardly grows with rows, particles or vocabulary. On a CPU, tiles that the
 # allocator need not ask the system for are also the fastest; a GPU needs larger ones to be busy.
 _LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
-_COLUMNS_AT_ONCE = {"cpu": 1 << 11}  # the weights of so many columns stay in a CPU's cache: twice the rate
-_LOGITS_AT_ONCE_UNROLLED = 1 << 23  # a compiler unrolls the loop over tiles, and takes a second for each
+_COLUMNS_AT_ONCE = {"cpu": 1 << 11}  # the head's weights for so many columns stay in a CPU's cache
+_LOGITS_AT_ONCE_UNROLLED = 1 << 23  # a compiler unrolls the loop over tiles, and takes its time for each
 
 
 class Draws(NamedTuple):
@@ -106,7 +106,7 @@ def streamed_log_prob(
         inside = (place >= 0) & (place < logits.shape[-1])
         own = logits.gather(-1, place.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
         wanted.append(torch.where(inside, own, 0.0))
-        # The fused log_softmax takes half the time of logsumexp on a CPU, and its largest entry tells the normaliser.
+        # log_softmax is fused on a CPU and logsumexp is not; its largest entry tells the normaliser.
         highest = logits.amax(-1)
         normaliser = highest - logits.log_softmax(-1).amax(-1)
         normalisers.append(torch.where(highest == -torch.inf, -torch.inf, normaliser))
