@@ -7,7 +7,7 @@ keyed like that of every sampler here: a text does not depend on the batch it wa
 import torch
 from torch import Tensor
 
-from edlm import absorbing, categorical, energies, networks, noise
+from edlm import absorbing, categorical, energies, folding, noise
 from edlm.categorical import Draws
 from edlm.networks import Transformer
 from edlm.noise import Stream
@@ -71,7 +71,7 @@ def complete(
     wanted = masked.any(0).tolist()  # read on the host once: which positions need a draw, and where to stop
     if bos_id is None and wanted[0]:
         raise ValueError("without a bos_id the first token has no law of its own: give it in the prompt")
-    network = networks.fold_conditioning(network)
+    network = folding.fold_conditioning(network)
     past = network.empty_past(*tokens.shape)
     filled, log_prob = tokens.clone(), torch.zeros_like(uniforms)
     first = 0 if bos_id is not None else 1

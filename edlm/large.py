@@ -1,9 +1,9 @@
-"""Large language models as networks: LLaDA-8B and Dream-7B as denoisers, any torchtune decoder as an energy's model.
+"""Large language models by folder: LLaDA-8B and Dream-7B as denoisers, Qwen and Llama as an energy's model.
 
-The blocks are torchtune's, and this is the only module of the library that imports it, when a model is built. Weights
-come from folders in Hugging Face's layout (`config.json`, `model.safetensors` or its shards with their index); nothing
-in them is executed. LLaDA is a Llama and Dream a Qwen 2.5 whose attention looks both ways. A folder is read into a
-`Blueprint` first, which takes no memory: `load` fills it, `outline` says what it would be.
+The blocks are torchtune's, of which `decoders` makes networks; this is the only module of the library that imports it,
+when a model is built. Weights come from folders in Hugging Face's layout (`config.json`, `model.safetensors` or its
+shards with their index); nothing in them is executed. LLaDA is a Llama and Dream a Qwen 2.5 whose attention looks both
+ways. A folder is read into a `Blueprint` first, which takes no memory.
 """
 
 import json
@@ -11,15 +11,14 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from edlm import checkpoints
-from edlm.networks import Head
+from edlm import checkpoints, decoders
+from edlm.decoders import Blueprint, DecoderNetwork, bidirectional
 from edlm.vocabulary import Vocabulary
 
 # Names of LLaDA's parameters as a Llama's: those above the blocks, and those of block i.
@@ -62,123 +61,9 @@ _LLAMA_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False
 _LLAMA_ROTARY = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-class DecoderNetwork(nn.Module):
-    """A torchtune decoder as a `Network`: tokens (b, l) to hidden states (b, l, h), logits by `head` on request.
-
-    `shifted`: position i reads the state of position i - 1, which is the one that predicts token i in a model made
-    from an autoregressive one; position 0, which nothing predicts, keeps its own. `rows_at_once` bounds memory: rows
-    are run that many at a time. `vocab_size`: ids from the decoder's own number up to it have probability zero. Noise
-    levels are not read: these models know none. The decoder's modules are taken over, its norms in float32.
-    """
-
-    def __init__(
-        self,
-        decoder: Any,
-        max_length: int | None = None,
-        shifted: bool = False,
-        rows_at_once: int | None = None,
-        vocab_size: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.embedding, self.layers, self.norm = decoder.tok_embeddings, decoder.layers, decoder.norm
-        for module in decoder.modules():
-            if isinstance(getattr(module, "scale", None), nn.Parameter):
-                module.float()  # norms compute in float32, and weights of another type would cost them their fast path
-        self.head = _head(decoder, vocab_size)
-        self.max_length = min(max_length or decoder.max_seq_len, decoder.max_seq_len)
-        self.shifted = shifted
-        self.rows_at_once = rows_at_once
-
-    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Run the blocks and the final norm. Raises ValueError for sequences longer than `max_length`."""
-        if tokens.shape[1] > self.max_length:
-            raise ValueError(f"length = {tokens.shape[1]} must be at most {self.max_length}")
-        parts = [tokens] if self.rows_at_once is None else tokens.split(self.rows_at_once)
-        hidden = torch.cat([self._run(part) for part in parts])
-        if self.shifted:
-            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
-        return hidden if positions is None else hidden.flatten(0, 1)[positions]
-
-    def _run(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens.clamp(max=self.embedding.num_embeddings - 1))
-        for layer in self.layers:
-            x = layer(x)
-        return self.norm(x)
-
-
-class Blueprint(NamedTuple):
-    """A model before it takes any memory: how its decoder is built, what fills it, and the network made of it.
-
-    weights: reads them, under torchtune's names; where: what an error names; dtype: that of the weights, as the folder
-    says, for an outline.
-    """
-
-    build: Callable[[], Any]
-    weights: Callable[[], Mapping[str, Tensor]]
-    network: Callable[[Any], DecoderNetwork]
-    where: str
-    dtype: torch.dtype = torch.float32
-
-
-def load(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwork:
-    """Build the network and fill it, in the precision of its files or in another, norms in float32.
-
-    Raises ValueError naming what is missing, unknown or unlike the model.
-    """
-    unlike = f"{blueprint.where}: the weights are not those of its config.json"
-    try:
-        weights = blueprint.weights()
-    except RuntimeError as error:  # torchtune's own, of sizes that fit no decoder
-        raise ValueError(f"{unlike} ({_one_line(error)})") from error
-    if dtype is not None:
-        weights = {name: value.to(dtype) for name, value in weights.items()}
-    try:
-        decoder = with_weights(blueprint.build, weights)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{unlike} ({_one_line(error)})") from error
-    return blueprint.network(decoder)
-
-
-def outline(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwork:
-    """The network without its weights, on the meta device: it takes no memory and serves `memory.memory_plan`."""
-    with torch.device("meta"):
-        return blueprint.network(blueprint.build().to(dtype or blueprint.dtype))
-
-
-def autoregressive(
-    decoder: Any, max_length: int | None = None, rows_at_once: int | None = None, vocab_size: int | None = None
-) -> DecoderNetwork:
-    """A causal torchtune decoder (Llama 3, Qwen 2, Gemma, Mistral, Phi 3) for `energies.residual_ar`, in eval mode.
-
-    vocab_size: that of the denoiser, where it is larger; ids that the decoder does not know are impossible.
-    Raises ValueError if a layer looks ahead.
-    """
-    if not all(layer.attn.is_causal for layer in decoder.layers):
-        raise ValueError("an autoregressive energy needs a decoder with causal attention in every layer")
-    return DecoderNetwork(decoder, max_length, rows_at_once=rows_at_once, vocab_size=vocab_size).eval()
-
-
-def with_weights(build: Callable[[], Any], weights: Mapping[str, Tensor]) -> Any:
-    """A torchtune decoder that holds the given tensors themselves, in their precision, under torchtune's names.
-
-    `build` makes it, on no device, since a copy would take gigabytes; rotary tables are float32 whatever the weights
-    are. Raises ValueError for names and shapes that are not the decoder's.
-    """
-    with torch.device("meta"):
-        decoder = build()
-    try:
-        decoder.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise ValueError(_one_line(error)) from error
-    for module in decoder.modules():
-        if hasattr(module, "rope_init"):
-            module.rope_init()  # tables that no file holds
-    return decoder
-
-
 def load_diffusion(folder: str | Path, max_length: int = 2048) -> DecoderNetwork:
-    """LLaDA or Dream from its folder, in the precision of its weights: `load(read_diffusion(folder, max_length))`."""
-    return load(read_diffusion(folder, max_length))
+    """LLaDA or Dream from its folder, in the precision of its weights: `decoders.load(read_diffusion(...))`."""
+    return decoders.load(read_diffusion(folder, max_length))
 
 
 def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
@@ -194,9 +79,9 @@ def read_autoregressive(
 ) -> Blueprint:
     """Qwen 2 and 2.5 (`model_type` qwen2) or Llama 2 to 3.2 (llama) as its `config.json` has it, for `residual_ar`.
 
-    The other arguments are those of `autoregressive`. Raises ValueError as `read_diffusion` does.
+    The other arguments are those of `decoders.autoregressive`. Raises ValueError as `read_diffusion` does.
     """
-    network = partial(autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
+    network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
     families = {"qwen2": partial(_qwen, fixed=_QWEN_FIXED, network=network), "llama": partial(_llama, network=network)}
     return _read(Path(folder), families, max_length)
 
@@ -285,12 +170,12 @@ def _llada(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprin
     def weights() -> Mapping[str, Tensor]:
         return convert_weights.hf_to_tune(_named(folder, {**_LLADA, **blocks}), heads, kv_heads, width)
 
-    return Blueprint(build, weights, lambda decoder: DecoderNetwork(_bidirectional(decoder)).eval(), "")
+    return Blueprint(build, weights, lambda decoder: DecoderNetwork(bidirectional(decoder)).eval(), "")
 
 
 def _dream(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprint:
     def network(decoder: Any) -> DecoderNetwork:
-        return DecoderNetwork(_bidirectional(decoder), shifted=True).eval()
+        return DecoderNetwork(bidirectional(decoder), shifted=True).eval()
 
     return _qwen(folder, config, max_length, _DREAM_FIXED, network)
 
@@ -370,32 +255,6 @@ def _llama_names(config: Mapping[str, Any], tied: bool, biases: tuple[str, ...] 
     return {name: name for name in (*above, *blocks)}
 
 
-def _bidirectional(decoder: Any) -> Any:
-    """Let every position of a decoder that nobody else holds yet see all others."""
-    for layer in decoder.layers:
-        layer.attn.is_causal = False
-    return decoder
-
-
-class _PaddedHead(Head):
-    """A head of `out_features` columns whose weight has fewer rows: columns beyond them are -inf."""
-
-    def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
-        columns = columns or slice(0, self.out_features)
-        logits = F.linear(hidden, self.weight[columns])
-        return F.pad(logits, (0, columns.stop - columns.start - logits.shape[-1]), value=-torch.inf)
-
-
-def _head(decoder: Any, vocab_size: int | None) -> Head:
-    """The vocabulary head over the decoder's own weight, also where that is its embedding, as wide as is asked."""
-    weight = (decoder.output if isinstance(decoder.output, nn.Linear) else decoder.tok_embeddings).weight
-    known, width = weight.shape
-    wanted = max(known, vocab_size or 0)
-    head = (Head if wanted == known else _PaddedHead)(width, wanted, bias=False, device="meta")
-    head.weight = weight
-    return head
-
-
 def _named(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
     """All tensors of a folder by their new names, after a check of every old one."""
     tensors = _read_shards(folder)
@@ -429,7 +288,3 @@ def _require_fixed(folder: Path, config: Mapping[str, Any], fixed: Mapping[str, 
     for name, value in fixed.items():
         if config.get(name, value) != value:
             raise ValueError(f"{folder}/config.json: {name} = {config[name]!r} must be {value!r}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

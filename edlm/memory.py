@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from edlm.large import DecoderNetwork
+from edlm.decoders import DecoderNetwork
 
 _BLOCK = 256  # of the vocabulary, in which `categorical` finds a draw
 

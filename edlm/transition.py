@@ -17,37 +17,20 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
 from edlm import absorbing, categorical, contracts, noise, objectives, particles, samplers, schedules, training
-from edlm.contracts import Denoiser, Energy, Selection
+from edlm.contracts import Denoiser, Energy
 from edlm.noise import Stream
 from edlm.samplers import Kernel
 from edlm.schedules import Schedule
 
 
-def importance(
-    schedule: Schedule,
-    denoiser: Denoiser,
-    energy: Energy,
-    num_particles: int,
-    temperature: float = 1.0,
-    selection: Selection = particles.sir,
-    proposal_temperature: float = 1.0,
-    nucleus: float = 1.0,
-) -> Kernel:
-    """Draw k candidates for the tokens a step reveals, weigh them by `exp(-E(x_s, x_t) / temperature)`, keep one.
-
-    Stages and arguments are those of `samplers.importance`; tokens are drawn at the revealed positions alone, so the
-    vocabulary head costs what it costs in plain sampling. With one particle, or outside the window, it gives the tokens
-    of `samplers.ancestral` one for one. As k grows the law of a step tends to `p(x^S | x_t)`.
-    Raises ValueError as `samplers.importance` does.
-    """
-    drafts = samplers.importance(
-        schedule, denoiser, energy, num_particles, temperature, selection, proposal_temperature, nucleus
-    )
-    return of_transitions(drafts)
-
-
 def of_transitions(kernel: Kernel) -> Kernel:
-    """The same kernel over what a step reveals: an adaptive one, too."""
+    """The kernel of `samplers.importance` or `adaptive.importance`, over candidates for what a step reveals.
+
+    k candidates for the revealed tokens are weighed by `exp(-E(x_s, x_t) / temperature)` and one is kept. Tokens are
+    drawn at the revealed positions alone, so the vocabulary head costs what it costs in plain sampling. With one
+    particle, or outside the window, it gives the tokens of `samplers.ancestral` one for one. As k grows the law of a
+    step tends to `p(x^S | x_t)`.
+    """
     return kernel._replace(proposes="revealed")
 
 
@@ -98,7 +81,7 @@ def nelbo(
 
         sum_steps -log p_theta(x^S | x_t) + log( (w(x_s) + sum_{j=2..k} w_j) / (k w(x_s)) ).
 
-    Its mean is at least `-log p(x_0)` of `importance` with `particles.sir`, this k and grid, and no window: SIR has the
+    Its mean is at least `-log p(x_0)` of what samples with `particles.sir`, this k and grid, and no window: SIR has the
     density `E[ k p w / (w + sum_{j=2..k} w_j) ]` (Cremer et al. 2017, arXiv 1704.02916), and no token has to be
     completed here. With one particle it is the plain T-step NELBO; under the exact energy it falls as k grows.
     Infinite if a text has no weight; float64. Costs what sampling the texts costs.

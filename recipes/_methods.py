@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edlm import denoisers, energies, execution, networks, pipelines, samplers, schedules
+from edlm import denoisers, energies, execution, folding, pipelines, samplers, schedules
 from edlm.networks import Transformer
 from edlm.pipelines import Pipeline
 from edlm.recipes import _textbook, _timing
@@ -69,7 +69,7 @@ def build_networks(
     ar = Transformer(vocab_size, max_length, **{**sizes, "conditioning_size": 0}, causal=True)
     for index, network in enumerate((denoiser, ar)):
         _randomise(network, seed + index).to(device, dtype).eval().requires_grad_(False)
-    return Networks(denoiser, networks.fold_conditioning(denoiser), ar)
+    return Networks(denoiser, folding.fold_conditioning(denoiser), ar)
 
 
 def textbook(case: Case, networks: Networks, seed: int, device: torch.device) -> Method:

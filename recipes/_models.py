@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from tensordict.nn import TensorDictModule
 
-from edlm import checkpoints, denoisers, energies, networks
+from edlm import checkpoints, denoisers, energies, folding
 from edlm.checkpoints import N
 from edlm.contracts import Energy
 from edlm.denoisers import SubsDenoiser
@@ -119,7 +119,7 @@ def _load_diffusion(
 def _network(cls: type[N], path: str, told: Schedule | None, device: torch.device, ids: Vocabulary | None = None) -> N:
     """A network, its conditioning folded into the weights where it is always the same."""
     network = checkpoints.load_as(cls, path, ids)
-    return (network if told is not None else networks.fold_conditioning(network)).to(device)
+    return (network if told is not None else folding.fold_conditioning(network)).to(device)
 
 
 def _record(path: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from edlm import checkpoints, denoisers, energies, large, memory, schedules
+from edlm import checkpoints, decoders, denoisers, energies, large, memory, schedules
+from edlm.decoders import Blueprint, DecoderNetwork
 from edlm.denoisers import SubsDenoiser
-from edlm.large import Blueprint, DecoderNetwork
 from edlm.networks import Transformer
 from edlm.recipes import _models, _report, _settings
 from edlm.recipes._settings import Check, Schema
@@ -117,10 +117,10 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
     if not _is_large(settings["denoiser"]) or not (settings["ar"] is None or _is_large(settings["ar"])):
         return None
     dtype = _DTYPES[settings["precision"]]
-    denoiser = large.outline(large.read_diffusion(settings["denoiser"], _longest(settings)), dtype)
+    denoiser = decoders.outline(large.read_diffusion(settings["denoiser"], _longest(settings)), dtype)
     energy = None
     if settings["ar"] is not None:
-        energy = large.outline(_large_ar(settings, denoiser.head.out_features), dtype)
+        energy = decoders.outline(_large_ar(settings, denoiser.head.out_features), dtype)
     length = min(settings["length"] or denoiser.max_length, denoiser.max_length)
     rows, k = min(settings["batch_size"], settings["num_samples"]), 1 if energy is None else settings["num_particles"]
     plan = memory.memory_plan(denoiser, energy, rows, k, length)
@@ -143,7 +143,7 @@ def _large_denoiser(settings: Mapping[str, Any], device: torch.device) -> Source
     path = settings["denoiser"]
     blueprint = large.read_diffusion(path, _longest(settings))
     vocabulary = large.load_vocabulary(path, settings["tokenizer"])
-    found = large.load(blueprint, _DTYPES[settings["precision"]]).to(device)
+    found = decoders.load(blueprint, _DTYPES[settings["precision"]]).to(device)
     if found.shifted and vocabulary.bos_id is None:
         raise ValueError(f"{path}/config.json: bos_token_id is missing, and nothing else can open a text of this model")
     opening = (vocabulary.bos_id,) if found.shifted and vocabulary.bos_id is not None else ()
@@ -159,8 +159,8 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
         assert found.denoiser is not None
         large.require_same_tokens(ids, _folder_of(source))
         blueprint = _large_ar(settings, found.denoiser.vocab_size)
-        _require_length(settings, found.denoiser.max_length, large.outline(blueprint).max_length)
-        ar, bos_id = large.load(blueprint, _DTYPES[settings["precision"]]), _bos_of(_folder_of(source), ids)
+        _require_length(settings, found.denoiser.max_length, decoders.outline(blueprint).max_length)
+        ar, bos_id = decoders.load(blueprint, _DTYPES[settings["precision"]]), _bos_of(_folder_of(source), ids)
     else:
         if not _is_large(settings["denoiser"]):
             checkpoints.require_same_vocabulary(settings["denoiser"], source)
@@ -179,7 +179,7 @@ def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
         return large.read_autoregressive(source, length, rows, vocab_size)
 
     def as_energy(decoder: Any) -> DecoderNetwork:
-        return large.autoregressive(decoder, length, rows, vocab_size)
+        return decoders.autoregressive(decoder, length, rows, vocab_size)
 
     def weights() -> Mapping[str, torch.Tensor]:
         output = str(Path(settings["output"]).parent)  # the checkpointer wants to know where it would write

@@ -190,8 +190,9 @@ class EnergyByNCE:
         wanted = self.settings["samples"]
         energy = self._energy(self.run.average.eval())
         off = kernels.ancestral(self.schedule, self.denoiser)
-        importance = transition.importance if self.settings["scope"] == "transition" else kernels.importance
-        on = importance(self.schedule, self.denoiser, energy, wanted["num_particles"])
+        on = kernels.importance(self.schedule, self.denoiser, energy, wanted["num_particles"])
+        if self.settings["scope"] == "transition":
+            on = transition.of_transitions(on)
         drawn = {}
         for name, kernel in (("off", off), ("on", on)):
             pipeline = pipelines.sampling(

@@ -5,7 +5,7 @@ Unlike the tables of `oracles.py` the parts here cost nothing to build, so a pro
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,11 @@ def masked_positions(x_t: Tensor, mask_id: int) -> Tensor:
     return (x_t == mask_id).flatten().nonzero().squeeze(-1)
 
 
+def of_transitions(*arguments: Any, **options: Any) -> Kernel:
+    """Importance sampling over what a step reveals; arguments of `samplers.importance`."""
+    return transition.of_transitions(samplers.importance(*arguments, **options))
+
+
 def energy_module(energy: EnergyFn) -> TensorDictModule:
     """Wrap a function of candidates and x_t."""
     return TensorDictModule(energy, in_keys=[contracts.CANDIDATES, contracts.X_T], out_keys=[contracts.ENERGY])
@@ -98,7 +103,7 @@ class Spec(NamedTuple):
         denoiser = OracleDenoiser(wave_marginals(self.seed, self.symbols, self.length), self.mask_id)
         if self.selection is None:
             return samplers.ancestral(self.schedule, denoiser, self.temperature)
-        build = samplers.importance if self.proposes == "masked" else transition.importance
+        build = samplers.importance if self.proposes == "masked" else of_transitions
         return build(
             self.schedule,
             denoiser,

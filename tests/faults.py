@@ -660,7 +660,7 @@ OWN = [
     ),
     Fault(
         "ids that the AR model does not know made likely",
-        "large.py",
+        "decoders.py",
         "value=-torch.inf)",
         "value=0.0)",
         "tests/test_generate_large.py::test_ids_that_a_decoder_does_not_know_are_impossible",
@@ -668,13 +668,13 @@ OWN = [
     Fault(
         "Dream's states read where they stand",
         "large.py",
-        "DecoderNetwork(_bidirectional(decoder), shifted=True)",
-        "DecoderNetwork(_bidirectional(decoder))",
+        "DecoderNetwork(bidirectional(decoder), shifted=True)",
+        "DecoderNetwork(bidirectional(decoder))",
         "tests/test_large.py::test_logits_are_those_of_plain_torch_at_the_position_they_predict",
     ),
     Fault(
         "a diffusion model that looks back only",
-        "large.py",
+        "decoders.py",
         "layer.attn.is_causal = False",
         "layer.attn.is_causal = True",
         "tests/test_large.py::test_logits_are_those_of_plain_torch_at_the_position_they_predict",

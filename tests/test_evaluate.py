@@ -13,7 +13,7 @@ import torch
 from builders import tiny_network
 from torch import Tensor
 
-from edlm import bounds, checkpoints, cli, corpora, denoisers, energies, likelihoods, networks, schedules, vocabulary
+from edlm import bounds, checkpoints, cli, corpora, denoisers, energies, folding, likelihoods, schedules, vocabulary
 from edlm.corpora import Excerpt
 from edlm.likelihoods import Estimate
 from edlm.networks import EnergyNetwork, Transformer
@@ -142,10 +142,10 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     plain = found["denoiser", "t_step_nelbo"]["nats_per_token"]
     assert found["energy", "sampler_nelbo"]["nats_per_token"] - excess == pytest.approx(plain, rel=1e-5)
 
-    network = networks.fold_conditioning(checkpoints.load_as(Transformer, folder / "denoiser"))
+    network = folding.fold_conditioning(checkpoints.load_as(Transformer, folder / "denoiser"))
     denoiser = denoisers.subs(network, ABC.mask_id)
-    learned = energies.learned(networks.fold_conditioning(checkpoints.load_as(EnergyNetwork, folder / "energy")))
-    ar = networks.fold_conditioning(checkpoints.load_as(Transformer, folder / "ar"))
+    learned = energies.learned(folding.fold_conditioning(checkpoints.load_as(EnergyNetwork, folder / "energy")))
+    ar = folding.fold_conditioning(checkpoints.load_as(Transformer, folder / "ar"))
     posterior, carry_over = (energies.residual_ar(ar, ABC.mask_id, ABC.mask_id, form) for form in (False, True))
     texts = corpora.excerpts([TEXT], ABC, LENGTH)
     x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])

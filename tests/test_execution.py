@@ -6,20 +6,18 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from builders import tiny_denoiser, tiny_energy
+from builders import of_transitions, tiny_denoiser, tiny_energy
 from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
 import edlm
-from edlm import execution, pipelines, samplers, schedules, transition
+from edlm import execution, pipelines, samplers, schedules
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
 LENGTH, MASK = 6, 4
-both_kernels = pytest.mark.parametrize(
-    "build", [samplers.importance, transition.importance], ids=["drafts", "transitions"]
-)
+both_kernels = pytest.mark.parametrize("build", [samplers.importance, of_transitions], ids=["drafts", "transitions"])
 
 
 def eager(num_steps: int | None = 3, build: Callable[..., Kernel] = samplers.importance) -> Pipeline:

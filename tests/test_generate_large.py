@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import edlm
-from edlm import cli, denoisers, energies, large, memory, samplers, schedules, testing, vocabulary
+from edlm import cli, decoders, denoisers, energies, large, memory, samplers, schedules, testing, vocabulary
 from edlm.recipes import _entry, _sources, generate
 
 BOS = 3
@@ -83,11 +83,11 @@ def texts(file: Path) -> list[list[int]]:
     return [record["tokens"] for record in records(file)]
 
 
-def ar_network(hub: Path, family: str, rows: int | None = 4) -> large.DecoderNetwork:
-    return large.load(large.read_autoregressive(hub / family, LENGTH, rows, V))
+def ar_network(hub: Path, family: str, rows: int | None = 4) -> decoders.DecoderNetwork:
+    return decoders.load(large.read_autoregressive(hub / family, LENGTH, rows, V))
 
 
-def drawn(hub: Path, ar: large.DecoderNetwork, carry_over: bool = True, prompt: tuple[int, ...] = ()) -> Tensor:
+def drawn(hub: Path, ar: decoders.DecoderNetwork, carry_over: bool = True, prompt: tuple[int, ...] = ()) -> Tensor:
     """What the config dream_qwen_energy is to give, in code."""
     denoiser = denoisers.subs(large.load_diffusion(hub / "dream", LENGTH), MASK)
     energy = energies.residual_ar(ar, MASK, None, carry_over)
@@ -194,7 +194,7 @@ def test_a_folder_has_the_probabilities_of_plain_torch(family: str, tied: bool, 
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     written = {name: value for name, value in state.items() if not (tied and name == "lm_head.weight")}
     write(tmp_path / "m", family, written, tie_word_embeddings=tied)
-    network, x = large.load(large.read_autoregressive(tmp_path / "m")), tokens_of()
+    network, x = decoders.load(large.read_autoregressive(tmp_path / "m")), tokens_of()
     with torch.no_grad():
         close(network.head(network(x)), reference("dream", state, x, causal=True))
     assert network.max_length == 32
@@ -202,7 +202,7 @@ def test_a_folder_has_the_probabilities_of_plain_torch(family: str, tied: bool, 
 
 @pytest.mark.slow
 def test_ids_that_a_decoder_does_not_know_are_impossible(hub: Path) -> None:
-    network, own = ar_network(hub, "qwen2"), large.load(large.read_autoregressive(hub / "qwen2"))
+    network, own = ar_network(hub, "qwen2"), decoders.load(large.read_autoregressive(hub / "qwen2"))
     x = torch.tensor([[1, 2, 30, 4], [1, 38, 2, 4]])
     with torch.no_grad():
         logits = network.head(network(x))
@@ -221,12 +221,12 @@ def test_llamas_stretched_rotary_positions(tmp_path: Path) -> None:
     state = random_weights("llama")
     for base, expected in ((500.0, 500.0**-0.5), (1e8, 1e-4 / 4)):
         write(tmp_path / str(base), "llama", state, rope_theta=base, rope_scaling=scaling)
-        network = large.load(large.read_autoregressive(tmp_path / str(base)))
+        network = decoders.load(large.read_autoregressive(tmp_path / str(base)))
         theta = network.layers[0].attn.pos_embeddings.theta
         torch.testing.assert_close(theta, torch.tensor([1.0, expected]))
     base = 707.0**2  # one turn every 4442 tokens, between 2048 and 8192
     write(tmp_path / "between", "llama", state, rope_theta=base, rope_scaling=scaling)
-    theta = large.load(large.read_autoregressive(tmp_path / "between")).layers[0].attn.pos_embeddings.theta
+    theta = decoders.load(large.read_autoregressive(tmp_path / "between")).layers[0].attn.pos_embeddings.theta
     smooth = (8192 * (1 / 707) / (2 * torch.pi) - 1) / 3
     torch.testing.assert_close(theta[1].item(), ((1 - smooth) / 4 + smooth) / 707, rtol=1e-5, atol=0.0)
     write(tmp_path / "other", "llama", state, rope_scaling={**scaling, "low_freq_factor": 2.0})
@@ -271,8 +271,8 @@ def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path,
     denoiser, ar = large.load_diffusion(hub / "dream", LENGTH), ar_network(hub, "qwen2")
     plan = memory.memory_plan(denoiser, ar, 2, 8, LENGTH)
     outlined = memory.memory_plan(
-        large.outline(large.read_diffusion(hub / "dream", LENGTH)),
-        large.outline(large.read_autoregressive(hub / "qwen2", LENGTH, 4, V)),
+        decoders.outline(large.read_diffusion(hub / "dream", LENGTH)),
+        decoders.outline(large.read_autoregressive(hub / "qwen2", LENGTH, 4, V)),
         2,
         8,
         LENGTH,

@@ -36,7 +36,7 @@ from torchtune.models.qwen2._convert_weights import qwen2_tune_to_hf
 from torchtune.training import FullModelHFCheckpointer
 
 import edlm
-from edlm import categorical, contracts, denoisers, energies, large, memory, samplers, schedules, vocabulary
+from edlm import categorical, contracts, decoders, denoisers, energies, large, memory, samplers, schedules, vocabulary
 
 families = pytest.mark.parametrize("family", ["llada", "dream"])
 
@@ -171,7 +171,7 @@ def test_the_vocabulary_has_the_networks_size_and_its_mask(masked: dict[str, Any
 # ---- Decoders as autoregressive energies
 
 
-def decoders() -> dict[str, tuple[str, Callable[[], Any]]]:
+def families_of_torchtune() -> dict[str, tuple[str, Callable[[], Any]]]:
     """Tiny decoders of torchtune's families, each with the name its checkpointer knows it by."""
     sizes = {"vocab_size": V, "num_layers": LAYERS, "num_heads": HEADS, "num_kv_heads": KV, "embed_dim": H}
     wide = {**sizes, "intermediate_dim": FFN, "max_seq_len": 32}
@@ -196,7 +196,7 @@ def to_hugging_face(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def loaded(name: str, folder: Path, seed: int = 0) -> Any:
     """A random decoder, written in Hugging Face's layout and read by torchtune's own checkpointer."""
-    model_type, build = decoders()[name]
+    model_type, build = families_of_torchtune()[name]
     torch.manual_seed(seed)
     source = build()
     for parameter in source.parameters():
@@ -220,7 +220,7 @@ def loaded(name: str, folder: Path, seed: int = 0) -> Any:
 @pytest.mark.parametrize("name", ["llama3_2", "qwen2", "qwen2_tied", "gemma", "mistral", "phi3"])
 def test_a_decoder_is_an_energy_with_the_decoders_own_probabilities(name: str, tmp_path: Path) -> None:
     decoder = loaded(name, tmp_path / "hf")
-    network, x = large.autoregressive(decoder, rows_at_once=2), tokens_of().clamp(max=MASK - 1)
+    network, x = decoders.autoregressive(decoder, rows_at_once=2), tokens_of().clamp(max=MASK - 1)
     with torch.no_grad():
         logits = decoder(x)
         close(network.head(network(x)), logits, 1e-6)
@@ -247,17 +247,17 @@ def test_qwens_probabilities_are_those_of_plain_torch(tmp_path: Path) -> None:
     for block in decoder.layers:
         block.attn.pos_embeddings.base = THETA
         block.attn.pos_embeddings.rope_init()
-    network = large.autoregressive(decoder)
+    network = decoders.autoregressive(decoder)
     with torch.no_grad():
         close(network.head(network(x)), reference("dream", state, x, causal=True))
 
 
 @pytest.mark.slow
 def test_a_decoder_that_looks_ahead_is_no_autoregressive_energy() -> None:
-    decoder = decoders()["qwen2"][1]()
+    decoder = families_of_torchtune()["qwen2"][1]()
     decoder.layers[1].attn.is_causal = False
     with pytest.raises(ValueError, match="causal attention in every layer"):
-        large.autoregressive(decoder)
+        decoders.autoregressive(decoder)
 
 
 # ---- Both together
@@ -268,8 +268,8 @@ def both(k: int, rows_at_once: int | None = None, vocab_size: int = V) -> Any:
     torch.manual_seed(0)
     wide = {"embed_dim": H, "intermediate_dim": FFN, "max_seq_len": 32}
     first, second = (qwen2.qwen2(vocab_size, LAYERS, HEADS, KV, **wide) for _ in range(2))
-    dream = large.DecoderNetwork(large._bidirectional(first), shifted=True).eval()
-    qwen = large.autoregressive(second, rows_at_once=rows_at_once)
+    dream = decoders.DecoderNetwork(decoders.bidirectional(first), shifted=True).eval()
+    qwen = decoders.autoregressive(second, rows_at_once=rows_at_once)
     energy = energies.residual_ar(qwen, MASK, bos_id=3, carry_over=True)
     return samplers.importance(schedules.log_linear(), denoisers.subs(dream, MASK), energy, k), dream, qwen
 
@@ -303,7 +303,7 @@ def test_the_documented_way_runs(
     loaded("qwen2_tied", tmp_path / "Qwen2.5-0.5B")
     (tmp_path / "Qwen2.5-0.5B" / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(qwen2_5, "qwen2_5_0_5b", decoders()["qwen2_tied"][1])
+    monkeypatch.setattr(qwen2_5, "qwen2_5_0_5b", families_of_torchtune()["qwen2_tied"][1])
     names: dict[str, Any] = {}
     exec(compile(code.replace('"cuda"', '"cpu"').replace("1024", "32"), "checkpoints.md", "exec"), names)
     assert capsys.readouterr().out.endswith(" GB\n")
@@ -313,10 +313,10 @@ def test_the_documented_way_runs(
 
 @pytest.mark.slow
 def test_weights_that_are_not_the_decoders_are_refused() -> None:
-    build = decoders()["qwen2"][1]
+    build = families_of_torchtune()["qwen2"][1]
     state = build().state_dict()
     with pytest.raises(ValueError, match=r"norm\.scale"):
-        large.with_weights(build, {name: value for name, value in state.items() if name != "norm.scale"})
+        decoders.with_weights(build, {name: value for name, value in state.items() if name != "norm.scale"})
 
 
 class Live(TorchDispatchMode):
@@ -400,11 +400,11 @@ def test_the_documented_plans_are_those_of_the_published_sizes(
     name: str, family: str, sizes: dict[str, int], energy: dict[str, int] | None, rows: int, length: int, tmp_path: Path
 ) -> None:
     write(tmp_path / "d", family, {}, shards=1, **sizes, torch_dtype="bfloat16")
-    denoiser = large.outline(large.read_diffusion(tmp_path / "d", length))
+    denoiser = decoders.outline(large.read_diffusion(tmp_path / "d", length))
     ar = None
     if energy is not None:
         write(tmp_path / "a", "qwen2", {}, shards=1, **energy, torch_dtype="bfloat16")
-        ar = large.outline(large.read_autoregressive(tmp_path / "a", length, 4, denoiser.head.out_features))
+        ar = decoders.outline(large.read_autoregressive(tmp_path / "a", length, 4, denoiser.head.out_features))
     plan = memory.memory_plan(denoiser, ar, rows, 8, length)
     line = f"| {name} | {rows} | {length} | {plan.weights / 1e9:.2f} GB | {plan.peak / 1e9:.2f} GB |"
     assert line in (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text("utf-8")
@@ -414,11 +414,11 @@ def test_the_documented_plans_are_those_of_the_published_sizes(
 def test_the_plan_of_published_sizes_needs_no_memory_to_make() -> None:
     """Dream-7B with Qwen 2.5 0.5B in bf16: 15.2 GB and 1.0 GB of weights, by their published sizes."""
     with torch.device("meta"):
-        dream = large.DecoderNetwork(
+        dream = decoders.DecoderNetwork(
             qwen2.qwen2(152_064, 28, 28, 4, 3584, 18_944, max_seq_len=1024).to(torch.bfloat16), shifted=True
         )
         small = qwen2.qwen2(151_936, 24, 14, 2, 896, 4864, max_seq_len=1024, tie_word_embeddings=True)
-        energy = large.autoregressive(small.to(torch.bfloat16), rows_at_once=4)
+        energy = decoders.autoregressive(small.to(torch.bfloat16), rows_at_once=4)
     assert sum(p.numel() for p in dream.parameters()) == 7_615_616_512
     assert sum(p.numel() for p in energy.parameters()) == 494_032_768
     plan = memory.memory_plan(dream, energy, batch_size=1, num_particles=8, length=1024)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from builders import SELECTIONS
+from builders import SELECTIONS, of_transitions
 from oracles import (
     Choose,
     EnergyFn,
@@ -44,7 +44,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import adaptive, categorical, contracts, energies, pipelines, samplers, schedules, training, transition
+from edlm import adaptive, categorical, contracts, energies, pipelines, samplers, schedules, training
 from edlm.contracts import Positions
 from edlm.schedules import Schedule
 
@@ -144,7 +144,7 @@ class Case(NamedTuple):
         kernel = samplers.ancestral(schedule, denoiser)
         if self.k > 1:
             selection = SELECTIONS[self.selection]
-            build = samplers.importance if self.proposes == "masked" else transition.importance
+            build = samplers.importance if self.proposes == "masked" else of_transitions
             kernel = build(schedule, denoiser, OracleEnergy(energy), self.k, self.temperature, selection)
         pipeline = pipelines.sampling(kernel, LENGTH, self.num_steps, self.window, self.grid)
         return edlm.sample(pipeline, samples, seed=2024, prompt=torch.tensor(self.start))

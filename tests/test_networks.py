@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import batches
 from torch import Tensor
 
-from edlm import networks
+from edlm import folding, networks
 from edlm.contracts import Network
 from edlm.networks import EnergyNetwork, Transformer
 
@@ -307,13 +307,13 @@ def test_folded_conditioning_is_the_same_function(kind: type[Transformer] | type
     network = kind(5, 6, hidden_size=8, num_layers=2, num_heads=2, conditioning_size=4, norm_bias=norm_bias).double()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
-    folded = networks.fold_conditioning(network.eval())
+    folded = folding.fold_conditioning(network.eval())
     tokens = torch.randint(5, (3, 6), generator=torch.Generator().manual_seed(1))
     inputs = (tokens,) if kind is Transformer else (tokens, tokens.flip(1))
     torch.testing.assert_close(folded(*inputs), network(*inputs), rtol=1e-9, atol=1e-9)
     assert not [name for name, _ in folded.named_parameters() if "modulation" in name or "noise" in name]
     assert not folded.training
-    assert networks.fold_conditioning(folded) is folded
+    assert folding.fold_conditioning(folded) is folded
     rebuilt = kind(**folded.arguments)
     assert rebuilt.state_dict().keys() == folded.state_dict().keys()
 

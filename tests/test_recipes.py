@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import of_transitions
 from omegaconf import OmegaConf
 from safetensors.torch import load
 
@@ -25,7 +26,6 @@ from edlm import (
     pipelines,
     samplers,
     schedules,
-    transition,
     vocabulary,
 )
 from edlm.networks import Transformer
@@ -480,7 +480,7 @@ def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
     denoiser, energy = (checkpoints.load_network(folder) for folder in (trained / "denoiser", tmp_path / "energy"))
     parts = (schedules.log_linear(), denoisers.subs(denoiser, 27))
     kernels = (
-        transition.importance(*parts, energies.learned_transition(energy), 5, 1e-4),
+        of_transitions(*parts, energies.learned_transition(energy), 5, 1e-4),
         samplers.importance(*parts, energies.learned(energy), 5, 1e-4),
     )
     as_one, as_draft = (

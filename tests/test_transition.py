@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from builders import tiny_denoiser, tiny_energy
+from builders import of_transitions, tiny_denoiser, tiny_energy
 from oracles import (
     SIR_PAIR,
     Choose,
@@ -94,7 +94,7 @@ def test_many_particles_of_the_library_draw_the_law_of_the_data():
     Its mean is at most `sqrt(8 / n) / 2`, and one sample changes it by 1 / n (McDiarmid).
     """
     table, samples, k = TABLES["exact"], 40_000, 24
-    kernel = transition.importance(
+    kernel = of_transitions(
         schedules.log_linear(),
         OracleDenoiser(Lookup(table), SYMBOLS),
         OracleEnergy(residual_energy(JOINT, table)),
@@ -164,7 +164,7 @@ def test_the_energy_sees_the_new_tokens_and_masks_elsewhere():
         seen.append((candidates, x_t))
         return zero_energy(candidates, x_t)
 
-    kernel = transition.importance(schedules.log_linear(), tiny_denoiser(), OracleEnergy(energy), num_particles=3)
+    kernel = of_transitions(schedules.log_linear(), tiny_denoiser(), OracleEnergy(energy), num_particles=3)
     states = []
     edlm.sample(pipelines.sampling(kernel, 8, 3), 4, callback=lambda state, _: states.append(state[contracts.X_T]))
     for candidates, x_t in seen:
@@ -180,7 +180,7 @@ def test_the_energy_sees_the_new_tokens_and_masks_elsewhere():
 def test_the_vocabulary_head_runs_on_revealed_positions_only():
     denoiser, rows = tiny_denoiser(), []
     denoiser.module.network.head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
-    kernel = transition.importance(schedules.log_linear(), denoiser, tiny_energy(), num_particles=7)
+    kernel = of_transitions(schedules.log_linear(), denoiser, tiny_energy(), num_particles=7)
     info = edlm.sample(pipelines.sampling(kernel, 8, 3), 5)["info"]
     assert sum(rows) == 5 * 8
     assert torch.equal(info["energy_passes"], 7 * info["denoiser_passes"])
@@ -193,7 +193,7 @@ def test_an_energy_of_drafts_leaves_a_candidate_with_masks_no_weight():
     )
     for carry_over in (False, True):
         energy = energies.residual_ar(network.eval(), mask_id=4, bos_id=3, carry_over=carry_over)
-        kernel = transition.importance(schedules.log_linear(), tiny_denoiser(), energy, num_particles=2)
+        kernel = of_transitions(schedules.log_linear(), tiny_denoiser(), energy, num_particles=2)
         info = edlm.sample(pipelines.sampling(kernel, 8, tokens_per_pass=4), 3)["info"]
         assert (info["ess"][:, 0] == 0).all()
         assert (info["ess"][:, 1] > 0).all()  # nothing is masked after the last pass
@@ -202,7 +202,7 @@ def test_an_energy_of_drafts_leaves_a_candidate_with_masks_no_weight():
 @pytest.mark.parametrize("num_particles", [0, -1])
 def test_no_particles_is_an_error(num_particles: int):
     with pytest.raises(ValueError, match=f"num_particles = {num_particles} must be at least 1"):
-        transition.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles)
+        of_transitions(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles)
 
 
 # ---- Training

@@ -1,0 +1,158 @@
+"""Torchtune's decoders as networks: bidirectional ones for diffusion models, causal ones for an AR energy.
+
+A `Blueprint` says how a model is built and filled before any of it takes memory. Torchtune itself is imported by
+whoever builds a decoder, not here.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edlm.networks import Head
+
+
+class DecoderNetwork(nn.Module):
+    """A torchtune decoder as a `Network`: tokens (b, l) to hidden states (b, l, h), logits by `head` on request.
+
+    `shifted`: position i reads the state of position i - 1, which is the one that predicts token i in a model made
+    from an autoregressive one; position 0, which nothing predicts, keeps its own. `rows_at_once` bounds memory: rows
+    are run that many at a time. `vocab_size`: ids from the decoder's own number up to it have probability zero. Noise
+    levels are not read: these models know none. The decoder's modules are taken over, its norms in float32.
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        max_length: int | None = None,
+        shifted: bool = False,
+        rows_at_once: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding, self.layers, self.norm = decoder.tok_embeddings, decoder.layers, decoder.norm
+        for module in decoder.modules():
+            if isinstance(getattr(module, "scale", None), nn.Parameter):
+                module.float()  # norms compute in float32, and weights of another type would cost them their fast path
+        self.head = _head(decoder, vocab_size)
+        self.max_length = min(max_length or decoder.max_seq_len, decoder.max_seq_len)
+        self.shifted = shifted
+        self.rows_at_once = rows_at_once
+
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Run the blocks and the final norm. Raises ValueError for sequences longer than `max_length`."""
+        if tokens.shape[1] > self.max_length:
+            raise ValueError(f"length = {tokens.shape[1]} must be at most {self.max_length}")
+        parts = [tokens] if self.rows_at_once is None else tokens.split(self.rows_at_once)
+        hidden = torch.cat([self._run(part) for part in parts])
+        if self.shifted:
+            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+        return hidden if positions is None else hidden.flatten(0, 1)[positions]
+
+    def _run(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens.clamp(max=self.embedding.num_embeddings - 1))
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+class Blueprint(NamedTuple):
+    """A model before it takes any memory: how its decoder is built, what fills it, and the network made of it.
+
+    weights: reads them, under torchtune's names; where: what an error names; dtype: that of the weights, as the folder
+    says, for an outline.
+    """
+
+    build: Callable[[], Any]
+    weights: Callable[[], Mapping[str, Tensor]]
+    network: Callable[[Any], DecoderNetwork]
+    where: str
+    dtype: torch.dtype = torch.float32
+
+
+def load(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwork:
+    """Build the network and fill it, in the precision of its files or in another, norms in float32.
+
+    Raises ValueError naming what is missing, unknown or unlike the model.
+    """
+    unlike = f"{blueprint.where}: the weights are not those of its config.json"
+    try:
+        weights = blueprint.weights()
+    except RuntimeError as error:  # torchtune's own, of sizes that fit no decoder
+        raise ValueError(f"{unlike} ({_one_line(error)})") from error
+    if dtype is not None:
+        weights = {name: value.to(dtype) for name, value in weights.items()}
+    try:
+        decoder = with_weights(blueprint.build, weights)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{unlike} ({_one_line(error)})") from error
+    return blueprint.network(decoder)
+
+
+def outline(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwork:
+    """The network without its weights, on the meta device: it takes no memory and serves `memory.memory_plan`."""
+    with torch.device("meta"):
+        return blueprint.network(blueprint.build().to(dtype or blueprint.dtype))
+
+
+def autoregressive(
+    decoder: Any, max_length: int | None = None, rows_at_once: int | None = None, vocab_size: int | None = None
+) -> DecoderNetwork:
+    """A causal torchtune decoder (Llama 3, Qwen 2, Gemma, Mistral, Phi 3) for `energies.residual_ar`, in eval mode.
+
+    vocab_size: that of the denoiser, where it is larger; ids that the decoder does not know are impossible.
+    Raises ValueError if a layer looks ahead.
+    """
+    if not all(layer.attn.is_causal for layer in decoder.layers):
+        raise ValueError("an autoregressive energy needs a decoder with causal attention in every layer")
+    return DecoderNetwork(decoder, max_length, rows_at_once=rows_at_once, vocab_size=vocab_size).eval()
+
+
+def with_weights(build: Callable[[], Any], weights: Mapping[str, Tensor]) -> Any:
+    """A torchtune decoder that holds the given tensors themselves, in their precision, under torchtune's names.
+
+    `build` makes it, on no device, since a copy would take gigabytes; rotary tables are float32 whatever the weights
+    are. Raises ValueError for names and shapes that are not the decoder's.
+    """
+    with torch.device("meta"):
+        decoder = build()
+    try:
+        decoder.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(_one_line(error)) from error
+    for module in decoder.modules():
+        if hasattr(module, "rope_init"):
+            module.rope_init()  # tables that no file holds
+    return decoder
+
+
+def bidirectional(decoder: Any) -> Any:
+    """Let every position of a decoder that nobody else holds yet see all others."""
+    for layer in decoder.layers:
+        layer.attn.is_causal = False
+    return decoder
+
+
+class _PaddedHead(Head):
+    """A head of `out_features` columns whose weight has fewer rows: columns beyond them are -inf."""
+
+    def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
+        columns = columns or slice(0, self.out_features)
+        logits = F.linear(hidden, self.weight[columns])
+        return F.pad(logits, (0, columns.stop - columns.start - logits.shape[-1]), value=-torch.inf)
+
+
+def _head(decoder: Any, vocab_size: int | None) -> Head:
+    """The vocabulary head over the decoder's own weight, also where that is its embedding, as wide as is asked."""
+    weight = (decoder.output if isinstance(decoder.output, nn.Linear) else decoder.tok_embeddings).weight
+    known, width = weight.shape
+    wanted = max(known, vocab_size or 0)
+    head = (Head if wanted == known else _PaddedHead)(width, wanted, bias=False, device="meta")
+    head.weight = weight
+    return head
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
