@@ -854,6 +854,48 @@ OWN = [
         "kernel",
         "tests/test_recipes.py::test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one",
     ),
+    Fault(
+        "states given at other positions than the ones asked for",
+        "networks.py",
+        "x.flatten(0, 1).index_select(0, positions)",
+        "x.flatten(0, 1).index_select(0, positions.flip(0))",
+        "tests/test_networks.py::test_states_at_positions_are_those_of_all_positions",
+    ),
+    Fault(
+        "a row's conditioning read from another row",
+        "networks.py",
+        "vector.squeeze(1).index_select(0, positions // length)",
+        "vector.squeeze(1).index_select(0, positions % len(vector))",
+        "tests/test_networks.py::test_states_at_positions_are_those_of_all_positions",
+    ),
+    Fault(
+        "positions of another particle scored",
+        "energies.py",
+        "(row.unsqueeze(-1) * k + particles) * l",
+        "(row.unsqueeze(-1) + particles * b) * l",
+        "tests/test_residual_ar.py::test_it_is_the_exact_energy",
+    ),
+    Fault(
+        "a short last tile of positions compiled as a whole one",
+        "execution.py",
+        "_power_of_two(-(-count // one_tile), smallest=2)",
+        "_power_of_two(count // one_tile, smallest=1)",
+        "tests/test_execution.py::test_sizes_are_rounded_up_to_few_values",
+    ),
+    Fault(
+        "the flipped control not flipped",
+        "recipes/_frontier_draws.py",
+        "removeprefix(FLIPPED)]], -1.0)",
+        "removeprefix(FLIPPED)]], 1.0)",
+        "tests/test_frontier.py::test_the_flipped_energy_is_the_negative_of_its_own",
+    ),
+    Fault(
+        "equal passes that leave the energy's out",
+        "recipes/_frontier_grid.py",
+        "passes - 0.5, key",
+        "passes / 2, key",
+        "tests/test_frontier.py::test_equal_passes_is_the_plain_sampler_at_the_cost_of_denoiser_and_energy",
+    ),
 ]
 
 

@@ -19,7 +19,7 @@ from oracles import (
 from torch import Tensor
 
 import edlm
-from edlm import adaptive, execution, particles, pipelines, samplers, schedules
+from edlm import adaptive, execution, particles, pipelines, samplers, schedules, transition
 from edlm.pipelines import Pipeline
 
 SYMBOLS, LENGTH, MASK = 2, 3, 2
@@ -141,3 +141,15 @@ def test_the_kernel_is_the_fixed_one_but_for_its_step():
     kernel = adaptive.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 2.0, 6)
     fixed = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 6)
     assert (kernel.num_particles, kernel.proposes, kernel.outside is None) == (6, "masked", fixed.outside is None)
+
+
+def test_rounds_over_what_is_revealed_have_the_fixed_numbers_as_limits():
+    spec = Spec(num_steps=2)
+    for target_ess, k in ((1.0, 2), (5.0, 5)):
+        ours = pipeline(target_ess, spec, first=2, most=5)
+        ours = ours._replace(kernel=transition.of_transitions(ours.kernel))
+        fixed = spec._replace(num_particles=k, proposes="revealed").pipeline()
+        for seed in range(5):
+            found, expected = edlm.sample(ours, 4, seed=seed), edlm.sample(fixed, 4, seed=seed)
+            assert torch.equal(found["tokens"], expected["tokens"])
+            assert torch.equal(found["info", "energy_passes"], expected["info", "energy_passes"])

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import tiny_denoiser, tiny_energy
 
-from edlm import checkpoints, networks, vocabulary
+from edlm import checkpoints, networks, pipelines, samplers, schedules, vocabulary
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,3 +63,8 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
             exec(compile(code, "README.md", "exec"), {})
     out = capsys.readouterr().out
     assert out.startswith("denoise  x_t, t, positions -> hidden\npropose  ")
+
+
+def test_the_step_is_printed_as_the_documents_show_it() -> None:
+    kernel = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=8)
+    assert pipelines.describe(kernel.step) in (ROOT / "docs" / "architecture.md").read_text("utf-8")
