@@ -1,4 +1,4 @@
-"""The likelihood of what a sampler does with T steps, k drafts and an energy: two upper bounds, and the paper's figure.
+"""The likelihood of what a sampler does with T steps, k particles and an energy: upper bounds, and the paper's figure.
 
 When a position is revealed depends on no token, so a text's bound is a mean over reveal plans, and given the plan it is
 a sum of terms, one per pass, that need not wait for each other: the state before a pass is the data with masks.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edlm import absorbing, categorical, contracts, likelihoods, noise, particles, schedules
 from edlm.absorbing import RevealPlan
-from edlm.contracts import Denoiser, Energy
+from edlm.contracts import Denoiser, Energy, Positions
 from edlm.noise import Stream
 from edlm.schedules import Schedule
 
@@ -77,7 +77,7 @@ def t_step_nelbo(
     pass reveals. Arguments as of `sampler_nelbo`, to which it is equal at one particle, term by term.
     """
     plan = _plan(schedule, grid, x_0, seed, row, scored)
-    return _sum(denoiser, None, plan, x_0, seed, row, (0.0, 1.0), 1, 1, 1.0, num_passes)
+    return _sum(denoiser, None, "revealed", plan, x_0, seed, row, (0.0, 1.0), 1, 1, 1.0, num_passes)
 
 
 def sampler_nelbo(
@@ -117,7 +117,39 @@ def sampler_nelbo(
         if value < 1:
             raise ValueError(f"{name} = {value} must be at least 1")
     plan = _plan(schedule, grid, x_0, seed, row, scored)
-    return _sum(denoiser, energy, plan, x_0, seed, row, window, num_particles, num_completions, temperature, num_passes)
+    how = (window, num_particles, num_completions, temperature, num_passes)
+    return _sum(denoiser, energy, "masked", plan, x_0, seed, row, *how)
+
+
+def transition_nelbo(
+    denoiser: Denoiser,
+    energy: Energy,
+    schedule: Schedule,
+    grid: Tensor | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    *,
+    num_particles: int,
+    window: tuple[float, float] = (0.0, 1.0),
+    temperature: float = 1.0,
+    num_passes: int | None = None,
+    scored: Tensor | None = None,
+) -> Bound:
+    """One unbiased draw per row of an upper bound of `-log q(x_0)`, q the law of SIR on transitions as it runs.
+
+    With x_s of the text, k - 1 draws of the revealed tokens beside it, and `w = exp(-E(x_s, x_t) / temperature)`,
+
+        -log q(x_0^S | x_t) <= -log p_theta(x_0^S | x_t) + E log( (w(x_s) + sum_{j=2..k} w_j) / (k w(x_s)) ).
+
+    No token has to be completed, as for drafts, and under the exact energy the bound falls as k grows. Arguments,
+    noise and errors as of `sampler_nelbo`, to which it is equal at one particle, term by term.
+    """
+    if num_particles < 1:
+        raise ValueError(f"num_particles = {num_particles} must be at least 1")
+    plan = _plan(schedule, grid, x_0, seed, row, scored)
+    how = (window, num_particles, 1, temperature, num_passes)
+    return _sum(denoiser, energy, "revealed", plan, x_0, seed, row, *how)
 
 
 @torch.no_grad()
@@ -176,6 +208,7 @@ def _plan(
 def _sum(
     denoiser: Denoiser,
     energy: Energy | None,
+    proposes: Positions,
     plan: RevealPlan,
     x_0: Tensor,
     seed: Tensor,
@@ -201,9 +234,8 @@ def _sum(
         x_t, t, now, masked = _before(denoiser, plan, x_0, part)
         keys = (seed, row[part.row], part.number + 1)  # number 0 is the plan's
         assert energy is not None
-        log_p, weighed = _weigh(
-            denoiser, energy, x_0[part.row], x_t, t, masked, int(masked.sum()), now, k - 1, m, *keys
-        )
+        drawn = now if proposes == "revealed" else masked
+        log_p, weighed = _weigh(denoiser, energy, x_0[part.row], x_t, t, drawn, int(drawn.sum()), now, k - 1, m, *keys)
         log_w = particles.log_weights(weighed, temperature)
         share = _log_share(log_w[:, k - 1 :], log_w[:, : k - 1], k)
         gain = share.logsumexp(-1) - math.log(m) + math.log(k)
@@ -280,7 +312,7 @@ def _weigh(
     x_0: Tensor,
     x_t: Tensor,
     t: Tensor,
-    masked: Tensor,
+    drawn: Tensor,
     count: int,
     held: Tensor,
     free: int,
@@ -289,12 +321,12 @@ def _weigh(
     row: Tensor,
     step: Tensor | int,
 ) -> tuple[Tensor, Tensor]:
-    """Energies (b, free + holding) of drafts; those of the second kind have the data at the `held` positions (b, l).
+    """Energies (b, free + holding) of candidates; those of the second kind have the data where it is `held` (b, l).
 
-    First the log-probability of the data at every mask, float64 (b, l). `count`: how many masks there are.
+    First the log-probability of the data wherever a candidate is `drawn`, float64 (b, l); these are `count` positions.
     """
     b, l = x_0.shape
-    positions = _flat(masked, count)
+    positions = _flat(drawn, count)
     owner = positions // l
     number = step[owner] if isinstance(step, Tensor) else step
     uniforms = noise.uniforms(seed, row[owner], number, Stream.EVALUATION, positions % l, free + holding)

@@ -12,11 +12,10 @@ transitions: what is masked in x_s is unknown, not improbable.
 from collections.abc import Callable
 
 import torch
-from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, noise, objectives, particles, samplers, schedules, training
+from edlm import absorbing, contracts, noise, objectives, schedules, training
 from edlm.contracts import Denoiser, Energy
 from edlm.noise import Stream
 from edlm.samplers import Kernel
@@ -61,72 +60,6 @@ def contrastive(
         out_keys=[contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS],
     )
     return training.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
-
-
-@torch.no_grad()
-def nelbo(
-    denoiser: Denoiser,
-    energy: Energy,
-    schedule: Schedule,
-    grid: Tensor,
-    num_particles: int,
-    x_0: Tensor,
-    seed: Tensor,
-    row: Tensor,
-    temperature: float = 1.0,
-) -> Tensor:
-    """One unbiased draw per row of a bound of what SIR on transitions does, in nats per token: x_0 (b, l) to (b,).
-
-    For the T steps of a drawn reveal plan, x_s of the text with k - 1 draws beside it and `w = exp(-E / temperature)`,
-
-        sum_steps -log p_theta(x^S | x_t) + log( (w(x_s) + sum_{j=2..k} w_j) / (k w(x_s)) ).
-
-    Its mean is at least `-log p(x_0)` of what samples with `particles.sir`, this k and grid, and no window: SIR has the
-    density `E[ k p w / (w + sum_{j=2..k} w_j) ]` (Cremer et al. 2017, arXiv 1704.02916), and no token has to be
-    completed here. With one particle it is the plain T-step NELBO; under the exact energy it falls as k grows.
-    Infinite if a text has no weight; float64. Costs what sampling the texts costs.
-    Raises ValueError unless num_particles >= 1 and temperature > 0.
-    """
-    if num_particles < 1:
-        raise ValueError(f"num_particles = {num_particles} must be at least 1")
-    length = x_0.shape[1]
-    plan_noise = noise.grid(seed, row, 0, Stream.EVALUATION, length)
-    plan = absorbing.reveal_plan(plan_noise, torch.ones_like(x_0, dtype=torch.bool), schedule, grid)
-    total = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
-    for p in range(plan.t.shape[1]):
-        (running,) = torch.where(plan.passes > p)
-        order, text = plan.order[running], x_0[running]
-        x_t, x_s = (torch.where(masked, denoiser.mask_id, text) for masked in (order >= p, order > p))
-        log_p, candidates = _beside_draws(denoiser, x_t, x_s, plan.t[running, p], seed, row[running], p, num_particles)
-        log_weights = particles.log_weights(energy(candidates)[contracts.ENERGY], temperature)
-        total[running] += _minus_log_sir(log_weights) - log_p
-    return total / length
-
-
-def _beside_draws(
-    denoiser: Denoiser, x_t: Tensor, x_s: Tensor, t: Tensor, seed: Tensor, row: Tensor, p: int, num_particles: int
-) -> tuple[Tensor, TensorDict]:
-    """`log p_theta(x^S | x_t)`, float64 (b,), and what an energy reads of x_s with k - 1 draws behind it."""
-    b, length = x_t.shape
-    positions = (x_t != x_s).flatten().nonzero().squeeze(-1)
-    state = {contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}
-    hidden = denoiser(TensorDict(state))[contracts.HIDDEN]
-    owner, count = row[positions // length], num_particles - 1
-    uniforms = noise.uniforms(seed, owner, p + 1, Stream.EVALUATION, positions % length, count)
-    noisy = {**state, contracts.HIDDEN: hidden, contracts.PROPOSAL_NOISE: uniforms}
-    drawn = samplers.propose(denoiser)(TensorDict(noisy))
-    wanted = x_s.flatten()[positions].unsqueeze(-1)
-    log_p = categorical.token_log_prob(denoiser.logits(hidden), wanted).squeeze(-1)
-    own = log_p.new_zeros(b * length).index_copy(0, positions, log_p).view(b, 1, length)
-    both = {contracts.CANDIDATES: x_s.unsqueeze(1), contracts.LOG_P_CANDIDATES: own}
-    candidates = {key: torch.cat([first, drawn[key]], dim=1) for key, first in both.items()}
-    return own.double().sum((1, 2)), TensorDict({**state, **candidates})
-
-
-def _minus_log_sir(log_weights: Tensor) -> Tensor:
-    """`log( sum w / (k w_0) )`: (b, k) to (b,). Zero if nothing has any weight: SIR then keeps a draw as it is."""
-    log_mean = particles.log_mean_weight(log_weights)
-    return torch.where(log_mean == -torch.inf, 0.0, log_mean - log_weights[:, 0])
 
 
 class _BeforeStep(nn.Module):

@@ -834,17 +834,10 @@ OWN = [
         "tests/test_transition.py::test_padding_is_never_masked_and_never_picked",
     ),
     Fault(
-        "the correction of the transition bound with its sign flipped",
-        "transition.py",
-        "log_mean - log_weights[:, 0])",
-        "log_weights[:, 0] - log_mean)",
-        "tests/test_transition.py::test_draws_of_the_bound_have_it_as_their_mean",
-    ),
-    Fault(
-        "k - 1 draws counted as k in the transition bound",
-        "transition.py",
-        "row[positions // length], num_particles - 1",
-        "row[positions // length], num_particles",
+        "the transition bound weighs whole drafts",
+        "bounds.py",
+        'drawn = now if proposes == "revealed" else masked',
+        "drawn = masked",
         "tests/test_transition.py::test_draws_of_the_bound_have_it_as_their_mean",
     ),
     Fault(

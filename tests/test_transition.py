@@ -44,7 +44,18 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
 
 import edlm
-from edlm import contracts, energies, likelihoods, networks, objectives, particles, pipelines, schedules, transition
+from edlm import (
+    bounds,
+    contracts,
+    energies,
+    likelihoods,
+    networks,
+    objectives,
+    particles,
+    pipelines,
+    schedules,
+    transition,
+)
 from edlm.contracts import Positions
 from edlm.schedules import Schedule
 
@@ -441,8 +452,11 @@ def drawn_bound(energy: EnergyFn, num_steps: int, k: int, x_0: Tensor, **options
     """In nats per text, of the wrong denoiser."""
     denoiser, row = OracleDenoiser(Lookup(TABLES["wrong"]), SYMBOLS), torch.arange(len(x_0))
     grid, seed = schedules.uniform_grid(num_steps), torch.tensor(3)
-    return LENGTH * transition.nelbo(
-        denoiser, OracleEnergy(energy), schedules.log_linear(), grid, k, x_0, seed, row, **options
+    return (
+        LENGTH
+        * bounds.transition_nelbo(
+            denoiser, OracleEnergy(energy), schedules.log_linear(), grid, x_0, seed, row, num_particles=k, **options
+        ).nats
     )
 
 
