@@ -7,16 +7,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import autoregressive, energies, particles, pipelines, quality, samplers
+from edlm import autoregressive, energies, particles, pipelines, quality, samplers, transition
 from edlm.contracts import Energy
 from edlm.judges import Judge
 from edlm.pipelines import Pipeline
 from edlm.recipes import _timing
-from edlm.recipes._frontier_grid import FLIPPED, Setting
+from edlm.recipes._frontier_grid import FLIPPED, ZERO, ZERO_TRANSITION, Setting
 from edlm.recipes._models import Models
 from edlm.recipes._quality import Texts
 
-_LOADED = {"learned": "energy", "posterior": "ar, posterior", "carry_over": "ar, carry_over"}
+_LOADED = {
+    "learned": "energy",
+    "posterior": "ar, posterior",
+    "carry_over": "ar, carry_over",
+    "transition": "transition",
+}
 PER_TEXT = ("denoiser_passes", "energy_passes", "passes", "calls", "ess", "log_weight_std")
 
 
@@ -54,13 +59,14 @@ def pipeline(setting: Setting, models: Models, length: int) -> Pipeline:
             selection=getattr(particles, setting.method),
             proposal_temperature=heat,
         )
+        kernel = transition.of_transitions(kernel) if setting.of_transitions else kernel
     return pipelines.sampling(kernel, length, setting.num_steps, setting.window)
 
 
 def energy(name: str, models: Models) -> Energy:
-    """The energy of a name: `zero`, a loaded one, or its negative."""
+    """The energy of a name: zero, a loaded one, or its negative."""
     assert models.diffusion is not None
-    if name == "zero":
+    if name in (ZERO, ZERO_TRANSITION):
         return energies.zero()
     if name.startswith(FLIPPED):
         return energies.scaled(models.diffusion.energies[_LOADED[name.removeprefix(FLIPPED)]], -1.0)

@@ -13,9 +13,12 @@ from edlm.recipes import _settings
 from edlm.recipes._settings import Schema
 from edlm.schedules import Schedule
 
-ENERGIES = {"learned": "energy", "posterior": "ar", "carry_over": "ar"}  # and the key of the config they come from
+# The energies of drafts and that of transitions, and the key of the config they come from.
+ENERGIES = {"learned": "energy", "posterior": "ar", "carry_over": "ar", "transition": "transition"}
 CONTROLS = ("one_particle", "zero", "flipped", "equal_passes")
 FLIPPED = "flipped "
+ZERO = "zero"
+ZERO_TRANSITION = "zero transition"
 _MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one position
 
 _TEMPERATURES: Schema = {
@@ -36,6 +39,7 @@ METHODS = {"plain": _STEPS, "sir": _PARTICLES, "imh": _PARTICLES, "ar": _TEMPERA
 class Setting(NamedTuple):
     """One sampler. energy: None without one, `zero`, or a name of `ENERGIES`, `flipped` in front for its negative.
 
+    One of transitions weighs what a step reveals, the others whole drafts; `zero transition` is E = 0 of the former.
     temperature: of the denoiser's law that proposes, or of the AR model. num_steps: None is one position at a time.
     """
 
@@ -64,7 +68,12 @@ class Setting(NamedTuple):
     @property
     def has_network(self) -> bool:
         """Whether there is an energy that costs passes of a network."""
-        return self.energy not in (None, "zero")
+        return self.energy not in (None, ZERO, ZERO_TRANSITION)
+
+    @property
+    def of_transitions(self) -> bool:
+        """Whether candidates fill in what a step reveals, and not all masks."""
+        return self.energy is not None and self.energy.removeprefix(FLIPPED) in ("transition", ZERO_TRANSITION)
 
     @classmethod
     def plain(cls, num_steps: int | None, temperature: float = 1.0) -> "Setting":
@@ -114,7 +123,7 @@ def control(name: str, setting: Setting, schedule: Schedule, length: int) -> Set
     if name == "one_particle":
         return setting._replace(num_particles=1)
     if name == "zero":
-        return setting._replace(energy="zero")
+        return setting._replace(energy=ZERO_TRANSITION if setting.of_transitions else ZERO)
     if name == "flipped":
         return setting._replace(energy=f"{FLIPPED}{setting.energy}")
     passes = expected_passes(setting, schedule, length)

@@ -47,16 +47,20 @@ class Models(NamedTuple):
 
 
 def load(settings: Mapping[str, Any], device: torch.device) -> Models:
-    """Load `denoiser`, `energy` and `ar` of a config. The AR model corrects the denoiser in both of its forms.
+    """Load `denoiser`, `energy` and `ar` of a config, and `transition` where it has that key.
+
+    The AR model corrects the denoiser in both of its forms.
 
     Raises ValueError if both `denoiser` and `ar` are null, or an energy has no denoiser, for networks of another kind
     or of another vocabulary, and for a checkpoint that cannot be read.
     """
-    named = {key: settings[key] for key in ("denoiser", "energy", "ar") if settings[key] is not None}
+    keys = ("denoiser", "energy", "transition", "ar")
+    named = {key: settings[key] for key in keys if settings.get(key) is not None}
     if not {"denoiser", "ar"} & named.keys():
         raise ValueError("denoiser and ar are both null: name one of them, or both")
-    if "energy" in named and "denoiser" not in named:
-        raise ValueError(f"energy = {named['energy']!r} needs a denoiser to correct")
+    for key in ("energy", "transition"):
+        if key in named and "denoiser" not in named:
+            raise ValueError(f"{key} = {named[key]!r} needs a denoiser to correct")
     first = next(iter(named.values()))
     for path in named.values():
         checkpoints.require_same_vocabulary(first, path)
@@ -102,13 +106,14 @@ def load_energy(
 def _load_diffusion(
     named: Mapping[str, str], ids: Vocabulary, ar: Autoregressive | None, device: torch.device
 ) -> Diffusion:
-    """The denoiser and every energy of drafts there is for it: the learned one, and the AR model's in both forms."""
+    """The denoiser and every energy there is for it: those learned, and the AR model's in both forms."""
     denoiser, schedule = load_denoiser(named["denoiser"], device)
     found: dict[str, Energy] = {}
-    if "energy" in named:
-        found["energy"], scope = load_energy(named["energy"], denoiser, ids, device)
-        if scope != "draft":
-            raise ValueError(f"energy = {named['energy']!r} weighs transitions: `edlm run edlm_nce` reports its bound")
+    for key, wanted in {"energy": "draft", "transition": "transition"}.items():
+        if key in named:
+            found[key], scope = load_energy(named[key], denoiser, ids, device)
+            if scope != wanted:
+                raise ValueError(f"{key} = {named[key]!r} weighs {scope}s and must weigh {wanted}s")
     if ar is not None:
         for form in ("posterior", "carry_over"):
             carry_over = form == "carry_over"

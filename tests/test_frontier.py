@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from edlm import checkpoints, cli, contracts, pipelines, quality, schedules, vocabulary
+from edlm import checkpoints, cli, contracts, pipelines, quality, samplers, schedules, transition, vocabulary
 from edlm.networks import EnergyNetwork
 from edlm.recipes import _entry, _frontier_draws, _frontier_grid, _frontier_points, _models
 from edlm.recipes._frontier_draws import Drawing
@@ -35,20 +35,25 @@ ENERGY = (
     "{method: sir, energy: [learned, posterior, carry_over], num_steps: [3], num_particles: [2], window: [[0, 1]], "
     "temperature: [1.0], controls: %s}"
 )
+TRANSITION = (
+    "{method: sir, energy: [transition], num_steps: [3], num_particles: [2], window: [[0, 1]], temperature: [1.0], "
+    "controls: [zero, flipped]}"
+)
 AR = "{method: ar, temperature: [1.0]}"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A denoiser, an energy, two AR models and a text."""
+    """A denoiser, an energy of drafts and one of transitions, two AR models and a text."""
     path = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     notes = {"schedule": {"_component_": "edlm.schedules.log_linear"}, "time_conditioning": False}
     checkpoints.save_network(path / "denoiser", tiny_network(0, ABC.size, LENGTH).float(), ABC, notes)
-    energy = EnergyNetwork(ABC.size, LENGTH, **SIZES)
-    with torch.no_grad():
-        energy.scalar.weight.normal_(std=20.0)
-    checkpoints.save_network(path / "energy", energy, ABC, {})
+    for name, scope in (("energy", {}), ("transition", {"scope": "transition"})):
+        energy = EnergyNetwork(ABC.size, LENGTH, **SIZES)
+        with torch.no_grad():
+            energy.scalar.weight.normal_(std=20.0)
+        checkpoints.save_network(path / name, energy, ABC, scope)
     for seed, name in ((2, "ar"), (3, "judge")):
         causal = tiny_network(seed, ABC.size, LENGTH, causal=True, conditioning_size=0).float()
         checkpoints.save_network(path / name, causal, ABC, {"bos_id": ABC.mask_id})
@@ -60,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder: Path) -> Models:
-    named = {name: str(folder / name) for name in ("denoiser", "energy", "ar")}
+    named = {name: str(folder / name) for name in ("denoiser", "energy", "transition", "ar")}
     return _models.load(named, torch.device("cpu"))
 
 
@@ -74,7 +79,7 @@ def run(
         module = import_module("edlm.recipes.frontier")
         base = {
             "output_dir": tmp_path / "out",
-            **{name: folder / name for name in ("denoiser", "energy", "ar", "judge")},
+            **{name: folder / name for name in ("denoiser", "energy", "transition", "ar", "judge")},
             "corpus._component_": "edlm.corpora.text_files",
             "corpus.path": folder / "text",
             "num_samples": 5,
@@ -204,6 +209,25 @@ def test_the_flipped_energy_is_the_negative_of_its_own(models: Models) -> None:
     )
     assert torch.equal(own, -negative)
     assert own.abs().min() > 0.0
+
+
+def test_an_energy_of_transitions_weighs_what_a_step_reveals(models: Models) -> None:
+    """Its sampler is that of `transition.of_transitions`; zero and flipped are controls of the same kernel."""
+    setting = SIR._replace(energy="transition")
+    zero, flipped = (_frontier_grid.control(name, setting, LINEAR, LENGTH) for name in ("zero", "flipped"))
+    assert (zero.energy, flipped.energy) == ("zero transition", "flipped transition")
+    assert [each.of_transitions for each in (setting, zero, flipped, SIR)] == [True, True, True, False]
+    for each in (setting, zero, flipped):
+        assert _frontier_draws.pipeline(each, models, LENGTH).kernel.proposes == "revealed"
+    assert models.diffusion is not None
+    parts = (models.diffusion.schedule, models.diffusion.denoiser, models.diffusion.energies["transition"])
+    kernel = transition.of_transitions(samplers.importance(*parts, 3))
+    wanted = pipelines.sample(pipelines.sampling(kernel, LENGTH, 4), 6, seed=0)
+    tokens, costs = _frontier_draws.draw(setting, models, drawing())
+    assert torch.equal(tokens, wanted["tokens"])
+    assert costs["energy_passes"] == (3 * wanted["info"]["denoiser_passes"]).tolist()
+    drafts, _ = _frontier_draws.draw(SIR, models, drawing())
+    assert not torch.equal(tokens, drafts)
 
 
 def test_a_pass_is_a_text_that_was_read(models: Models) -> None:
@@ -340,7 +364,7 @@ def lines(folder: Path) -> dict[str, dict]:
 
 def test_every_setting_gets_a_row_with_its_figures(run, folder: Path) -> None:
     controls = "[one_particle,zero,flipped,equal_passes]"
-    status, shown, error, out = run(f"sweeps=[{PLAIN},{ENERGY % controls},{AR}]")
+    status, shown, error, out = run(f"sweeps=[{PLAIN},{ENERGY % controls},{TRANSITION},{AR}]")
     assert status == 0, error
     rows = {row["name"]: row for row in csv.DictReader((out / "frontier.csv").read_text("utf-8").splitlines())}
     markdown = (out / "frontier.md").read_text("utf-8")
@@ -362,6 +386,8 @@ def test_every_setting_gets_a_row_with_its_figures(run, folder: Path) -> None:
     assert rows["plain, T=2"]["ess"] == rows["ar"]["ess"] == ""
     assert float(rows["ar"]["passes"]) == 1.0
     assert rows["sir, zero, T=3, k=2"]["control"] == "zero of sir, learned, T=3, k=2"
+    assert rows["sir, zero transition, T=3, k=2"]["control"] == "zero of sir, transition, T=3, k=2"
+    assert float(rows["sir, transition, T=3, k=2"]["ess"]) > 1.0
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "WARNING" not in markdown + shown
 
@@ -420,6 +446,9 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
     [
         (["ar=null"], "ar is null, and sweeps[1] draws with 'posterior'"),
         (["energy=null"], "energy is null, and sweeps[1] draws with 'learned'"),
+        (["transition=null", f"sweeps=[{TRANSITION}]"], "transition is null, and sweeps[0] draws with 'transition'"),
+        (["transition={}/energy"], "weighs drafts and must weigh transitions"),
+        (["energy={}/transition"], "weighs transitions and must weigh drafts"),
         (["sweeps=[]"], "sweeps = [] must be a list of at least 1 values"),
         (["sweeps=[{method: annealed}]"], "sweeps[0].method = 'annealed' must be one of plain, sir, imh, ar"),
         (["sweeps=[{method: ar, temperature: [0]}]"], "sweeps[0].temperature[0] = 0 must be a number above 0"),
