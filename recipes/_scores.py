@@ -30,8 +30,11 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
         yield "denoiser", continuous(models.diffusion)
         yield "denoiser", t_step(models.diffusion, settings)
         for name, energy in models.diffusion.energies.items():
-            yield name, sampler(models.diffusion, energy, settings)
-            yield name, paper(models.diffusion, energy, settings)
+            if name == "transition":
+                yield name, transitions(models.diffusion, energy, settings)
+            else:
+                yield name, sampler(models.diffusion, energy, settings)
+                yield name, paper(models.diffusion, energy, settings)
     if models.ar is not None:
         yield "ar", exact(models.ar, models.vocabulary.mask_id)
 
@@ -78,6 +81,27 @@ def sampler(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -
         )
         passes = {"denoiser": int(bound.denoiser_passes.sum()), "energy": int(bound.energy_passes.sum())}
         return Scores({"sampler_nelbo": bound.nats}, passes, bound.ess, bound.log_weight_std, bound.excess)
+
+    return score
+
+
+def transitions(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
+    """Build the bound of the sampler with an energy of transitions."""
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        keys = diffusion.schedule, _grid(settings), x_0, seed, row
+        bound = bounds.transition_nelbo(
+            diffusion.denoiser,
+            energy,
+            *keys,
+            num_particles=settings["num_particles"],
+            window=tuple(settings["window"]),
+            temperature=settings["energy_temperature"],
+            num_passes=settings["num_passes"],
+            scored=scored,
+        )
+        passes = {"denoiser": int(bound.denoiser_passes.sum()), "energy": int(bound.energy_passes.sum())}
+        return Scores({"transition_nelbo": bound.nats}, passes, bound.ess, bound.log_weight_std, bound.excess)
 
     return score
 

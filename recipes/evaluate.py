@@ -26,6 +26,7 @@ SETTINGS: Schema = {
     "threads": _settings.optional(_settings.integer(1)),
     "denoiser": _settings.optional(_settings.text),
     "energy": _settings.optional(_settings.text),
+    "transition": _settings.optional(_settings.text),
     "ar": _settings.optional(_settings.text),
     "corpus": _settings.component(),
     "split": _settings.optional(_settings.choice("train", "valid", "test")),

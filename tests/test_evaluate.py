@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         energy.scalar.weight.normal_(std=20.0)
     checkpoints.save_network(path / "energy", energy, ABC, {})
+    checkpoints.save_network(path / "transition", energy, ABC, {"scope": "transition"})
     causal = tiny_network(2, ABC.size, LENGTH, causal=True, conditioning_size=0).float()
     checkpoints.save_network(path / "ar", causal, ABC, {"bos_id": ABC.mask_id})
     checkpoints.save_network(path / "without_bos", causal, ABC, {})
@@ -156,6 +157,29 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
         estimate = likelihoods.estimate(bound.nats)
         assert found[model, "sampler_nelbo"]["nats_per_token"] == pytest.approx(estimate.mean, rel=1e-5)
         assert found[model, "sampler_nelbo"]["nats_error"] == pytest.approx(estimate.standard_error, rel=1e-5)
+
+
+def test_an_energy_of_transitions_has_a_bound_of_its_own(run, folder: Path) -> None:
+    at = f"transition={folder / 'transition'}"
+    status, shown, error, card = run("rows=6", "batch_size=4", "num_passes=null", at, "energy=null", "ar=null")
+    assert status == 0, error
+    found = by_name(card)["transition", "transition_nelbo"]
+    assert "transition: transition_nelbo" in shown
+    denoiser = denoisers.subs(
+        folding.fold_conditioning(checkpoints.load_as(Transformer, folder / "denoiser")), ABC.mask_id
+    )
+    network = folding.fold_conditioning(checkpoints.load_as(EnergyNetwork, folder / "transition"))
+    texts = corpora.excerpts([TEXT], ABC, LENGTH)
+    x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
+    keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
+    energy = energies.learned_transition(network)
+    bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=3, window=(0.4, 1.0))
+    estimate = likelihoods.estimate(bound.nats)
+    assert found["nats_per_token"] == pytest.approx(estimate.mean, rel=1e-5)
+    assert found["excess_nats"] == pytest.approx(float(bound.excess.mean()), rel=1e-4)
+    plain = by_name(card)["denoiser", "t_step_nelbo"]["nats_per_token"]
+    assert found["nats_per_token"] - found["excess_nats"] == pytest.approx(plain, rel=1e-5)
+    assert found["nats_per_token"] != pytest.approx(plain, rel=1e-3)
 
 
 def test_foreign_texts_share_one_table_and_short_documents_stand_alone(run, folder: Path) -> None:
