@@ -56,11 +56,9 @@ SETTINGS: Schema = {
 }
 CARD, LINES = "frontier.json", "frontier.jsonl"
 HELD_OUT = "held-out text"
-_FREE_ON_RESUME = (
-    "settings",
-    "output_dir",
-    "sweeps",
-)  # the settings one by one, and a setting's line depends on no other setting
+# The settings are compared one by one, and networks by their weights; a line depends on no other line.
+_FREE_ON_RESUME = ("settings", "networks", "output_dir", "sweeps")
+_NETWORKS = ("energy", "transition", "ar")  # a line without one of them does not depend on it, so it may come later
 
 
 class Frontier:
@@ -166,6 +164,7 @@ class Frontier:
             "networks": {name: record["weights_sha256"] for name, record in self.models.records.items()},
             "judged_by": self.judged_by,
             "text": self.fingerprint,
+            "length_used": self.drawing.length,
             "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "device_used": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.machine(),
             "threads_used": torch.get_num_threads(),
@@ -186,21 +185,25 @@ class Frontier:
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text("utf-8"))
-        return {**card, "settings": dict(card["settings"])}
+        return {**card, "settings": dict(card["settings"]), "networks": dict(card["networks"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no card of `edlm run frontier`: use another output_dir") from error
 
 
 def _refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ValueError naming each key in which two cards differ, but for those that no line depends on."""
+    """Raise ValueError naming each key in which two cards differ, but for what no line depends on."""
     old, new = (
-        {key: value for key, value in {**card, **card["settings"]}.items() if key not in _FREE_ON_RESUME}
+        {
+            **{key: value for key, value in {**card, **card["settings"]}.items() if key not in _FREE_ON_RESUME},
+            **{f"weights of {name}": weights for name, weights in card["networks"].items()},
+        }
         for card in (before, now)
     )
+    may_come = {*_NETWORKS, *(f"weights of {name}" for name in _NETWORKS)}
     changed = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not (old.get(key) is None and key in may_come)
     ]
     if changed:
         raise ValueError(f"cannot resume {folder}: {'; '.join(changed)}; use another output_dir")

@@ -426,6 +426,17 @@ def test_sweeps_may_grow_and_what_is_there_is_kept(run) -> None:
     assert (out / "frontier.csv").read_text("utf-8").splitlines()[2].startswith("ar,")
 
 
+def test_a_network_may_come_later_and_none_may_be_another(run, folder: Path) -> None:
+    assert run(f"sweeps=[{PLAIN}]", "transition=null")[0] == 0
+    status, _, error, out = run(f"sweeps=[{PLAIN},{TRANSITION}]")
+    assert status == 0, error
+    assert "transition" in list(lines(out))[-1]
+    status, _, error, _ = run(f"sweeps=[{PLAIN}]", "transition=null")
+    assert status == 2
+    assert "transition was " in error
+    assert "weights of transition was " in error
+
+
 def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
     _, _, _, out = run(f"sweeps=[{PLAIN}]")
     before = (out / "frontier.jsonl").read_bytes()
