@@ -120,7 +120,9 @@ def _validate(arguments: Sequence[str]) -> None:
     path = Path(given.config)
     if not path.is_file():
         recipe, _, name = given.config.partition("/")
-        path = _config_file(_recipe_file(recipe).stem, name)
+        if recipe not in recipes():
+            raise ValueError(f"config {given.config!r} is no file, and no recipe/config that `edlm ls` lists")
+        path = _config_file(recipe, name)
     recipe = _recipe_named_in(path)
     entry = importlib.import_module("edlm.recipes._entry")
     schema = importlib.import_module(f"edlm.recipes.{recipe}").SETTINGS

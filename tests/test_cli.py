@@ -70,6 +70,7 @@ def test_cp_writes_a_config_that_is_valid_and_overwrites_nothing(
         ),
         (["run", "nowhere.py"], "recipe nowhere.py: no such file"),
         (["run", "edlm_nce", "--config", "huge"], "config 'huge' is no file, and recipe edlm_nce has english27"),
+        (["validate", "/nowhere.yaml"], "config '/nowhere.yaml' is no file, and no recipe/config that `edlm ls` lists"),
         (["validate", "edlm_nce/huge"], "config 'huge' is no file"),
         (["cp", "edlm_nce/huge", "x.yaml"], "config 'huge' is no file"),
     ],
