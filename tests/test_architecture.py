@@ -33,6 +33,7 @@ ORDER = [
     "training",
     "pipelines",
     "transition",
+    "joint",
     "execution",
     "testing",
     "vocabulary",
