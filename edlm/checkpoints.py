@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from edlm import networks
 from edlm.vocabulary import Vocabulary, load_vocabulary
 
-_CLASSES: dict[str, type[nn.Module]] = {c.__name__: c for c in (networks.Transformer, networks.EnergyNetwork)}
-N = TypeVar("N", networks.Transformer, networks.EnergyNetwork)
+_CLASSES: dict[str, type[nn.Module]] = {
+    c.__name__: c for c in (networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
+}
+N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
 _TENSOR = "tensor:"  # prefix of a name that stands for a tensor in the json of a training state
 
 

@@ -27,6 +27,8 @@ CORRECTED = "corrected"  # (b,) bool: the row is inside the energy's window
 PROPOSAL_NOISE = "proposal_noise"  # (n, k) float64 uniforms
 SELECTION_NOISE = "selection_noise"  # (b, k) float64 uniforms
 HIDDEN = "hidden"  # (n, h) states of the denoiser at the positions
+STATES = "states"  # (b, l, h) states of the denoiser at all positions of x_t, of a kernel that carries them
+CANDIDATE_STATES = "candidate_states"  # (b, k, l, h) those of the candidates
 CANDIDATES = "candidates"  # (b, k, l) whole drafts, or x_s: drafts of what a step reveals, masks elsewhere
 LOG_P_CANDIDATES = "log_p_candidates"  # (b, k, l) log p_theta of each drawn token, zero where none was drawn
 LOG_RATIO = "log_ratio"  # (b, k) log p_theta less the log-probability of what really proposed the draft
@@ -63,6 +65,19 @@ class Network(Protocol):
 
     def head(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
         """Hidden states (..., h) to logits (..., v), or to some columns of them: `networks.Head` does both."""
+        ...
+
+
+@runtime_checkable
+class Joint(Network, Protocol):
+    """A network with a second head: the states of x_s, by which the next step draws, also tell the energy of x_s.
+
+    Laws: those of a network, for what it is called with are tokens alone; `scalars` depends on the states of its own
+    row, and is zero at padded positions.
+    """
+
+    def scalars(self, states: Tensor, expected: Tensor, positions: Tensor) -> Tensor:
+        """States (b, l, h) of x_s, and those (n, h) of x_t at new flat positions (n,), to nats (n,): E is their sum."""
         ...
 
 

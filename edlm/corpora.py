@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -29,6 +29,42 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 _SPLIT_FILES = ("train.txt", "valid.txt", "test.txt")
 _FRACTIONS = (0.9, 0.05, 0.05)
 _LARGEST_HELD_OUT = 0.02  # of all characters: then no held-out split of 5 % comes out smaller than 3 %
+
+
+class Rows(Protocol):
+    """Blocks of ids of one split, (num_blocks, l): a tensor, or what reads them from disk when they are indexed."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(num_blocks, l)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor:
+        """Blocks by a slice or by int64 numbers (b,): int64 (b, l)."""
+        ...
+
+
+class Blocks(NamedTuple):
+    """Blocks of ids of the three splits."""
+
+    train: Rows
+    valid: Rows
+    test: Rows
+
+
+class Source(Protocol):
+    """Text in three splits that can be cut into blocks: a `Corpus`, or a data set that does not fit into memory."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs when any block could."""
+        ...
+
+    def blocks(self, vocabulary: Vocabulary, length: int) -> Blocks:
+        """Blocks of every split. Raises ValueError naming the split that is too short for one."""
+        ...
 
 
 class Corpus(NamedTuple):
@@ -49,20 +85,22 @@ class Corpus(NamedTuple):
                 digest.update(f"{len(content)} bytes".encode() + content)
         return digest.hexdigest()[:16]
 
-
-class Blocks(NamedTuple):
-    """Blocks of ids of the three splits, int64 (num_blocks, l) each."""
-
-    train: Tensor
-    valid: Tensor
-    test: Tensor
+    def blocks(self, vocabulary: Vocabulary, length: int) -> Blocks:
+        """Blocks of every split, held in memory; see `blocks`."""
+        return Blocks(*(blocks(getattr(self, name), vocabulary, length, name) for name in Blocks._fields))
 
 
 class Excerpt(NamedTuple):
-    """A piece of a document: int64 (l,), of which the first `given` tokens are context and not scored."""
+    """A piece of a document: int64 (l,). Its first `given` and its last `given_after` tokens are not scored."""
 
     tokens: Tensor
     given: int
+    given_after: int = 0
+
+    @property
+    def scored(self) -> Tensor:
+        """The tokens that are scored."""
+        return self.tokens[self.given : len(self.tokens) - self.given_after]
 
 
 def normalise(text: str) -> str:
@@ -126,9 +164,25 @@ def blocks(documents: Sequence[str], vocabulary: Vocabulary, length: int, split_
     return tokens[: count * length].view(count, length)
 
 
-def load_blocks(corpus: Corpus, vocabulary: Vocabulary, length: int) -> Blocks:
+def separator(previous: str, vocabulary: Vocabulary, split_name: str) -> Tensor:
+    """What stands between a document and the next one: int64 (1,), or (0,).
+
+    The eos id, or one space if the vocabulary has none and the document does not end in white space. Raises ValueError
+    naming the split if the vocabulary has neither.
+    """
+    if vocabulary.eos_id is not None:
+        return torch.tensor([vocabulary.eos_id])
+    if previous[-1].isspace():
+        return torch.empty(0, dtype=torch.int64)
+    try:
+        return vocabulary.encode(" ")
+    except ValueError as error:
+        raise ValueError(f"{split_name}: several documents need a vocabulary with an eos or a space") from error
+
+
+def load_blocks(corpus: Source, vocabulary: Vocabulary, length: int) -> Blocks:
     """Cut every split of a corpus into blocks. Raises ValueError naming the split that is too short for one."""
-    return Blocks(*(blocks(getattr(corpus, name), vocabulary, length, name) for name in Blocks._fields))
+    return corpus.blocks(vocabulary, length)
 
 
 def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
@@ -164,6 +218,18 @@ def excerpts(
     return [excerpt for piece in pieces if len(piece) for excerpt in _cut_up(piece, length, context)]
 
 
+def wrap(excerpt: Excerpt, vocabulary: Vocabulary) -> Excerpt:
+    """The excerpt between a bos and an eos, which are given: the form of a block that was trained on `wrapped`.
+
+    Raises ValueError if the vocabulary has not both.
+    """
+    if vocabulary.bos_id is None or vocabulary.eos_id is None:
+        raise ValueError("wrapped = True needs a vocabulary with a bos and an eos id")
+    ends = torch.tensor([vocabulary.bos_id]), torch.tensor([vocabulary.eos_id])
+    tokens = torch.cat([ends[0], excerpt.tokens, ends[1]])
+    return Excerpt(tokens, excerpt.given + 1, excerpt.given_after + 1)
+
+
 def _cut_up(tokens: Tensor, length: int, context: int) -> Iterator[Excerpt]:
     scored = 0  # how many tokens have been scored already
     while scored < len(tokens):
@@ -173,7 +239,7 @@ def _cut_up(tokens: Tensor, length: int, context: int) -> Iterator[Excerpt]:
         scored = end
 
 
-def batch_at(blocks: Tensor, *, step: int, batch_size: int, seed: int) -> TensorDict:
+def batch_at(blocks: Rows, *, step: int, batch_size: int, seed: int) -> TensorDict:
     """Batch number `step` of an endless stream of epochs, each a fresh order of all blocks: `{x_0: (b, l)}`.
 
     The stream depends on the seed alone: batch `step` holds its items number `step * batch_size` and on, so a batch
@@ -182,20 +248,20 @@ def batch_at(blocks: Tensor, *, step: int, batch_size: int, seed: int) -> Tensor
     _require(step >= 0 and batch_size >= 1, f"need step >= 0 and batch_size >= 1, got {step} and {batch_size}")
     size = len(blocks)
     _require(size >= 1, "there are no blocks to make a batch of")
-    first, last = step * batch_size, (step + 1) * batch_size - 1
-    epochs = range(first // size, last // size + 1)
-    stream = torch.cat([_order(seed, epoch, size) for epoch in epochs])
-    start = first - epochs[0] * size
-    return TensorDict({X_0: blocks[stream[start : start + batch_size]]}, batch_size=[batch_size])
+    first, end = step * batch_size, (step + 1) * batch_size
+    epochs = range(first // size, (end - 1) // size + 1)
+    parts = [_order(seed, e, size)[max(first - e * size, 0) : end - e * size] for e in epochs]
+    return TensorDict({X_0: blocks[torch.cat(parts)]}, batch_size=[batch_size])
 
 
-def sequential_batches(blocks: Tensor, batch_size: int) -> Iterator[TensorDict]:
+def sequential_batches(blocks: Rows, batch_size: int) -> Iterator[TensorDict]:
     """All blocks once and in order, as `{x_0: (b, l)}`; the last batch may be smaller.
 
     Raises ValueError unless batch_size >= 1.
     """
     _require(batch_size >= 1, f"batch_size = {batch_size} must be at least 1")
-    return (TensorDict({X_0: rows}, batch_size=[len(rows)]) for rows in blocks.split(batch_size) if len(rows))
+    parts = (blocks[start : start + batch_size] for start in range(0, len(blocks), batch_size))
+    return (TensorDict({X_0: rows}, batch_size=[len(rows)]) for rows in parts)
 
 
 @lru_cache(maxsize=4)
@@ -219,15 +285,24 @@ def _name_order(name: str) -> bytes:
 def _split(documents: list[str], fractions: Sequence[float], source: str) -> Corpus:
     """Split in order by fractions of the characters, whole documents if there are three, none of the splits empty."""
     if len(documents) < 3:
-        return _cut(" ".join(documents), fractions, source)
-    starts, count = list(accumulate(map(len, documents), initial=0)), len(documents)
-    first, second = (bisect_left(starts, bound) for bound in _bounds(starts[-1], fractions))
-    first = min(max(first, 1), count - 2)
-    second = min(max(second, first + 1), count - 1)
+        return cut(" ".join(documents), fractions, source)
+    first, second = split_places([len(document) for document in documents], fractions)
     return Corpus(documents[:first], documents[first:second], documents[second:])
 
 
-def _cut(text: str, fractions: Sequence[float], source: str) -> Corpus:
+def split_places(sizes: Sequence[int], fractions: Sequence[float]) -> tuple[int, int]:
+    """At which documents of these sizes the second and the third split begin, none empty: by fractions of the sum.
+
+    At least three documents.
+    """
+    starts, count = list(accumulate(sizes, initial=0)), len(sizes)
+    first, second = (bisect_left(starts, bound) for bound in _bounds(starts[-1], fractions))
+    first = min(max(first, 1), count - 2)
+    return first, min(max(second, first + 1), count - 1)
+
+
+def cut(text: str, fractions: Sequence[float], source: str) -> Corpus:
+    """One text in three, by fractions of its characters. Raises ValueError, naming the source, if it is too short."""
     first, second = _bounds(len(text), fractions)
     _require(0 < first < second < len(text), f"{source}: {len(text)} characters are too few to be split in three")
     return Corpus([text[:first]], [text[first:second]], [text[second:]])
@@ -263,21 +338,9 @@ def _concatenated(documents: list[str], vocabulary: Vocabulary, split_name: str)
     """Join the ids of non-empty documents, a separator between any two: int64 (length,)."""
     pieces = vocabulary.encode_documents(documents)
     joined = pieces[:1]
-    if len(pieces) > 1:
-        separator = _separator(vocabulary, split_name)
-        for previous, piece in zip(documents, pieces[1:], strict=False):
-            ends_itself = vocabulary.eos_id is None and previous[-1].isspace()
-            joined += [piece] if ends_itself else [separator, piece]
+    for previous, piece in zip(documents, pieces[1:], strict=False):
+        joined += [separator(previous, vocabulary, split_name), piece]
     return torch.cat([torch.empty(0, dtype=torch.int64), *joined])
-
-
-def _separator(vocabulary: Vocabulary, split_name: str) -> Tensor:
-    if vocabulary.eos_id is not None:
-        return torch.tensor([vocabulary.eos_id])
-    try:
-        return vocabulary.encode(" ")
-    except ValueError as error:
-        raise ValueError(f"{split_name}: several documents need a vocabulary with an eos or a space") from error
 
 
 def _require(condition: bool, message: str) -> None:

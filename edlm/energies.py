@@ -190,7 +190,7 @@ class _ResidualAr(nn.Module):
         self.pad_id = pad_id
 
     def forward(self, candidates: Tensor, x_t: Tensor, positions: Tensor, log_p_candidates: Tensor) -> Tensor:
-        wanted = _of_every_particle(positions, *candidates.shape) if self.carry_over else None
+        wanted = of_every_particle(positions, *candidates.shape) if self.carry_over else None
         log_p_ar = ar_log_prob(self.network, candidates.flatten(0, 1), self.mask_id, self.bos_id, wanted)
         log_ratio = log_p_ar.view(candidates.shape).double() - log_p_candidates.double()
         log_ratio = torch.where(candidates == self.mask_id, -torch.inf, log_ratio)
@@ -206,7 +206,7 @@ class _ResidualAr(nn.Module):
         return counts
 
 
-def _of_every_particle(positions: Tensor, b: int, k: int, l: int) -> Tensor:
+def of_every_particle(positions: Tensor, b: int, k: int, l: int) -> Tensor:
     """Flat positions of b rows (n,) as those of all their particles, flat in b * k * l: (n k,), padding kept."""
     row, position = positions // l, positions % l
     particles = torch.arange(k, device=positions.device)

@@ -72,12 +72,13 @@ def export(path: str | Path, out: Path) -> Rows:
 
     `config.json` keeps our notes under "edlm" and the vocabulary lies beside it, so `convert` gives the same network
     folder back. Raises ValueError if `out` exists, for a network that is missing or broken, and for one with biases in
-    its norms, which published networks have not.
+    its norms or two heads, which published networks have not.
     """
     _require_new(out)
     folder = checkpoints.find_network(path)
     network = checkpoints.load_network(folder)
-    assert isinstance(network, Transformer | EnergyNetwork)
+    if not isinstance(network, Transformer | EnergyNetwork):
+        raise ValueError(f"{folder}: a {type(network).__name__} has no published names")
     if network.arguments["norm_bias"]:
         raise ValueError(f"{folder}: published norms have no biases; export the network that this one was folded from")
     words, description = checkpoints.load_vocabulary_of(folder), checkpoints.read_description(folder)

@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 
-N = TypeVar("N", Transformer, EnergyNetwork)
+N = TypeVar("N", Transformer, EnergyNetwork, JointNetwork)
 
 
 @torch.no_grad()

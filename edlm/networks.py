@@ -321,6 +321,76 @@ class EnergyNetwork(nn.Module):
         return self.project(self.trunk(x, sigma, valid))
 
 
+class JointNetwork(nn.Module):
+    """A denoiser and an energy of transitions over one trunk: the pass that weighs x_s is the next step's denoiser.
+
+    The trunk reads tokens alone, so its states give the denoiser's law whatever is new in x_s. The energy reads these
+    states through `num_energy_layers` blocks of its own; what is new is marked there, by what the denoiser expected.
+    Raises ValueError unless hidden_size is a multiple of 2 * num_heads, and both numbers of layers are at least 1.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_length: int,
+        hidden_size: int = 256,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        conditioning_size: int = 128,
+        dropout: float = 0.0,
+        norm_bias: bool = False,
+        num_energy_layers: int = 1,
+    ) -> None:
+        super().__init__()
+        self.arguments = _own_arguments(locals())
+        self.max_length = max_length
+        if num_energy_layers < 1:
+            raise ValueError(f"num_energy_layers = {num_energy_layers} must be at least 1")
+        self.denoiser = Transformer(
+            vocab_size,
+            max_length,
+            hidden_size,
+            num_layers,
+            num_heads,
+            conditioning_size,
+            dropout=dropout,
+            norm_bias=norm_bias,
+        )
+        self.new = nn.Linear(hidden_size, hidden_size)
+        self.energy_trunk = Trunk(hidden_size, num_energy_layers, num_heads, 0, False, dropout, norm_bias)
+        self.hidden = nn.Linear(hidden_size, hidden_size)
+        self.scalar = nn.Linear(hidden_size, 1, bias=False)
+        # Nothing is marked at first, and the energy starts at zero: an untrained energy changes no sample.
+        for parameter in (self.new.weight, self.new.bias, self.scalar.weight):
+            nn.init.zeros_(parameter)
+
+    @property
+    def trunk(self) -> Trunk:
+        """The denoiser's."""
+        return self.denoiser.trunk
+
+    @property
+    def head(self) -> Head:
+        """The denoiser's."""
+        return self.denoiser.head
+
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Tokens (b, l) and noise levels (b,) to the denoiser's states (b, l, h), or (n, h) at flat positions (n,)."""
+        return self.denoiser(tokens, sigma, positions)
+
+    def scalars(self, states: Tensor, expected: Tensor, positions: Tensor) -> Tensor:
+        """The energy's scalars (n,) of what is new in x_s: states (b, l, h) of x_s, flat positions (n,) that are new.
+
+        expected: the states (n, h) that x_t has at these positions. A position of b * l is padding, and zero.
+        """
+        size = states.shape[0] * states.shape[1]
+        there, at = (positions < size).unsqueeze(-1), positions.clamp(max=size - 1)
+        marks = torch.where(there, self.new(expected), 0.0).to(states.dtype)
+        marked = states.flatten(0, 1).index_add(0, at, marks).view_as(states)
+        x = self.energy_trunk(marked, positions=at)
+        return torch.where(there, self.scalar(F.relu(self.hidden(x))), 0.0).squeeze(-1)
+
+
 def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
     """Copy the denoiser's embedding and trunk into the energy. Raises ValueError if their shapes differ."""
     for part in ("embedding", "trunk"):
@@ -328,6 +398,14 @@ def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
             getattr(energy, part).load_state_dict(getattr(denoiser, part).state_dict())
         except RuntimeError as error:
             raise ValueError(f"the energy's {part} cannot start from the denoiser's: {error}") from error
+
+
+def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
+    """Copy the denoiser: the joint network then has its law exactly. Raises ValueError if their shapes differ."""
+    try:
+        joint.denoiser.load_state_dict(denoiser.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"the joint network cannot start from the denoiser: {error}") from error
 
 
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:

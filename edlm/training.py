@@ -80,11 +80,7 @@ def against_draws(
     draft = TensorDictSequential(
         {
             "denoise": denoiser,
-            "draw": TensorDictModule(
-                _NegativeNoise(num_negatives),
-                in_keys=[contracts.X_0, contracts.POSITIONS, contracts.SEED, contracts.ROW, contracts.STEP],
-                out_keys=[contracts.PROPOSAL_NOISE],
-            ),
+            "draw": negative_noise(num_negatives),
             "propose": samplers.propose(denoiser),
         },
         inplace=False,
@@ -134,6 +130,15 @@ def score(denoiser: Denoiser) -> TensorDictModule:
         _Score(denoiser),
         in_keys=[contracts.HIDDEN, contracts.POSITIONS, contracts.X_0],
         out_keys=[contracts.LOG_PROB],
+    )
+
+
+def negative_noise(num_negatives: int) -> TensorDictModule:
+    """Build the stage that draws the uniforms of negatives: `{x_0, positions, seed, row, step} -> {proposal_noise}`."""
+    return TensorDictModule(
+        _NegativeNoise(num_negatives),
+        in_keys=[contracts.X_0, contracts.POSITIONS, contracts.SEED, contracts.ROW, contracts.STEP],
+        out_keys=[contracts.PROPOSAL_NOISE],
     )
 
 

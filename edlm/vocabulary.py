@@ -7,8 +7,9 @@ be encoded to a mask, and the same tokenizer serves an autoregressive model that
 import hashlib
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -26,6 +27,7 @@ _ANY_CHARACTER = r"[\s\S]"
 _TOKENIZER_FILE, _SPECIALS_FILE = "tokenizer.json", "vocabulary.json"
 _ID_FIELDS = ("size", "mask_id", "bos_id", "eos_id", "pad_id")
 _DOCUMENTS_PER_CALL = 1024  # bounds the memory of the tokenizer's own records, which are far larger than the ids
+_CUT = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 _RARE_LETTER = "\N{EGYPTIAN HIEROGLYPH A001}"
 _SHOWN_ALPHABET = 80
 
@@ -74,6 +76,19 @@ class Vocabulary:
             return [self._look_up(text, self._character_ids) for text in documents]
         starts = range(0, len(documents), _DOCUMENTS_PER_CALL)
         return [ids for start in starts for ids in self._tokenize(documents[start : start + _DOCUMENTS_PER_CALL])]
+
+    def encode_pieces(self, text: str, size: int = 1 << 20) -> Iterator[Tensor]:
+        """Ids of a long text, piece after piece: `cat(encode_pieces(text)) == encode(text)`.
+
+        A piece holds `size` characters or a few more, so that memory does not grow with the text. It ends before a
+        space between two letters, where no merge of a byte-level tokenizer reaches across; other tokenizers take the
+        text whole.
+        """
+        start = 0
+        while len(text) - start > size and (end := self._cut_after(text, start + size)) is not None:
+            yield self.encode(text[start:end])
+            start = end
+        yield self.encode(text[start:])
 
     def decode(self, ids: Tensor, show_specials: bool = False) -> str | list[str]:
         """Turn ids (l,) into a text, or (b, l) into a list of them; a mask is shown as `MASK_SYMBOL`.
@@ -131,6 +146,26 @@ class Vocabulary:
         model = json.loads(self.tokenizer.to_str())["model"]
         unknown = model.get("unk_id", model.get("unk_token"))
         return self.tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown
+
+    @cached_property
+    def _cuts_at_spaces(self) -> bool:
+        """Whether nothing but the words of byte-level pre-tokenization, each with its space in front, is merged."""
+        parts = json.loads(self.tokenizer.to_str())
+        words = parts["pre_tokenizer"] or {}
+        return (
+            words.get("type") == "ByteLevel"
+            and words.get("use_regex", True)
+            and not words["add_prefix_space"]
+            and parts["normalizer"] is None
+            and not any(" " in added["content"] for added in parts["added_tokens"])
+        )
+
+    def _cut_after(self, text: str, position: int) -> int | None:
+        """The first place from `position` on where a text can be cut before it is encoded; None if there is none."""
+        if self._character_ids is not None:
+            return position
+        found = _CUT.search(text, position) if self._cuts_at_spaces else None
+        return None if found is None else found.start()
 
     def _look_up(self, text: str, table: Tensor) -> Tensor:
         if not text:

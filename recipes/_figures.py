@@ -28,7 +28,7 @@ class TextSet(NamedTuple):
     @property
     def tokens(self) -> int:
         """How many tokens are scored."""
-        return sum(len(excerpt.tokens) - excerpt.given for excerpt in self.excerpts)
+        return sum(len(excerpt.scored) for excerpt in self.excerpts)
 
 
 class Figure(NamedTuple):
@@ -95,13 +95,13 @@ def choose(
 
     Raises ValueError unless two are left.
     """
-    given = [Excerpt(excerpt.tokens, max(excerpt.given, least_given)) for excerpt in excerpts]
-    usable = [excerpt for excerpt in given if len(excerpt.tokens) > excerpt.given]
+    given = [excerpt._replace(given=max(excerpt.given, least_given)) for excerpt in excerpts]
+    usable = [excerpt for excerpt in given if len(excerpt.scored)]
     count = len(usable) if rows is None else min(rows, len(usable))
     chosen = [usable[number * len(usable) // count] for number in range(count)]
     if count < 2:
         raise ValueError(f"{name}: {count} excerpts to score, but an error bar needs at least 2")
-    characters = sum(len(vocabulary.decode(excerpt.tokens[excerpt.given :])) for excerpt in chosen)
+    characters = sum(len(vocabulary.decode(excerpt.scored)) for excerpt in chosen)
     return TextSet(name, chosen, len(usable), characters)
 
 
@@ -111,8 +111,10 @@ def batches(texts: TextSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor, T
     for length in lengths.unique().flip(0):
         for row in (lengths == length).nonzero().squeeze(-1).split(batch_size):
             tokens = torch.stack([texts.excerpts[number].tokens for number in row.tolist()])
-            given = torch.tensor([texts.excerpts[number].given for number in row.tolist()])
-            yield tokens, torch.arange(int(length)) >= given.unsqueeze(-1), row
+            given = torch.tensor([texts.excerpts[number].given for number in row.tolist()]).unsqueeze(-1)
+            end = length - torch.tensor([texts.excerpts[number].given_after for number in row.tolist()]).unsqueeze(-1)
+            place = torch.arange(int(length))
+            yield tokens, (place >= given) & (place < end), row
 
 
 def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int, device: torch.device) -> list[Figure]:
@@ -173,6 +175,17 @@ def table(figures: Sequence[Figure], unit: str) -> str:
 
 def comparison(figures: Sequence[Figure]) -> str:
     """Perplexities of all models over all sets of texts: a row per figure, a column per set."""
+    return "\n".join([_report.columns(_perplexities(figures)), *_notes(figures)])
+
+
+def markdown(figures: Sequence[Figure]) -> str:
+    """The table of `comparison` as Markdown."""
+    head, *lines = ["| " + " | ".join(row) + " |" for row in _perplexities(figures)]
+    rule = "|" + "---|" * head.count(" | ") + "---|"
+    return "\n".join([head, rule, *lines, "", *_notes(figures)]) + "\n"
+
+
+def _perplexities(figures: Sequence[Figure]) -> list[tuple[str, ...]]:
     names = list(dict.fromkeys(figure.texts for figure in figures))
     rows: dict[tuple[str, str], dict[str, Figure]] = {}
     for figure in figures:
@@ -181,7 +194,7 @@ def comparison(figures: Sequence[Figure]) -> str:
         (f"{model}: {name}{'*' if name.startswith('paper_nelbo') else ''}", *(_perplexity(found[n]) for n in names))
         for (model, name), found in rows.items()
     ]
-    return "\n".join([_report.columns([("perplexity", *names), *lines]), *_notes(figures)])
+    return [("perplexity", *names), *lines]
 
 
 def _perplexity(figure: Figure) -> str:

@@ -100,6 +100,15 @@ def optional(check_value: Check) -> Check:
     return check_or_none
 
 
+def either(check_one: Check, check_other: Check) -> Check:
+    """What one of two checks accepts, a section the second and anything else the first."""
+
+    def check_either(key: str, value: Any) -> None:
+        (check_other if isinstance(value, dict) else check_one)(key, value)
+
+    return check_either
+
+
 def section(schema: Schema) -> Check:
     """A mapping with keys of its own."""
 

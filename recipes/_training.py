@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from edlm import checkpoints, contracts, corpora
+from edlm.corpora import Rows
 from edlm.recipes import _settings
 from edlm.recipes._entry import Interrupted
 from edlm.recipes._settings import Schema
@@ -92,7 +93,7 @@ class TrainingRun:
         folder: Path,
         network: nn.Module,
         stages: TensorDictModuleBase,
-        blocks: Tensor,
+        blocks: Rows,
         vocabulary: Vocabulary,
         settings: Mapping[str, Any],
         seed: int,

@@ -142,7 +142,7 @@ class EnergyByNCE:
         return {name: estimate(values).mean for name, values in figures.items() if name != "t"}
 
     @torch.no_grad()
-    def held_out(self, network: nn.Module, blocks: Tensor, rows: int) -> dict[str, Tensor]:
+    def held_out(self, network: nn.Module, blocks: corpora.Rows, rows: int) -> dict[str, Tensor]:
         """Per row (n,): its time, NCE loss and accuracy, and the ESS of `report_particles` drafts."""
         settings = self.settings
         k = settings["report_particles"]
@@ -207,7 +207,7 @@ class EnergyByNCE:
             for name in ("off", "on")
         ]
 
-    def transition_bounds(self, blocks: Tensor) -> dict[str, Estimate]:
+    def transition_bounds(self, blocks: corpora.Rows) -> dict[str, Estimate]:
         """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row."""
         settings, wanted = self.settings, self.settings["samples"]
         if settings["scope"] == "draft":

@@ -1,7 +1,7 @@
 """Say how good models are: likelihood bounds on held-out and on foreign text, and the quality of samples, with errors.
 
 edlm run evaluate denoiser=runs/tiny/denoiser energy=runs/tiny/energy rows=64
-edlm run evaluate zero_shot=[books.txt,news] split=null energy=null
+edlm run evaluate zero_shot=[ptb,wikitext2,books.txt] split=null energy=null
 edlm run evaluate samples=runs/tiny/samples.jsonl judge=runs/tiny/ar
 """
 
@@ -14,7 +14,8 @@ import torch
 
 import edlm
 from edlm import corpora, judges
-from edlm.recipes import _entry, _figures, _models, _quality, _report, _scores, _settings, _training
+from edlm.corpora import Excerpt
+from edlm.recipes import _entry, _figures, _models, _quality, _report, _scores, _settings, _texts, _training
 from edlm.recipes._figures import Figure, TextSet
 from edlm.recipes._settings import Schema
 
@@ -30,9 +31,11 @@ SETTINGS: Schema = {
     "ar": _settings.optional(_settings.text),
     "corpus": _settings.component(),
     "split": _settings.optional(_settings.choice("train", "valid", "test")),
-    "zero_shot": _settings.items(_settings.text),
+    "zero_shot": _settings.items(_settings.either(_settings.text, _settings.component())),
+    "zero_shot_files": _settings.optional(_settings.text),
     "normalised": _settings.flag,
     "documents": _settings.choice("joined", "separate"),
+    "wrapped": _settings.flag,
     "length": _settings.optional(_settings.integer(1)),
     "context": _settings.integer(0),
     "rows": _settings.optional(_settings.integer(2)),
@@ -49,7 +52,7 @@ SETTINGS: Schema = {
     "ngrams": _settings.items(_settings.integer(1), least=1),
     "replicates": _settings.integer(2),
 }
-CARD = "metric_card.json"
+CARD, TABLE = "metric_card.json", "perplexities.md"
 
 
 class Evaluate:
@@ -79,9 +82,8 @@ class Evaluate:
         least_given = 1 if self.models.ar is not None and self.models.ar.bos_id is None else 0
         self.texts: list[TextSet] = []
         for name, documents in self.documents.items():
-            joined = settings["documents"] == "joined"
             try:
-                found = corpora.excerpts(documents, vocabulary, length, joined, settings["context"])
+                found = self._excerpts(documents, length)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             self.texts.append(_figures.choose(name, found, settings["rows"], vocabulary, least_given))
@@ -117,6 +119,8 @@ class Evaluate:
         """Write the figures with everything that is needed to repeat them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         _report.write_json(self.folder / CARD, self.card())
+        if len(self.texts) > 1:
+            _report.write_text(self.folder / TABLE, _figures.markdown(self.figures))
         print(f"\n  everything needed to repeat this: {self.folder / CARD}")
 
     def card(self) -> dict[str, Any]:
@@ -153,11 +157,19 @@ class Evaluate:
         settings, found = self.settings, {}
         if settings["split"] is not None:
             found[settings["split"]] = list(getattr(_settings.build(settings["corpus"]), settings["split"]))
-        for path in settings["zero_shot"]:
-            if path in found:
-                raise ValueError(f"zero_shot names {path!r} twice")
-            found[path] = corpora.read_documents(path, settings["normalised"])
+        for asked in settings["zero_shot"]:
+            name, documents = _texts.zero_shot(asked, settings["zero_shot_files"], settings["normalised"])
+            if name in found:
+                raise ValueError(f"zero_shot names {name!r} twice")
+            found[name] = documents
         return found
+
+    def _excerpts(self, documents: list[str], length: int) -> list[Excerpt]:
+        """Documents cut as the config says, between bos and eos if it says so."""
+        settings, vocabulary = self.settings, self.models.vocabulary
+        room = length - 2 if settings["wrapped"] else length
+        found = corpora.excerpts(documents, vocabulary, room, settings["documents"] == "joined", settings["context"])
+        return [corpora.wrap(excerpt, vocabulary) for excerpt in found] if settings["wrapped"] else found
 
     def _real_text(self) -> tuple[_quality.Texts, _quality.Texts] | None:
         """Two sets of excerpts of the first set of texts, as long as a sample."""

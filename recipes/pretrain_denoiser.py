@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from edlm import corpora, denoisers, likelihoods, training
-from edlm.corpora import Blocks
+from edlm.corpora import Blocks, Rows
 from edlm.recipes import _entry, _report, _settings, _training
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
@@ -92,7 +92,7 @@ class PretrainDenoiser:
         bound = self.held_out_nelbo(network, self.blocks.valid, self.settings["valid_rows"])
         return {"nelbo": bound.mean, "nelbo_error": bound.standard_error}
 
-    def held_out_nelbo(self, network: nn.Module, blocks: torch.Tensor, rows: int) -> likelihoods.Estimate:
+    def held_out_nelbo(self, network: nn.Module, blocks: Rows, rows: int) -> likelihoods.Estimate:
         """The continuous-time NELBO in nats per token over `rows` draws, the blocks gone through as often as needed."""
         return continuous_nelbo(self._denoiser(network), self.schedule, blocks, rows, self.settings)
 
@@ -141,7 +141,7 @@ class PretrainDenoiser:
 def continuous_nelbo(
     denoiser: denoisers.SubsDenoiser,
     schedule: Any,
-    blocks: torch.Tensor,
+    blocks: Rows,
     rows: int,
     settings: Mapping[str, Any],
 ) -> likelihoods.Estimate:

@@ -195,6 +195,61 @@ def test_foreign_texts_share_one_table_and_short_documents_stand_alone(run, fold
     assert [figure["texts"] for figure in card["figures"]] == 2 * [one["name"]] + 2 * [two["name"]]
 
 
+NAMED = {
+    "ptb/ptb.valid.txt": "abc cab \n\nbca <unk> abc \n" * 4,
+    "wikitext2/wiki.valid.raw": " = abc = \n \n abc , cab . \n" * 4,
+    "lm1b/heldout/news.en.heldout-00000-of-00050": "abc cab .\nabc , c ab .\n" * 4,
+    "lambada/lambada_test.jsonl": '{"text": "abc “cab” bca"}\n' * 4,
+    "ag_news/test.csv": '"1","abc","cab bca"\n' * 4,
+    "pubmed/val.txt": '{"article_text": ["abc cab", "bca ( abc )"]}\n' * 4,
+    "arxiv/validation/0.jsonl": '{"article": "abc cab", "abstract": "x"}\n' * 4,
+}
+
+
+def test_the_papers_sets_are_read_by_name_in_one_call(run, folder: Path, tmp_path: Path) -> None:
+    for file, content in NAMED.items():
+        (tmp_path / "sets" / file).parent.mkdir(parents=True)
+        (tmp_path / "sets" / file).write_text(content, encoding="utf-8")
+    names = [file.split("/")[0] for file in NAMED]
+    sets = [f"zero_shot=[{','.join([*names, 'ptb:valid'])}]", f"zero_shot_files={tmp_path / 'sets'}"]
+    status, _, error, card = run(*sets, "normalised=true", "energy=null", "ar=null", "length=8")
+    assert status == 0, error
+    assert [texts["name"] for texts in card["texts"]] == [*names, "ptb:valid"]
+    assert {texts["name"]: texts["documents"] for texts in card["texts"]} == {
+        "ptb": 8, "wikitext2": 8, "lm1b": 8, "lambada": 4, "ag_news": 4, "pubmed": 4, "arxiv": 4, "ptb:valid": 8,
+    }  # fmt: skip
+    characters = {texts["name"]: texts["characters"] for texts in card["texts"]}
+    assert characters["ptb"] == len(" ".join(["abc cab", "bca abc"] * 4))
+    table = (tmp_path / "out" / "perplexities.md").read_text("utf-8").splitlines()
+    assert table[0] == "| perplexity | " + " | ".join([*names, "ptb:valid"]) + " |"
+    assert table[1] == "|---|" + "---|" * (len(names) + 1)
+    assert [line.split(" | ")[0] for line in table[2:4]] == ["| denoiser: nelbo", "| denoiser: t_step_nelbo"]
+    by_set = {figure["texts"]: figure for figure in card["figures"] if figure["figure"] == "nelbo"}
+    assert table[2].split(" | ")[1] == f"{by_set['ptb']['perplexity']:.4g}"
+
+
+def test_excerpts_between_bos_and_eos_score_the_text_alone(run, folder: Path, tmp_path: Path) -> None:
+    ids = vocabulary.characters("abc ", specials=["bos", "eos"])
+    causal = tiny_network(2, ids.size, LENGTH, causal=True, conditioning_size=0).float()
+    checkpoints.save_network(tmp_path / "special", causal, ids, {"bos_id": ids.bos_id})
+    only = ("denoiser=null", "energy=null", f"ar={tmp_path / 'special'}", "wrapped=true")
+    status, _, error, card = run(*only)
+    assert status == 0, error
+    network = folding.fold_conditioning(checkpoints.load_as(Transformer, tmp_path / "special"))
+    nats = 0.0
+    for excerpt in corpora.excerpts([TEXT], ids, LENGTH - 2):
+        x_0 = torch.cat([torch.tensor([ids.bos_id]), excerpt.tokens, torch.tensor([ids.eos_id])])
+        with torch.no_grad():
+            log_p = energies.ar_log_prob(network, x_0[None], ids.mask_id, ids.bos_id)[0]
+        nats -= float(log_p[excerpt.given + 1 : -1].double().sum())
+    [figure] = card["figures"]
+    assert card["texts"][0]["tokens"] == card["texts"][0]["characters"] == len(TEXT)
+    assert figure["nats_per_token"] == pytest.approx(nats / len(TEXT), rel=1e-5)
+    status, _, error, _ = run("wrapped=true")
+    assert status == 2
+    assert "wrapped = True needs a vocabulary with a bos and an eos id" in error
+
+
 def test_without_a_bos_the_first_token_is_given_to_every_model(run, folder: Path) -> None:
     status, _, error, card = run(f"ar={folder / 'without_bos'}", "energy=null", "rows=4")
     assert status == 0, error
@@ -326,6 +381,9 @@ def test_rows_of_unequal_length_count_by_their_tokens() -> None:
         (["zero_shot=[]"], "there is nothing to evaluate"),
         (["zero_shot=[/nowhere.txt]"], "/nowhere.txt: no such file"),
         (["zero_shot=[{}/one.txt,{}/one.txt]"], "twice"),
+        (["zero_shot=[ptb:last]"], "zero_shot = 'ptb:last': the split must be one of train, valid, test"),
+        (["zero_shot=[ptb]", "zero_shot_files={}"], "ptb: no such file or folder"),
+        (["zero_shot=[{_component_: edlm.datasets.named, name: ptb, paht: x}]"], "zero_shot[0].paht: unknown key"),
         (["judge={}/ar"], "has nothing to judge: name samples"),
         (["samples=/nowhere.jsonl"], "samples = '/nowhere.jsonl' cannot be read"),
         (["samples={}/one.txt"], "line 1 must be a json object with a text"),

@@ -1,0 +1,403 @@
+"""Data sets by name, from the Hugging Face hub or from files of one's own, as documents in the splits of the papers.
+
+A set is read document by document, tokenised once into a file, and cut into blocks when they are asked for. Whatever
+is loaded is data: the hub's loading scripts are not run, by this library nor by the versions of `datasets` it takes.
+"""
+
+import difflib
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from edlm import corpora, detokenizers, documents, layouts, token_cache
+from edlm.corpora import Blocks
+from edlm.detokenizers import Detokenizer
+from edlm.documents import Unit
+from edlm.layouts import Layout
+from edlm.vocabulary import Vocabulary
+
+Reader = Callable[[str], Iterator[str]]  # a split's documents, anew with every call
+
+_RULES = 1  # raised when documents of the same files change
+_PARQUET = "refs/convert/parquet"  # the hub's own copy of sets whose repository holds a script
+_SPLITS = ("train", "valid", "test")
+_HUB_NAMES = {"train": "train", "valid": "validation", "test": "test"}
+_FRACTIONS = (0.9, 0.05, 0.05)
+_TEXT8 = 100_000_000  # characters
+_ROWS_AT_ONCE = 1024
+
+
+class Part(NamedTuple):
+    """Documents of one stored split: all of them, all but the last so many, or only those."""
+
+    stored: str
+    all_but_last: int = 0
+    last: int = 0
+
+
+class Published(NamedTuple):
+    """What is known of a data set: where the hub has it, what its text is called, and how the papers split it.
+
+    zero_shot: the split of the published zero-shot figures. whole: one text, cut 90/5/5 by characters.
+    """
+
+    repository: str
+    parts: Mapping[str, Part]
+    zero_shot: str
+    config: str | None = None
+    folder: str | None = None
+    revision: str | None = None
+    columns: tuple[str, ...] = ("text",)
+    unit: Unit = "line"
+    detokenize: Detokenizer | None = None
+    whole: bool = False
+
+
+_THREE = {name: Part(name) for name in _SPLITS}
+_TWO = {"train": Part("train"), "valid": Part("test"), "test": Part("test")}
+_PAPERS = "armanc/scientific_papers"
+SETS = {
+    "text8": Published("afmck/text8", _THREE, "test", unit="file", whole=True),
+    "lm1b": Published(
+        "billion-word-benchmark/lm1b",
+        _TWO,
+        "test",
+        folder="plain_text",
+        revision=_PARQUET,
+        detokenize=detokenizers.lm1b,
+    ),
+    "openwebtext": Published(
+        "Skylion007/openwebtext",
+        {
+            "train": Part("train", all_but_last=100_000),
+            "valid": Part("train", last=100_000),
+            "test": Part("train", last=100_000),
+        },
+        "valid",
+        unit="file",
+    ),
+    "wikitext2": Published(
+        "Salesforce/wikitext", _THREE, "valid", config="wikitext-2-raw-v1", detokenize=detokenizers.wikitext
+    ),
+    "wikitext103": Published(
+        "Salesforce/wikitext", _THREE, "valid", config="wikitext-103-raw-v1", detokenize=detokenizers.wikitext
+    ),
+    "ptb": Published(
+        "ptb-text-only/ptb_text_only",
+        _THREE,
+        "valid",
+        folder="penn_treebank",
+        revision=_PARQUET,
+        columns=("sentence", "text"),
+        detokenize=detokenizers.ptb,
+    ),
+    "lambada": Published(
+        "EleutherAI/lambada_openai", {"test": Part("test")}, "test", config="default", detokenize=detokenizers.lambada
+    ),
+    "ag_news": Published("fancyzhx/ag_news", _TWO, "test"),
+    "pubmed": Published(
+        _PAPERS,
+        _THREE,
+        "valid",
+        folder="pubmed",
+        revision=_PARQUET,
+        columns=("article", "article_text"),
+        unit="record",
+        detokenize=detokenizers.scientific_papers,
+    ),
+    "arxiv": Published(
+        _PAPERS,
+        _THREE,
+        "valid",
+        folder="arxiv",
+        revision=_PARQUET,
+        columns=("article", "article_text"),
+        unit="record",
+        detokenize=detokenizers.scientific_papers,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set: a `corpora.Source` whose text need not fit into memory.
+
+    read: a split's documents, anew with every call. zero_shot: the split of the published figures.
+    """
+
+    name: str
+    read: Reader
+    content: str
+    zero_shot: str
+    cache: Path
+    layout: Layout
+    wrapped: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs when any block could: by what is read and how it is laid out."""
+        return _digest(self.content, self.layout, str(self.wrapped))
+
+    @cached_property
+    def train(self) -> list[str]:
+        """The documents of the training split."""
+        return list(self.documents("train"))
+
+    @cached_property
+    def valid(self) -> list[str]:
+        """The documents of the validation split."""
+        return list(self.documents("valid"))
+
+    @cached_property
+    def test(self) -> list[str]:
+        """The documents of the test split."""
+        return list(self.documents("test"))
+
+    def documents(self, split: str) -> Iterator[str]:
+        """The documents of a split that hold any text, one at a time."""
+        return (text for text in self.read(split) if text.strip())
+
+    def blocks(self, vocabulary: Vocabulary, length: int) -> Blocks:
+        """Blocks of every split, read from the token cache when they are indexed; written there if they are not yet.
+
+        Raises ValueError as `token_cache.tokens` and `layouts.rows` do, and for a set that has not all three splits.
+        """
+        return Blocks(*(self._rows(name, vocabulary, length) for name in _SPLITS))
+
+    def _rows(self, split: str, vocabulary: Vocabulary, length: int) -> layouts.TokenRows:
+        folder = self.cache / f"{self.name}-{self.content}-{vocabulary.fingerprint}"
+        try:
+            tokens = token_cache.tokens(folder, split, lambda: self.documents(split), vocabulary)
+            return layouts.rows(tokens, vocabulary, length, self.layout, self.wrapped, split)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+
+def named(
+    name: str,
+    path: str | Path | None = None,
+    cache: str | Path = "data/cache",
+    layout: Layout = "packed",
+    wrapped: bool = False,
+    normalised: bool = False,
+    streaming: bool = False,
+) -> DataSet:
+    """A data set of `SETS` by its name, as the papers read and split it.
+
+    path: its files, in the format of the hub or in the one they were first published in; None asks the hub, through
+    `datasets`. streaming: read the hub's files over the network, without a copy of them on disk, when tokens are
+    written. normalised: reduce documents to the 27 symbols of text8. layout, wrapped: see `layouts.rows`.
+    Raises ValueError for an unknown name, and for data that is not there or not as expected, naming it.
+    """
+    if name not in SETS:
+        near = difflib.get_close_matches(name, SETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SETS)}"
+        raise ValueError(f"name = {name!r} is no data set; {hint}")
+    published = SETS[name]
+    _require(path is None or not streaming, "streaming = True reads from the hub: leave path null")
+    stored, content = _on_hub(name, published, streaming) if path is None else _in_files(name, published, Path(path))
+    read = _cut_whole(name, stored) if published.whole else _parts(name, published, stored)
+    clean = published.detokenize or _unchanged
+    return _data_set(
+        name, _cleaned(read, clean, normalised), content, published.zero_shot, cache, layout, wrapped, normalised
+    )
+
+
+def files(
+    path: str | Path,
+    column: str = "text",
+    documents_are: str = "paragraphs",
+    cache: str | Path = "data/cache",
+    layout: Layout = "packed",
+    wrapped: bool = False,
+    normalised: bool = False,
+    fractions: Sequence[float] = _FRACTIONS,
+) -> DataSet:
+    """Any text of one's own, a file or a folder of plain text, jsonl, parquet, arrow, CSV or zip, of any size.
+
+    A file belongs to the split that its name or its folder's says: train, valid (validation, val, dev) or test. If no
+    name says any, all documents are split in order by `fractions` of the characters. column: what the text is called in
+    jsonl, parquet and arrow. documents_are: what a document of plain text is: "paragraphs" between blank lines, a
+    "line", or the "file". The rest as of `named`. Raises ValueError for data that is missing or not as expected.
+    """
+    _require(
+        documents_are in ("paragraphs", "line", "file"),
+        f"documents_are = {documents_are!r} must be paragraphs, line or file",
+    )
+    found = documents.find(path)
+    unit: Unit = documents_are  # type: ignore[assignment]
+
+    def stored(split: str) -> Iterator[str]:
+        return _of_files(found.get(split, []), (column,), unit)
+
+    if set(found) == {""}:
+        read = _by_fractions(lambda: stored(""), fractions, str(path))
+    else:
+        missing = [split for split in _SPLITS if split not in found]
+        _require(
+            not missing, f"{path}: has files for {', '.join(filter(None, found))} but none for {', '.join(missing)}"
+        )
+        read = stored
+    content = _digest(_content(Path(path), found), column, documents_are, repr(tuple(fractions)))
+    cleaned = _cleaned(read, _unchanged, normalised)
+    return _data_set(Path(path).stem, cleaned, content, "test", cache, layout, wrapped, normalised)
+
+
+def _data_set(
+    name: str,
+    read: Reader,
+    content: str,
+    zero_shot: str,
+    cache: str | Path,
+    layout: Layout,
+    wrapped: bool,
+    normalised: bool,
+) -> DataSet:
+    known = get_args(Layout)
+    _require(layout in known, f"layout = {layout!r} must be one of {', '.join(known)}")
+    key = _digest(content, str(_RULES), str(normalised))
+    return DataSet(name, read, key, zero_shot, Path(cache), layout, wrapped)
+
+
+def _parts(name: str, published: Published, stored: Reader) -> Reader:
+    """Documents of our splits out of those that are stored."""
+
+    def read(split: str) -> Iterator[str]:
+        if split not in published.parts:
+            raise ValueError(f"{name} has no {split} split, only {', '.join(published.parts)}")
+        return _sliced(stored(published.parts[split].stored), published.parts[split], name)
+
+    return read
+
+
+def _sliced(texts: Iterable[str], part: Part, name: str) -> Iterator[str]:
+    if part.last:
+        yield from deque(texts, maxlen=part.last)
+        return
+    waiting: deque[str] = deque()
+    passed = 0
+    for text in texts:
+        waiting.append(text)
+        if len(waiting) > part.all_but_last:
+            passed += 1
+            yield waiting.popleft()
+    _require(
+        passed > 0, f"{name}: {len(waiting)} documents leave none to train on beside the last {part.all_but_last:,}"
+    )
+
+
+def _cut_whole(name: str, stored: Reader) -> Reader:
+    """One text, cut 90/5/5 by characters, however many splits it is stored in."""
+
+    def read(split: str) -> Iterator[str]:
+        text = "".join(stored("train"))
+        if len(text) != _TEXT8:  # else it is all there
+            text += "".join(chain(stored("valid"), stored("test")))
+        return iter(getattr(corpora.cut(text, _FRACTIONS, name), split))
+
+    return read
+
+
+def _by_fractions(texts: Callable[[], Iterator[str]], fractions: Sequence[float], source: str) -> Reader:
+    """Documents in order, split by fractions of their characters, which are counted first."""
+
+    @lru_cache(maxsize=1)
+    def places() -> tuple[int, int, int]:
+        sizes = [len(text) for text in texts() if text.strip()]
+        _require(len(sizes) >= 3, f"{source}: {len(sizes)} documents are too few to be split in three")
+        return *corpora.split_places(sizes, fractions), len(sizes)
+
+    def read(split: str) -> Iterator[str]:
+        first, second, count = places()
+        start, end = {"train": (0, first), "valid": (first, second), "test": (second, count)}[split]
+        return islice((text for text in texts() if text.strip()), start, end)
+
+    return read
+
+
+def _cleaned(read: Reader, clean: Detokenizer, normalised: bool) -> Reader:
+    if normalised:
+        return lambda split: (corpora.normalise(clean(text)) for text in read(split) if text.strip())
+    return lambda split: (clean(text) for text in read(split) if text.strip())
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
+def _in_files(name: str, published: Published, path: Path) -> tuple[Reader, str]:
+    """What a set's own files hold by stored split, and what they are."""
+    found = documents.find(path)
+    wanted = {"train"} if published.whole else {part.stored for part in published.parts.values()}
+
+    def stored(split: str) -> Iterator[str]:
+        unnamed = found.get("", []) if wanted == {split} else []  # a set of one stored split need not name it
+        inside = found.get(split, unnamed)
+        optional = published.whole and split not in wanted
+        _require(bool(inside) or optional, f"{path}: no file of {name} says {split} in its name or its folder's")
+        return _of_files(inside, published.columns, published.unit)
+
+    return stored, _digest(name, _content(path, found))
+
+
+def _of_files(inside: Sequence[Path], columns: tuple[str, ...], unit: Unit) -> Iterator[str]:
+    return chain.from_iterable(documents.read(file, columns, unit) for file in inside)
+
+
+def _on_hub(name: str, published: Published, streaming: bool) -> tuple[Reader, str]:
+    """What the hub holds by stored split, and its revision."""
+    where: dict[str, Any] = {"name": published.config, "data_dir": published.folder, "revision": published.revision}
+    hub = _hub()
+    builder = _asked(name, published, lambda: hub.load_dataset_builder(published.repository, **where))
+
+    def stored(split: str) -> Iterator[str]:
+        asked = {**where, "split": _HUB_NAMES[split], "streaming": streaming}
+        rows = _asked(name, published, lambda: hub.load_dataset(published.repository, **asked))
+        names = list(rows.features or next(iter(rows)))
+        column = documents.column_of(names, published.columns, f"{name}: {published.repository}")
+        for batch in rows.select_columns([column]).iter(_ROWS_AT_ONCE):
+            yield from documents.texts(batch[column], f"{name}: {published.repository}")
+
+    return stored, _digest(name, published.repository, str(builder.hash))
+
+
+def _hub() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError("data sets by name come through `datasets`: pip install 'edlm-torch[data]'") from error
+    return datasets
+
+
+def _asked(name: str, published: Published, ask: Callable[[], Any]) -> Any:
+    try:
+        return ask()
+    except Exception as error:  # of the network, of the hub, of a format: each has its own
+        reason = str(error).strip().partition("\n")[0]
+        message = f"{name}: the hub does not give {published.repository} ({reason}); name its files by path"
+        raise ValueError(message) from error
+
+
+def _content(path: Path, found: Mapping[str, Sequence[Path]]) -> str:
+    """The hash of all that files hold, with the split and the name of each."""
+    digest = hashlib.sha256()
+    for split, inside in sorted(found.items()):
+        for file in inside:
+            with file.open("rb") as opened:
+                content = hashlib.file_digest(opened, "sha256").hexdigest()
+            digest.update(f"{split} {file.relative_to(path) if path.is_dir() else file.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

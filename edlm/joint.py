@@ -1,0 +1,215 @@
+"""One network, two heads: the pass that weighs what a step may reveal is the denoiser's pass for the next step.
+
+A joint network (`contracts.Joint`) reads the candidates x_s. Its states at what is new in x_s tell the energy of the
+transition (see `transition`), and those at what is still masked give `log p(x_0 | x_s)`. So a sampler reads the text of
+masks once, then k candidates per step, and nothing besides; the winner's states are carried to the next step.
+The network is told no time: one pass serves two of them, and the law of the data given x_t depends on none.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+
+from edlm import absorbing, contracts, energies, noise, objectives, samplers, schedules, training
+from edlm.contracts import Joint
+from edlm.denoisers import SubsDenoiser
+from edlm.noise import Stream
+from edlm.schedules import Schedule
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def energy(network: Joint) -> TensorDictModule:
+    """The energy of transitions of a joint network as one of its own, `{candidates, x_t, positions} -> {energy}`.
+
+    What `importance` computes, for any other kernel or bound; it reads x_t too, one pass more than is needed there.
+    """
+    return TensorDictModule(
+        _Energy(network),
+        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS],
+        out_keys=[contracts.ENERGY],
+    )
+
+
+def contrastive(
+    denoiser: SubsDenoiser,
+    schedule: Schedule,
+    num_steps: tuple[int, int],
+    num_negatives: int = 1,
+    nelbo_weight: float = 1.0,
+    energy_weight: float = 1.0,
+    objective: Callable[[Tensor, Tensor], Tensor] = objectives.nce,
+    pad_id: int | None = None,
+) -> TensorDictSequential:
+    """Build the training pipeline of a joint network: `{x_0, seed, row, step, num_rows} -> {loss, energy, ...}`.
+
+    A text is put at a state x_s of a uniform grid, and one pass reads it beside `num_negatives` draws of what the step
+    before revealed. `loss = nelbo_weight NELBO / l + energy_weight objective(E)`: the NELBO of the sampler with these
+    steps, on what x_s still masks, and contrast on what is new. The draws are the network's own, as they are in
+    sampling: no gradient, dropout off, and the weights as they stand now.
+    num_steps: fewest and most steps of the grids to train for; their logarithm is uniform between them.
+    Of the T + 1 states of a grid the first, all masks, has no step before it, the last nothing left to predict.
+    Raises ValueError unless 1 <= fewest <= most and num_negatives >= 1, and for a denoiser as `importance` does.
+    """
+    fewest, most = num_steps
+    if not 1 <= fewest <= most:
+        raise ValueError(f"num_steps = ({fewest}, {most}) must be the fewest and the most steps, 1 <= fewest <= most")
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
+    network, proposal = _joint_network(denoiser), _sharing_weights(denoiser)
+    draft = TensorDictSequential(
+        {"denoise": proposal, "draw": training.negative_noise(num_negatives), "propose": samplers.propose(proposal)},
+        inplace=False,
+    )
+    return TensorDictSequential(
+        {
+            "corrupt": TensorDictModule(
+                _AtState(denoiser.mask_id, schedule, fewest, most, pad_id),
+                in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
+                out_keys=[contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS, contracts.WEIGHT],
+            ),
+            "draft": training.Frozen(draft),
+            "pair": TensorDictModule(
+                lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1),
+                in_keys=[contracts.X_S, contracts.CANDIDATES],
+                out_keys=[contracts.CANDIDATES],
+            ),
+            "read": _read(network),
+            "weigh": _weigh(network),
+            "remain": TensorDictModule(
+                partial(_still_masked, denoiser.mask_id),
+                in_keys=[contracts.X_S, contracts.CANDIDATE_STATES],
+                out_keys=[contracts.POSITIONS, contracts.HIDDEN],
+            ),
+            "score": training.score(denoiser),
+            "objective": TensorDictModule(
+                partial(_loss, nelbo_weight, energy_weight, objective),
+                in_keys=[contracts.LOG_PROB, contracts.WEIGHT, contracts.ENERGY],
+                out_keys=[contracts.LOSS],
+            ),
+        },
+        inplace=False,
+    )
+
+
+def _joint_network(denoiser: SubsDenoiser) -> Joint:
+    network = denoiser.module.network
+    if not isinstance(network, Joint):
+        raise ValueError(f"a network of class {type(network).__name__} has no energy: a joint network has two heads")
+    if denoiser.module.schedule is not None:
+        raise ValueError("a joint network is told no time: build its denoiser without a schedule")
+    return network
+
+
+def _sharing_weights(module: M) -> M:
+    """The same module with the same parameters, so that it can be in eval mode while the other is in training."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+
+
+def _read(network: Joint) -> TensorDictModule:
+    return TensorDictModule(_Read(network), in_keys=[contracts.CANDIDATES], out_keys=[contracts.CANDIDATE_STATES])
+
+
+def _weigh(network: Joint) -> TensorDictModule:
+    return TensorDictModule(
+        _Weigh(network),
+        in_keys=[contracts.CANDIDATE_STATES, contracts.HIDDEN, contracts.POSITIONS],
+        out_keys=[contracts.ENERGY],
+    )
+
+
+class _Read(nn.Module):
+    """The one pass: candidates (b, k, l) to their states (b, k, l, h)."""
+
+    def __init__(self, network: Joint) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, candidates: Tensor) -> Tensor:
+        return self.network(candidates.flatten(0, 1)).unflatten(0, candidates.shape[:2])
+
+
+class _Weigh(nn.Module):
+    """E, the sum of scalars over what is new: states (b, k, l, h), those of x_t (n, h) at new positions, to (b, k)."""
+
+    def __init__(self, network: Joint) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, states: Tensor, expected: Tensor, positions: Tensor) -> Tensor:
+        b, k, l, _ = states.shape
+        everyone = energies.of_every_particle(positions, b, k, l)
+        expected = expected.unsqueeze(1).expand(-1, k, -1).flatten(0, 1)
+        scalars = self.network.scalars(states.flatten(0, 1), expected, everyone)
+        scalars = scalars.to(torch.promote_types(scalars.dtype, torch.float32))
+        owner = (everyone // l).clamp(max=b * k - 1)  # a padded position adds zero to the last
+        return scalars.new_zeros(b * k).index_add(0, owner, scalars).view(b, k)
+
+
+class _Energy(nn.Module):
+    """Both passes: over x_t, for what is expected of the new positions, and over the candidates."""
+
+    def __init__(self, network: Joint) -> None:
+        super().__init__()
+        self.read = _Read(network)
+        self.weigh = _Weigh(network)
+
+    def forward(self, candidates: Tensor, x_t: Tensor, positions: Tensor) -> Tensor:
+        expected = self.read.network(x_t, None, positions.clamp(max=x_t.numel() - 1))
+        return self.weigh(self.read(candidates), expected, positions)
+
+
+class _AtState(nn.Module):
+    """Texts at one of the T + 1 states of a random grid, x_s, and at the one before, x_t; weights of their NELBO.
+
+    The sum over the states that are before a step is the T-step NELBO, of which one of T + 1 is drawn: its weight is
+    `(T + 1) (alpha_s' - alpha_s) / (1 - alpha_s)`, with the next step's `s -> s'`, and zero at the end of the grid.
+    """
+
+    def __init__(self, mask_id: int, schedule: Schedule, fewest: int, most: int, pad_id: int | None) -> None:
+        super().__init__()
+        self.mask_id = mask_id
+        self.schedule = schedule
+        self.fewest = fewest
+        self.most = most
+        self.pad_id = pad_id
+
+    def forward(
+        self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        when, how_many = noise.uniforms(seed, row, step, Stream.TIME, count=2).unbind(-1)
+        num_steps = (self.fewest * ((self.most + 1) / self.fewest) ** how_many).floor().clamp(max=self.most)
+        left = (schedules.stratified_times(when, row, num_rows) * (num_steps + 1)).floor()  # steps to go: 0..T
+        maskable = torch.ones_like(x_0, dtype=torch.bool) if self.pad_id is None else x_0 != self.pad_id
+        reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
+        # Counted from the end of the grid: the steps that a position is still masked for, 1..T.
+        masked_for = (absorbing.reveal_times(reveal_noise, self.schedule) * num_steps.unsqueeze(-1)).ceil().clamp(min=1)
+        x_t = torch.where(maskable & (masked_for <= left.unsqueeze(-1) + 1), self.mask_id, x_0)
+        x_s = torch.where(maskable & (masked_for <= left.unsqueeze(-1)), self.mask_id, x_0)
+        alpha, alpha_next = (self.schedule.alpha(steps.clamp(min=0) / num_steps) for steps in (left, left - 1))
+        share = torch.where(left > 1, (alpha_next - alpha) / (1.0 - alpha), left)  # the last step reveals all
+        positions = (x_t != x_s).flatten().nonzero().squeeze(-1)
+        return x_t, ((left + 1) / num_steps).clamp(max=1.0), x_s, positions, (num_steps + 1) * share
+
+
+def _still_masked(mask_id: int, x_s: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """What x_s (b, l) masks, as flat positions (n,), and the states (n, h) of candidate 0, the text, there."""
+    positions = (x_s == mask_id).flatten().nonzero().squeeze(-1)
+    return positions, states[:, 0].flatten(0, 1).index_select(0, positions)
+
+
+def _loss(
+    nelbo_weight: float,
+    energy_weight: float,
+    objective: Callable[[Tensor, Tensor], Tensor],
+    log_prob: Tensor,
+    weight: Tensor,
+    energies_: Tensor,
+) -> Tensor:
+    bound = objectives.nelbo(log_prob, weight) / log_prob.shape[1]
+    return nelbo_weight * bound + energy_weight * objective(energies_[:, 0], energies_[:, 1:])

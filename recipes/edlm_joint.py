@@ -1,0 +1,290 @@
+"""Train one network for both jobs: a denoiser, and the energy that corrects what its steps reveal.
+
+edlm run edlm_joint                       # trains the denoiser first if there is none
+edlm run edlm_joint --config tiny num_negatives=3 energy_weight=0.5
+edlm run generate denoiser=runs/tiny/joint energy=runs/tiny/joint output=runs/tiny/joint.jsonl
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from edlm import (
+    checkpoints,
+    contracts,
+    corpora,
+    denoisers,
+    joint,
+    likelihoods,
+    networks,
+    objectives,
+    particles,
+    pipelines,
+    schedules,
+    transition,
+)
+from edlm import samplers as kernels
+from edlm.denoisers import SubsDenoiser
+from edlm.likelihoods import Estimate, estimate
+from edlm.networks import Transformer
+from edlm.recipes import _entry, _report, _settings, _training, pretrain_denoiser
+from edlm.recipes._settings import Schema
+from edlm.recipes._training import Metrics, TrainingRun
+
+TRAINING: Schema = {key: check for key, check in _training.SETTINGS.items() if key != "time_low"}
+SAMPLES: Schema = {
+    "num_samples": _settings.integer(1),
+    "num_steps": _settings.integer(1),
+    "num_particles": _settings.integer(1),
+    "window": _settings.window,
+    "seed": _settings.integer(0),
+}
+SETTINGS: Schema = {
+    "recipe": _settings.choice("edlm_joint"),
+    "output_dir": _settings.text,
+    "seed": _settings.integer(0),
+    "device": _settings.choice("auto", "cpu", "cuda"),
+    "threads": _settings.optional(_settings.integer(1)),
+    "corpus": _settings.component(),
+    "denoiser": _settings.text,
+    "pretrain": _settings.optional(_settings.section(pretrain_denoiser.MODEL)),
+    "dropout": _settings.number(0, 0.9),
+    "num_energy_layers": _settings.integer(1),
+    "transition_steps": _settings.span,
+    "nelbo_weight": _settings.number(0),
+    "energy_weight": _settings.number(0),
+    "objective": _settings.choice("nce", "info_nce"),
+    "num_negatives": _settings.integer(1),
+    "report_particles": _settings.integer(2),
+    "samples": _settings.section(SAMPLES),
+    **TRAINING,
+}
+FIGURES = ("contrast", "accuracy", "gap", "ess", "log_weight_std")
+
+
+class JointTraining:
+    """The five verbs of the recipe, in the order in which they are called."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.folder = _training.writable("output_dir", settings["output_dir"])
+        self.device = _training.device_of(settings)
+
+    def load_denoiser(self) -> None:
+        """Load the denoiser to start from; train it first where there is none and the config says how."""
+        settings, path = self.settings, self.settings["denoiser"]
+        newest, plan = checkpoints.last_checkpoint(path), settings["pretrain"]
+        if plan is not None and (newest is None or checkpoints.load_state(newest)["step"] < plan["steps"]):
+            print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
+            shared = {key: settings[key] for key in ("seed", "device", "threads", "corpus")}
+            pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
+        else:
+            print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
+        folder = checkpoints.find_network(path)
+        self.description = checkpoints.read_description(folder)
+        if self.description.get("time_conditioning") is not False:
+            raise ValueError(f"denoiser = {path!r} must be one that is told no time: time_conditioning: false")
+        self.vocabulary = checkpoints.load_vocabulary_of(folder)
+        self.start = checkpoints.load_as(Transformer, folder).to(self.device).requires_grad_(False)
+        self.schedule = _settings.build(self.description["schedule"])
+
+    def setup(self) -> None:
+        """Read the corpus, build the network from the denoiser, and the training pipeline."""
+        settings = self.settings
+        corpus = _settings.build(settings["corpus"])
+        self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.start.max_length)
+        torch.manual_seed(settings["seed"])
+        sizes = {key: value for key, value in self.start.arguments.items() if key != "causal"}
+        own = {"dropout": settings["dropout"], "num_energy_layers": settings["num_energy_layers"]}
+        network = networks.JointNetwork(**{**sizes, **own}).to(self.device)
+        networks.start_joint_from(network, self.start)
+        told = ("num_energy_layers", "transition_steps", "nelbo_weight", "energy_weight", "objective", "num_negatives")
+        self.run = TrainingRun(
+            folder=self.folder,
+            network=network,
+            stages=self._stages(network),
+            blocks=self.blocks.train,
+            vocabulary=self.vocabulary,
+            settings={key: settings[key] for key in TRAINING},
+            seed=settings["seed"],
+            identity={
+                **{key: settings[key] for key in (*told, "dropout")},
+                "corpus": corpus.fingerprint,
+                "schedule": self.description["schedule"],
+                "time_conditioning": False,
+                "denoiser_step": self.description["step"],
+                "scope": "transition",
+            },
+            validate=self.validate,
+        )
+
+    def load_checkpoint(self) -> None:
+        """Continue an earlier run in the same folder."""
+        self.run.load_checkpoint()
+
+    def train(self) -> None:
+        """Train to the last step."""
+        self.run.train()
+
+    def validate(self, network: nn.Module) -> Metrics:
+        """NELBO, contrast and weight diagnostics of the EMA network on held-out blocks."""
+        rows = self.settings["valid_rows"]
+        figures = {**self.held_out(network, self.blocks.valid, rows), **self.nelbos(network, self.blocks.valid, rows)}
+        return {name: estimate(values).mean for name, values in figures.items()}
+
+    @torch.no_grad()
+    def held_out(self, network: nn.Module, blocks: Tensor, rows: int) -> dict[str, Tensor]:
+        """Per row with anything new (n,): contrast, accuracy, and the ESS of `report_particles` draws."""
+        settings, k = self.settings, self.settings["report_particles"]
+        stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
+        columns: dict[str, list[Tensor]] = {name: [] for name in FIGURES}
+        for row, x_0 in self._batches(blocks, rows):
+            out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
+            energies = out[contracts.ENERGY][(out[contracts.X_T] != out[contracts.X_S]).any(1)]
+            positive, negative = energies[:, 0], energies[:, 1:]
+            log_weights = particles.log_weights(negative[:, :k])
+            columns["contrast"].append(self._objective(positive, negative[:, : settings["num_negatives"]]))
+            columns["accuracy"].append(objectives.nce_accuracy(positive, negative))
+            columns["gap"].append(negative.mean(-1) - positive)
+            columns["ess"].append(particles.ess(log_weights))
+            columns["log_weight_std"].append(particles.log_weight_std(log_weights))
+        return {name: torch.cat(values) for name, values in columns.items()}
+
+    def nelbos(self, network: nn.Module, blocks: Tensor, rows: int) -> dict[str, Tensor]:
+        """Nats per token of the joint network and of the denoiser it started from, on the same draws, and what it cost.
+
+        cost: the difference row by row (n,), positive where the joint network is the worse denoiser.
+        """
+        seed = torch.tensor(self.settings["seed"], device=self.device)
+        values = {
+            name: torch.cat(
+                [
+                    likelihoods.nelbo(self._denoiser(each), self.schedule, x_0, seed, row)
+                    for row, x_0 in self._batches(blocks, rows)
+                ]
+            )
+            for name, each in (("nelbo", network.eval()), ("start_nelbo", self.start))
+        }
+        return {**values, "cost": values["nelbo"] - values["start_nelbo"]}
+
+    def save_checkpoint(self) -> None:
+        """Write the last state; the training loop has written the earlier ones."""
+        self.run.save_checkpoint()
+
+    def cleanup(self) -> None:
+        """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
+        settings, blocks, rows = self.settings, self.blocks.test, 4 * self.settings["valid_rows"]
+        figures = {name: estimate(values) for name, values in self.held_out(self.run.average, blocks, rows).items()}
+        bounds = {name: estimate(values) for name, values in self.nelbos(self.run.average, blocks, rows).items()}
+        bounds |= self.transition_bounds(blocks)
+        texts = self.texts()
+        report = {name: value._asdict() for name, value in {**bounds, **figures}.items()}
+        _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
+        _report.write_jsonl(self.folder / "samples.jsonl", texts)
+        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(bounds, figures)}")
+        for text in texts:
+            print(f"\n  sample {text['row']}, energy {text['energy']}:\n    {text['text']}")
+        print(f"\n  network, figures, samples and log: {self.folder}\n  started from: {settings['denoiser']}")
+
+    def texts(self) -> list[dict[str, Any]]:
+        """A few samples of the joint network at equal seeds with the energy off and on."""
+        wanted, denoiser = self.settings["samples"], self._denoiser(self.run.average.eval())
+        off = kernels.ancestral(self.schedule, denoiser)
+        on = kernels.importance(self.schedule, denoiser, joint.energy(denoiser.module.network), wanted["num_particles"])
+        drawn = {}
+        for name, kernel in (("off", off), ("on", transition.of_transitions(on))):
+            pipeline = pipelines.sampling(kernel, denoiser.max_length, wanted["num_steps"], tuple(wanted["window"]))
+            tokens = pipelines.sample(pipeline, wanted["num_samples"], seed=wanted["seed"])["tokens"]
+            drawn[name] = self.vocabulary.decode(tokens.cpu())
+        return [
+            {"row": row, "seed": wanted["seed"], "energy": name, "text": drawn[name][row]}
+            for row in range(wanted["num_samples"])
+            for name in ("off", "on")
+        ]
+
+    def transition_bounds(self, blocks: Tensor) -> dict[str, Estimate]:
+        """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row."""
+        settings, wanted = self.settings, self.settings["samples"]
+        grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=self.device)
+        denoiser = self._denoiser(self.run.average.eval())
+        parts = (denoiser, joint.energy(denoiser.module.network), self.schedule, grid)
+        batches = list(self._batches(blocks, settings["valid_rows"]))
+        plain, corrected = (
+            torch.cat([transition.nelbo(*parts, k, x_0, seed, row) for row, x_0 in batches])
+            for k in (1, wanted["num_particles"])
+        )
+        values = {"plain_bound": plain, "bound": corrected, "gain": plain - corrected}
+        return {name: estimate(value) for name, value in values.items()}
+
+    def _batches(self, blocks: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
+        """Numbers of rows (b,) and their texts (b, l), the blocks gone through as often as needed."""
+        parts = torch.arange(rows, device=self.device).split(self.settings["batch_size"])
+        chosen = [(row, blocks[(row % len(blocks)).cpu()].to(self.device)) for row in parts]
+        return list(tqdm(chosen, desc="held-out text", unit="batch", leave=False))
+
+    def _summary(self, bounds: Mapping[str, Estimate], figures: Mapping[str, Estimate]) -> str:
+        settings, wanted, unit = self.settings, self.settings["samples"], self.vocabulary.unit
+        sampler = f"{wanted['num_steps']} steps, {wanted['num_particles']} particles"
+        remarks = {
+            "nelbo": "the joint network as a denoiser",
+            "start_nelbo": "the denoiser it started from, same texts and noise",
+            "cost": "their difference, text by text",
+            "plain_bound": f"{wanted['num_steps']} steps, no energy",
+            "bound": sampler,
+            "gain": "their difference, text by text",
+        }
+        lines = [
+            (name.replace("_", " "), f"{value.bits:.4f} ± {value.bits_error:.4f}", f"bits/{unit}, {remarks[name]}")
+            for name, value in bounds.items()
+        ]
+        nothing = torch.zeros(1)
+        naive = float(self._objective(nothing, nothing.expand(1, settings["num_negatives"])))
+        told = {
+            "contrast": f"nats of {settings['objective']}, n = {figures['contrast'].n}; knows nothing: {naive:.3f}",
+            "accuracy": "data below draw; chance: 0.5",
+            "gap": "nats, draws above data",
+            "ess": f"of {settings['report_particles']} draws",
+            "log_weight_std": "nats",
+        }
+        lines += [
+            (name.replace("_", " "), f"{value.mean:.4f} ± {value.standard_error:.4f}", told[name])
+            for name, value in figures.items()
+        ]
+        return _report.table(lines)
+
+    def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:
+        return getattr(objectives, self.settings["objective"])(positive, negative)
+
+    def _denoiser(self, network: nn.Module) -> SubsDenoiser:
+        return denoisers.subs(network, self.vocabulary.mask_id)
+
+    def _stages(self, network: nn.Module, num_negatives: int | None = None) -> Any:
+        settings = self.settings
+        return joint.contrastive(
+            self._denoiser(network),
+            self.schedule,
+            tuple(settings["transition_steps"]),
+            num_negatives or settings["num_negatives"],
+            settings["nelbo_weight"],
+            settings["energy_weight"],
+            self._objective,
+            self.vocabulary.pad_id,
+        )
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the recipe from its settings."""
+    recipe = JointTraining(settings)
+    recipe.load_denoiser()
+    recipe.setup()
+    recipe.load_checkpoint()
+    recipe.train()
+    recipe.save_checkpoint()
+    recipe.cleanup()
+
+
+if __name__ == "__main__":
+    _entry.enter(main, SETTINGS)
