@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edlm import (
+    bounds,
     checkpoints,
     contracts,
     corpora,
@@ -27,6 +28,7 @@ from edlm import (
     transition,
 )
 from edlm import samplers as kernels
+from edlm.corpora import Rows
 from edlm.denoisers import SubsDenoiser
 from edlm.likelihoods import Estimate, estimate
 from edlm.networks import Transformer
@@ -136,7 +138,7 @@ class JointTraining:
         return {name: estimate(values).mean for name, values in figures.items()}
 
     @torch.no_grad()
-    def held_out(self, network: nn.Module, blocks: Tensor, rows: int) -> dict[str, Tensor]:
+    def held_out(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Tensor]:
         """Per row with anything new (n,): contrast, accuracy, and the ESS of `report_particles` draws."""
         settings, k = self.settings, self.settings["report_particles"]
         stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
@@ -153,7 +155,7 @@ class JointTraining:
             columns["log_weight_std"].append(particles.log_weight_std(log_weights))
         return {name: torch.cat(values) for name, values in columns.items()}
 
-    def nelbos(self, network: nn.Module, blocks: Tensor, rows: int) -> dict[str, Tensor]:
+    def nelbos(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Tensor]:
         """Nats per token of the joint network and of the denoiser it started from, on the same draws, and what it cost.
 
         cost: the difference row by row (n,), positive where the joint network is the worse denoiser.
@@ -178,13 +180,13 @@ class JointTraining:
         """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
         settings, blocks, rows = self.settings, self.blocks.test, 4 * self.settings["valid_rows"]
         figures = {name: estimate(values) for name, values in self.held_out(self.run.average, blocks, rows).items()}
-        bounds = {name: estimate(values) for name, values in self.nelbos(self.run.average, blocks, rows).items()}
-        bounds |= self.transition_bounds(blocks)
+        nelbos = {name: estimate(values) for name, values in self.nelbos(self.run.average, blocks, rows).items()}
+        nelbos |= self.transition_bounds(blocks)
         texts = self.texts()
-        report = {name: value._asdict() for name, value in {**bounds, **figures}.items()}
+        report = {name: value._asdict() for name, value in {**nelbos, **figures}.items()}
         _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
         _report.write_jsonl(self.folder / "samples.jsonl", texts)
-        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(bounds, figures)}")
+        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(nelbos, figures)}")
         for text in texts:
             print(f"\n  sample {text['row']}, energy {text['energy']}:\n    {text['text']}")
         print(f"\n  network, figures, samples and log: {self.folder}\n  started from: {settings['denoiser']}")
@@ -205,27 +207,27 @@ class JointTraining:
             for name in ("off", "on")
         ]
 
-    def transition_bounds(self, blocks: Tensor) -> dict[str, Estimate]:
+    def transition_bounds(self, blocks: Rows) -> dict[str, Estimate]:
         """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row."""
         settings, wanted = self.settings, self.settings["samples"]
-        grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=self.device)
         denoiser = self._denoiser(self.run.average.eval())
-        parts = (denoiser, joint.energy(denoiser.module.network), self.schedule, grid)
-        batches = list(self._batches(blocks, settings["valid_rows"]))
-        plain, corrected = (
-            torch.cat([transition.nelbo(*parts, k, x_0, seed, row) for row, x_0 in batches])
-            for k in (1, wanted["num_particles"])
-        )
-        values = {"plain_bound": plain, "bound": corrected, "gain": plain - corrected}
+        parts = (denoiser, joint.energy(denoiser.module.network), self.schedule)
+        grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=self.device)
+        found = [
+            bounds.transition_nelbo(*parts, grid, x_0, seed, row, num_particles=wanted["num_particles"])
+            for row, x_0 in self._batches(blocks, settings["valid_rows"])
+        ]
+        nats, excess = (torch.cat([getattr(bound, name) for bound in found]) for name in ("nats", "excess"))
+        values = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
         return {name: estimate(value) for name, value in values.items()}
 
-    def _batches(self, blocks: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
+    def _batches(self, blocks: Rows, rows: int) -> list[tuple[Tensor, Tensor]]:
         """Numbers of rows (b,) and their texts (b, l), the blocks gone through as often as needed."""
         parts = torch.arange(rows, device=self.device).split(self.settings["batch_size"])
         chosen = [(row, blocks[(row % len(blocks)).cpu()].to(self.device)) for row in parts]
         return list(tqdm(chosen, desc="held-out text", unit="batch", leave=False))
 
-    def _summary(self, bounds: Mapping[str, Estimate], figures: Mapping[str, Estimate]) -> str:
+    def _summary(self, nelbos: Mapping[str, Estimate], figures: Mapping[str, Estimate]) -> str:
         settings, wanted, unit = self.settings, self.settings["samples"], self.vocabulary.unit
         sampler = f"{wanted['num_steps']} steps, {wanted['num_particles']} particles"
         remarks = {
@@ -238,7 +240,7 @@ class JointTraining:
         }
         lines = [
             (name.replace("_", " "), f"{value.bits:.4f} ± {value.bits_error:.4f}", f"bits/{unit}, {remarks[name]}")
-            for name, value in bounds.items()
+            for name, value in nelbos.items()
         ]
         nothing = torch.zeros(1)
         naive = float(self._objective(nothing, nothing.expand(1, settings["num_negatives"])))
