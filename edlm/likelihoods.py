@@ -71,13 +71,23 @@ def nelbo(
 
 
 @torch.no_grad()
-def masked_nll(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, t: Tensor, seed: Tensor, row: Tensor) -> Tensor:
+def masked_nll(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x_0: Tensor,
+    t: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    scored: Tensor | None = None,
+) -> Tensor:
     """Mean of `-log p_i(x_0^i | x_t)` over the masks of `x_t ~ q(x_t | x_0)`: x_0 (b, l), t (b,) to nats (b,).
 
-    What is left to learn at one noise level; NaN for a row that got no mask.
+    What is left to learn at one noise level; NaN for a row that got no mask. scored: bool (b, l), the positions that
+    may be masked. None: all.
     """
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
-    x_t = absorbing.corrupt(x_0, schedule.alpha(t), uniforms, denoiser.mask_id)
+    kept = None if scored is None else ~scored
+    x_t = absorbing.corrupt(x_0, schedule.alpha(t), uniforms, denoiser.mask_id, keep=kept)
     return _mean_over_masks(denoiser, x_0, x_t, t, x_t == denoiser.mask_id)
 
 

@@ -169,9 +169,9 @@ class EnergyByNCE:
 
     def cleanup(self) -> None:
         """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
-        settings, blocks = self.settings, self.blocks.test
-        rows = 4 * settings["valid_rows"]
-        bound = pretrain_denoiser.continuous_nelbo(self.denoiser, self.schedule, blocks, rows, settings)
+        settings, blocks, rows = self.settings, self.blocks.test, 4 * self.settings["valid_rows"]
+        scored = self.denoiser, self.schedule, blocks, rows, settings, self.vocabulary.pad_id
+        bound = pretrain_denoiser.continuous_nelbo(*scored)
         per_row = self.held_out(self.run.average, blocks, rows)
         figures = {name: estimate(per_row[name]) for name in FIGURES}
         levels, texts, gains = by_noise_level(per_row), self.texts(), self.transition_bounds(blocks)

@@ -90,11 +90,12 @@ class PretrainAr:
 
     @torch.no_grad()
     def held_out_nll(self, network: nn.Module, blocks: Tensor) -> likelihoods.Estimate:
-        """The exact negative log-likelihood in nats per token over blocks (n, l), every position counted."""
+        """The exact negative log-likelihood in nats per token over blocks (n, l), all but padding counted."""
         stages = self._stages(network).eval()
         parts = blocks.split(self.settings["batch_size"])
         losses = [stages(TensorDict({contracts.X_0: part.to(self.device)}))[contracts.LOSS] for part in parts]
-        return likelihoods.estimate(torch.cat(losses) / blocks.shape[1])
+        counts = (blocks != (-1 if self.vocabulary.pad_id is None else self.vocabulary.pad_id)).sum(1)
+        return likelihoods.estimate(torch.cat(losses) / counts.to(self.device), counts)
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""

@@ -94,7 +94,8 @@ class PretrainDenoiser:
 
     def held_out_nelbo(self, network: nn.Module, blocks: Rows, rows: int) -> likelihoods.Estimate:
         """The continuous-time NELBO in nats per token over `rows` draws, the blocks gone through as often as needed."""
-        return continuous_nelbo(self._denoiser(network), self.schedule, blocks, rows, self.settings)
+        pad_id = self.vocabulary.pad_id
+        return continuous_nelbo(self._denoiser(network), self.schedule, blocks, rows, self.settings, pad_id)
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -124,10 +125,10 @@ class PretrainDenoiser:
         x_0 = self.blocks.test[: self.settings["valid_rows"]].to(self.device)
         row = torch.arange(len(x_0), device=self.device)
         denoiser, seed = self._denoiser(self.run.average), torch.tensor(self.settings["seed"], device=self.device)
+        scored = x_0 != (-1 if self.vocabulary.pad_id is None else self.vocabulary.pad_id)
+        times = torch.full(row.shape, t).to(x_0.device)
         values = [
-            likelihoods.masked_nll(
-                denoiser, self.schedule, x_0[part], torch.full(part.shape, t).to(x_0.device), seed, part
-            )
+            likelihoods.masked_nll(denoiser, self.schedule, x_0[part], times[part], seed, part, scored[part])
             for part in row.split(self.settings["batch_size"])
         ]
         found = torch.cat(values)
@@ -144,15 +145,21 @@ def continuous_nelbo(
     blocks: Rows,
     rows: int,
     settings: Mapping[str, Any],
+    pad_id: int | None = None,
 ) -> likelihoods.Estimate:
-    """Estimate the NELBO over `rows` draws in batches of the training batch size, with noise of its own stream."""
+    """Estimate the NELBO over `rows` draws in batches of the training batch size, with noise of its own stream.
+
+    Padding is neither scored nor masked, and a row counts by its tokens.
+    """
     device = next(denoiser.parameters()).device
     seed = torch.tensor(settings["seed"], device=device)
-    values = []
+    values, counts = [], []
     for row in torch.arange(rows, device=device).split(settings["batch_size"]):
         x_0 = blocks[(row % len(blocks)).cpu()].to(device)
-        values.append(likelihoods.nelbo(denoiser, schedule, x_0, seed, row))
-    return likelihoods.estimate(torch.cat(values))
+        scored = x_0 != (-1 if pad_id is None else pad_id)
+        values.append(likelihoods.nelbo(denoiser, schedule, x_0, seed, row, scored))
+        counts.append(scored.sum(1))
+    return likelihoods.estimate(torch.cat(values), torch.cat(counts))
 
 
 def main(settings: dict[str, Any]) -> None:

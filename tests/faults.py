@@ -889,6 +889,41 @@ OWN = [
         "passes / 2, key",
         "tests/test_frontier.py::test_equal_passes_is_the_plain_sampler_at_the_cost_of_denoiser_and_energy",
     ),
+    Fault(
+        "large ids read from two bytes as negative ones",
+        "token_cache.py",
+        "return ids & (_SMALL - 1) if",
+        "return ids if",
+        "tests/test_token_cache.py::test_every_id_comes_back_in_two_bytes_or_four",
+    ),
+    Fault(
+        "a damaged file of tokens trusted for its size",
+        "token_cache.py",
+        "return None if _pages_are_whole(path, checksums) else",
+        "return None if checksums else",
+        "tests/test_token_cache.py::test_damage_is_said_and_mended",
+    ),
+    Fault(
+        "the end of a split left out of its blocks",
+        "layouts.py",
+        "_packed(total, room), -(-total // room)",
+        "_packed(total, room), max(1, total // room)",
+        "tests/test_layouts.py::test_packed_blocks_are_those_in_memory_and_the_last_one_reaches_back",
+    ),
+    Fault(
+        "documents that are held out trained on",
+        "datasets.py",
+        "if len(waiting) > part.all_but_last:",
+        "if waiting:",
+        "tests/test_datasets.py::test_files_in_the_format_of_the_hub[openwebtext-jsonl]",
+    ),
+    Fault(
+        "the eos after an excerpt scored",
+        "recipes/_figures.py",
+        "(place >= given) & (place < end)",
+        "(place >= given) & (end > 0)",
+        "tests/test_evaluate.py::test_excerpts_between_bos_and_eos_score_the_text_alone",
+    ),
 ]
 
 

@@ -26,13 +26,13 @@ def taken_apart(text: str) -> str:
     return re.sub(" +", " ", re.sub(r'([.,;:!?()"])', r" \1 ", text)).strip()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(sentences(",;:!?"))
 def test_wikitext_is_put_together_again(text: str) -> None:
     assert detokenizers.wikitext(taken_apart(text) + " \n") == text + "\n"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(sentences(",;:!?"))
 def test_lm1b_is_put_together_again(text: str) -> None:
     assert detokenizers.lm1b(taken_apart(text)) == text
@@ -60,7 +60,7 @@ def test_examples(detokenizer: Detokenizer, text: str, expected: str) -> None:
     assert detokenizer(text) == expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.text())
 def test_any_text_is_taken_and_nothing_but_lambada_adds_to_it(text: str) -> None:
     for detokenizer in (detokenizers.wikitext, detokenizers.ptb, detokenizers.lm1b, detokenizers.scientific_papers):

@@ -44,7 +44,7 @@ def test_columns_are_read_and_missing_ones_named(
         list(documents.read(file, ("text", "article")))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5))
 def test_json_lines_are_lossless(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     assert list(documents.read(as_jsonl(tmp_path_factory.mktemp("json") / "a.jsonl", texts))) == texts

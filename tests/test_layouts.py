@@ -24,7 +24,7 @@ def on_disk(folder: Path, documents: list[str], ids: vocabulary.Vocabulary) -> T
     return tokens(folder, "train", lambda: iter(documents), ids)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(DOCUMENTS, st.integers(1, 9), st.booleans())
 def test_packed_blocks_are_those_in_memory_and_the_last_one_reaches_back(
     tmp_path_factory: pytest.TempPathFactory, documents: list[str], length: int, special: bool
@@ -41,7 +41,7 @@ def test_packed_blocks_are_those_in_memory_and_the_last_one_reaches_back(
     assert packed[:].dtype == torch.int64
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(DOCUMENTS, st.integers(3, 9), st.booleans())
 def test_padded_blocks_hold_every_document_alone_and_whole(
     tmp_path_factory: pytest.TempPathFactory, documents: list[str], length: int, wrapped: bool

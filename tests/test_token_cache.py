@@ -36,7 +36,7 @@ def write(folder: Path, documents: list[str] = SOME, ids: vocabulary.Vocabulary 
     return tokens(folder, "train", lambda: iter(documents), ids)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.text(LETTERS + " ", max_size=9), min_size=1, max_size=9).filter(any), st.booleans())
 def test_the_stream_is_the_documents_with_separators_and_bounds_say_which_is_which(
     tmp_path_factory: pytest.TempPathFactory, documents: list[str], eos: bool
@@ -171,7 +171,7 @@ def test_of_those_that_ask_at_once_one_writes_and_the_others_wait(tmp_path: Path
 BPE = vocabulary.train_bpe(["the cat's hat, don't 123 go  there\n\nagain " * 3], 280)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.text(st.sampled_from("the cat's 12,.\n é  "), max_size=80), st.integers(1, 12))
 def test_pieces_of_a_text_have_its_ids(text: str, size: int) -> None:
     pieces = list(BPE.encode_pieces(text, size))
