@@ -269,7 +269,7 @@ OWN = [
     Fault(
         "dropout left on while sampling",
         "pipelines.py",
-        "    _check_evaluating(kernel.step)\n",
+        "    check_evaluating(kernel.step)\n",
         "",
         "tests/test_pipelines.py::test_dropout_left_on_is_an_error",
     ),
