@@ -125,7 +125,7 @@ def t_step_nelbo(
     log_law = kernel.log_law(hidden, alpha_t, alpha_s)
     stay, token = log_law[:, kernel.denoiser.mask_id], x_0.flatten()[positions].unsqueeze(-1)
     reveal = (alpha_s - alpha_t) / (1.0 - alpha_t)
-    moved = reveal * (reveal.log() - log_law.gather(-1, token).squeeze(-1))
+    moved = torch.where(reveal > 0.0, reveal * (reveal.log() - log_law.gather(-1, token).squeeze(-1)), 0.0)
     stayed = torch.where(reveal < 1.0, (1.0 - reveal) * (torch.log1p(-reveal) - stay), 0.0)
     return num_steps * _sum_of_rows(moved + stayed, owner, len(x_0)) / wanted.sum(1)
 

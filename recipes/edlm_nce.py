@@ -83,6 +83,10 @@ class EnergyByNCE:
             raise ValueError(
                 f"pretrain.objective = {plan['objective']!r} must be 'mdlm': an energy corrects its drafts"
             )
+        if plan is not None and plan["patience"] is not None:
+            raise ValueError(
+                f"pretrain.patience = {plan['patience']} must be null: `edlm run pretrain_denoiser` has one"
+            )
         if plan is not None and (newest is None or checkpoints.load_state(newest)["step"] < plan["steps"]):
             print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
             shared = {key: settings[key] for key in ("seed", "device", "threads", "corpus")}

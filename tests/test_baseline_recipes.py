@@ -164,6 +164,7 @@ def test_evaluate_scores_a_baseline_by_its_own_bounds(run: Run, trained: Path, t
         ("edlm_nce", [], "holds a baseline (sedd), which is drawn and scored alone"),
         ("frontier", [], "holds a baseline (sedd), which is drawn and scored alone"),
         ("edlm_nce", ["pretrain.objective=sedd", "denoiser=nowhere"], "pretrain.objective = 'sedd' must be 'mdlm'"),
+        ("edlm_nce", ["pretrain.patience=2", "denoiser=nowhere"], "pretrain.patience = 2 must be null"),
     ],
 )
 def test_what_a_baseline_cannot_do_gets_one_line(
