@@ -21,6 +21,7 @@ X_0 = "x_0"  # (b, l) tokens of the data, no masks
 X_T = "x_t"  # (b, l) tokens at time t, masks allowed
 X_S = "x_s"  # (b, l) tokens at time s
 T = "t"  # (b,) float64
+S = "s"  # (b,) float64, where the step from t ends
 POSITIONS = "positions"  # (n,) flat indices into b * l where tokens are proposed; b * l is padding
 REVEAL = "reveal"  # (b, l) bool: the positions this step reveals
 CORRECTED = "corrected"  # (b,) bool: the row is inside the energy's window

@@ -54,7 +54,7 @@ def subs(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> 
 
 
 class D3pmDenoiser(TensorDictModule):
-    """The unrestricted parameterisation over a network, for training a baseline; see `d3pm`."""
+    """The unrestricted parameterisation over a network, of a baseline; see `d3pm`."""
 
     def __init__(self, network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
         super().__init__(
@@ -63,6 +63,8 @@ class D3pmDenoiser(TensorDictModule):
             out_keys=[contracts.HIDDEN],
         )
         self.mask_id = mask_id
+        self.vocab_size = _vocab_size(network)
+        self.max_length = int(network.max_length)  # type: ignore[arg-type]
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, h) to log-probabilities (n, v), the mask among the tokens; float32 or better."""
@@ -74,14 +76,15 @@ def d3pm(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> 
     """`p_theta(x_0 | x_t)` that may predict the mask and has to copy visible tokens (Austin et al. 2021): a baseline.
 
     No `Denoiser` of the samplers: whether a mask is revealed depends on what the network says, which no reveal plan
-    knows. Without a schedule the network is told sigma = 0. Raises ValueError as `subs` does.
+    knows; `baselines.d3pm` is its kernel. Without a schedule the network is told sigma = 0. Raises ValueError as `subs`
+    does.
     """
     _check(network, mask_id, schedule)
     return D3pmDenoiser(network, mask_id, schedule)
 
 
 class SeddDenoiser(TensorDictModule):
-    """The score parameterisation over a network, for training a baseline; see `sedd`."""
+    """The score parameterisation over a network, of a baseline; see `sedd`."""
 
     def __init__(self, network: nn.Module, mask_id: int, schedule: Schedule) -> None:
         super().__init__(
@@ -90,6 +93,8 @@ class SeddDenoiser(TensorDictModule):
             out_keys=[contracts.HIDDEN],
         )
         self.mask_id = mask_id
+        self.vocab_size = _vocab_size(network)
+        self.max_length = int(network.max_length)  # type: ignore[arg-type]
 
     def log_score(self, hidden: Tensor, alpha: Tensor) -> Tensor:
         """Hidden states (n, h) of masked positions and alpha(t) (n,) in (0, 1) to log-scores (n, v), zero at the mask.
@@ -106,7 +111,8 @@ class SeddDenoiser(TensorDictModule):
 def sedd(network: nn.Module, mask_id: int, schedule: Schedule) -> SeddDenoiser:
     """Ratios of the law of x_t at a masked position (SEDD, Lou et al. 2023): a baseline, and no `Denoiser` either.
 
-    Raises ValueError as `subs` does, and without a schedule: a score at sigma = 0 is infinite.
+    `baselines.analytic` is its kernel. Raises ValueError as `subs` does, and without a schedule: a score at sigma = 0
+    is infinite.
     """
     if schedule is None:
         raise ValueError("sedd needs a schedule: with sigma = 0 its scores `1 / expm1(sigma)` are infinite")

@@ -408,6 +408,17 @@ def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
         raise ValueError(f"the joint network cannot start from the denoiser: {error}") from error
 
 
+def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:
+    """Have the energy read tokens by the denoiser's own embedding, one module in both, which is frozen.
+
+    Raises ValueError if their shapes differ.
+    """
+    ours, theirs = tuple(energy.embedding.weight.shape), tuple(denoiser.embedding.weight.shape)
+    if ours != theirs:
+        raise ValueError(f"the energy's embedding {ours} cannot be the denoiser's {theirs}")
+    energy.embedding = denoiser.embedding.requires_grad_(False)
+
+
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:
     """The constructor's own arguments, from which a checkpoint rebuilds the network."""
     return {name: value for name, value in local.items() if name not in ("self", "__class__")}

@@ -36,8 +36,9 @@ def d3pm(
 
     The network may predict the mask. log_prob, log_prob_mask (b, l): `log p_i(x_0^i | x_t)` and `log p_i(mask | x_t)`;
     masked: bool (b, l); alpha_t < alpha_s: (b,), the ends of one of the grid's T steps, chosen uniformly. Finite for
-    every step; with `log_prob_mask = -inf` it is `t_step`. A visible token contributes nothing here: the bound of
-    `-log p(x_0)` also needs `-log p(x_0 | x_0)` at t = 0.
+    every step; with `log_prob_mask = -inf` it is `t_step`. A visible token contributes nothing: `q(x_s | x_t, x_0)`
+    keeps it whatever x_0 is predicted, and so does the sampler `baselines.d3pm`, of whose `-log p(x_0)` the mean over
+    steps is an upper bound. Where x_0 is drawn from the network at the end, `-log p(x_0 | x_0)` comes on top.
     """
     reveal = _reveal_probability(alpha_t, alpha_s).unsqueeze(-1)
     # float64, for T times the difference of two nearly equal logarithms.

@@ -92,7 +92,7 @@ def sample(
     Raises ValueError for num_samples < 1, a prompt that does not fit, or dropout left on (call `.eval()`).
     """
     kernel = pipeline.kernel
-    _check_evaluating(kernel.step)
+    check_evaluating(kernel.step)
     tokens = starting_tokens(pipeline, num_samples, prompt)
     row = torch.arange(first_row, first_row + num_samples, device=tokens.device)
     return _run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row, 0, callback)
@@ -121,7 +121,7 @@ def extend(
         raise ValueError(f"stride = {stride} must lie in 1..{window - 1}: a window has {window} tokens")
     if length < window:
         raise ValueError(f"length = {length} must be at least that of the pipeline, {window}")
-    _check_evaluating(pipeline.kernel.step)
+    check_evaluating(pipeline.kernel.step)
     tokens = starting_tokens(pipeline._replace(length=length), num_samples, prompt)
     row = torch.arange(first_row, first_row + num_samples, device=tokens.device)
     seed_ = torch.tensor(seed, device=tokens.device)
@@ -196,7 +196,8 @@ def describe(stages: TensorDictSequential) -> str:
     return "\n".join(f"{name:<{width}}  {', '.join(m.in_keys)} -> {', '.join(m.out_keys)}" for name, m in named)
 
 
-def _check_evaluating(step: nn.Module) -> None:
+def check_evaluating(step: nn.Module) -> None:
+    """Raise ValueError naming the first dropout that is on."""
     for name, module in step.named_modules():
         if isinstance(module, nn.Dropout) and module.training and module.p > 0.0:
             raise ValueError(f"dropout is on at {name}: call .eval() on the networks before sampling")

@@ -9,11 +9,12 @@ import torch
 from tensordict.nn import TensorDictModule
 
 from edlm import checkpoints, denoisers, energies, folding
+from edlm.baselines import Reverse
 from edlm.checkpoints import N
 from edlm.contracts import Energy
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import EnergyNetwork, Transformer
-from edlm.recipes import _settings
+from edlm.recipes import _parameterisations, _settings
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
 
@@ -34,7 +35,7 @@ class Autoregressive(NamedTuple):
 
 
 class Models(NamedTuple):
-    """A denoiser with its energies, an AR model, or both, over one vocabulary.
+    """A denoiser with its energies, or a baseline in its place, an AR model, or both, over one vocabulary.
 
     max_length: the longest text that all of them take; records: what each network is, for a report.
     """
@@ -44,6 +45,7 @@ class Models(NamedTuple):
     diffusion: Diffusion | None
     ar: Autoregressive | None
     records: dict[str, dict[str, Any]]
+    baseline: Reverse | None = None
 
 
 def load(settings: Mapping[str, Any], device: torch.device) -> Models:
@@ -66,15 +68,22 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
         checkpoints.require_same_vocabulary(first, path)
     vocabulary = checkpoints.load_vocabulary_of(first)
     ar = None if "ar" not in named else load_ar(named["ar"], device)
-    diffusion = None if "denoiser" not in named else _load_diffusion(named, vocabulary, ar, device)
-    lengths = [diffusion.denoiser.max_length] if diffusion is not None else []
+    diffusion, baseline = None, None
+    if "denoiser" in named and _parameterisations.held_by(named["denoiser"]) is not None:
+        if "energy" in named:
+            _parameterisations.require_subs(named["denoiser"])
+        baseline = _parameterisations.load(named["denoiser"], device)
+    elif "denoiser" in named:
+        diffusion = _load_diffusion(named, vocabulary, ar, device)
+    lengths = [each.denoiser.max_length for each in (diffusion, baseline) if each is not None]
     lengths += [ar.network.max_length] if ar is not None else []
     records = {key: _record(path) for key, path in named.items()}
-    return Models(vocabulary, min(lengths), diffusion, ar, records)
+    return Models(vocabulary, min(lengths), diffusion, ar, records, baseline)
 
 
 def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedule]:
-    """A denoiser and the schedule it was trained on. Raises ValueError for a network that is none."""
+    """A denoiser and the schedule it was trained on. Raises ValueError for a network that is none, or a baseline."""
+    _parameterisations.require_subs(path)
     description = checkpoints.read_description(checkpoints.find_network(path))
     if "schedule" not in description:
         raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")

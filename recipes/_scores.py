@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import bounds, energies, likelihoods, schedules
+from edlm import baselines, bounds, energies, likelihoods, schedules
+from edlm.baselines import Reverse
 from edlm.contracts import Energy
+from edlm.denoisers import SeddDenoiser
 from edlm.recipes._models import Autoregressive, Diffusion, Models
 
 
@@ -25,7 +27,17 @@ Score = Callable[[Tensor, Tensor, Tensor, Tensor], Scores]  # tokens, scored, se
 
 
 def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, Score]]:
-    """Each model with its figures, in the order in which they are shown."""
+    """Each model with its figures, in the order in which they are shown.
+
+    Raises ValueError for a D3PM without a number of steps: no other bound of it is known.
+    """
+    if models.baseline is not None:
+        if isinstance(models.baseline.denoiser, SeddDenoiser):
+            yield "denoiser", score_entropy(models.baseline, models.baseline.denoiser)
+        elif settings["num_steps"] is None:
+            raise ValueError(f"num_steps is null: {settings['denoiser']!r} holds d3pm, whose bound is one of a number")
+        if settings["num_steps"] is not None:
+            yield "denoiser", baseline_t_step(models.baseline, settings["num_steps"])
     if models.diffusion is not None:
         yield "denoiser", continuous(models.diffusion)
         yield "denoiser", t_step(models.diffusion, settings)
@@ -45,6 +57,26 @@ def continuous(diffusion: Diffusion) -> Score:
     def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
         nats = likelihoods.nelbo(diffusion.denoiser, diffusion.schedule, x_0, seed, row, scored)
         return Scores({"nelbo": nats}, {"denoiser": len(row)})
+
+    return score
+
+
+def score_entropy(baseline: Reverse, denoiser: SeddDenoiser) -> Score:
+    """Build the continuous bound of SEDD."""
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        nats = baselines.score_entropy(denoiser, baseline.schedule, x_0, seed, row, scored)
+        return Scores({"score_entropy": nats}, {"denoiser": len(row)})
+
+    return score
+
+
+def baseline_t_step(baseline: Reverse, num_steps: int) -> Score:
+    """Build the T-step bound of a baseline's own sampler."""
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        nats = baselines.t_step_nelbo(baseline, x_0, seed, row, num_steps, scored)
+        return Scores({"t_step_nelbo": nats}, {"denoiser": len(row)})
 
     return score
 

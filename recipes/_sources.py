@@ -12,10 +12,11 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
 from edlm import checkpoints, decoders, denoisers, energies, large, memory, schedules
+from edlm.baselines import Reverse
 from edlm.decoders import Blueprint, DecoderNetwork
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
-from edlm.recipes import _models, _report, _settings
+from edlm.recipes import _models, _parameterisations, _report, _settings
 from edlm.recipes._settings import Check, Schema
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
@@ -60,6 +61,7 @@ class Sources(NamedTuple):
     bos_id: int | None = None
     opening: tuple[int, ...] = ()
     scope: str = "draft"  # or "transition": what the energy weighs
+    baseline: Reverse | None = None  # in the place of a denoiser
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -96,6 +98,9 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
     if path is None:
         ar = _models.load_ar(settings["ar"], device)
         return Sources(checkpoints.load_vocabulary_of(settings["ar"]), ar=ar.network, bos_id=ar.bos_id)
+    if not _is_large(path) and _parameterisations.held_by(path) is not None:
+        _check_baseline(settings)
+        return Sources(checkpoints.load_vocabulary_of(path), baseline=_parameterisations.load(path, device))
     if _is_large(path):
         found = _large_denoiser(settings, device)
     else:
@@ -106,6 +111,20 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
         energy, scope = _models.load_energy(settings["energy"], found.denoiser, found.vocabulary, device)
         return found._replace(energy=energy, scope=scope)
     return found if settings["ar"] is None else _with_ar(settings, found, device)
+
+
+def _check_baseline(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for what a baseline is not drawn with."""
+    path = settings["denoiser"]
+    name = _parameterisations.held_by(path)
+    if settings["num_steps"] is None:
+        raise ValueError(
+            f"num_steps is null: {path!r} holds a baseline ({name}), which is drawn in steps: give a number"
+        )
+    plain = {"energy": None, "ar": None, "nucleus": 1.0, "temperature": 1.0, "stride": None, "execution": "eager"}
+    for key, value in plain.items():
+        if settings[key] != value:
+            raise ValueError(f"{key} = {settings[key]!r} must be {value!r}: {path!r} holds a baseline ({name})")
 
 
 def memory_plan(settings: Mapping[str, Any]) -> str | None:

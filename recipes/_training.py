@@ -25,6 +25,7 @@ from edlm import checkpoints, contracts, corpora
 from edlm.corpora import Rows
 from edlm.recipes import _settings
 from edlm.recipes._entry import Interrupted
+from edlm.recipes._patience import Patience
 from edlm.recipes._settings import Schema
 from edlm.vocabulary import Vocabulary
 
@@ -44,6 +45,7 @@ SETTINGS: Schema = {
     "valid_rows": _settings.integer(2),
     "save_every": _settings.integer(1),
     "keep_last": _settings.integer(1),
+    "patience": _settings.optional(_settings.integer(1)),
     "resume": _settings.flag,
 }
 # What may differ when a run is resumed: it changes neither the updates made so far nor those to come.
@@ -110,6 +112,12 @@ class TrainingRun:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.ema = AveragedModel(network, multi_avg_fn=_warm_average(settings["ema_decay"])).eval()
         self.step = 0
+        self.patience = Patience(folder / "best", settings["patience"])
+        if settings["patience"] is not None and settings["steps"] % settings["valid_every"]:
+            raise ValueError(
+                f"steps = {settings['steps']} must be a multiple of valid_every = {settings['valid_every']} where "
+                "patience is given: the last validation counts like any other"
+            )
         self._stop: int | None = None
 
     @property
@@ -134,11 +142,13 @@ class TrainingRun:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        self.patience.load_state(state.get("patience", {}))
         _cut_log(self.folder / "metrics.jsonl", self.step)
 
     def train(self) -> None:
         """Run the remaining steps. Raises ValueError when the loss is not finite, Interrupted after a signal."""
-        if self.step >= self.settings["steps"]:
+        if self._finished():
+            self.patience.restore(self.average)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -149,6 +159,7 @@ class TrainingRun:
             self.stages.eval()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        self.patience.restore(self.average)
 
     def save_checkpoint(self) -> None:
         """Write the EMA network and the state of training."""
@@ -159,11 +170,20 @@ class TrainingRun:
             "optimizer": self.optimizer.state_dict(),
             "settings": dict(self.settings),
             "identity": self.identity,
+            "patience": self.patience.state(),
         }
-        notes = {"weights": f"EMA {self.settings['ema_decay']}", **self.identity}
         checkpoints.save_checkpoint(
-            self.folder, self.step, self.average, self.vocabulary, notes, state, self.settings["keep_last"]
+            self.folder, self.step, self.average, self.vocabulary, self._notes(), state, self.settings["keep_last"]
         )
+
+    def _finished(self) -> bool:
+        return self.step >= self.settings["steps"] or self.patience.exhausted
+
+    def _notes(self) -> dict[str, Any]:
+        return {"weights": f"EMA {self.settings['ema_decay']}", **self.identity}
+
+    def _save_best(self, folder: Path) -> None:
+        checkpoints.save_network(folder, self.average, self.vocabulary, {**self._notes(), "step": self.step})
 
     def _loop(self) -> None:
         settings = self.settings
@@ -171,7 +191,7 @@ class TrainingRun:
         losses: list[float] = []
         started, tokens = time.monotonic(), 0
         with bar, (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
-            while self.step < settings["steps"]:
+            while not self._finished():
                 losses.append(self._update())
                 tokens += settings["batch_size"] * self.blocks.shape[1]
                 bar.update()
@@ -182,10 +202,12 @@ class TrainingRun:
                     record = {"loss": math.fsum(losses) / len(losses), "lr": self._rate(), "tokens_per_s": round(rate)}
                     losses.clear()
                 if self.step % settings["valid_every"] == 0 or self.step == settings["steps"]:
-                    record |= {f"valid_{name}": value for name, value in self.validate(self.average).items()}
+                    metrics = self.validate(self.average)  # the held-out loss comes first
+                    self.patience.note(self.step, next(iter(metrics.values())), self._save_best)
+                    record |= {f"valid_{name}": value for name, value in metrics.items()}
                 if record:
                     log.write(json.dumps({"step": self.step, **record}) + "\n")
-                if self.step % settings["save_every"] == 0 or self.step == settings["steps"] or self._stop:
+                if self.step % settings["save_every"] == 0 or self._finished() or self._stop:
                     self.save_checkpoint()
                 if self._stop and self.step < settings["steps"]:
                     message = f"stopped at step {self.step}; the same command goes on from {self.folder}"
@@ -243,6 +265,8 @@ class TrainingRun:
 
     def _refuse_changes(self, state: Mapping[str, Any]) -> None:
         free = _FREE_ON_RESUME - ({"steps"} if self.settings["decay"] == "cosine" else set())
+        if self.settings["patience"] is not None:
+            free -= {"valid_every", "valid_rows"}  # they decide when it stops
         before = {**state["settings"], **state["identity"]}
         now = {**self.settings, **self.identity}
         changed = [

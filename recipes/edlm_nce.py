@@ -7,7 +7,7 @@ edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
 edlm run edlm_nce scope=transition output_dir=runs/tiny/transition
 """
 
-import itertools
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,16 +24,17 @@ from edlm import (
     energies,
     networks,
     objectives,
-    particles,
     pipelines,
     schedules,
     training,
     transition,
 )
 from edlm import samplers as kernels
+from edlm.calibration import CalibrationError
 from edlm.likelihoods import Estimate, estimate
 from edlm.networks import Transformer
-from edlm.recipes import _entry, _report, _settings, _training, pretrain_denoiser
+from edlm.recipes import _contrast, _entry, _parameterisations, _report, _settings, _training, pretrain_denoiser
+from edlm.recipes._contrast import FIGURES
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 
@@ -54,6 +55,7 @@ SETTINGS: Schema = {
     "denoiser": _settings.text,
     "pretrain": _settings.optional(_settings.section(pretrain_denoiser.MODEL)),
     "start_from": _settings.choice("denoiser", "scratch"),
+    "embedding": _settings.choice("own", "shared"),
     "dropout": _settings.number(0, 0.9),
     "scope": _settings.choice("draft", "transition"),
     "transition_steps": _settings.span,
@@ -63,9 +65,6 @@ SETTINGS: Schema = {
     "samples": _settings.section(SAMPLES),
     **_training.SETTINGS,
 }
-FIGURES = ("loss", "accuracy", "gap", "ess", "log_weight_std")
-NUM_LEVELS = 5
-CHANCE_MARGIN = 0.01  # an accuracy this close to one half means that the energy orders nothing
 
 
 class EnergyByNCE:
@@ -81,12 +80,21 @@ class EnergyByNCE:
         settings, path = self.settings, self.settings["denoiser"]
         newest = checkpoints.last_checkpoint(path)
         plan = settings["pretrain"]
+        if plan is not None and plan["objective"] != "mdlm":
+            raise ValueError(
+                f"pretrain.objective = {plan['objective']!r} must be 'mdlm': an energy corrects its drafts"
+            )
+        if plan is not None and plan["patience"] is not None:
+            raise ValueError(
+                f"pretrain.patience = {plan['patience']} must be null: `edlm run pretrain_denoiser` has one"
+            )
         if plan is not None and (newest is None or checkpoints.load_state(newest)["step"] < plan["steps"]):
             print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
             shared = {key: settings[key] for key in ("seed", "device", "threads", "corpus")}
             pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
         else:
             print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
+        _parameterisations.require_subs(path)
         folder = checkpoints.find_network(path)
         self.description = checkpoints.read_description(folder)
         self.vocabulary = checkpoints.load_vocabulary_of(folder)
@@ -106,6 +114,8 @@ class EnergyByNCE:
         network = networks.EnergyNetwork(**{**sizes, "dropout": settings["dropout"]}).to(self.device)
         if settings["start_from"] == "denoiser":
             networks.start_energy_from(network, self.denoiser_network)
+        if settings["embedding"] == "shared":
+            networks.share_embedding(network, self.denoiser_network)
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
@@ -123,7 +133,7 @@ class EnergyByNCE:
                 "time_conditioning": self.description["time_conditioning"],
                 "denoiser_step": self.description["step"],
                 "dropout": settings["dropout"],
-                **self._scope(),
+                **self._unusual(),
             },
             validate=self.validate,
         )
@@ -137,31 +147,26 @@ class EnergyByNCE:
         self.run.train()
 
     def validate(self, network: nn.Module) -> Metrics:
-        """Loss, accuracy and weight diagnostics of the EMA network on held-out blocks."""
-        figures = self.held_out(network, self.blocks.valid, self.settings["valid_rows"])
-        return {name: estimate(values).mean for name, values in figures.items() if name != "t"}
+        """Loss, accuracy, calibration and weights of the EMA network on held-out blocks, by noise level too."""
+        per_row = self.held_out(network, self.blocks.valid, self.settings["valid_rows"])
+        warning = _contrast.warning(per_row)
+        if warning is not None:
+            tqdm.write(f"step {self.run.step}: {warning}", file=sys.stderr)
+        return _contrast.metrics(per_row, *self._classifier())
 
     @torch.no_grad()
     def held_out(self, network: nn.Module, blocks: corpora.Rows, rows: int) -> dict[str, Tensor]:
-        """Per row (n,): its time, NCE loss and accuracy, and the ESS of `report_particles` drafts."""
+        """Per row (n,): its time, loss, accuracy, gap, the ESS of `report_particles` drafts; energies (n, 1 + k)."""
         settings = self.settings
         k = settings["report_particles"]
         stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
-        columns: dict[str, list[Tensor]] = {name: [] for name in ("t", *FIGURES)}
+        batches = []
         parts = torch.arange(rows, device=self.device).split(settings["batch_size"])
         for row in tqdm(parts, desc="held-out text", unit="batch", leave=False):
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
             out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
-            positive, negative = out[contracts.ENERGY][:, 0], out[contracts.ENERGY][:, 1:]
-            log_weights = particles.log_weights(negative[:, :k])
-            trained_on = negative[:, : settings["num_negatives"]]
-            columns["t"].append(out[contracts.T])
-            columns["loss"].append(self._objective(positive, trained_on))
-            columns["accuracy"].append(objectives.nce_accuracy(positive, negative))
-            columns["gap"].append(negative.mean(-1) - positive)
-            columns["ess"].append(particles.ess(log_weights))
-            columns["log_weight_std"].append(particles.log_weight_std(log_weights))
-        return {name: torch.cat(values) for name, values in columns.items()}
+            batches.append(_contrast.of_batch(out[contracts.ENERGY], out[contracts.T], k, *self._classifier()))
+        return _contrast.joined(batches)
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -174,14 +179,18 @@ class EnergyByNCE:
         bound = pretrain_denoiser.continuous_nelbo(*scored)
         per_row = self.held_out(self.run.average, blocks, rows)
         figures = {name: estimate(per_row[name]) for name in FIGURES}
-        levels, texts, gains = by_noise_level(per_row), self.texts(), self.transition_bounds(blocks)
-        report = {name: value._asdict() for name, value in {"nelbo": bound, **figures, **gains}.items()}
+        levels, warning = _contrast.by_noise_level(per_row, *self._classifier()), _contrast.warning(per_row)
+        calibration = _contrast.calibration_error(per_row, *self._classifier())
+        texts, gains = self.texts(), self.transition_bounds(blocks)
+        report: dict[str, Any] = {name: value._asdict() for name, value in {**figures, **gains}.items()}
+        report |= {"nelbo": bound._asdict(), "calibration": calibration._asdict(), "warning": warning}
         _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report, "by_time": levels})
         _report.write_jsonl(self.folder / "samples.jsonl", texts)
-        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(bound, figures, gains)}")
-        print(f"\n{_levels_table(levels, settings['report_particles'])}")
-        if abs(figures["accuracy"].mean - 0.5) < CHANCE_MARGIN or figures["gap"].mean <= 0:
-            print(f"  warning: the energy does not tell data from drafts (mean gap {figures['gap'].mean:.4f} nats)")
+        print(f"\nheld-out text (test split, seed {settings['seed']}):")
+        print(self._summary(bound, figures, calibration, gains))
+        print(f"\n{_contrast.levels_table(levels, settings['report_particles'])}")
+        if warning is not None:
+            print(f"  {warning}")
         for text in texts:
             print(f"\n  sample {text['row']}, energy {text['energy']}:\n    {text['text']}")
         print(f"\n  energy, figures, samples and log: {self.folder}\n  denoiser: {settings['denoiser']}")
@@ -222,16 +231,18 @@ class EnergyByNCE:
         values = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
         return {name: estimate(value) for name, value in values.items()}
 
-    def _summary(self, bound: Estimate, figures: Mapping[str, Estimate], gains: Mapping[str, Estimate]) -> str:
-        k, name, unit = self.settings["report_particles"], self.settings["objective"], self.vocabulary.unit
+    def _summary(
+        self,
+        bound: Estimate,
+        figures: Mapping[str, Estimate],
+        calibration: CalibrationError,
+        gains: Mapping[str, Estimate],
+    ) -> str:
+        wanted, unit = self.settings["samples"], self.vocabulary.unit
         lines = [
             ("denoiser NELBO", f"{bound.bits:.4f} ± {bound.bits_error:.4f}", f"bits/{unit}, n = {bound.n} draws"),
-            (f"{name} loss", _plus_minus(figures["loss"]), f"nats, n = {bound.n}; knows nothing: {self._naive():.3f}"),
-            ("accuracy", _plus_minus(figures["accuracy"]), "data below draft, all times in (0, 1); chance: 0.5"),
-            (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),
-            ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
+            *_contrast.figure_lines(figures, calibration, self.settings["report_particles"], *self._classifier()),
         ]
-        wanted = self.settings["samples"]
         how = f"bits/{unit}, {wanted['num_steps']} steps, {wanted['num_particles']} particles"
         for key, value in gains.items():
             lines.append((key.replace("_", " "), f"{value.bits:.4f} ± {value.bits_error:.4f}", how))
@@ -239,11 +250,6 @@ class EnergyByNCE:
 
     def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:
         return getattr(objectives, self.settings["objective"])(positive, negative)
-
-    def _naive(self) -> float:
-        """The loss of an energy that is constant."""
-        nothing = torch.zeros(1)
-        return float(self._objective(nothing, nothing.expand(1, self.settings["num_negatives"])))
 
     def _energy(self, network: nn.Module) -> Any:
         build: Any = energies.learned_transition if self.settings["scope"] == "transition" else energies.learned
@@ -256,32 +262,13 @@ class EnergyByNCE:
             return transition.contrastive(*parts, tuple(settings["transition_steps"]), *how)
         return training.contrastive(*parts, how[0], settings["time_low"], *how[1:])
 
-    def _scope(self) -> dict[str, Any]:
-        """What a checkpoint says of an energy that is not of drafts."""
-        return {key: self.settings[key] for key in ("scope", "transition_steps") if self.settings["scope"] != "draft"}
+    def _classifier(self) -> tuple[str, int]:
+        return self.settings["objective"], self.settings["num_negatives"]
 
-
-def by_noise_level(per_row: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Means of the figures over fifths of the time, from data to masks."""
-    edges = [step / NUM_LEVELS for step in range(NUM_LEVELS + 1)]
-    levels = []
-    for low, high in itertools.pairwise(edges):
-        inside = (per_row["t"] >= low) & (per_row["t"] < high)
-        means = {name: float(per_row[name][inside].double().mean()) for name in FIGURES}
-        levels.append({"t": f"[{low:.1f}, {high:.1f})", "n": int(inside.sum()), **means})
-    return levels
-
-
-def _levels_table(levels: list[dict[str, Any]], k: int) -> str:
-    rows = [
-        (f"t in {level['t']}", f"{level['accuracy']:.3f}", f"{level['ess']:.2f} of {k}, {level['log_weight_std']:.2f}")
-        for level in levels
-    ]
-    return _report.table([("by noise level", "accuracy", "ESS, s.d. of log-weights"), *rows])
-
-
-def _plus_minus(value: Estimate) -> str:
-    return f"{value.mean:.4f} ± {value.standard_error:.4f}"
+    def _unusual(self) -> dict[str, Any]:
+        """What a checkpoint says of an energy that is not of drafts, or has no embedding of its own."""
+        said = {key: self.settings[key] for key in ("scope", "transition_steps") if self.settings["scope"] != "draft"}
+        return said if self.settings["embedding"] == "own" else {**said, "embedding": "shared"}
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from edlm.recipes import (
     _frontier_points,
     _frontier_table,
     _models,
+    _parameterisations,
     _quality,
     _report,
     _settings,
@@ -72,6 +73,7 @@ class Frontier:
 
     def load_checkpoint(self) -> None:
         """Load the networks and the judge."""
+        _parameterisations.require_subs(self.settings["denoiser"])
         self.models = _models.load(self.settings, self.device)
         self.judge, self.judged_by = judges.load(self.settings["judge"], self.device)
         if self.judged_by["kind"] == "autoregressive":

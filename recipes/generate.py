@@ -24,6 +24,7 @@ from tqdm import tqdm
 from edlm import (
     adaptive,
     autoregressive,
+    baselines,
     contracts,
     execution,
     particles,
@@ -31,6 +32,7 @@ from edlm import (
     transition,
 )
 from edlm import samplers as kernels
+from edlm.baselines import Reverse
 from edlm.contracts import Denoiser
 from edlm.networks import Transformer
 from edlm.pipelines import Pipeline
@@ -102,7 +104,7 @@ class Generate:
         found = _sources.load(self.settings, self.device)
         self.vocabulary, self.schedule, self.opening = found.vocabulary, found.schedule, found.opening
         self.denoiser, self.energy, self.scope = found.denoiser, found.energy, found.scope
-        self.ar, self.bos_id = found.ar, found.bos_id
+        self.ar, self.bos_id, self.baseline = found.ar, found.bos_id, found.baseline
 
     def setup(self) -> None:
         """Compose the pipeline and read the prompt."""
@@ -187,8 +189,12 @@ class Generate:
     def _drawn(self, count: int, first: int) -> list[dict[str, Any]]:
         """One record per text: what it says, what it is made of, and how it came about."""
         seed = self.settings["seed"]
-        ar = self.ar
-        tokens, figures = self._from_pipeline(count, first) if ar is None else self._from_ar(ar, count, first)
+        if self.baseline is not None:
+            tokens, figures = self._from_baseline(self.baseline, count, first)
+        elif self.ar is not None:
+            tokens, figures = self._from_ar(self.ar, count, first)
+        else:
+            tokens, figures = self._from_pipeline(count, first)
         texts = self.vocabulary.decode(tokens.cpu())
         return [
             {
@@ -214,6 +220,13 @@ class Generate:
             "energy_passes": info["energy_passes"].tolist(),
             "ess": [None if math.isnan(value) else value for value in info["ess"].nanmean(-1).tolist()],
         }
+
+    def _from_baseline(self, kernel: Reverse, count: int, first: int) -> tuple[Tensor, dict[str, list[Any]]]:
+        settings = self.settings
+        length, show = settings["length"] or kernel.denoiser.max_length, self._show if settings["live"] else None
+        how = {"seed": settings["seed"], "prompt": self.prompt, "first_row": first, "callback": show}
+        out = baselines.sample(kernel, length, settings["num_steps"], count, **how)
+        return out["tokens"], {"denoiser_passes": out["info"]["denoiser_passes"].tolist()}
 
     def _from_ar(self, ar: Transformer, count: int, first: int) -> tuple[Tensor, dict[str, list[Any]]]:
         settings = self.settings

@@ -1,18 +1,20 @@
-"""Train a masked-diffusion denoiser by its continuous-time NELBO (MDLM, Sahoo et al. 2024).
+"""Train a masked-diffusion denoiser by its continuous-time NELBO (MDLM, Sahoo et al. 2024), or a baseline of it.
 
 edlm run pretrain_denoiser --config tiny steps=500
+edlm run pretrain_denoiser --config tiny_sedd           # or tiny_d3pm: the same network, data and batches
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from edlm import corpora, denoisers, likelihoods, training
+from edlm import corpora, denoisers, likelihoods
 from edlm.corpora import Blocks, Rows
-from edlm.recipes import _entry, _report, _settings, _training
+from edlm.recipes import _entry, _parameterisations, _report, _settings, _training
+from edlm.recipes._parameterisations import PARAMETERISATIONS
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 from edlm.vocabulary import Vocabulary
@@ -24,6 +26,8 @@ MODEL: Schema = {
     "network": _settings.component("vocab_size", "max_length"),
     "schedule": _settings.component(),
     "time_conditioning": _settings.flag,
+    "objective": _settings.choice(*PARAMETERISATIONS),
+    "loss_steps": _settings.optional(_settings.integer(1)),
     **_training.SETTINGS,
 }
 SETTINGS: Schema = {
@@ -43,6 +47,8 @@ class PretrainDenoiser:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
+        _parameterisations.check(settings)
+        self.kind = PARAMETERISATIONS[settings["objective"]]
         self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)
 
@@ -60,20 +66,19 @@ class PretrainDenoiser:
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
-            stages=training.denoising(
-                self._denoiser(network), self.schedule, settings["time_low"], self.vocabulary.pad_id
-            ),
+            stages=self.kind.stages(self._denoiser(network), self.schedule, settings, self.vocabulary.pad_id),
             blocks=self.blocks.train,
             vocabulary=self.vocabulary,
             settings={key: settings[key] for key in _training.SETTINGS},
             seed=settings["seed"],
             identity={
-                "objective": "nelbo",
+                "objective": self.kind.objective,
                 "corpus": corpus.fingerprint,
                 "schedule": settings["schedule"],
                 "time_conditioning": settings["time_conditioning"],
                 "network": settings["network"],
                 "length": settings["length"],
+                **_parameterisations.notes(settings),
             },
             validate=self.validate,
             loss_scale=settings["length"],
@@ -88,14 +93,14 @@ class PretrainDenoiser:
         self.run.train()
 
     def validate(self, network: nn.Module) -> Metrics:
-        """The NELBO of the EMA network on held-out blocks."""
-        bound = self.held_out_nelbo(network, self.blocks.valid, self.settings["valid_rows"])
+        """The bound of the EMA network on held-out blocks."""
+        bound = self.held_out_bound(network, self.blocks.valid, self.settings["valid_rows"])
         return {"nelbo": bound.mean, "nelbo_error": bound.standard_error}
 
-    def held_out_nelbo(self, network: nn.Module, blocks: Rows, rows: int) -> likelihoods.Estimate:
-        """The continuous-time NELBO in nats per token over `rows` draws, the blocks gone through as often as needed."""
-        pad_id = self.vocabulary.pad_id
-        return continuous_nelbo(self._denoiser(network), self.schedule, blocks, rows, self.settings, pad_id)
+    def held_out_bound(self, network: nn.Module, blocks: Rows, rows: int) -> likelihoods.Estimate:
+        """The bound of this kind in nats per token over `rows` draws, the blocks gone through as often as needed."""
+        score = self.kind.bound(self._denoiser(network), self.schedule, self.settings)
+        return over_draws(score, blocks, rows, self.settings, self.device, self.vocabulary.pad_id)
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -103,11 +108,15 @@ class PretrainDenoiser:
 
     def cleanup(self) -> None:
         """Say what was learned and where it is."""
-        bound = self.held_out_nelbo(self.run.average, self.blocks.test, 4 * self.settings["valid_rows"])
+        bound = self.held_out_bound(self.run.average, self.blocks.test, 4 * self.settings["valid_rows"])
         unit = self.vocabulary.unit
         parameters = sum(p.numel() for p in self.run.average.parameters())
         rows = [
-            ("denoiser NELBO (test)", f"{bound.bits:.4f} ± {bound.bits_error:.4f} bits/{unit}", f"n = {bound.n} draws"),
+            (
+                f"{self.kind.claim} (test)",
+                f"{bound.bits:.4f} ± {bound.bits_error:.4f} bits/{unit}",
+                f"n = {bound.n} draws",
+            ),
             ("perplexity bound", f"{bound.perplexity:.3f}", ""),
             ("steps, parameters", f"{self.run.step:,}, {parameters:,}", f"seed {self.settings['seed']}, EMA weights"),
         ]
@@ -121,10 +130,11 @@ class PretrainDenoiser:
         _report.write_json(self.folder / "report.json", {**figures, "masked_nll": levels})
 
     def masked_nll(self, t: float) -> likelihoods.Estimate:
-        """What the EMA network leaves unexplained of a masked token of the test split at one time."""
+        """What the EMA network, as a law of tokens, leaves unexplained of a mask of the test split at one time."""
         x_0 = self.blocks.test[: self.settings["valid_rows"]].to(self.device)
         row = torch.arange(len(x_0), device=self.device)
-        denoiser, seed = self._denoiser(self.run.average), torch.tensor(self.settings["seed"], device=self.device)
+        denoiser = denoisers.subs(self.run.average, self.vocabulary.mask_id, self._told())
+        seed = torch.tensor(self.settings["seed"], device=self.device)
         scored = x_0 != (-1 if self.vocabulary.pad_id is None else self.vocabulary.pad_id)
         times = torch.full(row.shape, t).to(x_0.device)
         values = [
@@ -134,9 +144,11 @@ class PretrainDenoiser:
         found = torch.cat(values)
         return likelihoods.estimate(found[~found.isnan()])
 
-    def _denoiser(self, network: nn.Module) -> denoisers.SubsDenoiser:
-        told = self.schedule if self.settings["time_conditioning"] else None
-        return denoisers.subs(network, self.vocabulary.mask_id, told)
+    def _denoiser(self, network: nn.Module) -> Any:
+        return self.kind.build(network, self.vocabulary.mask_id, self._told())
+
+    def _told(self) -> Any:
+        return self.schedule if self.settings["time_conditioning"] else None
 
 
 def continuous_nelbo(
@@ -147,17 +159,29 @@ def continuous_nelbo(
     settings: Mapping[str, Any],
     pad_id: int | None = None,
 ) -> likelihoods.Estimate:
-    """Estimate the NELBO over `rows` draws in batches of the training batch size, with noise of its own stream.
+    """Estimate the NELBO over `rows` draws; see `over_draws`."""
+    score = PARAMETERISATIONS["mdlm"].bound(denoiser, schedule, settings)
+    return over_draws(score, blocks, rows, settings, next(denoiser.parameters()).device, pad_id)
+
+
+def over_draws(
+    score: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    blocks: Rows,
+    rows: int,
+    settings: Mapping[str, Any],
+    device: torch.device,
+    pad_id: int | None = None,
+) -> likelihoods.Estimate:
+    """Estimate a bound over `rows` draws in batches of the training batch size, with noise of its own stream.
 
     Padding is neither scored nor masked, and a row counts by its tokens.
     """
-    device = next(denoiser.parameters()).device
     seed = torch.tensor(settings["seed"], device=device)
     values, counts = [], []
     for row in torch.arange(rows, device=device).split(settings["batch_size"]):
         x_0 = blocks[(row % len(blocks)).cpu()].to(device)
         scored = x_0 != (-1 if pad_id is None else pad_id)
-        values.append(likelihoods.nelbo(denoiser, schedule, x_0, seed, row, scored))
+        values.append(score(x_0, seed, row, scored))
         counts.append(scored.sum(1))
     return likelihoods.estimate(torch.cat(values), torch.cat(counts))
 

@@ -269,7 +269,7 @@ OWN = [
     Fault(
         "dropout left on while sampling",
         "pipelines.py",
-        "    _check_evaluating(kernel.step)\n",
+        "    check_evaluating(kernel.step)\n",
         "",
         "tests/test_pipelines.py::test_dropout_left_on_is_an_error",
     ),
@@ -923,6 +923,42 @@ OWN = [
         "(place >= given) & (place < end)",
         "(place >= given) & (end > 0)",
         "tests/test_evaluate.py::test_excerpts_between_bos_and_eos_score_the_text_alone",
+    ),
+    Fault(
+        "scores divided by alpha at the end of the step",
+        "baselines.py",
+        "(alpha_s - alpha_t) / alpha_t).log()",
+        "(alpha_s - alpha_t) / alpha_s).log()",
+        "tests/test_baseline_kernels.py::test_with_the_exact_prediction_a_step_has_the_exact_law_of_the_reversed_process",
+    ),
+    Fault(
+        "the mask that D3PM predicts forgotten",
+        "baselines.py",
+        "torch.logaddexp((1.0 - alpha_s).log() + tokens.logsumexp(-1), log_mask)",
+        "(1.0 - alpha_s).log() + tokens.logsumexp(-1)",
+        "tests/test_baseline_kernels.py::test_a_d3pm_that_predicts_the_mask_waits_longer",
+    ),
+    Fault(
+        "scores that sum to too much cost nothing",
+        "baselines.py",
+        "log_a.logsumexp(-1).exp() - 1.0 - wanted",
+        "log_a.logsumexp(-1) - wanted",
+        "tests/test_baseline_kernels.py::test_the_score_entropy_bound_is_the_nelbo_plus_the_price_of_a_wrong_sum",
+    ),
+    Fault(
+        "drafts outweigh the data in the calibration",
+        "calibration.py",
+        "torch.full_like(energies, 1.0 / energy_negative.shape[-1])",
+        "torch.ones_like(energies)",
+        "tests/test_calibration.py::test_either_side_of_the_pairs_has_half_the_weight_whatever_the_number_of_drafts",
+    ),
+    Fault(
+        "patience starts anew on resume",
+        "recipes/_training.py",
+        'self.patience.load_state(state.get("patience", {}))',
+        "pass",
+        "tests/test_energy_training.py::"
+        "test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_best",
     ),
 ]
 

@@ -100,7 +100,7 @@ def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: s
     denoiser = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_denoiser")[name]))
     ar = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_ar")[name]))
     del denoiser["network"]["conditioning_size"]
-    for key in ("schedule", "time_conditioning", "time_low"):
+    for key in ("schedule", "time_conditioning", "objective", "loss_steps", "time_low"):
         del denoiser[key]
     for key in ("recipe", "output_dir"):
         assert ar.pop(key) != denoiser.pop(key)

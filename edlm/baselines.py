@@ -1,0 +1,240 @@
+"""Baselines of the paper's tables, sampled and scored as what they are: absorbing D3PM and SEDD.
+
+Their networks say themselves whether a mask is revealed, so there is no reveal plan: every step costs a pass of the
+network for each text that still has a mask, and the loop reads the number of masks on the host. A kernel is one law per
+masked position, that of its token at time s, in which the mask's entry is the probability of staying masked.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+
+from edlm import absorbing, categorical, contracts, likelihoods, noise, pipelines, schedules
+from edlm.denoisers import D3pmDenoiser, SeddDenoiser
+from edlm.noise import Stream
+from edlm.schedules import Schedule
+
+LogLaw = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Reverse(NamedTuple):
+    """How a baseline goes back from time t to s, every masked position by itself.
+
+    log_law: hidden states (n, h) of masked positions at t and `alpha_t < alpha_s` (n,) to the log-probabilities (n, v)
+        of what stands there at s, float64; the mask's column is that of staying masked.
+    step: `{x_t, t, s, positions, proposal_noise} -> {x_s}`, a sequence of the stages denoise and move.
+    Laws: a law sums to one; where `alpha_s = 1` the mask has probability zero; visible tokens never change; rows do not
+    see each other; a step is a pure function of its input.
+    """
+
+    schedule: Schedule
+    denoiser: D3pmDenoiser | SeddDenoiser
+    log_law: LogLaw
+    step: TensorDictSequential
+
+
+def d3pm(denoiser: D3pmDenoiser, schedule: Schedule) -> Reverse:
+    """The ancestral step of absorbing D3PM, `p(x_s | x_t) ~ sum_x q(x_s, x_t | x) p(x | x_t)` (Austin et al. 2021).
+
+    Their equation 4. From a mask: a token y with weight `(alpha_s - alpha_t) p_y`, the mask with
+    `(1 - alpha_s) (1 - p_mask) + p_mask`, divided by their sum. The last step draws among tokens.
+    """
+    return _reverse(denoiser, schedule, partial(_d3pm_law, denoiser))
+
+
+def analytic(denoiser: SeddDenoiser, schedule: Schedule) -> Reverse:
+    """The analytic sampler of absorbing SEDD, Tweedie tau-leaping (Lou et al. 2023, theorem 4.2).
+
+    With `dsigma = sigma_t - sigma_s` and scores s: a token y with probability `(e^dsigma - 1) s_y`, which is
+    `(alpha_s - alpha_t) / alpha_t s_y`, the mask with what is left. Scores so large that nothing is left are divided by
+    their sum. The last step draws among tokens in proportion to their scores. With exact scores it is the step of
+    `samplers.ancestral` with the exact denoiser.
+    """
+    return _reverse(denoiser, schedule, partial(_analytic_law, denoiser))
+
+
+@torch.no_grad()
+def sample(
+    kernel: Reverse,
+    length: int,
+    num_steps: int,
+    num_samples: int = 1,
+    *,
+    seed: int = 0,
+    prompt: Tensor | None = None,
+    first_row: int = 0,
+    callback: pipelines.Callback | None = None,
+) -> TensorDict:
+    """Draw texts in equal steps of time: a TensorDict with `tokens` (b, l) and `info`, holding `denoiser_passes` (b,).
+
+    Row i of the result is sample number `first_row + i` of the seed, whatever else is in the batch; a prompt and a
+    callback are those of `pipelines.sample`. A text without masks is worked on no more.
+    Raises ValueError for a length outside 1..max_length of the network, num_steps or num_samples below 1, a prompt that
+    does not fit, or dropout left on.
+    """
+    denoiser = kernel.denoiser
+    if not 1 <= length <= denoiser.max_length:
+        raise ValueError(
+            f"length = {length} must lie in 1..{denoiser.max_length}, the longest the network was built for"
+        )
+    pipelines.check_evaluating(kernel.step)
+    device = next((p.device for p in kernel.step.parameters()), torch.device("cpu"))
+    tokens = absorbing.starting_tokens(num_samples, length, denoiser.mask_id, denoiser.vocab_size, prompt, device)
+    row = torch.arange(first_row, first_row + num_samples, device=device)
+    passes = torch.zeros_like(row)
+    grid = schedules.uniform_grid(num_steps).to(device)
+    for number, (t, s) in enumerate(pairwise(grid)):
+        running = (tokens == denoiser.mask_id).any(1).nonzero().squeeze(-1)
+        if not len(running):
+            break
+        state = _state(tokens[running], row[running], t, s, seed, number, denoiser.mask_id)
+        tokens = tokens.index_copy(0, running, kernel.step(state)[contracts.X_S])
+        passes = passes.index_add(0, running, torch.ones_like(running))
+        if callback is not None:
+            callback(TensorDict({contracts.X_T: tokens}), TensorDict({}))
+    info = TensorDict({"denoiser_passes": passes}, batch_size=[num_samples])
+    return TensorDict({"tokens": tokens, "info": info}, batch_size=[num_samples])
+
+
+@torch.no_grad()
+def t_step_nelbo(
+    kernel: Reverse, x_0: Tensor, seed: Tensor, row: Tensor, num_steps: int, scored: Tensor | None = None
+) -> Tensor:
+    """One unbiased draw per row of an upper bound of `-log p(x_0)` of `sample` with `num_steps` steps: float64 (b,).
+
+    `T sum_{i masked} KL( q(x_s | x_t, x_0) || p(x_s | x_t) )` of one of the T steps, in nats per scored token; infinite
+    if a mask that should stay has no probability of it, which large scores of SEDD can bring about. Steps are
+    stratified over the rows of the call. scored: bool (b, l), at least one of a row; the others are given. None: all.
+    Raises ValueError if num_steps < 1.
+    """
+    grid = schedules.uniform_grid(num_steps).to(x_0.device)
+    step = (likelihoods.strata(seed, row) * num_steps).long().clamp(max=num_steps - 1)
+    t, s = grid[step], grid[step + 1]
+    wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
+    uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
+    x_t = absorbing.corrupt(x_0, _kept(kernel.schedule, t), uniforms, kernel.denoiser.mask_id, keep=~wanted)
+    positions, owner = _masks(x_t, kernel.denoiser.mask_id)
+    hidden = kernel.denoiser(_question(x_t, t, positions))[contracts.HIDDEN]
+    alpha_t, alpha_s = kernel.schedule.alpha(t)[owner], _alpha_end(kernel.schedule, s)[owner]
+    log_law = kernel.log_law(hidden, alpha_t, alpha_s)
+    stay, token = log_law[:, kernel.denoiser.mask_id], x_0.flatten()[positions].unsqueeze(-1)
+    reveal = (alpha_s - alpha_t) / (1.0 - alpha_t)
+    moved = torch.where(reveal > 0.0, reveal * (reveal.log() - log_law.gather(-1, token).squeeze(-1)), 0.0)
+    stayed = torch.where(reveal < 1.0, (1.0 - reveal) * (torch.log1p(-reveal) - stay), 0.0)
+    return num_steps * _sum_of_rows(moved + stayed, owner, len(x_0)) / wanted.sum(1)
+
+
+@torch.no_grad()
+def score_entropy(
+    denoiser: SeddDenoiser, schedule: Schedule, x_0: Tensor, seed: Tensor, row: Tensor, scored: Tensor | None = None
+) -> Tensor:
+    """One unbiased draw per row of SEDD's bound of `-log p(x_0)` in continuous time (Lou et al. 2023, theorem 3.6).
+
+    With `s_y = alpha / (1 - alpha) a_y`, the score entropy is the NELBO's weight times `sum_y a_y - 1 - log a_{x_0}`
+    per masked position: that of a normalised law, `-log p_{x_0}`, and `A - 1 - log A >= 0` for a sum A other than 1.
+    Drawn before a random pass as `likelihoods.nelbo` is, which it equals where A = 1. Nats per scored token, float64
+    (b,).
+    scored: bool (b, l), the positions that count, at least one of a row; the others are given. None: all.
+    """
+    x_t, t, masked = likelihoods.before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
+    positions, owner = _masks(x_t, denoiser.mask_id)
+    alpha = schedule.alpha(t)[owner]
+    log_score = denoiser.log_score(denoiser(_question(x_t, t, positions))[contracts.HIDDEN], alpha).double()
+    log_a = _without_mask(log_score, denoiser.mask_id) - alpha.logit().unsqueeze(-1)
+    wanted = log_a.gather(-1, x_0.flatten()[positions].unsqueeze(-1)).squeeze(-1)
+    return _sum_of_rows(log_a.logsumexp(-1).exp() - 1.0 - wanted, owner, len(x_0)) / masked.sum(1)
+
+
+def _d3pm_law(denoiser: D3pmDenoiser, hidden: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+    log_p = denoiser.log_prob(hidden).double()
+    log_mask = log_p[:, denoiser.mask_id]
+    tokens = _without_mask(log_p, denoiser.mask_id)
+    stay = torch.logaddexp((1.0 - alpha_s).log() + tokens.logsumexp(-1), log_mask)
+    weights = tokens + (alpha_s - alpha_t).log().unsqueeze(-1)
+    return _with_mask(weights, denoiser.mask_id, torch.where(alpha_s < 1.0, stay, -torch.inf)).log_softmax(-1)
+
+
+def _analytic_law(denoiser: SeddDenoiser, hidden: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+    log_score = _without_mask(denoiser.log_score(hidden, alpha_t).double(), denoiser.mask_id)
+    tokens = log_score + ((alpha_s - alpha_t) / alpha_t).log().unsqueeze(-1)
+    left = (1.0 - tokens.logsumexp(-1).exp()).clamp(min=0.0)
+    return _with_mask(tokens, denoiser.mask_id, torch.where(alpha_s < 1.0, left.log(), -torch.inf)).log_softmax(-1)
+
+
+class _Move(nn.Module):
+    """What stands at the masked positions at s, one uniform each."""
+
+    def __init__(self, log_law: LogLaw, schedule: Schedule) -> None:
+        super().__init__()
+        self.log_law = log_law
+        self.schedule = schedule
+
+    def forward(self, hidden: Tensor, x_t: Tensor, t: Tensor, s: Tensor, positions: Tensor, uniforms: Tensor) -> Tensor:
+        owner = positions // x_t.shape[1]
+        alphas = self.schedule.alpha(t)[owner], _alpha_end(self.schedule, s)[owner]
+        drawn = categorical.inverse_cdf(self.log_law(hidden, *alphas), uniforms).tokens.squeeze(-1)
+        return x_t.flatten().index_copy(0, positions, drawn).view_as(x_t)
+
+
+def _reverse(denoiser: D3pmDenoiser | SeddDenoiser, schedule: Schedule, log_law: LogLaw) -> Reverse:
+    move = TensorDictModule(
+        _Move(log_law, schedule),
+        in_keys=[
+            contracts.HIDDEN,
+            contracts.X_T,
+            contracts.T,
+            contracts.S,
+            contracts.POSITIONS,
+            contracts.PROPOSAL_NOISE,
+        ],
+        out_keys=[contracts.X_S],
+    )
+    return Reverse(
+        schedule, denoiser, log_law, TensorDictSequential({"denoise": denoiser, "move": move}, inplace=False)
+    )
+
+
+def _state(x_t: Tensor, row: Tensor, t: Tensor, s: Tensor, seed: int, number: int, mask_id: int) -> TensorDict:
+    """What a step reads: the tokens of the rows that have masks, their time and their noise."""
+    positions, owner = _masks(x_t, mask_id)
+    uniforms = noise.uniforms(seed, row[owner], number, Stream.PROPOSAL, positions % x_t.shape[1])
+    ends = {contracts.S: s.expand(len(row)), contracts.PROPOSAL_NOISE: uniforms}
+    return _question(x_t, t.expand(len(row)), positions).update(ends)
+
+
+def _question(x_t: Tensor, t: Tensor, positions: Tensor) -> TensorDict:
+    return TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions})
+
+
+def _masks(x_t: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """Flat positions (n,) of the masks and the row of each."""
+    positions = (x_t == mask_id).flatten().nonzero().squeeze(-1)
+    return positions, positions // x_t.shape[1]
+
+
+def _kept(schedule: Schedule, t: Tensor) -> Tensor:
+    """The share of visible tokens at t on the way from all masks: `1 - (1 - alpha(t)) / (1 - alpha(1))`."""
+    return 1.0 - (1.0 - schedule.alpha(t)) / (1.0 - schedule.alpha(torch.ones_like(t)))
+
+
+def _alpha_end(schedule: Schedule, s: Tensor) -> Tensor:
+    """`alpha(s)`, and exactly 1 at s = 0: the last step leaves no mask, whatever the schedule."""
+    return torch.where(s > 0.0, schedule.alpha(s), 1.0)
+
+
+def _without_mask(log_p: Tensor, mask_id: int) -> Tensor:
+    return log_p.index_fill(-1, torch.tensor([mask_id], device=log_p.device), -torch.inf)
+
+
+def _with_mask(log_p: Tensor, mask_id: int, value: Tensor) -> Tensor:
+    return log_p.index_copy(-1, torch.tensor([mask_id], device=log_p.device), value.unsqueeze(-1))
+
+
+def _sum_of_rows(values: Tensor, owner: Tensor, b: int) -> Tensor:
+    return values.new_zeros(b).index_add(0, owner, values)

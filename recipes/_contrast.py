@@ -1,0 +1,126 @@
+"""What is said of an energy on held-out text: figures, also by noise level, and a warning if they are bad."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edlm import calibration as calibrations
+from edlm import objectives, particles
+from edlm.calibration import CalibrationError
+from edlm.likelihoods import Estimate, estimate
+from edlm.recipes import _report
+
+FIGURES = ("loss", "accuracy", "gap", "ess", "log_weight_std")  # per row
+ENERGIES = "energies"  # (n, 1 + k): the data's and its drafts', from which calibration is measured
+NUM_LEVELS = 5
+CHANCE_MARGIN = 0.01  # an accuracy this close to one half means that the energy orders nothing
+CONSTANT = 1e-6  # nats: less than this between any two texts is no difference
+
+PREDICTIONS = {"nce": calibrations.of_pairs, "info_nce": calibrations.of_choices}
+
+
+def calibration_error(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -> CalibrationError:
+    """Of the classifier that the objective trains: of all pairs, or of choices among as many as it was trained with."""
+    energies = per_row[ENERGIES]
+    drafts = energies[:, 1:] if objective == "nce" else energies[:, 1 : 1 + num_negatives]
+    return calibrations.expected_calibration_error(PREDICTIONS[objective](energies[:, 0], drafts))
+
+
+def by_noise_level(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -> list[dict[str, Any]]:
+    """Means of the figures over fifths of the time, from data to masks; None where no row lies."""
+    edges = [step / NUM_LEVELS for step in range(NUM_LEVELS + 1)]
+    levels = []
+    for low, high in itertools.pairwise(edges):
+        inside = (per_row["t"] >= low) & (per_row["t"] < high)
+        found = {name: values[inside] for name, values in per_row.items()}
+        count = int(inside.sum())
+        means: dict[str, float | None] = {
+            name: float(found[name].double().mean()) if count else None for name in FIGURES
+        }
+        error = calibration_error(found, objective, num_negatives).error if count else None
+        levels.append({"t": f"[{low:.1f}, {high:.1f})", "n": count, **means, "calibration_error": error})
+    return levels
+
+
+def metrics(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -> dict[str, float]:
+    """What a validation logs, the loss first: means over all times, then those of each noise level that has rows."""
+    found = {name: estimate(per_row[name]).mean for name in FIGURES}
+    found["calibration_error"] = calibration_error(per_row, objective, num_negatives).error
+    for level in by_noise_level(per_row, objective, num_negatives):
+        where = level["t"].strip("[)").replace(", ", "-")
+        figures = {name: value for name, value in level.items() if name not in ("t", "n") and value is not None}
+        found |= {f"{name}_t{where}": value for name, value in figures.items()}
+    return found
+
+
+def warning(per_row: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with an energy that is constant, of the wrong sign or orders nothing, with the figure; or None."""
+    energies, gap, accuracy = per_row[ENERGIES], estimate(per_row["gap"]), estimate(per_row["accuracy"])
+    figures = f"mean gap {_plus_minus(gap)} nats, accuracy {_plus_minus(accuracy)}, n = {gap.n}"
+    if float(energies.max() - energies.min()) < CONSTANT:
+        return f"warning: the energy is constant, it does not tell data from drafts ({figures})"
+    if gap.mean < -2.0 * gap.standard_error or accuracy.mean < 0.5 - CHANCE_MARGIN - 2.0 * accuracy.standard_error:
+        return f"warning: the energy is higher on data than on drafts, its sign is wrong ({figures})"
+    if accuracy.mean < 0.5 + CHANCE_MARGIN or gap.mean <= 0:
+        return f"warning: the energy does not tell data from drafts ({figures})"
+    return None
+
+
+def levels_table(levels: list[dict[str, Any]], k: int) -> str:
+    """Accuracy, evenness of weights and calibration by noise level."""
+    rows = [
+        (
+            f"t in {level['t']}",
+            f"{level['accuracy']:.3f}",
+            f"{level['ess']:.2f} of {k}, {level['log_weight_std']:.2f}, {level['calibration_error']:.3f}",
+        )
+        for level in levels
+        if level["n"]
+    ]
+    return _report.table([("by noise level", "accuracy", "ESS, s.d. of log-weights, calibration error"), *rows])
+
+
+def figure_lines(
+    figures: Mapping[str, Estimate], calibration: CalibrationError, k: int, objective: str, num_negatives: int
+) -> list[tuple[str, str, str]]:
+    """The figures over all times as lines of a table, each with what an energy that knows nothing would have."""
+    nothing = torch.zeros(1)
+    naive = float(getattr(objectives, objective)(nothing, nothing.expand(1, num_negatives)))
+    return [
+        (
+            f"{objective} loss",
+            _plus_minus(figures["loss"]),
+            f"nats, n = {figures['loss'].n}; knows nothing: {naive:.3f}",
+        ),
+        ("accuracy", _plus_minus(figures["accuracy"]), "data below draft, all times in (0, 1); chance: 0.5"),
+        ("calibration error", f"{calibration.error:.4f}", f"by chance, if calibrated: {calibration.floor:.4f}"),
+        (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),
+        ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
+    ]
+
+
+def of_batch(energies: Tensor, t: Tensor, k: int, objective: str, num_negatives: int) -> dict[str, Tensor]:
+    """Per row (b,): its time, the figures, weights over k drafts; energies (b, 1 + n), the data's and its drafts'."""
+    positive, negative = energies[:, 0], energies[:, 1:]
+    log_weights = particles.log_weights(negative[:, :k])
+    return {
+        "t": t,
+        ENERGIES: energies,
+        "loss": getattr(objectives, objective)(positive, negative[:, :num_negatives]),
+        "accuracy": objectives.nce_accuracy(positive, negative),
+        "gap": negative.mean(-1) - positive,
+        "ess": particles.ess(log_weights),
+        "log_weight_std": particles.log_weight_std(log_weights),
+    }
+
+
+def joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The batches of each figure one after the other."""
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _plus_minus(value: Estimate) -> str:
+    return f"{value.mean:.4f} ± {value.standard_error:.4f}"

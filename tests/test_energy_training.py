@@ -1,0 +1,290 @@
+"""Training of an energy: what is logged, what is warned of, when it stops, and what it may share with the denoiser."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from faults import Fault
+from omegaconf import OmegaConf
+from test_planted_faults import package_in, plant
+from torch import Tensor, nn
+
+from edlm import checkpoints, cli, corpora, denoisers, likelihoods, networks, schedules
+from edlm.networks import EnergyNetwork, Transformer
+from edlm.recipes import _contrast, _entry
+from edlm.recipes._patience import Patience
+from edlm.vocabulary import characters
+
+NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
+SMALL = {"steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 16, "save_every": 3, "log_every": 2}
+Run = Callable[..., tuple[int, str, str]]
+
+
+def denoiser_words(folder: Path) -> list[str]:
+    sizes = {f"network.{key}": value for key, value in NETWORK.items()}
+    return [f"output_dir={folder}", "length=32", *(f"{k}={v}" for k, v in {**SMALL, **sizes}.items()), "threads=1"]
+
+
+def energy_words(folder: Path, denoiser: Path) -> list[str]:
+    samples = {"samples.num_samples": 1, "samples.num_steps": 2, "samples.num_particles": 2, "report_particles": 4}
+    paths = [f"output_dir={folder}", f"denoiser={denoiser}", "pretrain=null", "threads=1"]
+    return [*paths, *(f"{key}={value}" for key, value in {**SMALL, **samples}.items())]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a recipe in this process: exit status, standard output and standard error."""
+
+    def call(recipe: str, *words: str) -> tuple[int, str, str]:
+        module = import_module(f"edlm.recipes.{recipe}")
+        monkeypatch.setattr(sys, "argv", [recipe, "--config", str(cli.configs(recipe)["tiny"]), *words])
+        status = 0
+        try:
+            _entry.enter(module.main, module.SETTINGS)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A denoiser of a few steps."""
+    folder = tmp_path_factory.mktemp("trained") / "denoiser"
+    settings = OmegaConf.load(cli.configs("pretrain_denoiser")["tiny"])
+    words = OmegaConf.from_dotlist(denoiser_words(folder))
+    import_module("edlm.recipes.pretrain_denoiser").main(OmegaConf.to_container(OmegaConf.merge(settings, words)))
+    return folder
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- What is said of an energy
+
+
+def figures_of(positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
+    t = (torch.arange(len(positive)).double() + 0.5) / len(positive)
+    energies = torch.cat([positive.unsqueeze(1), negative], 1)
+    return _contrast.of_batch(energies, t, 2, "nce", 1)
+
+
+GOOD = -1.0 + torch.randn(200, generator=torch.Generator().manual_seed(0))
+BAD = 1.0 + torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "said"),
+    [
+        (GOOD, BAD, None),
+        (-GOOD, -BAD, "the energy is higher on data than on drafts, its sign is wrong (mean gap -"),
+        (torch.full((200,), 0.3), torch.full((200, 3), 0.3), "the energy is constant"),
+        (
+            GOOD,
+            GOOD[torch.randperm(200, generator=torch.Generator().manual_seed(2))].unsqueeze(1),
+            "does not tell data",
+        ),
+    ],
+    ids=["right", "flipped", "constant", "noise"],
+)
+def test_an_energy_that_is_wrong_is_said_to_be_with_the_figure(positive: Tensor, negative: Tensor, said: str | None):
+    warning = _contrast.warning(figures_of(positive, negative))
+    assert (warning is None) == (said is None)
+    if warning is not None:
+        assert said in warning
+        assert "accuracy 0." in warning
+        assert "n = 200" in warning
+
+
+def test_what_is_logged_starts_with_the_loss_and_has_every_figure_of_every_noise_level():
+    per_row = figures_of(GOOD, BAD)
+    found = _contrast.metrics(per_row, "nce", 1)
+    assert next(iter(found)) == "loss"
+    for name in (*_contrast.FIGURES, "calibration_error"):
+        parts = [found[f"{name}_t{level / 5:.1f}-{(level + 1) / 5:.1f}"] for level in range(5)]
+        assert all(math.isfinite(value) for value in parts)
+        if name != "calibration_error":  # of equally many rows each
+            assert sum(parts) / 5 == pytest.approx(found[name], rel=1e-6)
+    levels = _contrast.by_noise_level(per_row, "nce", 1)
+    inside = (per_row["t"] >= 0.4) & (per_row["t"] < 0.6)
+    assert levels[2]["gap"] == pytest.approx(float((BAD.mean(1) - GOOD)[inside].mean()), rel=1e-6)
+    empty = {name: values[per_row["t"] < 0.2] for name, values in per_row.items()}
+    assert not any("t0.2" in name for name in _contrast.metrics(empty, "nce", 1))
+
+
+@pytest.mark.slow
+def test_figures_by_noise_level_are_logged_while_an_energy_learns_and_no_warning_is_given(
+    run: Run, denoiser: Path, tmp_path: Path
+) -> None:
+    words = [*energy_words(tmp_path, denoiser), "optimizer.lr=0.02", "warmup_steps=0", "steps=12", "valid_every=6"]
+    status, shown, error = run("edlm_nce", *words, "dropout=0.0", "ema_decay=0.5")
+    assert status == 0, error
+    assert "calibration error" in shown
+    assert "warning" not in shown.splitlines()[-1]
+    last = logged(tmp_path)[-1]
+    for name in ("loss", "accuracy", "gap", "ess", "log_weight_std", "calibration_error"):
+        assert {f"valid_{name}", f"valid_{name}_t0.0-0.2", f"valid_{name}_t0.8-1.0"} <= last.keys()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["gap"]["mean"] > 2 * report["gap"]["standard_error"], "else this run shows nothing"
+    assert report["warning"] is None
+    assert "warning" not in shown
+    assert 0.0 <= report["calibration"]["error"] <= 1.0
+
+
+@pytest.mark.slow
+def test_a_planted_sign_is_warned_of_while_training_and_at_the_end(denoiser: Path, tmp_path: Path) -> None:
+    """The loss of a copy of the package with data and drafts swapped: the figure and what it means, twice."""
+    package_in(tmp_path / "copy")
+    right = "return F.softplus(energy_positive) + F.softplus(-energy_negative).mean(-1)"
+    wrong = "return F.softplus(-energy_positive) + F.softplus(energy_negative).mean(-1)"
+    plant(tmp_path / "copy", Fault("the sign", "objectives.py", right, wrong, ""))
+    words = [*energy_words(tmp_path / "run", denoiser), "optimizer.lr=0.02", "warmup_steps=0", "steps=12"]
+    command = [sys.executable, "-m", "edlm.cli", "run", "edlm_nce", *words, "valid_every=12", "dropout=0.0"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
+    done = subprocess.run(
+        [*command, "ema_decay=0.5"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = "warning: the energy is higher on data than on drafts, its sign is wrong (mean gap -"
+    assert f"step 12: {said}" in done.stderr
+    assert said in done.stdout
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["warning"].startswith(said)
+    assert report["gap"]["mean"] < 0
+
+
+@pytest.mark.slow
+def test_an_energy_that_learns_nothing_is_warned_of(run: Run, denoiser: Path, tmp_path: Path) -> None:
+    words = [*energy_words(tmp_path, denoiser), "optimizer.lr=0.0", "start_from=scratch", "steps=3"]
+    status, shown, error = run("edlm_nce", *words)
+    assert status == 0, error
+    assert "step 3: warning: the energy is constant" in error, "an energy starts at zero"
+    assert "  warning: the energy is constant, it does not tell data from drafts (mean gap 0.0000" in shown
+
+
+# ---- Shared embedding
+
+
+def test_a_shared_embedding_is_one_module_and_takes_no_gradient():
+    denoiser, energy = Transformer(5, 8, 16, 1, 2, 8), EnergyNetwork(5, 8, 16, 1, 2, 8)
+    networks.share_embedding(energy, denoiser)
+    assert energy.embedding is denoiser.embedding
+    with torch.no_grad():
+        energy.scalar.weight.fill_(1.0)
+    energy(torch.randint(5, (2, 8)), torch.randint(5, (2, 8))).sum().backward()
+    assert energy.embedding.weight.grad is None
+    assert energy.combine.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"embedding \(6, 16\) cannot be the denoiser's \(5, 16\)"):
+        networks.share_embedding(EnergyNetwork(6, 8, 16, 1, 2, 8), denoiser)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_from", ["denoiser", "scratch"])
+def test_by_config_the_energy_reads_tokens_as_the_denoiser_does(
+    run: Run, denoiser: Path, tmp_path: Path, start_from: str
+) -> None:
+    words = [*energy_words(tmp_path, denoiser), f"start_from={start_from}", "optimizer.lr=0.02", "steps=3"]
+    status, _, error = run("edlm_nce", *words, "embedding=shared")
+    assert status == 0, error
+    of_denoiser = checkpoints.load_as(Transformer, denoiser).embedding.weight
+    assert torch.equal(checkpoints.load_as(EnergyNetwork, tmp_path).embedding.weight, of_denoiser)
+    status, _, error = run("edlm_nce", *words)
+    assert (status, "embedding was 'shared', is None" in error) == (2, True), error
+
+
+# ---- Early stopping
+
+
+class Nothing(nn.Module):
+    """A network with one number."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+
+def test_patience_counts_what_does_not_improve_and_keeps_the_best(tmp_path: Path):
+    patience, saved = Patience(tmp_path / "best", 2), []
+
+    def save(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        saved.append(folder.name)
+
+    for step, (loss, waited) in enumerate([(3.0, 0), (2.0, 0), (2.0, 1), (1.5, 0), (math.nan, 1)], start=1):
+        patience.note(step, loss, save)
+        assert (patience.waited, patience.exhausted) == (waited, False)
+    assert [folder.name for folder in (tmp_path / "best").iterdir()] == ["step_00000004"]
+    assert saved == ["step_00000001", "step_00000002", "step_00000004"]
+    resumed = Patience(tmp_path / "best", 2)
+    resumed.load_state(json.loads(json.dumps(patience.state())))
+    resumed.note(6, 1.5, save)
+    assert resumed.exhausted
+    assert (resumed.least, resumed.step) == (1.5, 4)
+
+
+def test_without_a_limit_nothing_is_counted_or_kept(tmp_path: Path):
+    patience = Patience(tmp_path / "best", None)
+    for step in range(5):
+        patience.note(step, float(step), lambda folder: folder.mkdir(parents=True))
+    patience.restore(Nothing(1.0))
+    assert not patience.exhausted
+    assert patience.state() == {}
+    assert not (tmp_path / "best").exists()
+
+
+# A rate at which every validation is worse than the first one.
+DIVERGING = ["optimizer.lr=0.3", "warmup_steps=0", "decay=constant", "ema_decay=0.0", "patience=3"]
+
+
+@pytest.mark.slow
+def test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_best(run: Run, tmp_path: Path) -> None:
+    """And a run cut in two stops where the whole one does, bit for bit."""
+    for folder, ends in (("whole", [30]), ("parts", [6, 30])):
+        for steps in ends:
+            status, shown, error = run(
+                "pretrain_denoiser", *denoiser_words(tmp_path / folder), *DIVERGING, f"steps={steps}"
+            )
+            assert status == 0, error
+    bounds = [
+        (record["step"], record["valid_nelbo"]) for record in logged(tmp_path / "whole") if "valid_nelbo" in record
+    ]
+    least = min(bounds, key=lambda bound: bound[1])
+    assert [step for step, _ in bounds][-1] == least[0] + 9 < 30, "three validations after the best"
+    assert f"held-out loss was least at step {least[0]}: {least[1]:.5f}; that network is" in shown
+    names = ["network.safetensors", "training.safetensors"]
+    last = [checkpoints.last_checkpoint(tmp_path / folder) for folder in ("whole", "parts")]
+    assert last[0].name == last[1].name == f"step_{least[0] + 9:08d}"
+    assert all((last[0] / name).read_bytes() == (last[1] / name).read_bytes() for name in names)
+    assert checkpoints.load_state(last[0])["patience"] == checkpoints.load_state(last[1])["patience"]
+
+    best = tmp_path / "parts" / "best" / f"step_{least[0]:08d}"
+    assert list(best.parent.iterdir()) == [best]
+    network = checkpoints.load_as(Transformer, best)
+    assert checkpoints.read_description(best)["step"] == least[0]
+    blocks = corpora.load_blocks(corpora.embedded(), characters(), 32).test
+    found = [
+        likelihoods.nelbo(
+            denoisers.subs(network, 27), schedules.log_linear(), blocks[row % len(blocks)], torch.tensor(0), row
+        )
+        for row in torch.arange(64).split(8)
+    ]
+    reports = [json.loads((tmp_path / folder / "report.json").read_text()) for folder in ("whole", "parts")]
+    assert reports[0] == reports[1]
+    assert reports[0]["mean"] == pytest.approx(float(torch.cat(found).mean()), rel=1e-5)
+
+    status, shown, error = run("pretrain_denoiser", *denoiser_words(tmp_path / "parts"), *DIVERGING, "steps=30")
+    assert status == 0, error
+    assert f"held-out loss was least at step {least[0]}" in shown
+    assert checkpoints.last_checkpoint(tmp_path / "parts") == last[1], "a run that has stopped goes on no more"
+    words = [*denoiser_words(tmp_path / "parts"), *DIVERGING, "steps=30", "valid_rows=8"]
+    status, _, error = run("pretrain_denoiser", *words)
+    assert (status, "valid_rows was 16, is 8" in error) == (2, True), "it decides where a run stops"
