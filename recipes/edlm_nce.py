@@ -125,6 +125,7 @@ class EnergyByNCE:
                 **self._scope(),
             },
             validate=self.validate,
+            sample=lambda _: self.texts(),
         )
 
     def load_checkpoint(self) -> None:
@@ -233,8 +234,7 @@ class EnergyByNCE:
         ]
         wanted = self.settings["samples"]
         how = f"bits/{unit}, {wanted['num_steps']} steps, {wanted['num_particles']} particles"
-        for key, value in bounds.items():
-            lines.append((key.replace("_", " "), f"{value.bits:.4f} ± {value.bits_error:.4f}", how))
+        lines += [(name.replace("_", " "), f"{x.bits:.4f} ± {x.bits_error:.4f}", how) for name, x in bounds.items()]
         return _report.table(lines)
 
     def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:

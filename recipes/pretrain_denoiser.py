@@ -12,7 +12,7 @@ from torch import nn
 
 from edlm import corpora, denoisers, likelihoods, training
 from edlm.corpora import Blocks
-from edlm.recipes import _entry, _report, _settings, _training
+from edlm.recipes import _entry, _following, _report, _settings, _training
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 from edlm.vocabulary import Vocabulary
@@ -77,6 +77,7 @@ class PretrainDenoiser:
             },
             validate=self.validate,
             loss_scale=settings["length"],
+            sample=self.texts,
         )
 
     def load_checkpoint(self) -> None:
@@ -91,6 +92,11 @@ class PretrainDenoiser:
         """The NELBO of the EMA network on held-out blocks."""
         bound = self.held_out_nelbo(network, self.blocks.valid, self.settings["valid_rows"])
         return {"nelbo": bound.mean, "nelbo_error": bound.standard_error}
+
+    def texts(self, network: nn.Module) -> _following.Texts:
+        """A few texts of the EMA network, for those who follow the run."""
+        denoiser, seed = self._denoiser(network), self.settings["seed"]
+        return _following.denoiser_texts(denoiser, self.schedule, self.vocabulary, seed)
 
     def held_out_nelbo(self, network: nn.Module, blocks: torch.Tensor, rows: int) -> likelihoods.Estimate:
         """The continuous-time NELBO in nats per token over `rows` draws, the blocks gone through as often as needed."""
