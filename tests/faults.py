@@ -904,6 +904,20 @@ OWN = [
         "tests/test_cross_entropy.py::test_values_and_gradients_are_those_of_the_plain_computation",
     ),
     Fault(
+        "the gradients of a forecast's small step kept for the first one",
+        "recipes/_forecast.py",
+        "optimizer.zero_grad(set_to_none=True)",
+        "optimizer.zero_grad",
+        "tests/test_following.py::test_what_is_held_is_counted_exactly",
+    ),
+    Fault(
+        "the first token of a judged piece counted, which nothing predicts",
+        "judges.py",
+        "network.max_length, 1, batch_size, score)",
+        "network.max_length, 0, batch_size, score)",
+        "tests/test_judges.py::test_a_torchtune_folder_judges_by_its_own_log_probabilities",
+    ),
+    Fault(
         "the mask given a probability in a tile of training",
         "cross_entropy.py",
         "logits[:, head.excluded] = -torch.inf",

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from builders import tiny_denoiser, tiny_network
 from torch import nn
 
-from edlm import checkpoints, cli, corpora, schedules, training, vocabulary
-from edlm.recipes import _following, _forecast, _training, pretrain_denoiser
+from edlm import checkpoints, cli, schedules, training, vocabulary
+from edlm.recipes import _following, _forecast, _training
 from edlm.recipes._training import TrainingRun
 
 ROWS, LENGTH = 6, 7
