@@ -143,6 +143,14 @@ class _PaddedHead(Head):
         logits = F.linear(hidden, self.weight[columns])
         return F.pad(logits, (0, columns.stop - columns.start - logits.shape[-1]), value=-torch.inf)
 
+    def log_prob(
+        self, hidden: Tensor, tokens: Tensor, excluded: int | None = None, expected: Tensor | None = None
+    ) -> Tensor:
+        known = len(self.weight)
+        excluded = None if excluded is None or excluded >= known else excluded
+        found = super().log_prob(hidden, tokens.clamp(max=known - 1), excluded, expected)
+        return torch.where(tokens < known, found, -torch.inf)
+
 
 def _head(decoder: Any, vocab_size: int | None) -> Head:
     """The vocabulary head over the decoder's own weight, also where that is its embedding, as wide as is asked."""

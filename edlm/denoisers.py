@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 from edlm import categorical, contracts, schedules
+from edlm.networks import Head
 from edlm.schedules import Schedule
 
 
@@ -38,6 +39,16 @@ class SubsDenoiser(TensorDictModule):
             logits = head(hidden)
         logits.select(-1, self.mask_id).fill_(-torch.inf)  # in place: a copy would cost as much as a draw
         return logits
+
+    def token_log_prob(self, hidden: Tensor, tokens: Tensor, expected: Tensor | None = None) -> Tensor:
+        """`log p(token)` at hidden states (n, h): nats (n,), without all logits at once where the head can do that.
+
+        expected (n,): the gradient of the result up to one factor, if it is known; see `cross_entropy.log_prob`.
+        """
+        head = self.module.network.head
+        if isinstance(head, Head):
+            return head.log_prob(hidden, tokens, self.mask_id, expected)
+        return categorical.token_log_prob(self.logits(hidden), tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def subs(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> SubsDenoiser:

@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, contracts, schedules
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.networks import EnergyNetwork, Head, Transformer
 from edlm.schedules import Schedule
 
 
@@ -85,8 +85,8 @@ def ar_log_prob(
 
     The network reads `[bos, x_0, ..., x_{l-2}]`; without a bos, position 0 is given and its entry is zero. The mask's
     logit is left out. With flat positions, indices into n * l of which n * l is padding, the vocabulary head runs on
-    those alone and the entries of others are zero. Never more than a fixed number of logits exist at once, unless
-    gradients are kept.
+    those alone and the entries of others are zero. Never more than a fixed number of logits exist at once, also where
+    gradients are taken, if the network's head is a `networks.Head`.
     """
     n, l = tokens.shape
     # Position i is predicted by the state that read everything before it.
@@ -96,7 +96,13 @@ def ar_log_prob(
     predicted = (positions % l >= behind) & (positions < n * l)
     hidden = network(read, None, torch.where(predicted, positions - behind, 0))
     wanted = tokens.flatten()[positions.clamp(max=n * l - 1)]
-    vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
+    head = network.get_submodule("head")
+    trained = torch.is_grad_enabled() and hidden.requires_grad and not torch.compiler.is_compiling()
+    if isinstance(head, Head) and trained:
+        found = head.log_prob(hidden, wanted, mask_id, predicted.to(hidden.dtype))  # a sum of them is what is trained
+        found = torch.where(predicted, found, 0.0)
+        return found.new_zeros(n * l + 1).index_copy(0, positions, found)[:-1].view(n, l)
+    vocab_size = int(head.out_features)  # type: ignore[arg-type]
     width = categorical.columns_at_once(vocab_size, tokens.device)
     rows = categorical.rows_at_once(width, tokens.device, torch.compiler.is_compiling())
     tiles = [

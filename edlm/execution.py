@@ -62,6 +62,19 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
     )
 
 
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the blocks of a network's trunk where they are, for training: one graph for all of a kind.
+
+    Parameters, names and checkpoints stay what they are, gradients up to rounding. Raises ValueError for a network
+    without `trunk.blocks`.
+    """
+    trunk = getattr(network, "trunk", None)
+    if trunk is None or not hasattr(trunk, "blocks"):
+        raise ValueError(f"{type(network).__name__} has no trunk.blocks to compile")
+    for block in trunk.blocks:
+        block.compile()
+
+
 def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function traced as one graph and run by torch's own operations: it raises where compilation would break."""
     return torch.compile(_with_own_graphs(function), fullgraph=True, backend="eager")

@@ -4,14 +4,17 @@ A text is retokenised by the judge and cut into pieces of the judge's context, e
 the generative perplexity of Lou et al. 2023, Sahoo et al. 2024 and Xu et al. 2025 is. Nothing is padded.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from edlm import categorical, checkpoints, energies
+from edlm import categorical, checkpoints, decoders, energies, large
+from edlm.likelihoods import Estimate
 from edlm.networks import Transformer
 from edlm.vocabulary import Vocabulary
 
@@ -24,6 +27,11 @@ class Judgement(NamedTuple):
 
 
 Judge = Callable[[Sequence[str]], Judgement]
+Likeness = Callable[[Sequence[str], Sequence[str]], Estimate]  # of samples and real text
+
+TORCHTUNE = "torchtune:"  # in front of a folder whose model torchtune is to build
+_CONTEXT = 1024  # tokens of a piece, as in the published evaluations, where a model could take more
+_CLUSTERINGS = 5  # of MAUVE, whose spread is its error
 
 
 def autoregressive(network: nn.Module, vocabulary: Vocabulary, bos_id: int | None, batch_size: int = 16) -> Judge:
@@ -46,7 +54,8 @@ def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
     """Judge by a causal language model in Hugging Face's format: a folder, or a name that `transformers` finds.
 
     The first token of a piece is given and does not count, as in the published evaluations, which take GPT-2 Large and
-    1024 tokens. Weights are read from safetensors alone, and no code of the model's folder is run.
+    1024 tokens; a model that takes more is given 1024 too. Weights are read from safetensors alone, and no code of the
+    model's folder is run.
     Raises ValueError if `transformers` is not installed or cannot load it.
     """
     try:
@@ -71,15 +80,67 @@ def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
     def encode(text: str) -> Tensor:
         return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
 
-    context = int(model.config.max_position_embeddings)
+    context = min(_CONTEXT, int(getattr(model.config, "max_position_embeddings", _CONTEXT)))
     return lambda texts: _judge([encode(text) for text in texts], context, 1, batch_size, score)
+
+
+def torchtune_decoder(folder: str | Path, device: torch.device, batch_size: int = 4) -> Judge:
+    """Judge by a Qwen 2 or Llama folder that torchtune builds, in the tokens of its `tokenizer.json`.
+
+    Pieces and what counts are those of `causal_lm`, without `transformers`. Raises ValueError naming the file or the
+    setting that is missing or unlike these models.
+    """
+    file = Path(folder) / "tokenizer.json"
+    network = decoders.load(large.read_autoregressive(folder, _CONTEXT)).to(device)
+    content = checkpoints.read_json(file)
+    content.update(truncation=None, padding=None)  # a file may ask to cut and pad every text
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+
+    def score(tokens: Tensor) -> Tensor:
+        tokens = tokens.to(device)
+        found = network.head.log_prob(network(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        return found.view(len(tokens), -1).cpu()
+
+    def encode(text: str) -> Tensor:
+        return torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.int64)
+
+    return lambda texts: _judge([encode(text) for text in texts], network.max_length, 1, batch_size, score)
+
+
+def mauve(model: str, device: torch.device) -> Likeness:
+    """How alike samples and real text are, 0 to 1: MAUVE (Pillutla et al. 2021, arXiv 2102.01454).
+
+    model: the language model whose last state is a text's features, `gpt2-large` in the paper. The figure moves with
+    the clustering of features: it is the mean over a few, and its error their standard deviation over texts held
+    fixed. Few texts make few clusters; the authors advise thousands.
+    Raises ValueError if `mauve-text` is not installed; the measure itself, for fewer than two texts.
+    """
+    try:
+        from mauve import compute_mauve
+    except ImportError as error:
+        raise ValueError(f"mauve = {model!r} needs the extra package: pip install 'edlm-torch[mauve]'") from error
+    place = -1 if device.type == "cpu" else device.index or 0
+
+    def likeness(samples: Sequence[str], real: Sequence[str]) -> Estimate:
+        if min(len(samples), len(real)) < 2:
+            raise ValueError(f"mauve = {model!r} needs at least 2 texts of either kind")
+        texts = {"p_text": list(real), "q_text": list(samples), "featurize_model_name": model, "device_id": place}
+        found = [compute_mauve(**texts, max_text_length=_CONTEXT, seed=seed).mauve for seed in range(_CLUSTERINGS)]
+        values = torch.tensor(found, dtype=torch.float64)
+        return Estimate(float(values.mean()), float(values.std()), len(samples))
+
+    return likeness
 
 
 def load(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
     """A judge and what it is: an AR model's run or network folder of ours, else a model in Hugging Face's format.
 
-    Raises ValueError for a network of ours that is not causal, and as `causal_lm` does.
+    With `torchtune:` in front of a folder, torchtune builds its model. Raises ValueError for a network of ours that is
+    not causal, and as `causal_lm` and `torchtune_decoder` do.
     """
+    if path.startswith(TORCHTUNE):
+        name = path.removeprefix(TORCHTUNE)
+        return torchtune_decoder(name, device), {"path": name, "kind": "torchtune", "context": _CONTEXT}
     folder = Path(path)
     if not ((folder / "network.json").is_file() or (folder / "checkpoints" / "last.json").is_file()):
         return causal_lm(path, device), {"path": path, "kind": "causal_lm"}

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edlm import cross_entropy
+
 _NOISE_FREQUENCIES = 256
 _MLP_RATIO = 4
 
@@ -212,6 +214,12 @@ class Head(nn.Linear):
         if columns is None:
             return super().forward(hidden)
         return F.linear(hidden, self.weight[columns], None if self.bias is None else self.bias[columns])
+
+    def log_prob(
+        self, hidden: Tensor, tokens: Tensor, excluded: int | None = None, expected: Tensor | None = None
+    ) -> Tensor:
+        """`log softmax(logits)[token]` of hidden states (n, h), nats (n,), in tiles: see `cross_entropy.log_prob`."""
+        return cross_entropy.log_prob(hidden, self.weight, self.bias, tokens, excluded, expected)
 
 
 class Transformer(nn.Module):

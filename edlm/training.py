@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, energies, noise, objectives, samplers, schedules
+from edlm import absorbing, categorical, contracts, denoisers, energies, noise, objectives, samplers, schedules
 from edlm.contracts import Denoiser, Energy
 from edlm.denoisers import D3pmDenoiser, SeddDenoiser
 from edlm.noise import Stream
@@ -32,7 +32,7 @@ def denoising(
         {
             "corrupt": _corrupt(denoiser.mask_id, schedule, time_low, pad_id),
             "denoise": denoiser,
-            "score": score(denoiser),
+            "score": score(denoiser, weight=contracts.WEIGHT),
             "objective": TensorDictModule(
                 objectives.nelbo, in_keys=[contracts.LOG_PROB, contracts.WEIGHT], out_keys=[contracts.LOSS]
             ),
@@ -173,13 +173,14 @@ def next_token(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int
     )
 
 
-def score(denoiser: Denoiser) -> TensorDictModule:
-    """Build the stage that reads the data's log-probability: `{hidden, positions, x_0} -> {log_prob}`."""
-    return TensorDictModule(
-        _Score(denoiser),
-        in_keys=[contracts.HIDDEN, contracts.POSITIONS, contracts.X_0],
-        out_keys=[contracts.LOG_PROB],
-    )
+def score(denoiser: Denoiser, weight: str | None = None) -> TensorDictModule:
+    """Build the stage that reads the data's log-probability: `{hidden, positions, x_0} -> {log_prob}`.
+
+    weight: the key of what the objective will multiply a row's log-probabilities with, (b,). Told before, the
+    vocabulary head is run once and not twice; the gradients are those of any objective all the same.
+    """
+    in_keys = [contracts.HIDDEN, contracts.POSITIONS, contracts.X_0, *([] if weight is None else [weight])]
+    return TensorDictModule(_Score(denoiser), in_keys=in_keys, out_keys=[contracts.LOG_PROB])
 
 
 def negative_noise(num_negatives: int) -> TensorDictModule:
@@ -307,9 +308,13 @@ class _Score(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(self, hidden: Tensor, positions: Tensor, x_0: Tensor) -> Tensor:
-        wanted = x_0.flatten()[positions].unsqueeze(-1)
-        log_prob = categorical.token_log_prob(self.denoiser.logits(hidden), wanted).squeeze(-1)
+    def forward(self, hidden: Tensor, positions: Tensor, x_0: Tensor, weight: Tensor | None = None) -> Tensor:
+        wanted = x_0.flatten()[positions]
+        if isinstance(self.denoiser, denoisers.SubsDenoiser):
+            expected = None if weight is None else weight[positions // x_0.shape[1]]
+            log_prob = self.denoiser.token_log_prob(hidden, wanted, expected)
+        else:
+            log_prob = categorical.token_log_prob(self.denoiser.logits(hidden), wanted.unsqueeze(-1)).squeeze(-1)
         return log_prob.new_zeros(x_0.numel()).index_copy(0, positions, log_prob).view_as(x_0)
 
 
@@ -324,8 +329,8 @@ class _ArScore(nn.Module):
         self.pad_id = pad_id
 
     def forward(self, x_0: Tensor) -> Tensor:
-        log_prob = energies.ar_log_prob(self.network, x_0, self.mask_id, self.bos_id)
-        return log_prob if self.pad_id is None else torch.where(x_0 == self.pad_id, 0.0, log_prob)
+        counts = None if self.pad_id is None else (x_0 != self.pad_id).flatten().nonzero().squeeze(-1)
+        return energies.ar_log_prob(self.network, x_0, self.mask_id, self.bos_id, counts)
 
 
 def _corrupt(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None) -> TensorDictModule:

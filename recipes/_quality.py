@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edlm import corpora, quality
-from edlm.judges import Judge
+from edlm.judges import Judge, Likeness
 from edlm.likelihoods import Estimate
 from edlm.recipes import _report
 from edlm.recipes._figures import finite
@@ -85,8 +85,12 @@ def rows(
     judge: Judge | None,
     seed: int,
     replicates: int,
+    likeness: Likeness | None = None,
 ) -> list[Row]:
-    """All figures, with bootstrap errors: the divergence from the first set of real text, the second as its floor."""
+    """All figures, with bootstrap errors: the divergence from the first set of real text, the second as its floor.
+
+    likeness: MAUVE, whose error is that of its clustering.
+    """
 
     def error_bar(statistic: quality.Statistic, *sets: Texts) -> Estimate:
         return quality.bootstrap(statistic, [len(texts.tokens) for texts in sets], seed, replicates)
@@ -117,6 +121,9 @@ def rows(
                 for texts in (samples, other)
             ]
             found.append(Row(f"{n}-gram divergence, nats", values[0], values[1], "at most 0.693; its floor beside it"))
+        if likeness is not None:
+            ours, floor = (likeness(texts.spelled, real.spelled) for texts in (samples, other))
+            found.append(Row("MAUVE", ours, floor, "at most 1; what real text reaches beside it; error: of clustering"))
     if judge is not None:
 
         def perplexity(texts: Texts) -> Estimate:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from edlm import checkpoints, contracts, corpora
 from edlm.corpora import Rows
-from edlm.recipes import _settings
+from edlm.recipes import _following, _forecast, _settings
 from edlm.recipes._entry import Interrupted
 from edlm.recipes._patience import Patience
 from edlm.recipes._settings import Schema
@@ -47,9 +47,11 @@ SETTINGS: Schema = {
     "keep_last": _settings.integer(1),
     "patience": _settings.optional(_settings.integer(1)),
     "resume": _settings.flag,
+    **_following.SETTINGS,
 }
 # What may differ when a run is resumed: it changes neither the updates made so far nor those to come.
 _FREE_ON_RESUME = {"log_every", "valid_every", "valid_rows", "save_every", "keep_last", "resume", "steps"}
+_FREE_ON_RESUME |= set(_following.SETTINGS)
 
 HELD_OUT_STEP = (1 << 32) - 1  # the noise of evaluation is that of a step no training reaches
 
@@ -87,7 +89,8 @@ class TrainingRun:
     """One network, one objective, one folder: updates, EMA, log, checkpoints.
 
     stages: a training pipeline whose `loss` (b,) is averaged and divided by `loss_scale`. validate: called with the
-    EMA network. identity: what must be the same when the run is resumed, beside the settings.
+    EMA network. identity: what must be the same when the run is resumed, beside the settings. sample: texts of the
+    EMA network, for those who follow the run.
     """
 
     def __init__(
@@ -102,11 +105,12 @@ class TrainingRun:
         identity: Mapping[str, Any],
         validate: Callable[[nn.Module], Metrics],
         loss_scale: float = 1.0,
+        sample: _following.Sample | None = None,
     ) -> None:
         self.folder, self.network, self.stages, self.blocks = folder, network, stages, blocks
         self.vocabulary, self.settings, self.seed, self.validate = vocabulary, settings, seed, validate
         self.identity = {**identity, "seed": seed}
-        self.loss_scale = loss_scale
+        self.loss_scale, self.sample = loss_scale, sample
         self.device = next(network.parameters()).device
         self.optimizer = _settings.build(settings["optimizer"], params=network.parameters())
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -143,7 +147,8 @@ class TrainingRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.patience.load_state(state.get("patience", {}))
-        _cut_log(self.folder / "metrics.jsonl", self.step)
+        for name in (_following.METRICS, _following.SAMPLES):
+            _cut_log(self.folder / name, self.step)
 
     def train(self) -> None:
         """Run the remaining steps. Raises ValueError when the loss is not finite, Interrupted after a signal."""
@@ -154,9 +159,13 @@ class TrainingRun:
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         self.stages.train()
         try:
-            self._loop()
+            with _forecast.advice(self.settings, self.blocks.shape[1]):
+                found = _forecast.forecast(self.network, self.stages, self.optimizer, self._some_loss, self.settings)
+                print(_forecast.table(found, self.settings, self.blocks.shape[1], self.step), flush=True)
+                self._loop()
         finally:
             self.stages.eval()
+            _following.draw_curves(self.folder)
             for number, handler in previous.items():
                 signal.signal(number, handler)
         self.patience.restore(self.average)
@@ -190,7 +199,7 @@ class TrainingRun:
         bar = tqdm(total=settings["steps"], initial=self.step, unit="step", desc=self.folder.name, mininterval=1.0)
         losses: list[float] = []
         started, tokens = time.monotonic(), 0
-        with bar, (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
+        with bar, _following.Log(self.folder, settings["log_to"]) as log:
             while not self._finished():
                 losses.append(self._update())
                 tokens += settings["batch_size"] * self.blocks.shape[1]
@@ -205,8 +214,9 @@ class TrainingRun:
                     metrics = self.validate(self.average)  # the held-out loss comes first
                     self.patience.note(self.step, next(iter(metrics.values())), self._save_best)
                     record |= {f"valid_{name}": value for name, value in metrics.items()}
-                if record:
-                    log.write(json.dumps({"step": self.step, **record}) + "\n")
+                log.write(self.step, record)
+                if settings["sample_every"] and self.step % settings["sample_every"] == 0 and self.sample is not None:
+                    log.show(self.step, self.sample(self.average))
                 if self.step % settings["save_every"] == 0 or self._finished() or self._stop:
                     self.save_checkpoint()
                 if self._stop and self.step < settings["steps"]:
@@ -245,6 +255,11 @@ class TrainingRun:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
             out = self.stages(keyed(x_0, row, self.seed, self.step, num_rows))
         return out[contracts.LOSS].sum() / (num_rows * self.loss_scale)
+
+    def _some_loss(self, rows: int) -> Tensor:
+        """The loss of a small batch, for a forecast."""
+        x_0 = corpora.batch_at(self.blocks, step=self.step, batch_size=rows, seed=self.seed)[contracts.X_0]
+        return self._loss(x_0.to(self.device), torch.arange(rows, device=self.device), rows)
 
     def _rate_factor(self) -> float:
         """Linear warm-up, then constant or a half cosine to zero at the last step."""

@@ -15,7 +15,7 @@ import torch
 
 from edlm import __version__
 from edlm.pipelines import Pipeline
-from edlm.recipes import _comparison, _entry, _methods, _plots, _report, _settings, _timing, _training
+from edlm.recipes import _comparison, _entry, _methods, _plots, _report, _settings, _timing, _training, _training_cases
 from edlm.recipes._comparison import TEXTBOOK, Verdict
 from edlm.recipes._methods import Case, Method, Networks
 from edlm.recipes._settings import Check, Schema
@@ -69,11 +69,14 @@ SETTINGS: Schema = {
     "only": _settings.optional(_settings.items(_settings.integer(0), least=1)),
     "cases": _settings.items(_settings.section({**SIZES, **RUNS, **TARGETS})),
     "growth": _settings.items(_settings.section(SWEEP)),
+    "training": _settings.items(_settings.section(_training_cases.SCHEMA)),
+    "only_training": _settings.optional(_settings.items(_settings.integer(0), least=1)),
+    "peak_flops": _settings.optional(_settings.number(0, above=True)),
 }
 
 
 class Benchmark:
-    """Set up, measure the cases, measure the growth, report."""
+    """Set up, measure the cases, training and growth, report."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
@@ -82,8 +85,9 @@ class Benchmark:
         self.dtype: torch.dtype = getattr(torch, settings["dtype"])
         self.cases = _chosen(settings)
         self.sweeps = [_sweep(f"growth[{index}]", each) for index, each in enumerate(settings["growth"])]
-        if not self.cases and not self.sweeps:
-            raise ValueError("cases and growth are both empty: nothing to measure")
+        self.training = _training_cases.cases_of(settings)
+        if not (self.cases or self.sweeps or self.training):
+            raise ValueError("cases, growth and training are all empty: nothing to measure")
         self._built: dict[int, Networks] = {}
         self.verdicts: list[tuple[str, Verdict]] = []
 
@@ -101,7 +105,7 @@ class Benchmark:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rate = _timing.matmul_rate(self.device, self.dtype)
         self.report: dict[str, Any] = {"environment": environment(self.device, self.rate), "settings": self.settings}
-        self.report |= {"cases": [], "growth": [], "verdicts": []}
+        self.report |= {"cases": [], "training": [], "growth": [], "verdicts": []}
         shown = [(name, _shown(value), "") for name, value in self.report["environment"].items() if value is not None]
         print(_report.table(shown), flush=True)
 
@@ -111,6 +115,18 @@ class Benchmark:
             record = self._measure(case, {}, detailed=True)
             self._judge(record["name"], _comparison.judge(record, targets))
             self.report["cases"].append({**record, "targets": targets})
+            self._save()
+
+    def measure_training(self) -> None:
+        """Every training case: the textbook's step and ours in turns."""
+        settings = self.settings
+        peak = settings["peak_flops"] or self.rate
+        shared = _training_cases.Setting(settings["network"], self.device, self.dtype, settings["seed"], peak)
+        for case, targets in self.training:
+            record = _training_cases.measure(case, shared, self.modes, self.rate)
+            print(f"\n{_training_cases.table(record)}\n", flush=True)
+            self._judge(record["name"], _training_cases.judge(record, targets))
+            self.report["training"].append({**record, "targets": targets})
             self._save()
 
     def measure_growth(self) -> None:
@@ -126,7 +142,8 @@ class Benchmark:
 
     def conclude(self) -> None:
         """Draw the picture, list every target as met or missed, and say where all of it is."""
-        _plots.draw(self.folder / "benchmark.png", self.report["cases"], self.report["growth"])
+        cases = [*self.report["cases"], *self.report["training"]]
+        _plots.draw(self.folder / "benchmark.png", cases, self.report["growth"])
         if self.verdicts:
             print("targets")
             print("\n".join(f"{_comparison.say(verdict)}  ({name})" for name, verdict in self.verdicts))
@@ -261,6 +278,7 @@ def main(settings: dict[str, Any]) -> None:
     recipe = Benchmark(settings)
     recipe.setup()
     recipe.measure_cases()
+    recipe.measure_training()
     recipe.measure_growth()
     recipe.conclude()
 

@@ -136,6 +136,7 @@ class EnergyByNCE:
                 **self._unusual(),
             },
             validate=self.validate,
+            sample=lambda _: self.texts(),
         )
 
     def load_checkpoint(self) -> None:
@@ -244,8 +245,7 @@ class EnergyByNCE:
             *_contrast.figure_lines(figures, calibration, self.settings["report_particles"], *self._classifier()),
         ]
         how = f"bits/{unit}, {wanted['num_steps']} steps, {wanted['num_particles']} particles"
-        for key, value in gains.items():
-            lines.append((key.replace("_", " "), f"{value.bits:.4f} ± {value.bits_error:.4f}", how))
+        lines += [(name.replace("_", " "), f"{x.bits:.4f} ± {x.bits_error:.4f}", how) for name, x in gains.items()]
         return _report.table(lines)
 
     def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:

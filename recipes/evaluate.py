@@ -49,6 +49,7 @@ SETTINGS: Schema = {
     "log_z_particles": _settings.integer(2),
     "samples": _settings.optional(_settings.text),
     "judge": _settings.optional(_settings.text),
+    "mauve": _settings.optional(_settings.text),
     "ngrams": _settings.items(_settings.integer(1), least=1),
     "replicates": _settings.integer(2),
 }
@@ -71,6 +72,10 @@ class Evaluate:
             if self.settings["samples"] is None:
                 raise ValueError(f"judge = {self.settings['judge']!r} has nothing to judge: name samples")
             self.judge, self.judged_by = judges.load(self.settings["judge"], self.device)
+        features = self.settings["mauve"]
+        if features is not None and self.settings["samples"] is None:
+            raise ValueError(f"mauve = {features!r} has nothing to compare: name samples")
+        self.likeness = None if features is None else judges.mauve(features, self.device)
 
     def setup(self) -> None:
         """Read the texts and the samples, and cut the texts into excerpts."""
@@ -112,6 +117,7 @@ class Evaluate:
                 self.judge,
                 settings["seed"],
                 settings["replicates"],
+                self.likeness,
             )
             print(f"\n{settings['samples']}, {len(self.samples.tokens)} texts:\n{_quality.table(self.quality)}")
 

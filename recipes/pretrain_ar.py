@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edlm import contracts, corpora, likelihoods, training
 from edlm.corpora import Blocks
-from edlm.recipes import _entry, _report, _settings, _training
+from edlm.recipes import _entry, _following, _report, _settings, _training
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 from edlm.vocabulary import Vocabulary
@@ -73,6 +73,7 @@ class PretrainAr:
             },
             validate=self.validate,
             loss_scale=settings["length"],
+            sample=lambda network: _following.ar_texts(network, self.vocabulary, self.bos_id, settings["seed"]),
         )
 
     def load_checkpoint(self) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from edlm import corpora, denoisers, likelihoods
 from edlm.corpora import Blocks, Rows
-from edlm.recipes import _entry, _parameterisations, _report, _settings, _training
-from edlm.recipes._parameterisations import PARAMETERISATIONS
+from edlm.recipes import _entry, _following, _parameterisations, _report, _settings, _training
+from edlm.recipes._parameterisations import KERNELS, PARAMETERISATIONS
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 from edlm.vocabulary import Vocabulary
@@ -82,6 +82,7 @@ class PretrainDenoiser:
             },
             validate=self.validate,
             loss_scale=settings["length"],
+            sample=self.texts,
         )
 
     def load_checkpoint(self) -> None:
@@ -96,6 +97,14 @@ class PretrainDenoiser:
         """The bound of the EMA network on held-out blocks."""
         bound = self.held_out_bound(network, self.blocks.valid, self.settings["valid_rows"])
         return {"nelbo": bound.mean, "nelbo_error": bound.standard_error}
+
+    def texts(self, network: nn.Module) -> _following.Texts:
+        """A few texts of the EMA network, for those who follow the run."""
+        denoiser, seed = self._denoiser(network), self.settings["seed"]
+        baseline = KERNELS.get(self.settings["objective"])
+        if baseline is not None:
+            return _following.baseline_texts(baseline(denoiser, self.schedule), self.vocabulary, seed)
+        return _following.denoiser_texts(denoiser, self.schedule, self.vocabulary, seed)
 
     def held_out_bound(self, network: nn.Module, blocks: Rows, rows: int) -> likelihoods.Estimate:
         """The bound of this kind in nats per token over `rows` draws, the blocks gone through as often as needed."""

@@ -960,6 +960,34 @@ OWN = [
         "tests/test_energy_training.py::"
         "test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_best",
     ),
+    Fault(
+        "announced gradients given where another gradient arrived",
+        "cross_entropy.py",
+        "return factor if bool(alike.all() & factor.isfinite()) else None",
+        "return factor",
+        "tests/test_cross_entropy.py::test_values_and_gradients_are_those_of_the_plain_computation",
+    ),
+    Fault(
+        "the gradients of a forecast's small step kept for the first one",
+        "recipes/_forecast.py",
+        "optimizer.zero_grad(set_to_none=True)",
+        "optimizer.zero_grad",
+        "tests/test_following.py::test_what_is_held_is_counted_exactly",
+    ),
+    Fault(
+        "the first token of a judged piece counted, which nothing predicts",
+        "judges.py",
+        "network.max_length, 1, batch_size, score)",
+        "network.max_length, 0, batch_size, score)",
+        "tests/test_judges.py::test_a_torchtune_folder_judges_by_its_own_log_probabilities",
+    ),
+    Fault(
+        "the mask given a probability in a tile of training",
+        "cross_entropy.py",
+        "logits[:, head.excluded] = -torch.inf",
+        "logits[:, head.excluded] = 0.0",
+        "tests/test_cross_entropy.py::test_values_and_gradients_are_those_of_the_plain_computation",
+    ),
 ]
 
 

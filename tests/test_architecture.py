@@ -17,6 +17,7 @@ ORDER = [
     "contracts",
     "noise",
     "categorical",
+    "cross_entropy",
     "schedules",
     "absorbing",
     "particles",

@@ -31,8 +31,18 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edlm import categorical, cli, contracts, denoisers, energies, pipelines
-from edlm.recipes import _comparison, _methods, _settings, _textbook, _timing, benchmark
+from edlm import categorical, cli, contracts, denoisers, energies, networks, pipelines, schedules, training
+from edlm.recipes import (
+    _comparison,
+    _methods,
+    _settings,
+    _textbook,
+    _textbook_training,
+    _timing,
+    _training,
+    _training_cases,
+    benchmark,
+)
 from edlm.recipes._timing import Clock, Spread
 
 TESTS = 12  # at least as many as this file makes
@@ -319,6 +329,11 @@ def test_a_method_that_runs_out_of_memory_is_left_out() -> None:
 # ---- The recipe
 
 
+def small_training() -> list[dict[str, Any]]:
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(cli.configs("benchmark")["tiny"]))
+    return [{**each, "vocab_size": 30, "length": 8} for each in loaded["training"]]
+
+
 def settings(folder: Path, **changes: Any) -> dict[str, Any]:
     """The tiny config, smaller."""
     loaded: Any = OmegaConf.to_container(OmegaConf.load(cli.configs("benchmark")["tiny"]))
@@ -326,6 +341,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
     energy = {**loaded["cases"][1], "vocab_size": 30, "length": 8}
     sweep = {**loaded["growth"][0], "num_steps": [2, 4, 8], "length": 8}
     small = {"network": SIZES, "cases": [plain, energy], "growth": [sweep], "modes": ["eager"], "threads": 1}
+    small["training"] = []
     found = {**loaded, **small, "output_dir": str(folder), **changes}
     _settings.check(benchmark.SETTINGS, found)
     return found
@@ -402,10 +418,98 @@ def changed(where: str, index: int, **changes: Any) -> dict[str, Any]:
         ({"modes": ["cudagraph"], "device": "cpu"}, "modes = .* has none that this machine can run; add eager"),
         ({"only": [2]}, r"only = \[2\] names case 2, and they are numbered 0..1"),
         ({"dtype": "float16"}, "dtype = 'float16' must be one of float32, bfloat16"),
-        ({"cases": [], "growth": []}, "cases and growth are both empty"),
+        ({"cases": [], "growth": []}, "cases, growth and training are all empty"),
+        ({"training": small_training(), "only_training": [2]}, r"only_training = \[2\] names case 2, and .* 0..1"),
     ],
 )
 def test_a_mistake_in_a_config_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         benchmark.main(settings(tmp_path, **changes))
     assert not (tmp_path / "benchmark.json").exists()
+
+
+# ---- Training
+
+
+def training_pair(objective: str) -> tuple[Any, Any, TensorDict]:
+    """Our loss with what it drew, and the textbook's of the same states, times and drafts."""
+    torch.manual_seed(0)
+    network, schedule = small_networks().denoiser, schedules.log_linear()
+    energy = networks.EnergyNetwork(VOCAB, BLOCK, **SIZES).double()
+    torch.nn.init.normal_(energy.scalar.weight)
+    x_0 = torch.randint(VOCAB - 1, (5, BLOCK))
+    denoiser, batch = denoisers.subs(network, VOCAB - 1), _training.keyed(x_0, torch.arange(5), 0, 3, 5)
+    if objective == "denoising":
+        network.requires_grad_(True)
+        out = training.denoising(denoiser, schedule)(batch)
+        x_t, t = out[contracts.X_T], out[contracts.T]
+        return out, _textbook_training.denoising(network, x_0, x_t, t, VOCAB - 1), network.parameters()
+    out = training.contrastive(denoiser, energies.learned(energy), schedule)(batch)
+    drafts = out[contracts.CANDIDATES][:, 1]
+    return out, _textbook_training.contrast(energy, x_0, drafts, out[contracts.X_T]), energy.parameters()
+
+
+@pytest.mark.parametrize("objective", ["denoising", "contrast"])
+def test_both_sides_train_with_the_same_loss_and_gradient(objective: str) -> None:
+    out, textbook, parameters = training_pair(objective)
+    torch.testing.assert_close(out[contracts.LOSS], textbook, rtol=1e-10, atol=1e-10)
+    wanted = list(parameters)
+    ours, theirs = (
+        torch.autograd.grad(loss.mean(), wanted, allow_unused=True) for loss in (out[contracts.LOSS], textbook)
+    )
+    compared = [(a, b) for a, b in zip(ours, theirs, strict=True) if b is not None]
+    assert len(compared) > 10
+    for a, b in compared:
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_textbook_drafts_have_the_law_of_the_denoiser() -> None:
+    network, generator = TableNetwork(with_arbitrary_visible_logits()), torch.Generator().manual_seed(2024)
+    state = torch.full((SAMPLES, LENGTH), MASK)
+    judge(_textbook_training.drafts_of(network, state, MASK, generator), enumerated(1), enumerated(2))
+
+
+def test_textbook_times_are_stratified_and_mask_that_share() -> None:
+    x_t, t = _textbook_training.corrupt(torch.zeros(1000, 200).long(), 1, torch.Generator().manual_seed(0))
+    assert torch.equal((t * 1000).floor().clamp(max=999), torch.arange(1000.0)) or (t.diff() > -1e-3).all()
+    assert abs(float(((x_t == 1).double().mean(-1) - t).mean())) < 0.005
+
+
+def test_operations_of_a_training_step_are_three_passes_of_what_is_trained() -> None:
+    case = _training_cases.Case("denoising", VOCAB, BLOCK, 4, 1)
+    network, tokens = small_networks().denoiser, torch.zeros(4, BLOCK, dtype=torch.int64)
+    masked = torch.arange(4 * BLOCK // 2)
+    passed = _timing.transformer_flops(network, tokens, None, masked)
+    head = 2 * 16 * VOCAB * len(masked)
+    assert _training_cases.step_flops(case, SIZES) == 3 * (passed + head)
+    per_text = _timing.transformer_flops(network, tokens) + 2 * 2 * 16 * 16 * 4 * BLOCK
+    contrast = _training_cases.step_flops(case._replace(objective="contrast"), SIZES)
+    assert contrast == passed + head + 3 * 2 * per_text
+
+
+def test_the_recipe_measures_training_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [{**each, "utilisation_target": 1.0} for each in small_training()]
+    benchmark.main(settings(tmp_path, cases=[], growth=[], training=steps, peak_flops=1e18, only_training=[1]))
+    report = json.loads((tmp_path / "benchmark.json").read_text("utf-8"))
+    (record,) = report["training"]
+    assert record["name"] == "training contrast v=30 l=8 b=4"
+    assert set(record["methods"]) == {"textbook", "eager"}
+    for method in record["methods"].values():
+        assert 0 < method["utilisation"] < 1e-3
+        assert 0 < method["loading_share"] < 1
+    assert {verdict["what"]: verdict["met"] for verdict in report["verdicts"]}["utilisation"] is False
+    assert "of a step" in capsys.readouterr().out
+
+
+def test_a_step_of_either_side_changes_the_weights_that_are_trained() -> None:
+    setting = _training_cases.Setting(SIZES, CPU, torch.float32, 0, 1.0)
+    for objective in ("denoising", "contrast"):
+        for mode in (None, "eager"):
+            case = _training_cases.Case(objective, VOCAB, BLOCK, 4, 1)
+            method = _training_cases._method(case, setting, mode)
+            step: Any = method.run
+            before = [p.clone() for p in step.network.parameters()]
+            method.warm_up()
+            method.run()
+            assert any(not torch.equal(a, b) for a, b in zip(before, step.network.parameters(), strict=True))
+            assert step.number == _training_cases._WARM_UP_STEPS + 1

@@ -1,15 +1,23 @@
 """Judged log-probabilities are those of the judge, piece by piece, in the judge's own tokens."""
 
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from builders import tiny_network
+from large_folders import random_weights, write
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 
-from edlm import checkpoints, energies, judges, vocabulary
+from edlm import checkpoints, decoders, energies, judges, large, vocabulary
+from edlm.likelihoods import Estimate
+from edlm.recipes import _quality
 
 TEXTS = ["abcab", "b", "cabbacabba"]
 CONTEXT = 4
@@ -119,3 +127,83 @@ def test_without_the_extra_package_the_message_says_what_to_install(monkeypatch:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match=r"judge = 'gpt2' needs the extra package: pip install 'edlm-torch\[judge\]'"):
         judges.load("gpt2", torch.device("cpu"))
+
+
+# ---- A torchtune model
+
+
+def test_a_torchtune_folder_judges_by_its_own_log_probabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "qwen2", random_weights("qwen2"))
+    letters = {letter: number for number, letter in enumerate("abcdefghij")}
+    tokenizer = Tokenizer(WordLevel(letters, unk_token="a"))
+    tokenizer.pre_tokenizer = Split("", "isolated")
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(judges, "_CONTEXT", 5)
+    judged, what = judges.load(f"torchtune:{tmp_path}", torch.device("cpu"))
+    assert what == {"path": str(tmp_path), "kind": "torchtune", "context": 5}
+    result = judged(["abc", "hgfedcb", "ja"])
+    network = decoders.load(large.read_autoregressive(tmp_path))
+    for text, nll, count in zip(["abc", "hgfedcb", "ja"], result.nll, result.tokens, strict=True):
+        expected, counted = 0.0, 0
+        for piece in torch.tensor([letters[letter] for letter in text]).split(5):
+            with torch.no_grad():
+                log_p = network.head(network(piece.unsqueeze(0))).log_softmax(-1)[0]
+            expected -= sum(float(log_p[i, piece[i + 1]]) for i in range(len(piece) - 1))
+            counted += len(piece) - 1
+        assert nll.item() == pytest.approx(expected, rel=1e-4)
+        assert count == counted
+
+
+def test_pieces_are_no_longer_than_those_of_the_published_evaluations(
+    asked: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counting, "config", SimpleNamespace(max_position_embeddings=100_000))
+    monkeypatch.setattr(judges, "_CONTEXT", 4)
+    assert judges.causal_lm("some-model", torch.device("cpu"))(["abcdefgh"]).tokens.tolist() == [6]
+
+
+# ---- MAUVE, with a stand-in of the interface of mauve-text 0.4.0
+
+
+def test_mauve_is_the_mean_over_clusterings_with_their_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict] = []
+
+    def compute_mauve(**arguments: object) -> SimpleNamespace:
+        calls.append(arguments)
+        return SimpleNamespace(mauve=0.5 + 0.1 * float(str(arguments["seed"])))
+
+    monkeypatch.setitem(sys.modules, "mauve", SimpleNamespace(compute_mauve=compute_mauve))
+    found = judges.mauve("gpt2-large", torch.device("cpu"))(["a", "b", "c"], ["d", "e"])
+    assert found.mean == pytest.approx(0.7)
+    assert found.standard_error == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.8, 0.9]))
+    assert found.n == 3
+    assert [call["seed"] for call in calls] == [0, 1, 2, 3, 4]
+    assert {key: calls[0][key] for key in ("p_text", "q_text", "featurize_model_name", "device_id")} == {
+        "p_text": ["d", "e"],
+        "q_text": ["a", "b", "c"],
+        "featurize_model_name": "gpt2-large",
+        "device_id": -1,
+    }
+    with pytest.raises(ValueError, match="needs at least 2 texts"):
+        judges.mauve("gpt2-large", torch.device("cpu"))(["a"], ["d", "e"])
+
+
+def test_mauve_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mauve", None)
+    with pytest.raises(ValueError, match=r"mauve = 'gpt2' needs the extra package: pip install 'edlm-torch\[mauve\]'"):
+        judges.mauve("gpt2", torch.device("cpu"))
+
+
+def test_mauve_stands_beside_what_real_text_reaches() -> None:
+    def likeness(samples: Sequence[str], real: Sequence[str]) -> Estimate:
+        return Estimate(float(len(set(samples) & set(real))), 0.1, len(samples))
+
+    def texts(*words: str) -> _quality.Texts:
+        return _quality.Texts([torch.tensor([ord(letter) for letter in word]) for word in words], list(words))
+
+    samples, real, other = texts("abcde", "abcdf"), texts("abcde", "vwxyz"), texts("abcde", "vwxyz")
+    (row,) = [r for r in _quality.rows(samples, (real, other), [1], None, 0, 3, likeness) if r.name == "MAUVE"]
+    assert (row.samples.mean, row.held_out and row.held_out.mean) == (1.0, 2.0)

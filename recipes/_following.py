@@ -1,0 +1,153 @@
+"""A run that can be followed: figures on disk and in other loggers, texts drawn on the way, a picture of all of it."""
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+from tqdm import tqdm
+
+from edlm import autoregressive, baselines, pipelines, samplers
+from edlm.denoisers import SubsDenoiser
+from edlm.networks import Transformer
+from edlm.recipes import _report, _settings
+from edlm.recipes._settings import Schema
+from edlm.schedules import Schedule
+from edlm.vocabulary import Vocabulary
+
+SETTINGS: Schema = {
+    "log_to": _settings.items(_settings.choice("tensorboard", "wandb")),
+    "sample_every": _settings.optional(_settings.integer(1)),
+}
+METRICS, SAMPLES, CURVES = "metrics.jsonl", "training_samples.jsonl", "curves.png"
+_NUM_TEXTS, _NUM_STEPS = 2, 64
+_WIDTH, _HEIGHT, _PER_ROW = 4.2, 3.0, 3  # inches of a panel, and panels beside each other
+_SHOWN = 160  # characters of a text in the terminal
+
+Texts = list[dict[str, Any]]  # records with a `text`, as `_report.write_jsonl` writes them
+Sample = Callable[[nn.Module], Texts]
+
+
+class Log:
+    """Where the figures of a run go: a line of `metrics.jsonl` each, and whatever `log_to` names.
+
+    As a context it is open. Raises ValueError, on entering, for a logger whose package is not installed.
+    """
+
+    def __init__(self, folder: Path, log_to: Sequence[str]) -> None:
+        self.folder, self.log_to = folder, log_to
+
+    def __enter__(self) -> Self:
+        self.loggers = [_logger(name, self.folder) for name in self.log_to]
+        self.file = (self.folder / METRICS).open("a", encoding="utf-8", buffering=1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+        for logger in self.loggers:
+            logger.close()
+
+    def write(self, step: int, record: Mapping[str, Any]) -> None:
+        """Add the figures of a step, if there are any."""
+        if record:
+            self.file.write(json.dumps({"step": step, **record}) + "\n")
+            for logger in self.loggers:
+                logger.log_dict(dict(record), step)
+
+    def show(self, step: int, texts: Texts) -> None:
+        """Add texts drawn after a step to `training_samples.jsonl`, and show the last of them."""
+        if not texts:
+            return
+        _report.append_jsonl(self.folder / SAMPLES, [{"step": step, **text} for text in texts])
+        tqdm.write(f"step {step}: {' '.join(texts[-1]['text'].split())[:_SHOWN]}")
+
+
+def denoiser_texts(denoiser: SubsDenoiser, schedule: Schedule, vocabulary: Vocabulary, seed: int) -> Texts:
+    """Draw a few texts of a denoiser, the same noise each time, so that what differs is what was learned."""
+    steps = min(_NUM_STEPS, denoiser.max_length)
+    pipeline = pipelines.sampling(samplers.ancestral(schedule, denoiser), denoiser.max_length, steps)
+    tokens = pipelines.sample(pipeline, _NUM_TEXTS, seed=seed)["tokens"]
+    return _records(vocabulary.decode(tokens.cpu()), seed)
+
+
+def baseline_texts(kernel: baselines.Reverse, vocabulary: Vocabulary, seed: int) -> Texts:
+    """Draw a few texts of a baseline, the same noise each time."""
+    length = kernel.denoiser.max_length
+    tokens = baselines.sample(kernel, length, min(_NUM_STEPS, length), _NUM_TEXTS, seed=seed)["tokens"]
+    return _records(vocabulary.decode(tokens.cpu()), seed)
+
+
+def ar_texts(network: Any, vocabulary: Vocabulary, bos_id: int | None, seed: int) -> Texts:
+    """Draw a few texts of an autoregressive model of ours; none of a network without `step`."""
+    if not isinstance(network, Transformer) or bos_id is None:
+        return []
+    draws = autoregressive.sample(network, _NUM_TEXTS, network.max_length, vocabulary.mask_id, bos_id, seed=seed)
+    return _records(vocabulary.decode(draws.tokens.cpu()), seed)
+
+
+def draw_curves(folder: Path) -> None:
+    """Draw what `metrics.jsonl` holds as `curves.png`, whole or not at all: loss, rate, and each held-out figure.
+
+    The loss of training and what is held out of the same kind share a panel, with one standard error where it is known.
+    """
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    panels = curves(records)
+    if not panels:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    per_row = min(_PER_ROW, len(panels))
+    rows = -(-len(panels) // per_row)
+    figure = Figure(figsize=(_WIDTH * per_row, _HEIGHT * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    every = figure.subplots(rows, per_row, squeeze=False).flatten()
+    for axes, (title, names) in zip(every, panels.items(), strict=False):
+        for name in names:
+            _curve(axes, records, name)
+        axes.set_title(title, fontsize="small")
+        axes.set_xlabel("step", fontsize="small")
+        if len(names) > 1:
+            axes.legend(fontsize="small")
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    temporary = folder / f".{CURVES}.partial"
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, folder / CURVES)
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The panels of a picture and the figures that share each: losses, rate, and every other held-out figure."""
+    names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
+    losses = [name for name in names if name == "loss" or name in ("valid_loss", "valid_nelbo", "valid_nll")]
+    alone = [name for name in names if name not in losses and not name.endswith("_error")]
+    return {**({"loss, nats": losses} if losses else {}), **{name: [name] for name in alone}}
+
+
+def _curve(axes: Any, records: Sequence[Mapping[str, Any]], name: str) -> None:
+    some = [record for record in records if record.get(name) is not None]
+    steps, values = [record["step"] for record in some], [record[name] for record in some]
+    errors = [record.get(f"{name}_error", 0.0) for record in some] if name.startswith("valid") else None
+    axes.errorbar(steps, values, yerr=errors, fmt="o-" if errors else "-", markersize=3, linewidth=1.0, label=name)
+
+
+def _logger(name: str, folder: Path) -> Any:
+    """One of torchtune's loggers. Raises ValueError naming the extra if its package is not installed."""
+    from torchtune.training import metric_logging
+
+    try:
+        importlib.import_module({"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}[name])
+        if name == "tensorboard":
+            return metric_logging.TensorBoardLogger(str(folder / "tensorboard"), organize_logs=False)
+        return metric_logging.WandBLogger(project="edlm", log_dir=str(folder), name=folder.name)
+    except ImportError as error:
+        raise ValueError(f"log_to = '{name}' needs the extra package: pip install 'edlm-torch[{name}]'") from error
+
+
+def _records(texts: Sequence[str], seed: int) -> Texts:
+    return [{"row": row, "seed": seed, "text": text} for row, text in enumerate(texts)]

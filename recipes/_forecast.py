@@ -1,0 +1,160 @@
+"""What a run will need, before its first step: memory and time; and what to lower when memory does not suffice."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edlm.recipes import _report
+
+_ROWS = 2  # of the small step that is measured
+_MEMORY = Path("/proc/meminfo")
+_REFUSED = ("can't allocate memory", "not enough memory")  # how a CPU's allocator says it
+
+
+class Forecast(NamedTuple):
+    """Bytes by what holds them, the rows of a part, seconds of a row's pass and gradients, bytes that are free."""
+
+    parameters: int
+    held: dict[str, int]
+    row: int  # bytes that gradients of one row's loss keep
+    rows: int
+    seconds: float
+    free: int | None
+
+    @property
+    def activations(self) -> int:
+        """Bytes of one part."""
+        return self.row * self.rows
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the first step takes beyond what is held now: gradients, optimizer state, activations."""
+        return self.held["gradients"] + self.held["optimizer"] + self.activations
+
+
+def forecast(
+    network: nn.Module,
+    stages: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[int], Tensor],
+    settings: Mapping[str, Any],
+) -> Forecast:
+    """Count what is held, and measure one small step, whose gradients are thrown away.
+
+    loss: of so many rows. Activations are what autograd keeps of them, in proportion to the rows; temporary tensors
+    are not counted. A device that a small step leaves idle takes less time per row than is found here.
+    """
+    own = list(network.parameters())
+    size = _bytes(own)
+    others = {id(p): p for p in stages.parameters()}
+    for parameter in own:
+        others.pop(id(parameter), None)
+    held = {"parameters": size, "EMA": size, "frozen networks": _bytes(list(others.values()))}
+    held |= {"gradients": size, "optimizer": _optimizer_bytes(optimizer, size)}
+    rows = math.ceil(settings["batch_size"] / settings["accumulate"])
+    some = min(_ROWS, rows)
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in stages.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    loss(some).backward()  # what is done once, such as compilation, is not counted
+    start = time.perf_counter()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss(some)
+    value.backward()
+    float(value.detach())  # waits for the device
+    seconds = (time.perf_counter() - start) / some
+    optimizer.zero_grad(set_to_none=True)
+    count = sum(p.numel() for p in own)
+    return Forecast(count, held, sum(kept.values()) // some, rows, seconds, free_memory(own[0].device))
+
+
+def table(found: Forecast, settings: Mapping[str, Any], length: int, step: int = 0) -> str:
+    """The forecast for the terminal, with advice if memory will not suffice."""
+    left, batch = settings["steps"] - step, settings["batch_size"]
+    whole = found.seconds * batch * left
+    lines = [("parameters", f"{found.parameters:,}", "")]
+    lines += [(name, _amount(size), "") for name, size in found.held.items() if size]
+    lines.append(("activations", _amount(found.activations), f"{found.rows} rows of {length}, from a smaller step"))
+    total = sum(found.held.values()) + found.activations
+    free = "" if found.free is None else f"{_amount(found.free)} free now"
+    lines.append(("together", _amount(total), free))
+    lines.append(
+        ("time", f"{_duration(whole)}", f"{left:,} steps of {_duration(found.seconds * batch)}, without validation")
+    )
+    if found.free is not None and found.missing > found.free:
+        fits = (found.free - found.held["gradients"] - found.held["optimizer"]) // max(1, found.row)
+        lines.append(("warning", "memory", f"will not suffice: {remedy(settings, length, fits)}"))
+    return _report.table(lines)
+
+
+@contextmanager
+def advice(settings: Mapping[str, Any], length: int) -> Iterator[None]:
+    """Turn an error of having no memory left into a ValueError of one line that says what to lower, and to what."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise ValueError(f"out of memory: {remedy(settings, length)}") from error
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error says that there was no memory left, on a device or for a CPU's tensor."""
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or any(words in str(error) for words in _REFUSED)
+
+
+def remedy(settings: Mapping[str, Any], length: int, fits: int | None = None) -> str:
+    """What to lower and to what: parts of half as many rows, or of as many as fit; with one row, the length."""
+    batch = settings["batch_size"]
+    rows = math.ceil(batch / settings["accumulate"])
+    if rows == 1:
+        return f"a part is one row already; set length={max(1, length // 2)} instead of {length}, or a smaller network"
+    wanted = max(1, rows // 2 if fits is None else min(fits, rows - 1))
+    parts = math.ceil(batch / wanted)
+    same = f"set accumulate={parts} (parts of {math.ceil(batch / parts)} rows instead of {rows}; the same updates)"
+    return f"{same}, or batch_size={wanted * settings['accumulate']}, or length={max(1, length // 2)}"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be taken on a device now; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = _MEMORY.read_text("utf-8").splitlines() if _MEMORY.is_file() else []
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if found is None else int(found) * 1024
+
+
+def _optimizer_bytes(optimizer: torch.optim.Optimizer, size: int) -> int:
+    """Its state if there is one, else what its kind will hold: Adam's two moments, or a momentum."""
+    state = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)]
+    if state:
+        return _bytes(state)
+    defaults = optimizer.defaults
+    return size * (2 if "betas" in defaults else 1 if defaults.get("momentum") else 0)
+
+
+def _bytes(tensors: list[Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

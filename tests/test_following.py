@@ -1,0 +1,311 @@
+"""A run leaves figures, texts and a picture, says before what it will need, and what to lower if it does not fit."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from builders import tiny_denoiser, tiny_network
+from torch import nn
+
+from edlm import checkpoints, cli, schedules, training, vocabulary
+from edlm.recipes import _following, _forecast, _training
+from edlm.recipes._training import TrainingRun
+
+ROWS, LENGTH = 6, 7
+SETTINGS = {
+    "steps": 4,
+    "batch_size": 4,
+    "accumulate": 1,
+    "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-3},
+    "warmup_steps": 0,
+    "decay": "constant",
+    "clip_norm": 1.0,
+    "ema_decay": 0.9,
+    "precision": "float32",
+    "time_low": 1e-3,
+    "log_every": 1,
+    "valid_every": 2,
+    "valid_rows": 4,
+    "save_every": 4,
+    "keep_last": 1,
+    "resume": True,
+    "log_to": [],
+    "sample_every": None,
+}
+
+
+def tiny_run(folder: Path, **changes: Any) -> TrainingRun:
+    torch.manual_seed(0)
+    abcd = vocabulary.characters("abcd")
+    denoiser, settings = tiny_denoiser(), {**SETTINGS, **changes}
+    network = denoiser.module.network.float()
+    blocks = torch.randint(4, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    stages = training.denoising(denoiser, schedules.log_linear())
+
+    def sample(average: nn.Module) -> _following.Texts:
+        own = tiny_denoiser()
+        own.module.network = average
+        return _following.denoiser_texts(own, schedules.log_linear(), abcd, seed=1)
+
+    def validate(average: nn.Module) -> dict[str, float]:
+        return {"nelbo": 1.5, "nelbo_error": 0.1, "accuracy": 0.5}
+
+    return TrainingRun(folder, network, stages, blocks, abcd, settings, 0, {}, validate, LENGTH, sample)
+
+
+draw_curves = _following.draw_curves
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture takes seconds: one test draws it."""
+    monkeypatch.setattr(_following, "draw_curves", lambda _: None)
+
+
+# ---- Figures and texts
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_figures_texts_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_following, "draw_curves", draw_curves)
+    tiny_run(tmp_path, sample_every=2).train()
+    assert [record["step"] for record in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    texts = lines(tmp_path / "training_samples.jsonl")
+    assert [(text["step"], text["row"]) for text in texts] == [(2, 0), (2, 1), (4, 0), (4, 1)]
+    assert all(set(text["text"]) <= set("abcd") and len(text["text"]) == tiny_denoiser().max_length for text in texts)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob(".*.partial"))
+    out = capsys.readouterr().out
+    assert re.search(r"parameters +[\d,]+\n", out)
+    assert f"step 4: {texts[-1]['text']}" in out
+
+
+def test_following_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the forecast's small step nor texts on the way touch weights, noise or the optimizer."""
+    followed, alone = tiny_run(tmp_path / "a", sample_every=1), tiny_run(tmp_path / "b")
+    followed.train()
+    monkeypatch.setattr(_forecast, "forecast", lambda *_: None)
+    monkeypatch.setattr(_forecast, "table", lambda *_: "")
+    alone.train()
+    for a, b in zip(followed.network.parameters(), alone.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_texts_on_the_way_have_the_same_noise(tmp_path: Path) -> None:
+    denoiser, abcd = tiny_denoiser(), vocabulary.characters("abcd")
+    drawn = [_following.denoiser_texts(denoiser, schedules.log_linear(), abcd, seed=s) for s in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    network = tiny_network(causal=True, conditioning_size=0)
+    texts = _following.ar_texts(network, abcd, 4, seed=1)
+    assert texts == _following.ar_texts(network, abcd, 4, seed=1)
+    assert len(texts) == 2
+    assert _following.ar_texts(network, abcd, None, seed=1) == []
+
+
+def test_a_resumed_run_draws_no_text_twice(tmp_path: Path) -> None:
+    tiny_run(tmp_path, sample_every=1, save_every=2).train()
+    newest = checkpoints.last_checkpoint(tmp_path)
+    assert newest is not None
+    _training._cut_log(tmp_path / "training_samples.jsonl", 2)
+    assert {text["step"] for text in lines(tmp_path / "training_samples.jsonl")} == {1, 2}
+    again = tiny_run(tmp_path, sample_every=2, save_every=2, steps=6)
+    again.load_checkpoint()
+    again.train()
+    steps = [text["step"] for text in lines(tmp_path / "training_samples.jsonl")]
+    assert steps == sorted(steps)
+    assert steps[-1] == 6
+
+
+# ---- Other loggers
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """Stand-ins for tensorboard's writer and wandb: what reaches them."""
+    found: dict[str, list[Any]] = {"tensorboard": [], "wandb": []}
+
+    class SummaryWriter:
+        def __init__(self, log_dir: str) -> None:
+            found["tensorboard"].append(log_dir)
+
+        def add_scalar(self, name: str, value: float, global_step: int, new_style: bool) -> None:
+            found["tensorboard"].append((name, value, global_step))
+
+        def close(self) -> None:
+            found["tensorboard"].append("closed")
+
+    board: Any = ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = SummaryWriter
+    wandb: Any = ModuleType("wandb")
+
+    class Run:
+        def _label(self, repo: str) -> None: ...
+
+    def init(**options: Any) -> Any:
+        found["wandb"].append(options)
+        wandb.run = Run()
+        return wandb.run
+
+    wandb.run, wandb.init, wandb.define_metric = None, init, lambda *_, **__: None
+    wandb.log, wandb.finish = found["wandb"].append, lambda: found["wandb"].append("closed")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    return found
+
+
+def test_figures_reach_every_logger_that_is_named(tmp_path: Path, written: dict[str, list[Any]]) -> None:
+    tiny_run(tmp_path, log_to=["tensorboard", "wandb"], steps=2).train()
+    assert written["tensorboard"][0] == str(tmp_path / "tensorboard")
+    assert ("valid_nelbo", 1.5, 2) in written["tensorboard"]
+    assert written["tensorboard"][-1] == written["wandb"][-1] == "closed"
+    assert written["wandb"][0]["project"] == "edlm"
+    logged = lines(tmp_path / "metrics.jsonl")
+    assert [
+        {k: v for k, v in each.items() if k != "global_step"} for each in written["wandb"][1:] if each != "closed"
+    ] == [{k: v for k, v in each.items() if k != "step"} for each in logged]
+
+
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_a_missing_logger_is_named_before_the_first_step(
+    name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf"log_to = '{name}' needs the extra package: .*edlm-torch\[{name}\]"):
+        tiny_run(tmp_path, log_to=[name]).train()
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+# ---- The picture
+
+
+def test_panels_are_losses_rate_and_each_held_out_figure() -> None:
+    records = [
+        {"step": 1, "loss": 2.0, "lr": 0.1, "tokens_per_s": 5},
+        {"step": 2, "valid_nelbo": 1.5, "valid_nelbo_error": 0.1, "valid_accuracy": 0.6, "valid_ess": 3.0},
+    ]
+    assert _following.curves(records) == {
+        "loss, nats": ["loss", "valid_nelbo"],
+        "lr": ["lr"],
+        "tokens_per_s": ["tokens_per_s"],
+        "valid_accuracy": ["valid_accuracy"],
+        "valid_ess": ["valid_ess"],
+    }
+    assert _following.curves([]) == {}
+
+
+def test_a_run_without_figures_leaves_no_picture(tmp_path: Path) -> None:
+    draw_curves(tmp_path)
+    assert not (tmp_path / "curves.png").exists()
+
+
+# ---- The forecast
+
+
+def found(run: TrainingRun) -> _forecast.Forecast:
+    return _forecast.forecast(run.network, run.stages, run.optimizer, run._some_loss, run.settings)
+
+
+def test_what_is_held_is_counted_exactly(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    size = sum(p.numel() for p in run.network.parameters())
+    before = found(run)
+    assert before.parameters == size
+    assert before.held == {
+        "parameters": 4 * size, "EMA": 4 * size, "frozen networks": 0, "gradients": 4 * size, "optimizer": 8 * size
+    }  # fmt: skip
+    assert before.rows == 4
+    assert all(p.grad is None for p in run.network.parameters())
+    run.train()
+    state = sum(v.numel() * v.element_size() for s in run.optimizer.state.values() for v in s.values())
+    assert found(run).held["optimizer"] == state
+
+
+def test_activations_grow_with_the_rows_and_are_what_autograd_keeps(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(3, 3))
+    optimizer, kept = torch.optim.SGD([weight], lr=0.1, momentum=0.9), 3 * 4 + 3 * 4 + 3 * 4
+
+    class Stages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = weight
+
+    def loss(rows: int) -> torch.Tensor:
+        return (torch.ones(rows, 3) @ weight).exp().tanh().sum()  # the product's input, exp's and tanh's outputs
+
+    settings = {"batch_size": 10, "accumulate": 2}
+    forecast = _forecast.forecast(nn.ParameterList([weight]), Stages(), optimizer, loss, settings)
+    assert forecast.row == kept
+    assert forecast.activations == 5 * kept
+    assert forecast.held["optimizer"] == 36
+
+
+def test_a_forecast_that_does_not_fit_says_what_to_lower(tmp_path: Path) -> None:
+    held = {"parameters": 10, "EMA": 10, "frozen networks": 0, "gradients": 10, "optimizer": 20}
+    forecast = _forecast.Forecast(5, held, row=100, rows=16, seconds=0.5, free=500)
+    said = _forecast.table(forecast, {"batch_size": 16, "accumulate": 1, "steps": 100}, 128)
+    assert "set accumulate=4 (parts of 4 rows instead of 16; the same updates)" in said
+    assert "13 min" in said  # 100 steps of 16 rows at half a second
+    assert "warning" not in _forecast.table(
+        forecast._replace(free=5000), {"batch_size": 16, "accumulate": 1, "steps": 100}, 128
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "said"),
+    [
+        (32, 1, "set accumulate=2 (parts of 16 rows instead of 32; the same updates), or batch_size=16, or length=32"),
+        (10, 3, "set accumulate=5 (parts of 2 rows instead of 4; the same updates), or batch_size=6, or length=32"),
+        (4, 4, "a part is one row already; set length=32 instead of 64, or a smaller network"),
+    ],
+)
+def test_the_remedy_halves_a_part(batch_size: int, accumulate: int, said: str) -> None:
+    assert _forecast.remedy({"batch_size": batch_size, "accumulate": accumulate}, 64) == said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_running_out_of_memory_is_one_line_of_advice(error: Exception, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+
+    def fail() -> float:
+        raise error
+
+    run._update = fail  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"^out of memory: set accumulate=2 \(parts of 2 rows instead of 4") as caught:
+        run.train()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cpu_that_cannot_allocate_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert _forecast.ran_out(caught.value)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), _forecast.advice(SETTINGS, 8):
+        raise RuntimeError("shapes differ")
+
+
+def test_the_configs_know_the_keys() -> None:
+    for recipe in ("pretrain_denoiser", "pretrain_ar", "edlm_nce"):
+        for path in cli.configs(recipe).values():
+            text = Path(path).read_text("utf-8")
+            assert text.count("log_to: []") == text.count("log_every:") == text.count("sample_every: null")
