@@ -32,7 +32,7 @@ from edlm.corpora import Rows
 from edlm.denoisers import SubsDenoiser
 from edlm.likelihoods import Estimate, estimate
 from edlm.networks import Transformer
-from edlm.recipes import _entry, _report, _settings, _training, pretrain_denoiser
+from edlm.recipes import _entry, _parameterisations, _report, _settings, _training, pretrain_denoiser
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 
@@ -85,6 +85,7 @@ class JointTraining:
             pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
         else:
             print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
+        _parameterisations.require_subs(path)
         folder = checkpoints.find_network(path)
         self.description = checkpoints.read_description(folder)
         if self.description.get("time_conditioning") is not False:
@@ -121,6 +122,7 @@ class JointTraining:
                 "scope": "transition",
             },
             validate=self.validate,
+            sample=lambda _: self.texts(),
         )
 
     def load_checkpoint(self) -> None:
