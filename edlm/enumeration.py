@@ -120,73 +120,95 @@ def transitions(
             f"{symbols} symbols and length = {length} have {(2 * symbols + 1) ** length} transitions, more than "
             f"{MOST_TRANSITIONS} that can be enumerated"
         )
-    parts: list[Transitions] = []
-    for masked in itertools.product([False, True], repeat=length):
-        where = [i for i in range(length) if masked[i]]
-        x_t = _filled(torch.full((1, length), symbols), [i for i in range(length) if not masked[i]], symbols).squeeze(0)
-        log_p = _marginals(denoiser, x_t, where)
-        parameters = (energy, num_particles, choice, proposal_temperature)
-        whole = None if proposes == "revealed" else _kept(x_t, where, where, log_p, *parameters)
-        for revealed in _subsets(where):
-            if whole is None:
-                law = _kept(x_t, revealed, where, log_p, *parameters)
-            else:
-                discarded = [1 + place for place, i in enumerate(where) if i not in revealed]
-                law = whole.view(-1, *(symbols,) * len(where))
-                law = (law.sum(discarded) if discarded else law).reshape(len(x_t), -1)
-            parts.append(_named(x_t, revealed, len(where), symbols, law))
+    states = [_Masked(_states(where, length, symbols), where) for where in _subsets(range(length))]
+    ways = [
+        (each, filled)
+        for each in states
+        for filled in (_subsets(each.where) if proposes == "revealed" else [each.where])
+    ]
+    log_p = {id(each): _marginals(denoiser, each) for each in states}
+    weighed = [
+        _weighed(each, filled, log_p[id(each)], None if num_particles == 1 else energy, proposal_temperature)
+        for each, filled in ways
+    ]
+    laws = _chosen(weighed, choice, num_particles)
+    parts = [
+        _named(each.x_t, revealed, len(each.where), symbols, _marginal(law, filled, revealed, symbols))
+        for (each, filled), law in zip(ways, laws, strict=True)
+        for revealed in ([filled] if proposes == "revealed" else _subsets(filled))
+    ]
     return Transitions(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _marginals(denoiser: Denoiser, x_t: Tensor, where: Sequence[int]) -> Tensor:
-    """`log p_theta` of the m symbols at the masked positions: (b, n, m)."""
-    b, length = x_t.shape
-    positions = (torch.arange(b).unsqueeze(-1) * length + torch.tensor(where, dtype=torch.int64)).flatten()
-    if not where:
+class _Masked(NamedTuple):
+    """Every state x_t (b, l) whose masks are at these positions."""
+
+    x_t: Tensor
+    where: Sequence[int]
+
+
+def _states(where: Sequence[int], length: int, symbols: int) -> Tensor:
+    visible = [i for i in range(length) if i not in where]
+    return _filled(torch.full((1, length), symbols), visible, symbols).squeeze(0)
+
+
+def _marginals(denoiser: Denoiser, states: _Masked) -> Tensor:
+    """`log p_theta` of the m symbols at the masks: (b, n, m)."""
+    b, length = states.x_t.shape
+    if not states.where:
         return torch.zeros(b, 0, denoiser.mask_id, dtype=torch.float64)
-    found = [
-        denoiser.logits(denoiser(_at_time(t, {contracts.X_T: x_t, contracts.POSITIONS: positions}))[contracts.HIDDEN])
-        for t in _SOME_TIMES
-    ]
-    _refuse_time("denoiser", *found)
-    return found[-1][:, : denoiser.mask_id].double().log_softmax(-1).view(b, len(where), -1)
+    inputs = {contracts.X_T: states.x_t, contracts.POSITIONS: _flat(states.where, b, length)}
+    found = [denoiser.logits(denoiser(each)[contracts.HIDDEN]) for each in _at_times(inputs, states)]
+    _refuse_time("denoiser", found)
+    return found[-1][:, : denoiser.mask_id].double().log_softmax(-1).view(b, len(states.where), -1)
 
 
-def _kept(
-    x_t: Tensor,
-    filled: Sequence[int],
-    where: Sequence[int],
-    log_p: Tensor,
-    energy: Energy | None,
-    num_particles: int,
-    choice: Choice,
-    temperature: float,
-) -> Tensor:
-    """The law of the candidate that is kept, of those that fill in some of the masks: (b, d)."""
+def _weighed(
+    states: _Masked, filled: Sequence[int], log_p: Tensor, energy: Energy | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities under what proposes, and log-weights, of every candidate that fills these masks in: (b, d)."""
     symbols = log_p.shape[-1]
-    own = log_p[:, [where.index(i) for i in filled]]  # (b, r, m)
-    each_q = (own / temperature).log_softmax(-1)
-    log_q = _joint(each_q)
-    if energy is None or num_particles == 1 or not filled:
-        return log_q.exp()
-    candidates = _filled(x_t, filled, symbols)
+    own = log_p[:, [states.where.index(i) for i in filled]]  # (b, r, m)
+    log_q = _joint((own / temperature).log_softmax(-1))
+    if energy is None or not filled:
+        return log_q, torch.zeros_like(log_q)
+    candidates = _filled(states.x_t, filled, symbols)
     b, d, length = candidates.shape
     tokens = candidates[..., list(filled)]  # (b, d, r)
     per_token = own.unsqueeze(1).expand(b, d, -1, -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     log_p_candidates = torch.zeros(b, d, length, dtype=torch.float64)
     log_p_candidates[..., list(filled)] = per_token
-    positions = (torch.arange(b).unsqueeze(-1) * length + torch.tensor(filled)).flatten()
     inputs = {
         contracts.CANDIDATES: candidates,
-        contracts.X_T: x_t,
-        contracts.POSITIONS: positions,
+        contracts.X_T: states.x_t,
+        contracts.POSITIONS: _flat(filled, b, length),
         contracts.LOG_P_CANDIDATES: log_p_candidates,
     }
-    asked = [energy(_at_time(t, inputs))[contracts.ENERGY].double() for t in _SOME_TIMES]
-    _refuse_time("energy", *asked)
-    law = choice(log_q, per_token.sum(-1) - log_q - asked[-1], num_particles)
-    assert ((law.sum(-1) - 1.0).abs() < _ROUNDING).all()
-    return law / law.sum(-1, keepdim=True)
+    asked = [energy(each)[contracts.ENERGY].double() for each in _at_times(inputs, states)]
+    _refuse_time("energy", asked)
+    return log_q, per_token.sum(-1) - log_q - asked[-1]
+
+
+def _chosen(weighed: Sequence[tuple[Tensor, Tensor]], choice: Choice, num_particles: int) -> list[Tensor]:
+    """The law (b, d) of what is kept of each, those with equally many candidates chosen from in one call."""
+    laws: list[Tensor] = [torch.empty(0)] * len(weighed)
+    for size in {log_q.shape[1] for log_q, _ in weighed}:
+        numbers = [number for number, (log_q, _) in enumerate(weighed) if log_q.shape[1] == size]
+        log_q, log_w = (torch.cat([weighed[number][part] for number in numbers]) for part in (0, 1))
+        found = choice(log_q, log_w, num_particles)
+        total = found.sum(-1, keepdim=True)
+        assert ((total - 1.0).abs() < _ROUNDING).all()
+        parts = (found / total).split([len(weighed[number][0]) for number in numbers])
+        for number, law in zip(numbers, parts, strict=True):
+            laws[number] = law
+    return laws
+
+
+def _marginal(law: Tensor, filled: Sequence[int], revealed: Sequence[int], symbols: int) -> Tensor:
+    """Of a law over what candidates fill in, (b, m^n), that of what is revealed: (b, m^r)."""
+    discarded = [1 + place for place, i in enumerate(filled) if i not in revealed]
+    law = law.view(-1, *(symbols,) * len(filled))
+    return (law.sum(discarded) if discarded else law).reshape(len(law), -1)
 
 
 def _named(x_t: Tensor, revealed: Sequence[int], num_masked: int, symbols: int, law: Tensor) -> Transitions:
@@ -242,11 +264,18 @@ def _subsets(positions: Sequence[int]) -> list[list[int]]:
     return [list(each) for size in range(len(positions) + 1) for each in itertools.combinations(positions, size)]
 
 
-def _at_time(t: float, inputs: dict[str, Tensor]) -> TensorDict:
-    times = torch.full((len(inputs[contracts.X_T]),), t, dtype=torch.float64)
-    return TensorDict({**inputs, contracts.T: times})
+def _flat(positions: Sequence[int], b: int, length: int) -> Tensor:
+    """Positions of a row as flat ones of b rows: int64 (b r,)."""
+    return (torch.arange(b).unsqueeze(-1) * length + torch.tensor(positions)).flatten()
 
 
-def _refuse_time(name: str, first: Tensor, second: Tensor) -> None:
-    if not torch.equal(first, second):
+def _at_times(inputs: dict[str, Tensor], states: _Masked) -> list[TensorDict]:
+    """The inputs at a time; where all is masked at two of them, to see whether the time matters."""
+    b, length = states.x_t.shape
+    times = _SOME_TIMES if len(states.where) == length else _SOME_TIMES[-1:]
+    return [TensorDict({**inputs, contracts.T: torch.full((b,), t, dtype=torch.float64)}) for t in times]
+
+
+def _refuse_time(name: str, found: Sequence[Tensor]) -> None:
+    if not all(torch.equal(each, found[-1]) for each in found):
         raise ValueError(f"the {name} changes with the time t: only what does not can be enumerated")

@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModule
 
 from edlm import checkpoints, denoisers, energies, folding
 from edlm.checkpoints import N
-from edlm.contracts import Energy
+from edlm.contracts import Denoiser, Energy
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import EnergyNetwork, Transformer
 from edlm.recipes import _settings
@@ -21,7 +21,7 @@ from edlm.vocabulary import Vocabulary
 class Diffusion(NamedTuple):
     """A denoiser, the schedule it was trained on, and the energies that correct it, by name."""
 
-    denoiser: SubsDenoiser
+    denoiser: Denoiser
     schedule: Schedule
     energies: dict[str, Energy]
 

@@ -34,6 +34,7 @@ ORDER = [
     "training",
     "pipelines",
     "transition",
+    "distillation",
     "enumeration",
     "execution",
     "testing",
