@@ -124,7 +124,7 @@ def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
     )
     handles, labels = passes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.suptitle(subtitle, fontsize="small")
+    figure.suptitle(subtitle, fontsize="small", x=0.01, horizontalalignment="left")
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, dpi=110, format="png")
     os.replace(temporary, path)

@@ -924,6 +924,13 @@ OWN = [
         ".sum(-1, keepdim=True) ** num_particles\n        kept",
         "tests/test_enumeration.py::test_it_is_the_oracle_s_law",
     ),
+    Fault(
+        "a term of the chain rule that is shown its own token",
+        "distillation.py",
+        "torch.arange(length, device=x_t.device) < picked",
+        "torch.arange(length, device=x_t.device) <= picked",
+        "tests/test_distillation.py::test_the_terms_of_all_positions_add_up_to_the_exact_energy",
+    ),
 ]
 
 
