@@ -51,15 +51,25 @@ def contrastive(
     Minimal where `exp(-E) = q(x^S | x_t) / prod_{i in S} p_theta(x_i | x_t)`, whatever the grids.
     Raises ValueError unless 1 <= fewest <= most, and as `training.contrastive` does.
     """
+    corrupt = before_step(denoiser.mask_id, schedule, num_steps, pad_id)
+    return training.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
+
+
+def before_step(
+    mask_id: int, schedule: Schedule, num_steps: tuple[int, int], pad_id: int | None = None
+) -> TensorDictModule:
+    """Build the stage that puts texts before a step: `{x_0, seed, ...} -> {x_t, t, x_s, positions}`; see `contrastive`.
+
+    Raises ValueError unless 1 <= fewest <= most.
+    """
     fewest, most = num_steps
     if not 1 <= fewest <= most:
         raise ValueError(f"num_steps = ({fewest}, {most}) must be the fewest and the most steps, 1 <= fewest <= most")
-    corrupt = TensorDictModule(
-        _BeforeStep(denoiser.mask_id, schedule, fewest, most, pad_id),
+    return TensorDictModule(
+        _BeforeStep(mask_id, schedule, fewest, most, pad_id),
         in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
         out_keys=[contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS],
     )
-    return training.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
 
 
 class _BeforeStep(nn.Module):

@@ -21,6 +21,8 @@ _LOADED = {
     "posterior": "ar, posterior",
     "carry_over": "ar, carry_over",
     "transition": "transition",
+    "exact": "exact",
+    "exact_transition": "exact",
 }
 PER_TEXT = ("denoiser_passes", "energy_passes", "passes", "calls", "ess", "log_weight_std")
 

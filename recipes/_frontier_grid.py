@@ -13,12 +13,20 @@ from edlm.recipes import _settings
 from edlm.recipes._settings import Schema
 from edlm.schedules import Schedule
 
-# The energies of drafts and that of transitions, and the key of the config they come from.
-ENERGIES = {"learned": "energy", "posterior": "ar", "carry_over": "ar", "transition": "transition"}
+# The energies of drafts and of transitions, and the key of the config they come from.
+ENERGIES = {
+    "learned": "energy",
+    "posterior": "ar",
+    "carry_over": "ar",
+    "transition": "transition",
+    "exact": "source",
+    "exact_transition": "source",
+}
 CONTROLS = ("one_particle", "zero", "flipped", "equal_passes")
 FLIPPED = "flipped "
 ZERO = "zero"
 ZERO_TRANSITION = "zero transition"
+_OF_TRANSITIONS = ("transition", "exact_transition", ZERO_TRANSITION)
 _MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one position
 
 _TEMPERATURES: Schema = {
@@ -73,7 +81,7 @@ class Setting(NamedTuple):
     @property
     def of_transitions(self) -> bool:
         """Whether candidates fill in what a step reveals, and not all masks."""
-        return self.energy is not None and self.energy.removeprefix(FLIPPED) in ("transition", ZERO_TRANSITION)
+        return self.energy is not None and self.energy.removeprefix(FLIPPED) in _OF_TRANSITIONS
 
     @classmethod
     def plain(cls, num_steps: int | None, temperature: float = 1.0) -> "Setting":
@@ -93,7 +101,7 @@ def require_sources(sweeps: Sequence[Mapping[str, Any]], settings: Mapping[str, 
     for index, sweep in enumerate(sweeps):
         named = {name: ENERGIES[name] for name in sweep.get("energy", [])}
         for name, key in ({"ar": "ar"} if sweep["method"] == "ar" else named).items():
-            if settings[key] is None:
+            if settings.get(key) is None:
                 raise ValueError(f"{key} is null, and sweeps[{index}] draws with {name!r}: name a folder")
 
 

@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule
 from edlm import checkpoints, denoisers, energies, folding
 from edlm.baselines import Reverse
 from edlm.checkpoints import N
-from edlm.contracts import Energy
+from edlm.contracts import Denoiser, Energy
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import EnergyNetwork, Transformer
 from edlm.recipes import _parameterisations, _settings
@@ -22,7 +22,7 @@ from edlm.vocabulary import Vocabulary
 class Diffusion(NamedTuple):
     """A denoiser, the schedule it was trained on, and the energies that correct it, by name."""
 
-    denoiser: SubsDenoiser
+    denoiser: Denoiser
     schedule: Schedule
     energies: dict[str, Energy]
 

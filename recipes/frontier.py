@@ -4,11 +4,8 @@ edlm run frontier ar=runs/tiny/ar judge=runs/tiny/ar
 edlm run frontier --config english27 corpus.path=FOLDER
 """
 
-import json
-import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +29,7 @@ from edlm.recipes import (
 )
 from edlm.recipes._frontier_draws import Drawing, Reference
 from edlm.recipes._frontier_grid import Setting
+from edlm.recipes._frontier_lines import Lines
 from edlm.recipes._quality import Texts
 from edlm.recipes._settings import Schema
 
@@ -55,11 +53,7 @@ SETTINGS: Schema = {
     "replicates": _settings.integer(2),
     "sweeps": _settings.items(_frontier_grid.check_sweep, least=1),
 }
-CARD, LINES = "frontier.json", "frontier.jsonl"
 HELD_OUT = "held-out text"
-# The settings are compared one by one, and networks by their weights; a line depends on no other line.
-_FREE_ON_RESUME = ("settings", "networks", "output_dir", "sweeps")
-_NETWORKS = ("energy", "transition", "ar")  # a line without one of them does not depend on it, so it may come later
 
 
 class Frontier:
@@ -99,15 +93,15 @@ class Frontier:
         self.real, self.other = found
         self.reference = Reference(self.judge, self.real, settings["ngrams"], settings["seed"], settings["replicates"])
         self.fingerprint = _report.fingerprint({"documents": documents})
-        self.records = self._finished()
+        self.lines = Lines(self.folder, "frontier", self._card())
 
     def sweep(self) -> None:
         """Draw what is missing, the line of a setting written when it is there; time left is judged by passes."""
-        missing = [setting for setting in self.grid if str(setting) not in self.records]
+        missing = [setting for setting in self.grid if str(setting) not in self.lines.records]
         passes = {each: _frontier_grid.expected_passes(each, self.schedule, self.drawing.length) for each in self.grid}
-        done = sum(passes[each] for each in self.grid if str(each) in self.records)
-        if HELD_OUT not in self.records:
-            self._add(HELD_OUT, _frontier_draws.describe(self.other, self.reference))
+        done = sum(passes[each] for each in self.grid if str(each) in self.lines.records)
+        if HELD_OUT not in self.lines.records:
+            self.lines.add(HELD_OUT, _frontier_draws.describe(self.other, self.reference))
         _frontier_draws.warm_up(missing, self.models, self.drawing)
         shape = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
         with tqdm(total=sum(passes.values()), initial=done, bar_format=shape) as bar:
@@ -115,7 +109,7 @@ class Frontier:
                 bar.set_description(f"{number}/{len(self.grid)} {setting}")
                 tokens, costs = _frontier_draws.draw(setting, self.models, self.drawing)
                 texts = Texts(list(tokens), list(self.models.vocabulary.decode(tokens)))
-                self._add(str(setting), {**costs, **_frontier_draws.describe(texts, self.reference)})
+                self.lines.add(str(setting), {**costs, **_frontier_draws.describe(texts, self.reference)})
                 bar.update(passes[setting])
 
     def report(self) -> None:
@@ -125,7 +119,7 @@ class Frontier:
         found = []
         for setting, role in settings:
             name = HELD_OUT if setting is None else str(setting)
-            found.append(_frontier_points.point(name, setting, role, self.records[name], seed, replicates))
+            found.append(_frontier_points.point(name, setting, role, self.lines.records[name], seed, replicates))
         points = _frontier_points.with_comparisons(found)
         remarks = self._remarks()
         _report.write_text(self.folder / "frontier.csv", _frontier_table.to_csv(points))
@@ -134,30 +128,6 @@ class Frontier:
         print(f"\n{_report.columns(_frontier_table.short(points))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
         print(f"\n  written to {self.folder / 'frontier.md'}, frontier.csv and frontier.png")
-
-    def _finished(self) -> dict[str, dict[str, Any]]:
-        """The records of an earlier run, by name, a line that was cut off removed; the card is written.
-
-        Raises ValueError naming every key in which the earlier run was another, or a file that holds something else.
-        """
-        card, lines = self.folder / CARD, self.folder / LINES
-        now = json.loads(json.dumps(self._card()))
-        if lines.is_file():
-            _refuse_changes(self.folder, _read_card(card), now)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _report.write_json(card, now)
-        if not lines.is_file():
-            return {}
-        whole = [line for line in lines.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        os.truncate(lines, len("".join(whole).encode()))
-        try:
-            return {record["name"]: record for record in map(json.loads, whole)}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{lines} holds something else than finished settings: use another output_dir") from error
-
-    def _add(self, name: str, record: dict[str, Any]) -> None:
-        _report.append_jsonl(self.folder / LINES, [{"name": name, **record}])
-        self.records[name] = record
 
     def _card(self) -> dict[str, Any]:
         """Everything that a line depends on, and what else is needed to repeat it."""
@@ -182,33 +152,6 @@ class Frontier:
             f"{drawing.seed}, {self.device}, {torch.get_num_threads()} threads; judge {self.settings['judge']}"
         )
         return [*([_frontier_table.WARNING] if judged is not None and judged == own else []), drawn]
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(path.read_text("utf-8"))
-        return {**card, "settings": dict(card["settings"]), "networks": dict(card["networks"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no card of `edlm run frontier`: use another output_dir") from error
-
-
-def _refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ValueError naming each key in which two cards differ, but for what no line depends on."""
-    old, new = (
-        {
-            **{key: value for key, value in {**card, **card["settings"]}.items() if key not in _FREE_ON_RESUME},
-            **{f"weights of {name}": weights for name, weights in card["networks"].items()},
-        }
-        for card in (before, now)
-    )
-    may_come = {*_NETWORKS, *(f"weights of {name}" for name in _NETWORKS)}
-    changed = [
-        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not (old.get(key) is None and key in may_come)
-    ]
-    if changed:
-        raise ValueError(f"cannot resume {folder}: {'; '.join(changed)}; use another output_dir")
 
 
 def main(settings: dict[str, Any]) -> None:

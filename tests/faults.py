@@ -988,6 +988,41 @@ OWN = [
         "logits[:, head.excluded] = 0.0",
         "tests/test_cross_entropy.py::test_values_and_gradients_are_those_of_the_plain_computation",
     ),
+    Fault(
+        "an energy of transitions sampled as one of drafts in the frontier",
+        "recipes/_frontier_draws.py",
+        "transition.of_transitions(kernel) if setting.of_transitions else kernel",
+        "kernel",
+        "tests/test_frontier.py::test_an_energy_of_transitions_weighs_what_a_step_reveals",
+    ),
+    Fault(
+        "a source's past forgotten by the law of its hidden state",
+        "sources.py",
+        "torch.stack(before, -2) * torch.stack(after[::-1], -2)",
+        "torch.stack(after[::-1], -2)",
+        "tests/test_sources.py::test_every_law_is_that_of_the_oracle",
+    ),
+    Fault(
+        "the visible tokens counted as if a candidate had filled them in",
+        "sources.py",
+        "found = log_prob(source, candidates) - given",
+        "found = log_prob(source, candidates)",
+        "tests/test_sources.py::test_marginals_and_energies_are_those_of_the_enumerated_law",
+    ),
+    Fault(
+        "k draws beside the kept one in the enumerated law of SIR",
+        "enumeration.py",
+        ".sum(-1, keepdim=True) ** (num_particles - 1)\n        kept",
+        ".sum(-1, keepdim=True) ** num_particles\n        kept",
+        "tests/test_enumeration.py::test_it_is_the_oracle_s_law",
+    ),
+    Fault(
+        "a term of the chain rule that is shown its own token",
+        "distillation.py",
+        "torch.arange(length, device=x_t.device) < picked",
+        "torch.arange(length, device=x_t.device) <= picked",
+        "tests/test_distillation.py::test_the_terms_of_all_positions_add_up_to_the_exact_energy",
+    ),
 ]
 
 

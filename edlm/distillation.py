@@ -1,0 +1,122 @@
+"""An energy of transitions learned from the denoiser's own chain rule, where contrast shows little.
+
+By the chain rule over the set S that a step reveals, from left to right, the exact energy of a transition is a sum,
+
+    -log [ q(x^S | x_t) / prod_{i in S} q(x_i | x_t) ] = sum_{i in S} e_i,
+    e_i = log q(x_i | x_t) - log q(x_i | x_t, tokens of S left of i),
+
+and a denoiser that is shown those tokens too gives both parts of a term. A random term takes one pass, and has none of
+the noise of telling data from draws by their labels. What is learned is the denoiser itself, one token after the other:
+an energy by contrast may know more than that, this one cannot.
+"""
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+
+from edlm import categorical, contracts, noise, samplers, training, transition
+from edlm.contracts import Denoiser
+from edlm.networks import EnergyNetwork
+from edlm.noise import Stream
+from edlm.schedules import Schedule
+
+_PICKED, _TARGET, _PREDICTED = "picked", "target", "predicted"
+
+
+def chain_rule(
+    denoiser: Denoiser,
+    network: EnergyNetwork,
+    schedule: Schedule,
+    num_steps: tuple[int, int],
+    num_draws: int = 4,
+    pad_id: int | None = None,
+) -> TensorDictSequential:
+    """Build the training pipeline of the network behind `energies.learned_transition`: `{x_0, ...} -> {loss, ...}`.
+
+    Texts are put before a step as by `transition.contrastive`, and `num_draws` of the denoiser's fill in what it
+    reveals. For each a random position i of S is picked, and `loss = mean (e_i - target)^2` over the draws, (b,): the
+    square in nats, least where the network's scalar at i is the chain rule's term. The network is told no time, the
+    denoiser is frozen: no gradient, eval mode. Raises ValueError unless num_draws >= 1, and as `before_step` does.
+    """
+    if num_draws < 1:
+        raise ValueError(f"num_draws = {num_draws} must be at least 1")
+    keys = [contracts.X_T, contracts.T, contracts.POSITIONS, contracts.SEED, contracts.ROW, contracts.STEP]
+    term = TensorDictModule(_Term(denoiser, num_draws), in_keys=keys, out_keys=[contracts.CANDIDATES, _PICKED, _TARGET])
+    return TensorDictSequential(
+        {
+            "corrupt": transition.before_step(denoiser.mask_id, schedule, num_steps, pad_id),
+            "term": training.Frozen(term),
+            "predict": TensorDictModule(
+                _Predicted(network, pad_id),
+                in_keys=[contracts.X_T, contracts.CANDIDATES, _PICKED],
+                out_keys=[_PREDICTED],
+            ),
+            "objective": TensorDictModule(
+                lambda predicted, target: (predicted - target.to(predicted)).square().mean(-1),
+                in_keys=[_PREDICTED, _TARGET],
+                out_keys=[contracts.LOSS],
+            ),
+        },
+        inplace=False,
+    )
+
+
+class _Term(nn.Module):
+    """Draws for what a step reveals (b, k, l), a position of S for each (b, k), and its term of the energy (b, k)."""
+
+    def __init__(self, denoiser: Denoiser, num_draws: int) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.num_draws = num_draws
+        self.propose = samplers.propose(denoiser)
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, positions: Tensor, seed: Tensor, row: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (b, length), k = x_t.shape, self.num_draws
+        hidden = self._hidden(x_t, t, positions)
+        owner = row[positions // length]
+        uniforms = noise.uniforms(seed, owner, step, Stream.NEGATIVES, positions % length, k)
+        drawn = self.propose(
+            TensorDict(
+                {
+                    contracts.X_T: x_t,
+                    contracts.HIDDEN: hidden,
+                    contracts.POSITIONS: positions,
+                    contracts.PROPOSAL_NOISE: uniforms,
+                }
+            )
+        )
+        candidates, log_p = drawn[contracts.CANDIDATES], drawn[contracts.LOG_P_CANDIDATES]
+        new = candidates != x_t.unsqueeze(1)
+        share = noise.uniforms(seed, row, step, Stream.SELECTION, count=k)
+        picked = (new.cumsum(-1) <= (share * new.sum(-1)).floor().unsqueeze(-1)).sum(-1, keepdim=True)
+        left = torch.arange(length, device=x_t.device) < picked
+        context = torch.where(left, candidates, x_t.unsqueeze(1)).flatten(0, 1)  # (b k, l)
+        where = torch.arange(b * k, device=x_t.device) * length + picked.flatten()
+        after = self._hidden(context, t.unsqueeze(1).expand(b, k).flatten(), where)
+        token = candidates.gather(-1, picked)
+        told = categorical.token_log_prob(self.denoiser.logits(after), token.view(b * k, 1)).view(b, k)
+        return candidates, picked.squeeze(-1), log_p.gather(-1, picked).squeeze(-1) - told
+
+    def _hidden(self, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        inputs = {contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}
+        found: Tensor = self.denoiser(TensorDict(inputs))[contracts.HIDDEN]
+        return found
+
+
+class _Predicted(nn.Module):
+    """The network's scalar at the picked position of every candidate: (b, k)."""
+
+    def __init__(self, network: EnergyNetwork, pad_id: int | None) -> None:
+        super().__init__()
+        self.network = network
+        self.pad_id = pad_id
+
+    def forward(self, x_t: Tensor, candidates: Tensor, picked: Tensor) -> Tensor:
+        b, k, length = candidates.shape
+        before = x_t.unsqueeze(1).expand(b, k, length).flatten(0, 1)
+        valid = None if self.pad_id is None else before != self.pad_id
+        scalars = self.network.per_position(before, candidates.flatten(0, 1), None, valid)
+        return scalars.view(b, k, length).gather(-1, picked.unsqueeze(-1)).squeeze(-1)

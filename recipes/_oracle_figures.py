@@ -1,0 +1,149 @@
+"""What is said of a sampler beside a source of a known law: exact distances, where texts are few, bounds, samples."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edlm import bounds, enumeration, quality, schedules, sources
+from edlm.enumeration import Transitions
+from edlm.likelihoods import Estimate, estimate
+from edlm.recipes import _frontier_draws
+from edlm.recipes._frontier_grid import Setting
+from edlm.recipes._models import Diffusion, Models
+from edlm.sources import Source
+
+Figures = dict[str, list[float]]  # name -> [mean, standard error]
+
+
+class Beside(NamedTuple):
+    """What samplers stand beside: a source, texts of it to compare with and texts of it to be bounded, and the seed.
+
+    entropy: of the source's texts in nats per token, as these texts estimate it. distances: of the pairs of tokens.
+    """
+
+    source: Source
+    length: int
+    entropy: Estimate
+    bounded: Tensor
+    distances: Sequence[int]
+    seed: int
+    replicates: int
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the law of a sampler can be enumerated."""
+        return (2 * self.source.num_symbols + 1) ** self.length <= enumeration.MOST_TRANSITIONS
+
+
+def of_texts(tokens: Tensor, beside: Beside) -> Figures:
+    """`-log q` per token less the entropy, which is no KL, and the total variation of the law of two tokens."""
+    nll = estimate(-sources.log_prob(beside.source, tokens) / beside.length)
+    error = math.hypot(nll.standard_error, beside.entropy.standard_error)
+    figures = {"excess": [nll.mean - beside.entropy.mean, error]}
+    for distance in beside.distances:
+        figures[f"pairs_{distance}"] = _pairs(tokens, distance, beside)
+    return figures
+
+
+def of_setting(setting: Setting, models: Models, beside: Beside) -> Figures:
+    """The exact total variation and KL in nats per token of a small space, and a bound of the KL at any length.
+
+    KL is `E_q log(q / p)`, from the law of the source to that of the sampler, the nats that coding with it would cost.
+    The bound is the mean over texts of the source of what `bounds` says of the sampler, plus `log q`; there is none for
+    IMH and tempered proposals.
+    """
+    assert models.diffusion is not None
+    figures: Figures = {}
+    if beside.is_small and setting.window == (0.0, 1.0):
+        figures |= _exact(setting, models.diffusion, models, beside)
+    bound = _bound(setting, models, beside)
+    if bound is not None:
+        found = estimate(bound + sources.log_prob(beside.source, beside.bounded) / beside.length)
+        figures["kl_bound"] = [found.mean, found.standard_error]
+    return figures
+
+
+def _exact(setting: Setting, diffusion: Diffusion, models: Models, beside: Beside) -> Figures:
+    grid = None if setting.num_steps is None else schedules.uniform_grid(setting.num_steps)
+    steps = _transitions(setting._replace(num_steps=None), _Same(models), beside.length)
+    symbols = beside.source.num_symbols
+    law = enumeration.law_after(steps, diffusion.schedule, grid, symbols, beside.length).flatten()
+    digits = symbols ** torch.arange(beside.length - 1, -1, -1)
+    texts = torch.arange(symbols**beside.length).unsqueeze(-1) // digits % symbols
+    log_q = sources.log_prob(beside.source, texts)
+    q = log_q.exp()
+    kl = torch.where(q > 0.0, q * (log_q - law.log()), 0.0).sum() / beside.length
+    return {"total_variation": [float((law - q).abs().sum() / 2), 0.0], "kl": [float(kl), 0.0]}
+
+
+class _Same(NamedTuple):
+    """Models as a key of a cache: the same object is the same key."""
+
+    models: Models
+
+    def __hash__(self) -> int:
+        return id(self.models)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.models is self.models
+
+
+@cache
+def _transitions(setting: Setting, of: _Same, length: int) -> Transitions:
+    """What a step writes: the same for every grid, so settings that differ in steps alone share it."""
+    diffusion = of.models.diffusion
+    assert diffusion is not None
+    energy = None if setting.energy is None else _frontier_draws.energy(setting.energy, of.models)
+    return enumeration.transitions(
+        diffusion.denoiser,
+        length,
+        energy,
+        setting.num_particles,
+        enumeration.imh if setting.method == "imh" else enumeration.sir,
+        "revealed" if setting.of_transitions else "masked",
+        setting.temperature,
+    )
+
+
+def _bound(setting: Setting, models: Models, beside: Beside) -> Tensor | None:
+    """A bound of `-log p` of the setting's sampler for each bounded text, nats per token (n,); None: there is none."""
+    assert models.diffusion is not None
+    denoiser, schedule, _ = models.diffusion
+    grid = None if setting.num_steps is None else schedules.uniform_grid(setting.num_steps)
+    keys = (beside.bounded, torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
+    if setting.temperature != 1.0 or (setting.method == "imh" and setting.num_particles > 1):
+        return None
+    if setting.energy is None or setting.num_particles == 1:
+        return bounds.t_step_nelbo(denoiser, schedule, grid, *keys).nats
+    energy, k = _frontier_draws.energy(setting.energy, models), setting.num_particles
+    bound = bounds.transition_nelbo if setting.of_transitions else bounds.sampler_nelbo
+    return bound(denoiser, energy, schedule, grid, *keys, num_particles=k, window=setting.window).nats
+
+
+def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:
+    """Total variation of the law of two tokens so far apart, its error bootstrapped over texts."""
+    symbols, n = beside.source.num_symbols, len(tokens)
+    wanted = sources.pair_law(beside.source, beside.length, distance).flatten()
+    numbers = tokens[:, :-distance] * symbols + tokens[:, distance:]
+    counts = torch.zeros(n, symbols**2, dtype=torch.float64)
+    counts = counts.scatter_add(1, numbers, torch.ones_like(numbers, dtype=torch.float64))
+    weights = torch.cat(
+        [torch.ones(1, n, dtype=torch.float64), quality.replicate_weights(n, beside.seed, beside.replicates)]
+    )
+    laws = weights @ counts
+    far = (laws / laws.sum(-1, keepdim=True) - wanted).abs().sum(-1) / 2
+    return [float(far[0]), float(far[1:].std())]
+
+
+def of_costs(costs: Mapping[str, Any]) -> Figures:
+    """Means over texts of the passes, the ESS and the deviation of the log-weights; seconds as they are."""
+    figures: Figures = {"seconds": [costs["seconds"], 0.0]}
+    for name in _frontier_draws.PER_TEXT:
+        if None not in costs[name]:
+            found = estimate(torch.tensor(costs[name], dtype=torch.float64))
+            figures[name] = [found.mean, found.standard_error]
+    return figures

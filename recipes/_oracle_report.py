@@ -1,0 +1,188 @@
+"""Samplers beside a source as csv, as a Markdown table and as a picture: distance against steps and against passes."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edlm.recipes import _plots
+from edlm.recipes._frontier_grid import Setting
+from edlm.recipes._frontier_points import pareto
+from edlm.recipes._oracle_figures import Figures
+
+TITLES = {
+    "total_variation": "total variation",
+    "kl": "KL",
+    "kl_bound": "KL at most",
+    "excess": "excess -log q",
+    "pairs_": "pairs, distance ",
+    "seconds": "seconds",
+    "denoiser_passes": "denoiser passes",
+    "energy_passes": "energy passes",
+    "passes": "passes",
+    "ess": "ESS",
+    "log_weight_std": "s.d. of log w",
+}
+HOW_TO_READ = (
+    "KL is `E_q log(q / p)` from the source's law q to the sampler's p, in nats per token, and total variation is of "
+    "whole texts: both by enumeration, without error. `KL at most`: a bound of it, the mean over texts of the source "
+    "of the sampler's T-step bound plus log q. `excess -log q`: mean of -log q over the sampler's texts less that over "
+    "the source's, in nats per token; no KL, and negative for a sampler that is too sharp. `pairs`: total variation of "
+    "the law of two tokens so far apart. The row of the source itself, as many texts, is the floor of what is sampled. "
+    "A pass reads one text. `front`: no other setting has both a smaller distance and fewer passes.",
+)
+_NOTHING = 1e-9  # one position at a time, an exact denoiser has no distance but rounding: no place on a log axis
+_MARKERS, _SETTING = "osD^vPX*", ("method", "energy", "num_steps", "num_particles", "temperature")
+
+
+class Row(NamedTuple):
+    """A sampler, or the source itself where there is no setting, and what of it is a control."""
+
+    name: str
+    setting: Setting | None
+    role: str
+    figures: Figures
+
+
+def distance(rows: Sequence[Row]) -> str:
+    """The figure that settings are compared by: of whole texts where all have it, of neighbours where not."""
+    return "total_variation" if all("total_variation" in row.figures for row in rows) else "pairs_1"
+
+
+def fronts(rows: Sequence[Row]) -> set[str]:
+    """Names of the settings that no other beats in distance and passes together."""
+    name, samplers = distance(rows), [row for row in rows if row.setting is not None]
+    best = pareto([(row.figures[name][0], row.figures["passes"][0]) for row in samplers])
+    return {row.name for row, on in zip(samplers, best, strict=True) if on}
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Every figure in a column of its own, its error behind it; empty where there is none."""
+    names, best, file = _names(rows), fronts(rows), io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    columns = [column for name in names for column in (name, f"{name}_error")]
+    writer.writerow(["name", *_SETTING, "control", "front", *columns])
+    for row in rows:
+        setting = [None] * len(_SETTING) if row.setting is None else [getattr(row.setting, key) for key in _SETTING]
+        cells = [cell for name in names for cell in row.figures.get(name, [None, None])]
+        shown = [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells]
+        writer.writerow([row.name, *setting, row.role, int(row.name in best), *shown])
+    return file.getvalue()
+
+
+def to_markdown(rows: Sequence[Row], remarks: Sequence[str]) -> str:
+    """The table for people, with the remarks in front of it and how it is to be read behind."""
+    names, best = _names(rows), fronts(rows)
+    lines = [["setting", *map(_title, names), "front", "control"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        cells = [shown(row.figures.get(name)) for name in names]
+        lines.append([row.name, *cells, "passes" if row.name in best else "", row.role])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join([*remarks, table, *HOW_TO_READ]) + "\n"
+
+
+def short(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The columns that fit a terminal."""
+    names = [name for name in _names(rows) if name in ("total_variation", "kl", "kl_bound", "excess", "pairs_1", "ess")]
+    lines: list[tuple[str, ...]] = [("", *map(_title, names), "passes")]
+    for row in rows:
+        lines.append((row.name, *(shown(row.figures.get(name)) or "-" for name in [*names, "passes"])))
+    return lines
+
+
+def shown(value: Sequence[float] | None) -> str:
+    """A figure with its error, if it has one."""
+    if value is None:
+        return ""
+    return f"{value[0]:.4g}" + (f" ± {value[1]:.2g}" if value[1] > 0.0 else "")
+
+
+def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
+    """Write both panels as one png, whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    steps, passes = figure.subplots(1, 2, sharey=True)
+    name = distance(rows)
+    for axes, label in ((steps, "steps"), (passes, "network passes per text")):
+        _curves(axes, rows, name, "num_steps" if axes is steps else "passes")
+        axes.set(xscale="log", yscale="log", xlabel=label)
+        axes.set_ylim(bottom=0.7 * min(_shown_distances(rows, name)))
+        _plots.plain_numbers(axes.xaxis)
+        _plots.plain_numbers(axes.yaxis)
+    steps.set_ylabel("total variation to the source" + ("" if name == "total_variation" else ", of neighbours"))
+    best = fronts(rows)
+    places = sorted((row.figures["passes"][0], row.figures[name][0]) for row in rows if row.name in best)
+    places = [(cost, far) for cost, far in places if far > _NOTHING]
+    passes.plot(
+        *zip(*places, strict=True), color="black", linestyle="--", linewidth=1.0, label="Pareto front", zorder=0
+    )
+    handles, labels = passes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    figure.suptitle(subtitle, fontsize="small", x=0.01, horizontalalignment="left")
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, dpi=110, format="png")
+    os.replace(temporary, path)
+
+
+def _curves(axes: Any, rows: Sequence[Row], name: str, against: str) -> None:
+    """A line through the steps of each method, energy and k; controls are hollow points; the source a dotted line."""
+    groups: dict[tuple[str, int, float, bool], list[Row]] = {}
+    for row in rows:
+        if row.setting is None:
+            if row.figures[name][0] > 0.0:
+                axes.axhline(row.figures[name][0], color="black", linewidth=0.8, linestyle=":", label=row.name)
+        elif row.setting.num_steps is not None:
+            key = (row.setting.family, row.setting.num_particles, row.setting.temperature, bool(row.role))
+            groups.setdefault(key, []).append(row)
+    families = list(dict.fromkeys(key[0] for key in groups))
+    particles = sorted({key[1] for key in groups})
+    for (family, k, temperature, control), some in groups.items():
+        points = []
+        for row in sorted(some, key=lambda each: each.figures["passes"][0]):
+            assert row.setting is not None
+            place = row.setting.num_steps if against == "num_steps" else row.figures["passes"][0]
+            points.append((place, row.figures[name][0]))
+        colour = f"C{families.index(family) % 10}"
+        heat = "" if temperature == 1.0 else f", temperature {temperature:g}"
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            marker=_MARKERS[particles.index(k) % len(_MARKERS)],
+            markersize=5,
+            markerfacecolor="none" if control else colour,
+            linestyle="none" if control else ":" if heat else "-",
+            linewidth=1.0,
+            label=f"{family}{', k=' + str(k) if k > 1 else ''}{heat}{' (control)' if control else ''}",
+        )
+
+
+def _shown_distances(rows: Sequence[Row], name: str) -> list[float]:
+    return [found for row in rows if (found := row.figures[name][0]) > _NOTHING]
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """The figures that any row has, in the order of `TITLES`."""
+    found = {name for row in rows for name in row.figures}
+    known = [
+        title
+        for name in TITLES
+        for title in sorted(found)
+        if title == name or (title.startswith("pairs_") and name == "pairs_")
+    ]
+    return known
+
+
+def _title(name: str) -> str:
+    return TITLES["pairs_"] + name.removeprefix("pairs_") if name.startswith("pairs_") else TITLES[name]
+
+
+def settings_of(grid: Mapping[Setting, str], records: Mapping[str, Any], source: str) -> list[Row]:
+    """The rows of a sweep, that of the source first."""
+    first = Row(source, None, "", records[source]["figures"])
+    return [first, *(Row(str(each), each, role, records[str(each)]["figures"]) for each, role in grid.items())]

@@ -1,0 +1,176 @@
+"""Compare samplers with the exact law of a source: the same sweeps as `frontier`, and no judge.
+
+edlm run oracle                          # a hidden Markov model of 3 symbols, length 6: by enumeration
+edlm run oracle --config markov          # 8 symbols, length 16: exact and learned energies, by sampling
+edlm run oracle --config markov length=256 learn=null output_dir=runs/oracle/markov256
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import edlm
+from edlm import schedules, sources, vocabulary
+from edlm.likelihoods import estimate
+from edlm.recipes import (
+    _entry,
+    _frontier_draws,
+    _frontier_grid,
+    _oracle_figures,
+    _oracle_learning,
+    _oracle_report,
+    _report,
+    _settings,
+    _training,
+)
+from edlm.recipes._frontier_draws import Drawing
+from edlm.recipes._frontier_lines import Lines
+from edlm.recipes._models import Diffusion, Models
+from edlm.recipes._oracle_figures import Beside
+from edlm.recipes._settings import Schema
+
+SETTINGS: Schema = {
+    "recipe": _settings.choice("oracle"),
+    "output_dir": _settings.text,
+    "seed": _settings.integer(0),
+    "threads": _settings.optional(_settings.integer(1)),
+    "source": _settings.component(),
+    "length": _settings.integer(2),
+    "learn": _settings.optional(_settings.section(_oracle_learning.SETTINGS)),
+    "num_samples": _settings.integer(2),
+    "batch_size": _settings.integer(1),
+    "bounded_texts": _settings.integer(2),
+    "entropy_texts": _settings.integer(2),
+    "distances": _settings.items(_settings.integer(1), least=1),
+    "replicates": _settings.integer(2),
+    "sweeps": _settings.items(_frontier_grid.check_sweep, least=1),
+}
+SOURCE = "the source itself"
+_SAMPLED, _COMPARED, _BOUNDED = 1, 2, 3  # added to the seed: texts of the source for three purposes
+
+
+class Oracle:
+    """Build the source, learn energies where asked, expand the sweeps, draw and compare, report."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.folder = _training.writable("output_dir", settings["output_dir"])
+        self.device = _training.device_of({**settings, "device": "cpu"})
+        require_sources(settings["sweeps"], settings["learn"])
+        if max(settings["distances"]) >= settings["length"]:
+            raise ValueError(f"distances = {settings['distances']} must be below length = {settings['length']}")
+
+    def setup(self) -> None:
+        """Build the source, its exact denoiser and energies, and what samplers are compared with."""
+        settings, length = self.settings, self.settings["length"]
+        self.source = _settings.build(settings["source"])
+        self.schedule = schedules.log_linear()
+        self.grid = _frontier_grid.expand(settings["sweeps"], self.schedule, length)
+        self.drawing = Drawing(length, settings["num_samples"], settings["batch_size"], settings["seed"], self.device)
+        alphabet = "".join(chr(ord("a") + symbol) for symbol in range(self.source.num_symbols))
+        diffusion = Diffusion(
+            sources.denoiser(self.source, length), self.schedule, {"exact": sources.energy(self.source)}
+        )
+        self.models = Models(vocabulary.characters(alphabet), length, diffusion, None, {})
+        drawn = [
+            sources.texts(self.source, settings[count], length, settings["seed"] + purpose)
+            for count, purpose in (("entropy_texts", _COMPARED), ("bounded_texts", _BOUNDED))
+        ]
+        entropy = estimate(-sources.log_prob(self.source, drawn[0]) / length)
+        self.beside = Beside(
+            self.source, length, entropy, drawn[1], settings["distances"], settings["seed"], settings["replicates"]
+        )
+
+    def learn(self) -> None:
+        """Train the energies that a sweep names and no earlier run has finished."""
+        settings, diffusion = self.settings, self.models.diffusion
+        assert diffusion is not None
+        wanted = {name for sweep in settings["sweeps"] for name in sweep.get("energy", [])}
+        for name, scope in _oracle_learning.SCOPES.items():
+            if name in wanted:
+                diffusion.energies[scope.key] = _oracle_learning.learn(
+                    scope, self.source, self.models, settings["learn"], self.folder, settings["seed"]
+                )
+
+    def sweep(self) -> None:
+        """Draw and enumerate what is missing, the line of a setting written when it is there."""
+        self.lines = Lines(self.folder, "oracle", self._card())
+        settings = self.settings
+        if SOURCE not in self.lines.records:
+            own = sources.texts(self.source, settings["num_samples"], settings["length"], settings["seed"] + _SAMPLED)
+            figures = _oracle_figures.of_texts(own, self.beside)
+            exact = {"total_variation": [0.0, 0.0], "kl": [0.0, 0.0]} if self.beside.is_small else {}
+            self.lines.add(SOURCE, {"figures": {**exact, **figures}})
+        missing = [each for each in self.grid if str(each) not in self.lines.records]
+        _frontier_draws.warm_up(missing, self.models, self.drawing)
+        for setting in (bar := tqdm(missing, unit="setting")):
+            bar.set_description(str(setting))
+            tokens, costs = _frontier_draws.draw(setting, self.models, self.drawing)
+            figures = {
+                **_oracle_figures.of_setting(setting, self.models, self.beside),
+                **_oracle_figures.of_texts(tokens, self.beside),
+                **_oracle_figures.of_costs(costs),
+            }
+            self.lines.add(str(setting), {"figures": figures})
+
+    def report(self) -> None:
+        """Write the tables and the picture, and show what fits the terminal."""
+        rows = _oracle_report.settings_of(self.grid, self.lines.records, SOURCE)
+        remarks = self._remarks()
+        _report.write_text(self.folder / "oracle.csv", _oracle_report.to_csv(rows))
+        _report.write_text(self.folder / "oracle.md", _oracle_report.to_markdown(rows, remarks))
+        _oracle_report.draw(self.folder / "oracle.png", rows, "\n".join(remarks))
+        print(f"\n{_report.columns(_oracle_report.short(rows))}\n")
+        print("\n".join(f"  {remark}" for remark in remarks))
+        print(f"\n  written to {self.folder / 'oracle.md'}, oracle.csv and oracle.png")
+
+    def _card(self) -> dict[str, Any]:
+        """Everything that a line depends on."""
+        return {
+            "settings": dict(self.settings),
+            "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "device_used": platform.machine(),
+            "threads_used": torch.get_num_threads(),
+        }
+
+    def _remarks(self) -> list[str]:
+        beside, drawing = self.beside, self.drawing
+        described = " ".join(
+            str(value).rpartition(".")[2] if key == "_component_" else f"{key}={value}"
+            for key, value in self.settings["source"].items()
+        )
+        return [
+            f"{described}, {beside.length} tokens, entropy {beside.entropy.mean:.4f} ± "
+            f"{beside.entropy.standard_error:.1g} nats per token; exact denoiser",
+            f"{drawing.num_samples} texts per setting, {drawing.batch_size} at once, seed {drawing.seed}, "
+            f"{torch.get_num_threads()} threads; bounds on {len(beside.bounded)} texts of the source",
+        ]
+
+
+def require_sources(sweeps: Sequence[Mapping[str, Any]], learn: Mapping[str, Any] | None) -> None:
+    """Raise ValueError if a sweep uses an energy that is not there."""
+    for index, sweep in enumerate(sweeps):
+        names = [sweep["method"]] if sweep["method"] == "ar" else sweep.get("energy", [])
+        for name in names:
+            if name in ("ar", "posterior", "carry_over"):
+                raise ValueError(
+                    f"sweeps[{index}] draws with {name!r}: there is no AR model here but the source itself"
+                )
+            if name in _oracle_learning.SCOPES and learn is None:
+                raise ValueError(f"learn is null, and sweeps[{index}] draws with {name!r}: say how to train it")
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the recipe from its settings."""
+    recipe = Oracle(settings)
+    recipe.setup()
+    recipe.learn()
+    recipe.sweep()
+    recipe.report()
+
+
+if __name__ == "__main__":
+    _entry.enter(main, SETTINGS)

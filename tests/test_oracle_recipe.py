@@ -1,0 +1,210 @@
+"""The recipe `oracle`: exact figures are those of enumeration, sampled ones agree with them, a run goes on."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import SIR_PAIR, all_sequences, kl, marginal_table, residual_energy, sir, total_variation, zero_energy
+from oracles import sampler_law as oracle_law
+
+from edlm import cli, schedules, sources, vocabulary
+from edlm.likelihoods import Estimate
+from edlm.recipes import _entry, _oracle_figures, _oracle_report
+from edlm.recipes._frontier_grid import Setting
+from edlm.recipes._models import Diffusion, Models
+from edlm.recipes._oracle_figures import Beside
+from edlm.recipes._oracle_report import Row
+
+SYMBOLS, LENGTH = 2, 3
+SOURCE = sources.random_hidden_markov(2, 3, SYMBOLS, 3.0)
+FULL = (0.0, 1.0)
+PLAIN = Setting.plain(2)
+DRAFT, TRANSITION = (Setting("sir", name, 2, 3, FULL, 1.0) for name in ("exact", "exact_transition"))
+EXACT = (
+    "{method: sir, energy: [exact, exact_transition], num_steps: [2], num_particles: [3], window: [[0, 1]], "
+    "temperature: [1.0], controls: %s}"
+)
+LEARNED = EXACT.replace("exact, exact_transition", "learned, transition") % "[]"
+PLAINLY = "{method: plain, num_steps: [1, 2, null], temperature: [1.0]}"
+TINY_TRAINING = (
+    "{network: {_component_: edlm.networks.EnergyNetwork, hidden_size: 8, num_layers: 1, num_heads: 2, "
+    "conditioning_size: 0}, objective: nce, num_negatives: 2, transition_steps: [1, 3], num_texts: 64, steps: 3, "
+    "batch_size: 8, accumulate: 1, optimizer: {_component_: torch.optim.AdamW, lr: 0.01}, warmup_steps: 0, "
+    "decay: constant, clip_norm: 1.0, ema_decay: 0.9, precision: float32, time_low: 0.001, log_every: 1, "
+    "valid_every: 9, valid_rows: 2, save_every: 9, keep_last: 1, resume: true}"
+)
+CHAIN = TINY_TRAINING.replace("objective: nce", "objective: chain_rule")
+
+
+def models() -> Models:
+    diffusion = Diffusion(sources.denoiser(SOURCE, LENGTH), schedules.log_linear(), {"exact": sources.energy(SOURCE)})
+    return Models(vocabulary.characters("ab"), LENGTH, diffusion, None, {})
+
+
+def beside(bounded: int = 4000) -> Beside:
+    entropy = Estimate(float(torch.special.entr(law()).sum()) / LENGTH, 0.0, 2)
+    texts = sources.texts(SOURCE, bounded, LENGTH, seed=1)
+    return Beside(SOURCE, LENGTH, entropy, texts, [1, 2], 0, 20)
+
+
+def law() -> torch.Tensor:
+    return sources.log_prob(SOURCE, all_sequences(SYMBOLS, LENGTH)).exp()
+
+
+# ---- Figures
+
+
+@pytest.mark.parametrize("setting", [PLAIN, DRAFT, TRANSITION], ids=str)
+def test_exact_figures_are_those_of_the_enumerated_law_and_bounds_lie_above(setting: Setting) -> None:
+    """4000 texts: a bound's mean lies above the KL less 4 of its standard errors, and not far above it."""
+    joint = law().view((SYMBOLS,) * LENGTH)
+    rules = (zero_energy, SIR_PAIR) if setting is PLAIN else (residual_energy(joint), sir(3))
+    grid = schedules.uniform_grid(2)
+    wanted = oracle_law(marginal_table(joint), 1.0 - grid, *rules, "revealed" if setting is TRANSITION else "masked")
+    found = _oracle_figures.of_setting(setting, models(), beside())
+    assert found["total_variation"] == [pytest.approx(float(total_variation(wanted, joint))), 0.0]
+    assert found["kl"] == [pytest.approx(float(kl(joint, wanted)) / LENGTH), 0.0]
+    mean, error = found["kl_bound"]
+    assert found["kl"][0] - 4 * error < mean < found["kl"][0] + 0.2
+    assert 0.0 < error < 0.02
+
+
+def test_sampled_figures_of_the_source_s_own_texts_are_the_floor() -> None:
+    """10,000 texts: no excess within 4 standard errors, pairs near their law; of texts of one symbol far from it."""
+    found = _oracle_figures.of_texts(sources.texts(SOURCE, 10_000, LENGTH, seed=5), beside())
+    mean, error = found["excess"]
+    assert abs(mean) < 4 * error < 0.05
+    assert found["pairs_1"][0] < 0.02
+    dull = _oracle_figures.of_texts(torch.zeros(100, LENGTH, dtype=torch.int64), beside())
+    assert dull["pairs_2"][0] == pytest.approx(1.0 - float(sources.pair_law(SOURCE, LENGTH, 2)[0, 0]))
+    assert dull["pairs_2"][1] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "has"),
+    [
+        (DRAFT, True),
+        (DRAFT._replace(method="imh"), False),
+        (DRAFT._replace(temperature=0.8), False),
+        (DRAFT._replace(num_steps=None), True),
+        (TRANSITION._replace(num_steps=None), False),
+        (DRAFT._replace(method="imh", num_particles=1), True),
+    ],
+    ids=str,
+)
+def test_a_bound_is_there_for_what_it_bounds_alone(setting: Setting, has: bool) -> None:
+    assert ("kl_bound" in _oracle_figures.of_setting(setting, models(), beside(8))) == has
+
+
+# ---- Report
+
+
+def row(setting: Setting | None, far: float, passes: float) -> Row:
+    figures = {"total_variation": [far, 0.0], "pairs_1": [far, 0.1], "passes": [passes, 0.0]}
+    return Row(str(setting), setting, "", figures)
+
+
+def test_the_front_is_of_samplers_by_distance_and_passes() -> None:
+    rows = [Row("source", None, "", {"total_variation": [0.0, 0.0], "pairs_1": [0.01, 0.0]})]
+    rows += [row(PLAIN, 0.3, 2.0), row(DRAFT, 0.3, 8.0), row(TRANSITION, 0.1, 8.0)]
+    assert _oracle_report.fronts(rows) == {str(PLAIN), str(TRANSITION)}
+    assert _oracle_report.distance(rows) == "total_variation"
+    assert _oracle_report.distance([*rows, Row("x", None, "", {"pairs_1": [0.1, 0.0]})]) == "pairs_1"
+    lines = list(csv.DictReader(_oracle_report.to_csv(rows).splitlines()))
+    assert [line["front"] for line in lines] == ["0", "1", "0", "1"]
+    assert lines[2]["pairs_1_error"] == "0.1"
+
+
+# ---- The whole
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple]:
+    """Run the recipe in this process: exit status, output, our lines of standard error, and where its files are."""
+
+    def call(*overrides: str) -> tuple[int, str, str, Path]:
+        module = import_module("edlm.recipes.oracle")
+        base = {
+            "output_dir": tmp_path / "out",
+            "length": LENGTH,
+            "source.symbols": SYMBOLS,
+            "num_samples": 20,
+            "batch_size": 20,
+            "bounded_texts": 4,
+            "entropy_texts": 50,
+            "replicates": 5,
+            "sweeps": f"[{PLAINLY},{EXACT % '[zero,flipped,equal_passes]'}]",
+        }
+        given = [f"{key}={value}" for key, value in base.items() if not any(o.startswith(f"{key}=") for o in overrides)]
+        arguments = ["oracle", "--config", str(cli.configs("oracle")["tiny"]), *given, *overrides]
+        monkeypatch.setattr(sys, "argv", arguments)
+        status = 0
+        try:
+            _entry.enter(module.main, module.SETTINGS)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, error = capfd.readouterr()
+        shown = "\n".join(line for line in error.splitlines() if line.startswith("edlm: "))
+        return status, out, shown, tmp_path / "out"
+
+    return call
+
+
+@pytest.mark.slow
+def test_a_run_reports_every_setting_and_goes_on_where_it_was(run: Callable[..., tuple]) -> None:
+    status, shown, error, out = run()
+    assert status == 0, error
+    rows = {line["name"]: line for line in csv.DictReader((out / "oracle.csv").read_text("utf-8").splitlines())}
+    assert next(iter(rows)) == "the source itself"
+    assert {"plain, T=2", "plain, one by one", "sir, exact, T=2, k=3", "sir, exact_transition, T=2, k=3"} <= rows.keys()
+    far = {name: float(line["total_variation"]) for name, line in rows.items()}
+    assert far["plain, T=1"] > far["plain, T=2"] > far["sir, exact_transition, T=2, k=3"] > far["plain, one by one"]
+    assert far["sir, flipped exact, T=2, k=3"] > far["sir, zero, T=2, k=3"] == pytest.approx(far["plain, T=2"])
+    assert far["plain, one by one"] == pytest.approx(0.0, abs=1e-12)
+    for name in rows:
+        assert f"| {name} |" in (out / "oracle.md").read_text("utf-8")
+        assert name in shown
+    assert (out / "oracle.png").read_bytes().startswith(b"\x89PNG")
+    files = ("oracle.csv", "oracle.md", "oracle.jsonl")
+    before = {name: (out / name).read_bytes() for name in files}
+    assert run()[0] == 0
+    assert {name: (out / name).read_bytes() for name in files} == before
+    status, _, error, _ = run("length=4")
+    assert (status, f"cannot resume {out}: length was 3, is 4" in error) == (2, True)
+
+
+@pytest.mark.slow
+def test_energies_are_learned_beside_the_source_and_resumed(run: Callable[..., tuple]) -> None:
+    status, _, error, out = run(f"learn={TINY_TRAINING}", f"sweeps=[{LEARNED}]")
+    assert status == 0, error
+    names = [json.loads(line)["name"] for line in (out / "oracle.jsonl").read_text("utf-8").splitlines()]
+    assert names[1:] == ["sir, learned, T=2, k=3", "sir, transition, T=2, k=3"]
+    for folder, scope in (("energy", "draft"), ("transition", "transition")):
+        steps = [json.loads(line)["step"] for line in (out / folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+        assert steps == [1, 2, 3]
+        description = json.loads(next((out / folder).rglob("network.json")).read_text("utf-8"))
+        assert description["scope"] == scope
+    assert run(f"learn={TINY_TRAINING}", f"sweeps=[{LEARNED}]")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([f"sweeps=[{LEARNED}]", f"learn={CHAIN}"], "learn.objective = 'chain_rule' is for transitions"),
+        ([f"sweeps=[{LEARNED}]"], "learn is null, and sweeps[0] draws with 'learned': say how to train it"),
+        (["sweeps=[{method: ar, temperature: [1]}]"], "sweeps[0] draws with 'ar': there is no AR model here"),
+        (["distances=[3]"], "distances = [3] must be below length = 3"),
+        (["source.strength=x"], "source.strength = 'x' must be of type float"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_leaves_nothing(run: Callable[..., tuple], overrides: list[str], said: str) -> None:
+    status, _, error, out = run(*overrides)
+    assert status == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
