@@ -34,14 +34,17 @@ def by_noise_level(per_row: Mapping[str, Tensor], objective: str, num_negatives:
     edges = [step / NUM_LEVELS for step in range(NUM_LEVELS + 1)]
     levels = []
     for low, high in itertools.pairwise(edges):
-        inside = (per_row["t"] >= low) & (per_row["t"] < high)
+        last = high == 1.0  # a step of a sampler may start at t = 1
+        inside = (per_row["t"] >= low) & ((per_row["t"] < high) | last)
         found = {name: values[inside] for name, values in per_row.items()}
         count = int(inside.sum())
         means: dict[str, float | None] = {
             name: float(found[name].double().mean()) if count else None for name in FIGURES
         }
         error = calibration_error(found, objective, num_negatives).error if count else None
-        levels.append({"t": f"[{low:.1f}, {high:.1f})", "n": count, **means, "calibration_error": error})
+        levels.append(
+            {"t": f"[{low:.1f}, {high:.1f}{']' if last else ')'}", "n": count, **means, "calibration_error": error}
+        )
     return levels
 
 
@@ -50,7 +53,7 @@ def metrics(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -
     found = {name: estimate(per_row[name]).mean for name in FIGURES}
     found["calibration_error"] = calibration_error(per_row, objective, num_negatives).error
     for level in by_noise_level(per_row, objective, num_negatives):
-        where = level["t"].strip("[)").replace(", ", "-")
+        where = level["t"].strip("[])").replace(", ", "-")
         figures = {name: value for name, value in level.items() if name not in ("t", "n") and value is not None}
         found |= {f"{name}_t{where}": value for name, value in figures.items()}
     return found

@@ -117,6 +117,8 @@ def test_what_is_logged_starts_with_the_loss_and_has_every_figure_of_every_noise
     levels = _contrast.by_noise_level(per_row, "nce", 1)
     inside = (per_row["t"] >= 0.4) & (per_row["t"] < 0.6)
     assert levels[2]["gap"] == pytest.approx(float((BAD.mean(1) - GOOD)[inside].mean()), rel=1e-6)
+    at_one = {name: torch.ones_like(values) if name == "t" else values for name, values in per_row.items()}
+    assert [level["n"] for level in _contrast.by_noise_level(at_one, "nce", 1)] == [0, 0, 0, 0, 200]
     empty = {name: values[per_row["t"] < 0.2] for name, values in per_row.items()}
     assert not any("t0.2" in name for name in _contrast.metrics(empty, "nce", 1))
 

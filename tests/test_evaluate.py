@@ -17,7 +17,7 @@ from edlm import bounds, checkpoints, cli, corpora, denoisers, energies, folding
 from edlm.corpora import Excerpt
 from edlm.likelihoods import Estimate
 from edlm.networks import EnergyNetwork, Transformer
-from edlm.recipes import _entry, _figures, _quality
+from edlm.recipes import _entry, _figures, _quality, _texts
 from edlm.recipes._figures import Figure, TextSet
 from edlm.recipes._scores import Scores
 
@@ -226,6 +226,17 @@ def test_the_papers_sets_are_read_by_name_in_one_call(run, folder: Path, tmp_pat
     assert [line.split(" | ")[0] for line in table[2:4]] == ["| denoiser: nelbo", "| denoiser: t_step_nelbo"]
     by_set = {figure["texts"]: figure for figure in card["figures"] if figure["figure"] == "nelbo"}
     assert table[2].split(" | ")[1] == f"{by_set['ptb']['perplexity']:.4g}"
+
+
+def test_a_component_is_read_by_the_split_that_is_published_or_by_its_test_split(folder: Path, tmp_path: Path) -> None:
+    for split in ("valid", "test"):
+        (tmp_path / f"ptb.{split}.txt").write_text(f"of {split} \n")
+    ptb = {"_component_": "edlm.datasets.named", "name": "ptb", "path": str(tmp_path)}
+    assert _texts.zero_shot(ptb, None, False) == ("ptb", ["of valid"])
+    path = str(folder / "one.txt")
+    own = {"_component_": "edlm.corpora.text_files", "path": path}
+    assert _texts.zero_shot(own, None, False) == (path, corpora.text_files(path).test)
+    assert _texts.zero_shot(path, None, False) == (path, [TEXT])
 
 
 def test_excerpts_between_bos_and_eos_score_the_text_alone(run, folder: Path, tmp_path: Path) -> None:

@@ -185,3 +185,16 @@ def test_an_estimate_is_told_in_bits_and_as_perplexity():
 def test_an_error_bar_needs_two_rows(n):
     with pytest.raises(ValueError, match=f"at least 2 rows, got {n}"):
         likelihoods.estimate(torch.zeros(n))
+
+
+def test_what_is_left_at_a_noise_level_is_of_scored_positions_alone() -> None:
+    x_0 = torch.tensor([[0, 1, 2], [2, 2, 0]])
+    scored = torch.tensor([[True, False, True], [False, True, False]])
+    ones, seed, row = torch.ones(2, dtype=torch.float64), torch.tensor(0), torch.arange(2)
+    found = likelihoods.masked_nll(IMPERFECT, schedules.log_linear(), x_0, ones, seed, row, scored)
+    positions = scored.flatten().nonzero().squeeze(-1)
+    x_t = torch.where(scored, SYMBOLS, x_0)  # at time 1 all that may be masked is
+    state = TensorDict({contracts.X_T: x_t, contracts.T: ones, contracts.POSITIONS: positions})
+    log_p = IMPERFECT.logits(IMPERFECT(state)[contracts.HIDDEN]).log_softmax(-1)
+    nats = -log_p[torch.arange(3), x_0.flatten()[positions]].double()
+    assert found.tolist() == pytest.approx([float(nats[:2].mean()), float(nats[2])])
