@@ -76,7 +76,11 @@ def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedu
         raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
     schedule = _settings.build(description["schedule"])
     told = schedule if description["time_conditioning"] else None
-    network = _network(JointNetwork if _is_joint(path) else Transformer, path, told, device)
+    network: torch.nn.Module
+    if _is_joint(path):
+        network = _network(JointNetwork, path, told, device)
+    else:
+        network = _network(Transformer, path, told, device)
     return denoisers.subs(network, checkpoints.load_vocabulary_of(path).mask_id, told), schedule
 
 
