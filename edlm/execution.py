@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from edlm import categorical
 from edlm.adaptive import Rounds
-from edlm.contracts import CORRECTED, HIDDEN, POSITIONS, PROPOSAL_NOISE, REVEAL, SELECTION_NOISE, X_T, T
+from edlm.contracts import CORRECTED, HIDDEN, POSITIONS, PROPOSAL_NOISE, REVEAL, SELECTION_NOISE, STATES, X_T, T
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
 Mode = Literal["eager", "compile", "cudagraph"]
-_PER_ROW = (X_T, T, REVEAL, CORRECTED, SELECTION_NOISE)
+_PER_ROW = (X_T, T, REVEAL, CORRECTED, SELECTION_NOISE, STATES)
 _PER_POSITION = (POSITIONS, PROPOSAL_NOISE, HIDDEN)
 _SMALLEST_GRAPH = 16
 

@@ -12,13 +12,15 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, contracts, energies, noise, objectives, samplers, schedules, training
-from edlm.contracts import Joint
+from edlm import absorbing, contracts, energies, noise, objectives, particles, samplers, schedules, training
+from edlm.contracts import Joint, Selection
 from edlm.denoisers import SubsDenoiser
 from edlm.noise import Stream
+from edlm.samplers import Kernel
 from edlm.schedules import Schedule
 
 M = TypeVar("M", bound=nn.Module)
@@ -34,6 +36,48 @@ def energy(network: Joint) -> TensorDictModule:
         in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS],
         out_keys=[contracts.ENERGY],
     )
+
+
+def importance(
+    schedule: Schedule,
+    denoiser: SubsDenoiser,
+    num_particles: int,
+    temperature: float = 1.0,
+    selection: Selection = particles.sir,
+    proposal_temperature: float = 1.0,
+    nucleus: float = 1.0,
+) -> Kernel:
+    """Importance sampling of transitions by a joint network: k candidates are read per step, and nothing else is.
+
+    The tokens are those of `transition.of_transitions(samplers.importance(...))` with the denoiser and `energy` of the
+    network, up to rounding, and so those of `samplers.ancestral` with one particle or outside the window. A text of T
+    steps costs one pass of the denoiser and T of k candidates; where a window begins, one pass of the denoiser more.
+    Raises ValueError as `samplers.importance` does, for a denoiser without a joint network, and for one that is told
+    the time.
+    """
+    network = _joint_network(denoiser)
+    settings = (num_particles, temperature, selection, proposal_temperature, nucleus)
+    fixed = samplers.importance(schedule, denoiser, energy(network), *settings)
+    stages = fixed.step.module
+    step = TensorDictSequential(
+        {
+            "recall": TensorDictModule(
+                _states_at, in_keys=[contracts.STATES, contracts.POSITIONS], out_keys=[contracts.HIDDEN]
+            ),
+            "propose": stages["propose"],
+            "read": _read(network),
+            "weigh": _weigh(network),
+            "select": stages["select"],
+            "reveal": stages["reveal"],
+            "carry": TensorDictModule(
+                _states_of_chosen,
+                in_keys=[contracts.CANDIDATE_STATES, contracts.CHOSEN],
+                out_keys=[contracts.STATES],
+            ),
+        },
+        inplace=False,
+    )
+    return fixed._replace(init=partial(_first, network), step=step, proposes="revealed", carries_states=True)
 
 
 def contrastive(
@@ -195,6 +239,23 @@ class _AtState(nn.Module):
         share = torch.where(left > 1, (alpha_next - alpha) / (1.0 - alpha), left)  # the last step reveals all
         positions = (x_t != x_s).flatten().nonzero().squeeze(-1)
         return x_t, ((left + 1) / num_steps).clamp(max=1.0), x_s, positions, (num_steps + 1) * share
+
+
+def _first(network: Joint, tokens: Tensor) -> TensorDict:
+    """The state before the first step: the denoiser's only pass of its own."""
+    return TensorDict({contracts.X_T: tokens, contracts.STATES: network(tokens)})
+
+
+def _states_at(states: Tensor, positions: Tensor) -> Tensor:
+    """States (b, l, h) at flat positions (n,), the last one at padded ones: (n, h)."""
+    flat = states.flatten(0, 1)
+    return flat.index_select(0, positions.clamp(max=len(flat) - 1))
+
+
+def _states_of_chosen(states: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen particle's states: (b, k, l, h) and (b,) to (b, l, h)."""
+    index = chosen.view(-1, 1, 1, 1).expand(-1, 1, *states.shape[2:])
+    return states.gather(1, index).squeeze(1)
 
 
 def _still_masked(mask_id: int, x_s: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,21 +164,30 @@ def _run(
     drafted = corrected if kernel.proposes == "masked" else torch.zeros_like(corrected)
     passes = _passes(plan, corrected, drafted)
 
-    state = kernel.init(tokens[order])
+    tokens = tokens[order]
+    before: Kernel | None = None
+    state = TensorDict({})
     diagnostics: list[TensorDict] = []
+    denoised: list[bool] = []
     for p, (running, count, any_corrected) in enumerate(passes):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
         rows = min(b, pipeline.pad_rows(running))
+        begins = active is not before  # another kernel knows nothing of this one's state but its tokens
+        state = active.init(tokens[:rows]) if begins else _take(state, slice(rows))
         inputs = _step_inputs(plan, corrected[:, p], drafted[:, p], p, rows, pipeline.pad_positions(count))
         number = torch.full((), first_pass + p, device=row.device)
         draws = active.draw(seed, row[:rows], number, inputs[contracts.POSITIONS], length)
-        out = active.step(TensorDict({**_take(state, slice(rows)), **inputs, **draws}))
-        state = kernel.init(torch.cat([out[contracts.X_S], state[contracts.X_T][rows:]]))
+        out = active.step(TensorDict({**state, **inputs, **draws}))
+        tokens = torch.cat([out[contracts.X_S], tokens[rows:]])
+        carried = {key: out[key] for key, _ in state.items() if key != contracts.X_T}
+        state = TensorDict({contracts.X_T: out[contracts.X_S], **carried})
+        before = active
         diagnostics.append(_diagnostics(out, corrected[:, p]))
+        denoised.append(begins or not active.carries_states)
         if callback is not None:
-            callback(_take(state, original), diagnostics[-1][original])
-    info = _info(plan, corrected, diagnostics)
-    return TensorDict({"tokens": state[contracts.X_T], "info": info}, batch_size=[b])[original]
+            callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics[-1][original])
+    info = _info(plan, corrected, diagnostics, denoised)
+    return TensorDict({"tokens": tokens, "info": info}, batch_size=[b])[original]
 
 
 def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
@@ -266,8 +275,9 @@ def _diagnostics(out: TensorDict, corrected: Tensor) -> TensorDict:
     return TensorDict(values, batch_size=corrected.shape)
 
 
-def _info(plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict]) -> TensorDict:
-    """Per-row and per-pass record of a run."""
+def _info(plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict], denoised: list[bool]) -> TensorDict:
+    """Per-row and per-pass record of a run; denoised: whether a pass took one of the denoiser on its own."""
+    saved = [(plan.passes > p).long() for p, own in enumerate(denoised) if not own]
     measured = {
         key: torch.stack([each[key] for each in diagnostics], dim=1) if diagnostics else torch.zeros_like(plan.t)
         for key in (contracts.ESS, contracts.LOG_WEIGHT_STD, contracts.PARTICLES)
@@ -277,7 +287,7 @@ def _info(plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict]) ->
             "t": plan.t,
             "corrected": corrected,
             **measured,
-            "denoiser_passes": plan.passes,
+            "denoiser_passes": plan.passes - sum(saved, torch.zeros_like(plan.passes)),
             "energy_passes": measured[contracts.PARTICLES].sum(-1),
         },
         batch_size=[len(corrected)],

@@ -22,14 +22,15 @@ from edlm.schedules import Schedule
 class Kernel(NamedTuple):
     """One way to take a step.
 
-    init: tokens with masks (b, l) to the state `{x_t}` of the first step.
+    init: tokens with masks (b, l) to the state of the first step: `{x_t}`, and what else a kernel carries along.
     draw: `(seed, row, pass, positions, length)` to the uniforms of one step.
     step: `{x_t, t, positions, reveal, corrected, proposal_noise, selection_noise} -> {x_s, ...diagnostics}`, most often
-        a sequence of the stages.
+        a sequence of the stages; what else the state holds it reads and writes.
     proposes: whether tokens are drawn at the positions revealed now or at all masked ones.
     num_particles: most candidates per row; a step takes one pass of the denoiser and as many of the energy, or as few
         as its diagnostics say.
     outside: the kernel for rows and steps outside the energy's window, None if there is no energy.
+    carries_states: the denoiser's one pass is in init; a step makes the states of the next by weighing its candidates.
     Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
     drawn; rows do not see each other; a step is a pure function of its input.
     """
@@ -42,6 +43,7 @@ class Kernel(NamedTuple):
     proposes: Positions
     num_particles: int
     outside: "Kernel | None" = None
+    carries_states: bool = False
 
 
 def ancestral(schedule: Schedule, denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> Kernel:

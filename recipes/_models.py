@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from tensordict.nn import TensorDictModule
 
-from edlm import checkpoints, denoisers, energies, folding
+from edlm import checkpoints, denoisers, energies, folding, joint
 from edlm.baselines import Reverse
 from edlm.checkpoints import N
 from edlm.contracts import Denoiser, Energy
 from edlm.denoisers import SubsDenoiser
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import _parameterisations, _settings
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
@@ -89,7 +89,11 @@ def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedu
         raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
     schedule = _settings.build(description["schedule"])
     told = schedule if description["time_conditioning"] else None
-    network = _network(Transformer, path, told, device)
+    network: torch.nn.Module
+    if _is_joint(path):
+        network = _network(JointNetwork, path, told, device)
+    else:
+        network = _network(Transformer, path, told, device)
     return denoisers.subs(network, checkpoints.load_vocabulary_of(path).mask_id, told), schedule
 
 
@@ -104,12 +108,31 @@ def load_ar(path: str, device: torch.device) -> Autoregressive:
 def load_energy(
     path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device
 ) -> tuple[TensorDictModule, str]:
-    """A learned energy of a denoiser, and what it weighs: "draft" or "transition"."""
+    """A learned energy of a denoiser, and what it weighs: "draft", "transition", or "joint" for its own network's.
+
+    Raises ValueError for the energy of a joint network beside any denoiser but that network.
+    """
     told = denoiser.module.schedule
+    if _is_joint(path):
+        return _own_energy(path, denoiser, ids, device), "joint"
     network = _network(EnergyNetwork, path, told, device, ids)
     scope = checkpoints.read_description(checkpoints.find_network(path)).get("scope", "draft")
     learned = energies.learned_transition if scope == "transition" else energies.learned
     return learned(network, told, ids.pad_id), scope
+
+
+def _is_joint(path: str) -> bool:
+    return bool(checkpoints.read_description(checkpoints.find_network(path))["class"] == JointNetwork.__name__)
+
+
+def _own_energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device) -> TensorDictModule:
+    """The energy of the network that the denoiser is made of, one set of weights in memory."""
+    found, own = _network(JointNetwork, path, None, device, ids), denoiser.module.network
+    weights = found.state_dict()
+    same = isinstance(own, JointNetwork) and own.arguments == found.arguments
+    if not same or not all(torch.equal(value, weights[name]) for name, value in own.state_dict().items()):
+        raise ValueError(f"energy = {path!r} corrects the denoiser of the same network alone: denoiser={path}")
+    return joint.energy(own)
 
 
 def _load_diffusion(

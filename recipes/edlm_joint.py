@@ -25,7 +25,6 @@ from edlm import (
     particles,
     pipelines,
     schedules,
-    transition,
 )
 from edlm import samplers as kernels
 from edlm.corpora import Rows
@@ -197,9 +196,9 @@ class JointTraining:
         """A few samples of the joint network at equal seeds with the energy off and on."""
         wanted, denoiser = self.settings["samples"], self._denoiser(self.run.average.eval())
         off = kernels.ancestral(self.schedule, denoiser)
-        on = kernels.importance(self.schedule, denoiser, joint.energy(denoiser.module.network), wanted["num_particles"])
+        on = joint.importance(self.schedule, denoiser, wanted["num_particles"])
         drawn = {}
-        for name, kernel in (("off", off), ("on", transition.of_transitions(on))):
+        for name, kernel in (("off", off), ("on", on)):
             pipeline = pipelines.sampling(kernel, denoiser.max_length, wanted["num_steps"], tuple(wanted["window"]))
             tokens = pipelines.sample(pipeline, wanted["num_samples"], seed=wanted["seed"])["tokens"]
             drawn[name] = self.vocabulary.decode(tokens.cpu())

@@ -27,6 +27,7 @@ from edlm import (
     baselines,
     contracts,
     execution,
+    joint,
     particles,
     pipelines,
     transition,
@@ -175,11 +176,13 @@ class Generate:
             "nucleus": proposal["nucleus"],
         }
         most, target_ess = settings["num_particles"], settings["target_ess"]
+        if target_ess is None and self.scope == "joint":
+            return joint.importance(self.schedule, denoiser, most, **rules)
         if target_ess is None:
             kernel = kernels.importance(*parts, self.energy, most, **rules)
         else:
             kernel = adaptive.importance(*parts, self.energy, target_ess, most, min(2, most), **rules)
-        return transition.of_transitions(kernel) if self.scope == "transition" else kernel
+        return kernel if self.scope == "draft" else transition.of_transitions(kernel)
 
     def _show(self, state: TensorDict, info: TensorDict) -> None:
         """The first texts as they form, drawn over the ones before."""

@@ -843,7 +843,7 @@ OWN = [
     Fault(
         "an energy of transitions sampled as one of drafts",
         "recipes/generate.py",
-        'transition.of_transitions(kernel) if self.scope == "transition" else kernel',
+        'kernel if self.scope == "draft" else transition.of_transitions(kernel)',
         "kernel",
         "tests/test_recipes.py::test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one",
     ),
@@ -1022,6 +1022,41 @@ OWN = [
         "torch.arange(length, device=x_t.device) < picked",
         "torch.arange(length, device=x_t.device) <= picked",
         "tests/test_distillation.py::test_the_terms_of_all_positions_add_up_to_the_exact_energy",
+    ),
+    Fault(
+        "the states of another particle than the winner carried on",
+        "joint.py",
+        "index = chosen.view(-1, 1, 1, 1)",
+        "index = (0 * chosen).view(-1, 1, 1, 1)",
+        "tests/test_joint.py::test_a_network_of_ours_gives_the_tokens_of_its_two_heads_taken_apart",
+    ),
+    Fault(
+        "what is new is not marked for the energy of a joint network",
+        "networks.py",
+        "marks = torch.where(there, self.new(expected), 0.0)",
+        "marks = torch.where(there, 0.0 * self.new(expected), 0.0)",
+        "tests/test_joint.py::test_the_energy_knows_what_is_new_and_padded_positions_are_zero",
+    ),
+    Fault(
+        "negatives of a joint network from the weights it started with",
+        "joint.py",
+        "copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})",
+        "copy.deepcopy(module)",
+        "tests/test_joint.py::test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights_of_the_moment",
+    ),
+    Fault(
+        "joint training never sees the text of masks alone",
+        "joint.py",
+        "* (num_steps + 1)).floor()",
+        "* num_steps).floor()",
+        "tests/test_joint.py::test_every_state_of_the_grid_is_as_likely_and_what_led_to_it_is_new",
+    ),
+    Fault(
+        "a pass of the denoiser in every step of a kernel that carries its states",
+        "pipelines.py",
+        "begins = active is not before",
+        "begins = True",
+        "tests/test_joint.py::test_a_text_of_t_steps_costs_one_pass_of_the_denoiser_and_one_of_k_candidates_per_step",
     ),
 ]
 

@@ -1,25 +1,39 @@
 """One network with two heads: its training, its sampler, and what it owes to two networks that do the same."""
 
 import itertools
+from functools import partial
+from pathlib import Path
 
+import builders
 import pytest
 import torch
-from builders import at, randomise, tiny_network
+from builders import SELECTIONS, Spec, at, prompts, randomise, specs, tiny_network, wave_energy, wave_marginals
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracles import (
     EnergyFn,
     Lookup,
     MarginalsFn,
+    all_masked_states,
     all_sequences,
+    expectation,
     index_of,
+    marginal_table,
     random_joint,
     random_marginals,
+    random_markov,
+    residual_energy,
+    sampler_law,
+    sir_by_quadrature,
     t_step_nelbo,
+    total_variation,
     zero_energy,
 )
 from scipy import stats
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+import edlm
 from edlm import (
     checkpoints,
     contracts,
@@ -29,10 +43,13 @@ from edlm import (
     likelihoods,
     networks,
     objectives,
+    pipelines,
+    samplers,
     schedules,
     vocabulary,
 )
 from edlm.networks import JointNetwork
+from edlm.pipelines import Pipeline
 from edlm.schedules import Schedule
 
 SYMBOLS, LENGTH = 2, 3
@@ -69,7 +86,7 @@ class TableJoint(nn.Module):
         new[positions[there]] = True
         new = new.view_as(x_s)
         x_t = torch.where(new, self.mask_id, x_s)
-        assert torch.equal(expected[there], self(x_t, None, positions[there]))
+        assert torch.allclose(expected[there], self(x_t, None, positions[there]))
         share = self.energy(x_s.unsqueeze(1), x_t).squeeze(1) / new.sum(1).clamp(min=1)
         return states.new_zeros(len(positions)).index_copy(0, there, share[positions[there] // x_s.shape[1]])
 
@@ -264,3 +281,198 @@ def test_what_joint_training_cannot_use_is_an_error():
     told = schedules.log_linear(1e-3)
     with pytest.raises(ValueError, match="told no time"):
         joint.contrastive(denoisers.subs(network, 4, told), told, (2, 3))
+
+
+MARKOV = random_markov(2, 3, 4, 2.0)
+
+
+@pytest.mark.slow
+def test_both_heads_learn_what_they_are_for():
+    """From nothing, on a Markov source of 3 symbols and length 4: the denoiser its law, the energy the log-ratio."""
+    torch.manual_seed(0)
+    network = JointNetwork(4, 4, hidden_size=32, num_layers=2, num_heads=2, conditioning_size=0)
+    pipeline = stages(network, (1, 4), schedules.log_linear(), num_negatives=3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=4e-3)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, 400, pct_start=0.15)
+    draws = torch.multinomial(MARKOV.flatten(), 401 * 128, True, generator=torch.Generator().manual_seed(0))
+    *x_0, held_out = all_sequences(3, 4)[draws].view(401, 128, 4)
+    for step, text in enumerate(x_0):
+        optimizer.zero_grad()
+        pipeline(keyed(text, step=step))[contracts.LOSS].mean().backward()
+        optimizer.step()
+        rate.step()
+    table = table_of(network.eval())
+    alphas = torch.linspace(0, 1, 3, dtype=torch.float64)
+    best, own = (t_step_nelbo(each, alphas, all_sequences(3, 4)) for each in (marginal_table(MARKOV), table))
+    assert float(expectation(MARKOV, own - best)) < 0.25  # of 3.07 nats per text; that knows nothing: 1.32
+
+    with torch.no_grad():
+        out = pipeline.eval()(keyed(held_out.repeat(20, 1), step=1 << 20))
+    new = (out[contracts.X_T] != out[contracts.X_S]).any(1)
+    exact = -residual_energy(MARKOV, table)(out[contracts.CANDIDATES][new], out[contracts.X_T][new])
+    learned = -out[contracts.ENERGY][new].double()
+    together = torch.cov(torch.stack([exact.flatten(), learned.flatten()]))
+    assert 0.7 < together[0, 1] / together[0, 0] < 1.1
+    assert together[0, 1] / together.diagonal().prod().sqrt() > 0.9
+
+    def energy(candidates: Tensor, x_t: Tensor) -> Tensor:
+        positions = (candidates[:, 0] != x_t).flatten().nonzero().squeeze(-1)
+        with torch.no_grad():
+            return joint.energy(network).module(candidates, x_t, positions).double()
+
+    plain = sampler_law(table, alphas)
+    corrected = sampler_law(table, alphas, energy, sir_by_quadrature(8), "revealed")
+    assert total_variation(corrected, MARKOV) < 0.5 * total_variation(plain, MARKOV)
+
+
+@torch.no_grad()
+def table_of(network: JointNetwork) -> Tensor:
+    """What the network predicts for every state, as a table like `marginal_table`."""
+    states = all_masked_states(3, 4)
+    law = denoisers.subs(network, 3).logits(network(states).flatten(0, 1)).double().softmax(-1).view(*states.shape, 4)
+    visible = (states.unsqueeze(-1) == torch.arange(4)).double()
+    return torch.where((states == 3).unsqueeze(-1), law, visible).log().unflatten(0, (4,) * 4)
+
+
+# ---- Sampling
+
+
+def two_networks(spec: Spec) -> Pipeline:
+    """The denoiser and the energy of the spec, each with passes of its own."""
+    return spec._replace(proposes="revealed").pipeline()
+
+
+def one_network(spec: Spec, read: list[int] | None = None) -> Pipeline:
+    """The same law and energy in one network, whose passes are noted down by their number of rows."""
+    marginals, energy = wave_marginals(spec.seed, spec.symbols, spec.length), wave_energy(spec.seed, spec.length)
+    network = TableJoint(marginals, energy, spec.mask_id, spec.length)
+    if read is not None:
+        network.register_forward_hook(lambda _, inputs, __: read.append(len(inputs[0])) if len(inputs) == 1 else None)
+    kernel = joint.importance(
+        spec.schedule,
+        denoisers.subs(network, spec.mask_id),
+        spec.num_particles,
+        spec.temperature,
+        SELECTIONS[spec.selection],
+    )
+    return two_networks(spec)._replace(kernel=kernel)
+
+
+@settings(max_examples=40)
+@given(specs(("sir", "imh", "greedy")), st.integers(1, 5), st.integers(0, 2**62), st.data())
+def test_it_gives_the_tokens_of_two_networks_one_for_one(spec: Spec, b: int, seed: int, data: st.DataObject):
+    """Rows of several lengths, prompts, windows: `TableJoint` sees to it that the right states are carried."""
+    prompt = data.draw(prompts(spec, b))
+    ours, theirs = (
+        edlm.sample(pipeline, b, seed=seed, prompt=prompt) for pipeline in (one_network(spec), two_networks(spec))
+    )
+    assert torch.equal(ours["tokens"], theirs["tokens"])
+    for key in ("t", "corrected", "particles", "energy_passes"):
+        assert torch.equal(ours["info", key], theirs["info", key])
+    torch.testing.assert_close(ours["info", "ess"], theirs["info", "ess"], equal_nan=True)
+    alone = edlm.sample(one_network(spec), 1, seed=seed, first_row=b - 1, prompt=_last(prompt))
+    assert torch.equal(alone["tokens"], ours["tokens"][-1:])
+
+
+def _last(prompt: Tensor | None) -> Tensor | None:
+    return prompt if prompt is None or prompt.ndim == 1 else prompt[-1:]
+
+
+@settings(max_examples=40)
+@given(specs(("sir",)), st.integers(1, 4), st.integers(0, 2**62))
+def test_with_one_particle_or_outside_the_window_it_is_the_plain_sampler(spec: Spec, b: int, seed: int):
+    plain = edlm.sample(spec.plain(), b, seed=seed)["tokens"]
+    single = one_network(spec._replace(num_particles=1, window=(0.0, 1.0)))
+    assert torch.equal(edlm.sample(single, b, seed=seed)["tokens"], plain)
+    never = one_network(spec)._replace(window=(2.0, 2.0))
+    assert torch.equal(edlm.sample(never, b, seed=seed)["tokens"], plain)
+
+
+@settings(max_examples=40)
+@given(specs(("sir",)), st.integers(1, 5), st.integers(0, 2**62))
+def test_every_step_takes_one_pass_of_its_candidates_and_the_first_one_more(spec: Spec, b: int, seed: int):
+    """Of the network, over all rows that still run; outside the window a pass of the denoiser instead."""
+    read: list[int] = []
+    info = edlm.sample(one_network(spec, read), b, seed=seed)["info"]
+    passes = (info["t"] > 0).sum(1)
+    expected, before, denoised = [], False, torch.zeros(b, dtype=torch.int64)
+    for p in range(info["t"].shape[1]):
+        running, corrected = int((passes > p).sum()), bool(info["corrected"][:, p].any())
+        if corrected:
+            expected += [running] * (not before) + [running * spec.num_particles]
+        if not (corrected and before):
+            denoised += passes > p
+        before = corrected
+    assert read == expected
+    assert torch.equal(info["denoiser_passes"], denoised)
+
+
+def test_a_text_of_t_steps_costs_one_pass_of_the_denoiser_and_one_of_k_candidates_per_step():
+    network, read = joint_network(), []
+    network.denoiser.register_forward_hook(lambda _, inputs, __: read.append(len(inputs[0])))
+    kernel = joint.importance(schedules.log_linear(), denoisers.subs(network, 4), num_particles=3)
+    out = edlm.sample(pipelines.sampling(kernel, 8, num_steps=None, tokens_per_pass=2), 1)
+    assert read == [1, 3, 3, 3, 3]
+    assert int(out["info", "denoiser_passes"]) == 1
+    assert int(out["info", "energy_passes"]) == 12
+
+
+@pytest.mark.parametrize("window", [(0.0, 1.0), (0.4, 0.8), (0.0, 0.5)])
+def test_a_network_of_ours_gives_the_tokens_of_its_two_heads_taken_apart(window: tuple[float, float]):
+    denoiser, schedule = denoisers.subs(joint_network(), 4), schedules.log_linear()
+    energy = joint.energy(denoiser.module.network)
+    shared = joint.importance(schedule, denoiser, 4)
+    apart = builders.of_transitions(schedule, denoiser, energy, 4)
+    prompt = torch.tensor([4, 2, 4, 4, 1])
+    ours, theirs, plain = (
+        edlm.sample(pipelines.sampling(kernel, 8, 5, window), 6, prompt=prompt)
+        for kernel in (shared, apart, samplers.ancestral(schedule, denoiser))
+    )
+    assert torch.equal(ours["tokens"], theirs["tokens"])
+    assert not torch.equal(ours["tokens"], plain["tokens"])
+    torch.testing.assert_close(ours["info", "ess"], theirs["info", "ess"], equal_nan=True)
+    longer = [edlm.extend(pipelines.sampling(kernel, 8, 5, window), 13, 4, 3) for kernel in (shared, apart)]
+    assert torch.equal(longer[0]["tokens"], longer[1]["tokens"])
+    assert (longer[0]["info", "denoiser_passes"] < longer[1]["info", "denoiser_passes"]).all()
+
+
+def test_dropout_left_on_in_a_joint_network_is_an_error():
+    network = joint_network(dropout=0.1).train()
+    kernel = joint.importance(schedules.log_linear(), denoisers.subs(network, 4), 2)
+    with pytest.raises(ValueError, match="dropout is on at "):
+        edlm.sample(pipelines.sampling(kernel, 8, 2))
+
+
+def test_a_step_is_printed_as_the_documents_show_it():
+    kernel = joint.importance(schedules.log_linear(), denoisers.subs(joint_network(), 4), 2)
+    document = Path(__file__).parents[1] / "docs" / "transition.md"
+    assert pipelines.describe(kernel.step) in document.read_text("utf-8")
+
+
+def in_and_out_of_its_window() -> Pipeline:
+    """Rows that are in the window and out of it at the same pass, and leave it at different ones."""
+    kernel = joint.importance(schedules.log_linear(), denoisers.subs(joint_network(), 4), 3)
+    return pipelines.sampling(kernel, 8, None, (0.3, 0.8))
+
+
+@pytest.mark.parametrize("b", [1, 2, 5])
+def test_what_is_wrapped_around_a_step_changes_no_token(b: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    slow = in_and_out_of_its_window()
+    for prompt in (None, torch.tensor([4, 2, 4, 1, 0, 3, 2, 4])):
+        ours, expected = (edlm.sample(each, b, prompt=prompt) for each in (edlm.accelerate(slow, "compile"), slow))
+        assert torch.equal(ours["tokens"], expected["tokens"])
+        assert torch.equal(ours["info", "denoiser_passes"], expected["info", "denoiser_passes"])
+
+
+@pytest.mark.slow
+def test_a_step_is_one_graph_for_any_batch_size(monkeypatch: pytest.MonkeyPatch):
+    """Traced but not translated, which is what takes the time."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    slow = in_and_out_of_its_window()
+    fast = edlm.accelerate(slow, "compile")
+    for b, again in ((4, False), (5, False), (1, False), (2, True), (3, True), (16, True), (1, True)):
+        with torch._dynamo.config.patch(error_on_recompile=again):
+            assert torch.equal(edlm.sample(fast, b, seed=b)["tokens"], edlm.sample(slow, b, seed=b)["tokens"])
+    torch._dynamo.reset()

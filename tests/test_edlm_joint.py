@@ -1,0 +1,102 @@
+"""The recipe of a joint network, from a denoiser to figures and texts, at the smallest size that has every part."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from edlm import checkpoints, cli, corpora, denoisers, joint, likelihoods, pipelines, schedules, transition, vocabulary
+from edlm.networks import JointNetwork, Transformer
+
+NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
+SHORT = {"steps": 6, "batch_size": 8, "valid_every": 6, "valid_rows": 8, "save_every": 6}
+
+
+def run(recipe: str, **overrides: Any) -> None:
+    """Run the tiny config with changes; sections are given whole or with `__` for a dot."""
+    settings = OmegaConf.load(cli.configs(recipe)["tiny"])
+    changes = OmegaConf.from_dotlist([f"{key.replace('__', '.')}={value}" for key, value in overrides.items()])
+    import_module(f"edlm.recipes.{recipe}").main(OmegaConf.to_container(OmegaConf.merge(settings, changes)))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A joint network of a few steps, and the denoiser that it was started from, trained on the way."""
+    folder = tmp_path_factory.mktemp("joint")
+    pretrain = {f"pretrain__{key}": value for key, value in {"length": 32, **SHORT}.items()}
+    sizes = {f"pretrain__network__{key}": value for key, value in NETWORK.items()}
+    samples = {"samples__num_samples": 1, "samples__num_steps": 4, "samples__num_particles": 3}
+    rest = {"num_negatives": 2, "report_particles": 4, "threads": 1, "optimizer__lr": 0.01}
+    paths = {"output_dir": folder / "joint", "denoiser": folder / "denoiser"}
+    run("edlm_joint", **paths, **pretrain, **sizes, **SHORT, **samples, **rest)
+    return folder
+
+
+@pytest.mark.parametrize("name", cli.configs("edlm_joint"))
+def test_the_denoiser_it_starts_from_is_the_one_of_its_own_recipe_and_the_energys(name: str):
+    alone, energy, within = (
+        OmegaConf.to_container(OmegaConf.load(cli.configs(recipe)[name]))
+        for recipe in ("pretrain_denoiser", "edlm_nce", "edlm_joint")
+    )
+    assert within["pretrain"] == {key: alone[key] for key in within["pretrain"]}
+    assert within["denoiser"] == alone["output_dir"]
+    differing = {key for key in within.keys() & energy.keys() if within[key] != energy[key]}
+    assert differing == {"recipe", "output_dir"}
+
+
+@pytest.mark.slow
+def test_it_reports_what_the_denoiser_paid_and_what_the_bound_gained(trained: Path):
+    report = json.loads((trained / "joint" / "report.json").read_text())
+    network, start = (checkpoints.load_network(trained / name) for name in ("joint", "denoiser"))
+    assert isinstance(network, JointNetwork)
+    characters = vocabulary.characters()
+    x_0 = corpora.load_blocks(corpora.embedded(), characters, 32).test
+    per_row = {"nelbo": [], "start_nelbo": [], "plain_bound": [], "bound": []}
+    schedule, seed, grid = schedules.log_linear(), torch.tensor(0), schedules.uniform_grid(4)
+    parts = (denoisers.subs(network, 27), joint.energy(network), schedule, grid)
+    for row in torch.arange(32).split(8):
+        text = x_0[row % len(x_0)]
+        for name, each in (("nelbo", network), ("start_nelbo", start)):
+            per_row[name].append(likelihoods.nelbo(denoisers.subs(each, 27), schedule, text, seed, row))
+        if int(row[0]) < 8:
+            for name, k in (("plain_bound", 1), ("bound", 3)):
+                per_row[name].append(transition.nelbo(*parts, k, text, seed, row))
+    found = {name: torch.cat(values) for name, values in per_row.items()}
+    found |= {"cost": found["nelbo"] - found["start_nelbo"], "gain": found["plain_bound"] - found["bound"]}
+    for name, values in found.items():
+        expected = likelihoods.estimate(values)._asdict()
+        assert report[name] == pytest.approx(expected, abs=1e-5), name
+    assert report["cost"]["mean"] != 0.0
+    assert report["gain"]["standard_error"] > 0.0
+    assert report["contrast"]["n"] <= 32 == report["nelbo"]["n"]
+
+
+@pytest.mark.slow
+def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoiser(trained: Path):
+    own, output = trained / "joint", trained / "x.jsonl"
+    few = {"num_samples": 3, "num_steps": 4, "num_particles": 5, "threads": 1, "energy_temperature": 1e-3}
+    run("generate", denoiser=own, energy=own, output=output, window="[0,1]", **few)
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    denoiser = denoisers.subs(checkpoints.load_network(own), 27)
+    kernel = joint.importance(schedules.log_linear(), denoiser, 5, 1e-3)
+    tokens = pipelines.sample(pipelines.sampling(kernel, 32, 4), 3, seed=records[0]["seed"])["tokens"]
+    assert [record["tokens"] for record in records] == tokens.tolist()
+    assert {record["denoiser_passes"] for record in records} == {1}
+    assert all(record["energy_passes"] <= 20 for record in records)
+    run("generate", denoiser=own, energy="null", output=trained / "plain.jsonl", **few)
+    run("generate", denoiser=own, energy=own, output=trained / "more.jsonl", target_ess=2, **few)
+    with pytest.raises(ValueError, match=f"energy = '{own}' corrects the denoiser of the same network alone"):
+        run("generate", denoiser=trained / "denoiser", energy=own, output=trained / "y.jsonl", **few)
+
+
+@pytest.mark.slow
+def test_a_denoiser_that_is_told_the_time_cannot_be_shared(tmp_path: Path):
+    network = Transformer(28, 32, **NETWORK)
+    notes = {"schedule": {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}, "time_conditioning": True}
+    checkpoints.save_network(tmp_path / "told", network, vocabulary.characters(), notes)
+    with pytest.raises(ValueError, match="told no time: time_conditioning: false"):
+        run("edlm_joint", denoiser=tmp_path / "told", output_dir=tmp_path / "joint", pretrain="null")
