@@ -62,6 +62,19 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
     )
 
 
+def compile_blocks(network: nn.Module) -> None:
+    """Have the blocks of a network compiled, in place, one by one and for any number of rows; names stay as they are.
+
+    The first step pays for it. Where there is no C++ compiler for the CPU, it warns and leaves the network as it is.
+    """
+    missing = _missing_compiler(next(network.parameters()).device)
+    if missing:
+        warnings.warn(f"compile needs a C++ compiler and found no {missing}: running eager", stacklevel=2)
+        return
+    for block in network.trunk.blocks:  # type: ignore[union-attr]
+        block.compile()
+
+
 def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function traced as one graph and run by torch's own operations: it raises where compilation would break."""
     return torch.compile(_with_own_graphs(function), fullgraph=True, backend="eager")

@@ -6,11 +6,13 @@ and noise levels only; what a mask or a time is, is said in `denoisers` and `ene
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _NOISE_FREQUENCIES = 256
 _MLP_RATIO = 4
@@ -308,13 +310,13 @@ class EnergyNetwork(nn.Module):
             pooled = x.mean(1)
         else:
             pooled = (x * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        return self.scalar(F.relu(self.hidden(pooled))).squeeze(-1)
+        return self.scalar(F.relu(self.hidden(pooled))).squeeze(-1).clone()  # FSDP2 wants no view of a network
 
     def per_position(
         self, x_t: Tensor, x_s: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None
     ) -> Tensor:
         """Token pairs (b, l) and noise levels (b,) to a scalar at every position (b, l), by the same layers."""
-        return self.scalar(F.relu(self.hidden(self._states(x_t, x_s, sigma, valid)))).squeeze(-1)
+        return self.scalar(F.relu(self.hidden(self._states(x_t, x_s, sigma, valid)))).squeeze(-1).clone()
 
     def _states(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None, valid: Tensor | None) -> Tensor:
         x = self.combine(torch.cat([self.embedding(x_t), self.embedding(x_0)], dim=-1))
@@ -328,6 +330,15 @@ def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
             getattr(energy, part).load_state_dict(getattr(denoiser, part).state_dict())
         except RuntimeError as error:
             raise ValueError(f"the energy's {part} cannot start from the denoiser's: {error}") from error
+
+
+def recompute(network: nn.Module) -> None:
+    """Have every block, in place, keep its input alone for the backward pass and run again there: less memory.
+
+    Gradients stay as they are: the dropout of the second run is that of the first.
+    """
+    for block in network.trunk.blocks:  # type: ignore[union-attr]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:

@@ -18,13 +18,12 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
-from edlm import checkpoints, contracts, corpora
-from edlm.recipes import _settings
+from edlm import checkpoints, contracts, corpora, execution, networks
+from edlm.recipes import _processes, _report, _settings
 from edlm.recipes._entry import Interrupted
 from edlm.recipes._settings import Schema
+from edlm.recipes._weights import PURE, Weights
 from edlm.vocabulary import Vocabulary
 
 SETTINGS: Schema = {
@@ -36,22 +35,30 @@ SETTINGS: Schema = {
     "decay": _settings.choice("constant", "cosine"),
     "clip_norm": _settings.number(0, above=True),
     "ema_decay": _settings.number(0, 1),
-    "precision": _settings.choice("float32", "bfloat16"),
+    "precision": _settings.choice("float32", "bfloat16", PURE),
+    "parallel": _settings.choice("data", "sharded"),
+    "recompute": _settings.flag,
+    "compile": _settings.flag,
     "time_low": _settings.number(0, 0.5),
     "log_every": _settings.integer(1),
     "valid_every": _settings.integer(1),
     "valid_rows": _settings.integer(2),
     "save_every": _settings.integer(1),
     "keep_last": _settings.integer(1),
+    "keep_best": _settings.flag,
     "resume": _settings.flag,
 }
-# What may differ when a run is resumed: it changes neither the updates made so far nor those to come.
-_FREE_ON_RESUME = {"log_every", "valid_every", "valid_rows", "save_every", "keep_last", "resume", "steps"}
+# What may differ when a run is resumed: it changes no update, but for rounding.
+_FREE_ON_RESUME = {
+    *("log_every", "valid_every", "valid_rows", "save_every", "keep_last", "keep_best", "resume", "steps"),
+    *("parallel", "recompute", "compile", "processes"),
+}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_IMPATIENT = 1.0  # seconds: a signal that comes twice within is one signal, sent to a process and to its group
 
 HELD_OUT_STEP = (1 << 32) - 1  # the noise of evaluation is that of a step no training reaches
 
 Metrics = dict[str, float]
-Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def device_of(settings: Mapping[str, Any]) -> torch.device:
@@ -84,7 +91,9 @@ class TrainingRun:
     """One network, one objective, one folder: updates, EMA, log, checkpoints.
 
     stages: a training pipeline whose `loss` (b,) is averaged and divided by `loss_scale`. validate: called with the
-    EMA network. identity: what must be the same when the run is resumed, beside the settings.
+    EMA network; the first of its figures is the held-out loss. identity: what must be the same when the run is
+    resumed, beside the settings. Of several processes each takes its rows of every batch, and the first one writes.
+    Raises ValueError where some would have none.
     """
 
     def __init__(
@@ -105,42 +114,51 @@ class TrainingRun:
         self.identity = {**identity, "seed": seed}
         self.loss_scale = loss_scale
         self.device = next(network.parameters()).device
-        self.optimizer = _settings.build(settings["optimizer"], params=network.parameters())
+        _require_rows(settings)
+        if settings["recompute"]:
+            networks.recompute(network)
+        if settings["compile"]:
+            execution.compile_blocks(network)
+        self.weights = Weights(network, settings["parallel"], settings["precision"])
+        self.optimizer = _settings.build(settings["optimizer"], params=iter(self.weights.masters))
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.ema = AveragedModel(network, multi_avg_fn=_warm_average(settings["ema_decay"])).eval()
         self.step = 0
-        self._stop: int | None = None
+        self.best: dict[str, float] | None = None  # step and held-out loss
+        self._losses: list[float] = []  # of the steps since the last line of the log
+        self._asked: tuple[int, float] | None = None  # the signal that came, and when
+        self._stop: int | None = None  # the signal on which all processes agree
 
     @property
     def average(self) -> nn.Module:
         """The network with its exponentially averaged weights."""
-        return self.ema.module
+        return self.weights.average
 
     def load_checkpoint(self) -> None:
         """Continue from the newest checkpoint of the folder, if there is one.
 
         Raises ValueError if there is one and `resume` is off, or if what it was trained with has changed.
         """
-        newest = checkpoints.last_checkpoint(self.folder)
-        if newest is None:
+        newest = _processes.from_first(lambda: checkpoints.last_checkpoint(self.folder))
+        if newest is None:  # a run that ended before its first checkpoint may have left a log
+            _processes.from_first(lambda: _cut_log(self.folder / "metrics.jsonl", 0))
             return
         if not self.settings["resume"]:
             raise ValueError(f"{self.folder} holds a run already: set resume=true to go on, or another output_dir")
         state = checkpoints.load_state(newest)
         self._refuse_changes(state)
-        self.average.load_state_dict(checkpoints.load_network(newest, self.vocabulary).state_dict())
-        self.ema.n_averaged.fill_(state["averaged"])
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        average = checkpoints.load_network(newest, self.vocabulary).state_dict()
+        self.weights.load(state["network"], average, state["averaged"])
+        self.weights.load_optimizer(self.optimizer, state["optimizer"])
         self.step = state["step"]
-        _cut_log(self.folder / "metrics.jsonl", self.step)
+        self.best, self._losses = state.get("best"), list(state.get("losses", []))
+        _processes.from_first(lambda: _cut_log(self.folder / "metrics.jsonl", self.step))
 
     def train(self) -> None:
         """Run the remaining steps. Raises ValueError when the loss is not finite, Interrupted after a signal."""
         if self.step >= self.settings["steps"]:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, self._ask_to_stop) for number in _SIGNALS}
         self.stages.train()
         try:
             self._loop()
@@ -153,23 +171,25 @@ class TrainingRun:
         """Write the EMA network and the state of training."""
         state = {
             "step": self.step,
-            "averaged": int(self.ema.n_averaged),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "settings": dict(self.settings),
+            "averaged": self.weights.count,
+            "network": self.weights.state(),
+            "optimizer": self.weights.optimizer_state(self.optimizer),
+            "settings": self._kept_settings(),
             "identity": self.identity,
+            "best": self.best,
+            "losses": self._losses,
         }
         notes = {"weights": f"EMA {self.settings['ema_decay']}", **self.identity}
-        checkpoints.save_checkpoint(
-            self.folder, self.step, self.average, self.vocabulary, notes, state, self.settings["keep_last"]
-        )
+        saved = (self.folder, self.step, self.average, self.vocabulary, notes, state)
+        _processes.from_first(lambda: checkpoints.save_checkpoint(*saved, self.settings["keep_last"], self.best))
 
     def _loop(self) -> None:
         settings = self.settings
-        bar = tqdm(total=settings["steps"], initial=self.step, unit="step", desc=self.folder.name, mininterval=1.0)
-        losses: list[float] = []
+        shown = {"initial": self.step, "unit": "step", "desc": self.folder.name, "mininterval": 1.0}
+        bar, losses = _processes.bar(total=settings["steps"], **shown), self._losses
+        path = self.folder / "metrics.jsonl" if _processes.is_first() else Path(os.devnull)
         started, tokens = time.monotonic(), 0
-        with bar, (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as log:
+        with bar, path.open("a", encoding="utf-8", buffering=1) as log:
             while self.step < settings["steps"]:
                 losses.append(self._update())
                 tokens += settings["batch_size"] * self.blocks.shape[1]
@@ -181,10 +201,16 @@ class TrainingRun:
                     record = {"loss": math.fsum(losses) / len(losses), "lr": self._rate(), "tokens_per_s": round(rate)}
                     losses.clear()
                 if self.step % settings["valid_every"] == 0 or self.step == settings["steps"]:
-                    record |= {f"valid_{name}": value for name, value in self.validate(self.average).items()}
+                    figures = self.validate(self.average)
+                    record |= {f"valid_{name}": value for name, value in figures.items()}
+                    self._compare(figures)
                 if record:
                     log.write(json.dumps({"step": self.step, **record}) + "\n")
-                if self.step % settings["save_every"] == 0 or self.step == settings["steps"] or self._stop:
+                is_best = self.best is not None and self.best["step"] == self.step
+                due = self.step % settings["save_every"] == 0 or self.step == settings["steps"]
+                if due or is_best or self._stop:
+                    if _processes.is_first():
+                        os.fsync(log.fileno())  # no checkpoint is further than the log
                     self.save_checkpoint()
                 if self._stop and self.step < settings["steps"]:
                     message = f"stopped at step {self.step}; the same command goes on from {self.folder}"
@@ -193,28 +219,43 @@ class TrainingRun:
     def _update(self) -> float:
         """One optimiser step over one batch, in `accumulate` parts; returns its mean loss."""
         settings = self.settings
-        torch.manual_seed(self.seed * 1_000_003 + self.step)  # dropout, the one consumer of the global generator
+        # Dropout, the one consumer of the global generator; every process has its own.
+        torch.manual_seed(self.seed * 1_000_003 + self.step + (_processes.rank() << 48))
         chosen = corpora.batch_at(self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed)
-        batch = chosen[contracts.X_0].to(self.device)
+        batch = chosen[contracts.X_0]
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * self._rate_factor()
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        rows = torch.arange(len(batch), device=self.device)
-        for part in rows.tensor_split(settings["accumulate"]):
+        own = 0.0
+        for part in _processes.rows_of_rank(torch.arange(len(batch))).tensor_split(settings["accumulate"]):
             if part.numel():
-                loss = self._loss(batch[part], part, len(batch))
+                loss = self._loss(batch[part].to(self.device), part.to(self.device), len(batch))
                 loss.backward()
-                total += float(loss.detach())
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), settings["clip_norm"]))
+                own += float(loss.detach())
+        total = self._agree(own)
+        self.weights.collect_gradients()
+        norm = self.weights.clip(settings["clip_norm"])
         if not (math.isfinite(total) and math.isfinite(norm)):
             kept = checkpoints.last_checkpoint(self.folder)
             kept_line = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is {kept}"
             raise ValueError(f"loss {total} with gradient norm {norm} at step {self.step}: stopped; {kept_line}")
         self.optimizer.step()
-        self.ema.update_parameters(self.network)
+        self.weights.stepped(settings["ema_decay"])
         self.step += 1
         return total
+
+    def _agree(self, own: float) -> float:
+        """The sum of the processes' losses; and all stop after this step if one was asked to."""
+        asked = [float(self._asked is not None and self._asked[0] == number) for number in _SIGNALS]
+        total, *votes = _processes.total([own, *asked], self.device)
+        self._stop = next((number for number, count in zip(_SIGNALS, votes, strict=True) if count), None)
+        return total
+
+    def _compare(self, figures: Metrics) -> None:
+        """Note the step of the least held-out loss so far, if its checkpoint is to be kept."""
+        loss = next(iter(figures.values()))
+        if self.settings["keep_best"] and not (self.best is not None and self.best["loss"] <= loss):
+            self.best = {"step": self.step, "loss": loss}
 
     def _loss(self, x_0: Tensor, row: Tensor, num_rows: int) -> Tensor:
         """This part's share of the batch's mean loss."""
@@ -236,37 +277,42 @@ class TrainingRun:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._stop is not None:  # asked twice: do not wait for the step to end
+        now = time.monotonic()
+        if self._asked is not None and now - self._asked[1] > _IMPATIENT:  # do not wait for the step to end
             raise KeyboardInterrupt
-        self._stop = number
+        self._asked = self._asked or (number, now)
+
+    def _kept_settings(self) -> dict[str, Any]:
+        return {**self.settings, "processes": _processes.world()}
 
     def _refuse_changes(self, state: Mapping[str, Any]) -> None:
         free = _FREE_ON_RESUME - ({"steps"} if self.settings["decay"] == "cosine" else set())
         before = {**state["settings"], **state["identity"]}
-        now = {**self.settings, **self.identity}
-        changed = [
-            f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        now = {**self._kept_settings(), **self.identity}
+        changed = {
+            key: f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
-            if key not in free and before.get(key) != now.get(key)
-        ]
-        if changed:
-            raise ValueError(f"cannot resume {self.folder}: {'; '.join(changed)}; use another output_dir")
+            if before.get(key) != now.get(key)
+        }
+        refused = [said for key, said in changed.items() if key not in free]
+        if refused:
+            raise ValueError(f"cannot resume {self.folder}: {'; '.join(refused)}; use another output_dir")
+        known = [said for key, said in changed.items() if key in before]
+        if known:
+            print(f"{self.folder} goes on at step {state['step']}: {'; '.join(known)}", flush=True)
 
 
-def _warm_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """EMA whose decay grows as (1 + n) / (10 + n) up to `decay`, so that a short run forgets its start."""
-
-    @torch.no_grad()
-    def update(averages: Tensors, current: Tensors, count: Tensor | int) -> None:
-        n = int(count)
-        torch._foreach_lerp_(averages, current, 1.0 - min(decay, (1 + n) / (10 + n)))
-
-    return update
+def _require_rows(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError unless every part of every process' share of a batch has a row."""
+    processes, parts = _processes.world(), settings["accumulate"]
+    if processes > 1 and settings["batch_size"] < processes * parts:
+        raise ValueError(
+            f"batch_size = {settings['batch_size']} must be at least {processes} processes x accumulate = {parts}"
+        )
 
 
 def _cut_log(path: Path, step: int) -> None:
     """Drop the lines of steps that will be done again."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        _report.write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))

@@ -9,11 +9,11 @@ edlm run edlm_nce scope=transition output_dir=runs/tiny/transition
 
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from edlm import (
     checkpoints,
@@ -32,7 +32,7 @@ from edlm import (
 from edlm import samplers as kernels
 from edlm.likelihoods import Estimate, estimate
 from edlm.networks import Transformer
-from edlm.recipes import _entry, _report, _settings, _training, pretrain_denoiser
+from edlm.recipes import _entry, _processes, _report, _settings, _training, pretrain_denoiser
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 
@@ -78,7 +78,7 @@ class EnergyByNCE:
     def load_denoiser(self) -> None:
         """Load the frozen denoiser; train it first where there is none and the config says how."""
         settings, path = self.settings, self.settings["denoiser"]
-        newest = checkpoints.last_checkpoint(path)
+        newest = _processes.from_first(lambda: checkpoints.last_checkpoint(path))
         plan = settings["pretrain"]
         if plan is not None and (newest is None or checkpoints.load_state(newest)["step"] < plan["steps"]):
             print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
@@ -144,23 +144,22 @@ class EnergyByNCE:
     def held_out(self, network: nn.Module, blocks: Tensor, rows: int) -> dict[str, Tensor]:
         """Per row (n,): its time, NCE loss and accuracy, and the ESS of `report_particles` drafts."""
         settings = self.settings
-        k = settings["report_particles"]
-        stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
-        columns: dict[str, list[Tensor]] = {name: [] for name in ("t", *FIGURES)}
-        parts = torch.arange(rows, device=self.device).split(settings["batch_size"])
-        for row in tqdm(parts, desc="held-out text", unit="batch", leave=False):
+        k, n = settings["report_particles"], settings["num_negatives"]
+        stages = self._stages(network, num_negatives=max(k, n)).eval()
+
+        def score(row: Tensor) -> tuple[Tensor, ...]:
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
             out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
             positive, negative = out[contracts.ENERGY][:, 0], out[contracts.ENERGY][:, 1:]
             log_weights = particles.log_weights(negative[:, :k])
-            trained_on = negative[:, : settings["num_negatives"]]
-            columns["t"].append(out[contracts.T])
-            columns["loss"].append(self._objective(positive, trained_on))
-            columns["accuracy"].append(objectives.nce_accuracy(positive, negative))
-            columns["gap"].append(negative.mean(-1) - positive)
-            columns["ess"].append(particles.ess(log_weights))
-            columns["log_weight_std"].append(particles.log_weight_std(log_weights))
-        return {name: torch.cat(values) for name, values in columns.items()}
+            loss, gap = self._objective(positive, negative[:, :n]), negative.mean(-1) - positive
+            weights = particles.ess(log_weights), particles.log_weight_std(log_weights)
+            found = (out[contracts.T], loss, objectives.nce_accuracy(positive, negative), gap, *weights)
+            return tuple(values.cpu() for values in found)
+
+        parts = torch.arange(rows, device=self.device).split(settings["batch_size"])
+        columns = zip(*_processes.spread(score, parts, "held-out text"), strict=True)
+        return {name: torch.cat(values) for name, values in zip(("t", *FIGURES), columns, strict=True)}
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -214,12 +213,13 @@ class EnergyByNCE:
         grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=self.device)
         parts = (self.denoiser, self._energy(self.run.average.eval()), self.schedule, grid)
         rows = torch.arange(settings["valid_rows"], device=self.device).split(settings["batch_size"])
-        x_0 = [blocks[(row % len(blocks)).cpu()].to(self.device) for row in rows]
-        plain, corrected = (
-            torch.cat([transition.nelbo(*parts, k, text, seed, row) for text, row in zip(x_0, rows, strict=True)])
-            for k in (1, wanted["num_particles"])
-        )
-        values = {"plain_bound": plain, "bound": corrected, "gain": plain - corrected}
+
+        def score(row: Tensor, k: int) -> Tensor:
+            text = blocks[(row % len(blocks)).cpu()].to(self.device)
+            return transition.nelbo(*parts, k, text, seed, row).cpu()
+
+        plain, tilted = (torch.cat(_processes.spread(partial(score, k=k), rows)) for k in (1, wanted["num_particles"]))
+        values = {"plain_bound": plain, "bound": tilted, "gain": plain - tilted}
         return {name: estimate(value) for name, value in values.items()}
 
     def _summary(self, bound: Estimate, figures: Mapping[str, Estimate], bounds: Mapping[str, Estimate]) -> str:

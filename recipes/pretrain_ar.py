@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edlm import contracts, corpora, likelihoods, training
 from edlm.corpora import Blocks
-from edlm.recipes import _entry, _report, _settings, _training
+from edlm.recipes import _entry, _processes, _report, _settings, _training
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 from edlm.vocabulary import Vocabulary
@@ -92,8 +92,11 @@ class PretrainAr:
     def held_out_nll(self, network: nn.Module, blocks: Tensor) -> likelihoods.Estimate:
         """The exact negative log-likelihood in nats per token over blocks (n, l), every position counted."""
         stages = self._stages(network).eval()
-        parts = blocks.split(self.settings["batch_size"])
-        losses = [stages(TensorDict({contracts.X_0: part.to(self.device)}))[contracts.LOSS] for part in parts]
+
+        def score(part: Tensor) -> Tensor:
+            return stages(TensorDict({contracts.X_0: part.to(self.device)}))[contracts.LOSS].cpu()
+
+        losses = _processes.spread(score, blocks.split(self.settings["batch_size"]))
         return likelihoods.estimate(torch.cat(losses) / blocks.shape[1])
 
     def save_checkpoint(self) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from edlm import corpora, denoisers, likelihoods, training
 from edlm.corpora import Blocks
-from edlm.recipes import _entry, _report, _settings, _training
+from edlm.recipes import _entry, _processes, _report, _settings, _training
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 from edlm.vocabulary import Vocabulary
@@ -124,13 +124,12 @@ class PretrainDenoiser:
         x_0 = self.blocks.test[: self.settings["valid_rows"]].to(self.device)
         row = torch.arange(len(x_0), device=self.device)
         denoiser, seed = self._denoiser(self.run.average), torch.tensor(self.settings["seed"], device=self.device)
-        values = [
-            likelihoods.masked_nll(
-                denoiser, self.schedule, x_0[part], torch.full(part.shape, t).to(x_0.device), seed, part
-            )
-            for part in row.split(self.settings["batch_size"])
-        ]
-        found = torch.cat(values)
+
+        def score(part: torch.Tensor) -> torch.Tensor:
+            times = torch.full(part.shape, t).to(x_0.device)
+            return likelihoods.masked_nll(denoiser, self.schedule, x_0[part], times, seed, part).cpu()
+
+        found = torch.cat(_processes.spread(score, row.split(self.settings["batch_size"])))
         return likelihoods.estimate(found[~found.isnan()])
 
     def _denoiser(self, network: nn.Module) -> denoisers.SubsDenoiser:
@@ -148,11 +147,13 @@ def continuous_nelbo(
     """Estimate the NELBO over `rows` draws in batches of the training batch size, with noise of its own stream."""
     device = next(denoiser.parameters()).device
     seed = torch.tensor(settings["seed"], device=device)
-    values = []
-    for row in torch.arange(rows, device=device).split(settings["batch_size"]):
+
+    def score(row: torch.Tensor) -> torch.Tensor:
         x_0 = blocks[(row % len(blocks)).cpu()].to(device)
-        values.append(likelihoods.nelbo(denoiser, schedule, x_0, seed, row))
-    return likelihoods.estimate(torch.cat(values))
+        return likelihoods.nelbo(denoiser, schedule, x_0, seed, row).cpu()
+
+    parts = torch.arange(rows, device=device).split(settings["batch_size"])
+    return likelihoods.estimate(torch.cat(_processes.spread(score, parts)))
 
 
 def main(settings: dict[str, Any]) -> None:
