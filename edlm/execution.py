@@ -72,7 +72,7 @@ def compile_blocks(network: nn.Module) -> None:
         warnings.warn(f"compile needs a C++ compiler and found no {missing}: running eager", stacklevel=2)
         return
     for block in network.trunk.blocks:  # type: ignore[union-attr]
-        block.compile()
+        block.forward = torch.compile(block.forward)
 
 
 def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -335,7 +335,8 @@ def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
 def recompute(network: nn.Module) -> None:
     """Have every block, in place, keep its input alone for the backward pass and run again there: less memory.
 
-    Gradients stay as they are: the dropout of the second run is that of the first.
+    Gradients stay as they are: the dropout of the second run is that of the first. To be called after
+    `execution.compile_blocks`, which sees nothing of what is inside.
     """
     for block in network.trunk.blocks:  # type: ignore[union-attr]
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

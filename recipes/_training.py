@@ -115,11 +115,11 @@ class TrainingRun:
         self.loss_scale = loss_scale
         self.device = next(network.parameters()).device
         _require_rows(settings)
-        if settings["recompute"]:
-            networks.recompute(network)
+        self.weights = Weights(network, settings["parallel"], settings["precision"])  # its average is eager
         if settings["compile"]:
             execution.compile_blocks(network)
-        self.weights = Weights(network, settings["parallel"], settings["precision"])
+        if settings["recompute"]:  # around what is compiled, in which it could not be seen
+            networks.recompute(network)
         self.optimizer = _settings.build(settings["optimizer"], params=iter(self.weights.masters))
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0

@@ -14,7 +14,7 @@ import torch
 
 import edlm
 from edlm import corpora, judges
-from edlm.recipes import _entry, _figures, _models, _quality, _report, _scores, _settings, _training
+from edlm.recipes import _entry, _figures, _models, _processes, _quality, _report, _scores, _settings, _training
 from edlm.recipes._figures import Figure, TextSet
 from edlm.recipes._settings import Schema
 
@@ -66,7 +66,8 @@ class Evaluate:
         if self.settings["judge"] is not None:
             if self.settings["samples"] is None:
                 raise ValueError(f"judge = {self.settings['judge']!r} has nothing to judge: name samples")
-            self.judge, self.judged_by = judges.load(self.settings["judge"], self.device)
+            judge, self.judged_by = judges.load(self.settings["judge"], self.device)
+            self.judge = _quality.shared(judge)
 
     def setup(self) -> None:
         """Read the texts and the samples, and cut the texts into excerpts."""
@@ -126,6 +127,7 @@ class Evaluate:
             "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else f"cpu, {platform.machine()}",
             "threads": torch.get_num_threads(),
+            "processes": _processes.world(),
             "precision": "networks float32, sums float64",
             "vocabulary": self.models.vocabulary.fingerprint,
             "networks": self.models.records,

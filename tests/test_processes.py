@@ -15,6 +15,7 @@ from together import fork, together, wait
 from torch import Tensor
 
 from edlm import checkpoints, cli
+from edlm.networks import Transformer
 from edlm.recipes import _processes, _training
 
 NETWORK = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8, "dropout": 0.0}
@@ -123,6 +124,44 @@ def test_a_run_goes_on_with_other_processes_and_other_parts(one: Path, tmp_path:
     assert "goes on at step 2" in said
     assert "parallel was 'data', is 'sharded'; processes was 1, is 2; save_every" not in said
     assert "parallel was 'data', is 'sharded'; processes was 1, is 2; steps was 2, is 3" in said
+
+
+def texts(folder: Path) -> list[str]:
+    return (folder / "texts.jsonl").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_texts_and_figures_are_those_of_one_process(one: Path, tmp_path: Path) -> None:
+    """Bit for bit: whole batches fall to a process, the last one smaller than the others."""
+    for count in (1, 3):
+        folder = tmp_path / str(count)
+        drawn = {"denoiser": one, "energy": None, "num_steps": 4, "num_samples": 7, "batch_size": 2, "threads": 1}
+        run_in(count, settings("generate", **drawn, output=folder / "texts.jsonl"), folder / "said_generate")
+        few = {"denoiser": one, "energy": None, "rows": 7, "batch_size": 2, "num_steps": 3, "threads": 1}
+        run_in(count, settings("evaluate", **few, output_dir=folder), folder / "said_evaluate")
+    assert texts(tmp_path / "3") == texts(tmp_path / "1")
+    assert len(texts(tmp_path / "1")) == 7
+    single, several = (json.loads((tmp_path / name / "metric_card.json").read_text())["figures"] for name in "13")
+    assert [{**figure, "seconds": 0} for figure in several] == [{**figure, "seconds": 0} for figure in single]
+
+
+@pytest.mark.slow
+def test_a_frontier_is_that_of_one_process(one: Path, tmp_path: Path) -> None:
+    """The judge's texts are cut otherwise, so its figures are the same but for rounding."""
+    network = Transformer(28, 32, hidden_size=8, num_layers=1, num_heads=2, conditioning_size=0, causal=True)
+    torch.nn.init.normal_(network.head.weight)
+    checkpoints.save_network(tmp_path / "judge", network, checkpoints.load_vocabulary_of(one), {"bos_id": 27})
+    sweep = {"method": "plain", "num_steps": [2, 4], "temperature": [1.0]}
+    lines = {}
+    for count in (1, 2):
+        wanted = settings("frontier", denoiser=one, energy=None, ar=None, judge=tmp_path / "judge", num_samples=5)
+        wanted |= {"output_dir": str(tmp_path / str(count)), "batch_size": 2, "replicates": 4, "threads": 1}
+        run_in(count, {**wanted, "sweeps": [sweep], "ngrams": [1]}, tmp_path / f"said_{count}")
+        read = (tmp_path / str(count) / "frontier.jsonl").read_text().splitlines()
+        lines[count] = [{**json.loads(line), "seconds": 0.0} for line in read]
+    for several, single in zip(lines[2], lines[1], strict=True):
+        assert several.pop("nll") == pytest.approx(single.pop("nll"), rel=1e-6)
+        assert several == single
 
 
 def check_collectives(folder: Path) -> None:

@@ -220,6 +220,22 @@ def test_a_line_of_the_log_that_was_cut_off_is_written_again(
     assert [line["step"] for line in left(tmp_path / "run")["metrics.jsonl"]] == [1, 2, 3]
 
 
+def test_a_log_without_a_checkpoint_is_begun_anew(whole: tuple[dict[str, Any], int, float], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "valid_loss": 0.0}\n')
+    assert wait(fork(lambda: train(tmp_path / "run"), Path(os.devnull))) == 0
+    assert left(tmp_path / "run") == whole[0]
+
+
+def test_a_mean_over_steps_on_both_sides_of_a_stop_is_that_of_all(
+    whole: tuple[dict[str, Any], int, float], tmp_path: Path
+) -> None:
+    for number in (50, 60, 70, 80):
+        killed_at(tmp_path / "run", number)
+    assert wait(fork(lambda: train(tmp_path / "run"), Path(os.devnull))) == 0
+    assert left(tmp_path / "run") == whole[0]
+
+
 def test_the_best_checkpoint_stays_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0, 1.0, 4.0])
     compare = TrainingRun._compare
