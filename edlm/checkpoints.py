@@ -2,7 +2,8 @@
 
 A network folder holds `network.json` (class, arguments, what it was trained on), `network.safetensors` and the files
 of its vocabulary. A run folder holds `checkpoints/step_<n>/`, each a network folder with the state of its training,
-and `checkpoints/last.json`, which names the newest whole one. Everything is written under a temporary name first and
+`checkpoints/last.json`, which names the newest whole one, and `checkpoints/best.json`, where a run keeps the best one.
+Everything is written under a temporary name first and
 renamed, so a crash or a full disk leaves the earlier checkpoint as it was.
 """
 
@@ -108,11 +109,13 @@ def save_checkpoint(
     notes: Mapping[str, Any],
     state: Mapping[str, Any],
     keep_last: int = 2,
+    best: Mapping[str, float] | None = None,
 ) -> Path:
     """Add `checkpoints/step_<n>` to a run and make it the newest; older ones beyond `keep_last` are removed after.
 
-    state: nested dicts and lists of tensors and plain values, the training state. Raises ValueError naming the
-    folder, and the checkpoint that is still good, if it cannot be written.
+    state: nested dicts and lists of tensors and plain values, the training state. best: `step` of the best checkpoint
+    and its `loss`, which is kept beside the last ones and named in `best.json`; None: as it was. Raises ValueError
+    naming the folder, and the checkpoint that is still good, if it cannot be written.
     """
     folder = run / "checkpoints" / f"step_{step:08d}"
 
@@ -121,19 +124,34 @@ def save_checkpoint(
         _fill_state(target, state)
 
     newest = last_checkpoint(run)
-    if newest == folder:  # a run that ends on a saving step
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut off before `last.json` named it
-    write_folder(folder, fill, still_good=newest)
-    write_json(run / "checkpoints" / "last.json", {"folder": folder.name})
-    for old in sorted(run.glob("checkpoints/step_*"))[:-keep_last]:
-        shutil.rmtree(old)
+    if newest != folder:  # else a run that ends on a saving step
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut off before `last.json` named it
+        write_folder(folder, fill, still_good=newest)
+        _write_pointer(run / "checkpoints" / "last.json", {"folder": folder.name}, folder)
+    best_folder = None if best is None else run / "checkpoints" / f"step_{best['step']:08d}"
+    if best is not None and best_folder is not None and best_folder.is_dir():
+        _write_pointer(run / "checkpoints" / "best.json", {"folder": best_folder.name, **best}, folder)
+    _remove_old(run / "checkpoints", folder.name, keep_last)
     return folder
 
 
 def last_checkpoint(run: str | Path) -> Path | None:
     """The newest whole checkpoint of a run folder, None if it has none. Raises ValueError if what it names is gone."""
-    pointer = Path(run) / "checkpoints" / "last.json"
+    return _pointed(Path(run) / "checkpoints" / "last.json")
+
+
+def best_checkpoint(run: str | Path) -> Path | None:
+    """The checkpoint of the least held-out loss, None if none was kept. Raises ValueError if what is named is gone."""
+    return _pointed(Path(run) / "checkpoints" / "best.json")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The training state of a checkpoint, as it was saved. Raises ValueError naming the file."""
+    tensors = read_safetensors(folder / "training.safetensors")
+    return _decode(read_json(folder / "training.json")["state"], tensors)
+
+
+def _pointed(pointer: Path) -> Path | None:
     if not pointer.is_file():
         return None
     folder = pointer.parent / str(read_json(pointer).get("folder"))
@@ -142,10 +160,29 @@ def last_checkpoint(run: str | Path) -> Path | None:
     return folder
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """The training state of a checkpoint, as it was saved. Raises ValueError naming the file."""
-    tensors = read_safetensors(folder / "training.safetensors")
-    return _decode(read_json(folder / "training.json")["state"], tensors)
+def _write_pointer(pointer: Path, content: Mapping[str, Any], still_good: Path) -> None:
+    """Write `last.json` or `best.json`. Raises ValueError naming it if it cannot be."""
+    try:
+        write_json(pointer, content)
+    except OSError as error:
+        raise ValueError(f"cannot write {pointer}: {error}; {still_good} is whole") from error
+
+
+def _remove_old(checkpoints: Path, newest: str, keep_last: int) -> None:
+    """Remove all but the last ones up to the newest, and the best; and what a run that was cut off left behind.
+
+    Checkpoints of later steps are such: the run went on from an earlier one.
+    """
+    folders = sorted(folder.name for folder in checkpoints.glob("step_*"))
+    kept = set([name for name in folders if name <= newest][-keep_last:])
+    best = checkpoints / "best.json"
+    kept |= {str(read_json(best).get("folder"))} if best.is_file() else set()
+    for name in [name for name in folders if name not in kept]:
+        hidden = checkpoints / f".{name}.partial"  # half a checkpoint is never seen under its name
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.rename(checkpoints / name, hidden)
+    for partial in checkpoints.glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
@@ -180,7 +217,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], still_good: Path | 
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         fill(temporary)
-        for file in temporary.iterdir():
+        for file in [*temporary.iterdir(), temporary]:
             _flush(file)
         os.rename(temporary, folder)
         _flush(folder.parent)
@@ -234,6 +271,7 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _flush(temporary)
     os.replace(temporary, file)
+    _flush(file.parent)
 
 
 def _flush(path: Path) -> None:

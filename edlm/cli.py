@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import logging
 import os
 import runpy
 import shutil
@@ -13,10 +14,14 @@ from pathlib import Path
 
 USAGE_ERROR = 2
 _DEFAULT_CONFIG = "tiny"
+_PROCESSES = "--nproc_per_node"
+# Those of torchrun for several machines, handed over as they are.
+_MACHINES = ("--nnodes", "--node_rank", "--master_addr", "--master_port", "--rdzv_backend", "--rdzv_endpoint")
 _EXAMPLES = """\
 examples:
   edlm run edlm_nce                                   denoiser, energy, figures and text on the embedded corpus
   edlm run edlm_nce --config tiny steps=300 seed=1    any key of the config can be given as key=value
+  edlm run --nproc_per_node 2 edlm_nce                two processes, on two devices or CPUs; torchrun works as well
   edlm run edlm_nce --help                            what a recipe does, and its default config with comments
   edlm run ./my_recipe.py --config my.yaml            a recipe of your own
   edlm ls                                             every recipe and config
@@ -68,6 +73,9 @@ def _run(arguments: Sequence[str]) -> None:
     parser.add_argument("recipe", nargs="?", help="a name from `edlm ls`, or a path to a recipe of your own")
     parser.add_argument("--config", help=f"a name from `edlm ls`, or a path; default: {_DEFAULT_CONFIG}")
     parser.add_argument("-h", "--help", action="store_true", help="show what the recipe does and its default config")
+    parser.add_argument(_PROCESSES, metavar="N", help="so many processes on this machine; they share the work")
+    for name in _MACHINES:
+        parser.add_argument(name, metavar="VALUE", help="as of torchrun, for several machines")
     given, overrides = parser.parse_known_args(arguments)
     if given.recipe is None:
         parser.print_help()
@@ -79,11 +87,39 @@ def _run(arguments: Sequence[str]) -> None:
         _explain(file)
         return
     config = _config_file(file.stem, given.config or _DEFAULT_CONFIG)
+    processes = [word for name in (_PROCESSES, *_MACHINES) for word in _option(name, given)]
+    if processes:
+        _launch(processes, file, ["--config", str(config), *overrides])
+        return
     sys.argv = [str(file), "--config", str(config), *overrides]
     if file.parent == recipes_folder():
         runpy.run_module(f"edlm.recipes.{file.stem}", run_name="__main__")
     else:
         runpy.run_path(str(file), run_name="__main__")
+
+
+def _option(name: str, given: argparse.Namespace) -> list[str]:
+    value = getattr(given, name.lstrip("-"))
+    return [] if value is None else [name, value]
+
+
+def _launch(processes: list[str], file: Path, arguments: list[str]) -> None:
+    """Run a recipe in several processes through torchrun, and exit as the first of them that fails."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    for name in ("agent.server.api", "multiprocessing.api"):  # what went wrong, the first process has said
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    alone = [] if any(name in processes for name in _MACHINES) else ["--standalone"]  # finds a free port itself
+    recipe = ["-m", f"edlm.recipes.{file.stem}"] if file.parent == recipes_folder() else [str(file)]
+    try:
+        run.run(run.parse_args([*alone, *processes, *recipe, *arguments]))
+    except ChildFailedError as failed:
+        status = failed.get_first_failure()[1].exitcode
+        sys.exit(128 - status if status < 0 else status)  # a child that a signal ended has minus its number
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
 
 
 def _ls(arguments: Sequence[str]) -> None:

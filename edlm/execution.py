@@ -63,16 +63,21 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile the blocks of a network's trunk where they are, for training: one graph for all of a kind.
+    """Have the blocks of a network's trunk compiled, in place, one by one and for any number of rows, for training.
 
-    Parameters, names and checkpoints stay what they are, gradients up to rounding. Raises ValueError for a network
+    Parameters, names and checkpoints stay what they are, gradients up to rounding. The first step pays for it. Where
+    there is no C++ compiler for the CPU, it warns and leaves the network as it is. Raises ValueError for a network
     without `trunk.blocks`.
     """
     trunk = getattr(network, "trunk", None)
     if trunk is None or not hasattr(trunk, "blocks"):
         raise ValueError(f"{type(network).__name__} has no trunk.blocks to compile")
+    missing = _missing_compiler(next(network.parameters()).device)
+    if missing:
+        warnings.warn(f"compile needs a C++ compiler and found no {missing}: running eager", stacklevel=2)
+        return
     for block in trunk.blocks:
-        block.compile()
+        block.forward = torch.compile(block.forward)
 
 
 def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:

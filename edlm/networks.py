@@ -6,11 +6,13 @@ and noise levels only; what a mask or a time is, is said in `denoisers` and `ene
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from edlm import cross_entropy
 
@@ -316,13 +318,13 @@ class EnergyNetwork(nn.Module):
             pooled = x.mean(1)
         else:
             pooled = (x * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        return self.scalar(F.relu(self.hidden(pooled))).squeeze(-1)
+        return self.scalar(F.relu(self.hidden(pooled))).squeeze(-1).clone()  # FSDP2 wants no view of a network
 
     def per_position(
         self, x_t: Tensor, x_s: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None
     ) -> Tensor:
         """Token pairs (b, l) and noise levels (b,) to a scalar at every position (b, l), by the same layers."""
-        return self.scalar(F.relu(self.hidden(self._states(x_t, x_s, sigma, valid)))).squeeze(-1)
+        return self.scalar(F.relu(self.hidden(self._states(x_t, x_s, sigma, valid)))).squeeze(-1).clone()
 
     def _states(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None, valid: Tensor | None) -> Tensor:
         x = self.combine(torch.cat([self.embedding(x_t), self.embedding(x_0)], dim=-1))
@@ -425,6 +427,16 @@ def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:
     if ours != theirs:
         raise ValueError(f"the energy's embedding {ours} cannot be the denoiser's {theirs}")
     energy.embedding = denoiser.embedding.requires_grad_(False)
+
+
+def recompute(network: nn.Module) -> None:
+    """Have every block, in place, keep its input alone for the backward pass and run again there: less memory.
+
+    Gradients stay as they are: the dropout of the second run is that of the first. To be called after
+    `execution.compile_blocks`, which sees nothing of what is inside.
+    """
+    for block in network.trunk.blocks:  # type: ignore[union-attr]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:

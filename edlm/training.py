@@ -145,7 +145,7 @@ def against_draws(
             ),
             "weigh": energy,
             "objective": TensorDictModule(
-                lambda energies: objective(energies[:, 0], energies[:, 1:]),
+                lambda energies: objective(_at_least_float32(energies[:, 0]), _at_least_float32(energies[:, 1:])),
                 in_keys=[contracts.ENERGY],
                 out_keys=[contracts.LOSS],
             ),
@@ -341,3 +341,7 @@ def _corrupt(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | No
         in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
         out_keys=[contracts.X_T, contracts.T, contracts.WEIGHT, contracts.POSITIONS],
     )
+
+
+def _at_least_float32(energies: Tensor) -> Tensor:
+    return energies.to(torch.promote_types(energies.dtype, torch.float32))

@@ -3,15 +3,19 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from edlm.recipes import _processes
 from edlm.recipes._settings import Schema, check
 
 USAGE_ERROR = 2
+INTERRUPTED = 130  # the shell's status of Ctrl-C
+_HEAD_START = 30.0  # seconds
 
 
 class Interrupted(Exception):
@@ -34,12 +38,17 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
     def checked(values: DictConfig) -> None:
         plain = OmegaConf.to_container(values, resolve=True)
         check(schema, plain)
-        main(plain)
+        with _processes.joined(plain.get("device", "cpu")):
+            main(plain)
 
     try:
         config.parse(checked)()
     except Interrupted as stop:
         _exit(str(stop), stop.status)
+    except KeyboardInterrupt:
+        if os.environ.get("EDLM_DEBUG"):
+            raise
+        _exit("stopped by Ctrl-C", INTERRUPTED)
     except (ValueError, OSError, OmegaConfBaseException, config._errors.InstantiationError) as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
@@ -47,5 +56,8 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
 
 
 def _exit(message: str, status: int) -> None:
+    """Say why and exit. The first process speaks for all; another one only if that one has nothing to say."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(_HEAD_START)  # torchrun ends it meanwhile, where the first has stopped
     print(f"edlm: {message}", file=sys.stderr)
     sys.exit(status)

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from edlm import bounds, likelihoods
 from edlm.corpora import Excerpt
 from edlm.likelihoods import Estimate
-from edlm.recipes import _report
-from edlm.recipes._scores import Score
+from edlm.recipes import _processes, _report
+from edlm.recipes._scores import Score, Scores
 from edlm.vocabulary import Vocabulary
 
 
@@ -118,23 +117,29 @@ def batches(texts: TextSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor, T
 
 
 def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int, device: torch.device) -> list[Figure]:
-    """Score all excerpts and average over tokens: one figure for each that `score` names."""
+    """Score all excerpts and average over tokens: one figure for each that `score` names.
+
+    Several processes share the batches.
+    """
     nats: dict[str, list[Tensor]] = {}
     passes: dict[str, int] = {}
     counts, ess, spread, excess = [], [], [], []
     key, started = torch.tensor(seed, device=device), time.monotonic()
-    with tqdm(total=len(texts.excerpts), desc=f"{texts.name}: {model}", unit="text", leave=False) as bar:
-        for tokens, scored, row in batches(texts, batch_size):
-            scores = score(tokens.to(device), scored.to(device), key, row.to(device))
-            counts.append(scored.sum(-1))
-            ess += [] if scores.ess is None else [scores.ess.cpu()]
-            spread += [] if scores.log_weight_std is None else [scores.log_weight_std.cpu()]
-            excess += [] if scores.excess is None else [scores.excess.cpu()]
-            for name, values in scores.nats.items():
-                nats.setdefault(name, []).append(values.cpu())
-            for name, number in scores.passes.items():
-                passes[name] = passes.get(name, 0) + number
-            bar.update(len(row))
+
+    def work(batch: tuple[Tensor, Tensor, Tensor]) -> Scores:
+        tokens, scored, row = (part.to(device) for part in batch)
+        return score(tokens, scored, key, row).cpu()
+
+    parts = list(batches(texts, batch_size))
+    for (_, scored, _), scores in zip(parts, _processes.spread(work, parts, f"{texts.name}: {model}"), strict=True):
+        counts.append(scored.sum(-1))
+        ess += [] if scores.ess is None else [scores.ess]
+        spread += [] if scores.log_weight_std is None else [scores.log_weight_std]
+        excess += [] if scores.excess is None else [scores.excess]
+        for name, values in scores.nats.items():
+            nats.setdefault(name, []).append(values)
+        for name, number in scores.passes.items():
+            passes[name] = passes.get(name, 0) + number
     seconds = time.monotonic() - started
     std = torch.cat(spread) if spread else None
     return [

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from edlm import autoregressive, baselines, pipelines, samplers
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
-from edlm.recipes import _report, _settings
+from edlm.recipes import _processes, _report, _settings
 from edlm.recipes._settings import Schema
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
@@ -34,15 +34,18 @@ Sample = Callable[[nn.Module], Texts]
 class Log:
     """Where the figures of a run go: a line of `metrics.jsonl` each, and whatever `log_to` names.
 
-    As a context it is open. Raises ValueError, on entering, for a logger whose package is not installed.
+    As a context it is open; of several processes the first one writes. Raises ValueError, on entering, for a logger
+    whose package is not installed.
     """
 
     def __init__(self, folder: Path, log_to: Sequence[str]) -> None:
         self.folder, self.log_to = folder, log_to
 
     def __enter__(self) -> Self:
-        self.loggers = [_logger(name, self.folder) for name in self.log_to]
-        self.file = (self.folder / METRICS).open("a", encoding="utf-8", buffering=1)
+        first = _processes.is_first()
+        self.loggers = [_logger(name, self.folder) for name in self.log_to] if first else []
+        path = self.folder / METRICS if first else Path(os.devnull)
+        self.file = path.open("a", encoding="utf-8", buffering=1)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -57,12 +60,18 @@ class Log:
             for logger in self.loggers:
                 logger.log_dict(dict(record), step)
 
+    def flush(self) -> None:
+        """Have all that was written on the disk."""
+        if _processes.is_first():
+            os.fsync(self.file.fileno())
+
     def show(self, step: int, texts: Texts) -> None:
         """Add texts drawn after a step to `training_samples.jsonl`, and show the last of them."""
         if not texts:
             return
         _report.append_jsonl(self.folder / SAMPLES, [{"step": step, **text} for text in texts])
-        tqdm.write(f"step {step}: {' '.join(texts[-1]['text'].split())[:_SHOWN]}")
+        if _processes.is_first():
+            tqdm.write(f"step {step}: {' '.join(texts[-1]['text'].split())[:_SHOWN]}")
 
 
 def denoiser_texts(denoiser: SubsDenoiser, schedule: Schedule, vocabulary: Vocabulary, seed: int) -> Texts:

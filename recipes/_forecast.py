@@ -75,7 +75,7 @@ def forecast(
     value.backward()
     float(value.detach())  # waits for the device
     seconds = (time.perf_counter() - start) / some
-    optimizer.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=True)
     count = sum(p.numel() for p in own)
     return Forecast(count, held, sum(kept.values()) // some, rows, seconds, free_memory(own[0].device))
 

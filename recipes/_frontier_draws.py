@@ -11,7 +11,7 @@ from edlm import autoregressive, energies, particles, pipelines, quality, sample
 from edlm.contracts import Energy
 from edlm.judges import Judge
 from edlm.pipelines import Pipeline
-from edlm.recipes import _timing
+from edlm.recipes import _processes, _timing
 from edlm.recipes._frontier_grid import FLIPPED, ZERO, ZERO_TRANSITION, Setting
 from edlm.recipes._models import Models
 from edlm.recipes._quality import Texts
@@ -80,14 +80,15 @@ def draw(setting: Setting, models: Models, drawing: Drawing) -> tuple[Tensor, di
 
     A pass reads a text once; an AR model with its cache reads one, in as many calls as it has tokens. Text i of the
     seed has the same noise in every setting. `ess` and `log_weight_std` are means over a text's corrected passes.
+    Several processes share the batches, and the seconds are those until the last one is done.
     """
     tokens: list[Tensor] = []
     costs: dict[str, list[Any]] = {name: [] for name in PER_TEXT}
 
     def run() -> None:
-        for first in range(0, drawing.num_samples, drawing.batch_size):
-            count = min(drawing.batch_size, drawing.num_samples - first)
-            found, cost = _batch(setting, models, drawing, count, first)
+        total, size = drawing.num_samples, drawing.batch_size
+        batches = [(min(size, total - first), first) for first in range(0, total, size)]
+        for found, cost in _processes.spread(lambda batch: _batch(setting, models, drawing, *batch), batches):
             tokens.append(found)
             for name, values in cost.items():
                 costs[name] += values
@@ -144,12 +145,12 @@ def _batch(
             temperature=setting.temperature,
         )
         fixed = dict.fromkeys(PER_TEXT) | {"denoiser_passes": 0, "energy_passes": 0, "passes": 1}
-        return found.tokens, {name: [value] * count for name, value in {**fixed, "calls": drawing.length}.items()}
+        return found.tokens.cpu(), {name: [value] * count for name, value in {**fixed, "calls": drawing.length}.items()}
     out = pipelines.sample(pipeline(setting, models, drawing.length), count, seed=drawing.seed, first_row=first)
     info = out["info"].cpu()
     denoised, weighs = info["denoiser_passes"], int(setting.has_network)
     weighed, corrected = weighs * info["energy_passes"], weighs * info["corrected"].sum(-1)
-    return out["tokens"], {
+    return out["tokens"].cpu(), {
         "denoiser_passes": denoised.tolist(),
         "energy_passes": weighed.tolist(),
         "passes": (denoised + weighed).tolist(),

@@ -1,24 +1,17 @@
-"""Early stopping: how long the held-out loss has not improved, and the network that was best."""
+"""The least held-out loss of a run, and for how long there has been no lower one."""
 
 import math
-import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
-
-from torch import nn
-
-from edlm import checkpoints
 
 
 class Patience:
-    """Counts validations without improvement up to a limit and keeps the best network in a folder; None: does neither.
+    """Counts validations without improvement up to a limit; None: counts, and never has enough.
 
     What it has counted is a part of the state of training, so a resumed run stops where the uninterrupted one does.
     """
 
-    def __init__(self, folder: Path, limit: int | None) -> None:
-        self.folder = folder
+    def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.least, self.step, self.waited = math.inf, 0, 0
 
@@ -27,34 +20,24 @@ class Patience:
         """Whether the limit is reached."""
         return self.limit is not None and self.waited >= self.limit
 
-    def note(self, step: int, loss: float, save: Callable[[Path], None]) -> None:
-        """Take the loss of a validation; `save` writes the network of an improvement to the folder that it is given."""
-        if self.limit is None:
-            return
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The step of the least loss so far, and that loss; None before there is one."""
+        return {"step": self.step, "loss": self.least} if self.step else None
+
+    def note(self, step: int, loss: float) -> bool:
+        """Take the loss of a validation: whether it is the least so far. One that is not a number is not."""
         if not loss < self.least:
             self.waited += 1
-            return
+            return False
         self.least, self.step, self.waited = loss, step, 0
-        shutil.rmtree(self._best(), ignore_errors=True)  # of a run that was cut off after it
-        save(self._best())
-        for other in self.folder.glob("step_*"):
-            if other != self._best():
-                shutil.rmtree(other)
-
-    def restore(self, network: nn.Module) -> None:
-        """Give a network the best one's weights, and say where that is."""
-        if self.limit is not None and self.step:
-            network.load_state_dict(checkpoints.load_network(self._best()).state_dict())
-            print(f"held-out loss was least at step {self.step}: {self.least:.5f}; that network is {self._best()}")
+        return True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {} if self.limit is None else {"least": self.least, "step": self.step, "waited": self.waited}
+        return {**self.best, "waited": self.waited} if self.best is not None else {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint kept, from the beginning if it kept nothing."""
-        if self.limit is not None and state:
-            self.least, self.step, self.waited = state["least"], state["step"], state["waited"]
-
-    def _best(self) -> Path:
-        return self.folder / f"step_{self.step:08d}"
+        if state:
+            self.least, self.step, self.waited = state["loss"], state["step"], state["waited"]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from edlm import corpora, quality
-from edlm.judges import Judge, Likeness
+from edlm.judges import Judge, Judgement, Likeness
 from edlm.likelihoods import Estimate
-from edlm.recipes import _report
+from edlm.recipes import _processes, _report
 from edlm.recipes._figures import finite
 from edlm.vocabulary import Vocabulary
 
@@ -76,6 +76,18 @@ def held_out(
     tokens = [found[number * len(found) // count].tokens for number in range(count)]
     spelled = [str(vocabulary.decode(row)) for row in tokens]
     return Texts(tokens[::2], spelled[::2]), Texts(tokens[1::2], spelled[1::2])
+
+
+def shared(judge: Judge) -> Judge:
+    """A judge whose texts several processes share, a piece of them each."""
+
+    def judged(texts: Sequence[str]) -> Judgement:
+        size = -(-len(texts) // _processes.world())
+        pieces = [texts[first : first + size] for first in range(0, len(texts), size)]
+        found = _processes.spread(judge, pieces)
+        return Judgement(torch.cat([each.nll for each in found]), torch.cat([each.tokens for each in found]))
+
+    return judge if _processes.world() == 1 else judged
 
 
 def rows(

@@ -1,4 +1,7 @@
-"""How recipes show results: a table in the terminal, and the same figures as json."""
+"""How recipes show results: a table in the terminal, and the same figures as json.
+
+Of several processes the first one writes.
+"""
 
 import hashlib
 import json
@@ -6,6 +9,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from edlm.recipes import _processes
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> str:
@@ -36,6 +41,8 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Add one json object per line. Raises ValueError naming the file if it cannot be written."""
+    if not _processes.is_first():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -71,6 +78,8 @@ def fingerprint(content: Mapping[str, Any]) -> str:
 
 def write_text(path: Path, content: str) -> None:
     """Write a text file whole or not at all."""
+    if not _processes.is_first():
+        return
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)

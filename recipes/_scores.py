@@ -22,6 +22,11 @@ class Scores(NamedTuple):
     log_weight_std: Tensor | None = None
     excess: Tensor | None = None  # what the energy adds to the plain bound of the same passes
 
+    def cpu(self) -> "Scores":
+        """The same off the device, so that another process can read it."""
+        rows = [None if rows is None else rows.cpu() for rows in (self.ess, self.log_weight_std, self.excess)]
+        return Scores({name: nats.cpu() for name, nats in self.nats.items()}, self.passes, *rows)
+
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], Scores]  # tokens, scored, seed, row
 

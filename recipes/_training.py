@@ -18,15 +18,14 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
-from edlm import checkpoints, contracts, corpora
+from edlm import checkpoints, contracts, corpora, execution, networks
 from edlm.corpora import Rows
-from edlm.recipes import _following, _forecast, _settings
+from edlm.recipes import _following, _forecast, _processes, _report, _settings
 from edlm.recipes._entry import Interrupted
 from edlm.recipes._patience import Patience
 from edlm.recipes._settings import Schema
+from edlm.recipes._weights import PURE, Weights
 from edlm.vocabulary import Vocabulary
 
 SETTINGS: Schema = {
@@ -38,25 +37,32 @@ SETTINGS: Schema = {
     "decay": _settings.choice("constant", "cosine"),
     "clip_norm": _settings.number(0, above=True),
     "ema_decay": _settings.number(0, 1),
-    "precision": _settings.choice("float32", "bfloat16"),
+    "precision": _settings.choice("float32", "bfloat16", PURE),
+    "parallel": _settings.choice("data", "sharded"),
+    "recompute": _settings.flag,
+    "compile": _settings.flag,
     "time_low": _settings.number(0, 0.5),
     "log_every": _settings.integer(1),
     "valid_every": _settings.integer(1),
     "valid_rows": _settings.integer(2),
     "save_every": _settings.integer(1),
     "keep_last": _settings.integer(1),
+    "keep_best": _settings.flag,
     "patience": _settings.optional(_settings.integer(1)),
     "resume": _settings.flag,
     **_following.SETTINGS,
 }
-# What may differ when a run is resumed: it changes neither the updates made so far nor those to come.
-_FREE_ON_RESUME = {"log_every", "valid_every", "valid_rows", "save_every", "keep_last", "resume", "steps"}
-_FREE_ON_RESUME |= set(_following.SETTINGS)
+# What may differ when a run is resumed: it changes no update, but for rounding.
+_FREE_ON_RESUME = {
+    *("log_every", "valid_every", "valid_rows", "save_every", "keep_last", "keep_best", "resume", "steps"),
+    *("parallel", "recompute", "compile", "processes", *_following.SETTINGS),
+}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_IMPATIENT = 1.0  # seconds: a signal that comes twice within is one signal, sent to a process and to its group
 
 HELD_OUT_STEP = (1 << 32) - 1  # the noise of evaluation is that of a step no training reaches
 
 Metrics = dict[str, float]
-Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def device_of(settings: Mapping[str, Any]) -> torch.device:
@@ -89,8 +95,9 @@ class TrainingRun:
     """One network, one objective, one folder: updates, EMA, log, checkpoints.
 
     stages: a training pipeline whose `loss` (b,) is averaged and divided by `loss_scale`. validate: called with the
-    EMA network. identity: what must be the same when the run is resumed, beside the settings. sample: texts of the
-    EMA network, for those who follow the run.
+    EMA network; the first of its figures is the held-out loss. identity: what must be the same when the run is
+    resumed, beside the settings. sample: texts of the EMA network, for those who follow the run. Of several processes
+    each takes its rows of every batch, and the first one writes. Raises ValueError where some would have none.
     """
 
     def __init__(
@@ -112,51 +119,54 @@ class TrainingRun:
         self.identity = {**identity, "seed": seed}
         self.loss_scale, self.sample = loss_scale, sample
         self.device = next(network.parameters()).device
-        self.optimizer = _settings.build(settings["optimizer"], params=network.parameters())
+        _require_rows(settings)
+        _require_validation_at_the_end(settings)
+        self.weights = Weights(network, settings["parallel"], settings["precision"])  # its average is eager
+        if settings["compile"]:
+            execution.compile_blocks(network)
+        if settings["recompute"]:  # around what is compiled, in which it could not be seen
+            networks.recompute(network)
+        self.optimizer = _settings.build(settings["optimizer"], params=iter(self.weights.masters))
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.ema = AveragedModel(network, multi_avg_fn=_warm_average(settings["ema_decay"])).eval()
         self.step = 0
-        self.patience = Patience(folder / "best", settings["patience"])
-        if settings["patience"] is not None and settings["steps"] % settings["valid_every"]:
-            raise ValueError(
-                f"steps = {settings['steps']} must be a multiple of valid_every = {settings['valid_every']} where "
-                "patience is given: the last validation counts like any other"
-            )
-        self._stop: int | None = None
+        self.patience = Patience(settings["patience"])
+        self._losses: list[float] = []  # of the steps since the last line of the log
+        self._asked: tuple[int, float] | None = None  # the signal that came, and when
+        self._stop: int | None = None  # the signal on which all processes agree
 
     @property
     def average(self) -> nn.Module:
         """The network with its exponentially averaged weights."""
-        return self.ema.module
+        return self.weights.average
 
     def load_checkpoint(self) -> None:
         """Continue from the newest checkpoint of the folder, if there is one.
 
         Raises ValueError if there is one and `resume` is off, or if what it was trained with has changed.
         """
-        newest = checkpoints.last_checkpoint(self.folder)
-        if newest is None:
+        newest = _processes.from_first(lambda: checkpoints.last_checkpoint(self.folder))
+        if newest is None:  # a run that ended before its first checkpoint may have left a log
+            self._cut_logs()
             return
         if not self.settings["resume"]:
             raise ValueError(f"{self.folder} holds a run already: set resume=true to go on, or another output_dir")
         state = checkpoints.load_state(newest)
         self._refuse_changes(state)
-        self.average.load_state_dict(checkpoints.load_network(newest, self.vocabulary).state_dict())
-        self.ema.n_averaged.fill_(state["averaged"])
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        average = checkpoints.load_network(newest, self.vocabulary).state_dict()
+        self.weights.load(state["network"], average, state["averaged"])
+        self.weights.load_optimizer(self.optimizer, state["optimizer"])
         self.step = state["step"]
-        self.patience.load_state(state.get("patience", {}))
-        for name in (_following.METRICS, _following.SAMPLES):
-            _cut_log(self.folder / name, self.step)
+        self.patience.load_state(state.get("best", {}))
+        self._losses = list(state.get("losses", []))
+        self._cut_logs()
 
     def train(self) -> None:
         """Run the remaining steps. Raises ValueError when the loss is not finite, Interrupted after a signal."""
         if self._finished():
-            self.patience.restore(self.average)
+            self._restore_best()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, self._ask_to_stop) for number in _SIGNALS}
         self.stages.train()
         try:
             with _forecast.advice(self.settings, self.blocks.shape[1]):
@@ -165,39 +175,48 @@ class TrainingRun:
                 self._loop()
         finally:
             self.stages.eval()
-            _following.draw_curves(self.folder)
+            if _processes.is_first():
+                _following.draw_curves(self.folder)
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        self.patience.restore(self.average)
+        self._restore_best()
 
     def save_checkpoint(self) -> None:
         """Write the EMA network and the state of training."""
         state = {
             "step": self.step,
-            "averaged": int(self.ema.n_averaged),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "settings": dict(self.settings),
+            "averaged": self.weights.count,
+            "network": self.weights.state(),
+            "optimizer": self.weights.optimizer_state(self.optimizer),
+            "settings": self._kept_settings(),
             "identity": self.identity,
-            "patience": self.patience.state(),
+            "best": self.patience.state(),
+            "losses": self._losses,
         }
-        checkpoints.save_checkpoint(
-            self.folder, self.step, self.average, self.vocabulary, self._notes(), state, self.settings["keep_last"]
-        )
+        notes = {"weights": f"EMA {self.settings['ema_decay']}", **self.identity}
+        saved = (self.folder, self.step, self.average, self.vocabulary, notes, state)
+        best = self.patience.best if self._keeps_best else None
+        _processes.from_first(lambda: checkpoints.save_checkpoint(*saved, self.settings["keep_last"], best))
+
+    @property
+    def _keeps_best(self) -> bool:
+        return self.settings["keep_best"] or self.settings["patience"] is not None
 
     def _finished(self) -> bool:
         return self.step >= self.settings["steps"] or self.patience.exhausted
 
-    def _notes(self) -> dict[str, Any]:
-        return {"weights": f"EMA {self.settings['ema_decay']}", **self.identity}
-
-    def _save_best(self, folder: Path) -> None:
-        checkpoints.save_network(folder, self.average, self.vocabulary, {**self._notes(), "step": self.step})
+    def _restore_best(self) -> None:
+        """Where patience is given, the best network takes the last one's place in what is reported."""
+        best, folder = self.patience.best, checkpoints.best_checkpoint(self.folder)
+        if self.settings["patience"] is None or folder is None or best is None:
+            return
+        self.average.load_state_dict(checkpoints.load_network(folder).state_dict())
+        print(f"held-out loss was least at step {best['step']}: {best['loss']:.5f}; that network is {folder}")
 
     def _loop(self) -> None:
         settings = self.settings
-        bar = tqdm(total=settings["steps"], initial=self.step, unit="step", desc=self.folder.name, mininterval=1.0)
-        losses: list[float] = []
+        shown = {"initial": self.step, "unit": "step", "desc": self.folder.name, "mininterval": 1.0}
+        bar, losses = _processes.bar(total=settings["steps"], **shown), self._losses
         started, tokens = time.monotonic(), 0
         with bar, _following.Log(self.folder, settings["log_to"]) as log:
             while not self._finished():
@@ -207,46 +226,67 @@ class TrainingRun:
                 rate = tokens / (time.monotonic() - started)
                 bar.set_postfix_str(f"loss {losses[-1]:.3f}, {rate:,.0f} tokens/s", refresh=False)
                 record: dict[str, Any] = {}
-                if self.step % settings["log_every"] == 0 or self.step == settings["steps"]:
+                if self._due("log_every"):
                     record = {"loss": math.fsum(losses) / len(losses), "lr": self._rate(), "tokens_per_s": round(rate)}
                     losses.clear()
-                if self.step % settings["valid_every"] == 0 or self.step == settings["steps"]:
-                    metrics = self.validate(self.average)  # the held-out loss comes first
-                    self.patience.note(self.step, next(iter(metrics.values())), self._save_best)
-                    record |= {f"valid_{name}": value for name, value in metrics.items()}
+                is_best = False
+                if self._due("valid_every"):
+                    figures = self.validate(self.average)
+                    record |= {f"valid_{name}": value for name, value in figures.items()}
+                    is_best = self.patience.note(self.step, next(iter(figures.values()))) and self._keeps_best
                 log.write(self.step, record)
                 if settings["sample_every"] and self.step % settings["sample_every"] == 0 and self.sample is not None:
                     log.show(self.step, self.sample(self.average))
-                if self.step % settings["save_every"] == 0 or self._finished() or self._stop:
+                if self._due("save_every") or self._finished() or is_best or self._stop:
+                    log.flush()  # no checkpoint is further than the log
                     self.save_checkpoint()
-                if self._stop and self.step < settings["steps"]:
+                if self._stop and not self._finished():
                     message = f"stopped at step {self.step}; the same command goes on from {self.folder}"
                     raise Interrupted(message, 128 + self._stop)
+
+    def _due(self, key: str) -> bool:
+        return self.step % self.settings[key] == 0 or self.step == self.settings["steps"]
 
     def _update(self) -> float:
         """One optimiser step over one batch, in `accumulate` parts; returns its mean loss."""
         settings = self.settings
-        torch.manual_seed(self.seed * 1_000_003 + self.step)  # dropout, the one consumer of the global generator
+        # Dropout, the one consumer of the global generator; every process has its own.
+        torch.manual_seed(self.seed * 1_000_003 + self.step + (_processes.rank() << 48))
         chosen = corpora.batch_at(self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed)
-        batch = chosen[contracts.X_0].to(self.device)
+        batch = chosen[contracts.X_0]
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * self._rate_factor()
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        rows = torch.arange(len(batch), device=self.device)
-        for part in rows.tensor_split(settings["accumulate"]):
+        own = 0.0
+        for part in _processes.rows_of_rank(torch.arange(len(batch))).tensor_split(settings["accumulate"]):
             if part.numel():
-                loss = self._loss(batch[part], part, len(batch))
+                loss = self._loss(batch[part].to(self.device), part.to(self.device), len(batch))
                 loss.backward()
-                total += float(loss.detach())
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), settings["clip_norm"]))
+                own += float(loss.detach())
+        total = self._agree(own)
+        self.weights.collect_gradients()
+        norm = self.weights.clip(settings["clip_norm"])
         if not (math.isfinite(total) and math.isfinite(norm)):
             kept = checkpoints.last_checkpoint(self.folder)
             kept_line = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is {kept}"
             raise ValueError(f"loss {total} with gradient norm {norm} at step {self.step}: stopped; {kept_line}")
         self.optimizer.step()
-        self.ema.update_parameters(self.network)
+        self.weights.stepped(settings["ema_decay"])
         self.step += 1
+        return total
+
+    def _cut_logs(self) -> None:
+        def cut() -> None:
+            for name in (_following.METRICS, _following.SAMPLES):
+                _cut_log(self.folder / name, self.step)
+
+        _processes.from_first(cut)
+
+    def _agree(self, own: float) -> float:
+        """The sum of the processes' losses; and all stop after this step if one was asked to."""
+        asked = [float(self._asked is not None and self._asked[0] == number) for number in _SIGNALS]
+        total, *votes = _processes.total([own, *asked], self.device)
+        self._stop = next((number for number, count in zip(_SIGNALS, votes, strict=True) if count), None)
         return total
 
     def _loss(self, x_0: Tensor, row: Tensor, num_rows: int) -> Tensor:
@@ -274,39 +314,53 @@ class TrainingRun:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._stop is not None:  # asked twice: do not wait for the step to end
+        now = time.monotonic()
+        if self._asked is not None and now - self._asked[1] > _IMPATIENT:  # do not wait for the step to end
             raise KeyboardInterrupt
-        self._stop = number
+        self._asked = self._asked or (number, now)
+
+    def _kept_settings(self) -> dict[str, Any]:
+        return {**self.settings, "processes": _processes.world()}
 
     def _refuse_changes(self, state: Mapping[str, Any]) -> None:
         free = _FREE_ON_RESUME - ({"steps"} if self.settings["decay"] == "cosine" else set())
         if self.settings["patience"] is not None:
             free -= {"valid_every", "valid_rows"}  # they decide when it stops
         before = {**state["settings"], **state["identity"]}
-        now = {**self.settings, **self.identity}
-        changed = [
-            f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        now = {**self._kept_settings(), **self.identity}
+        changed = {
+            key: f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
-            if key not in free and before.get(key) != now.get(key)
-        ]
-        if changed:
-            raise ValueError(f"cannot resume {self.folder}: {'; '.join(changed)}; use another output_dir")
+            if before.get(key) != now.get(key)
+        }
+        refused = [said for key, said in changed.items() if key not in free]
+        if refused:
+            raise ValueError(f"cannot resume {self.folder}: {'; '.join(refused)}; use another output_dir")
+        known = [said for key, said in changed.items() if key in before]
+        if known:
+            print(f"{self.folder} goes on at step {state['step']}: {'; '.join(known)}", flush=True)
 
 
-def _warm_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """EMA whose decay grows as (1 + n) / (10 + n) up to `decay`, so that a short run forgets its start."""
+def _require_validation_at_the_end(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError unless, with patience, the last validation counts like any other."""
+    if settings["patience"] is not None and settings["steps"] % settings["valid_every"]:
+        raise ValueError(
+            f"steps = {settings['steps']} must be a multiple of valid_every = {settings['valid_every']} where "
+            "patience is given: the last validation counts like any other"
+        )
 
-    @torch.no_grad()
-    def update(averages: Tensors, current: Tensors, count: Tensor | int) -> None:
-        n = int(count)
-        torch._foreach_lerp_(averages, current, 1.0 - min(decay, (1 + n) / (10 + n)))
 
-    return update
+def _require_rows(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError unless every part of every process' share of a batch has a row."""
+    processes, parts = _processes.world(), settings["accumulate"]
+    if processes > 1 and settings["batch_size"] < processes * parts:
+        raise ValueError(
+            f"batch_size = {settings['batch_size']} must be at least {processes} processes x accumulate = {parts}"
+        )
 
 
 def _cut_log(path: Path, step: int) -> None:
     """Drop the lines of steps that will be done again."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        _report.write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))

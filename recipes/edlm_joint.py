@@ -6,11 +6,11 @@ edlm run generate denoiser=runs/tiny/joint energy=runs/tiny/joint output=runs/ti
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from edlm import (
     bounds,
@@ -31,7 +31,7 @@ from edlm.corpora import Rows
 from edlm.denoisers import SubsDenoiser
 from edlm.likelihoods import Estimate, estimate
 from edlm.networks import Transformer
-from edlm.recipes import _entry, _parameterisations, _report, _settings, _training, pretrain_denoiser
+from edlm.recipes import _entry, _parameterisations, _processes, _report, _settings, _training, pretrain_denoiser
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 
@@ -77,7 +77,7 @@ class JointTraining:
     def load_denoiser(self) -> None:
         """Load the denoiser to start from; train it first where there is none and the config says how."""
         settings, path = self.settings, self.settings["denoiser"]
-        newest, plan = checkpoints.last_checkpoint(path), settings["pretrain"]
+        newest, plan = _processes.from_first(lambda: checkpoints.last_checkpoint(path)), settings["pretrain"]
         if plan is not None and (newest is None or checkpoints.load_state(newest)["step"] < plan["steps"]):
             print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
             shared = {key: settings[key] for key in ("seed", "device", "threads", "corpus")}
@@ -143,32 +143,33 @@ class JointTraining:
         """Per row with anything new (n,): contrast, accuracy, and the ESS of `report_particles` draws."""
         settings, k = self.settings, self.settings["report_particles"]
         stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
-        columns: dict[str, list[Tensor]] = {name: [] for name in FIGURES}
-        for row, x_0 in self._batches(blocks, rows):
+
+        def score(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            row, x_0 = batch
             out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
             energies = out[contracts.ENERGY][(out[contracts.X_T] != out[contracts.X_S]).any(1)]
             positive, negative = energies[:, 0], energies[:, 1:]
             log_weights = particles.log_weights(negative[:, :k])
-            columns["contrast"].append(self._objective(positive, negative[:, : settings["num_negatives"]]))
-            columns["accuracy"].append(objectives.nce_accuracy(positive, negative))
-            columns["gap"].append(negative.mean(-1) - positive)
-            columns["ess"].append(particles.ess(log_weights))
-            columns["log_weight_std"].append(particles.log_weight_std(log_weights))
-        return {name: torch.cat(values) for name, values in columns.items()}
+            contrast = self._objective(positive, negative[:, : settings["num_negatives"]])
+            accuracy, gap = objectives.nce_accuracy(positive, negative), negative.mean(-1) - positive
+            weights = particles.ess(log_weights), particles.log_weight_std(log_weights)
+            return tuple(values.cpu() for values in (contrast, accuracy, gap, *weights))
+
+        found = zip(*_processes.spread(score, self._batches(blocks, rows), "held-out text"), strict=True)
+        return {name: torch.cat(values) for name, values in zip(FIGURES, found, strict=True)}
 
     def nelbos(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Tensor]:
         """Nats per token of the joint network and of the denoiser it started from, on the same draws, and what it cost.
 
         cost: the difference row by row (n,), positive where the joint network is the worse denoiser.
         """
-        seed = torch.tensor(self.settings["seed"], device=self.device)
+        seed, batches = torch.tensor(self.settings["seed"], device=self.device), self._batches(blocks, rows)
+
+        def score(batch: tuple[Tensor, Tensor], each: nn.Module) -> Tensor:
+            return likelihoods.nelbo(self._denoiser(each), self.schedule, batch[1], seed, batch[0]).cpu()
+
         values = {
-            name: torch.cat(
-                [
-                    likelihoods.nelbo(self._denoiser(each), self.schedule, x_0, seed, row)
-                    for row, x_0 in self._batches(blocks, rows)
-                ]
-            )
+            name: torch.cat(_processes.spread(partial(score, each=each), batches, name.replace("_", " ")))
             for name, each in (("nelbo", network.eval()), ("start_nelbo", self.start))
         }
         return {**values, "cost": values["nelbo"] - values["start_nelbo"]}
@@ -214,19 +215,22 @@ class JointTraining:
         denoiser = self._denoiser(self.run.average.eval())
         parts = (denoiser, joint.energy(denoiser.module.network), self.schedule)
         grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=self.device)
-        found = [
-            bounds.transition_nelbo(*parts, grid, x_0, seed, row, num_particles=wanted["num_particles"])
-            for row, x_0 in self._batches(blocks, settings["valid_rows"])
-        ]
-        nats, excess = (torch.cat([getattr(bound, name) for bound in found]) for name in ("nats", "excess"))
+
+        def score(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            bound = bounds.transition_nelbo(
+                *parts, grid, batch[1], seed, batch[0], num_particles=wanted["num_particles"]
+            )
+            return bound.nats.cpu(), bound.excess.cpu()
+
+        found = _processes.spread(score, self._batches(blocks, settings["valid_rows"]), "bound")
+        nats, excess = (torch.cat(each) for each in zip(*found, strict=True))
         values = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
         return {name: estimate(value) for name, value in values.items()}
 
     def _batches(self, blocks: Rows, rows: int) -> list[tuple[Tensor, Tensor]]:
         """Numbers of rows (b,) and their texts (b, l), the blocks gone through as often as needed."""
         parts = torch.arange(rows, device=self.device).split(self.settings["batch_size"])
-        chosen = [(row, blocks[(row % len(blocks)).cpu()].to(self.device)) for row in parts]
-        return list(tqdm(chosen, desc="held-out text", unit="batch", leave=False))
+        return [(row, blocks[(row % len(blocks)).cpu()].to(self.device)) for row in parts]
 
     def _summary(self, nelbos: Mapping[str, Estimate], figures: Mapping[str, Estimate]) -> str:
         settings, wanted, unit = self.settings, self.settings["samples"], self.vocabulary.unit

@@ -33,8 +33,16 @@ from edlm import samplers as kernels
 from edlm.calibration import CalibrationError
 from edlm.likelihoods import Estimate, estimate
 from edlm.networks import Transformer
-from edlm.recipes import _contrast, _entry, _parameterisations, _report, _settings, _training, pretrain_denoiser
-from edlm.recipes._contrast import FIGURES
+from edlm.recipes import (
+    _contrast,
+    _entry,
+    _parameterisations,
+    _processes,
+    _report,
+    _settings,
+    _training,
+    pretrain_denoiser,
+)
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 
@@ -78,7 +86,7 @@ class EnergyByNCE:
     def load_denoiser(self) -> None:
         """Load the frozen denoiser; train it first where there is none and the config says how."""
         settings, path = self.settings, self.settings["denoiser"]
-        newest = checkpoints.last_checkpoint(path)
+        newest = _processes.from_first(lambda: checkpoints.last_checkpoint(path))
         plan = settings["pretrain"]
         if plan is not None and plan["objective"] != "mdlm":
             raise ValueError(
@@ -151,7 +159,7 @@ class EnergyByNCE:
         """Loss, accuracy, calibration and weights of the EMA network on held-out blocks, by noise level too."""
         per_row = self.held_out(network, self.blocks.valid, self.settings["valid_rows"])
         warning = _contrast.warning(per_row)
-        if warning is not None:
+        if warning is not None and _processes.is_first():
             tqdm.write(f"step {self.run.step}: {warning}", file=sys.stderr)
         return _contrast.metrics(per_row, *self._classifier())
 
@@ -161,13 +169,15 @@ class EnergyByNCE:
         settings = self.settings
         k = settings["report_particles"]
         stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
-        batches = []
-        parts = torch.arange(rows, device=self.device).split(settings["batch_size"])
-        for row in tqdm(parts, desc="held-out text", unit="batch", leave=False):
+
+        def score(row: Tensor) -> dict[str, Tensor]:
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
             out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
-            batches.append(_contrast.of_batch(out[contracts.ENERGY], out[contracts.T], k, *self._classifier()))
-        return _contrast.joined(batches)
+            found = _contrast.of_batch(out[contracts.ENERGY], out[contracts.T], k, *self._classifier())
+            return {name: values.cpu() for name, values in found.items()}
+
+        parts = torch.arange(rows, device=self.device).split(settings["batch_size"])
+        return _contrast.joined(_processes.spread(score, parts, "held-out text"))
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -179,7 +189,7 @@ class EnergyByNCE:
         scored = self.denoiser, self.schedule, blocks, rows, settings, self.vocabulary.pad_id
         bound = pretrain_denoiser.continuous_nelbo(*scored)
         per_row = self.held_out(self.run.average, blocks, rows)
-        figures = {name: estimate(per_row[name]) for name in FIGURES}
+        figures = {name: estimate(per_row[name]) for name in _contrast.FIGURES}
         levels, warning = _contrast.by_noise_level(per_row, *self._classifier()), _contrast.warning(per_row)
         calibration = _contrast.calibration_error(per_row, *self._classifier())
         texts, gains = self.texts(), self.transition_bounds(blocks)
@@ -206,9 +216,8 @@ class EnergyByNCE:
             on = transition.of_transitions(on)
         drawn = {}
         for name, kernel in (("off", off), ("on", on)):
-            pipeline = pipelines.sampling(
-                kernel, self.denoiser.max_length, wanted["num_steps"], tuple(wanted["window"])
-            )
+            how = (self.denoiser.max_length, wanted["num_steps"], tuple(wanted["window"]))
+            pipeline = pipelines.sampling(kernel, *how)
             tokens = pipelines.sample(pipeline, wanted["num_samples"], seed=wanted["seed"])["tokens"]
             drawn[name] = self.vocabulary.decode(tokens.cpu())
         return [
@@ -224,11 +233,14 @@ class EnergyByNCE:
             return {}
         parts = (self.denoiser, self._energy(self.run.average.eval()), self.schedule)
         grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=self.device)
-        found = []
-        for row in torch.arange(settings["valid_rows"], device=self.device).split(settings["batch_size"]):
+
+        def score(row: Tensor) -> tuple[Tensor, Tensor]:
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
-            found.append(bounds.transition_nelbo(*parts, grid, x_0, seed, row, num_particles=wanted["num_particles"]))
-        nats, excess = (torch.cat([getattr(bound, name) for bound in found]) for name in ("nats", "excess"))
+            bound = bounds.transition_nelbo(*parts, grid, x_0, seed, row, num_particles=wanted["num_particles"])
+            return bound.nats.cpu(), bound.excess.cpu()
+
+        rows = torch.arange(settings["valid_rows"], device=self.device).split(settings["batch_size"])
+        nats, excess = (torch.cat(values) for values in zip(*_processes.spread(score, rows), strict=True))
         values = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
         return {name: estimate(value) for name, value in values.items()}
 

@@ -15,7 +15,18 @@ import torch
 import edlm
 from edlm import corpora, judges
 from edlm.corpora import Excerpt
-from edlm.recipes import _entry, _figures, _models, _quality, _report, _scores, _settings, _texts, _training
+from edlm.recipes import (
+    _entry,
+    _figures,
+    _models,
+    _processes,
+    _quality,
+    _report,
+    _scores,
+    _settings,
+    _texts,
+    _training,
+)
 from edlm.recipes._figures import Figure, TextSet
 from edlm.recipes._settings import Schema
 
@@ -71,7 +82,8 @@ class Evaluate:
         if self.settings["judge"] is not None:
             if self.settings["samples"] is None:
                 raise ValueError(f"judge = {self.settings['judge']!r} has nothing to judge: name samples")
-            self.judge, self.judged_by = judges.load(self.settings["judge"], self.device)
+            judge, self.judged_by = judges.load(self.settings["judge"], self.device)
+            self.judge = _quality.shared(judge)
         features = self.settings["mauve"]
         if features is not None and self.settings["samples"] is None:
             raise ValueError(f"mauve = {features!r} has nothing to compare: name samples")
@@ -137,6 +149,7 @@ class Evaluate:
             "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else f"cpu, {platform.machine()}",
             "threads": torch.get_num_threads(),
+            "processes": _processes.world(),
             "precision": "networks float32, sums float64",
             "vocabulary": self.models.vocabulary.fingerprint,
             "networks": self.models.records,

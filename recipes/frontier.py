@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import edlm
 from edlm import checkpoints, judges
@@ -22,6 +21,7 @@ from edlm.recipes import (
     _frontier_table,
     _models,
     _parameterisations,
+    _processes,
     _quality,
     _report,
     _settings,
@@ -69,7 +69,8 @@ class Frontier:
         """Load the networks and the judge."""
         _parameterisations.require_subs(self.settings["denoiser"])
         self.models = _models.load(self.settings, self.device)
-        self.judge, self.judged_by = judges.load(self.settings["judge"], self.device)
+        judge, self.judged_by = judges.load(self.settings["judge"], self.device)
+        self.judge = _quality.shared(judge)
         if self.judged_by["kind"] == "autoregressive":
             folder = checkpoints.find_network(self.settings["judge"])
             self.judged_by["weights_sha256"] = _models.sha256(folder / "network.safetensors")
@@ -93,7 +94,8 @@ class Frontier:
         self.real, self.other = found
         self.reference = Reference(self.judge, self.real, settings["ngrams"], settings["seed"], settings["replicates"])
         self.fingerprint = _report.fingerprint({"documents": documents})
-        self.lines = Lines(self.folder, "frontier", self._card())
+        card = self._card()
+        self.lines = _processes.from_first(lambda: Lines(self.folder, "frontier", card))
 
     def sweep(self) -> None:
         """Draw what is missing, the line of a setting written when it is there; time left is judged by passes."""
@@ -104,7 +106,7 @@ class Frontier:
             self.lines.add(HELD_OUT, _frontier_draws.describe(self.other, self.reference))
         _frontier_draws.warm_up(missing, self.models, self.drawing)
         shape = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-        with tqdm(total=sum(passes.values()), initial=done, bar_format=shape) as bar:
+        with _processes.bar(total=sum(passes.values()), initial=done, bar_format=shape) as bar:
             for number, setting in enumerate(missing, start=len(self.grid) - len(missing) + 1):
                 bar.set_description(f"{number}/{len(self.grid)} {setting}")
                 tokens, costs = _frontier_draws.draw(setting, self.models, self.drawing)
@@ -124,7 +126,8 @@ class Frontier:
         remarks = self._remarks()
         _report.write_text(self.folder / "frontier.csv", _frontier_table.to_csv(points))
         _report.write_text(self.folder / "frontier.md", _frontier_table.to_markdown(points, remarks))
-        _frontier_plots.draw(self.folder / "frontier.png", points, "\n".join(remarks))
+        if _processes.is_first():
+            _frontier_plots.draw(self.folder / "frontier.png", points, "\n".join(remarks))
         print(f"\n{_report.columns(_frontier_table.short(points))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
         print(f"\n  written to {self.folder / 'frontier.md'}, frontier.csv and frontier.png")
@@ -140,6 +143,7 @@ class Frontier:
             "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "device_used": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.machine(),
             "threads_used": torch.get_num_threads(),
+            **({"processes_used": _processes.world()} if _processes.world() > 1 else {}),
         }
 
     def _remarks(self) -> list[str]:

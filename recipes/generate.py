@@ -7,6 +7,7 @@ edlm run generate denoiser=null energy=null ar=runs/tiny/ar
 edlm run generate --config dream_qwen_energy plan=true
 """
 
+import itertools
 import json
 import math
 import sys
@@ -35,9 +36,10 @@ from edlm import (
 from edlm import samplers as kernels
 from edlm.baselines import Reverse
 from edlm.contracts import Denoiser
+from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
 from edlm.pipelines import Pipeline
-from edlm.recipes import _entry, _report, _settings, _sources, _training
+from edlm.recipes import _entry, _processes, _report, _settings, _sources, _training
 from edlm.recipes._settings import Schema
 from edlm.samplers import Kernel
 from edlm.vocabulary import MASK_SYMBOL, Vocabulary
@@ -136,21 +138,26 @@ class Generate:
         self.pipeline: Pipeline = execution.accelerate(pipeline, settings["execution"])
 
     def generate(self) -> None:
-        """Sample batch after batch, each text written when it is there; a file that was cut off is gone on with."""
-        settings, total = self.settings, self.settings["num_samples"]
-        done = _report.resume_jsonl(self.output, self.fingerprint)
+        """Sample batch after batch, each text written when it is there; a file that was cut off is gone on with.
+
+        Of several processes each draws a batch, and the first one writes them.
+        """
+        size, total, world = self.settings["batch_size"], self.settings["num_samples"], _processes.world()
+        done = _processes.from_first(lambda: _report.resume_jsonl(self.output, self.fingerprint))
+        batches = [(min(size, total - first), first) for first in range(done, total, size)]
         started = time.monotonic()
-        with tqdm(total=total, initial=done, unit="text") as bar:
-            for first in range(done, total, settings["batch_size"]):
-                count = min(settings["batch_size"], total - first)
-                records = self._drawn(count, first)  # no file is made before the first texts are there
+        with _processes.bar(total=total, initial=done, unit="text") as bar:
+            for first in range(0, len(batches), world):
+                drawn = _processes.spread(lambda batch: self._drawn(*batch), batches[first : first + world])
+                records = list(itertools.chain.from_iterable(drawn))  # no file is made before the first texts are there
                 _report.append_jsonl(self.output, records)
-                bar.update(count)
+                bar.update(len(records))
         self.rate = (total - done) / (time.monotonic() - started)
 
     def cleanup(self) -> None:
         """Show the first texts and say where all of them are."""
-        records = [json.loads(line) for line in self.output.read_text(encoding="utf-8").splitlines()]
+        lines = _processes.from_first(lambda: self.output.read_text(encoding="utf-8").splitlines())
+        records = [json.loads(line) for line in lines]
         for record in records[:3]:
             print(f"\n  sample {record['row']}:\n    {record['text']}")
         rows = [("texts", str(len(records)), f"seed {self.settings['seed']}")]
@@ -177,6 +184,7 @@ class Generate:
         }
         most, target_ess = settings["num_particles"], settings["target_ess"]
         if target_ess is None and self.scope == "joint":
+            assert isinstance(denoiser, SubsDenoiser)
             return joint.importance(self.schedule, denoiser, most, **rules)
         if target_ess is None:
             kernel = kernels.importance(*parts, self.energy, most, **rules)
@@ -215,7 +223,7 @@ class Generate:
         sample = partial(pipelines.sample, self.pipeline)
         if self.length > self.pipeline.length:
             sample = partial(pipelines.extend, self.pipeline, self.length, self.settings["stride"])
-        show = self._show if self.settings["live"] else None
+        show = self._show if self.settings["live"] and _processes.is_first() else None
         out = sample(count, seed=self.settings["seed"], prompt=self.prompt, first_row=first, callback=show)
         info = out["info"].cpu()
         return out["tokens"], {

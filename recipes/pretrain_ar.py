@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edlm import contracts, corpora, likelihoods, training
 from edlm.corpora import Blocks
-from edlm.recipes import _entry, _following, _report, _settings, _training
+from edlm.recipes import _entry, _following, _processes, _report, _settings, _training
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 from edlm.vocabulary import Vocabulary
@@ -93,10 +93,13 @@ class PretrainAr:
     def held_out_nll(self, network: nn.Module, blocks: Tensor) -> likelihoods.Estimate:
         """The exact negative log-likelihood in nats per token over blocks (n, l), all but padding counted."""
         stages = self._stages(network).eval()
-        parts = blocks.split(self.settings["batch_size"])
-        losses = [stages(TensorDict({contracts.X_0: part.to(self.device)}))[contracts.LOSS] for part in parts]
+
+        def score(part: Tensor) -> Tensor:
+            return stages(TensorDict({contracts.X_0: part.to(self.device)}))[contracts.LOSS].cpu()
+
+        losses = torch.cat(_processes.spread(score, blocks.split(self.settings["batch_size"])))
         counts = (blocks != (-1 if self.vocabulary.pad_id is None else self.vocabulary.pad_id)).sum(1)
-        return likelihoods.estimate(torch.cat(losses) / counts.to(self.device), counts)
+        return likelihoods.estimate(losses / counts, counts)
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edlm import corpora, denoisers, likelihoods
 from edlm.corpora import Blocks, Rows
-from edlm.recipes import _entry, _following, _parameterisations, _report, _settings, _training
+from edlm.recipes import _entry, _following, _parameterisations, _processes, _report, _settings, _training
 from edlm.recipes._parameterisations import KERNELS, PARAMETERISATIONS
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
@@ -145,12 +145,12 @@ class PretrainDenoiser:
         denoiser = denoisers.subs(self.run.average, self.vocabulary.mask_id, self._told())
         seed = torch.tensor(self.settings["seed"], device=self.device)
         scored = x_0 != (-1 if self.vocabulary.pad_id is None else self.vocabulary.pad_id)
-        times = torch.full(row.shape, t).to(x_0.device)
-        values = [
-            likelihoods.masked_nll(denoiser, self.schedule, x_0[part], times[part], seed, part, scored[part])
-            for part in row.split(self.settings["batch_size"])
-        ]
-        found = torch.cat(values)
+
+        def score(part: Tensor) -> Tensor:
+            times = torch.full(part.shape, t).to(x_0.device)
+            return likelihoods.masked_nll(denoiser, self.schedule, x_0[part], times, seed, part, scored[part]).cpu()
+
+        found = torch.cat(_processes.spread(score, row.split(self.settings["batch_size"])))
         return likelihoods.estimate(found[~found.isnan()])
 
     def _denoiser(self, network: nn.Module) -> Any:
@@ -186,13 +186,15 @@ def over_draws(
     Padding is neither scored nor masked, and a row counts by its tokens.
     """
     seed = torch.tensor(settings["seed"], device=device)
-    values, counts = [], []
-    for row in torch.arange(rows, device=device).split(settings["batch_size"]):
+
+    def draw(row: Tensor) -> tuple[Tensor, Tensor]:
         x_0 = blocks[(row % len(blocks)).cpu()].to(device)
         scored = x_0 != (-1 if pad_id is None else pad_id)
-        values.append(score(x_0, seed, row, scored))
-        counts.append(scored.sum(1))
-    return likelihoods.estimate(torch.cat(values), torch.cat(counts))
+        return score(x_0, seed, row, scored).cpu(), scored.sum(1).cpu()
+
+    found = _processes.spread(draw, torch.arange(rows, device=device).split(settings["batch_size"]))
+    values, counts = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return likelihoods.estimate(values, counts)
 
 
 def main(settings: dict[str, Any]) -> None:

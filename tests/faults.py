@@ -140,8 +140,8 @@ PUBLISHED = [
     Fault(
         "the last partial batch is dropped",
         "recipes/generate.py",
-        "for first in range(done, total, settings",
-        'for first in range(done, total - total % settings["batch_size"], settings',
+        "for first in range(done, total, size)",
+        "for first in range(done, total - total % size, size)",
         "tests/test_recipes.py::test_every_sample_is_written_whatever_the_batch_size",
     ),
     Fault(
@@ -570,21 +570,21 @@ OWN = [
     Fault(
         "optimiser state forgotten on resume",
         "recipes/_training.py",
-        '        self.optimizer.load_state_dict(state["optimizer"])\n',
+        '        self.weights.load_optimizer(self.optimizer, state["optimizer"])\n',
         "",
         "tests/test_recipes.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
     Fault(
         "EMA forgotten on resume",
         "recipes/_training.py",
-        '        self.ema.n_averaged.fill_(state["averaged"])\n',
-        "",
+        'self.weights.load(state["network"], average, state["averaged"])',
+        'self.weights.load(state["network"], average, 0)',
         "tests/test_recipes.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
     Fault(
         "the step's dropout not seeded",
         "recipes/_training.py",
-        "        torch.manual_seed(self.seed * 1_000_003 + self.step)",
+        "        torch.manual_seed(self.seed * 1_000_003 + self.step + (_processes.rank() << 48))",
         "        torch.seed()",
         "tests/test_recipes.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
@@ -883,6 +883,41 @@ OWN = [
         "tests/test_frontier.py::test_the_flipped_energy_is_the_negative_of_its_own",
     ),
     Fault(
+        "a checkpoint that was never named pushes out the last one",
+        "checkpoints.py",
+        "[name for name in folders if name <= newest][-keep_last:]",
+        "folders[-keep_last:]",
+        "tests/test_checkpoints.py::test_a_later_checkpoint_that_was_never_named_does_not_push_out_the_last",
+    ),
+    Fault(
+        "the log of a run killed before its first checkpoint goes on",
+        "recipes/_training.py",
+        "            self._cut_logs()\n            return",
+        "            return",
+        "tests/test_resume.py::test_a_log_without_a_checkpoint_is_begun_anew",
+    ),
+    Fault(
+        "gradients averaged over the processes and not summed",
+        "recipes/_processes.py",
+        "gradient.copy_(summed.view_as(gradient))",
+        "gradient.copy_(summed.view_as(gradient) / world())",
+        "tests/test_processes.py::test_collectives_are_those_of_one_process",
+    ),
+    Fault(
+        "every process trains on the first rows of a batch",
+        "recipes/_processes.py",
+        "rows.tensor_split(world())[rank()]",
+        "rows.tensor_split(world())[0]",
+        "tests/test_processes.py::test_collectives_are_those_of_one_process",
+    ),
+    Fault(
+        "losses since the last line of the log forgotten on resume",
+        "recipes/_training.py",
+        'list(state.get("losses", []))',
+        "[]",
+        "tests/test_resume.py::test_a_mean_over_steps_on_both_sides_of_a_stop_is_that_of_all",
+    ),
+    Fault(
         "equal passes that leave the energy's out",
         "recipes/_frontier_grid.py",
         "passes - 0.5, key",
@@ -955,7 +990,7 @@ OWN = [
     Fault(
         "patience starts anew on resume",
         "recipes/_training.py",
-        'self.patience.load_state(state.get("patience", {}))',
+        'self.patience.load_state(state.get("best", {}))',
         "pass",
         "tests/test_energy_training.py::"
         "test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_best",
@@ -970,8 +1005,8 @@ OWN = [
     Fault(
         "the gradients of a forecast's small step kept for the first one",
         "recipes/_forecast.py",
-        "optimizer.zero_grad(set_to_none=True)",
-        "optimizer.zero_grad",
+        "network.zero_grad(set_to_none=True)",
+        "network.zero_grad",
         "tests/test_following.py::test_what_is_held_is_counted_exactly",
     ),
     Fault(

@@ -104,6 +104,30 @@ def test_a_checkpoint_that_was_cut_off_before_it_was_named_is_written_anew(
     assert checkpoints.load_state(checkpoints.find_network(tmp_path)) == {"step": 2}
 
 
+def test_a_later_checkpoint_that_was_never_named_does_not_push_out_the_last(
+    tmp_path: Path, characters: Vocabulary
+) -> None:
+    """The run was killed before `last.json` named step 4, went on from step 2, and was stopped at step 3."""
+    for step in (2, 4):
+        checkpoints.save_checkpoint(tmp_path, step, small_network(), characters, {}, {"step": step})
+    (tmp_path / "checkpoints" / "last.json").write_text('{"folder": "step_00000002"}')
+    (tmp_path / "checkpoints" / ".step_00000007.partial").mkdir()
+    checkpoints.save_checkpoint(tmp_path, 3, small_network(), characters, {}, {"step": 3}, keep_last=1)
+    assert checkpoints.load_state(checkpoints.find_network(tmp_path)) == {"step": 3}
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.json", "step_00000003"]
+
+
+def test_the_best_checkpoint_stays_beside_the_last(tmp_path: Path, characters: Vocabulary) -> None:
+    best = {"step": 1, "loss": 0.5}
+    for step in (1, 2, 3):
+        checkpoints.save_checkpoint(tmp_path, step, small_network(), characters, {}, {"step": step}, 1, best)
+    kept = ["best.json", "last.json", "step_00000001", "step_00000003"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == kept
+    assert checkpoints.best_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_00000001"
+    checkpoints.save_checkpoint(tmp_path, 3, small_network(), characters, {}, {}, 1, {"step": 3, "loss": 0.25})
+    assert checkpoints.best_checkpoint(tmp_path) == checkpoints.last_checkpoint(tmp_path), "even of a step saved before"
+
+
 def test_a_write_that_fails_leaves_the_last_checkpoint_and_no_remains(tmp_path: Path, characters: Vocabulary) -> None:
     """As on a full disk: the operating system refuses to let any file grow past a few kilobytes."""
     good = checkpoints.save_checkpoint(tmp_path, 1, small_network(), characters, {}, {"step": 1})

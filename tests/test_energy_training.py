@@ -214,33 +214,25 @@ class Nothing(nn.Module):
         self.value = nn.Parameter(torch.tensor(value))
 
 
-def test_patience_counts_what_does_not_improve_and_keeps_the_best(tmp_path: Path):
-    patience, saved = Patience(tmp_path / "best", 2), []
-
-    def save(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        saved.append(folder.name)
-
+def test_patience_counts_what_does_not_improve():
+    patience = Patience(2)
+    assert (patience.best, patience.state()) == (None, {})
     for step, (loss, waited) in enumerate([(3.0, 0), (2.0, 0), (2.0, 1), (1.5, 0), (math.nan, 1)], start=1):
-        patience.note(step, loss, save)
+        assert patience.note(step, loss) == (waited == 0)
         assert (patience.waited, patience.exhausted) == (waited, False)
-    assert [folder.name for folder in (tmp_path / "best").iterdir()] == ["step_00000004"]
-    assert saved == ["step_00000001", "step_00000002", "step_00000004"]
-    resumed = Patience(tmp_path / "best", 2)
+    resumed = Patience(2)
     resumed.load_state(json.loads(json.dumps(patience.state())))
-    resumed.note(6, 1.5, save)
+    assert not resumed.note(6, 1.5)
     assert resumed.exhausted
-    assert (resumed.least, resumed.step) == (1.5, 4)
+    assert resumed.best == {"step": 4, "loss": 1.5}
 
 
-def test_without_a_limit_nothing_is_counted_or_kept(tmp_path: Path):
-    patience = Patience(tmp_path / "best", None)
-    for step in range(5):
-        patience.note(step, float(step), lambda folder: folder.mkdir(parents=True))
-    patience.restore(Nothing(1.0))
+def test_without_a_limit_it_never_has_enough():
+    patience = Patience(None)
+    for step in range(1, 6):
+        patience.note(step, float(step))
     assert not patience.exhausted
-    assert patience.state() == {}
-    assert not (tmp_path / "best").exists()
+    assert patience.best == {"step": 1, "loss": 1.0}
 
 
 # A rate at which every validation is worse than the first one.
@@ -266,10 +258,11 @@ def test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_b
     last = [checkpoints.last_checkpoint(tmp_path / folder) for folder in ("whole", "parts")]
     assert last[0].name == last[1].name == f"step_{least[0] + 9:08d}"
     assert all((last[0] / name).read_bytes() == (last[1] / name).read_bytes() for name in names)
-    assert checkpoints.load_state(last[0])["patience"] == checkpoints.load_state(last[1])["patience"]
+    assert checkpoints.load_state(last[0])["best"] == checkpoints.load_state(last[1])["best"]
 
-    best = tmp_path / "parts" / "best" / f"step_{least[0]:08d}"
-    assert list(best.parent.iterdir()) == [best]
+    best = checkpoints.best_checkpoint(tmp_path / "parts")
+    assert best is not None
+    assert best.name == f"step_{least[0]:08d}"
     network = checkpoints.load_as(Transformer, best)
     assert checkpoints.read_description(best)["step"] == least[0]
     blocks = corpora.load_blocks(corpora.embedded(), characters(), 32).test

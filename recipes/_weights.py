@@ -1,0 +1,169 @@
+"""The weights of a run: what the optimiser steps, what the network computes with, and their exponential average.
+
+They are one list of tensors, held whole by every process or, sharded, in parts (FSDP2). What is saved is always whole
+and float32, so a checkpoint says nothing of the processes that wrote it.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from edlm.recipes import _processes
+
+PURE = "pure_bfloat16"
+
+
+class Weights:
+    """The weights of one network.
+
+    masters: float32, what the optimiser steps; the network's own parameters, but for pure bfloat16, where the network
+    holds a rounded copy of them (sharded: FSDP2 makes that copy).
+    """
+
+    def __init__(self, network: nn.Module, parallel: str, precision: str) -> None:
+        self.network, self.count = network, 0
+        self._rounded = precision == PURE
+        self.is_sharded = parallel == "sharded" and _processes.world() > 1
+        self._build = partial(type(network), **network.arguments)  # type: ignore[arg-type]
+        if self.is_sharded:
+            _shard(network, self._rounded)
+            self._average: nn.Module | None = None
+            self.masters = list(network.parameters())
+            self._averages: list[Tensor] = [each.detach().clone() for each in self.masters]
+            return
+        self._average = copy.deepcopy(network).requires_grad_(False).eval()
+        self._averages = list(self._average.parameters())
+        self.masters = list(network.parameters())
+        if self._rounded:
+            self.masters = [nn.Parameter(each.detach().clone()) for each in self.masters]
+            network.to(torch.bfloat16)
+
+    @property
+    def average(self) -> nn.Module:
+        """The network with its averaged weights, whole on every process; all processes have to ask for it at once."""
+        if self._average is None:
+            with torch.device("meta"):
+                self._average = self._build()
+            self._average.load_state_dict(self.average_state(), assign=True)
+            self._average = self._average.requires_grad_(False).eval()
+        return self._average
+
+    def collect_gradients(self) -> None:
+        """Sum the gradients over the processes, in float32, for the optimiser to find."""
+        if self._rounded and not self.is_sharded:
+            for master, rounded in zip(self.masters, self.network.parameters(), strict=True):
+                master.grad = None if rounded.grad is None else rounded.grad.float()
+                rounded.grad = None
+        if not self.is_sharded:  # else the backward pass has done so
+            _processes.sum_gradients(self.masters)
+
+    def clip(self, most: float) -> float:
+        """Scale all gradients so that their common norm is at most `most`; returns what it was."""
+        return float(_whole(nn.utils.clip_grad_norm_(self.masters, most)))
+
+    @torch.no_grad()
+    def stepped(self, decay: float) -> None:
+        """Take over what the optimiser did: into the network, and into the average.
+
+        The average's decay grows as (1 + n) / (10 + n) up to `decay`, so that a short run forgets its start.
+        """
+        if self._rounded and not self.is_sharded:
+            torch._foreach_copy_(list(self.network.parameters()), _local(self.masters))
+        if self.is_sharded:
+            self._average = None  # what was gathered is of the step before
+        kept = min(decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        torch._foreach_lerp_(_local(self._averages), _local(self.masters), 1.0 - kept)
+        self.count += 1
+
+    def state(self) -> dict[str, Tensor | None]:
+        """The masters by name, whole, for the first process to save; the others get None for each."""
+        return {name: _saved(value) for name, value in zip(self._names(), self.masters, strict=True)}
+
+    def average_state(self) -> dict[str, Tensor]:
+        """The average by name, whole."""
+        return {name: _whole(value) for name, value in zip(self._names(), self._averages, strict=True)}
+
+    @torch.no_grad()
+    def load(self, masters: Mapping[str, Tensor], average: Mapping[str, Tensor], count: int) -> None:
+        """Take up what was saved, by however many processes."""
+        for name, master, mean in zip(self._names(), self.masters, self._averages, strict=True):
+            master.copy_(_part_of(masters[name], master))
+            mean.copy_(_part_of(average[name], mean))
+        if self._rounded and not self.is_sharded:
+            torch._foreach_copy_(list(self.network.parameters()), _local(self.masters))
+        self.count = count
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The state of an optimiser of the masters, as `state` is."""
+        return _nested(_saved, optimizer.state_dict())
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        """Give an optimiser of the masters the state of one, each process its part."""
+        parts = {
+            index: {
+                name: _part_of(value, self.masters[index])
+                if isinstance(value, Tensor) and value.shape == self.masters[index].shape
+                else value
+                for name, value in own.items()
+            }
+            for index, own in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": parts})
+
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.network.named_parameters()]
+
+
+def _shard(network: nn.Module, rounded: bool) -> None:
+    """Leave every process its part of each tensor; a block's are put together when it runs, the others for a step."""
+    device = next(network.parameters()).device
+    mesh = init_device_mesh(device.type, (_processes.world(),))
+    dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if rounded else {}
+    # Noise levels stay float32: their sinusoids need it.
+    policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
+    blocks: Any = network.get_submodule("trunk.blocks")
+    for block in (*blocks, network):
+        sharded = fully_shard(block, mesh=mesh, mp_policy=policy)
+        sharded.set_gradient_divide_factor(1.0)  # the loss is divided by all rows already
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo can only sum
+    if hasattr(network, "per_position"):
+        register_fsdp_forward_method(network, "per_position")
+
+
+def _whole(value: Any) -> Any:
+    """A tensor of which every process holds a part, put together; anything else as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _saved(value: Any) -> Any:
+    """The same for the first process alone, and out of the device's way."""
+    if not isinstance(value, DTensor):
+        return value
+    whole = value.full_tensor()  # every process takes part
+    return whole.cpu() if _processes.is_first() else None
+
+
+def _part_of(value: Tensor, like: Tensor) -> Tensor:
+    """The part of a whole tensor that this process holds of another of its shape."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [each.to_local() if isinstance(each, DTensor) else each.detach() for each in tensors]
+
+
+def _nested(function: Any, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _nested(function, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nested(function, item) for item in value]
+    return function(value)

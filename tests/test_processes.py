@@ -1,0 +1,225 @@
+"""Several processes are one run: the losses, weights, checkpoints and texts of a single one."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from together import fork, together, wait
+from torch import Tensor
+
+from edlm import checkpoints, cli
+from edlm.networks import Transformer
+from edlm.recipes import _processes, _training
+
+NETWORK = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8, "dropout": 0.0}
+SMALL = {"length": 32, "steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 20, "save_every": 3, "log_every": 1}
+RATES = {"warmup_steps": 1, "decay": "constant", "optimizer.lr": 0.002, "threads": 1}
+
+
+def settings(recipe: str, **changed: Any) -> dict[str, Any]:
+    """The settings of a recipe's `tiny` config, changed by dotted keys."""
+    base = OmegaConf.load(cli.configs(recipe)["tiny"])
+    words = [f"{key.replace('__', '.')}={'null' if value is None else value}" for key, value in changed.items()]
+    return OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(words)))
+
+
+def denoiser(folder: Path, **changed: Any) -> dict[str, Any]:
+    sizes = {f"network.{key}": value for key, value in NETWORK.items()}
+    return settings("pretrain_denoiser", **{**SMALL, **RATES, **sizes, "output_dir": folder, **changed})
+
+
+def energy(folder: Path, trained: Path, **changed: Any) -> dict[str, Any]:
+    small = {key: value for key, value in SMALL.items() if key != "length"}
+    few = {"samples.num_samples": 1, "samples.num_steps": 4, "samples.num_particles": 2, "report_particles": 4}
+    own = {"output_dir": folder, "denoiser": trained, "pretrain": None, "dropout": 0.0}
+    return settings("edlm_nce", **{**small, **RATES, **few, **own, **changed})
+
+
+def run(wanted: dict[str, Any]) -> None:
+    import_module(f"edlm.recipes.{wanted['recipe']}").main(wanted)
+
+
+def run_in(count: int, wanted: dict[str, Any], folder: Path) -> None:
+    """Run a recipe in so many processes; what they say is left in files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if count == 1:
+        assert wait(fork(lambda: run(wanted), folder / "said_0")) == 0, (folder / "said_0").read_text()
+    else:
+        together(lambda: run(wanted), count, folder)
+
+
+def losses(folder: Path) -> list[float]:
+    """Every loss of the log, in training and held out."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1)), "no step is missing or there twice"
+    return [value for line in lines for key, value in line.items() if key in ("loss", "valid_nelbo", "valid_loss")]
+
+
+def saved(folder: Path, name: str) -> dict[str, Tensor]:
+    return load_file(checkpoints.find_network(folder) / name)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A denoiser trained by a single process."""
+    folder = tmp_path_factory.mktemp("one")
+    run_in(1, denoiser(folder / "run"), folder)
+    return folder / "run"
+
+
+def same_run(folder: Path, other: Path) -> None:
+    """Two runs have one loss curve, to 1e-6, and left the same checkpoint but for rounding."""
+    torch.testing.assert_close(losses(folder), losses(other), rtol=0.0, atol=1e-6)
+    for name in ("network.safetensors", "training.safetensors"):
+        found, wanted = saved(folder, name), saved(other, name)
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "changed"), [(2, {}), (3, {"accumulate": 2}), (2, {"parallel": "sharded"})])
+def test_a_denoiser_has_the_loss_curve_of_one_process(
+    one: Path, tmp_path: Path, count: int, changed: dict[str, Any]
+) -> None:
+    """Three processes have shares of 3, 3 and 2 rows of a batch, each in two parts."""
+    run_in(count, denoiser(tmp_path / "run", **changed), tmp_path)
+    same_run(tmp_path / "run", one)
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["mean"] == pytest.approx(
+        json.loads((one / "report.json").read_text())["mean"], abs=1e-6
+    )
+    said = [(tmp_path / f"said_{rank}").read_text() for rank in range(count)]
+    assert "denoiser NELBO" in said[0]
+    assert not any(said[1:]), "the first process alone prints and shows bars"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["draft", "transition"])
+def test_an_energy_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path, scope: str) -> None:
+    """In sharded form too: the energy of a transition runs the network by another name than forward."""
+    for name, count, parallel in (("single", 1, "data"), ("sharded", 2, "sharded")):
+        wanted = energy(tmp_path / name, one, scope=scope, parallel=parallel, num_negatives=2)
+        run_in(count, wanted, tmp_path / f"said_{name}")
+    same_run(tmp_path / "sharded", tmp_path / "single")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_processes_and_other_parts(one: Path, tmp_path: Path) -> None:
+    """One process, then two with a part of the weights each, then three with all of them, then one."""
+    chain = [(1, "data", 2), (2, "sharded", 3), (3, "data", 5), (1, "sharded", 6)]
+    for count, parallel, steps in chain:
+        wanted = denoiser(tmp_path / "run", parallel=parallel, steps=steps, save_every=1, valid_every=3)
+        run_in(count, wanted, tmp_path / f"said_{steps}")
+    torch.testing.assert_close(
+        saved(tmp_path / "run", "training.safetensors"), saved(one, "training.safetensors"), rtol=1e-3, atol=1e-5
+    )
+    said = (tmp_path / "said_3" / "said_0").read_text()
+    assert "goes on at step 2" in said
+    assert "parallel was 'data', is 'sharded'; processes was 1, is 2; save_every" not in said
+    assert "parallel was 'data', is 'sharded'; processes was 1, is 2; steps was 2, is 3" in said
+
+
+def texts(folder: Path) -> list[str]:
+    return (folder / "texts.jsonl").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_texts_and_figures_are_those_of_one_process(one: Path, tmp_path: Path) -> None:
+    """Bit for bit: whole batches fall to a process, the last one smaller than the others."""
+    for count in (1, 3):
+        folder = tmp_path / str(count)
+        drawn = {"denoiser": one, "energy": None, "num_steps": 4, "num_samples": 7, "batch_size": 2, "threads": 1}
+        run_in(count, settings("generate", **drawn, output=folder / "texts.jsonl"), folder / "said_generate")
+        few = {"denoiser": one, "energy": None, "rows": 7, "batch_size": 2, "num_steps": 3, "threads": 1}
+        run_in(count, settings("evaluate", **few, output_dir=folder), folder / "said_evaluate")
+    assert texts(tmp_path / "3") == texts(tmp_path / "1")
+    assert len(texts(tmp_path / "1")) == 7
+    single, several = (json.loads((tmp_path / name / "metric_card.json").read_text())["figures"] for name in "13")
+    assert [{**figure, "seconds": 0} for figure in several] == [{**figure, "seconds": 0} for figure in single]
+
+
+@pytest.mark.slow
+def test_a_frontier_is_that_of_one_process(one: Path, tmp_path: Path) -> None:
+    """The judge's texts are cut otherwise, so its figures are the same but for rounding."""
+    network = Transformer(28, 32, hidden_size=8, num_layers=1, num_heads=2, conditioning_size=0, causal=True)
+    torch.nn.init.normal_(network.head.weight)
+    checkpoints.save_network(tmp_path / "judge", network, checkpoints.load_vocabulary_of(one), {"bos_id": 27})
+    sweep = {"method": "plain", "num_steps": [2, 4], "temperature": [1.0]}
+    lines = {}
+    for count in (1, 2):
+        wanted = settings("frontier", denoiser=one, energy=None, ar=None, judge=tmp_path / "judge", num_samples=5)
+        wanted |= {"output_dir": str(tmp_path / str(count)), "batch_size": 2, "replicates": 4, "threads": 1}
+        run_in(count, {**wanted, "sweeps": [sweep], "ngrams": [1]}, tmp_path / f"said_{count}")
+        read = (tmp_path / str(count) / "frontier.jsonl").read_text().splitlines()
+        lines[count] = [{**json.loads(line), "seconds": 0.0} for line in read]
+    for several, single in zip(lines[2], lines[1], strict=True):
+        assert several.pop("nll") == pytest.approx(single.pop("nll"), rel=1e-6)
+        assert several == single
+
+
+def check_collectives(folder: Path) -> None:
+    rank, world = _processes.rank(), _processes.world()
+    assert _processes.gather(rank) == list(range(world))
+    assert _processes.spread(lambda item: (item, rank), list("abcde")) == [
+        (item, number % world) for number, item in enumerate("abcde")
+    ]
+    rows = _processes.gather(_processes.rows_of_rank(torch.arange(10)))
+    assert torch.equal(torch.cat(rows), torch.arange(10))
+    assert _processes.total([1.0, rank], torch.device("cpu")) == [world, sum(range(world))]
+    assert _processes.from_first(lambda: rank) == 0
+    with pytest.raises(ValueError, match="said by the first"):
+        _processes.from_first(lambda: raise_error(rank))
+    (folder / str(rank)).touch()
+
+
+def raise_error(rank: int) -> None:
+    raise ValueError("said by the first" if rank == 0 else "said by another")
+
+
+def check_gradients() -> None:
+    rank, world = _processes.rank(), _processes.world()
+    everywhere, first_only, nowhere, half = (torch.nn.Parameter(torch.zeros(2, size)) for size in (3, 1, 4, 5))
+    half.data = half.data.bfloat16()
+    everywhere.grad, half.grad = torch.full((2, 3), 1.0 + rank), torch.full((2, 5), 2.0).bfloat16()
+    first_only.grad = torch.full((2, 1), 7.0) if rank == 0 else None
+    _processes.sum_gradients([everywhere, half, first_only, nowhere])
+    assert everywhere.grad.unique().tolist() == [sum(1.0 + each for each in range(world))]
+    assert first_only.grad is not None
+    assert first_only.grad.unique().tolist() == [7.0]
+    assert half.grad.unique().tolist() == [2.0 * world]
+    assert nowhere.grad is None, "an optimiser leaves it alone, as it does in one process"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_collectives_are_those_of_one_process(tmp_path: Path, count: int) -> None:
+    together(lambda: (check_collectives(tmp_path), check_gradients()), count, tmp_path)
+    assert all((tmp_path / str(rank)).exists() for rank in range(count))
+
+
+def test_one_process_needs_no_others(tmp_path: Path) -> None:
+    check_collectives(tmp_path)
+    check_gradients()
+
+
+@pytest.mark.slow
+def test_a_batch_with_fewer_rows_than_processes_is_named(tmp_path: Path) -> None:
+    def refused() -> None:
+        with pytest.raises(ValueError, match="batch_size = 3 must be at least 2 processes x accumulate = 2"):
+            _training._require_rows({"batch_size": 3, "accumulate": 2})
+
+    together(refused, 2, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_line_starts_processes_and_ends_as_they_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edlm.cli", "run", "--nproc_per_node", "2", "pretrain_denoiser", "threads=1"]
+    done = subprocess.run([*command, "length=0"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert set(done.stderr.splitlines()) == {"edlm: length = 0 must be a whole number of at least 1"}
