@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from edlm.recipes import _report
 
@@ -60,10 +61,10 @@ def forecast(
     rows = math.ceil(settings["batch_size"] / settings["accumulate"])
     some = min(_ROWS, rows)
     kept: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in stages.parameters()}
+    weights = {_storage(p).data_ptr() for p in stages.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage = _storage(tensor)
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -135,6 +136,11 @@ def free_memory(device: torch.device) -> int | None:
     lines = _MEMORY.read_text("utf-8").splitlines() if _MEMORY.is_file() else []
     found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
     return None if found is None else int(found) * 1024
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    """What holds a tensor, or this process' part of it."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
 
 
 def _optimizer_bytes(optimizer: torch.optim.Optimizer, size: int) -> int:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from torch import nn
 
 from edlm import checkpoints, denoisers, schedules, training, vocabulary
 from edlm.networks import Transformer
-from edlm.recipes import _training
+from edlm.recipes import _following, _training
 from edlm.recipes._entry import Interrupted
+from edlm.recipes._patience import Patience
 from edlm.recipes._training import TrainingRun
 
 CHARACTERS = vocabulary.characters("ab")
@@ -46,7 +47,10 @@ SETTINGS: dict[str, Any] = {
     "save_every": 1,
     "keep_last": 1,
     "keep_best": True,
+    "patience": None,
     "resume": True,
+    "log_to": [],
+    "sample_every": None,
 }
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 NUM_KILLS = 100
@@ -75,6 +79,14 @@ def train(folder: Path, steps: int = 3, **changed: Any) -> None:
     except Interrupted as stop:
         sys.exit(stop.status)
     run.save_checkpoint()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_picture() -> Iterator[None]:
+    """A picture of what a clock said differs from run to run, and a hundred of them take their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_following, "draw_curves", lambda folder: None)
+        yield
 
 
 def left(folder: Path) -> dict[str, Any]:
@@ -238,8 +250,8 @@ def test_a_mean_over_steps_on_both_sides_of_a_stop_is_that_of_all(
 
 def test_the_best_checkpoint_stays_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0, 1.0, 4.0])
-    compare = TrainingRun._compare
-    monkeypatch.setattr(TrainingRun, "_compare", lambda run, figures: compare(run, {"loss": next(losses)}))
+    note = Patience.note
+    monkeypatch.setattr(Patience, "note", lambda patience, step, loss: note(patience, step, next(losses)))
     train(tmp_path / "run", steps=5)
     kept = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").glob("step_*"))
     assert kept == ["step_00000002", "step_00000005"], "the first of equals, and the last"
@@ -252,8 +264,8 @@ def test_the_best_checkpoint_stays_and_is_named(tmp_path: Path, monkeypatch: pyt
 
 def test_a_new_best_is_saved_between_saving_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0])
-    compare = TrainingRun._compare
-    monkeypatch.setattr(TrainingRun, "_compare", lambda run, figures: compare(run, {"loss": next(losses)}))
+    note = Patience.note
+    monkeypatch.setattr(Patience, "note", lambda patience, step, loss: note(patience, step, next(losses)))
     train(tmp_path / "run", save_every=100)
     kept = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").glob("step_*"))
     assert kept == ["step_00000002", "step_00000003"]
