@@ -242,6 +242,8 @@ def test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights
     assert not any(module.training for module in proposal.modules())
     assert all(own is other for own, other in zip(network.parameters(), proposal.parameters(), strict=True))
     drawn = pipeline(keyed(x_0))
+    drawn[contracts.LOSS].sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
     assert torch.equal(drawn[contracts.CANDIDATES], pipeline(keyed(x_0))[contracts.CANDIDATES])  # no dropout in there
     assert not torch.equal(drawn[contracts.LOSS], pipeline(keyed(x_0))[contracts.LOSS])
     with torch.no_grad():
@@ -250,8 +252,6 @@ def test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights
     new = (drawn[contracts.X_T] != drawn[contracts.X_S]).unsqueeze(1)
     assert (changed[new] < 2).all()
     assert not (drawn[contracts.CANDIDATES][:, 1:][new] < 2).all()
-    drawn[contracts.LOSS].sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_one_pass_reads_the_text_and_its_negatives():

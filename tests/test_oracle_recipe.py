@@ -93,7 +93,7 @@ def test_sampled_figures_of_the_source_s_own_texts_are_the_floor() -> None:
         (DRAFT._replace(method="imh"), False),
         (DRAFT._replace(temperature=0.8), False),
         (DRAFT._replace(num_steps=None), True),
-        (TRANSITION._replace(num_steps=None), False),
+        (TRANSITION._replace(num_steps=None), True),
         (DRAFT._replace(method="imh", num_particles=1), True),
     ],
     ids=str,
