@@ -95,7 +95,7 @@ class TrainingRun:
     """One network, one objective, one folder: updates, EMA, log, checkpoints.
 
     stages: a training pipeline whose `loss` (b,) is averaged and divided by `loss_scale`. validate: called with the
-    EMA network; the first of its figures is the held-out loss. identity: what must be the same when the run is
+    EMA network; the first of its figures, if any, is the held-out loss. identity: what must be the same when the run is
     resumed, beside the settings. sample: texts of the EMA network, for those who follow the run. Of several processes
     each takes its rows of every batch, and the first one writes. Raises ValueError where some would have none.
     """
@@ -233,7 +233,8 @@ class TrainingRun:
                 if self._due("valid_every"):
                     figures = self.validate(self.average)
                     record |= {f"valid_{name}": value for name, value in figures.items()}
-                    is_best = self.patience.note(self.step, next(iter(figures.values()))) and self._keeps_best
+                    loss = next(iter(figures.values()), math.nan)
+                    is_best = self.patience.note(self.step, loss) and self._keeps_best
                 log.write(self.step, record)
                 if settings["sample_every"] and self.step % settings["sample_every"] == 0 and self.sample is not None:
                     log.show(self.step, self.sample(self.average))
