@@ -74,6 +74,22 @@ def test_the_terms_of_all_positions_add_up_to_the_exact_energy(monkeypatch: pyte
     torch.testing.assert_close(terms.nansum(-1), exact(candidates, state[contracts.X_T]), rtol=1e-9, atol=1e-9)
 
 
+def test_a_term_is_asked_for_where_its_own_token_is_still_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exact denoiser would not mind being shown it, a network would give it back."""
+    pipeline = stages(networks.EnergyNetwork(SYMBOLS + 1, LENGTH, **SIZES))
+    module, asked = pipeline.module["term"].stage.module, []
+    hidden = module._hidden
+
+    def note(x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        asked.append(x_t.flatten()[positions])
+        return hidden(x_t, t, positions)
+
+    monkeypatch.setattr(module, "_hidden", note)
+    pipeline(keyed(32))
+    assert len(asked) == 2
+    assert all((tokens == SYMBOLS).all() for tokens in asked)
+
+
 def test_the_loss_is_the_squared_error_at_what_was_picked() -> None:
     network = networks.EnergyNetwork(SYMBOLS + 1, LENGTH, **SIZES)
     out = stages(network)(keyed(16))
