@@ -1,4 +1,4 @@
-"""An energy of transitions learned from the denoiser's own chain rule, where contrast shows little.
+"""An energy of transitions learned from the denoiser's own chain rule, without contrast.
 
 By the chain rule over the set S that a step reveals, from left to right, the exact energy of a transition is a sum,
 
