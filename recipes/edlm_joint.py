@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from edlm import (
-    bounds,
-    checkpoints,
     contracts,
     corpora,
     denoisers,
@@ -23,26 +21,16 @@ from edlm import (
     networks,
     objectives,
     particles,
-    pipelines,
-    schedules,
 )
 from edlm import samplers as kernels
 from edlm.corpora import Rows
 from edlm.denoisers import SubsDenoiser
 from edlm.likelihoods import Estimate, estimate
-from edlm.networks import Transformer
-from edlm.recipes import _entry, _parameterisations, _processes, _report, _settings, _training, pretrain_denoiser
+from edlm.recipes import _correction, _entry, _processes, _report, _settings, _start, _training, pretrain_denoiser
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 
 TRAINING: Schema = {key: check for key, check in _training.SETTINGS.items() if key != "time_low"}
-SAMPLES: Schema = {
-    "num_samples": _settings.integer(1),
-    "num_steps": _settings.integer(1),
-    "num_particles": _settings.integer(1),
-    "window": _settings.window,
-    "seed": _settings.integer(0),
-}
 SETTINGS: Schema = {
     "recipe": _settings.choice("edlm_joint"),
     "output_dir": _settings.text,
@@ -60,7 +48,7 @@ SETTINGS: Schema = {
     "objective": _settings.choice("nce", "info_nce"),
     "num_negatives": _settings.integer(1),
     "report_particles": _settings.integer(2),
-    "samples": _settings.section(SAMPLES),
+    "samples": _settings.section(_correction.SAMPLES),
     **TRAINING,
 }
 FIGURES = ("contrast", "accuracy", "gap", "ess", "log_weight_std")
@@ -76,22 +64,10 @@ class JointTraining:
 
     def load_denoiser(self) -> None:
         """Load the denoiser to start from; train it first where there is none and the config says how."""
-        settings, path = self.settings, self.settings["denoiser"]
-        newest, plan = _processes.from_first(lambda: checkpoints.last_checkpoint(path)), settings["pretrain"]
-        if plan is not None and (newest is None or checkpoints.load_state(newest)["step"] < plan["steps"]):
-            print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
-            shared = {key: settings[key] for key in ("seed", "device", "threads", "corpus")}
-            pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
-        else:
-            print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
-        _parameterisations.require_subs(path)
-        folder = checkpoints.find_network(path)
-        self.description = checkpoints.read_description(folder)
-        if self.description.get("time_conditioning") is not False:
+        self.start, self.schedule, self.vocabulary, self.description = _start.load(self.settings, self.device)
+        if self.description["time_conditioning"]:
+            path = self.settings["denoiser"]
             raise ValueError(f"denoiser = {path!r} must be one that is told no time: time_conditioning: false")
-        self.vocabulary = checkpoints.load_vocabulary_of(folder)
-        self.start = checkpoints.load_as(Transformer, folder).to(self.device).requires_grad_(False)
-        self.schedule = _settings.build(self.description["schedule"])
 
     def setup(self) -> None:
         """Read the corpus, build the network from the denoiser, and the training pipeline."""
@@ -133,10 +109,12 @@ class JointTraining:
         self.run.train()
 
     def validate(self, network: nn.Module) -> Metrics:
-        """NELBO, contrast and weight diagnostics of the EMA network on held-out blocks."""
-        rows = self.settings["valid_rows"]
-        figures = {**self.held_out(network, self.blocks.valid, rows), **self.nelbos(network, self.blocks.valid, rows)}
-        return {name: estimate(values).mean for name, values in figures.items()}
+        """The loss, what it is made of, and weight diagnostics of the EMA network on held-out blocks."""
+        settings, rows = self.settings, self.settings["valid_rows"]
+        per_row = {**self.held_out(network, self.blocks.valid, rows), **self.nelbos(network, self.blocks.valid, rows)}
+        figures = {name: estimate(values).mean for name, values in per_row.items()}
+        parts = (settings["nelbo_weight"] * figures["nelbo"], settings["energy_weight"] * figures["contrast"])
+        return {"loss": sum(parts), **figures}
 
     @torch.no_grad()
     def held_out(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Tensor]:
@@ -196,36 +174,14 @@ class JointTraining:
     def texts(self) -> list[dict[str, Any]]:
         """A few samples of the joint network at equal seeds with the energy off and on."""
         wanted, denoiser = self.settings["samples"], self._denoiser(self.run.average.eval())
-        off = kernels.ancestral(self.schedule, denoiser)
         on = joint.importance(self.schedule, denoiser, wanted["num_particles"])
-        drawn = {}
-        for name, kernel in (("off", off), ("on", on)):
-            pipeline = pipelines.sampling(kernel, denoiser.max_length, wanted["num_steps"], tuple(wanted["window"]))
-            tokens = pipelines.sample(pipeline, wanted["num_samples"], seed=wanted["seed"])["tokens"]
-            drawn[name] = self.vocabulary.decode(tokens.cpu())
-        return [
-            {"row": row, "seed": wanted["seed"], "energy": name, "text": drawn[name][row]}
-            for row in range(wanted["num_samples"])
-            for name in ("off", "on")
-        ]
+        return _correction.texts(kernels.ancestral(self.schedule, denoiser), on, wanted, self.vocabulary)
 
     def transition_bounds(self, blocks: Rows) -> dict[str, Estimate]:
-        """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row."""
-        settings, wanted = self.settings, self.settings["samples"]
+        """The bound of the sampler of `texts`."""
         denoiser = self._denoiser(self.run.average.eval())
-        parts = (denoiser, joint.energy(denoiser.module.network), self.schedule)
-        grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=self.device)
-
-        def score(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            bound = bounds.transition_nelbo(
-                *parts, grid, batch[1], seed, batch[0], num_particles=wanted["num_particles"]
-            )
-            return bound.nats.cpu(), bound.excess.cpu()
-
-        found = _processes.spread(score, self._batches(blocks, settings["valid_rows"]), "bound")
-        nats, excess = (torch.cat(each) for each in zip(*found, strict=True))
-        values = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
-        return {name: estimate(value) for name, value in values.items()}
+        energy = joint.energy(denoiser.module.network)
+        return _correction.transition_bounds(denoiser, energy, self.schedule, blocks, self.settings)
 
     def _batches(self, blocks: Rows, rows: int) -> list[tuple[Tensor, Tensor]]:
         """Numbers of rows (b,) and their texts (b, l), the blocks gone through as often as needed."""

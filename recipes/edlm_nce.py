@@ -16,43 +16,32 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edlm import (
-    bounds,
-    checkpoints,
     contracts,
     corpora,
     denoisers,
     energies,
     networks,
     objectives,
-    pipelines,
-    schedules,
     training,
     transition,
 )
 from edlm import samplers as kernels
 from edlm.calibration import CalibrationError
 from edlm.likelihoods import Estimate, estimate
-from edlm.networks import Transformer
 from edlm.recipes import (
     _contrast,
+    _correction,
     _entry,
-    _parameterisations,
     _processes,
     _report,
     _settings,
+    _start,
     _training,
     pretrain_denoiser,
 )
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 
-SAMPLES: Schema = {
-    "num_samples": _settings.integer(1),
-    "num_steps": _settings.integer(1),
-    "num_particles": _settings.integer(1),
-    "window": _settings.window,
-    "seed": _settings.integer(0),
-}
 SETTINGS: Schema = {
     "recipe": _settings.choice("edlm_nce"),
     "output_dir": _settings.text,
@@ -70,7 +59,7 @@ SETTINGS: Schema = {
     "objective": _settings.choice("nce", "info_nce"),
     "num_negatives": _settings.integer(1),
     "report_particles": _settings.integer(2),
-    "samples": _settings.section(SAMPLES),
+    "samples": _settings.section(_correction.SAMPLES),
     **_training.SETTINGS,
 }
 
@@ -85,32 +74,11 @@ class EnergyByNCE:
 
     def load_denoiser(self) -> None:
         """Load the frozen denoiser; train it first where there is none and the config says how."""
-        settings, path = self.settings, self.settings["denoiser"]
-        newest = _processes.from_first(lambda: checkpoints.last_checkpoint(path))
-        plan = settings["pretrain"]
-        if plan is not None and plan["objective"] != "mdlm":
-            raise ValueError(
-                f"pretrain.objective = {plan['objective']!r} must be 'mdlm': an energy corrects its drafts"
-            )
-        if plan is not None and plan["patience"] is not None:
-            raise ValueError(
-                f"pretrain.patience = {plan['patience']} must be null: `edlm run pretrain_denoiser` has one"
-            )
-        if plan is not None and (newest is None or checkpoints.load_state(newest)["step"] < plan["steps"]):
-            print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
-            shared = {key: settings[key] for key in ("seed", "device", "threads", "corpus")}
-            pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
-        else:
-            print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
-        _parameterisations.require_subs(path)
-        folder = checkpoints.find_network(path)
-        self.description = checkpoints.read_description(folder)
-        self.vocabulary = checkpoints.load_vocabulary_of(folder)
-        network = checkpoints.load_as(Transformer, folder).to(self.device).requires_grad_(False)
-        self.schedule = _settings.build(self.description["schedule"])
+        self.denoiser_network, self.schedule, self.vocabulary, self.description = _start.load(
+            self.settings, self.device
+        )
         self.told = self.schedule if self.description["time_conditioning"] else None
-        self.denoiser = denoisers.subs(network, self.vocabulary.mask_id, self.told)
-        self.denoiser_network = network
+        self.denoiser = denoisers.subs(self.denoiser_network, self.vocabulary.mask_id, self.told)
 
     def setup(self) -> None:
         """Read the corpus, build the energy network and the contrastive pipeline."""
@@ -208,41 +176,17 @@ class EnergyByNCE:
 
     def texts(self) -> list[dict[str, Any]]:
         """A few samples at equal seeds with the energy off and on."""
-        wanted = self.settings["samples"]
-        energy = self._energy(self.run.average.eval())
-        off = kernels.ancestral(self.schedule, self.denoiser)
+        wanted, energy = self.settings["samples"], self._energy(self.run.average.eval())
         on = kernels.importance(self.schedule, self.denoiser, energy, wanted["num_particles"])
-        if self.settings["scope"] == "transition":
-            on = transition.of_transitions(on)
-        drawn = {}
-        for name, kernel in (("off", off), ("on", on)):
-            how = (self.denoiser.max_length, wanted["num_steps"], tuple(wanted["window"]))
-            pipeline = pipelines.sampling(kernel, *how)
-            tokens = pipelines.sample(pipeline, wanted["num_samples"], seed=wanted["seed"])["tokens"]
-            drawn[name] = self.vocabulary.decode(tokens.cpu())
-        return [
-            {"row": row, "seed": wanted["seed"], "energy": name, "text": drawn[name][row]}
-            for row in range(wanted["num_samples"])
-            for name in ("off", "on")
-        ]
+        on = transition.of_transitions(on) if self.settings["scope"] == "transition" else on
+        return _correction.texts(kernels.ancestral(self.schedule, self.denoiser), on, wanted, self.vocabulary)
 
     def transition_bounds(self, blocks: corpora.Rows) -> dict[str, Estimate]:
-        """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row."""
-        settings, wanted = self.settings, self.settings["samples"]
-        if settings["scope"] == "draft":
+        """The bound of the sampler of `texts` where its energy has one."""
+        if self.settings["scope"] == "draft":
             return {}
-        parts = (self.denoiser, self._energy(self.run.average.eval()), self.schedule)
-        grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=self.device)
-
-        def score(row: Tensor) -> tuple[Tensor, Tensor]:
-            x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
-            bound = bounds.transition_nelbo(*parts, grid, x_0, seed, row, num_particles=wanted["num_particles"])
-            return bound.nats.cpu(), bound.excess.cpu()
-
-        rows = torch.arange(settings["valid_rows"], device=self.device).split(settings["batch_size"])
-        nats, excess = (torch.cat(values) for values in zip(*_processes.spread(score, rows), strict=True))
-        values = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
-        return {name: estimate(value) for name, value in values.items()}
+        energy = self._energy(self.run.average.eval())
+        return _correction.transition_bounds(self.denoiser, energy, self.schedule, blocks, self.settings)
 
     def _summary(
         self,

@@ -100,3 +100,14 @@ def test_a_denoiser_that_is_told_the_time_cannot_be_shared(tmp_path: Path):
     checkpoints.save_network(tmp_path / "told", network, vocabulary.characters(), notes)
     with pytest.raises(ValueError, match="told no time: time_conditioning: false"):
         run("edlm_joint", denoiser=tmp_path / "told", output_dir=tmp_path / "joint", pretrain="null")
+
+
+@pytest.mark.slow
+def test_the_held_out_loss_is_what_is_trained(trained: Path) -> None:
+    """It comes first, so patience and the best checkpoint go by it."""
+    lines = (trained / "joint" / "metrics.jsonl").read_text("utf-8").splitlines()
+    last = json.loads(lines[-1])
+    assert next(name for name in last if name.startswith("valid_")) == "valid_loss"
+    settings = json.loads((trained / "joint" / "report.json").read_text("utf-8"))["settings"]
+    expected = settings["nelbo_weight"] * last["valid_nelbo"] + settings["energy_weight"] * last["valid_contrast"]
+    assert last["valid_loss"] == pytest.approx(expected, rel=1e-9)

@@ -1,0 +1,61 @@
+"""What a recipe shows of an energy at its end: texts with it off and on, and the bound that it lowers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edlm import bounds, pipelines, schedules
+from edlm.contracts import Energy
+from edlm.corpora import Rows
+from edlm.denoisers import SubsDenoiser
+from edlm.likelihoods import Estimate, estimate
+from edlm.recipes import _processes, _settings
+from edlm.recipes._settings import Schema
+from edlm.samplers import Kernel
+from edlm.schedules import Schedule
+from edlm.vocabulary import Vocabulary
+
+SAMPLES: Schema = {
+    "num_samples": _settings.integer(1),
+    "num_steps": _settings.integer(1),
+    "num_particles": _settings.integer(1),
+    "window": _settings.window,
+    "seed": _settings.integer(0),
+}
+
+
+def texts(off: Kernel, on: Kernel, wanted: Mapping[str, Any], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """A few samples of two kernels at equal seeds, as the section `samples` of a config wants them."""
+    drawn = {}
+    for name, kernel in (("off", off), ("on", on)):
+        how = (kernel.denoiser.max_length, wanted["num_steps"], tuple(wanted["window"]))
+        tokens = pipelines.sample(pipelines.sampling(kernel, *how), wanted["num_samples"], seed=wanted["seed"])[
+            "tokens"
+        ]
+        drawn[name] = vocabulary.decode(tokens.cpu())
+    return [
+        {"row": row, "seed": wanted["seed"], "energy": name, "text": drawn[name][row]}
+        for row in range(wanted["num_samples"])
+        for name in ("off", "on")
+    ]
+
+
+def transition_bounds(
+    denoiser: SubsDenoiser, energy: Energy, schedule: Schedule, blocks: Rows, settings: Mapping[str, Any]
+) -> dict[str, Estimate]:
+    """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row."""
+    wanted, device = settings["samples"], next(denoiser.parameters()).device
+    grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=device)
+
+    def score(row: Tensor) -> tuple[Tensor, Tensor]:
+        x_0 = blocks[(row % len(blocks)).cpu()].to(device)
+        k = wanted["num_particles"]
+        bound = bounds.transition_nelbo(denoiser, energy, schedule, grid, x_0, seed, row, num_particles=k)
+        return bound.nats.cpu(), bound.excess.cpu()
+
+    rows = torch.arange(settings["valid_rows"], device=device).split(settings["batch_size"])
+    found = _processes.spread(score, rows, "bound of the sampler")
+    nats, excess = (torch.cat(values) for values in zip(*found, strict=True))
+    return {name: estimate(v) for name, v in {"plain_bound": nats - excess, "bound": nats, "gain": -excess}.items()}
