@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm.networks import Head
+from edlm.layers import Head
 
 
 class DecoderNetwork(nn.Module):

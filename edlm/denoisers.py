@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 from edlm import categorical, contracts, schedules
-from edlm.networks import Head
+from edlm.layers import Head
 from edlm.schedules import Schedule
 
 

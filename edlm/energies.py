@@ -14,7 +14,8 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, contracts, schedules
-from edlm.networks import EnergyNetwork, Head, Transformer
+from edlm.layers import Head
+from edlm.networks import EnergyNetwork, Transformer
 from edlm.schedules import Schedule
 
 
@@ -86,7 +87,7 @@ def ar_log_prob(
     The network reads `[bos, x_0, ..., x_{l-2}]`; without a bos, position 0 is given and its entry is zero. The mask's
     logit is left out. With flat positions, indices into n * l of which n * l is padding, the vocabulary head runs on
     those alone and the entries of others are zero. Never more than a fixed number of logits exist at once, also where
-    gradients are taken, if the network's head is a `networks.Head`.
+    gradients are taken, if the network's head is a `layers.Head`.
     """
     n, l = tokens.shape
     # Position i is predicted by the state that read everything before it.

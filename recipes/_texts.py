@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edlm import corpora, datasets
+from edlm import catalogue, corpora, datasets
 from edlm.recipes import _settings
 
 _SPLITS = ("train", "valid", "test")
@@ -23,7 +23,7 @@ def zero_shot(asked: str | Mapping[str, Any], folder: str | None, normalised: bo
         name = str(asked.get("name", asked.get("path", asked["_component_"])))
         return name, list(getattr(corpus, getattr(corpus, "zero_shot", "test")))
     name, _, split = asked.partition(":")
-    if name not in datasets.SETS:
+    if name not in catalogue.SETS:
         return asked, corpora.read_documents(asked, normalised)
     if split not in ("", *_SPLITS):
         raise ValueError(f"zero_shot = {asked!r}: the split must be one of {', '.join(_SPLITS)}")

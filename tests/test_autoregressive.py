@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import autoregressive, contracts, energies, networks, pipelines, samplers, schedules
+from edlm import autoregressive, contracts, energies, layers, pipelines, samplers, schedules
 from edlm.networks import Transformer
 
 SYMBOLS, LENGTH = 3, 4
@@ -69,7 +69,7 @@ def test_a_step_is_the_forward_pass_at_that_position(seed, b, length, room):
     for i in range(length):
         hidden, own = network.step(tokens[:, i], torch.tensor(i), past)
         close(hidden, whole[:, i])
-        past = networks.Past(*(kept.clone() for kept in past))
+        past = layers.Past(*(kept.clone() for kept in past))
         past.keys[:, :, :, i], past.values[:, :, :, i] = own
         past.keys[:, :, :, i + 1 :] = past.values[:, :, :, i + 1 :] = 1e6  # what is not read yet cannot matter
 

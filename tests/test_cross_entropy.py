@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from edlm import contracts, cross_entropy, energies, schedules, training
-from edlm.networks import Head
+from edlm.layers import Head
 
 PARTS = ("hidden", "weight", "bias")
 Given = tuple[Tensor, Tensor, Tensor | None, Tensor]

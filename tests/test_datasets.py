@@ -15,8 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm import checkpoints, cli, corpora, datasets, denoisers, energies, likelihoods, schedules, vocabulary
-from edlm.datasets import SETS, files, named
+from edlm import catalogue, checkpoints, cli, corpora, denoisers, energies, likelihoods, schedules, vocabulary
+from edlm.catalogue import SETS
+from edlm.datasets import files, named
 from edlm.recipes import _entry
 
 HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
@@ -362,8 +363,8 @@ def test_without_the_extra_and_without_the_hub_one_line_says_what_to_do(
 
 def test_published_splits_are_those_of_the_papers() -> None:
     owt = SETS["openwebtext"].parts
-    assert owt["train"] == datasets.Part("train", all_but_last=100_000)
-    assert owt["valid"] == owt["test"] == datasets.Part("train", last=100_000)
+    assert owt["train"] == catalogue.Part("train", all_but_last=100_000)
+    assert owt["valid"] == owt["test"] == catalogue.Part("train", last=100_000)
     assert {name for name, published in SETS.items() if published.zero_shot == "test"} == {
         "text8",
         "lm1b",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import batches
 from torch import Tensor
 
-from edlm import folding, networks
+from edlm import folding, layers, networks
 from edlm.contracts import Network
 from edlm.networks import EnergyNetwork, Transformer
 
@@ -76,7 +76,7 @@ def test_the_last_feed_forward_layer_runs_on_the_wanted_positions_alone():
 @given(first=st.integers(0, 5), count=st.integers(1, 6))
 def test_a_head_gives_some_columns_without_the_others(bias, first, count):
     head, hidden = (
-        networks.Head(4, 6, bias=bias).double(),
+        layers.Head(4, 6, bias=bias).double(),
         torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
     )
     columns = slice(first, min(first + count, 6))
@@ -106,8 +106,8 @@ def test_a_causal_network_gives_a_prefix_what_it_gives_it_in_the_whole(length):
 
 def test_attention_depends_on_the_distance_of_two_positions_and_not_on_where_they_are():
     query, key = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cos, sin = networks._rotary_table(10, 8, query)
-    rotated = [networks._rotate(x.expand(10, 8), cos, sin) for x in (query, key)]
+    cos, sin = layers._rotary_table(10, 8, query)
+    rotated = [layers._rotate(x.expand(10, 8), cos, sin) for x in (query, key)]
     products = rotated[0] @ rotated[1].T
     for distance in range(-8, 9):
         diagonal = products.diagonal(distance)
@@ -117,7 +117,7 @@ def test_attention_depends_on_the_distance_of_two_positions_and_not_on_where_the
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_is_a_softmax_over_pairs_turned_by_their_distance(causal):
-    attention = randomise(networks.Attention(hidden_size=4, num_heads=1, causal=causal), seed=0).double()
+    attention = randomise(layers.Attention(hidden_size=4, num_heads=1, causal=causal), seed=0).double()
     x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     query, key, value = attention.qkv(x).chunk(3, dim=-1)
     query, key = (torch.complex(half[:, :2], half[:, 2:]) for half in (query, key))
@@ -126,7 +126,7 @@ def test_attention_is_a_softmax_over_pairs_turned_by_their_distance(causal):
     scores = (query.unsqueeze(1) * key.conj() * turn).real.sum(-1) / 2.0
     scores = scores.masked_fill(distance < 0, -torch.inf) if causal else scores
     expected = attention.out(scores.softmax(-1) @ value)
-    rotary = networks._rotary_table(5, 4, x)
+    rotary = layers._rotary_table(5, 4, x)
     close(attention(x.unsqueeze(0), rotary)[0], expected, atol=1e-7)
 
 

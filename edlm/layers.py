@@ -1,0 +1,252 @@
+"""What networks are made of: rotary attention, adaLN, blocks, a trunk with a key-value cache, the vocabulary head."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edlm import cross_entropy
+
+_NOISE_FREQUENCIES = 256
+_MLP_RATIO = 4
+
+
+class Past(NamedTuple):
+    """Keys and values of all layers, (layers, b, heads, l, d); those of one position (layers, b, heads, d)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class NoiseEmbedding(nn.Module):
+    """Noise level sigma (b,) to a conditioning vector (b, c): sinusoids, then Linear - SiLU - Linear - SiLU."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(_NOISE_FREQUENCIES, size)
+        self.project = nn.Linear(size, size)
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """Embed each noise level."""
+        dtype = self.expand.weight.dtype
+        half = _NOISE_FREQUENCIES // 2
+        steps = torch.arange(half, dtype=torch.float32, device=sigma.device)
+        frequencies = torch.exp(-math.log(10_000) * steps / half).to(_at_least_float32(dtype))
+        angles = sigma.to(frequencies.dtype).unsqueeze(-1) * frequencies
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
+        return F.silu(self.project(F.silu(self.expand(sinusoids))))
+
+
+class Modulation(nn.Module):
+    """Conditioning (b, c) to `chunks` vectors (b, 1, h) that shift, scale and gate; zero at the start of training."""
+
+    def __init__(self, conditioning_size: int, hidden_size: int, chunks: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(conditioning_size, chunks * hidden_size)
+        self.chunks = chunks
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
+        """Give the vectors in the order shift, scale[, gate, shift, scale, gate]."""
+        return self.linear(conditioning).unsqueeze(1).chunk(self.chunks, dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions, (b, l, h) to (b, l, h)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, causal: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.num_heads = num_heads
+        self.causal = causal
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        valid: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Mix the positions of each row; nothing is read from where `valid`, bool (b, l), is False."""
+        q, k, v = self._heads(x, rotary)
+        readable = None if valid is None else valid[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=readable, is_causal=self.causal)
+        return self.out(_at(mixed.transpose(1, 2).flatten(-2), positions))
+
+    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
+        """Mix one position with those before it: x (b, 1, h), the layer's past, of which `read`, bool (l,), is there.
+
+        Returns (b, 1, h) and the position's own key and value (b, heads, 1, d); the past is not written to.
+        """
+        q, k, v = self._heads(x, rotary)
+        before = (q @ past.keys.mT).masked_fill(~read, -torch.inf)  # (b, heads, 1, l)
+        scores = torch.cat([before, (q * k).sum(-1, keepdim=True)], dim=-1) / math.sqrt(q.shape[-1])
+        weights = scores.softmax(-1, dtype=_at_least_float32(scores.dtype)).to(v.dtype)
+        mixed = weights[..., :-1] @ past.values + weights[..., -1:] * v
+        return self.out(mixed.transpose(1, 2).flatten(-2)), Past(k, v)
+
+    def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (b, heads, l, d), the first two turned by their positions."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
+        return _rotate(q, *rotary), _rotate(k, *rotary), v
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each normalised before and added after; modulated when conditioned."""
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float, norm_bias: bool
+    ) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(hidden_size, bias=norm_bias)
+        self.attention = Attention(hidden_size, num_heads, causal)
+        self.norm_2 = nn.LayerNorm(hidden_size, bias=norm_bias)
+        self.up = nn.Linear(hidden_size, _MLP_RATIO * hidden_size)
+        self.down = nn.Linear(_MLP_RATIO * hidden_size, hidden_size)
+        self.modulation = Modulation(conditioning_size, hidden_size, 6) if conditioning_size else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        conditioning: Tensor | None,
+        valid: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Apply the block: (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,)."""
+        if self.modulation is None:
+            x = _at(x, positions) + self.dropout(self.attention(self.norm_1(x), rotary, valid, positions))
+            return x + self.dropout(self._feed_forward(self.norm_2(x)))
+        shift_1, scale_1, *later = self.modulation(conditioning)
+        gate_1, shift_2, scale_2, gate_2 = (_per_position(vector, positions, x.shape[1]) for vector in later)
+        mixed = self.attention(self.norm_1(x) * (1 + scale_1) + shift_1, rotary, valid, positions)
+        x = _at(x, positions) + gate_1 * self.dropout(mixed)
+        return x + gate_2 * self.dropout(self._feed_forward(self.norm_2(x) * (1 + scale_2) + shift_2))
+
+    def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
+        """Apply an unconditioned block to one position, without dropout; see `Attention.step`."""
+        mixed, own = self.attention.step(self.norm_1(x), rotary, past, read)
+        x = x + mixed
+        return x + self._feed_forward(self.norm_2(x)), own
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Trunk(nn.Module):
+    """Blocks and a final normalisation over embedded tokens, (b, l, h) to (b, l, h)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        conditioning_size: int,
+        causal: bool,
+        dropout: float,
+        norm_bias: bool,
+    ) -> None:
+        super().__init__()
+        if hidden_size % (2 * num_heads):
+            raise ValueError(f"hidden_size = {hidden_size} must be a multiple of 2 * num_heads = {2 * num_heads}")
+        if num_layers < 1:
+            raise ValueError(f"num_layers = {num_layers} must be at least 1")
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, num_heads, conditioning_size, causal, dropout, norm_bias) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size, bias=norm_bias)
+        self.noise_embedding = NoiseEmbedding(conditioning_size) if conditioning_size else None
+        self.modulation = Modulation(conditioning_size, hidden_size, 2) if conditioning_size else None
+        self.head_size = hidden_size // num_heads
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | None = None,
+        valid: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Run the blocks at noise level sigma (b,), zero where none is given; see `Attention` for `valid`.
+
+        With flat positions (n,) the last block's feed-forward layer runs on those alone, and the result is (n, h).
+        """
+        length = x.shape[1]
+        rotary = _rotary_table(length, self.head_size, x)
+        conditioning = None
+        if self.noise_embedding is not None:
+            conditioning = self.noise_embedding(x.new_zeros(1) if sigma is None else sigma)
+        *earlier, last = self.blocks
+        for block in earlier:
+            x = block(x, rotary, conditioning, valid)
+        x = self.norm(last(x, rotary, conditioning, valid, positions))
+        if self.modulation is not None:
+            shift, scale = (_per_position(vector, positions, length) for vector in self.modulation(conditioning))
+            x = x * (1 + scale) + shift
+        return x
+
+    def step(self, x: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """Run unconditioned blocks on position number `position` (), (b, 1, h); see `Transformer.step`."""
+        rotary = _rotary_at(position.unsqueeze(0), self.head_size, x)
+        read = torch.arange(past.keys.shape[3], device=x.device) < position
+        own: list[Past] = []
+        for layer, block in enumerate(self.blocks):
+            x, here = block.step(x, rotary, Past(past.keys[layer], past.values[layer]), read)  # type: ignore[operator]
+            own.append(here)
+        keys, values = (torch.stack(parts).squeeze(3) for parts in zip(*own, strict=True))
+        return self.norm(x), Past(keys, values)
+
+
+class Head(nn.Linear):
+    """Hidden states (..., h) to logits (..., v), or to some columns of them without the cost of the others."""
+
+    def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
+        """Apply the rows of the weight that make these columns; None: all."""
+        if columns is None:
+            return super().forward(hidden)
+        return F.linear(hidden, self.weight[columns], None if self.bias is None else self.bias[columns])
+
+    def log_prob(
+        self, hidden: Tensor, tokens: Tensor, excluded: int | None = None, expected: Tensor | None = None
+    ) -> Tensor:
+        """`log softmax(logits)[token]` of hidden states (n, h), nats (n,), in tiles: see `cross_entropy.log_prob`."""
+        return cross_entropy.log_prob(hidden, self.weight, self.bias, tokens, excluded, expected)
+
+
+def _rotary_table(length: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (l, d) of the first `length` positions; see `_rotary_at`."""
+    return _rotary_at(torch.arange(length, device=like.device), head_size, like)
+
+
+def _rotary_at(positions: Tensor, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (l, d) of positions (l,), the two halves of a head rotated against each other."""
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=like.device) / head_size
+    frequencies = (1.0 / 10_000**exponents).to(_at_least_float32(like.dtype))
+    angles = torch.outer(positions.to(frequencies.dtype), frequencies)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def _at(x: Tensor, positions: Tensor | None) -> Tensor:
+    """Rows (n, h) of (b, l, h) at flat positions (n,), or all of it."""
+    return x if positions is None else x.flatten(0, 1).index_select(0, positions)
+
+
+def _per_position(vector: Tensor, positions: Tensor | None, length: int) -> Tensor:
+    """A conditioning vector (b, 1, h), or (1, 1, h) for all rows, as it applies at the flat positions: (n, h)."""
+    if positions is None:
+        return vector
+    return vector[0] if len(vector) == 1 else vector.squeeze(1).index_select(0, positions // length)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
