@@ -1,8 +1,6 @@
 """Baselines by config: trained, drawn and scored as what their checkpoint says they are."""
 
 import json
-import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,37 +8,18 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from running import Runner
 
 from edlm import baselines, checkpoints, cli, corpora, denoisers, folding, likelihoods, schedules
 from edlm.networks import Transformer
-from edlm.recipes import _entry
 
 NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
 SMALL = {"length": 32, "steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 3, "log_every": 2}
-Run = Callable[..., tuple[int, str, str]]
 
 
 def overrides(folder: Path) -> list[str]:
     sizes = {f"network.{key}": value for key, value in NETWORK.items()}
     return [f"output_dir={folder}", *(f"{key}={value}" for key, value in {**SMALL, **sizes}.items()), "threads=1"]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a recipe in this process: exit status, standard output, and the lines of standard error that are ours."""
-
-    def call(recipe: str, *words: str, config: str = "tiny") -> tuple[int, str, str]:
-        module = import_module(f"edlm.recipes.{recipe}")
-        monkeypatch.setattr(sys, "argv", [recipe, "--config", str(cli.configs(recipe)[config]), *words])
-        status = 0
-        try:
-            _entry.enter(module.main, module.SETTINGS)
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, error = capfd.readouterr()
-        return status, out, "\n".join(line for line in error.splitlines() if line.startswith("edlm: "))
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +58,7 @@ def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compa
         (["patience=2"], "steps = 600 must be a multiple of valid_every = 7 where patience is given"),
     ],
 )
-def test_a_choice_without_what_it_needs_gets_one_line(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
+def test_a_choice_without_what_it_needs_gets_one_line(run: Runner, tmp_path: Path, words: list[str], said: str) -> None:
     status, _, error = run("pretrain_denoiser", f"output_dir={tmp_path / 'run'}", "valid_every=7", *words)
     assert (status, said in error) == (2, True), error
     assert len(error.splitlines()) == 1
@@ -117,7 +96,7 @@ def test_a_checkpoint_says_what_it_holds_and_a_report_what_was_measured(trained:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sedd", "d3pm"])
-def test_generate_draws_a_baseline_with_its_own_kernel(run: Run, trained: Path, tmp_path: Path, name: str) -> None:
+def test_generate_draws_a_baseline_with_its_own_kernel(run: Runner, trained: Path, tmp_path: Path, name: str) -> None:
     texts = []
     words = [f"denoiser={trained / f'tiny_{name}'}", "energy=null", "num_samples=3", "num_steps=5", "threads=1"]
     for batch_size in (2, 3):
@@ -140,7 +119,7 @@ def test_generate_draws_a_baseline_with_its_own_kernel(run: Run, trained: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sedd", "d3pm"])
-def test_evaluate_scores_a_baseline_by_its_own_bounds(run: Run, trained: Path, tmp_path: Path, name: str) -> None:
+def test_evaluate_scores_a_baseline_by_its_own_bounds(run: Runner, trained: Path, tmp_path: Path, name: str) -> None:
     words = [f"denoiser={trained / f'tiny_{name}'}", "energy=null", "ar=null", "rows=8", f"output_dir={tmp_path}"]
     status, shown, error = run("evaluate", *words, "num_steps=6", "threads=1")
     assert status == 0, error
@@ -168,7 +147,7 @@ def test_evaluate_scores_a_baseline_by_its_own_bounds(run: Run, trained: Path, t
     ],
 )
 def test_what_a_baseline_cannot_do_gets_one_line(
-    run: Run, trained: Path, tmp_path: Path, recipe: str, words: list[str], said: str
+    run: Runner, trained: Path, tmp_path: Path, recipe: str, words: list[str], said: str
 ) -> None:
     where = {"generate": f"output={tmp_path / 'x.jsonl'}"}.get(recipe, f"output_dir={tmp_path / 'run'}")
     pretrain = ["pretrain=null"] if recipe == "edlm_nce" and not words else []
@@ -178,7 +157,7 @@ def test_what_a_baseline_cannot_do_gets_one_line(
 
 
 @pytest.mark.slow
-def test_resuming_as_another_kind_is_refused(run: Run, trained: Path) -> None:
+def test_resuming_as_another_kind_is_refused(run: Runner, trained: Path) -> None:
     words = [*overrides(trained / "tiny_sedd"), "time_conditioning=true", "schedule.eps=1.0e-3"]
     status, _, error = run("pretrain_denoiser", *words)
     assert status == 2

@@ -13,12 +13,13 @@ import pytest
 import torch
 from faults import Fault
 from omegaconf import OmegaConf
+from running import Runner
 from test_planted_faults import package_in, plant
 from torch import Tensor, nn
 
 from edlm import checkpoints, cli, corpora, denoisers, likelihoods, networks, schedules
 from edlm.networks import EnergyNetwork, Transformer
-from edlm.recipes import _contrast, _entry
+from edlm.recipes import _contrast
 from edlm.recipes._patience import Patience
 from edlm.vocabulary import characters
 
@@ -39,18 +40,12 @@ def energy_words(folder: Path, denoiser: Path) -> list[str]:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(run: Runner) -> Run:
     """Run a recipe in this process: exit status, standard output and standard error."""
 
     def call(recipe: str, *words: str) -> tuple[int, str, str]:
-        module = import_module(f"edlm.recipes.{recipe}")
-        monkeypatch.setattr(sys, "argv", [recipe, "--config", str(cli.configs(recipe)["tiny"]), *words])
-        status = 0
-        try:
-            _entry.enter(module.main, module.SETTINGS)
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capfd.readouterr()
+        ran = run(recipe, *words)
+        return ran.status, ran.out, run.error
 
     return call
 

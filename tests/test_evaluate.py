@@ -2,22 +2,21 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from builders import tiny_network
+from running import Runner, unless_given
 from torch import Tensor
 
-from edlm import bounds, checkpoints, cli, corpora, denoisers, energies, folding, likelihoods, schedules, vocabulary
+from edlm import bounds, checkpoints, corpora, denoisers, energies, folding, likelihoods, schedules, vocabulary
 from edlm.corpora import Excerpt
 from edlm.likelihoods import Estimate
 from edlm.networks import EnergyNetwork, Transformer
-from edlm.recipes import _entry, _figures, _quality, _texts
+from edlm.recipes import _figures, _quality, _texts
 from edlm.recipes._figures import Figure, TextSet
 from edlm.recipes._scores import Scores
 
@@ -55,13 +54,10 @@ SAMPLES = ["abcabcab", "aaaaaaaa", "c ab bca"]
 
 
 @pytest.fixture
-def run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str, dict[str, Any]]]:
+def run(folder: Path, tmp_path: Path, run: Runner) -> Callable[..., tuple[int, str, str, dict[str, Any]]]:
     """Run the recipe in this process: exit status, output, our lines of standard error, and the card."""
 
     def call(*overrides: str) -> tuple[int, str, str, dict[str, Any]]:
-        module = import_module("edlm.recipes.evaluate")
         base = {
             "output_dir": tmp_path / "out",
             "denoiser": folder / "denoiser",
@@ -78,18 +74,10 @@ def run(
             "rows": "null",
             "threads": 1,
         }
-        given = [f"{key}={value}" for key, value in base.items() if not any(o.startswith(f"{key}=") for o in overrides)]
-        config = str(cli.configs("evaluate")["tiny"])
-        monkeypatch.setattr(sys, "argv", ["evaluate", "--config", config, *given, *overrides])
-        status = 0
-        try:
-            _entry.enter(module.main, module.SETTINGS)
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, error = capfd.readouterr()
+        ran = run("evaluate", *unless_given(base, overrides))
         card = tmp_path / "out" / "metric_card.json"
         content = json.loads(card.read_text("utf-8"), parse_constant=pytest.fail) if card.is_file() else {}
-        return status, out, "\n".join(line for line in error.splitlines() if line.startswith("edlm: ")), content
+        return *ran, content
 
     return call
 

@@ -3,9 +3,7 @@
 import csv
 import json
 import math
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,12 @@ import torch
 from builders import tiny_network
 from hypothesis import given
 from hypothesis import strategies as st
+from running import Runner, unless_given
 from tensordict import TensorDict
 
-from edlm import checkpoints, cli, contracts, pipelines, quality, samplers, schedules, transition, vocabulary
+from edlm import checkpoints, contracts, pipelines, quality, samplers, schedules, transition, vocabulary
 from edlm.networks import EnergyNetwork
-from edlm.recipes import _entry, _frontier_draws, _frontier_grid, _frontier_points, _models
+from edlm.recipes import _frontier_draws, _frontier_grid, _frontier_points, _models
 from edlm.recipes._frontier_draws import Drawing
 from edlm.recipes._frontier_grid import Setting, expected_passes
 from edlm.recipes._frontier_points import Point, Resampled, at, least_cost, pareto
@@ -70,13 +69,10 @@ def models(folder: Path) -> Models:
 
 
 @pytest.fixture
-def run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str, Path]]:
+def run(folder: Path, tmp_path: Path, run: Runner) -> Callable[..., tuple[int, str, str, Path]]:
     """Run the recipe in this process: exit status, output, our lines of standard error, and where its files are."""
 
     def call(*overrides: str) -> tuple[int, str, str, Path]:
-        module = import_module("edlm.recipes.frontier")
         base = {
             "output_dir": tmp_path / "out",
             **{name: folder / name for name in ("denoiser", "energy", "transition", "ar", "judge")},
@@ -89,18 +85,7 @@ def run(
             "threads": 1,
             "sweeps": f"[{PLAIN},{ENERGY % '[]'},{AR}]",
         }
-        given = [f"{key}={value}" for key, value in base.items() if not any(o.startswith(f"{key}=") for o in overrides)]
-        monkeypatch.setattr(
-            sys, "argv", ["frontier", "--config", str(cli.configs("frontier")["tiny"]), *given, *overrides]
-        )
-        status = 0
-        try:
-            _entry.enter(module.main, module.SETTINGS)
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, error = capfd.readouterr()
-        shown = "\n".join(line for line in error.splitlines() if line.startswith("edlm: "))
-        return status, out, shown, tmp_path / "out"
+        return *run("frontier", *unless_given(base, overrides)), tmp_path / "out"
 
     return call
 

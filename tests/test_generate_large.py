@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import pytest
 import torch
 from large_folders import KV, LENGTH, MASK, V, close, random_weights, reference, tokens_of, write
 from omegaconf import OmegaConf
+from running import Ran, Runner
 from torch import Tensor
 
 import edlm
 from edlm import cli, decoders, denoisers, energies, large, memory, samplers, schedules, testing, vocabulary
-from edlm.recipes import _entry, _sources, generate
+from edlm.recipes import _sources
 
 BOS = 3
 FEWER = 36  # ids of the AR model: the denoiser has four more, which it does not know
@@ -40,18 +40,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(run: Runner) -> Run:
     """Run `generate` in this process: exit status, standard output, and the lines of standard error that are ours."""
 
-    def call(config: str, *overrides: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["generate", "--config", str(cli.configs("generate")[config]), *overrides])
-        status = 0
-        try:
-            _entry.enter(generate.main, generate.SETTINGS)
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, error = capfd.readouterr()
-        return status, out, "\n".join(line for line in error.splitlines() if line.startswith("edlm: "))
+    def call(config: str, *overrides: str) -> Ran:
+        return run("generate", *overrides, config=config)
 
     return call
 

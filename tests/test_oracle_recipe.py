@@ -2,19 +2,18 @@
 
 import csv
 import json
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from oracles import SIR_PAIR, all_sequences, kl, marginal_table, residual_energy, sir, total_variation, zero_energy
 from oracles import sampler_law as oracle_law
+from running import Runner, unless_given
 
-from edlm import cli, schedules, sources, vocabulary
+from edlm import schedules, sources, vocabulary
 from edlm.likelihoods import Estimate
-from edlm.recipes import _entry, _oracle_figures, _oracle_report
+from edlm.recipes import _oracle_figures, _oracle_report
 from edlm.recipes._frontier_grid import Setting
 from edlm.recipes._models import Diffusion, Models
 from edlm.recipes._oracle_figures import Beside
@@ -125,11 +124,10 @@ def test_the_front_is_of_samplers_by_distance_and_passes() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple]:
+def run(tmp_path: Path, run: Runner) -> Callable[..., tuple]:
     """Run the recipe in this process: exit status, output, our lines of standard error, and where its files are."""
 
     def call(*overrides: str) -> tuple[int, str, str, Path]:
-        module = import_module("edlm.recipes.oracle")
         base = {
             "output_dir": tmp_path / "out",
             "length": LENGTH,
@@ -141,17 +139,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
             "replicates": 5,
             "sweeps": f"[{PLAINLY},{EXACT % '[zero,flipped,equal_passes]'}]",
         }
-        given = [f"{key}={value}" for key, value in base.items() if not any(o.startswith(f"{key}=") for o in overrides)]
-        arguments = ["oracle", "--config", str(cli.configs("oracle")["tiny"]), *given, *overrides]
-        monkeypatch.setattr(sys, "argv", arguments)
-        status = 0
-        try:
-            _entry.enter(module.main, module.SETTINGS)
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, error = capfd.readouterr()
-        shown = "\n".join(line for line in error.splitlines() if line.startswith("edlm: "))
-        return status, out, shown, tmp_path / "out"
+        return *run("oracle", *unless_given(base, overrides)), tmp_path / "out"
 
     return call
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 from builders import of_transitions
 from omegaconf import OmegaConf
+from running import Runner
 from safetensors.torch import load
 
 from edlm import (
@@ -29,7 +29,7 @@ from edlm import (
     vocabulary,
 )
 from edlm.networks import Transformer
-from edlm.recipes import _entry, _settings, generate, pretrain_ar
+from edlm.recipes import _settings, generate, pretrain_ar
 
 CONFIGS = [(recipe, name) for recipe in cli.recipes() for name in cli.configs(recipe)]
 # The smallest real run: every part there, seconds long.
@@ -57,24 +57,6 @@ def energy_overrides(folder: Path) -> list[str]:
         "report_particles=4",
         "threads=1",
     ]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a recipe in this process: exit status, standard output, and the lines of standard error that are ours."""
-
-    def call(recipe: str, *overrides: str, config: str = "tiny") -> tuple[int, str, str]:
-        module = import_module(f"edlm.recipes.{recipe}")
-        monkeypatch.setattr(sys, "argv", [recipe, "--config", str(cli.configs(recipe)[config]), *overrides])
-        status = 0
-        try:
-            _entry.enter(module.main, module.SETTINGS)
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, error = capfd.readouterr()
-        return status, out, "\n".join(line for line in error.splitlines() if line.startswith("edlm: "))
-
-    return call
 
 
 @pytest.mark.parametrize(("recipe", "name"), CONFIGS)
@@ -133,7 +115,7 @@ def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: s
     ],
 )
 def test_a_mistake_in_a_config_gets_one_line_that_names_it(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path, overrides: list[str], said: str
+    run: Runner, tmp_path: Path, overrides: list[str], said: str
 ) -> None:
     status, _, error = run("pretrain_denoiser", f"output_dir={tmp_path / 'run'}", *overrides)
     assert status == 2
@@ -152,9 +134,7 @@ def test_a_mistake_in_a_config_gets_one_line_that_names_it(
         (b"Capital Letters. " * 500, "character"),
     ],
 )
-def test_a_corpus_that_cannot_be_used_is_named(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path, content: bytes | None, said: str
-) -> None:
+def test_a_corpus_that_cannot_be_used_is_named(run: Runner, tmp_path: Path, content: bytes | None, said: str) -> None:
     file = tmp_path / "corpus.txt"
     if content is not None:
         file.write_bytes(content)
@@ -165,7 +145,7 @@ def test_a_corpus_that_cannot_be_used_is_named(
     assert len(error.splitlines()) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_named(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(run: Runner, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     status, _, error = run("pretrain_denoiser", *denoiser_overrides(tmp_path / "file" / "run"))
     assert status == 2
@@ -186,16 +166,14 @@ def ar_overrides(folder: Path) -> list[str]:
     ],
 )
 def test_an_ar_model_has_no_times_and_is_always_causal(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path, overrides: list[str], said: str
+    run: Runner, tmp_path: Path, overrides: list[str], said: str
 ) -> None:
     status, _, error = run("pretrain_ar", *ar_overrides(tmp_path / "run"), *overrides)
     assert (status, said in error) == (2, True), error
 
 
 @pytest.mark.slow
-def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(run: Runner, tmp_path: Path) -> None:
     constant = ["decay=constant", "network.dropout=0.2"]
     assert run("pretrain_ar", *ar_overrides(tmp_path / "whole"), *constant)[0] == 0
     assert run("pretrain_ar", *ar_overrides(tmp_path / "parts"), *constant, "steps=2")[0] == 0
@@ -232,9 +210,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Runner, tmp_path: Path) -> None:
     constant = ["decay=constant", "network.dropout=0.2"]
     assert run("pretrain_denoiser", *denoiser_overrides(tmp_path / "whole"), *constant)[0] == 0
     assert run("pretrain_denoiser", *denoiser_overrides(tmp_path / "parts"), *constant, "steps=2")[0] == 0
@@ -259,9 +235,7 @@ def test_a_checkpoint_holds_the_averaged_weights(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_sample_is_written_whatever_the_batch_size(
-    run: Callable[..., tuple[int, str, str]], trained: Path, tmp_path: Path
-) -> None:
+def test_every_sample_is_written_whatever_the_batch_size(run: Runner, trained: Path, tmp_path: Path) -> None:
     texts = []
     for batch_size in (2, 3):
         output = tmp_path / f"{batch_size}.jsonl"
@@ -273,9 +247,7 @@ def test_every_sample_is_written_whatever_the_batch_size(
 
 
 @pytest.mark.slow
-def test_accumulation_changes_no_update_beyond_rounding(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_accumulation_changes_no_update_beyond_rounding(run: Runner, tmp_path: Path) -> None:
     for parts in (1, 3):
         overrides = [*denoiser_overrides(tmp_path / str(parts)), f"accumulate={parts}", "network.dropout=0.0"]
         assert run("pretrain_denoiser", *overrides)[0] == 0
@@ -285,9 +257,7 @@ def test_accumulation_changes_no_update_beyond_rounding(
 
 
 @pytest.mark.slow
-def test_resuming_with_another_setting_is_refused_with_both_values(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_resuming_with_another_setting_is_refused_with_both_values(run: Runner, tmp_path: Path) -> None:
     overrides = denoiser_overrides(tmp_path)
     assert run("pretrain_denoiser", *overrides)[0] == 0
     status, _, error = run("pretrain_denoiser", *overrides, "batch_size=4", "steps=8", "decay=constant")
@@ -299,9 +269,7 @@ def test_resuming_with_another_setting_is_refused_with_both_values(
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(run: Runner, tmp_path: Path) -> None:
     overrides = [*denoiser_overrides(tmp_path), "save_every=1", "optimizer.lr=1.0e+30", "warmup_steps=0"]
     status, _, error = run("pretrain_denoiser", *overrides)
     assert status == 2
@@ -419,7 +387,7 @@ def trained_ar(trained: Path) -> Path:
 
 @pytest.mark.slow
 def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
-    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path
+    run: Runner, trained_ar: Path, tmp_path: Path
 ) -> None:
     texts: list[list[dict[str, Any]]] = []
     for batch_size in (2, 3):
@@ -447,7 +415,7 @@ def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
 
 
 @pytest.mark.parametrize("value", ["[4,2]", "[0,3]", "[2]", "[1.5,2]", "3"])
-def test_step_grids_that_are_none_are_named(run: Callable[..., tuple[int, str, str]], value: str) -> None:
+def test_step_grids_that_are_none_are_named(run: Runner, value: str) -> None:
     status, _, error = run("edlm_nce", f"transition_steps={value}")
     assert status == 2
     assert "transition_steps = " in error
@@ -456,7 +424,7 @@ def test_step_grids_that_are_none_are_named(run: Callable[..., tuple[int, str, s
 
 @pytest.mark.slow
 def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
-    run: Callable[..., tuple[int, str, str]], trained: Path, tmp_path: Path
+    run: Runner, trained: Path, tmp_path: Path
 ) -> None:
     base = [*energy_overrides(tmp_path), f"denoiser={trained / 'denoiser'}", "scope=transition"]
     status, shown, error = run("edlm_nce", *base, "transition_steps=[1,4]", "steps=12", "optimizer.lr=0.02")
@@ -493,9 +461,7 @@ def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["posterior", "carry_over"])
-def test_an_ar_model_beside_a_denoiser_corrects_it(
-    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path, form: str
-) -> None:
+def test_an_ar_model_beside_a_denoiser_corrects_it(run: Runner, trained_ar: Path, tmp_path: Path, form: str) -> None:
     base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"ar_form={form}"]
     few = ["num_samples=2", "num_steps=4", "num_particles=3", "window=[0,1]", "threads=1"]
     status, shown, error = run("generate", *base, *few, f"output={tmp_path / 'x.jsonl'}")
@@ -513,9 +479,7 @@ def test_an_ar_model_beside_a_denoiser_corrects_it(
 
 
 @pytest.mark.slow
-def test_rules_of_sampling_come_from_the_config(
-    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path
-) -> None:
+def test_rules_of_sampling_come_from_the_config(run: Runner, trained_ar: Path, tmp_path: Path) -> None:
     """A text of one and a half windows, by a sharper nucleus, with as many particles as it takes."""
     output = tmp_path / "x.jsonl"
     base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"output={output}"]
@@ -557,7 +521,7 @@ def test_rules_of_sampling_come_from_the_config(
     ],
 )
 def test_networks_that_do_not_go_together_get_one_line(
-    run: Callable[..., tuple[int, str, str]], trained_ar: Path, tmp_path: Path, overrides: list[str], said: str
+    run: Runner, trained_ar: Path, tmp_path: Path, overrides: list[str], said: str
 ) -> None:
     base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
     status, _, error = run("generate", *base, *(word.replace("{}", str(trained_ar)) for word in overrides))
@@ -588,7 +552,7 @@ def test_networks_that_do_not_go_together_get_one_line(
     ],
 )
 def test_a_mistake_in_generate_gets_one_line(
-    run: Callable[..., tuple[int, str, str]], trained: Path, tmp_path: Path, overrides: list[str], said: str
+    run: Runner, trained: Path, tmp_path: Path, overrides: list[str], said: str
 ) -> None:
     if torch.cuda.is_available() and said in ("needs a pipeline on a CUDA device", "no CUDA device is there"):
         pytest.skip("a CUDA device is there")

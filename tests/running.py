@@ -1,0 +1,43 @@
+"""A recipe run in the test's own process, as the command line runs it."""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import pytest
+
+from edlm import cli
+from edlm.recipes import _entry
+
+
+class Ran(NamedTuple):
+    """What a recipe left: its exit status, what it printed, and the lines of standard error that are ours."""
+
+    status: int
+    out: str
+    said: str
+
+
+class Runner:
+    """Runs recipes; `error` is all that the last one wrote to standard error, progress bars too."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capfd, self.error = monkeypatch, capfd, ""
+
+    def __call__(self, recipe: str, *words: str, config: str = "tiny") -> Ran:
+        module = import_module(f"edlm.recipes.{recipe}")
+        self.monkeypatch.setattr(sys, "argv", [recipe, "--config", str(cli.configs(recipe)[config]), *words])
+        status = 0
+        try:
+            _entry.enter(module.main, module.SETTINGS)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, self.error = self.capfd.readouterr()
+        return Ran(status, out, "\n".join(line for line in self.error.splitlines() if line.startswith("edlm: ")))
+
+
+def unless_given(defaults: Mapping[str, Any], words: tuple[str, ...]) -> list[str]:
+    """The words, with a default `key=value` before them for each key that they leave out."""
+    absent = {key: value for key, value in defaults.items() if not any(word.startswith(f"{key}=") for word in words)}
+    return [*(f"{key}={value}" for key, value in absent.items()), *words]
