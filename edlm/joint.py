@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, contracts, energies, noise, objectives, particles, samplers, schedules, training
+from edlm import contracts, energies, noise, objectives, particles, samplers, schedules, training, transition
 from edlm.contracts import Joint, Selection
 from edlm.denoisers import SubsDenoiser
 from edlm.noise import Stream
@@ -227,12 +227,11 @@ class _AtState(nn.Module):
         self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         when, how_many = noise.uniforms(seed, row, step, Stream.TIME, count=2).unbind(-1)
-        num_steps = (self.fewest * ((self.most + 1) / self.fewest) ** how_many).floor().clamp(max=self.most)
+        num_steps = transition.steps_between(self.fewest, self.most, how_many)
         left = (schedules.stratified_times(when, row, num_rows) * (num_steps + 1)).floor()  # steps to go: 0..T
         maskable = torch.ones_like(x_0, dtype=torch.bool) if self.pad_id is None else x_0 != self.pad_id
         reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
-        # Counted from the end of the grid: the steps that a position is still masked for, 1..T.
-        masked_for = (absorbing.reveal_times(reveal_noise, self.schedule) * num_steps.unsqueeze(-1)).ceil().clamp(min=1)
+        masked_for = transition.steps_masked(reveal_noise, self.schedule, num_steps)
         x_t = torch.where(maskable & (masked_for <= left.unsqueeze(-1) + 1), self.mask_id, x_0)
         x_s = torch.where(maskable & (masked_for <= left.unsqueeze(-1)), self.mask_id, x_0)
         alpha, alpha_next = (self.schedule.alpha(steps.clamp(min=0) / num_steps) for steps in (left, left - 1))

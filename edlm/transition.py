@@ -87,18 +87,30 @@ class _BeforeStep(nn.Module):
         self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         when, how_many, which = noise.uniforms(seed, row, step, Stream.TIME, count=3).unbind(-1)
-        num_steps = (self.fewest * ((self.most + 1) / self.fewest) ** how_many).floor().clamp(max=self.most)
+        num_steps = steps_between(self.fewest, self.most, how_many)
         maskable = torch.ones_like(x_0, dtype=torch.bool) if self.pad_id is None else x_0 != self.pad_id
         picked = _nth(maskable, which)
         reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
         reveal_noise = reveal_noise.scatter(1, picked, schedules.stratified_times(when, row, num_rows).unsqueeze(-1))
-        # Counted from the end of the grid: the steps that a position is still masked for, 1..num_steps.
-        masked_for = (absorbing.reveal_times(reveal_noise, self.schedule) * num_steps.unsqueeze(-1)).ceil().clamp(min=1)
+        masked_for = steps_masked(reveal_noise, self.schedule, num_steps)
         now = masked_for.gather(1, picked)
         x_t = torch.where(maskable & (masked_for <= now), self.mask_id, x_0)
         x_s = torch.where(maskable & (masked_for < now), self.mask_id, x_0)
         positions = (x_t != x_s).flatten().nonzero().squeeze(-1)
         return x_t, now.squeeze(1) / num_steps, x_s, positions
+
+
+def steps_between(fewest: int, most: int, share: Tensor) -> Tensor:
+    """Whole numbers of steps, their logarithm uniform for a uniform share (b,) in (0, 1); float (b,)."""
+    return (fewest * ((most + 1) / fewest) ** share).floor().clamp(max=most)
+
+
+def steps_masked(reveal_noise: Tensor, schedule: Schedule, num_steps: Tensor) -> Tensor:
+    """How many steps of a uniform grid each position is still masked for, counted from its end: (b, l) in 1..num_steps.
+
+    reveal_noise: uniforms (b, l), each the place of a position in the order of its text; num_steps (b,).
+    """
+    return (absorbing.reveal_times(reveal_noise, schedule) * num_steps.unsqueeze(-1)).ceil().clamp(min=1)
 
 
 def _nth(wanted: Tensor, share: Tensor) -> Tensor:
