@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import OWN, PUBLISHED, Fault, table
+from fault import Fault
+from faults import OWN, PUBLISHED, table
 
 ROOT = Path(__file__).parents[1]
 PASSED, FAILED = 0, 1  # exit statuses of pytest

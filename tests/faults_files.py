@@ -1,0 +1,111 @@
+"""Faults of texts, tokens, checkpoints and models from elsewhere."""
+
+from fault import Fault
+
+FAULTS = [
+    Fault(
+        "an epoch repeats the order of the first",
+        "corpora.py",
+        "noise.permutation(seed, epoch, size)",
+        "noise.permutation(seed, 0, size)",
+        "tests/test_corpora.py::test_epochs_and_seeds_have_orders_of_their_own",
+    ),
+    Fault(
+        "averages taken in the order of our own parameters",
+        "exchange.py",
+        "published.parameter_order(network)",
+        "list(published.export(network))[:-1]",
+        "tests/test_foreign.py::test_averages_find_their_places_whatever_the_order_of_the_state",
+    ),
+    Fault(
+        "vocabulary rows moved the wrong way round",
+        "exchange.py",
+        "values[order]",
+        "values[order.argsort()]",
+        "tests/test_foreign.py::test_text8s_published_ids_become_ours_with_the_mask_at_the_end",
+    ),
+    Fault(
+        "objects that a file names loaded as what they are",
+        "inert.py",
+        "(_stand_in(name), name)",
+        '(__import__("pkgutil").resolve_name(name), name)',
+        "tests/test_foreign.py::test_a_call_that_a_file_asks_for_is_not_made",
+    ),
+    Fault(
+        "ids that the AR model does not know made likely",
+        "decoders.py",
+        "value=-torch.inf)",
+        "value=0.0)",
+        "tests/test_generate_large.py::test_ids_that_a_decoder_does_not_know_are_impossible",
+    ),
+    Fault(
+        "Dream's states read where they stand",
+        "large.py",
+        "DecoderNetwork(bidirectional(decoder), shifted=True)",
+        "DecoderNetwork(bidirectional(decoder))",
+        "tests/test_large.py::test_logits_are_those_of_plain_torch_at_the_position_they_predict",
+    ),
+    Fault(
+        "a diffusion model that looks back only",
+        "decoders.py",
+        "layer.attn.is_causal = False",
+        "layer.attn.is_causal = True",
+        "tests/test_large.py::test_logits_are_those_of_plain_torch_at_the_position_they_predict",
+    ),
+    Fault(
+        "the end of a text is not scored",
+        "corpora.py",
+        "while scored < len(tokens):",
+        "while scored + length <= len(tokens):",
+        "tests/test_evaluate.py::test_the_likelihood_of_an_ar_model_is_that_of_the_whole_text",
+    ),
+    Fault(
+        "the judge counts a token that it was given",
+        "judges.py",
+        "torch.full_like(owner, length - behind)",
+        "torch.full_like(owner, length)",
+        "tests/test_judges.py::test_a_causal_lm_judges_all_but_the_first_token_of_each_piece",
+    ),
+    Fault(
+        "a checkpoint that was never named pushes out the last one",
+        "checkpoints.py",
+        "[name for name in folders if name <= newest][-keep_last:]",
+        "folders[-keep_last:]",
+        "tests/test_checkpoints.py::test_a_later_checkpoint_that_was_never_named_does_not_push_out_the_last",
+    ),
+    Fault(
+        "large ids read from two bytes as negative ones",
+        "token_cache.py",
+        "return ids & (_SMALL - 1) if",
+        "return ids if",
+        "tests/test_token_cache.py::test_every_id_comes_back_in_two_bytes_or_four",
+    ),
+    Fault(
+        "a damaged file of tokens trusted for its size",
+        "token_cache.py",
+        "return None if _pages_are_whole(path, checksums) else",
+        "return None if checksums else",
+        "tests/test_token_cache.py::test_damage_is_said_and_mended",
+    ),
+    Fault(
+        "the end of a split left out of its blocks",
+        "layouts.py",
+        "_packed(total, room), -(-total // room)",
+        "_packed(total, room), max(1, total // room)",
+        "tests/test_layouts.py::test_packed_blocks_are_those_in_memory_and_the_last_one_reaches_back",
+    ),
+    Fault(
+        "documents that are held out trained on",
+        "datasets.py",
+        "if len(waiting) > part.all_but_last:",
+        "if waiting:",
+        "tests/test_datasets.py::test_files_in_the_format_of_the_hub[openwebtext-jsonl]",
+    ),
+    Fault(
+        "the first token of a judged piece counted, which nothing predicts",
+        "judges.py",
+        "network.max_length, 1, batch_size, score)",
+        "network.max_length, 0, batch_size, score)",
+        "tests/test_judges.py::test_a_torchtune_folder_judges_by_its_own_log_probabilities",
+    ),
+]
