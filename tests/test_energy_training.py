@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import Fault
+from fault import Fault
 from omegaconf import OmegaConf
 from running import Runner
 from test_planted_faults import package_in, plant
