@@ -12,60 +12,56 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
-from edlm import contracts, particles, samplers
-from edlm.contracts import Denoiser, Energy, Selection
+from edlm import contracts, particles
+from edlm.contracts import Selection
 from edlm.samplers import Kernel
-from edlm.schedules import Schedule
 
 
-def importance(
-    schedule: Schedule,
-    denoiser: Denoiser,
-    energy: Energy,
-    target_ess: float,
-    max_particles: int,
-    num_particles: int = 2,
-    temperature: float = 1.0,
-    selection: Selection = particles.sir,
-    proposal_temperature: float = 1.0,
-    nucleus: float = 1.0,
-) -> Kernel:
-    """Importance sampling that doubles a row's particles from `num_particles` until `ESS >= target_ess`.
+def in_rounds(kernel: Kernel, target_ess: float, num_particles: int = 2) -> Kernel:
+    """A kernel of k particles that doubles a row's particles from `num_particles` until `ESS >= target_ess`.
 
-    At most `max_particles` are drawn. A row stops by itself, whatever its batch. Given the number it stopped at, one of
-    them is chosen as in `samplers.importance`, of which this is the limit on either side: `target_ess <= 1` never draws
-    a second time, `target_ess > max_particles` always draws all.
-    Raises ValueError unless 1 <= num_particles <= max_particles and target_ess > 0, and as `samplers.importance` does.
+    At most the k of the kernel are drawn, which is that of `samplers.importance`, over drafts or transitions, or of
+    `joint.importance`. A row stops by itself, whatever its batch. Given the number it stopped at, one of them is chosen
+    as by the kernel, of which this is the limit on either side: `target_ess <= 1` never draws a second time,
+    `target_ess > k` always draws all.
+    Raises ValueError unless 1 <= num_particles <= k and target_ess > 0.
     """
-    if not 1 <= num_particles <= max_particles:
-        raise ValueError(f"num_particles = {num_particles} must lie in 1..max_particles = {max_particles}")
+    if not 1 <= num_particles <= kernel.num_particles:
+        raise ValueError(f"num_particles = {num_particles} must lie in 1..{kernel.num_particles}, those of the kernel")
     if not target_ess > 0.0:
         raise ValueError(f"target_ess = {target_ess} must be positive")
-    fixed = samplers.importance(
-        schedule, denoiser, energy, max_particles, temperature, selection, proposal_temperature, nucleus
+    assert isinstance(kernel.step, TensorDictSequential)
+    stages = dict(kernel.step.module.items())
+    names = list(stages)
+    first, last = names.index("propose"), names.index("select")
+    expect, weigh, finish = (
+        TensorDictSequential({name: stages[name] for name in part}, inplace=False)
+        for part in (names[:first], names[first:last], names[last + 1 :])
     )
-    stages = fixed.step.module
+    select = stages["select"].module
     step = Rounds(
-        denoise=stages["denoise"],
-        weigh=TensorDictSequential({name: stages[name] for name in ("propose", "weigh")}, inplace=False),
-        log_weights=partial(particles.log_weights, temperature=temperature),
-        selection=selection,
-        sizes=_doubling(num_particles, max_particles),
+        expect=expect,
+        weigh=weigh,
+        finish=finish,
+        log_weights=partial(particles.log_weights, temperature=select.temperature),
+        selection=select.selection,
+        sizes=_doubling(num_particles, kernel.num_particles),
         target_ess=target_ess,
     )
-    return fixed._replace(step=step)
+    return kernel._replace(step=step)
 
 
 class Rounds(TensorDictModuleBase):
-    """The step of an adaptive kernel: denoise once, then propose and weigh in rounds, for the rows that go on.
+    """The step of an adaptive kernel: what is expected once, then propose and weigh in rounds, for the rows that go on.
 
-    Its parts `denoise` and `weigh` are what an execution mode can compile; `pad` rounds numbers of positions up for it.
+    Its parts `expect` and `weigh` are what an execution mode can compile; `pad` rounds numbers of positions up for it.
     """
 
     def __init__(
         self,
-        denoise: TensorDictModuleBase,
+        expect: TensorDictModuleBase,
         weigh: TensorDictModuleBase,
+        finish: TensorDictModuleBase,
         log_weights: Callable[[Tensor], Tensor],
         selection: Selection,
         sizes: list[int],
@@ -73,16 +69,19 @@ class Rounds(TensorDictModuleBase):
         pad: Callable[[int], int] = lambda count: count,
     ) -> None:
         super().__init__()
-        self.denoise, self.weigh = denoise, weigh
+        self.expect, self.weigh, self.finish = expect, weigh, finish
         self.log_weights, self.selection = log_weights, selection
         self.sizes, self.target_ess, self.pad = sizes, target_ess, pad
-        self.reveal = samplers.reveal_chosen()
-        self.in_keys = [
-            *(contracts.X_T, contracts.T, contracts.POSITIONS, contracts.REVEAL, contracts.CORRECTED),
-            *(contracts.PROPOSAL_NOISE, contracts.SELECTION_NOISE),
-        ]
+        self.in_keys = list(
+            dict.fromkeys(
+                [
+                    *(contracts.X_T, contracts.T, contracts.POSITIONS, contracts.REVEAL, contracts.CORRECTED),
+                    *(contracts.PROPOSAL_NOISE, contracts.SELECTION_NOISE, *expect.in_keys),
+                ]
+            )
+        )
         self.out_keys = [
-            *(contracts.X_S, contracts.CHOSEN, contracts.PARTICLES),
+            *(*finish.out_keys, contracts.CHOSEN, contracts.PARTICLES),
             *(contracts.ESS, contracts.LOG_WEIGHT_STD),
         ]
 
@@ -90,22 +89,23 @@ class Rounds(TensorDictModuleBase):
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
     ) -> "Rounds":
         """The same step with its parts wrapped."""
-        return Rounds(
-            wrap(self.denoise), wrap(self.weigh), self.log_weights, self.selection, self.sizes, self.target_ess, pad
-        )
+        parts = wrap(self.expect), wrap(self.weigh), self.finish
+        return Rounds(*parts, self.log_weights, self.selection, self.sizes, self.target_ess, pad)
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
-        """Take the step; the state and the noise are those of `samplers.importance` with `max_particles`."""
+        """Take the step; the state and the noise are those of the kernel with all its particles."""
         x_t, corrected = tensordict[contracts.X_T], tensordict[contracts.CORRECTED]
-        b = len(x_t)
-        hidden = self.denoise(tensordict)[contracts.HIDDEN]
-        drafts = x_t.unsqueeze(1).repeat(1, self.sizes[-1], 1)
-        log_weights = torch.full(drafts.shape[:2], -torch.inf, dtype=torch.float64, device=x_t.device)
+        b, k = len(x_t), self.sizes[-1]
+        hidden = self.expect(tensordict)[contracts.HIDDEN]
+        drawn: dict[str, Tensor] = {}  # of every particle, what the last part reads: its tokens, and states if carried
+        log_weights = torch.full((b, k), -torch.inf, dtype=torch.float64, device=x_t.device)
         count = torch.zeros(b, dtype=torch.int64, device=x_t.device)
         going_on = torch.arange(b, device=x_t.device)
         for first, last in zip([0, *self.sizes], self.sizes, strict=False):
             found = self._round(tensordict, hidden, going_on, first, last)
-            drafts[going_on, first:last] = found[contracts.CANDIDATES]
+            for key in set(self.weigh.out_keys) & set(self.finish.in_keys):
+                whole = drawn.setdefault(key, found[key].new_zeros(b, k, *found[key].shape[2:]))
+                whole[going_on, first:last] = found[key]
             weights = self.log_weights(found[contracts.ENERGY]) + found[contracts.LOG_RATIO]
             log_weights[going_on, first:last] = weights
             count[going_on] = last
@@ -114,11 +114,11 @@ class Rounds(TensorDictModuleBase):
             if not len(going_on):
                 break
         chosen = torch.where(corrected, self.selection(log_weights, tensordict[contracts.SELECTION_NOISE]), 0)
-        state = {contracts.X_T: x_t, contracts.CANDIDATES: drafts, contracts.CHOSEN: chosen}
-        out = self.reveal(TensorDict({**state, contracts.REVEAL: tensordict[contracts.REVEAL]}))
+        given = {contracts.X_T: x_t, contracts.CHOSEN: chosen, contracts.REVEAL: tensordict[contracts.REVEAL]}
+        out = self.finish(TensorDict({**drawn, **given}))
         return TensorDict(
             {
-                contracts.X_S: out[contracts.X_S],
+                **{key: out[key] for key in self.finish.out_keys},
                 contracts.CHOSEN: chosen,
                 contracts.PARTICLES: count,
                 contracts.ESS: particles.ess(log_weights),

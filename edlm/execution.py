@@ -129,11 +129,12 @@ class _CompiledStep(nn.Module):
     def __init__(self, step: TensorDictModuleBase, one_tile: int) -> None:
         super().__init__()
         self.step = step
+        self.in_keys, self.out_keys = step.in_keys, step.out_keys
         self.one_tile = one_tile
         self._runs: dict[int, Callable[[TensorDict], TensorDict]] = {}
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
-        inputs = tensordict.select(*self.step.in_keys)  # another key set would be another graph
+        inputs = tensordict.select(*self.in_keys)  # another key set would be another graph
         count = inputs[POSITIONS].shape[0]
         size = 0 if count <= self.one_tile else count
         _mark_dynamic(inputs, _PER_ROW)

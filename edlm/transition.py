@@ -23,7 +23,7 @@ from edlm.schedules import Schedule
 
 
 def of_transitions(kernel: Kernel) -> Kernel:
-    """The kernel of `samplers.importance` or `adaptive.importance`, over candidates for what a step reveals.
+    """The kernel of `samplers.importance`, in rounds or not, over candidates for what a step reveals.
 
     k candidates for the revealed tokens are weighed by `exp(-E(x_s, x_t) / temperature)` and one is kept. Tokens are
     drawn at the revealed positions alone, so the vocabulary head costs what it costs in plain sampling. With one

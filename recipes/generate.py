@@ -183,14 +183,14 @@ class Generate:
             "nucleus": proposal["nucleus"],
         }
         most, target_ess = settings["num_particles"], settings["target_ess"]
-        if target_ess is None and self.scope == "joint":
+        if self.scope == "joint":
             assert isinstance(denoiser, SubsDenoiser)
-            return joint.importance(self.schedule, denoiser, most, **rules)
-        if target_ess is None:
-            kernel = kernels.importance(*parts, self.energy, most, **rules)
+            kernel = joint.importance(self.schedule, denoiser, most, **rules)
         else:
-            kernel = adaptive.importance(*parts, self.energy, target_ess, most, min(2, most), **rules)
-        return kernel if self.scope == "draft" else transition.of_transitions(kernel)
+            kernel = kernels.importance(*parts, self.energy, most, **rules)
+        if target_ess is not None:
+            kernel = adaptive.in_rounds(kernel, target_ess, min(2, most))
+        return transition.of_transitions(kernel) if self.scope == "transition" else kernel
 
     def _show(self, state: TensorDict, info: TensorDict) -> None:
         """The first texts as they form, drawn over the ones before."""

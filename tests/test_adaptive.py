@@ -21,6 +21,7 @@ from torch import Tensor
 import edlm
 from edlm import adaptive, execution, particles, pipelines, samplers, schedules, transition
 from edlm.pipelines import Pipeline
+from edlm.samplers import Kernel
 
 SYMBOLS, LENGTH, MASK = 2, 3, 2
 
@@ -32,17 +33,20 @@ def spiky(x: Tensor, x_t: Tensor) -> Tensor:
 
 def pipeline(target_ess: float, spec: Spec, first: int = 1, most: int = 4) -> Pipeline:
     """The sampler of a Spec with as many particles as it takes."""
-    kernel = adaptive.importance(
+    kernel = samplers.importance(
         spec.schedule,
         OracleDenoiser(wave_marginals(spec.seed, spec.symbols, spec.length), spec.mask_id),
         OracleEnergy(wave_energy(spec.seed, spec.length)),
-        target_ess,
         most,
-        first,
         spec.temperature,
         SELECTIONS[spec.selection or "sir"],
     )
+    kernel = adaptive.in_rounds(kernel, target_ess, first)
     return pipelines.sampling(kernel, spec.length, spec.num_steps, spec.window)
+
+
+def tiny_kernel(k: int, temperature: float = 1.0) -> Kernel:
+    return samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), k, temperature)
 
 
 def test_the_enumerated_law_has_the_fixed_ones_as_limits():
@@ -99,7 +103,7 @@ def test_a_row_that_has_enough_costs_no_more_energies():
 @pytest.mark.parametrize("b", [1, 3])
 def test_compiled_rounds_give_the_same_tokens(b: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    kernel = adaptive.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 2.0, 6, temperature=0.3)
+    kernel = adaptive.in_rounds(tiny_kernel(6, temperature=0.3), 2.0)
     slow = pipelines.sampling(kernel, 6, num_steps=3)
     fast = execution.accelerate(slow, "compile")
     assert torch.equal(edlm.sample(fast, b)["tokens"], edlm.sample(slow, b)["tokens"])
@@ -109,7 +113,7 @@ def test_compiled_rounds_give_the_same_tokens(b: int, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_each_part_is_one_graph():
     torch._dynamo.reset()
-    kernel = adaptive.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 2.0, 4, temperature=0.3)
+    kernel = adaptive.in_rounds(tiny_kernel(4, temperature=0.3), 2.0)
     slow = pipelines.sampling(kernel, 6, num_steps=3)
     fast = execution.accelerate(slow, "compile")
     for seed in range(3):
@@ -120,14 +124,14 @@ def test_each_part_is_one_graph():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((2.0, 4, 5), "num_particles = 5 must lie in 1..max_particles = 4"),
-        ((2.0, 4, 0), "num_particles = 0 must lie in 1..max_particles = 4"),
-        ((0.0, 4, 2), "target_ess = 0.0 must be positive"),
+        ((2.0, 5), "num_particles = 5 must lie in 1..4, those of the kernel"),
+        ((2.0, 0), "num_particles = 0 must lie in 1..4, those of the kernel"),
+        ((0.0, 2), "target_ess = 0.0 must be positive"),
     ],
 )
-def test_bad_input_is_named(arguments: tuple[float, int, int], message: str):
+def test_bad_input_is_named(arguments: tuple[float, int], message: str):
     with pytest.raises(ValueError, match=message):
-        adaptive.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), *arguments)
+        adaptive.in_rounds(tiny_kernel(4), *arguments)
 
 
 def test_the_spread_of_the_log_weights_is_over_the_particles_that_were_drawn():
@@ -138,9 +142,8 @@ def test_the_spread_of_the_log_weights_is_over_the_particles_that_were_drawn():
 
 
 def test_the_kernel_is_the_fixed_one_but_for_its_step():
-    kernel = adaptive.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 2.0, 6)
-    fixed = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 6)
-    assert (kernel.num_particles, kernel.proposes, kernel.outside is None) == (6, "masked", fixed.outside is None)
+    fixed = tiny_kernel(6)
+    assert adaptive.in_rounds(fixed, 2.0)._replace(step=fixed.step) == fixed
 
 
 def test_rounds_over_what_is_revealed_have_the_fixed_numbers_as_limits():

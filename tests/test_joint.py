@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 import edlm
 from edlm import (
+    adaptive,
     checkpoints,
     contracts,
     denoisers,
@@ -436,6 +437,26 @@ def test_a_network_of_ours_gives_the_tokens_of_its_two_heads_taken_apart(window:
     assert (longer[0]["info", "denoiser_passes"] < longer[1]["info", "denoiser_passes"]).all()
 
 
+@settings(max_examples=30)
+@given(specs(("sir", "imh", "greedy")), st.integers(1, 4), st.integers(0, 2**62), st.floats(0.5, 4.0))
+def test_in_rounds_it_gives_the_tokens_of_two_networks_and_carries_the_winners_states(
+    spec: Spec, b: int, seed: int, target_ess: float
+):
+    """Each row draws as many particles as it takes, and no pass of the denoiser is made for any of them."""
+    shared, apart = one_network(spec), two_networks(spec)
+    first = min(2, spec.num_particles)
+    ours, theirs = (
+        edlm.sample(each._replace(kernel=adaptive.in_rounds(each.kernel, target_ess, first)), b, seed=seed)
+        for each in (shared, apart)
+    )
+    assert torch.equal(ours["tokens"], theirs["tokens"])
+    for key in ("particles", "energy_passes"):
+        assert torch.equal(ours["info", key], theirs["info", key])
+    single = edlm.sample(shared, b, seed=seed)["info"]
+    assert torch.equal(ours["info", "denoiser_passes"], single["denoiser_passes"])
+    assert (ours["info", "energy_passes"] <= single["energy_passes"]).all()
+
+
 def test_dropout_left_on_in_a_joint_network_is_an_error():
     network = joint_network(dropout=0.1).train()
     kernel = joint.importance(schedules.log_linear(), denoisers.subs(network, 4), 2)
@@ -455,10 +476,13 @@ def in_and_out_of_its_window() -> Pipeline:
     return pipelines.sampling(kernel, 8, None, (0.3, 0.8))
 
 
+@pytest.mark.parametrize("in_rounds", [False, True])
 @pytest.mark.parametrize("b", [1, 2, 5])
-def test_what_is_wrapped_around_a_step_changes_no_token(b: int, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_wrapped_around_a_step_changes_no_token(b: int, in_rounds: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     slow = in_and_out_of_its_window()
+    if in_rounds:
+        slow = slow._replace(kernel=adaptive.in_rounds(slow.kernel, 2.0))
     for prompt in (None, torch.tensor([4, 2, 4, 1, 0, 3, 2, 4])):
         ours, expected = (edlm.sample(each, b, prompt=prompt) for each in (edlm.accelerate(slow, "compile"), slow))
         assert torch.equal(ours["tokens"], expected["tokens"])

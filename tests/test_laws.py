@@ -389,7 +389,8 @@ def test_plain_sampling_from_a_nucleus(nucleus: float):
 @pytest.mark.parametrize("target_ess", [1.5, slow(1.9)])
 def test_particles_drawn_until_they_suffice(target_ess: float):
     denoiser = OracleDenoiser(Lookup(MARGINALS), SYMBOLS)
-    kernel = adaptive.importance(schedules.log_linear(), denoiser, OracleEnergy(ENERGY), target_ess, 4, 1)
+    fixed = samplers.importance(schedules.log_linear(), denoiser, OracleEnergy(ENERGY), 4)
+    kernel = adaptive.in_rounds(fixed, target_ess, 1)
     tokens = edlm.sample(pipelines.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"]
     law = Case(2).law(choose=adaptive_sir([1, 2, 4], target_ess), energy=ENERGY)
     judge(counts_of(tokens), law, {f"always {k}": Case(2, k=k).law() for k in (1, 2, 4)})
