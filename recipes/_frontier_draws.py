@@ -5,16 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from tensordict.nn import TensorDictSequential
 from torch import Tensor
 
-from edlm import autoregressive, energies, particles, pipelines, quality, samplers, transition
+from edlm import autoregressive, energies, joint, particles, pipelines, quality, samplers, transition
 from edlm.contracts import Energy
+from edlm.denoisers import SubsDenoiser
 from edlm.judges import Judge
 from edlm.pipelines import Pipeline
 from edlm.recipes import _processes, _timing
-from edlm.recipes._frontier_grid import FLIPPED, ZERO, ZERO_TRANSITION, Setting
+from edlm.recipes._frontier_grid import FLIPPED, ZERO, ZERO_JOINT, ZERO_TRANSITION, Setting
 from edlm.recipes._models import Models
 from edlm.recipes._quality import Texts
+from edlm.samplers import Kernel
 
 _LOADED = {
     "learned": "energy",
@@ -49,24 +52,43 @@ class Reference(NamedTuple):
 
 def pipeline(setting: Setting, models: Models, length: int) -> Pipeline:
     """The sampler of a setting with a denoiser."""
-    assert models.diffusion is not None
-    parts, heat = (models.diffusion.schedule, models.diffusion.denoiser), setting.temperature
-    if setting.energy is None:
-        kernel = samplers.ancestral(*parts, temperature=heat)
-    else:
-        kernel = samplers.importance(
-            *parts,
-            energy(setting.energy, models),
-            setting.num_particles,
-            selection=getattr(particles, setting.method),
-            proposal_temperature=heat,
-        )
-        kernel = transition.of_transitions(kernel) if setting.of_transitions else kernel
+    kernel = _of_one_network(setting, models) if setting.of_joint else _of_two_networks(setting, models)
     return pipelines.sampling(kernel, length, setting.num_steps, setting.window)
 
 
+def _of_one_network(setting: Setting, models: Models) -> Kernel:
+    """A joint network's own kernel; as controls its energy times zero, or minus one."""
+    assert models.joint is not None
+    assert setting.energy is not None
+    denoiser = models.joint.denoiser
+    assert isinstance(denoiser, SubsDenoiser)
+    selection = getattr(particles, setting.method)
+    how = {"selection": selection, "proposal_temperature": setting.temperature}
+    kernel = joint.importance(models.joint.schedule, denoiser, setting.num_particles, **how)
+    assert isinstance(kernel.step, TensorDictSequential)
+    factor = 0.0 if setting.energy == ZERO_JOINT else -1.0 if setting.energy.startswith(FLIPPED) else 1.0
+    stages = dict(kernel.step.module.items())
+    stages["weigh"] = energies.scaled(stages["weigh"], factor)
+    return kernel._replace(step=TensorDictSequential(stages, inplace=False))
+
+
+def _of_two_networks(setting: Setting, models: Models) -> Kernel:
+    assert models.diffusion is not None
+    parts, heat = (models.diffusion.schedule, models.diffusion.denoiser), setting.temperature
+    if setting.energy is None:
+        return samplers.ancestral(*parts, temperature=heat)
+    kernel = samplers.importance(
+        *parts,
+        energy(setting.energy, models),
+        setting.num_particles,
+        selection=getattr(particles, setting.method),
+        proposal_temperature=heat,
+    )
+    return transition.of_transitions(kernel) if setting.of_transitions else kernel
+
+
 def energy(name: str, models: Models) -> Energy:
-    """The energy of a name: zero, a loaded one, or its negative."""
+    """The energy of a name that is not a joint network's: zero, a loaded one, or its negative."""
     assert models.diffusion is not None
     if name in (ZERO, ZERO_TRANSITION):
         return energies.zero()

@@ -19,6 +19,7 @@ ENERGIES = {
     "posterior": "ar",
     "carry_over": "ar",
     "transition": "transition",
+    "joint": "joint",
     "exact": "source",
     "exact_transition": "source",
 }
@@ -26,7 +27,8 @@ CONTROLS = ("one_particle", "zero", "flipped", "equal_passes")
 FLIPPED = "flipped "
 ZERO = "zero"
 ZERO_TRANSITION = "zero transition"
-_OF_TRANSITIONS = ("transition", "exact_transition", ZERO_TRANSITION)
+JOINT, ZERO_JOINT = "joint", "zero joint"
+_OF_TRANSITIONS = ("transition", "exact_transition", ZERO_TRANSITION, JOINT, ZERO_JOINT)
 _MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one position
 
 _TEMPERATURES: Schema = {
@@ -48,6 +50,7 @@ class Setting(NamedTuple):
     """One sampler. energy: None without one, `zero`, or a name of `ENERGIES`, `flipped` in front for its negative.
 
     One of transitions weighs what a step reveals, the others whole drafts; `zero transition` is E = 0 of the former.
+    `joint` is the energy of a joint network with the denoiser of that network, `zero joint` that denoiser alone.
     temperature: of the denoiser's law that proposes, or of the AR model. num_steps: None is one position at a time.
     """
 
@@ -82,6 +85,11 @@ class Setting(NamedTuple):
     def of_transitions(self) -> bool:
         """Whether candidates fill in what a step reveals, and not all masks."""
         return self.energy is not None and self.energy.removeprefix(FLIPPED) in _OF_TRANSITIONS
+
+    @property
+    def of_joint(self) -> bool:
+        """Whether one network both denoises and weighs, so that its passes are those of the candidates."""
+        return self.energy is not None and self.energy.removeprefix(FLIPPED) in (JOINT, ZERO_JOINT)
 
     @classmethod
     def plain(cls, num_steps: int | None, temperature: float = 1.0) -> "Setting":
@@ -131,7 +139,8 @@ def control(name: str, setting: Setting, schedule: Schedule, length: int) -> Set
     if name == "one_particle":
         return setting._replace(num_particles=1)
     if name == "zero":
-        return setting._replace(energy=ZERO_TRANSITION if setting.of_transitions else ZERO)
+        zero = ZERO_JOINT if setting.of_joint else ZERO_TRANSITION if setting.of_transitions else ZERO
+        return setting._replace(energy=zero)
     if name == "flipped":
         return setting._replace(energy=f"{FLIPPED}{setting.energy}")
     passes = expected_passes(setting, schedule, length)
@@ -141,7 +150,9 @@ def control(name: str, setting: Setting, schedule: Schedule, length: int) -> Set
 def expected_passes(setting: Setting, schedule: Schedule, length: int) -> float:
     """Expected number of texts that networks read for one sample; an AR model with its cache reads one.
 
-    Step j reveals something with probability `1 - (1 - p_j)^l`, `p_j` the share of the positions it reveals.
+    Step j reveals something with probability `1 - (1 - p_j)^l`, `p_j` the share of the positions it reveals. A joint
+    network's candidates are its next step's input, and one pass of its denoiser goes before the first of them; so for
+    a text alone, as texts of one batch that enter a window at different passes take some of both.
     """
     if setting.method == "ar":
         return 1.0
@@ -150,9 +161,12 @@ def expected_passes(setting: Setting, schedule: Schedule, length: int) -> float:
         passes, corrected = float(length), length * float(inside)
     else:
         times = schedules.uniform_grid(setting.num_steps)
-        busy = 1.0 - (1.0 - _kept(schedule, times).diff()) ** length
-        passes = float(busy.sum())
-        corrected = float(busy[schedules.inside(times[:-1], setting.window)].sum())
+        shares, within = _kept(schedule, times).diff(), schedules.inside(times[:-1], setting.window)
+        busy, inside = 1.0 - (1.0 - shares) ** length, shares[within].sum()
+        passes, corrected = float(busy.sum()), float(busy[within].sum())
+    if setting.of_joint:
+        entered = 1.0 - (1.0 - float(inside)) ** length
+        return passes - corrected + entered + setting.num_particles * corrected
     return passes + (setting.num_particles * corrected if setting.has_network else 0.0)
 
 

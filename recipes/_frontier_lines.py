@@ -10,7 +10,8 @@ from edlm.recipes import _report
 
 # The settings are compared one by one, and networks by their weights; a line depends on no other line.
 _FREE_ON_RESUME = ("settings", "networks", "output_dir", "sweeps")
-_NETWORKS = ("energy", "transition", "ar")  # a line without one of them does not depend on it, so it may come later
+# A line without one of these does not depend on it, so it may come later.
+_NETWORKS = ("energy", "transition", "joint", "ar")
 
 
 class Lines:

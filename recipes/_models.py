@@ -18,6 +18,8 @@ from edlm.recipes import _parameterisations, _settings
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
 
+NETWORKS = ("denoiser", "energy", "transition", "joint", "ar")  # the keys of a config that name them
+
 
 class Diffusion(NamedTuple):
     """A denoiser, the schedule it was trained on, and the energies that correct it, by name."""
@@ -35,9 +37,10 @@ class Autoregressive(NamedTuple):
 
 
 class Models(NamedTuple):
-    """A denoiser with its energies, or a baseline in its place, an AR model, or both, over one vocabulary.
+    """A denoiser with its energies, or a baseline in its place, a joint network and an AR model, over one vocabulary.
 
-    max_length: the longest text that all of them take; records: what each network is, for a report.
+    max_length: the longest text that all of them take; records: what each network is, for a report; joint: the denoiser
+    of a joint network with the energy of its own, a sampler beside those of the other denoiser.
     """
 
     vocabulary: Vocabulary
@@ -46,20 +49,20 @@ class Models(NamedTuple):
     ar: Autoregressive | None
     records: dict[str, dict[str, Any]]
     baseline: Reverse | None = None
+    joint: Diffusion | None = None
 
 
 def load(settings: Mapping[str, Any], device: torch.device) -> Models:
-    """Load `denoiser`, `energy` and `ar` of a config, and `transition` where it has that key.
+    """Load `denoiser`, `energy` and `ar` of a config, and `transition` and `joint` where it has these keys.
 
     The AR model corrects the denoiser in both of its forms.
 
-    Raises ValueError if both `denoiser` and `ar` are null, or an energy has no denoiser, for networks of another kind
-    or of another vocabulary, and for a checkpoint that cannot be read.
+    Raises ValueError if no network that draws texts is named, or an energy has no denoiser, for networks of another
+    kind or of another vocabulary, and for a checkpoint that cannot be read.
     """
-    keys = ("denoiser", "energy", "transition", "ar")
-    named = {key: settings[key] for key in keys if settings.get(key) is not None}
-    if not {"denoiser", "ar"} & named.keys():
-        raise ValueError("denoiser and ar are both null: name one of them, or both")
+    named = {key: settings[key] for key in NETWORKS if settings.get(key) is not None}
+    if not {"denoiser", "joint", "ar"} & named.keys():
+        raise ValueError("denoiser, joint and ar are all null: name one of them, or more")
     for key in ("energy", "transition"):
         if key in named and "denoiser" not in named:
             raise ValueError(f"{key} = {named[key]!r} needs a denoiser to correct")
@@ -75,10 +78,11 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
         baseline = _parameterisations.load(named["denoiser"], device)
     elif "denoiser" in named:
         diffusion = _load_diffusion(named, vocabulary, ar, device)
-    lengths = [each.denoiser.max_length for each in (diffusion, baseline) if each is not None]
+    own = load_joint(named["joint"], device) if "joint" in named else None
+    lengths = [each.denoiser.max_length for each in (diffusion, baseline, own) if each is not None]
     lengths += [ar.network.max_length] if ar is not None else []
     records = {key: _record(path) for key, path in named.items()}
-    return Models(vocabulary, min(lengths), diffusion, ar, records, baseline)
+    return Models(vocabulary, min(lengths), diffusion, ar, records, baseline, own)
 
 
 def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedule]:
@@ -95,6 +99,14 @@ def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedu
     else:
         network = _network(Transformer, path, told, device)
     return denoisers.subs(network, checkpoints.load_vocabulary_of(path).mask_id, told), schedule
+
+
+def load_joint(path: str, device: torch.device) -> Diffusion:
+    """The denoiser of a joint network with its own energy. Raises ValueError for a network with one head."""
+    if not _is_joint(path):
+        raise ValueError(f"joint = {path!r} holds a network with one head: `edlm run edlm_joint` trains one with two")
+    denoiser, schedule = load_denoiser(path, device)
+    return Diffusion(denoiser, schedule, {"joint": joint.energy(denoiser.module.network)})
 
 
 def load_ar(path: str, device: torch.device) -> Autoregressive:

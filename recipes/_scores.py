@@ -52,6 +52,10 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
             else:
                 yield name, sampler(models.diffusion, energy, settings)
                 yield name, paper(models.diffusion, energy, settings)
+    if models.joint is not None:
+        yield "joint", continuous(models.joint)
+        yield "joint", t_step(models.joint, settings)
+        yield "joint", transitions(models.joint, models.joint.energies["joint"], settings)
     if models.ar is not None:
         yield "ar", exact(models.ar, models.vocabulary.mask_id)
 

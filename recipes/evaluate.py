@@ -39,6 +39,7 @@ SETTINGS: Schema = {
     "denoiser": _settings.optional(_settings.text),
     "energy": _settings.optional(_settings.text),
     "transition": _settings.optional(_settings.text),
+    "joint": _settings.optional(_settings.text),
     "ar": _settings.optional(_settings.text),
     "corpus": _settings.component(),
     "split": _settings.optional(_settings.choice("train", "valid", "test")),

@@ -42,6 +42,7 @@ SETTINGS: Schema = {
     "denoiser": _settings.text,
     "energy": _settings.optional(_settings.text),
     "transition": _settings.optional(_settings.text),
+    "joint": _settings.optional(_settings.text),
     "ar": _settings.optional(_settings.text),
     "judge": _settings.text,
     "corpus": _settings.component(),

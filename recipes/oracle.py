@@ -159,6 +159,8 @@ def require_sources(sweeps: Sequence[Mapping[str, Any]], learn: Mapping[str, Any
                 raise ValueError(
                     f"sweeps[{index}] draws with {name!r}: there is no AR model here but the source itself"
                 )
+            if name == "joint":
+                raise ValueError(f"sweeps[{index}] draws with 'joint': the denoiser here is the source's own")
             if name in _oracle_learning.SCOPES and learn is None:
                 raise ValueError(f"learn is null, and sweeps[{index}] draws with {name!r}: say how to train it")
 

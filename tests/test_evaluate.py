@@ -12,10 +12,10 @@ from builders import tiny_network
 from running import Runner, unless_given
 from torch import Tensor
 
-from edlm import bounds, checkpoints, corpora, denoisers, energies, folding, likelihoods, schedules, vocabulary
+from edlm import bounds, checkpoints, corpora, denoisers, energies, folding, joint, likelihoods, schedules, vocabulary
 from edlm.corpora import Excerpt
 from edlm.likelihoods import Estimate
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import _figures, _quality, _texts
 from edlm.recipes._figures import Figure, TextSet
 from edlm.recipes._scores import Scores
@@ -39,6 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         energy.scalar.weight.normal_(std=20.0)
     checkpoints.save_network(path / "energy", energy, ABC, {})
     checkpoints.save_network(path / "transition", energy, ABC, {"scope": "transition"})
+    two_heads = JointNetwork(ABC.size, LENGTH, **SIZES)
+    with torch.no_grad():
+        two_heads.scalar.weight.normal_(std=20.0)
+        two_heads.new.weight.normal_()
+    checkpoints.save_network(path / "joint", two_heads, ABC, notes)
     causal = tiny_network(2, ABC.size, LENGTH, causal=True, conditioning_size=0).float()
     checkpoints.save_network(path / "ar", causal, ABC, {"bos_id": ABC.mask_id})
     checkpoints.save_network(path / "without_bos", causal, ABC, {})
@@ -168,6 +173,28 @@ def test_an_energy_of_transitions_has_a_bound_of_its_own(run, folder: Path) -> N
     plain = by_name(card)["denoiser", "t_step_nelbo"]["nats_per_token"]
     assert found["nats_per_token"] - found["excess_nats"] == pytest.approx(plain, rel=1e-5)
     assert found["nats_per_token"] != pytest.approx(plain, rel=1e-3)
+
+
+def test_a_joint_network_has_the_bounds_of_its_denoiser_and_of_its_own_sampler(run, folder: Path) -> None:
+    at = ["denoiser=null", "energy=null", "ar=null", f"joint={folder / 'joint'}"]
+    status, _, error, card = run("rows=6", "batch_size=4", "num_passes=null", *at)
+    assert status == 0, error
+    found = by_name(card)
+    assert list(found) == [("joint", name) for name in ("nelbo", "t_step_nelbo", "transition_nelbo")]
+    network = checkpoints.load_as(JointNetwork, folder / "joint").eval()
+    texts = corpora.excerpts([TEXT], ABC, LENGTH)
+    x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
+    keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
+    denoiser = denoisers.subs(network, ABC.mask_id)
+    options = {"num_particles": 3, "window": (0.4, 1.0)}
+    bound = likelihoods.estimate(bounds.transition_nelbo(denoiser, joint.energy(network), *keys, **options).nats)
+    plain = likelihoods.estimate(bounds.t_step_nelbo(denoiser, *keys).nats)
+    assert found["joint", "transition_nelbo"]["nats_per_token"] == pytest.approx(bound.mean, rel=1e-4)
+    assert found["joint", "t_step_nelbo"]["nats_per_token"] == pytest.approx(plain.mean, rel=1e-4)
+    assert bound.mean != pytest.approx(plain.mean, rel=1e-3)
+    status, _, error, _ = run(f"joint={folder / 'denoiser'}")
+    assert status == 2
+    assert "holds a network with one head: `edlm run edlm_joint` trains one with two" in error
 
 
 def test_foreign_texts_share_one_table_and_short_documents_stand_alone(run, folder: Path) -> None:
@@ -370,7 +397,7 @@ def test_rows_of_unequal_length_count_by_their_tokens() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["denoiser=null", "energy=null", "ar=null"], "denoiser and ar are both null: name one of them, or both"),
+        (["denoiser=null", "energy=null", "ar=null"], "denoiser, joint and ar are all null: name one of them, or more"),
         (["denoiser=null"], "needs a denoiser to correct"),
         (["ar={}/denoiser"], "holds a network that is not causal"),
         (["ar={}/other"], "were trained on different vocabularies"),

@@ -14,8 +14,20 @@ from hypothesis import strategies as st
 from running import Runner, unless_given
 from tensordict import TensorDict
 
-from edlm import checkpoints, contracts, pipelines, quality, samplers, schedules, transition, vocabulary
-from edlm.networks import EnergyNetwork
+from edlm import (
+    checkpoints,
+    contracts,
+    energies,
+    joint,
+    pipelines,
+    quality,
+    samplers,
+    schedules,
+    transition,
+    vocabulary,
+)
+from edlm.denoisers import SubsDenoiser
+from edlm.networks import EnergyNetwork, JointNetwork
 from edlm.recipes import _frontier_draws, _frontier_grid, _frontier_points, _models
 from edlm.recipes._frontier_draws import Drawing
 from edlm.recipes._frontier_grid import Setting, expected_passes
@@ -35,15 +47,15 @@ ENERGY = (
     "temperature: [1.0], controls: %s}"
 )
 TRANSITION = (
-    "{method: sir, energy: [transition], num_steps: [3], num_particles: [2], window: [[0, 1]], temperature: [1.0], "
-    "controls: [zero, flipped]}"
+    "{method: sir, energy: [transition, joint], num_steps: [3], num_particles: [2], window: [[0, 1]], "
+    "temperature: [1.0], controls: [zero, flipped]}"
 )
 AR = "{method: ar, temperature: [1.0]}"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A denoiser, an energy of drafts and one of transitions, two AR models and a text."""
+    """A denoiser, an energy of drafts and one of transitions, a joint network, two AR models and a text."""
     path = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     notes = {"schedule": {"_component_": "edlm.schedules.log_linear"}, "time_conditioning": False}
@@ -53,6 +65,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             energy.scalar.weight.normal_(std=20.0)
         checkpoints.save_network(path / name, energy, ABC, scope)
+    two_heads = JointNetwork(ABC.size, LENGTH, **SIZES)
+    with torch.no_grad():
+        two_heads.scalar.weight.normal_(std=20.0)
+        two_heads.new.weight.normal_()
+    checkpoints.save_network(path / "joint", two_heads, ABC, notes)
     for seed, name in ((2, "ar"), (3, "judge")):
         causal = tiny_network(seed, ABC.size, LENGTH, causal=True, conditioning_size=0).float()
         checkpoints.save_network(path / name, causal, ABC, {"bos_id": ABC.mask_id})
@@ -64,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder: Path) -> Models:
-    named = {name: str(folder / name) for name in ("denoiser", "energy", "transition", "ar")}
+    named = {name: str(folder / name) for name in _models.NETWORKS}
     return _models.load(named, torch.device("cpu"))
 
 
@@ -75,7 +92,7 @@ def run(folder: Path, tmp_path: Path, run: Runner) -> Callable[..., tuple[int, s
     def call(*overrides: str) -> tuple[int, str, str, Path]:
         base = {
             "output_dir": tmp_path / "out",
-            **{name: folder / name for name in ("denoiser", "energy", "transition", "ar", "judge")},
+            **{name: folder / name for name in (*_models.NETWORKS, "judge")},
             "corpus._component_": "edlm.corpora.text_files",
             "corpus.path": folder / "text",
             "num_samples": 5,
@@ -131,14 +148,18 @@ def test_a_sweep_is_the_product_of_its_lists_and_a_setting_is_there_once() -> No
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 8, None])
-@pytest.mark.parametrize("window", [FULL, (0.3, 0.8)])
-def test_expected_passes_are_the_mean_of_those_that_are_run(models: Models, num_steps: int | None, window) -> None:
-    """n = 400 texts; the number of passes of a text lies within 4 standard errors, and exactly where it is fixed."""
-    setting = SIR._replace(num_steps=num_steps, num_particles=2, window=window)
+@pytest.mark.parametrize("window", [FULL, (0.3, 0.8), (0.0, 0.5)])
+@pytest.mark.parametrize("energy", ["learned", "joint"])
+def test_expected_passes_are_the_mean_of_those_that_are_run(
+    models: Models, num_steps: int | None, window: tuple[float, float], energy: str
+) -> None:
+    """Within 4 standard errors of the mean of n texts, each alone where others change its passes; exactly if fixed."""
+    setting = SIR._replace(energy=energy, num_steps=num_steps, num_particles=2, window=window)
     pipeline = _frontier_draws.pipeline(setting, models, LENGTH)
-    info = pipelines.sample(pipeline, 400, seed=0)["info"]
-    passes = (info["denoiser_passes"] + info["energy_passes"]).double()
-    error = float(passes.std()) / 20
+    together, n = (1, 100) if energy == "joint" and window != FULL else (400, 400)
+    infos = [pipelines.sample(pipeline, together, first_row=row)["info"] for row in range(0, n, together)]
+    passes = torch.cat([info["denoiser_passes"] + info["energy_passes"] for info in infos]).double()
+    error = float(passes.std()) / n**0.5
     assert abs(float(passes.mean()) - expected_passes(setting, LINEAR, LENGTH)) <= 4 * error + 1e-9
     assert (error == 0.0) == (num_steps == 1 or (num_steps is None and window == FULL))
 
@@ -213,6 +234,36 @@ def test_an_energy_of_transitions_weighs_what_a_step_reveals(models: Models) -> 
     assert costs["energy_passes"] == (3 * wanted["info"]["denoiser_passes"]).tolist()
     drafts, _ = _frontier_draws.draw(SIR, models, drawing())
     assert not torch.equal(tokens, drafts)
+
+
+def test_a_joint_network_is_drawn_by_its_own_kernel_and_its_denoiser_is_its_control(models: Models) -> None:
+    """Zero, one particle and the plain sampler of its denoiser are one; flipped and the energy differ from them."""
+    setting = SIR._replace(energy="joint")
+    assert models.joint is not None
+    denoiser, schedule = models.joint.denoiser, models.joint.schedule
+    assert isinstance(denoiser, SubsDenoiser)
+    kernel = joint.importance(schedule, denoiser, 3)
+    wanted = pipelines.sample(pipelines.sampling(kernel, LENGTH, 4), 6, seed=0)
+    tokens, costs = _frontier_draws.draw(setting, models, drawing())
+    assert torch.equal(tokens, wanted["tokens"])
+    assert costs["denoiser_passes"] == [1] * 6
+    plain = pipelines.sample(pipelines.sampling(samplers.ancestral(schedule, denoiser), LENGTH, 4), 6, seed=0)
+    drawn = {}
+    for name in ("one_particle", "zero", "flipped"):
+        control = _frontier_grid.control(name, setting, LINEAR, LENGTH)
+        drawn[name], found = _frontier_draws.draw(control, models, drawing())
+        assert found["denoiser_passes"] == [1] * 6
+        if name == "zero":
+            assert found["ess"] == pytest.approx([3.0] * 6)
+    assert torch.equal(drawn["one_particle"], plain["tokens"])
+    apart = transition.of_transitions(
+        samplers.importance(schedule, denoiser, energies.scaled(models.joint.energies["joint"], -1.0), 3)
+    )
+    flipped = pipelines.sample(pipelines.sampling(apart, LENGTH, 4), 6, seed=0)["tokens"]
+    assert torch.equal(drawn["flipped"], flipped)
+    assert len({str(each.tolist()) for each in (tokens, flipped, plain["tokens"])}) == 3
+    control = _frontier_grid.control("equal_passes", setting._replace(num_steps=8), LINEAR, 256)
+    assert expected_passes(control, LINEAR, 256) == pytest.approx(1 + 8 * 3, abs=0.5)
 
 
 def test_a_pass_is_a_text_that_was_read(models: Models) -> None:
@@ -415,7 +466,14 @@ def test_a_network_may_come_later_and_none_may_be_another(run, folder: Path) -> 
     assert run(f"sweeps=[{PLAIN}]", "transition=null")[0] == 0
     status, _, error, out = run(f"sweeps=[{PLAIN},{TRANSITION}]")
     assert status == 0, error
-    assert "transition" in list(lines(out))[-1]
+    assert [name for name in lines(out) if "transition" in name or "joint" in name] == [
+        "sir, transition, T=3, k=2",
+        "sir, joint, T=3, k=2",
+        "sir, zero transition, T=3, k=2",
+        "sir, flipped transition, T=3, k=2",
+        "sir, zero joint, T=3, k=2",
+        "sir, flipped joint, T=3, k=2",
+    ]
     status, _, error, _ = run(f"sweeps=[{PLAIN}]", "transition=null")
     assert status == 2
     assert "transition was " in error
