@@ -57,7 +57,8 @@ def forecast(
     for parameter in own:
         others.pop(id(parameter), None)
     held = {"parameters": size, "EMA": size, "frozen networks": _bytes(list(others.values()))}
-    held |= {"gradients": size, "optimizer": _optimizer_bytes(optimizer, size)}
+    trained = _bytes([p for p in own if p.requires_grad])
+    held |= {"gradients": trained, "optimizer": _optimizer_bytes(optimizer, trained)}
     rows = math.ceil(settings["batch_size"] / settings["accumulate"])
     some = min(_ROWS, rows)
     kept: dict[int, int] = {}

@@ -96,8 +96,9 @@ class TrainingRun:
 
     stages: a training pipeline whose `loss` (b,) is averaged and divided by `loss_scale`. validate: called with the
     EMA network; the first of its figures, if any, is the held-out loss. identity: what must be the same when the run is
-    resumed, beside the settings. sample: texts of the EMA network, for those who follow the run. Of several processes
-    each takes its rows of every batch, and the first one writes. Raises ValueError where some would have none.
+    resumed, beside the settings. sample: texts of the EMA network, for those who follow the run. rate_of: the share of
+    the learning rate that a parameter, by its name, trains at. Of several processes each takes its rows of every batch,
+    and the first one writes. Raises ValueError where some would have none.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class TrainingRun:
         validate: Callable[[nn.Module], Metrics],
         loss_scale: float = 1.0,
         sample: _following.Sample | None = None,
+        rate_of: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         self.folder, self.network, self.stages, self.blocks = folder, network, stages, blocks
         self.vocabulary, self.settings, self.seed, self.validate = vocabulary, settings, seed, validate
@@ -126,8 +128,10 @@ class TrainingRun:
             execution.compile_blocks(network)
         if settings["recompute"]:  # around what is compiled, in which it could not be seen
             networks.recompute(network)
-        self.optimizer = _settings.build(settings["optimizer"], params=iter(self.weights.masters))
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        groups = self.weights.grouped(rate_of)
+        self.optimizer = _settings.build(settings["optimizer"], params=iter([{"params": own} for _, own in groups]))
+        rates = zip(self.optimizer.param_groups, groups, strict=True)
+        self.base_rates = [group["lr"] * share for group, (share, _) in rates]
         self.step = 0
         self.patience = Patience(settings["patience"])
         self._losses: list[float] = []  # of the steps since the last line of the log
@@ -312,7 +316,7 @@ class TrainingRun:
         return 0.5 * (1.0 + math.cos(math.pi * (self.step - warmup) / max(1, steps - warmup)))
 
     def _rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -5,7 +5,8 @@ and float32, so a checkpoint says nothing of the processes that wrote it.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,6 +55,12 @@ class Weights:
             self._average.load_state_dict(self.average_state(), assign=True)
             self._average = self._average.requires_grad_(False).eval()
         return self._average
+
+    def grouped(self, share_of: Callable[[str], float]) -> list[tuple[float, list[Tensor]]]:
+        """The masters in their order, neighbours of one share together: an optimiser's groups keep their numbers."""
+        shares = map(share_of, self._names())
+        found = itertools.groupby(zip(shares, self.masters, strict=True), key=lambda pair: pair[0])
+        return [(share, [master for _, master in pairs]) for share, pairs in found]
 
     def collect_gradients(self) -> None:
         """Sum the gradients over the processes, in float32, for the optimiser to find."""

@@ -42,6 +42,7 @@ SETTINGS: Schema = {
     "pretrain": _settings.optional(_settings.section(pretrain_denoiser.MODEL)),
     "dropout": _settings.number(0, 0.9),
     "num_energy_layers": _settings.integer(1),
+    "denoiser_rate": _settings.number(0),
     "transition_steps": _settings.span,
     "nelbo_weight": _settings.number(0),
     "energy_weight": _settings.number(0),
@@ -79,7 +80,8 @@ class JointTraining:
         own = {"dropout": settings["dropout"], "num_energy_layers": settings["num_energy_layers"]}
         network = networks.JointNetwork(**{**sizes, **own}).to(self.device)
         networks.start_joint_from(network, self.start)
-        told = ("num_energy_layers", "transition_steps", "nelbo_weight", "energy_weight", "objective", "num_negatives")
+        network.denoiser.requires_grad_(settings["denoiser_rate"] > 0.0)  # what is not trained takes no backward pass
+        told = ("num_energy_layers", "denoiser_rate", "transition_steps", "objective", "num_negatives")
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
@@ -89,7 +91,7 @@ class JointTraining:
             settings={key: settings[key] for key in TRAINING},
             seed=settings["seed"],
             identity={
-                **{key: settings[key] for key in (*told, "dropout")},
+                **{key: settings[key] for key in (*told, "nelbo_weight", "energy_weight", "dropout")},
                 "corpus": corpus.fingerprint,
                 "schedule": self.description["schedule"],
                 "time_conditioning": False,
@@ -98,6 +100,7 @@ class JointTraining:
             },
             validate=self.validate,
             sample=lambda _: self.texts(),
+            rate_of=lambda name: settings["denoiser_rate"] if name.startswith("denoiser.") else 1.0,
         )
 
     def load_checkpoint(self) -> None:

@@ -94,6 +94,28 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
 
 
 @pytest.mark.slow
+def test_what_came_from_the_denoiser_trains_at_its_share_of_the_rate_and_may_be_kept(trained: Path, tmp_path: Path):
+    """Adam's first step is the rate times the sign of the gradient; a denoiser that is kept costs its NELBO nothing."""
+    exact = {"weight_decay": 0.0, "eps": 1e-30, "lr": 1e-3}
+    short = {**SHORT, "steps": 1, "valid_every": 1, "warmup_steps": 0, "decay": "constant", "clip_norm": 1e9}
+    rest = {"report_particles": 2, "threads": 1, "denoiser": trained / "denoiser", "pretrain": "null"}
+    start = checkpoints.load_network(trained / "denoiser").state_dict()
+    moved = {}
+    for share in (1.0, 0.125, 0.0):
+        folder = tmp_path / str(share)
+        at = {f"optimizer__{key}": value for key, value in exact.items()}
+        run("edlm_joint", output_dir=folder, denoiser_rate=share, **short, **rest, **at, samples__num_steps=2)
+        found = checkpoints.load_network(folder).state_dict()
+        moved[share] = {key: found[f"denoiser.{key}"] - value for key, value in start.items()}
+        cost = json.loads((folder / "report.json").read_text())["cost"]
+        assert (cost["mean"] == 0.0) == (share == 0.0)
+    assert all(not moved[0.0][key].any() for key in moved[0.0])
+    for key, whole in moved[1.0].items():
+        torch.testing.assert_close(moved[0.125][key], whole / 8, rtol=1e-2, atol=2e-6)
+    assert sum(float(each.abs().sum()) for each in moved[1.0].values()) > 1.0
+
+
+@pytest.mark.slow
 def test_a_denoiser_that_is_told_the_time_cannot_be_shared(tmp_path: Path):
     network = Transformer(28, 32, **NETWORK)
     notes = {"schedule": {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}, "time_conditioning": True}
