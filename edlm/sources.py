@@ -87,13 +87,17 @@ def texts(source: Source, num_texts: int, length: int, seed: int, first_row: int
 
 def log_prob(source: Source, x: Tensor) -> Tensor:
     """`log q(visible tokens)`, masks summed out: (..., l) to nats (...); `-inf` where it is zero."""
-    seen, law = _evidence(source), source.initial.expand(*x.shape[:-1], -1)
-    total = torch.zeros(x.shape[:-1], dtype=torch.float64)
+    return log_next(source, x).sum(-1)
+
+
+def log_next(source: Source, x: Tensor) -> Tensor:
+    """`log q(x_i | x_<i)`, zero at a mask: (..., l) to nats (..., l); `-inf` where it is zero and after that."""
+    seen, law, found = _evidence(source), source.initial.expand(*x.shape[:-1], -1), []
     for tokens in x.unbind(-1):
         law, mass = _observed(law, seen[tokens])
-        total = total + mass.log()
+        found.append(mass.log())
         law = law @ source.transition
-    return total
+    return torch.stack(found, -1)
 
 
 def log_conditional(source: Source, candidates: Tensor, x_t: Tensor) -> Tensor:
@@ -164,6 +168,16 @@ def energy(source: Source) -> TensorDictModule:
     return TensorDictModule(_Residual(source), in_keys=keys, out_keys=[contracts.ENERGY])
 
 
+def carry_over_energy(source: Source) -> TensorDictModule:
+    """The energy of an exact autoregressive model in its carry-over form, of drafts (EDLM, Xu et al. 2025).
+
+    `E = -sum_{i masked} [ log q(x_i | x_<i) - log p_theta(x_i | x_t) ]`, Z = 1. It is no posterior, for all that the
+    model is exact: given tokens on the right of a mask do not count. Float64 (b, k); +inf where a factor of q is zero.
+    """
+    keys = [contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES]
+    return TensorDictModule(_CarryOver(source), in_keys=keys, out_keys=[contracts.ENERGY])
+
+
 class _StateLawAt(nn.Module):
     """x_t (b, l) and flat positions (n,) to laws of the hidden state (n, h); padding may read any position."""
 
@@ -182,6 +196,17 @@ class _Residual(nn.Module):
 
     def forward(self, candidates: Tensor, x_t: Tensor, log_p_candidates: Tensor) -> Tensor:
         log_q = log_conditional(self.source, candidates, x_t)
+        return torch.where(log_q == -torch.inf, torch.inf, log_p_candidates.double().sum(-1) - log_q)
+
+
+class _CarryOver(nn.Module):
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, candidates: Tensor, x_t: Tensor, log_p_candidates: Tensor) -> Tensor:
+        filled = candidates != x_t.unsqueeze(1)
+        log_q = torch.where(filled, log_next(self.source, candidates), 0.0).sum(-1)
         return torch.where(log_q == -torch.inf, torch.inf, log_p_candidates.double().sum(-1) - log_q)
 
 

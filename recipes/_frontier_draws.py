@@ -25,6 +25,7 @@ _LOADED = {
     "carry_over": "ar, carry_over",
     "transition": "transition",
     "exact": "exact",
+    "exact_carry_over": "exact, carry_over",
     "exact_transition": "exact",
 }
 PER_TEXT = ("denoiser_passes", "energy_passes", "passes", "calls", "ess", "log_weight_std")

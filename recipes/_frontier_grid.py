@@ -21,6 +21,7 @@ ENERGIES = {
     "transition": "transition",
     "joint": "joint",
     "exact": "source",
+    "exact_carry_over": "source",
     "exact_transition": "source",
 }
 CONTROLS = ("one_particle", "zero", "flipped", "equal_passes")

@@ -71,9 +71,8 @@ class Oracle:
         self.grid = _frontier_grid.expand(settings["sweeps"], self.schedule, length)
         self.drawing = Drawing(length, settings["num_samples"], settings["batch_size"], settings["seed"], self.device)
         alphabet = "".join(chr(ord("a") + symbol) for symbol in range(self.source.num_symbols))
-        diffusion = Diffusion(
-            sources.denoiser(self.source, length), self.schedule, {"exact": sources.energy(self.source)}
-        )
+        exact = {"exact": sources.energy(self.source), "exact, carry_over": sources.carry_over_energy(self.source)}
+        diffusion = Diffusion(sources.denoiser(self.source, length), self.schedule, exact)
         self.models = Models(vocabulary.characters(alphabet), length, diffusion, None, {})
         drawn = [
             sources.texts(self.source, settings[count], length, settings["seed"] + purpose)

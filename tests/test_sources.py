@@ -11,10 +11,12 @@ from oracles import (
     OracleDenoiser,
     all_masked_states,
     all_sequences,
+    ar_energy,
     empirical_law,
     hmm_log_prob,
     hmm_posterior_marginals,
     hmm_residual_energy,
+    marginal_table,
     markov,
     posterior_marginals,
     random_markov,
@@ -79,6 +81,22 @@ def test_marginals_and_energies_are_those_of_the_enumerated_law(source: Source) 
         inputs = {contracts.CANDIDATES: candidates, contracts.X_T: x_t, contracts.LOG_P_CANDIDATES: log_p}
         found = sources.energy(source)(TensorDict(inputs))[contracts.ENERGY]
         torch.testing.assert_close(found, residual_energy(law)(candidates, x_t), rtol=1e-9, atol=1e-12)
+
+
+@every_source
+def test_the_carry_over_energy_is_that_of_the_enumerated_autoregressive_model(source: Source) -> None:
+    law, drafts = joint(source), all_sequences(SYMBOLS, LENGTH)
+    candidates = torch.where((STATES == SYMBOLS).unsqueeze(1), drafts, STATES.unsqueeze(1))
+    log_p = posterior_marginals(law, STATES).unsqueeze(1).expand(*candidates.shape, -1)
+    log_p = log_p.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
+    log_p = torch.where(candidates != STATES.unsqueeze(1), log_p, 0.0)
+    inputs = {contracts.CANDIDATES: candidates, contracts.X_T: STATES, contracts.LOG_P_CANDIDATES: log_p}
+    found, posterior = (
+        energy(source)(TensorDict(inputs))[contracts.ENERGY] for energy in (sources.carry_over_energy, sources.energy)
+    )
+    wanted = ar_energy(law, marginal_table(law), carry_over=True)(candidates, STATES)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(found, posterior)
 
 
 def test_the_energy_is_exact_where_nothing_can_be_enumerated() -> None:
