@@ -61,6 +61,8 @@ class JointTraining:
         self.settings = settings
         self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)
+        if settings["nelbo_weight"] == settings["energy_weight"] == 0:
+            raise ValueError("nelbo_weight and energy_weight are both 0: nothing would be trained; give one of them")
 
     def load_denoiser(self) -> None:
         """Load the denoiser to start from; train it first where there is none and the config says how."""

@@ -443,6 +443,10 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
         (["ar=null"], "ar is null, and sweeps[1] draws with 'posterior'"),
         (["energy=null"], "energy is null, and sweeps[1] draws with 'learned'"),
         (["transition=null", f"sweeps=[{TRANSITION}]"], "transition is null, and sweeps[0] draws with 'transition'"),
+        (
+            [f"sweeps=[{TRANSITION.replace('[transition]', '[exact_transition]')}]"],
+            "sweeps[0] draws with 'exact_transition', which `edlm run oracle` alone has",
+        ),
         (["transition={}/energy"], "weighs drafts and must weigh transitions"),
         (["energy={}/transition"], "weighs transitions and must weigh drafts"),
         (["sweeps=[]"], "sweeps = [] must be a list of at least 1 values"),

@@ -259,6 +259,19 @@ def test_a_batch_with_fewer_rows_than_processes_is_named(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["oracle", "benchmark"])
+def test_what_several_processes_would_not_share_is_refused(tmp_path: Path, recipe: str) -> None:
+    wanted = {**settings(recipe), "output_dir": str(tmp_path / "out")}
+
+    def refused() -> None:
+        with pytest.raises(ValueError, match=f"{recipe} runs in one process, and 2 were started"):
+            run(wanted)
+
+    together(refused, 2, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_the_command_line_starts_processes_and_ends_as_they_do(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edlm.cli", "run", "--nproc_per_node", "2", "pretrain_denoiser", "threads=1"]
     done = subprocess.run([*command, "length=0"], capture_output=True, text=True, cwd=tmp_path, check=False)
