@@ -15,6 +15,7 @@ from pathlib import Path
 USAGE_ERROR = 2
 _DEFAULT_CONFIG = "tiny"
 _PROCESSES = "--nproc_per_node"
+_COUNTED = ("auto", "cpu", "gpu")  # as of torchrun: as many as there are
 # Those of torchrun for several machines, handed over as they are.
 _MACHINES = ("--nnodes", "--node_rank", "--master_addr", "--master_port", "--rdzv_backend", "--rdzv_endpoint")
 _EXAMPLES = """\
@@ -77,6 +78,9 @@ def _run(arguments: Sequence[str]) -> None:
     for name in _MACHINES:
         parser.add_argument(name, metavar="VALUE", help="as of torchrun, for several machines")
     given, overrides = parser.parse_known_args(arguments)
+    count = given.nproc_per_node
+    if not (count in (None, *_COUNTED) or (count.isdecimal() and int(count) >= 1)):
+        raise ValueError(f"{_PROCESSES} {count} must be a whole number of at least 1, or {', '.join(_COUNTED)}")
     if given.recipe is None:
         parser.print_help()
         if not given.help:
@@ -87,6 +91,9 @@ def _run(arguments: Sequence[str]) -> None:
         _explain(file)
         return
     config = _config_file(file.stem, given.config or _DEFAULT_CONFIG)
+    named = _recipe_named_in(config) if file.parent == recipes_folder() else file.stem
+    if named != file.stem:
+        raise ValueError(f"{config} is a config of {named}, not of {file.stem}: edlm run {named} --config {config}")
     processes = [word for name in (_PROCESSES, *_MACHINES) for word in _option(name, given)]
     if processes:
         _launch(processes, file, ["--config", str(config), *overrides])
@@ -215,7 +222,11 @@ def _config_file(recipe: str, name: str) -> Path:
 
 
 def _recipe_named_in(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no config, but a file that is not text") from error
+    for line in text.splitlines():
         key, _, value = line.partition(":")
         if key == "recipe":
             return _recipe_file(value.split("#")[0].strip()).stem

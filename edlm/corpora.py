@@ -137,10 +137,7 @@ def text_files(path: str | Path, normalised: bool = False, fractions: Sequence[f
     are cut as one text. Raises ValueError, naming the path, for what is missing, empty or not UTF-8.
     """
     path = Path(path)
-    _require(
-        len(fractions) == 3 and min(fractions) > 0.0 and math.isclose(sum(fractions), 1.0),
-        f"fractions = {tuple(fractions)} must be three positive numbers that sum to 1",
-    )
+    require_fractions(fractions)
     if not path.is_dir():
         return _split(_documents(path, normalised), fractions, str(path))
     present = [name for name in _SPLIT_FILES if (path / name).exists()]
@@ -288,6 +285,14 @@ def _split(documents: list[str], fractions: Sequence[float], source: str) -> Cor
         return cut(" ".join(documents), fractions, source)
     first, second = split_places([len(document) for document in documents], fractions)
     return Corpus(documents[:first], documents[first:second], documents[second:])
+
+
+def require_fractions(fractions: Sequence[float]) -> None:
+    """Raise ValueError unless these are shares of three splits."""
+    _require(
+        len(fractions) == 3 and min(fractions) > 0.0 and math.isclose(sum(fractions), 1.0),
+        f"fractions = {tuple(fractions)} must be three positive numbers that sum to 1",
+    )
 
 
 def split_places(sizes: Sequence[int], fractions: Sequence[float]) -> tuple[int, int]:

@@ -138,6 +138,7 @@ def files(
         documents_are in ("paragraphs", "line", "file"),
         f"documents_are = {documents_are!r} must be paragraphs, line or file",
     )
+    corpora.require_fractions(fractions)
     found = documents.find(path)
     unit: Unit = documents_are  # type: ignore[assignment]
 

@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import categorical
+from edlm import categorical, networks
 from edlm.adaptive import Rounds
 from edlm.contracts import CORRECTED, HIDDEN, POSITIONS, PROPOSAL_NOISE, REVEAL, SELECTION_NOISE, STATES, X_T, T
 from edlm.pipelines import Pipeline
@@ -63,21 +63,21 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Have the blocks of a network's trunk compiled, in place, one by one and for any number of rows, for training.
+    """Have the blocks of a network compiled, in place, one by one and for any number of rows, for training.
 
     Parameters, names and checkpoints stay what they are, gradients up to rounding. The first step pays for it. Where
     there is no C++ compiler for the CPU, it warns and leaves the network as it is. Raises ValueError for a network
-    without `trunk.blocks`.
+    without any.
     """
-    trunk = getattr(network, "trunk", None)
-    if trunk is None or not hasattr(trunk, "blocks"):
-        raise ValueError(f"{type(network).__name__} has no trunk.blocks to compile")
+    blocks = networks.blocks(network)
+    if not blocks:
+        raise ValueError(f"{type(network).__name__} has no blocks to compile")
     missing = _missing_compiler(next(network.parameters()).device)
     if missing:
         warnings.warn(f"compile needs a C++ compiler and found no {missing}: running eager", stacklevel=2)
         return
-    for block in trunk.blocks:
-        block.forward = torch.compile(block.forward)
+    for block in blocks:
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
 
 
 def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:

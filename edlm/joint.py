@@ -6,14 +6,12 @@ masks once, then k candidates per step, and nothing besides; the winner's states
 The network is told no time: one pass serves two of them, and the law of the data given x_t depends on none.
 """
 
-import copy
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
 from edlm import contracts, energies, noise, objectives, particles, samplers, schedules, training, transition
@@ -22,8 +20,6 @@ from edlm.denoisers import SubsDenoiser
 from edlm.noise import Stream
 from edlm.samplers import Kernel
 from edlm.schedules import Schedule
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def energy(network: Joint) -> TensorDictModule:
@@ -105,9 +101,9 @@ def contrastive(
         raise ValueError(f"num_steps = ({fewest}, {most}) must be the fewest and the most steps, 1 <= fewest <= most")
     if num_negatives < 1:
         raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
-    network, proposal = _joint_network(denoiser), _sharing_weights(denoiser)
+    network = _joint_network(denoiser)
     draft = TensorDictSequential(
-        {"denoise": proposal, "draw": training.negative_noise(num_negatives), "propose": samplers.propose(proposal)},
+        {"denoise": denoiser, "draw": training.negative_noise(num_negatives), "propose": samplers.propose(denoiser)},
         inplace=False,
     )
     return TensorDictSequential(
@@ -117,7 +113,7 @@ def contrastive(
                 in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
                 out_keys=[contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS, contracts.WEIGHT],
             ),
-            "draft": training.Frozen(draft),
+            "draft": _AsItStands(draft),
             "pair": TensorDictModule(
                 lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1),
                 in_keys=[contracts.X_S, contracts.CANDIDATES],
@@ -150,11 +146,6 @@ def _joint_network(denoiser: SubsDenoiser) -> Joint:
     return network
 
 
-def _sharing_weights(module: M) -> M:
-    """The same module with the same parameters, so that it can be in eval mode while the other is in training."""
-    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
-
-
 def _read(network: Joint) -> TensorDictModule:
     return TensorDictModule(_Read(network), in_keys=[contracts.CANDIDATES], out_keys=[contracts.CANDIDATE_STATES])
 
@@ -165,6 +156,28 @@ def _weigh(network: Joint) -> TensorDictModule:
         in_keys=[contracts.CANDIDATE_STATES, contracts.HIDDEN, contracts.POSITIONS],
         out_keys=[contracts.ENERGY],
     )
+
+
+class _AsItStands(TensorDictModuleBase):
+    """A stage of the network that is trained: no gradient, and in eval mode while it runs.
+
+    Not a copy that shares the parameters: what shards or rounds the network's own would leave it with the old ones.
+    """
+
+    def __init__(self, stage: TensorDictModuleBase) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = list(stage.in_keys), list(stage.out_keys)
+        self.stage = stage
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        training_now = [module for module in self.stage.modules() if module.training]
+        self.stage.eval()
+        try:
+            with torch.no_grad():
+                return tensordict.copy().update(self.stage(tensordict))
+        finally:
+            for module in training_now:
+                module.training = True
 
 
 class _Read(nn.Module):

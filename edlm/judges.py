@@ -61,7 +61,10 @@ def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"judge = {name!r} needs the extra package: pip install 'edlm-torch[judge]'") from error
+        raise ValueError(
+            f"judge = {name!r} holds no AR model of `edlm run pretrain_ar`, and a model in Hugging Face's format needs "
+            "the extra package: pip install 'edlm-torch[judge]'"
+        ) from error
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model = transformers.AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edlm.layers import Head, Past, Trunk
+from edlm.layers import Block, Head, Past, Trunk
 
 
 class Transformer(nn.Module):
@@ -222,14 +222,19 @@ def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:
     energy.embedding = denoiser.embedding.requires_grad_(False)
 
 
+def blocks(network: nn.Module) -> list[Block]:
+    """The blocks of all trunks of a network."""
+    return [module for module in network.modules() if isinstance(module, Block)]
+
+
 def recompute(network: nn.Module) -> None:
     """Have every block, in place, keep its input alone for the backward pass and run again there: less memory.
 
     Gradients stay as they are: the dropout of the second run is that of the first. To be called after
     `execution.compile_blocks`, which sees nothing of what is inside.
     """
-    for block in network.trunk.blocks:  # type: ignore[union-attr]
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    for block in blocks(network):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:

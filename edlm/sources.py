@@ -60,13 +60,16 @@ def markov(transition: Tensor, initial: Tensor | None = None) -> Source:
 def random_hidden_markov(seed: int, hidden: int, symbols: int, strength: float = 2.0) -> Source:
     """A random hidden Markov model, stationary: log-probabilities are `strength` times independent normal numbers.
 
-    Every text has positive probability; a larger strength makes it less noisy.
+    Every text has positive probability; a larger strength makes it less noisy. Raises ValueError unless hidden >= 1 and
+    symbols >= 2.
     """
+    _require_sizes(hidden, symbols)
     return hidden_markov(*(_random_laws(seed, part, hidden, n, strength) for part, n in enumerate((hidden, symbols))))
 
 
 def random_markov(seed: int, symbols: int, strength: float = 2.0) -> Source:
-    """A random Markov chain, stationary and positive everywhere, with transitions as in `random_hidden_markov`."""
+    """A random Markov chain, stationary and positive; its transitions and errors are as of `random_hidden_markov`."""
+    _require_sizes(symbols, symbols)
     return markov(_random_laws(seed, 0, symbols, symbols, strength))
 
 
@@ -233,6 +236,12 @@ def _stationary(transition: Tensor) -> Tensor:
     wanted = F.pad(torch.zeros(states, 1, dtype=torch.float64), (0, 0, 0, 1), value=1.0)
     found = torch.linalg.lstsq(system, wanted).solution.squeeze(-1).clamp(min=0.0)
     return found / found.sum()
+
+
+def _require_sizes(hidden: int, symbols: int) -> None:
+    for name, size, least in (("symbols", symbols, 2), ("hidden", hidden, 1)):
+        if size < least:
+            raise ValueError(f"{name} = {size} must be at least {least}")
 
 
 def _random_laws(seed: int, part: int, rows: int, columns: int, strength: float) -> Tensor:

@@ -4,9 +4,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,15 +50,40 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
         if os.environ.get("EDLM_DEBUG"):
             raise
         _exit("stopped by Ctrl-C", INTERRUPTED)
+    except (yaml.YAMLError, TypeError):
+        message = _unreadable(sys.argv[1:])
+        if message is None or os.environ.get("EDLM_DEBUG"):
+            raise
+        _exit(message, USAGE_ERROR)
     except (ValueError, OSError, OmegaConfBaseException, config._errors.InstantiationError) as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
-        _exit(" ".join(str(error).split()), USAGE_ERROR)
+        _exit(str(error), USAGE_ERROR)
+
+
+def _unreadable(words: Sequence[str]) -> str | None:
+    """Which override, or config, cannot be read; None where all can be."""
+    if "--config" not in words[:-1]:
+        return None
+    path = words[words.index("--config") + 1]
+    try:
+        base = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        return f"{path} must be YAML ({error})"
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            OmegaConf.merge(base, OmegaConf.from_dotlist([word]))
+        except yaml.YAMLError as error:
+            return f"{key} = {value!r} must be YAML, with a space after each colon ({error})"
+        except TypeError:
+            return f"{key} = {value!r} must be what the config has there: a list, or a section with keys of its own"
+    return None
 
 
 def _exit(message: str, status: int) -> None:
     """Say why and exit. The first process speaks for all; another one only if that one has nothing to say."""
     if os.environ.get("RANK", "0") != "0":
         time.sleep(_HEAD_START)  # torchrun ends it meanwhile, where the first has stopped
-    print(f"edlm: {message}", file=sys.stderr)
+    print(f"edlm: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

@@ -110,6 +110,8 @@ def require_sources(sweeps: Sequence[Mapping[str, Any]], settings: Mapping[str, 
     for index, sweep in enumerate(sweeps):
         named = {name: ENERGIES[name] for name in sweep.get("energy", [])}
         for name, key in ({"ar": "ar"} if sweep["method"] == "ar" else named).items():
+            if key == "source":
+                raise ValueError(f"sweeps[{index}] draws with {name!r}, which `edlm run oracle` alone has")
             if settings.get(key) is None:
                 raise ValueError(f"{key} is null, and sweeps[{index}] draws with {name!r}: name a folder")
 

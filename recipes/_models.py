@@ -73,7 +73,7 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     ar = None if "ar" not in named else load_ar(named["ar"], device)
     diffusion, baseline = None, None
     if "denoiser" in named and _parameterisations.held_by(named["denoiser"]) is not None:
-        if "energy" in named:
+        if {"energy", "transition"} & named.keys():
             _parameterisations.require_subs(named["denoiser"])
         baseline = _parameterisations.load(named["denoiser"], device)
     elif "denoiser" in named:
@@ -143,7 +143,7 @@ def _own_energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torc
     weights = found.state_dict()
     same = isinstance(own, JointNetwork) and own.arguments == found.arguments
     if not same or not all(torch.equal(value, weights[name]) for name, value in own.state_dict().items()):
-        raise ValueError(f"energy = {path!r} corrects the denoiser of the same network alone: denoiser={path}")
+        raise ValueError(f"the energy of {path!r} corrects the denoiser of the same network alone: denoiser={path}")
     return joint.energy(own)
 
 
@@ -155,9 +155,12 @@ def _load_diffusion(
     found: dict[str, Energy] = {}
     for key, wanted in {"energy": "draft", "transition": "transition"}.items():
         if key in named:
-            found[key], scope = load_energy(named[key], denoiser, ids, device)
+            path = named[key]
+            if _is_joint(path):
+                raise ValueError(f"{key} = {path!r} holds a joint network, with its own denoiser: joint={path}")
+            found[key], scope = load_energy(path, denoiser, ids, device)
             if scope != wanted:
-                raise ValueError(f"{key} = {named[key]!r} weighs {scope}s and must weigh {wanted}s")
+                raise ValueError(f"{key} = {path!r} weighs {scope}s and must weigh {wanted}s")
     if ar is not None:
         for form in ("posterior", "carry_over"):
             carry_over = form == "carry_over"

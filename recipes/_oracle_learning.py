@@ -39,11 +39,17 @@ SCOPES = {"learned": Scope("energy", transitions=False), "transition": Scope("tr
 
 
 def learn(scope: Scope, source: Source, models: Models, settings: Mapping[str, Any], folder: Path, seed: int) -> Energy:
-    """The energy of a trained network; training goes on where an earlier run of the same folder was stopped."""
+    """The energy of a trained network; training goes on where an earlier run of the same folder was stopped.
+
+    Raises ValueError for a network that is no `EnergyNetwork`.
+    """
     assert models.diffusion is not None
     denoiser = models.diffusion.denoiser
     torch.manual_seed(seed)
     network = _settings.build(settings["network"], vocab_size=denoiser.vocab_size, max_length=models.max_length)
+    if not isinstance(network, networks.EnergyNetwork):
+        named = settings["network"]["_component_"]
+        raise ValueError(f"learn.network._component_ = {named!r} must be 'edlm.networks.EnergyNetwork'")
     run = TrainingRun(
         folder=folder / scope.key,
         network=network,

@@ -51,6 +51,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def require_one(recipe: str) -> None:
+    """Raise ValueError, where there are several processes, for a recipe whose work they would not share."""
+    if world() > 1:
+        raise ValueError(f"{recipe} runs in one process, and {world()} were started: leave --nproc_per_node out")
+
+
 def is_first() -> bool:
     """Whether this is the process that writes and prints."""
     return rank() == 0

@@ -123,7 +123,8 @@ def items(check_value: Check, least: int = 0) -> Check:
     """A list of at least `least` values, each of which another check accepts."""
 
     def check_items(key: str, value: Any) -> None:
-        _require(isinstance(value, list) and len(value) >= least, key, value, f"a list of at least {least} values")
+        wanted = f"a list of at least {least} values" if least else "a list"
+        _require(isinstance(value, list) and len(value) >= least, key, value, wanted)
         for index, each in enumerate(value):
             check_value(f"{key}[{index}]", each)
 
@@ -190,5 +191,5 @@ def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
 
 def _unknown(full: str, key: str, known: Any) -> str:
     near = difflib.get_close_matches(key, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"
     return f"{full}: unknown key; {hint}"

@@ -42,6 +42,8 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Start:
     _parameterisations.require_subs(path)
     folder = checkpoints.find_network(path)
     description = checkpoints.read_description(folder)
+    if "schedule" not in description:
+        raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
     network = checkpoints.load_as(Transformer, folder).to(device).requires_grad_(False)
     schedule = _settings.build(description["schedule"])
     return Start(network, schedule, checkpoints.load_vocabulary_of(folder), description)

@@ -1,5 +1,6 @@
 """Texts that a config names to be evaluated: data sets by name, components, files and folders."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ def zero_shot(asked: str | Mapping[str, Any], folder: str | None, normalised: bo
         return name, list(getattr(corpus, getattr(corpus, "zero_shot", "test")))
     name, _, split = asked.partition(":")
     if name not in catalogue.SETS:
+        if not Path(asked).exists():
+            near = difflib.get_close_matches(name, catalogue.SETS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"sets by name: {', '.join(catalogue.SETS)}"
+            raise ValueError(f"zero_shot = {asked!r}: no such file, and no data set; {hint}")
         return asked, corpora.read_documents(asked, normalised)
     if split not in ("", *_SPLITS):
         raise ValueError(f"zero_shot = {asked!r}: the split must be one of {', '.join(_SPLITS)}")

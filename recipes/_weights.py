@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from edlm import networks
 from edlm.recipes import _processes
 
 PURE = "pure_bfloat16"
@@ -135,9 +136,10 @@ def _shard(network: nn.Module, rounded: bool) -> None:
     dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if rounded else {}
     # Noise levels stay float32: their sinusoids need it.
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
-    blocks: Any = network.get_submodule("trunk.blocks")
-    for block in (*blocks, network):
-        sharded = fully_shard(block, mesh=mesh, mp_policy=policy)
+    for module in (*networks.blocks(network), network):
+        # What reads the states of a pass comes after it: the vocabulary head, the scalars of a joint network.
+        kept = module is network
+        sharded: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not kept)
         sharded.set_gradient_divide_factor(1.0)  # the loss is divided by all rows already
         sharded.set_force_sum_reduction_for_comms(True)  # gloo can only sum
     if hasattr(network, "per_position"):

@@ -15,7 +15,18 @@ import torch
 
 from edlm import __version__
 from edlm.pipelines import Pipeline
-from edlm.recipes import _comparison, _entry, _methods, _plots, _report, _settings, _timing, _training, _training_cases
+from edlm.recipes import (
+    _comparison,
+    _entry,
+    _methods,
+    _plots,
+    _processes,
+    _report,
+    _settings,
+    _timing,
+    _training,
+    _training_cases,
+)
 from edlm.recipes._comparison import TEXTBOOK, Verdict
 from edlm.recipes._methods import Case, Method, Networks
 from edlm.recipes._settings import Check, Schema
@@ -79,6 +90,7 @@ class Benchmark:
     """Set up, measure the cases, training and growth, report."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        _processes.require_one("benchmark")
         self.settings = settings
         self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)

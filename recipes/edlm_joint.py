@@ -62,6 +62,10 @@ class JointTraining:
         self.settings = settings
         self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)
+        if settings["energy_weight"] == 0 == settings["nelbo_weight"] * settings["denoiser_rate"]:
+            raise ValueError(
+                "energy_weight = 0 and nelbo_weight or denoiser_rate = 0: nothing would be trained; give energy_weight"
+            )
 
     def load_denoiser(self) -> None:
         """Load the denoiser to start from; train it first where there is none and the config says how."""

@@ -22,6 +22,7 @@ from edlm.recipes import (
     _oracle_figures,
     _oracle_learning,
     _oracle_report,
+    _processes,
     _report,
     _settings,
     _training,
@@ -56,6 +57,7 @@ class Oracle:
     """Build the source, learn energies where asked, expand the sweeps, draw and compare, report."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        _processes.require_one("oracle")
         self.settings = settings
         self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of({**settings, "device": "cpu"})

@@ -216,8 +216,15 @@ FAULTS = [
     Fault(
         "negatives of a joint network from the weights it started with",
         "joint.py",
-        "copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})",
-        "copy.deepcopy(module)",
+        "self.stage = stage\n",
+        "self.stage = __import__('copy').deepcopy(stage)\n",
+        "tests/test_joint.py::test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights_of_the_moment",
+    ),
+    Fault(
+        "dropout on while a joint network draws its negatives",
+        "joint.py",
+        "self.stage.eval()",
+        "self.stage.train()",
         "tests/test_joint.py::test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights_of_the_moment",
     ),
     Fault(

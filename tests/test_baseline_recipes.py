@@ -142,6 +142,7 @@ def test_evaluate_scores_a_baseline_by_its_own_bounds(run: Runner, trained: Path
         ("generate", ["energy=null", "length=33"], "length = 33 must lie in 1..32"),
         ("edlm_nce", [], "holds a baseline (sedd), which is drawn and scored alone"),
         ("frontier", [], "holds a baseline (sedd), which is drawn and scored alone"),
+        ("evaluate", ["energy=null", "transition={}/tiny"], "holds a baseline (sedd), which is drawn and scored alone"),
         ("edlm_nce", ["pretrain.objective=sedd", "denoiser=nowhere"], "pretrain.objective = 'sedd' must be 'mdlm'"),
         ("edlm_nce", ["pretrain.patience=2", "denoiser=nowhere"], "pretrain.patience = 2 must be null"),
     ],
@@ -150,8 +151,9 @@ def test_what_a_baseline_cannot_do_gets_one_line(
     run: Runner, trained: Path, tmp_path: Path, recipe: str, words: list[str], said: str
 ) -> None:
     where = {"generate": f"output={tmp_path / 'x.jsonl'}"}.get(recipe, f"output_dir={tmp_path / 'run'}")
+    given = [word.replace("{}", str(trained)) for word in words]
     pretrain = ["pretrain=null"] if recipe == "edlm_nce" and not words else []
-    status, _, error = run(recipe, f"denoiser={trained / 'tiny_sedd'}", where, "threads=1", *pretrain, *words)
+    status, _, error = run(recipe, f"denoiser={trained / 'tiny_sedd'}", where, "threads=1", *pretrain, *given)
     assert (status, said in error) == (2, True), error
     assert len(error.splitlines()) == 1
 

@@ -73,6 +73,8 @@ def test_cp_writes_a_config_that_is_valid_and_overwrites_nothing(
         (["validate", "/nowhere.yaml"], "config '/nowhere.yaml' is no file, and no recipe/config that `edlm ls` lists"),
         (["validate", "edlm_nce/huge"], "config 'huge' is no file"),
         (["cp", "edlm_nce/huge", "x.yaml"], "config 'huge' is no file"),
+        (["run", "--nproc_per_node", "0", "edlm_nce"], "--nproc_per_node 0 must be a whole number of at least 1, or"),
+        (["run", "--nproc_per_node", "edlm_nce"], "--nproc_per_node edlm_nce must be a whole number of at least 1, or"),
     ],
 )
 def test_a_mistake_gets_one_line_and_exit_status_two(
@@ -81,6 +83,29 @@ def test_a_mistake_gets_one_line_and_exit_status_two(
     status, _, error = run(capsys, *arguments)
     assert status == 2
     assert said in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"recipe: generate  # not this one\nseed: 0\n",
+            "{} is a config of generate, not of oracle: edlm run generate",
+        ),
+        (b"\x00\xff\xfe weights", "{} is no config, but a file that is not text"),
+        (b"once upon a time\n", "{}: the key 'recipe' is missing"),
+        (b"recipe: oracle\nlength: 6: 7\n", "{} must be YAML (mapping values are not allowed"),
+    ],
+)
+def test_a_file_that_is_no_config_of_the_recipe_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "given.yaml"
+    path.write_bytes(content)
+    status, _, error = run(capsys, "run", "oracle", "--config", str(path))
+    assert status == 2
+    assert error.startswith(f"edlm: {said.format(path)}")
     assert len(error.splitlines()) == 1
 
 

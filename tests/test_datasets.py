@@ -326,6 +326,8 @@ def test_names_and_values_that_cannot_be_are_said(tmp_path: Path) -> None:
         named("ptb", tmp_path, layout="loose")
     with pytest.raises(ValueError, match="streaming = True reads from the hub: leave path null"):
         named("ptb", tmp_path, streaming=True)
+    with pytest.raises(ValueError, match=r"fractions = \(0\.5, 0\.6\) must be three positive numbers that sum to 1"):
+        files(tmp_path, fractions=(0.5, 0.6))
     with pytest.raises(ValueError, match="documents_are = 'pages' must be paragraphs, line or file"):
         files(tmp_path, documents_are="pages")
     (tmp_path / "few.txt").write_text("a\n\nb")

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from edlm import bounds, checkpoints, cli, corpora, denoisers, joint, likelihoods, pipelines, schedules, vocabulary
 from edlm.networks import JointNetwork, Transformer
+from edlm.recipes import _models
 
 NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
 SHORT = {"steps": 6, "batch_size": 8, "valid_every": 6, "valid_rows": 8, "save_every": 6}
@@ -89,8 +90,24 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
     assert all(record["energy_passes"] <= 20 for record in records)
     run("generate", denoiser=own, energy="null", output=trained / "plain.jsonl", **few)
     run("generate", denoiser=own, energy=own, output=trained / "more.jsonl", target_ess=2, **few)
-    with pytest.raises(ValueError, match=f"energy = '{own}' corrects the denoiser of the same network alone"):
+    with pytest.raises(ValueError, match=f"the energy of '{own}' corrects the denoiser of the same network alone"):
         run("generate", denoiser=trained / "denoiser", energy=own, output=trained / "y.jsonl", **few)
+
+
+@pytest.mark.slow
+def test_evaluate_and_frontier_take_it_with_its_own_denoiser(trained: Path):
+    """Its bound is the one that the run reports; as an energy for another denoiser, or for its own, it is not taken."""
+    own, cpu = str(trained / "joint"), torch.device("cpu")
+    loaded = _models.load({"joint": own}, cpu).joint
+    assert loaded is not None
+    x_0 = corpora.load_blocks(corpora.embedded(), vocabulary.characters(), 32).test[torch.arange(8)]
+    parts = (loaded.denoiser, loaded.energies["joint"], loaded.schedule, schedules.uniform_grid(4))
+    bound = bounds.transition_nelbo(*parts, x_0, torch.tensor(0), torch.arange(8), num_particles=3)
+    report = json.loads((trained / "joint" / "report.json").read_text())["bound"]
+    assert float(bound.nats.mean()) == pytest.approx(report["mean"], abs=1e-5)
+    for key in ("energy", "transition"):
+        with pytest.raises(ValueError, match=f"holds a joint network, with its own denoiser: joint={own}"):
+            _models.load({"denoiser": own, key: own}, cpu)
 
 
 @pytest.mark.slow
@@ -122,6 +139,19 @@ def test_a_denoiser_that_is_told_the_time_cannot_be_shared(tmp_path: Path):
     checkpoints.save_network(tmp_path / "told", network, vocabulary.characters(), notes)
     with pytest.raises(ValueError, match="told no time: time_conditioning: false"):
         run("edlm_joint", denoiser=tmp_path / "told", output_dir=tmp_path / "joint", pretrain="null")
+
+
+def test_a_network_that_is_no_denoiser_cannot_be_started_from(tmp_path: Path):
+    checkpoints.save_network(tmp_path / "ar", Transformer(28, 32, **NETWORK, causal=True), vocabulary.characters(), {})
+    said = f"denoiser = '{tmp_path / 'ar'}' holds a network that was not trained as a denoiser"
+    with pytest.raises(ValueError, match=said):
+        run("edlm_joint", denoiser=tmp_path / "ar", output_dir=tmp_path / "joint", pretrain="null")
+    assert not (tmp_path / "joint").exists()
+
+
+def test_a_loss_of_nothing_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="energy_weight = 0 and nelbo_weight or denoiser_rate = 0: nothing"):
+        run("edlm_joint", nelbo_weight=0, energy_weight=0.0, output_dir=tmp_path / "joint")
 
 
 @pytest.mark.slow

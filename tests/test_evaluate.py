@@ -405,7 +405,11 @@ def test_rows_of_unequal_length_count_by_their_tokens() -> None:
         (["length=64"], "length = 64 must lie in 1..8"),
         (["context=8"], "one.txt: context = 8 must be at least 0 and below length = 8"),
         (["zero_shot=[]"], "there is nothing to evaluate"),
-        (["zero_shot=[/nowhere.txt]"], "/nowhere.txt: no such file"),
+        (
+            ["zero_shot=[/nowhere.txt]"],
+            "zero_shot = '/nowhere.txt': no such file, and no data set; sets by name: text8",
+        ),
+        (["zero_shot=[pbt]"], "zero_shot = 'pbt': no such file, and no data set; did you mean 'ptb'?"),
         (["zero_shot=[{}/one.txt,{}/one.txt]"], "twice"),
         (["zero_shot=[ptb:last]"], "zero_shot = 'ptb:last': the split must be one of train, valid, test"),
         (["zero_shot=[ptb]", "zero_shot_files={}"], "ptb: no such file or folder"),

@@ -501,6 +501,12 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
         (["ar=null"], "ar is null, and sweeps[1] draws with 'posterior'"),
         (["energy=null"], "energy is null, and sweeps[1] draws with 'learned'"),
         (["transition=null", f"sweeps=[{TRANSITION}]"], "transition is null, and sweeps[0] draws with 'transition'"),
+        (["joint=null", f"sweeps=[{TRANSITION}]"], "joint is null, and sweeps[0] draws with 'joint'"),
+        (["transition={}/joint"], "holds a joint network, with its own denoiser: joint="),
+        (
+            [f"sweeps=[{TRANSITION.replace('transition, joint', 'exact_transition')}]"],
+            "sweeps[0] draws with 'exact_transition', which `edlm run oracle` alone has",
+        ),
         (["transition={}/energy"], "weighs drafts and must weigh transitions"),
         (["energy={}/transition"], "weighs transitions and must weigh drafts"),
         (["sweeps=[]"], "sweeps = [] must be a list of at least 1 values"),

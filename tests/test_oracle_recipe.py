@@ -189,6 +189,11 @@ def test_energies_are_learned_beside_the_source_and_resumed(run: Callable[..., t
         (["sweeps=[{method: ar, temperature: [1]}]"], "sweeps[0] draws with 'ar': there is no AR model here"),
         (["distances=[3]"], "distances = [3] must be below length = 3"),
         (["source.strength=x"], "source.strength = 'x' must be of type float"),
+        (["source.symbols=1"], "symbols = 1 must be at least 2"),
+        (
+            [f"sweeps=[{LEARNED}]", f"learn={TINY_TRAINING}", "learn.network._component_=edlm.networks.Transformer"],
+            "learn.network._component_ = 'edlm.networks.Transformer' must be 'edlm.networks.EnergyNetwork'",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(run: Callable[..., tuple], overrides: list[str], said: str) -> None:

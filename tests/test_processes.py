@@ -1,8 +1,12 @@
 """Several processes are one run: the losses, weights, checkpoints and texts of a single one."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from edlm import checkpoints, cli
 from edlm.networks import Transformer
-from edlm.recipes import _processes, _training
+from edlm.recipes import _entry, _processes, _training
 
 NETWORK = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8, "dropout": 0.0}
 SMALL = {"length": 32, "steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 20, "save_every": 3, "log_every": 1}
@@ -42,17 +46,38 @@ def energy(folder: Path, trained: Path, **changed: Any) -> dict[str, Any]:
     return settings("edlm_nce", **{**small, **RATES, **few, **own, **changed})
 
 
+def joint(folder: Path, trained: Path, **changed: Any) -> dict[str, Any]:
+    small = {key: value for key, value in SMALL.items() if key != "length"}
+    few = {"samples.num_samples": 1, "samples.num_steps": 4, "samples.num_particles": 2, "report_particles": 4}
+    own = {"output_dir": folder, "denoiser": trained, "pretrain": None, "dropout": 0.0, "num_negatives": 2}
+    return settings("edlm_joint", **{**small, **RATES, **few, **own, **changed})
+
+
 def run(wanted: dict[str, Any]) -> None:
     import_module(f"edlm.recipes.{wanted['recipe']}").main(wanted)
 
 
-def run_in(count: int, wanted: dict[str, Any], folder: Path) -> None:
+def run_stopped(wanted: dict[str, Any], step: int) -> None:
+    """Run a recipe that the last process is asked to stop in a step, on which all agree."""
+    update = _training.TrainingRun._update
+
+    def asked(training: _training.TrainingRun) -> float:
+        if training.step == step - 1 and _processes.rank() == _processes.world() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(training)
+
+    _training.TrainingRun._update = asked  # of a child that was forked for this
+    with pytest.raises(_entry.Interrupted, match=f"stopped at step {step}"):
+        run(wanted)
+
+
+def run_in(count: int, wanted: dict[str, Any], folder: Path, work: Callable[[dict[str, Any]], None] = run) -> None:
     """Run a recipe in so many processes; what they say is left in files."""
     folder.mkdir(parents=True, exist_ok=True)
     if count == 1:
-        assert wait(fork(lambda: run(wanted), folder / "said_0")) == 0, (folder / "said_0").read_text()
+        assert wait(fork(lambda: work(wanted), folder / "said_0")) == 0, (folder / "said_0").read_text()
     else:
-        together(lambda: run(wanted), count, folder)
+        together(lambda: work(wanted), count, folder)
 
 
 def losses(folder: Path) -> list[float]:
@@ -108,6 +133,22 @@ def test_an_energy_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path, 
         wanted = energy(tmp_path / name, one, scope=scope, parallel=parallel, num_negatives=2)
         run_in(count, wanted, tmp_path / f"said_{name}")
     same_run(tmp_path / "sharded", tmp_path / "single")
+
+
+@pytest.mark.slow
+def test_a_joint_network_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path) -> None:
+    """Two processes with all of the weights, stopped; two with a part each, stopped; one to the end.
+
+    Its second head runs by another name than forward, and its draws are made by the weights of the moment.
+    """
+    run_in(1, joint(tmp_path / "single", one), tmp_path / "said_single")
+    for last, parallel in ((2, "data"), (4, "sharded")):
+        wanted = joint(tmp_path / "several", one, parallel=parallel, recompute=True)
+        run_in(2, wanted, tmp_path / f"said_{last}", partial(run_stopped, step=last))
+    run_in(1, joint(tmp_path / "several", one), tmp_path / "said_end")
+    changed = "parallel was 'sharded', is 'data'; processes was 2, is 1; recompute was True, is False"
+    assert f"goes on at step 4: {changed}" in (tmp_path / "said_end" / "said_0").read_text()
+    same_run(tmp_path / "several", tmp_path / "single")
 
 
 @pytest.mark.slow
@@ -215,6 +256,19 @@ def test_a_batch_with_fewer_rows_than_processes_is_named(tmp_path: Path) -> None
             _training._require_rows({"batch_size": 3, "accumulate": 2})
 
     together(refused, 2, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["oracle", "benchmark"])
+def test_what_several_processes_would_not_share_is_refused(tmp_path: Path, recipe: str) -> None:
+    wanted = {**settings(recipe), "output_dir": str(tmp_path / "out")}
+
+    def refused() -> None:
+        with pytest.raises(ValueError, match=f"{recipe} runs in one process, and 2 were started"):
+            run(wanted)
+
+    together(refused, 2, tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

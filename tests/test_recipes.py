@@ -112,6 +112,9 @@ def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: s
         (["length=100000"], "100000"),
         (["optimizer.lr=fast"], "optimizer.lr = 'fast' must be of type float"),
         (["optimizer.lr=-1"], "Invalid learning rate: -1"),
+        (["schedule={eps:[1]}"], "schedule = '{eps:[1]}' must be YAML, with a space after each colon"),
+        (["log_to={a: 1}"], "log_to = '{a: 1}' must be what the config has there: a list, or a section"),
+        (["corpus.path=x"], "corpus.path: unknown key; known keys: none"),
     ],
 )
 def test_a_mistake_in_a_config_gets_one_line_that_names_it(

@@ -208,3 +208,10 @@ def test_a_sampler_of_exact_parts_is_that_of_the_oracle_s() -> None:
 def test_tables_that_hold_no_laws_are_refused(transition_table: list, emission: list, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         sources.hidden_markov(torch.tensor(transition_table), torch.tensor(emission))
+
+
+def test_a_source_without_states_or_with_a_single_symbol_is_refused() -> None:
+    with pytest.raises(ValueError, match="hidden = 0 must be at least 1"):
+        sources.random_hidden_markov(0, 0, 3)
+    with pytest.raises(ValueError, match="symbols = 1 must be at least 2"):
+        sources.random_markov(0, 1)

@@ -1,5 +1,6 @@
 """What the optimiser steps: float32 masters and their average; blocks that compute again, and compiled ones."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from test_resume import CHARACTERS, train
 from together import together
 from torch import Tensor, nn
 
-from edlm import checkpoints, denoisers, energies, execution, networks, schedules, training
-from edlm.networks import EnergyNetwork, Transformer
+from edlm import checkpoints, denoisers, energies, execution, joint, networks, schedules, training
+from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import _training
 from edlm.recipes._weights import PURE, Weights
 
@@ -33,6 +34,38 @@ def gradients(network: nn.Module, rows: int = 3) -> list[Tensor]:
     tokens = torch.arange(rows * 6).view(rows, 6) % 3
     network.head(network(tokens)).square().mean().backward()
     return [parameter.grad for parameter in network.parameters()]
+
+
+def small_joint(dropout: float = 0.0) -> JointNetwork:
+    torch.manual_seed(0)
+    network = JointNetwork(3, 6, **SIZES, dropout=dropout)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def joint_gradients(network: JointNetwork, rows: int = 3) -> list[Tensor]:
+    """Of the loss that a joint network is trained by, its own draws included."""
+    stages = joint.contrastive(denoisers.subs(network, CHARACTERS.mask_id), schedules.log_linear(), (2, 4))
+    x_0 = torch.arange(rows * 6).view(rows, 6) % 2
+    torch.manual_seed(1)
+    network.zero_grad()
+    stages.train()(_training.keyed(x_0, torch.arange(rows), 0, 0, rows))["loss"].sum().backward()
+    return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+
+def test_recomputed_gradients_of_a_joint_network_are_the_same_in_both_trunks() -> None:
+    """With dropout, which is off in the draws and on again before anything is computed twice."""
+    once, again = small_joint(dropout=0.5), small_joint(dropout=0.5)
+    runs: list[str] = []
+    for name in ("trunk", "energy_trunk"):
+        down = getattr(again, name).blocks[0].down
+        down.register_forward_hook(lambda *_, name=name: runs.append(name) if torch.is_grad_enabled() else None)
+    networks.recompute(again)
+    wanted, found = joint_gradients(once), joint_gradients(again)
+    assert sorted(runs) == ["energy_trunk", "energy_trunk", "trunk", "trunk"]
+    assert len(wanted) == len(found)
+    assert all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
 
 
 def test_recomputed_gradients_are_the_same_bit_for_bit() -> None:
@@ -62,6 +95,27 @@ def test_compiled_blocks_have_the_same_gradients_for_any_number_of_rows(monkeypa
     for rows in (3, 2):
         for one, other in zip(gradients(plain, rows), gradients(compiled, rows), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own read
+def test_a_compiled_joint_network_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both trunks, with and without gradients: with `fullgraph` more graphs than torch keeps are an error."""
+    compiled: list[object] = []
+
+    def traced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        compiled.append(function)
+        return compile_(function, backend="eager", fullgraph=True)
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", traced)
+    plain, other = small_joint(), small_joint()
+    execution.compile_blocks(other)
+    networks.recompute(other)
+    assert len(compiled) == len(plain.trunk.blocks) + len(plain.energy_trunk.blocks)
+    for rows in (5, 4, 3):
+        for one, found in zip(joint_gradients(plain, rows), joint_gradients(other, rows), strict=True):
+            torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-6)
 
 
 @given(st.lists(st.floats(-2.0, 2.0, width=32), min_size=1, max_size=12), st.floats(0.0, 0.999))
