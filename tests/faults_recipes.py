@@ -8,7 +8,7 @@ FAULTS = [
         "recipes/_sources.py",
         'settings["ar_form"] == "carry_over"',
         'settings["ar_form"] == "posterior"',
-        "tests/test_recipes.py::test_an_ar_model_beside_a_denoiser_corrects_it",
+        "tests/test_generate.py::test_an_ar_model_beside_a_denoiser_corrects_it",
     ),
     Fault(
         "optimiser state forgotten on resume",
@@ -113,7 +113,7 @@ FAULTS = [
         "recipes/generate.py",
         'kernel if self.scope == "draft" else transition.of_transitions(kernel)',
         "kernel",
-        "tests/test_recipes.py::test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one",
+        "tests/test_generate.py::test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one",
     ),
     Fault(
         "the flipped control not flipped",

@@ -1,11 +1,11 @@
 """Baselines by config: trained, drawn and scored as what their checkpoint says they are."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import smallest
 import torch
 from omegaconf import OmegaConf
 from running import Runner
@@ -13,24 +13,13 @@ from running import Runner
 from edlm import baselines, checkpoints, cli, corpora, denoisers, folding, likelihoods, schedules
 from edlm.networks import Transformer
 
-NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
-SMALL = {"length": 32, "steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 3, "log_every": 2}
-
-
-def overrides(folder: Path) -> list[str]:
-    sizes = {f"network.{key}": value for key, value in NETWORK.items()}
-    return [f"output_dir={folder}", *(f"{key}={value}" for key, value in {**SMALL, **sizes}.items()), "threads=1"]
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each kind after a few steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    module = import_module("edlm.recipes.pretrain_denoiser")
+    folder = tmp_path_factory.mktemp("baselines")
     for config, own in (("tiny", []), ("tiny_sedd", []), ("tiny_d3pm", ["loss_steps=20", "time_conditioning=false"])):
-        settings = OmegaConf.load(cli.configs("pretrain_denoiser")[config])
-        words = OmegaConf.from_dotlist([*overrides(folder / config), *own])
-        module.main(OmegaConf.to_container(OmegaConf.merge(settings, words)))
+        smallest.train("pretrain_denoiser", *smallest.denoiser_words(folder / config), *own, config=config)
     return folder
 
 
@@ -78,7 +67,7 @@ def test_a_checkpoint_says_what_it_holds_and_a_report_what_was_measured(trained:
         "tiny_d3pm": ("t_step", "d3pm"),
     }
     blocks = corpora.load_blocks(
-        corpora.embedded(), checkpoints.load_vocabulary_of(trained / "tiny"), SMALL["length"]
+        corpora.embedded(), checkpoints.load_vocabulary_of(trained / "tiny"), smallest.LENGTH
     ).test
     x_0, seed, row = blocks[torch.arange(32) % len(blocks)], torch.tensor(0), torch.arange(32)
     sedd, d3pm = (checkpoints.load_as(Transformer, trained / f"tiny_{name}") for name in ("sedd", "d3pm"))
@@ -158,7 +147,7 @@ def test_what_a_baseline_cannot_do_gets_one_line(
 
 @pytest.mark.slow
 def test_resuming_as_another_kind_is_refused(run: Runner, trained: Path) -> None:
-    words = [*overrides(trained / "tiny_sedd"), "time_conditioning=true", "schedule.eps=1.0e-3"]
+    words = [*smallest.denoiser_words(trained / "tiny_sedd"), "time_conditioning=true", "schedule.eps=1.0e-3"]
     status, _, error = run("pretrain_denoiser", *words)
     assert status == 2
     assert "objective was 'score_entropy', is 'nelbo'" in error

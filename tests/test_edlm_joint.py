@@ -1,38 +1,28 @@
 """The recipe of a joint network, from a denoiser to figures and texts, at the smallest size that has every part."""
 
 import json
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from smallest import LENGTH, NETWORK, UPDATES, train, words_of
 
 from edlm import bounds, checkpoints, cli, corpora, denoisers, joint, likelihoods, pipelines, schedules, vocabulary
 from edlm.networks import JointNetwork, Transformer
 
-NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
-SHORT = {"steps": 6, "batch_size": 8, "valid_every": 6, "valid_rows": 8, "save_every": 6}
-
-
-def run(recipe: str, **overrides: Any) -> None:
-    """Run the tiny config with changes; sections are given whole or with `__` for a dot."""
-    settings = OmegaConf.load(cli.configs(recipe)["tiny"])
-    changes = OmegaConf.from_dotlist([f"{key.replace('__', '.')}={value}" for key, value in overrides.items()])
-    import_module(f"edlm.recipes.{recipe}").main(OmegaConf.to_container(OmegaConf.merge(settings, changes)))
+SHORT = {**UPDATES, "valid_every": 6, "save_every": 6}  # a checkpoint and a look at held-out text at the end alone
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A joint network of a few steps, and the denoiser that it was started from, trained on the way."""
     folder = tmp_path_factory.mktemp("joint")
-    pretrain = {f"pretrain__{key}": value for key, value in {"length": 32, **SHORT}.items()}
-    sizes = {f"pretrain__network__{key}": value for key, value in NETWORK.items()}
-    samples = {"samples__num_samples": 1, "samples__num_steps": 4, "samples__num_particles": 3}
-    rest = {"num_negatives": 2, "report_particles": 4, "threads": 1, "optimizer__lr": 0.01}
-    paths = {"output_dir": folder / "joint", "denoiser": folder / "denoiser"}
-    run("edlm_joint", **paths, **pretrain, **sizes, **SHORT, **samples, **rest)
+    own = {"output_dir": folder / "joint", "denoiser": folder / "denoiser", **SHORT}
+    own |= {"num_negatives": 2, "report_particles": 4, "threads": 1, "optimizer.lr": 0.01}
+    pretrain = [*words_of({"length": LENGTH, **SHORT}, "pretrain."), *words_of(NETWORK, "pretrain.network.")]
+    samples = words_of({"num_samples": 1, "num_steps": 4, "num_particles": 3}, "samples.")
+    train("edlm_joint", *words_of(own), *pretrain, *samples)
     return folder
 
 
@@ -78,8 +68,9 @@ def test_it_reports_what_the_denoiser_paid_and_what_the_bound_gained(trained: Pa
 @pytest.mark.slow
 def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoiser(trained: Path):
     own, output = trained / "joint", trained / "x.jsonl"
-    few = {"num_samples": 3, "num_steps": 4, "num_particles": 5, "threads": 1, "energy_temperature": 1e-3}
-    run("generate", denoiser=own, energy=own, output=output, window="[0,1]", **few)
+    few = words_of({"num_samples": 3, "num_steps": 4, "num_particles": 5, "energy_temperature": 1e-3, "threads": 1})
+    both = [f"denoiser={own}", f"energy={own}", *few]
+    train("generate", *both, f"output={output}", "window=[0,1]")
     records = [json.loads(line) for line in output.read_text().splitlines()]
     denoiser = denoisers.subs(checkpoints.load_network(own), 27)
     kernel = joint.importance(schedules.log_linear(), denoiser, 5, 1e-3)
@@ -87,10 +78,10 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
     assert [record["tokens"] for record in records] == tokens.tolist()
     assert {record["denoiser_passes"] for record in records} == {1}
     assert all(record["energy_passes"] <= 20 for record in records)
-    run("generate", denoiser=own, energy="null", output=trained / "plain.jsonl", **few)
-    run("generate", denoiser=own, energy=own, output=trained / "more.jsonl", target_ess=2, **few)
+    train("generate", f"denoiser={own}", "energy=null", f"output={trained / 'plain.jsonl'}", *few)
+    train("generate", *both, f"output={trained / 'more.jsonl'}", "target_ess=2")
     with pytest.raises(ValueError, match=f"energy = '{own}' corrects the denoiser of the same network alone"):
-        run("generate", denoiser=trained / "denoiser", energy=own, output=trained / "y.jsonl", **few)
+        train("generate", *both, f"denoiser={trained / 'denoiser'}", f"output={trained / 'y.jsonl'}")
 
 
 @pytest.mark.slow
@@ -99,7 +90,7 @@ def test_a_denoiser_that_is_told_the_time_cannot_be_shared(tmp_path: Path):
     notes = {"schedule": {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}, "time_conditioning": True}
     checkpoints.save_network(tmp_path / "told", network, vocabulary.characters(), notes)
     with pytest.raises(ValueError, match="told no time: time_conditioning: false"):
-        run("edlm_joint", denoiser=tmp_path / "told", output_dir=tmp_path / "joint", pretrain="null")
+        train("edlm_joint", f"denoiser={tmp_path / 'told'}", f"output_dir={tmp_path / 'joint'}", "pretrain=null")
 
 
 @pytest.mark.slow
