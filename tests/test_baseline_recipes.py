@@ -12,6 +12,7 @@ from running import Runner
 
 from edlm import baselines, checkpoints, cli, corpora, denoisers, folding, likelihoods, schedules
 from edlm.networks import Transformer
+from edlm.recipes import _following
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each kind after a few steps."""
     folder = tmp_path_factory.mktemp("baselines")
     for config, own in (("tiny", []), ("tiny_sedd", []), ("tiny_d3pm", ["loss_steps=20", "time_conditioning=false"])):
-        smallest.train("pretrain_denoiser", *smallest.denoiser_words(folder / config), *own, config=config)
+        words = [*smallest.denoiser_words(folder / config), "sample_every=6", *own]
+        smallest.train("pretrain_denoiser", *words, config=config)
     return folder
 
 
@@ -104,6 +106,24 @@ def test_generate_draws_a_baseline_with_its_own_kernel(run: Runner, trained: Pat
     prompt = checkpoints.load_vocabulary_of(trained / "tiny").encode("a ")
     prompt = torch.cat([prompt, torch.tensor([27, 27]), checkpoints.load_vocabulary_of(trained / "tiny").encode(" of")])
     assert texts[0] == baselines.sample(kernel, 32, 5, 3, seed=0, prompt=prompt)["tokens"].tolist()
+
+
+@pytest.mark.slow
+def test_texts_on_the_way_are_drawn_as_the_kind_that_is_trained(trained: Path) -> None:
+    schedule, ids = schedules.log_linear(1e-3), checkpoints.load_vocabulary_of(trained / "tiny")
+    plain, sedd, d3pm = (
+        checkpoints.load_as(Transformer, trained / name) for name in ("tiny", "tiny_sedd", "tiny_d3pm")
+    )
+    expected = {
+        "tiny": _following.denoiser_texts(denoisers.subs(plain, 27), schedules.log_linear(), ids, 0),
+        "tiny_sedd": _following.baseline_texts(
+            baselines.analytic(denoisers.sedd(sedd, 27, schedule), schedule), ids, 0
+        ),
+        "tiny_d3pm": _following.baseline_texts(baselines.d3pm(denoisers.d3pm(d3pm, 27), schedule), ids, 0),
+    }
+    for name, texts in expected.items():
+        lines = (trained / name / "training_samples.jsonl").read_text("utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == [{"step": 6, **text} for text in texts]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from builders import tiny_denoiser, tiny_network
 from torch import nn
 
-from edlm import checkpoints, cli, schedules, training, vocabulary
+from edlm import baselines, checkpoints, cli, denoisers, schedules, training, vocabulary
 from edlm.recipes import _following, _forecast, _training
 from edlm.recipes._training import TrainingRun
 
@@ -116,6 +116,14 @@ def test_texts_on_the_way_have_the_same_noise(tmp_path: Path) -> None:
     assert texts == _following.ar_texts(network, abcd, 4, seed=1)
     assert len(texts) == 2
     assert _following.ar_texts(network, abcd, None, seed=1) == []
+
+
+def test_texts_of_a_baseline_are_those_of_its_own_sampler() -> None:
+    abcd, schedule = vocabulary.characters("abcd"), schedules.log_linear(1e-3)
+    kernel = baselines.d3pm(denoisers.d3pm(tiny_network(), 4), schedule)
+    tokens = baselines.sample(kernel, 8, 8, 2, seed=1)["tokens"]
+    records = [{"row": row, "seed": 1, "text": text} for row, text in enumerate(abcd.decode(tokens))]
+    assert _following.baseline_texts(kernel, abcd, seed=1) == records
 
 
 def test_a_resumed_run_draws_no_text_twice(tmp_path: Path) -> None:

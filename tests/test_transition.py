@@ -448,16 +448,16 @@ def _bound_of_step(table: Tensor, energy: EnergyFn, x_t: Tensor, x_s: Tensor, re
     return (others_p.exp() * (sums - own_w - math.log(k))).sum(1) - own_p.squeeze(1)
 
 
-def drawn_bound(energy: EnergyFn, num_steps: int, k: int, x_0: Tensor, **options: float) -> Tensor:
-    """In nats per text, of the wrong denoiser."""
+def drawn(energy: EnergyFn, num_steps: int, k: int, x_0: Tensor, **options: object) -> bounds.Bound:
+    """Of the wrong denoiser."""
     denoiser, row = OracleDenoiser(Lookup(TABLES["wrong"]), SYMBOLS), torch.arange(len(x_0))
-    grid, seed = schedules.uniform_grid(num_steps), torch.tensor(3)
-    return (
-        LENGTH
-        * bounds.transition_nelbo(
-            denoiser, OracleEnergy(energy), schedules.log_linear(), grid, x_0, seed, row, num_particles=k, **options
-        ).nats
-    )
+    keys = schedules.log_linear(), schedules.uniform_grid(num_steps), x_0, torch.tensor(3), row
+    return bounds.transition_nelbo(denoiser, OracleEnergy(energy), *keys, num_particles=k, **options)
+
+
+def drawn_bound(energy: EnergyFn, num_steps: int, k: int, x_0: Tensor, **options: object) -> Tensor:
+    """In nats per text."""
+    return LENGTH * drawn(energy, num_steps, k, x_0, **options).nats
 
 
 ENERGY = residual_energy(JOINT, TABLES["wrong"])
@@ -499,6 +499,39 @@ def test_one_particle_and_no_energy_are_the_plain_bound_draw_by_draw():
     torch.testing.assert_close(
         drawn_bound(ENERGY, 2, 4, x_0, temperature=2.0), drawn_bound(lambda *x: ENERGY(*x) / 2, 2, 4, x_0)
     )
+
+
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_a_few_passes_stand_for_all_of_a_text(num_passes: int):
+    """Five standard errors; at a fixed seed, and one that is 4 % off is rejected."""
+    bound = drawn(ENERGY, 3, 2, SEQUENCES.repeat(4000, 1), num_passes=num_passes)
+    mean, error, _ = likelihoods.estimate(LENGTH * bound.nats)
+    expected = float(exact_bound(TABLES["wrong"], ENERGY, 3, 2, SEQUENCES).mean())
+    assert abs(mean - expected) < 5 * error
+    assert abs(mean - 1.04 * expected) > 5 * error
+    assert (bound.denoiser_passes == num_passes).all()
+
+
+def test_what_is_given_is_read_and_not_scored_in_the_bound():
+    """One step reveals the rest at once: five standard errors from enumeration, and one that is 4 % off is rejected."""
+    scored = torch.tensor([False, True, True])
+    x_0 = SEQUENCES[5:6]
+    x_t = torch.where(scored, SYMBOLS, x_0)
+    expected = float(_bound_of_step(TABLES["wrong"], ENERGY, x_t, x_0, scored, 2)) / 2
+    rows = x_0.expand(20_000, -1)
+    mean, error, _ = likelihoods.estimate(drawn(ENERGY, 1, 2, rows, scored=scored.expand_as(rows)).nats)
+    assert abs(mean - expected) < 5 * error
+    assert abs(mean - 1.04 * expected) > 5 * error
+
+
+def test_a_pass_outside_the_window_is_plain_in_the_bound():
+    """Passes do not wait for each other, so two windows that share no pass add up to both, draw by draw."""
+    x_0 = SEQUENCES.repeat(20, 1)
+    plain, whole = drawn_bound(ENERGY, 2, 1, x_0), drawn_bound(ENERGY, 2, 4, x_0)
+    late, early = (drawn_bound(ENERGY, 2, 4, x_0, window=window) for window in ((0.6, 1.0), (0.0, 0.6)))
+    torch.testing.assert_close(late + early, whole + plain)
+    assert not torch.allclose(late, plain)
+    assert not torch.allclose(early, plain)
 
 
 def test_a_text_without_weight_is_impossible_and_where_nothing_has_any_it_is_plain():
