@@ -186,4 +186,25 @@ FAULTS = [
         "kernel",
         "tests/test_frontier.py::test_an_energy_of_transitions_weighs_what_a_step_reveals",
     ),
+    Fault(
+        "padding scored in the bound that an energy of transitions is reported by",
+        "recipes/_correction.py",
+        "scored=scored)",
+        "scored=None)",
+        "tests/test_edlm_joint.py::test_padding_is_not_scored",
+    ),
+    Fault(
+        "a sweep goes on with whatever it did not have before",
+        "recipes/_frontier_lines.py",
+        "old.get(key) is None and key in may_come",
+        "old.get(key) is None",
+        "tests/test_frontier.py::test_a_network_is_all_that_may_come_and_it_stays_with_its_weights",
+    ),
+    Fault(
+        "texts of a baseline on the way drawn as those of a denoiser",
+        "recipes/pretrain_denoiser.py",
+        "if baseline is not None:",
+        "if False:",
+        "tests/test_baseline_recipes.py::test_texts_on_the_way_are_drawn_as_the_kind_that_is_trained",
+    ),
 ]
