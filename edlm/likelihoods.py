@@ -53,6 +53,11 @@ def estimate(values: Tensor, tokens: Tensor | None = None) -> Estimate:
     return Estimate(float(mean), math.sqrt(float(spread) / n), n)
 
 
+def not_padding(x_0: Tensor, pad_id: int | None) -> Tensor:
+    """The positions of texts (b, l) that count, bool (b, l): all where nothing is padding."""
+    return torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
+
+
 @torch.no_grad()
 def nelbo(
     denoiser: Denoiser, schedule: Schedule, x_0: Tensor, seed: Tensor, row: Tensor, scored: Tensor | None = None

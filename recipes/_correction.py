@@ -10,7 +10,7 @@ from edlm import bounds, pipelines, schedules
 from edlm.contracts import Energy
 from edlm.corpora import Rows
 from edlm.denoisers import SubsDenoiser
-from edlm.likelihoods import Estimate, estimate
+from edlm.likelihoods import Estimate, estimate, not_padding
 from edlm.recipes import _processes, _settings
 from edlm.recipes._settings import Schema
 from edlm.samplers import Kernel
@@ -43,19 +43,29 @@ def texts(off: Kernel, on: Kernel, wanted: Mapping[str, Any], vocabulary: Vocabu
 
 
 def transition_bounds(
-    denoiser: SubsDenoiser, energy: Energy, schedule: Schedule, blocks: Rows, settings: Mapping[str, Any]
+    denoiser: SubsDenoiser,
+    energy: Energy,
+    schedule: Schedule,
+    blocks: Rows,
+    settings: Mapping[str, Any],
+    pad_id: int | None = None,
 ) -> dict[str, Estimate]:
-    """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row."""
+    """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row.
+
+    Padding is neither scored nor masked, and a row counts by its tokens.
+    """
     wanted, device = settings["samples"], next(denoiser.parameters()).device
     grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=device)
 
-    def score(row: Tensor) -> tuple[Tensor, Tensor]:
+    def score(row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_0 = blocks[(row % len(blocks)).cpu()].to(device)
-        k = wanted["num_particles"]
-        bound = bounds.transition_nelbo(denoiser, energy, schedule, grid, x_0, seed, row, num_particles=k)
-        return bound.nats.cpu(), bound.excess.cpu()
+        scored = not_padding(x_0, pad_id)
+        keys = schedule, grid, x_0, seed, row
+        bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=wanted["num_particles"], scored=scored)
+        return bound.nats.cpu(), bound.excess.cpu(), scored.sum(1).cpu()
 
     rows = torch.arange(settings["valid_rows"], device=device).split(settings["batch_size"])
     found = _processes.spread(score, rows, "bound of the sampler")
-    nats, excess = (torch.cat(values) for values in zip(*found, strict=True))
-    return {name: estimate(v) for name, v in {"plain_bound": nats - excess, "bound": nats, "gain": -excess}.items()}
+    nats, excess, counts = (torch.cat(values) for values in zip(*found, strict=True))
+    per_row = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
+    return {name: estimate(values, counts) for name, values in per_row.items()}

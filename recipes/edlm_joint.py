@@ -25,7 +25,7 @@ from edlm import (
 from edlm import samplers as kernels
 from edlm.corpora import Rows
 from edlm.denoisers import SubsDenoiser
-from edlm.likelihoods import Estimate, estimate
+from edlm.likelihoods import Estimate, estimate, not_padding
 from edlm.recipes import _correction, _entry, _processes, _report, _settings, _start, _training, pretrain_denoiser
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
@@ -118,8 +118,9 @@ class JointTraining:
     def validate(self, network: nn.Module) -> Metrics:
         """The loss, what it is made of, and weight diagnostics of the EMA network on held-out blocks."""
         settings, rows = self.settings, self.settings["valid_rows"]
-        per_row = {**self.held_out(network, self.blocks.valid, rows), **self.nelbos(network, self.blocks.valid, rows)}
-        figures = {name: estimate(values).mean for name, values in per_row.items()}
+        found = {name: estimate(values) for name, values in self.held_out(network, self.blocks.valid, rows).items()}
+        found |= self.nelbos(network, self.blocks.valid, rows)
+        figures = {name: value.mean for name, value in found.items()}
         parts = (settings["nelbo_weight"] * figures["nelbo"], settings["energy_weight"] * figures["contrast"])
         return {"loss": sum(parts), **figures}
 
@@ -143,21 +144,26 @@ class JointTraining:
         found = zip(*_processes.spread(score, self._batches(blocks, rows), "held-out text"), strict=True)
         return {name: torch.cat(values) for name, values in zip(FIGURES, found, strict=True)}
 
-    def nelbos(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Tensor]:
+    def nelbos(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Estimate]:
         """Nats per token of the joint network and of the denoiser it started from, on the same draws, and what it cost.
 
-        cost: the difference row by row (n,), positive where the joint network is the worse denoiser.
+        cost: the difference row by row, positive where the joint network is the worse denoiser. Padding is neither
+        scored nor masked, and a row counts by its tokens.
         """
         seed, batches = torch.tensor(self.settings["seed"], device=self.device), self._batches(blocks, rows)
 
         def score(batch: tuple[Tensor, Tensor], each: nn.Module) -> Tensor:
-            return likelihoods.nelbo(self._denoiser(each), self.schedule, batch[1], seed, batch[0]).cpu()
+            row, x_0 = batch
+            scored = not_padding(x_0, self.vocabulary.pad_id)
+            return likelihoods.nelbo(self._denoiser(each), self.schedule, x_0, seed, row, scored).cpu()
 
         values = {
             name: torch.cat(_processes.spread(partial(score, each=each), batches, name.replace("_", " ")))
             for name, each in (("nelbo", network.eval()), ("start_nelbo", self.start))
         }
-        return {**values, "cost": values["nelbo"] - values["start_nelbo"]}
+        values["cost"] = values["nelbo"] - values["start_nelbo"]
+        counts = torch.cat([not_padding(x_0, self.vocabulary.pad_id).sum(1) for _, x_0 in batches]).cpu()
+        return {name: estimate(each, counts) for name, each in values.items()}
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -167,8 +173,7 @@ class JointTraining:
         """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
         settings, blocks, rows = self.settings, self.blocks.test, 4 * self.settings["valid_rows"]
         figures = {name: estimate(values) for name, values in self.held_out(self.run.average, blocks, rows).items()}
-        nelbos = {name: estimate(values) for name, values in self.nelbos(self.run.average, blocks, rows).items()}
-        nelbos |= self.transition_bounds(blocks)
+        nelbos = {**self.nelbos(self.run.average, blocks, rows), **self.transition_bounds(blocks)}
         texts = self.texts()
         report = {name: value._asdict() for name, value in {**nelbos, **figures}.items()}
         _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
@@ -188,7 +193,8 @@ class JointTraining:
         """The bound of the sampler of `texts`."""
         denoiser = self._denoiser(self.run.average.eval())
         energy = joint.energy(denoiser.module.network)
-        return _correction.transition_bounds(denoiser, energy, self.schedule, blocks, self.settings)
+        known = denoiser, energy, self.schedule, blocks, self.settings, self.vocabulary.pad_id
+        return _correction.transition_bounds(*known)
 
     def _batches(self, blocks: Rows, rows: int) -> list[tuple[Tensor, Tensor]]:
         """Numbers of rows (b,) and their texts (b, l), the blocks gone through as often as needed."""

@@ -186,7 +186,8 @@ class EnergyByNCE:
         if self.settings["scope"] == "draft":
             return {}
         energy = self._energy(self.run.average.eval())
-        return _correction.transition_bounds(self.denoiser, energy, self.schedule, blocks, self.settings)
+        known = self.denoiser, energy, self.schedule, blocks, self.settings, self.vocabulary.pad_id
+        return _correction.transition_bounds(*known)
 
     def _summary(
         self,

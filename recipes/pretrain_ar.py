@@ -98,7 +98,7 @@ class PretrainAr:
             return stages(TensorDict({contracts.X_0: part.to(self.device)}))[contracts.LOSS].cpu()
 
         losses = torch.cat(_processes.spread(score, blocks.split(self.settings["batch_size"])))
-        counts = (blocks != (-1 if self.vocabulary.pad_id is None else self.vocabulary.pad_id)).sum(1)
+        counts = likelihoods.not_padding(blocks, self.vocabulary.pad_id).sum(1)
         return likelihoods.estimate(losses / counts, counts)
 
     def save_checkpoint(self) -> None:

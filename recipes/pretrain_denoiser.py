@@ -144,7 +144,7 @@ class PretrainDenoiser:
         row = torch.arange(len(x_0), device=self.device)
         denoiser = denoisers.subs(self.run.average, self.vocabulary.mask_id, self._told())
         seed = torch.tensor(self.settings["seed"], device=self.device)
-        scored = x_0 != (-1 if self.vocabulary.pad_id is None else self.vocabulary.pad_id)
+        scored = likelihoods.not_padding(x_0, self.vocabulary.pad_id)
 
         def score(part: Tensor) -> Tensor:
             times = torch.full(part.shape, t).to(x_0.device)
@@ -189,7 +189,7 @@ def over_draws(
 
     def draw(row: Tensor) -> tuple[Tensor, Tensor]:
         x_0 = blocks[(row % len(blocks)).cpu()].to(device)
-        scored = x_0 != (-1 if pad_id is None else pad_id)
+        scored = likelihoods.not_padding(x_0, pad_id)
         return score(x_0, seed, row, scored).cpu(), scored.sum(1).cpu()
 
     found = _processes.spread(draw, torch.arange(rows, device=device).split(settings["batch_size"]))

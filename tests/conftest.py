@@ -1,9 +1,15 @@
-"""One thread, and the same examples in every run."""
+"""One thread, the same examples in every run, and what several files run or read."""
+
+from pathlib import Path
 
 import pytest
+import smallest
 import torch
 from hypothesis import Phase, settings
 from running import Runner
+
+from edlm import checkpoints, vocabulary
+from edlm.networks import Transformer
 
 torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they save, and one thread keeps sums in order
 settings.register_profile("edlm", deadline=None, derandomize=True, print_blob=True)
@@ -16,3 +22,23 @@ settings.load_profile("edlm")
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Runner:
     """Runs a recipe in this process: `run("edlm_nce", "steps=3", config="tiny")`."""
     return Runner(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `denoiser` of a few steps; no test writes into it."""
+    folder = tmp_path_factory.mktemp("trained")
+    smallest.train("pretrain_denoiser", *smallest.denoiser_words(folder / "denoiser"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_ar(trained: Path) -> Path:
+    """Beside the denoiser an AR model of a few steps, one of `other` vocabulary and one `without_bos`."""
+    smallest.train("pretrain_ar", *smallest.ar_words(trained / "ar"))
+    sizes = {**smallest.CAUSAL, "conditioning_size": 0, "causal": True}
+    other = Transformer(4, smallest.LENGTH, **sizes)
+    checkpoints.save_network(trained / "other", other, vocabulary.characters("abc"), {"bos_id": 3})
+    without_bos = Transformer(28, smallest.LENGTH, **sizes)
+    checkpoints.save_network(trained / "without_bos", without_bos, vocabulary.characters(), {})
+    return trained

@@ -295,7 +295,22 @@ FAULTS = [
         "bounds.py",
         'drawn = now if proposes == "revealed" else masked',
         "drawn = masked",
-        "tests/test_transition.py::test_draws_of_the_bound_have_it_as_their_mean",
+        "tests/test_transition_bound.py::test_draws_of_the_bound_have_it_as_their_mean",
+    ),
+    Fault(
+        "the transition bound scores what is given",
+        "bounds.py",
+        "row, scored)\n    how = (window, num_particles, 1,",
+        "row, None)\n    how = (window, num_particles, 1,",
+        "tests/test_transition_bound.py::test_what_is_given_is_read_and_not_scored_in_the_bound",
+    ),
+    Fault(
+        "a row that got no mask counts as one without loss",
+        "likelihoods.py",
+        ".view_as(x_0).sum(1) / masked.sum(1)",
+        ".view_as(x_0).sum(1) / masked.sum(1).clamp(min=1)",
+        "tests/test_likelihoods.py::"
+        "test_at_a_noise_level_each_row_is_masked_by_itself_and_one_without_masks_has_no_figure",
     ),
     Fault(
         "drafts outweigh the data in the calibration",

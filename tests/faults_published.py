@@ -127,7 +127,7 @@ FAULTS = [
         "recipes/generate.py",
         "for first in range(done, total, size)",
         "for first in range(done, total - total % size, size)",
-        "tests/test_recipes.py::test_every_sample_is_written_whatever_the_batch_size",
+        "tests/test_generate.py::test_every_sample_is_written_whatever_the_batch_size",
     ),
     Fault(
         "masking at t = 1 differs between training and sampling",

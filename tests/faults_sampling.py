@@ -176,7 +176,7 @@ FAULTS = [
         "baselines.py",
         "log_a.logsumexp(-1).exp() - 1.0 - wanted",
         "log_a.logsumexp(-1) - wanted",
-        "tests/test_baseline_kernels.py::test_the_score_entropy_bound_is_the_nelbo_plus_the_price_of_a_wrong_sum",
+        "tests/test_baseline_bounds.py::test_the_score_entropy_bound_is_the_nelbo_plus_the_price_of_a_wrong_sum",
     ),
     Fault(
         "a source's past forgotten by the law of its hidden state",

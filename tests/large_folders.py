@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torchtune.models import qwen2
+
+from edlm import decoders, denoisers, energies, samplers, schedules
 
 V, H, FFN, LAYERS, HEADS, KV = 40, 16, 24, 2, 4, 2
 THETA, EPS, LENGTH = 500.0, 1e-5, 12
@@ -160,3 +163,14 @@ def tokens_of(seed: int = 0, rows: int = 3) -> Tensor:
 def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
     assert actual.shape == expected.shape
     assert float((actual - expected).abs().max()) < tolerance * max(1.0, float(expected.abs().max()))
+
+
+def dream_with_qwen(k: int, rows_at_once: int | None = None, vocab_size: int = V) -> Any:
+    """Random decoders as denoiser and energy: the kernel, and the two networks."""
+    torch.manual_seed(0)
+    wide = {"embed_dim": H, "intermediate_dim": FFN, "max_seq_len": 32}
+    first, second = (qwen2.qwen2(vocab_size, LAYERS, HEADS, KV, **wide) for _ in range(2))
+    dream = decoders.DecoderNetwork(decoders.bidirectional(first), shifted=True).eval()
+    qwen = decoders.autoregressive(second, rows_at_once=rows_at_once)
+    energy = energies.residual_ar(qwen, MASK, bos_id=3, carry_over=True)
+    return samplers.importance(schedules.log_linear(), denoisers.subs(dream, MASK), energy, k), dream, qwen

@@ -1,36 +1,27 @@
 """Baselines by config: trained, drawn and scored as what their checkpoint says they are."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import smallest
 import torch
 from omegaconf import OmegaConf
 from running import Runner
 
 from edlm import baselines, checkpoints, cli, corpora, denoisers, folding, likelihoods, schedules
 from edlm.networks import Transformer
-
-NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
-SMALL = {"length": 32, "steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 3, "log_every": 2}
-
-
-def overrides(folder: Path) -> list[str]:
-    sizes = {f"network.{key}": value for key, value in NETWORK.items()}
-    return [f"output_dir={folder}", *(f"{key}={value}" for key, value in {**SMALL, **sizes}.items()), "threads=1"]
+from edlm.recipes import _following
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each kind after a few steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    module = import_module("edlm.recipes.pretrain_denoiser")
+    folder = tmp_path_factory.mktemp("baselines")
     for config, own in (("tiny", []), ("tiny_sedd", []), ("tiny_d3pm", ["loss_steps=20", "time_conditioning=false"])):
-        settings = OmegaConf.load(cli.configs("pretrain_denoiser")[config])
-        words = OmegaConf.from_dotlist([*overrides(folder / config), *own])
-        module.main(OmegaConf.to_container(OmegaConf.merge(settings, words)))
+        words = [*smallest.denoiser_words(folder / config), "sample_every=6", *own]
+        smallest.train("pretrain_denoiser", *words, config=config)
     return folder
 
 
@@ -78,7 +69,7 @@ def test_a_checkpoint_says_what_it_holds_and_a_report_what_was_measured(trained:
         "tiny_d3pm": ("t_step", "d3pm"),
     }
     blocks = corpora.load_blocks(
-        corpora.embedded(), checkpoints.load_vocabulary_of(trained / "tiny"), SMALL["length"]
+        corpora.embedded(), checkpoints.load_vocabulary_of(trained / "tiny"), smallest.LENGTH
     ).test
     x_0, seed, row = blocks[torch.arange(32) % len(blocks)], torch.tensor(0), torch.arange(32)
     sedd, d3pm = (checkpoints.load_as(Transformer, trained / f"tiny_{name}") for name in ("sedd", "d3pm"))
@@ -115,6 +106,24 @@ def test_generate_draws_a_baseline_with_its_own_kernel(run: Runner, trained: Pat
     prompt = checkpoints.load_vocabulary_of(trained / "tiny").encode("a ")
     prompt = torch.cat([prompt, torch.tensor([27, 27]), checkpoints.load_vocabulary_of(trained / "tiny").encode(" of")])
     assert texts[0] == baselines.sample(kernel, 32, 5, 3, seed=0, prompt=prompt)["tokens"].tolist()
+
+
+@pytest.mark.slow
+def test_texts_on_the_way_are_drawn_as_the_kind_that_is_trained(trained: Path) -> None:
+    schedule, ids = schedules.log_linear(1e-3), checkpoints.load_vocabulary_of(trained / "tiny")
+    plain, sedd, d3pm = (
+        checkpoints.load_as(Transformer, trained / name) for name in ("tiny", "tiny_sedd", "tiny_d3pm")
+    )
+    expected = {
+        "tiny": _following.denoiser_texts(denoisers.subs(plain, 27), schedules.log_linear(), ids, 0),
+        "tiny_sedd": _following.baseline_texts(
+            baselines.analytic(denoisers.sedd(sedd, 27, schedule), schedule), ids, 0
+        ),
+        "tiny_d3pm": _following.baseline_texts(baselines.d3pm(denoisers.d3pm(d3pm, 27), schedule), ids, 0),
+    }
+    for name, texts in expected.items():
+        lines = (trained / name / "training_samples.jsonl").read_text("utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == [{"step": 6, **text} for text in texts]
 
 
 @pytest.mark.slow
@@ -160,7 +169,7 @@ def test_what_a_baseline_cannot_do_gets_one_line(
 
 @pytest.mark.slow
 def test_resuming_as_another_kind_is_refused(run: Runner, trained: Path) -> None:
-    words = [*overrides(trained / "tiny_sedd"), "time_conditioning=true", "schedule.eps=1.0e-3"]
+    words = [*smallest.denoiser_words(trained / "tiny_sedd"), "time_conditioning=true", "schedule.eps=1.0e-3"]
     status, _, error = run("pretrain_denoiser", *words)
     assert status == 2
     assert "objective was 'score_entropy', is 'nelbo'" in error

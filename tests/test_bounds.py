@@ -140,6 +140,13 @@ def test_the_draws_average_to_the_enumerated_bound(num_steps: int, options: dict
     assert not agrees(values, 0.95 * expected / LENGTH)
 
 
+def test_passes_that_stand_for_all_are_spread_evenly() -> None:
+    """As many as there are: each of them once."""
+    torch.testing.assert_close(
+        drawn(TEXTS, None, num_particles=3, num_passes=LENGTH).nats, drawn(TEXTS, None, num_particles=3).nats
+    )
+
+
 def test_a_temperature_divides_the_energy() -> None:
     half = OracleEnergy(lambda x, x_t: ENERGY(x, x_t) / 2)
     torch.testing.assert_close(

@@ -307,6 +307,15 @@ def test_padded_sentences_train_and_padding_is_not_scored(
         ]
         expected = likelihoods.estimate(torch.cat(parts), scored.sum(1))
         assert log[-1]["valid_nelbo"] == pytest.approx(expected.mean, rel=1e-5)
+        x_0 = named("lm1b", source, cache=tmp_path / "cache", layout="padded", wrapped=True).blocks(ids, 16).test[:8]
+        levels = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["masked_nll"]
+        for t, found in levels.items():
+            times = torch.full((8,), float(t))
+            nats = likelihoods.masked_nll(
+                denoiser, schedules.log_linear(), x_0, times, *keys, likelihoods.not_padding(x_0, ids.pad_id)
+            )
+            assert found == pytest.approx(likelihoods.estimate(nats[~nats.isnan()])._asdict(), rel=1e-5)
+        assert levels["0.1"]["n"] < levels["0.9"]["n"] == 8, "a row without a mask says nothing"
 
 
 # ---- Mistakes

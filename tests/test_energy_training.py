@@ -6,37 +6,30 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from fault import Fault
-from omegaconf import OmegaConf
 from running import Runner
+from smallest import UPDATES, denoiser_words, words_of
 from test_planted_faults import package_in, plant
 from torch import Tensor, nn
 
-from edlm import checkpoints, cli, corpora, denoisers, likelihoods, networks, schedules
+from edlm import checkpoints, corpora, denoisers, likelihoods, networks, schedules
 from edlm.networks import EnergyNetwork, Transformer
 from edlm.recipes import _contrast
 from edlm.recipes._patience import Patience
 from edlm.vocabulary import characters
 
-NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
-SMALL = {"steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 16, "save_every": 3, "log_every": 2}
 Run = Callable[..., tuple[int, str, str]]
 
 
-def denoiser_words(folder: Path) -> list[str]:
-    sizes = {f"network.{key}": value for key, value in NETWORK.items()}
-    return [f"output_dir={folder}", "length=32", *(f"{k}={v}" for k, v in {**SMALL, **sizes}.items()), "threads=1"]
-
-
 def energy_words(folder: Path, denoiser: Path) -> list[str]:
-    samples = {"samples.num_samples": 1, "samples.num_steps": 2, "samples.num_particles": 2, "report_particles": 4}
+    samples = {"num_samples": 1, "num_steps": 2, "num_particles": 2}
     paths = [f"output_dir={folder}", f"denoiser={denoiser}", "pretrain=null", "threads=1"]
-    return [*paths, *(f"{key}={value}" for key, value in {**SMALL, **samples}.items())]
+    few = ["valid_rows=16", "report_particles=4"]
+    return [*paths, *words_of(UPDATES), *words_of(samples, "samples."), *few]
 
 
 @pytest.fixture
@@ -50,14 +43,9 @@ def run(run: Runner) -> Run:
     return call
 
 
-@pytest.fixture(scope="module")
-def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A denoiser of a few steps."""
-    folder = tmp_path_factory.mktemp("trained") / "denoiser"
-    settings = OmegaConf.load(cli.configs("pretrain_denoiser")["tiny"])
-    words = OmegaConf.from_dotlist(denoiser_words(folder))
-    import_module("edlm.recipes.pretrain_denoiser").main(OmegaConf.to_container(OmegaConf.merge(settings, words)))
-    return folder
+@pytest.fixture(scope="session")
+def denoiser(trained: Path) -> Path:
+    return trained / "denoiser"
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
@@ -231,7 +219,7 @@ def test_without_a_limit_it_never_has_enough():
 
 
 # A rate at which every validation is worse than the first one.
-DIVERGING = ["optimizer.lr=0.3", "warmup_steps=0", "decay=constant", "ema_decay=0.0", "patience=3"]
+DIVERGING = ["optimizer.lr=0.3", "warmup_steps=0", "decay=constant", "ema_decay=0.0", "patience=3", "valid_rows=16"]
 
 
 @pytest.mark.slow
@@ -275,6 +263,7 @@ def test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_b
     assert status == 0, error
     assert f"held-out loss was least at step {least[0]}" in shown
     assert checkpoints.last_checkpoint(tmp_path / "parts") == last[1], "a run that has stopped goes on no more"
-    words = [*denoiser_words(tmp_path / "parts"), *DIVERGING, "steps=30", "valid_rows=8"]
-    status, _, error = run("pretrain_denoiser", *words)
-    assert (status, "valid_rows was 16, is 8" in error) == (2, True), "it decides where a run stops"
+    for change, said in (("valid_rows=8", "valid_rows was 16, is 8"), ("valid_every=6", "valid_every was 3, is 6")):
+        words = [*denoiser_words(tmp_path / "parts"), *DIVERGING, "steps=30", change]
+        status, _, error = run("pretrain_denoiser", *words)
+        assert (status, said in error) == (2, True), "it decides where a run stops"

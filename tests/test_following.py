@@ -12,7 +12,7 @@ import torch
 from builders import tiny_denoiser, tiny_network
 from torch import nn
 
-from edlm import checkpoints, cli, schedules, training, vocabulary
+from edlm import baselines, checkpoints, cli, denoisers, schedules, training, vocabulary
 from edlm.recipes import _following, _forecast, _training
 from edlm.recipes._training import TrainingRun
 
@@ -107,6 +107,29 @@ def test_following_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pytest.
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("changes", "kept", "reported"),
+    [({}, None, 4), ({"keep_best": True}, 2, 4), ({"patience": 2}, 2, 2), ({"patience": 1, "steps": 8}, 2, 2)],
+)
+def test_the_best_network_is_kept_if_asked_for_and_reported_where_it_ends_a_run(
+    tmp_path: Path, changes: dict[str, Any], kept: int | None, reported: int
+) -> None:
+    """Every validation says the same, so the first one, after two steps, is the best; one without a gain may end it."""
+    run = tiny_run(tmp_path, **changes)
+    for _ in range(2):  # a finished run that is started again reports the same network
+        run.load_checkpoint()
+        run.train()
+        best = checkpoints.best_checkpoint(tmp_path)
+        assert (None if best is None else best.name) == (None if kept is None else f"step_{kept:08d}")
+        last = checkpoints.last_checkpoint(tmp_path)
+        assert last is not None
+        assert last.name == "step_00000004"
+        network = checkpoints.load_network(best if reported == kept and best is not None else last)
+        for name, value in network.state_dict().items():
+            assert torch.equal(run.average.state_dict()[name], value)
+        run = tiny_run(tmp_path, **changes)
+
+
 def test_texts_on_the_way_have_the_same_noise(tmp_path: Path) -> None:
     denoiser, abcd = tiny_denoiser(), vocabulary.characters("abcd")
     drawn = [_following.denoiser_texts(denoiser, schedules.log_linear(), abcd, seed=s) for s in (1, 1, 2)]
@@ -116,6 +139,14 @@ def test_texts_on_the_way_have_the_same_noise(tmp_path: Path) -> None:
     assert texts == _following.ar_texts(network, abcd, 4, seed=1)
     assert len(texts) == 2
     assert _following.ar_texts(network, abcd, None, seed=1) == []
+
+
+def test_texts_of_a_baseline_are_those_of_its_own_sampler() -> None:
+    abcd, schedule = vocabulary.characters("abcd"), schedules.log_linear(1e-3)
+    kernel = baselines.d3pm(denoisers.d3pm(tiny_network(), 4), schedule)
+    tokens = baselines.sample(kernel, 8, 8, 2, seed=1)["tokens"]
+    records = [{"row": row, "seed": 1, "text": text} for row, text in enumerate(abcd.decode(tokens))]
+    assert _following.baseline_texts(kernel, abcd, seed=1) == records
 
 
 def test_a_resumed_run_draws_no_text_twice(tmp_path: Path) -> None:

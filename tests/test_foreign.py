@@ -1,137 +1,31 @@
-"""Checkpoints of other people: read exactly, executed never, refused by name; and written back without a loss."""
+"""Checkpoints of other people: read exactly, refused by name, their vocabularies ours."""
 
 import json
 import os
-import pickle
-import subprocess
-import sys
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from published_files import (
+    KINDS,
+    built,
+    hf_folder,
+    kinds,
+    prefixed,
+    published_order,
+    same_weights,
+    small,
+    trainers_config,
+    trainers_file,
+)
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
-from torch import Tensor, nn
 
-from edlm import checkpoints, cli, exchange, foreign, inert, published, vocabulary
-from edlm.networks import EnergyNetwork, Transformer
+from edlm import checkpoints, exchange, foreign, published, vocabulary
 
-Network = Transformer | EnergyNetwork
-KINDS = ["denoiser", "autoregressive", "energy"]
-SIZES = {"hidden_size": 12, "num_layers": 2, "num_heads": 3}
-kinds = pytest.mark.parametrize("kind", KINDS)
-# The published modules' parameters in their own order, blocks apart.
-BLOCK = ["norm1.weight", "attn_qkv.weight", "attn_out.weight", "norm2.weight"]
-BLOCK += ["mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"]
-MODULATION = ["adaLN_modulation.weight", "adaLN_modulation.bias"]
-NOISE = [f"sigma_map.mlp.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")]
-OUTPUT = ["output_layer.norm_final.weight", "output_layer.linear.weight", "output_layer.linear.bias"]
-SCALAR = ["vocab_proj.weight", "vocab_proj.bias", "energy_head.0.weight", "energy_head.0.bias", "energy_head.2.weight"]
 GOLDENS = Path(os.environ.get("EDLM_SHARED", Path(__file__).parents[2] / "shared")) / "goldens"
-
-
-def published_order(kind: str, layers: int = 2) -> list[str]:
-    told = kind != "autoregressive"
-    blocks = [f"blocks.{i}.{name}" for i in range(layers) for name in BLOCK + MODULATION * told]
-    output = OUTPUT + [f"output_layer.{name}" for name in MODULATION * told]
-    return ["vocab_embed.embedding", *(NOISE * told), *blocks, *output, *(SCALAR * (kind == "energy"))]
-
-
-def small(kind: str, seed: int = 0, vocab_size: int = 28, **sizes: int) -> Network:
-    torch.manual_seed(seed)
-    network: Network
-    if kind == "energy":
-        network = EnergyNetwork(vocab_size, 16, **{**SIZES, **sizes}, conditioning_size=4)
-    else:
-        causal = kind == "autoregressive"
-        network = Transformer(vocab_size, 16, **{**SIZES, **sizes}, conditioning_size=0 if causal else 4, causal=causal)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter)
-    return network.eval()
-
-
-def prefixed(prefix: str, network: Network) -> dict[str, Tensor]:
-    return {prefix + name: value for name, value in published.export(network).items()}
-
-
-def trainers_config(**model: Any) -> Any:
-    """Settings as the published trainer stores them: nested, with an interpolation and a list."""
-    settings = {"n_heads": 3, "length": 16, "dropout": 0.1, "hidden_size": 12, "n_blocks": 2, "cond_dim": 4, **model}
-    content = {"model": settings, "parameterization": "subs", "time_conditioning": False, "T": "${model.length}"}
-    return OmegaConf.create({**content, "tags": ["a", "b"]})
-
-
-def trainers_file(
-    file: Path, state: dict[str, Tensor], average: Network | None = None, config: Any = None, **more: Any
-) -> Path:
-    """A checkpoint as the Lightning trainer writes it, with objects of several libraries beside the weights."""
-    content = {
-        "epoch": 1,
-        "global_step": 500,
-        "state_dict": OrderedDict(state),
-        "loops": {"progress": defaultdict(dict, {"total": {"completed": 3}})},
-        "hyper_parameters": {
-            "config": config,
-            "tokenizer": Tokenizer(models.WordLevel({"a": 0}, unk_token="a")),
-            "where": Path("/data"),
-            "callback": partial(print, 1),
-            "ids": {1, 2},
-            "random": np.random.RandomState(0).get_state(),
-            "score": np.float64(0.5),
-        },
-        **more,
-    }
-    if average is not None:
-        names = published_order(published.kind_of(published.export(average)))
-        shadow = [published.export(average)[name] for name in names]
-        content["ema"] = {"decay": 0.9999, "num_updates": 500, "shadow_params": shadow}
-    torch.save(content, file)
-    return file
-
-
-def hf_folder(folder: Path, network: Network, weights: str = "model.safetensors", **config: Any) -> Path:
-    """A folder as `kuleshov-group/mdlm-owt` is laid out."""
-    folder.mkdir()
-    sizes = {"vocab_size": 28, "model_length": 16, "hidden_dim": 12, "cond_dim": 4, "n_blocks": 2, "n_heads": 3}
-    content = {"model_type": "mdlm", "dropout": 0.1, "time_conditioning": False, **sizes, **config}
-    (folder / "config.json").write_text(json.dumps(content))
-    state = prefixed("backbone.", network)
-    save_file(state, folder / weights) if weights.endswith(".safetensors") else torch.save(state, folder / weights)
-    return folder
-
-
-def same_weights(network: Network, expected: Network) -> bool:
-    theirs = expected.state_dict()
-    return network.state_dict().keys() == theirs.keys() and all(
-        torch.equal(value, theirs[name]) for name, value in network.state_dict().items()
-    )
-
-
-def built(weights: foreign.Weights, raw: bool = False) -> Network:
-    return exchange.build(weights, exchange.sizes_of(weights), raw)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """`edlm convert` with these arguments: exit status, what it printed, and its complaint."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        status = 0
-        try:
-            cli.main(["convert", *map(str, arguments)])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capsys.readouterr()
-
-    return call
 
 
 # ---- The order of parameters
@@ -289,99 +183,6 @@ def test_a_part_that_is_not_there_is_refused(part: str, said: str, tmp_path: Pat
         foreign.read(file, part)
 
 
-# ---- Nothing is executed
-
-
-class Planted:
-    """An object whose pickle asks for a call that leaves a file behind."""
-
-    def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
-        self.reduced = (call, arguments)
-
-    def __reduce__(self) -> Any:
-        return self.reduced
-
-
-def test_a_call_that_a_file_asks_for_is_not_made(tmp_path: Path) -> None:
-    mark, network = tmp_path / "mark", small("denoiser")
-    state = prefixed("backbone.", network)
-    weights = foreign.read(
-        trainers_file(tmp_path / "0.ckpt", state, callbacks=Planted(eval, f"open({str(mark)!r}, 'w').close()"))
-    )
-    assert same_weights(built(weights), network)
-    refused = {"builtins.getattr, not loaded": Planted(Path.touch, mark), "system": Planted(os.system, f"touch {mark}")}
-    for named, call in refused.items():
-        with pytest.raises(ValueError, match=f"holds more than weights and settings, and is not executed .*{named}"):
-            foreign.read(trainers_file(tmp_path / "1.ckpt", state, callbacks=call))
-    assert not mark.exists()
-    torch.load(tmp_path / "0.ckpt", weights_only=False)  # the control: read as a plain pickle, the call is made
-    assert mark.exists()
-
-
-def test_a_call_in_the_place_of_weights_is_no_tensor(tmp_path: Path) -> None:
-    state: Any = {**prefixed("backbone.", small("denoiser")), "backbone.x": Planted(eval, "1/0")}
-    with pytest.raises(ValueError, match=r"backbone\.x is no tensor"):
-        foreign.read(trainers_file(tmp_path / "x.ckpt", state))
-
-
-class Items(dict[str, int]):
-    """A class of its own that is filled item by item, which the restricted reader refuses."""
-
-
-@pytest.mark.slow
-def test_what_is_refused_comes_with_the_command_that_keeps_the_plain_part(tmp_path: Path) -> None:
-    """And that command's file loads with the same weights."""
-    raw, average = small("denoiser", 0), small("denoiser", 1)
-    file = trainers_file(tmp_path / "x.ckpt", prefixed("backbone.", raw), average, callbacks=Items(a=1))
-    with pytest.raises(ValueError, match="is not executed") as error:
-        foreign.read(file)
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    assert "add_safe_globals" not in message, "no advice to execute it here"
-    assert "Can only SETITEM" in message
-    command = message.split('python -c "')[1].removesuffix('"')
-    trusted = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_foreign; "
-    subprocess.run([sys.executable, "-c", trusted + command], check=True, cwd=tmp_path, env=dict(os.environ))
-    weights = foreign.read(tmp_path / "plain.ckpt")
-    assert same_weights(built(weights), average)
-    assert weights.notes["step"] == 500
-
-
-def test_unknown_objects_keep_their_state_and_stay_apart(tmp_path: Path) -> None:
-    torch.save({"a": Path("/x"), "b": partial(print, 1), "c": OmegaConf.create({"k": 3})}, tmp_path / "x.pt")
-    read = inert.read(tmp_path / "x.pt")
-    assert all(isinstance(value, inert.Inert) for value in read.values())
-    assert read["a"].arguments == ("/", "x")
-    assert len({type(value) for value in read.values()}) == 3
-    assert foreign._plain(read["c"]) == {"k": 3}
-
-
-def test_reading_leaves_torch_as_strict_as_before(tmp_path: Path) -> None:
-    file = trainers_file(tmp_path / "x.ckpt", prefixed("backbone.", small("denoiser")), config=trainers_config())
-    before = set(torch.serialization.get_safe_globals())
-    foreign.read(file)
-    assert set(torch.serialization.get_safe_globals()) == before
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(file, weights_only=True)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 broken", pickle.dumps({"state_dict": {}})])
-def test_a_file_that_torch_did_not_write_is_named(content: bytes, tmp_path: Path) -> None:
-    file = tmp_path / "x.ckpt"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.ckpt: not a whole zip file of torch\.save"):
-        foreign.read(file)
-
-
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_named(kept: float, tmp_path: Path) -> None:
-    file = trainers_file(tmp_path / "x.ckpt", prefixed("backbone.", small("denoiser")))
-    content = file.read_bytes()
-    file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match=r"x\.ckpt: not a whole zip file"):
-        foreign.read(file)
-
-
 # ---- Vocabularies
 
 
@@ -436,114 +237,3 @@ def test_text8s_published_ids_become_ours_with_the_mask_at_the_end(kind: str, tm
         expected, found = network.head(network(theirs))[0], ours.head(ours(tokens))[0]
         # Each entry of `tokens` says by which column of ours the column of theirs at its place is known.
         assert torch.equal(found[:, tokens[0]], expected[:, theirs[0]])
-
-
-# ---- The command
-
-
-def test_a_converted_denoiser_and_energy_are_what_the_file_holds_and_nothing_is_overwritten(
-    run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    denoiser, energy = small("denoiser", 0), small("energy", 2)
-    one = trainers_file(
-        tmp_path / "mdlm.ckpt", prefixed("backbone.", small("denoiser", 9)), denoiser, trainers_config()
-    )
-    two = trainers_file(tmp_path / "nce.ckpt", prefixed("ebm.", small("energy", 8)), energy, trainers_config())
-    status, out, error = run(one, tmp_path / "den", "--tokenizer", "text8")
-    assert (status, error) == (0, "")
-    shown = dict(line.split(None, 1) for line in out.splitlines())
-    assert shown["kind"] == "denoiser"
-    assert shown["heads"] == "3, from the file's settings"
-    assert shown["vocabulary"] == "28 ids, the mask is 27"
-    assert shown["weights"] == "averaged"
-    assert shown["step"] == "500"
-    assert same_weights(checkpoints.load_as(Transformer, tmp_path / "den", vocabulary.characters()), denoiser)
-    assert run(two, tmp_path / "en", "--tokenizer", "text8")[0] == 0
-    assert same_weights(checkpoints.load_as(EnergyNetwork, tmp_path / "en", vocabulary.characters()), energy)
-    assert run(one, tmp_path / "raw", "--tokenizer", "text8", "--raw")[0] == 0
-    assert same_weights(checkpoints.load_as(Transformer, tmp_path / "raw"), small("denoiser", 9))
-    assert checkpoints.read_description(tmp_path / "raw")["weights"] == "raw"
-    status, _, error = run(one, tmp_path / "den", "--tokenizer", "text8")
-    assert status == 2
-    assert "exists already" in error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["nowhere.ckpt", "out"], "nowhere.ckpt: no such file or folder"),
-        (["x.ckpt", "out"], "x.ckpt holds no tokenizer: name a tokenizer.json"),
-        (["x.ckpt", "out", "--tokenizer", "nowhere"], "nowhere: no tokenizer there"),
-        (["x.ckpt", "out", "--tokenizer", "text8", "--num-heads", "5"], "num_heads = 5 does not fit"),
-        (["x.ckpt", "out", "--tokenizer", "text8", "--num-heads", "0"], "num_heads = 0 does not fit"),
-        (["x.ckpt", "out", "--tokenizer", "text8", "--num-heads", "2"], "rotary_emb.inv_freq"),
-        (["x.ckpt", "out", "--tokenizer", "text8", "--length", "0"], "length = 0 must be at least 1"),
-        (["x.ckpt", "out", "--tokenizer", "text8", "--part", "energy"], "there is no part 'energy'"),
-        (["x.ckpt", "x.ckpt/out", "--tokenizer", "text8"], "cannot write x.ckpt/out"),
-        ([".", "out"], "config.json: cannot be read"),
-        (["x.ckpt", "out", "--to", "hf"], "x.ckpt: no checkpoint there"),
-        (["x.ckpt", "out", "--to", "hf", "--raw"], "--raw is for published weights"),
-    ],
-)
-def test_a_mistake_gets_one_line_and_leaves_nothing(
-    run: Callable[..., tuple[int, str, str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    said: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    trainers_file(tmp_path / "x.ckpt", prefixed("backbone.", small("denoiser")))
-    status, _, error = run(*arguments)
-    assert status == 2
-    assert said in error
-    assert len(error.splitlines()) == 1
-    assert os.listdir(tmp_path) == ["x.ckpt"]
-
-
-@kinds
-def test_a_network_comes_back_from_a_hugging_face_folder_as_it_was(
-    kind: str, run: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    network, words = small(kind), vocabulary.characters()
-    network.arguments["dropout"] = 0.1
-    notes = {"step": 7, "schedule": {"_component_": "edlm.schedules.cosine"}, "time_conditioning": True, "corpus": "x"}
-    checkpoints.save_network(tmp_path / "ours", network, words, notes)
-    assert run(tmp_path / "ours", tmp_path / "hf", "--to", "hf")[0] == 0
-    assert published.kind_of(foreign.read(tmp_path / "hf").state) == kind
-    assert run(tmp_path / "hf", tmp_path / "back")[0] == 0
-    for file in ("network.json", "vocabulary.json", "tokenizer.json", "network.safetensors"):
-        assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "ours" / file).read_bytes(), file
-
-
-def test_an_exported_denoiser_is_laid_out_as_the_published_one(tmp_path: Path) -> None:
-    checkpoints.save_network(tmp_path / "ours", small("denoiser"), vocabulary.characters(), {})
-    exchange.export(tmp_path / "ours", tmp_path / "hf")
-    config = json.loads((tmp_path / "hf" / "config.json").read_text("utf-8"))
-    sizes = {"vocab_size": 28, "model_length": 16, "hidden_dim": 12, "cond_dim": 4, "n_blocks": 2, "n_heads": 3}
-    assert {**config, **sizes, "model_type": "mdlm", "architectures": ["MDLM"], "dropout": 0.0} == config
-    tensors = load_file(tmp_path / "hf" / "model.safetensors")
-    assert tensors.keys() == {f"backbone.{name}" for name in [*published_order("denoiser"), "rotary_emb.inv_freq"]}
-
-
-def test_norms_with_biases_are_not_exported(tmp_path: Path) -> None:
-    network = Transformer(28, 16, **SIZES, conditioning_size=0, norm_bias=True)
-    checkpoints.save_network(tmp_path / "ours", network, vocabulary.characters(), {})
-    with pytest.raises(ValueError, match="published norms have no biases"):
-        exchange.export(tmp_path / "ours", tmp_path / "hf")
-    assert not (tmp_path / "hf").exists()
-
-
-@pytest.mark.slow
-def test_generate_runs_on_what_was_converted(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    denoiser = trainers_file(tmp_path / "mdlm.ckpt", prefixed("backbone.", small("denoiser")), small("denoiser", 1))
-    energy = trainers_file(tmp_path / "nce.ckpt", prefixed("ebm.", small("energy")), small("energy", 3))
-    assert run(denoiser, tmp_path / "den", "--tokenizer", "text8", "--length", "16")[0] == 0
-    assert run(energy, tmp_path / "en", "--tokenizer", "text8", "--length", "16")[0] == 0
-    words = [f"denoiser={tmp_path / 'den'}", f"energy={tmp_path / 'en'}", f"output={tmp_path / 'x.jsonl'}"]
-    command = [sys.executable, "-m", "edlm.cli", "run", "generate", *words]
-    sizes = ["num_samples=2", "num_steps=4", "num_particles=2", "threads=1"]
-    done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    texts = [json.loads(line)["text"] for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
-    assert [len(text) for text in texts] == [16, 16]

@@ -207,6 +207,10 @@ def test_every_state_of_the_grid_is_as_likely_and_what_led_to_it_is_new(schedule
     assert not counts[~possible].any()
     distance = float(((counts - expected)[possible] ** 2 / expected[possible]).sum())
     assert distance < stats.chi2.isf(1e-4, int(possible.sum()) - 1)
+    starts = (num_steps * out[contracts.T]).round()
+    for steps_done, share in enumerate(masked_share(num_steps, schedule)[:-1].tolist()):
+        masked = (out[contracts.X_T] == SYMBOLS)[starts == num_steps - steps_done].double()
+        assert abs(float(masked.mean()) - share) <= 5 * (share * (1 - share) / masked.numel()) ** 0.5, "told its time"
     assert torch.equal(out[contracts.CANDIDATES][:, 0], out[contracts.X_S])
     draws = out[contracts.CANDIDATES][:, 1]
     assert torch.equal(draws[kind != 1], out[contracts.X_S][kind != 1])

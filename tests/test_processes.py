@@ -13,44 +13,38 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from smallest import NETWORK, TEXTS, UPDATES, settings_of, words_of
 from together import fork, together, wait
 from torch import Tensor
 
-from edlm import checkpoints, cli
+from edlm import checkpoints
 from edlm.networks import Transformer
 from edlm.recipes import _entry, _processes, _training
 
-NETWORK = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8, "dropout": 0.0}
-SMALL = {"length": 32, "steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 20, "save_every": 3, "log_every": 1}
-RATES = {"warmup_steps": 1, "decay": "constant", "optimizer.lr": 0.002, "threads": 1}
+RATES = {"warmup_steps": 1, "decay": "constant", "optimizer.lr": 0.002, "valid_rows": 20, "log_every": 1, "threads": 1}
 
 
 def settings(recipe: str, **changed: Any) -> dict[str, Any]:
     """The settings of a recipe's `tiny` config, changed by dotted keys."""
-    base = OmegaConf.load(cli.configs(recipe)["tiny"])
-    words = [f"{key.replace('__', '.')}={'null' if value is None else value}" for key, value in changed.items()]
-    return OmegaConf.to_container(OmegaConf.merge(base, OmegaConf.from_dotlist(words)))
+    return settings_of(recipe, *words_of(changed))
 
 
 def denoiser(folder: Path, **changed: Any) -> dict[str, Any]:
-    sizes = {f"network.{key}": value for key, value in NETWORK.items()}
-    return settings("pretrain_denoiser", **{**SMALL, **RATES, **sizes, "output_dir": folder, **changed})
+    sizes = {f"network.{key}": value for key, value in {**NETWORK, "num_layers": 2, "dropout": 0.0}.items()}
+    return settings("pretrain_denoiser", **{**TEXTS, **RATES, **sizes, "output_dir": folder, **changed})
 
 
 def energy(folder: Path, trained: Path, **changed: Any) -> dict[str, Any]:
-    small = {key: value for key, value in SMALL.items() if key != "length"}
     few = {"samples.num_samples": 1, "samples.num_steps": 4, "samples.num_particles": 2, "report_particles": 4}
     own = {"output_dir": folder, "denoiser": trained, "pretrain": None, "dropout": 0.0}
-    return settings("edlm_nce", **{**small, **RATES, **few, **own, **changed})
+    return settings("edlm_nce", **{**UPDATES, **RATES, **few, **own, **changed})
 
 
 def joint(folder: Path, trained: Path, **changed: Any) -> dict[str, Any]:
-    small = {key: value for key, value in SMALL.items() if key != "length"}
     few = {"samples.num_samples": 1, "samples.num_steps": 4, "samples.num_particles": 2, "report_particles": 4}
     own = {"output_dir": folder, "denoiser": trained, "pretrain": None, "dropout": 0.0, "num_negatives": 2}
-    return settings("edlm_joint", **{**small, **RATES, **few, **own, **changed})
+    return settings("edlm_joint", **{**UPDATES, **RATES, **few, **own, **changed})
 
 
 def run(wanted: dict[str, Any]) -> None:

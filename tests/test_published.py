@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import edlm
 from edlm import absorbing, categorical, contracts, energies, objectives, particles, published, schedules
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.networks import Transformer
 from edlm.schedules import Schedule
 
 FOLDER = Path(os.environ.get("EDLM_SHARED", Path(__file__).parents[2] / "shared")) / "goldens"
@@ -117,116 +117,7 @@ def gradients_agree(network: nn.Module, expected: dict[str, Tensor], relative: f
         assert float((ours[name] - gradient).abs().max()) <= relative * scale, name
 
 
-# ---- Names
-
-
-def small(kind: str, seed: int = 0) -> Transformer | EnergyNetwork:
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 12, "num_layers": 2, "num_heads": 3}
-    network: Transformer | EnergyNetwork
-    if kind == "energy":
-        network = EnergyNetwork(7, 5, **sizes, conditioning_size=4)
-    elif kind == "autoregressive":
-        network = Transformer(7, 5, **sizes, conditioning_size=0, causal=True)
-    else:
-        network = Transformer(7, 5, **sizes, conditioning_size=4)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter)
-    return network.eval()
-
-
-LOADERS = {
-    "denoiser": published.load_denoiser,
-    "autoregressive": published.load_autoregressive,
-    "energy": published.load_energy,
-}
-kinds = pytest.mark.parametrize("kind", LOADERS)
-
-
-@kinds
-def test_loading_is_the_way_back_of_exporting(kind):
-    network = small(kind)
-    state = published.export(network)
-    again = LOADERS[kind](state, num_heads=3, max_length=5)
-    assert again.arguments == network.arguments
-    assert not again.training
-    for name, value in network.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value)
-    back = published.export(again)
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[name], value) for name, value in state.items())
-
-
-@kinds
-def test_names_are_the_published_ones(kind):
-    block = ["norm1.weight", "attn_qkv.weight", "attn_out.weight", "norm2.weight"]
-    block += [f"mlp.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")]
-    rest = ["vocab_embed.embedding", "rotary_emb.inv_freq", "output_layer.norm_final.weight"]
-    rest += ["output_layer.linear.weight", "output_layer.linear.bias"]
-    if kind != "autoregressive":
-        block += ["adaLN_modulation.weight", "adaLN_modulation.bias"]
-        rest += [f"sigma_map.mlp.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")]
-        rest += ["output_layer.adaLN_modulation.weight", "output_layer.adaLN_modulation.bias"]
-    if kind == "energy":
-        rest += ["vocab_proj.weight", "vocab_proj.bias", "energy_head.0.weight", "energy_head.0.bias"]
-        rest += ["energy_head.2.weight"]
-    assert published.export(small(kind)).keys() == {*rest, *(f"blocks.{i}.{name}" for i in range(2) for name in block)}
-
-
-def test_exporting_copies():
-    network = small("denoiser")
-    published.export(network)["vocab_embed.embedding"].zero_()
-    assert network.embedding.weight.abs().min() > 0
-
-
-def test_loading_copies_and_keeps_the_precision():
-    state = {name: value.double() for name, value in published.export(small("denoiser")).items()}
-    network = published.load_denoiser(state, 3)
-    assert {parameter.dtype for parameter in network.parameters()} == {F64}
-    state["vocab_embed.embedding"].zero_()
-    assert network.embedding.weight.abs().min() > 0
-
-
-@kinds
-def test_a_missing_and_an_unknown_name_are_refused(kind):
-    state = published.export(small(kind))
-    for name in state.keys() - {"rotary_emb.inv_freq"}:
-        with pytest.raises(ValueError, match=f"{name} is missing"):
-            LOADERS[kind]({key: value for key, value in state.items() if key != name}, 3)
-    with pytest.raises(ValueError, match=r"backbone\.x is not known"):
-        LOADERS[kind]({**state, "backbone.x": torch.zeros(1)}, 3)
-
-
-def test_one_kind_of_network_is_not_loaded_as_another():
-    for kind, load in LOADERS.items():
-        for other in LOADERS.keys() - {kind}:
-            with pytest.raises(ValueError, match=r"is not known|is missing"):
-                load(published.export(small(other)), 3)
-
-
-def test_a_wrong_shape_is_refused_by_name():
-    state = published.export(small("denoiser"))
-    state["blocks.1.mlp.0.weight"] = state["blocks.1.mlp.0.weight"][:-1]
-    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.0\.weight has shape \(47, 12\), not \(48, 12\)"):
-        published.load_denoiser(state, 3)
-
-
-def test_the_rotary_buffer_is_accepted_checked_or_left_out():
-    state = published.export(small("denoiser"))
-    frequencies = state.pop("rotary_emb.inv_freq")
-    published.load_denoiser(state, 3)
-    published.load_denoiser({**state, "rotary_emb.inv_freq": frequencies.bfloat16()}, 3)
-    for wrong in (1.1 * frequencies, frequencies[:1], torch.cat([frequencies, frequencies])):
-        with pytest.raises(ValueError, match=r"rotary_emb\.inv_freq"):
-            published.load_denoiser({**state, "rotary_emb.inv_freq": wrong}, 3)
-    with pytest.raises(ValueError, match="heads of size 12"):
-        published.load_denoiser({**state, "rotary_emb.inv_freq": frequencies}, 1)
-
-
-@pytest.mark.parametrize("num_heads", [0, 4, 5, 12])
-def test_a_number_of_heads_that_does_not_fit_is_refused(num_heads):
-    with pytest.raises(ValueError, match=f"num_heads = {num_heads}"):
-        published.load_denoiser(published.export(small("denoiser")), num_heads)
+# ---- Weights
 
 
 @cases

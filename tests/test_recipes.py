@@ -1,62 +1,25 @@
 """Recipes: configs are valid, a mistake gets one line, a stopped run resumes bit for bit, the whole path works."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from builders import of_transitions
 from omegaconf import OmegaConf
 from running import Runner
 from safetensors.torch import load
+from smallest import TEXTS, ar_words, denoiser_words, energy_words
 
-from edlm import (
-    checkpoints,
-    cli,
-    corpora,
-    denoisers,
-    energies,
-    pipelines,
-    samplers,
-    schedules,
-    vocabulary,
-)
+from edlm import checkpoints, cli, corpora, energies, vocabulary
 from edlm.networks import Transformer
-from edlm.recipes import _settings, generate, pretrain_ar
+from edlm.recipes import _settings, pretrain_ar
 
 CONFIGS = [(recipe, name) for recipe in cli.recipes() for name in cli.configs(recipe)]
-# The smallest real run: every part there, seconds long.
-NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
-SMALL = {"length": 32, "steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 3, "log_every": 2}
-
-
-def dotted(prefix: str, values: dict[str, Any]) -> list[str]:
-    return [f"{prefix}{key}={value}" for key, value in values.items()]
-
-
-def denoiser_overrides(folder: Path) -> list[str]:
-    return [f"output_dir={folder}", *dotted("", SMALL), *dotted("network.", NETWORK), "threads=1"]
-
-
-def energy_overrides(folder: Path) -> list[str]:
-    small = {key: value for key, value in SMALL.items() if key != "length"}
-    return [
-        f"output_dir={folder / 'energy'}",
-        f"denoiser={folder / 'denoiser'}",
-        *dotted("pretrain.", SMALL),
-        *dotted("pretrain.network.", NETWORK),
-        *dotted("", small),
-        *dotted("samples.", {"num_samples": 1, "num_steps": 4, "num_particles": 2}),
-        "report_particles=4",
-        "threads=1",
-    ]
 
 
 @pytest.mark.parametrize(("recipe", "name"), CONFIGS)
@@ -142,7 +105,7 @@ def test_a_corpus_that_cannot_be_used_is_named(run: Runner, tmp_path: Path, cont
     if content is not None:
         file.write_bytes(content)
     corpus = ["corpus._component_=edlm.corpora.text_files", f"corpus.path={file}"]
-    status, _, error = run("pretrain_denoiser", *denoiser_overrides(tmp_path / "run"), *corpus)
+    status, _, error = run("pretrain_denoiser", *denoiser_words(tmp_path / "run"), *corpus)
     assert status == 2
     assert said in error
     assert len(error.splitlines()) == 1
@@ -150,14 +113,9 @@ def test_a_corpus_that_cannot_be_used_is_named(run: Runner, tmp_path: Path, cont
 
 def test_a_folder_that_cannot_be_written_is_named(run: Runner, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    status, _, error = run("pretrain_denoiser", *denoiser_overrides(tmp_path / "file" / "run"))
+    status, _, error = run("pretrain_denoiser", *denoiser_words(tmp_path / "file" / "run"))
     assert status == 2
     assert f"output_dir = '{tmp_path / 'file' / 'run'}' cannot be written: {tmp_path / 'file'} is not a folder" in error
-
-
-def ar_overrides(folder: Path) -> list[str]:
-    sizes = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
-    return [f"output_dir={folder}", *dotted("", SMALL), *dotted("network.", sizes), "threads=1"]
 
 
 @pytest.mark.parametrize(
@@ -171,16 +129,16 @@ def ar_overrides(folder: Path) -> list[str]:
 def test_an_ar_model_has_no_times_and_is_always_causal(
     run: Runner, tmp_path: Path, overrides: list[str], said: str
 ) -> None:
-    status, _, error = run("pretrain_ar", *ar_overrides(tmp_path / "run"), *overrides)
+    status, _, error = run("pretrain_ar", *ar_words(tmp_path / "run"), *overrides)
     assert (status, said in error) == (2, True), error
 
 
 @pytest.mark.slow
 def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(run: Runner, tmp_path: Path) -> None:
     constant = ["decay=constant", "network.dropout=0.2"]
-    assert run("pretrain_ar", *ar_overrides(tmp_path / "whole"), *constant)[0] == 0
-    assert run("pretrain_ar", *ar_overrides(tmp_path / "parts"), *constant, "steps=2")[0] == 0
-    assert run("pretrain_ar", *ar_overrides(tmp_path / "parts"), *constant)[0] == 0
+    assert run("pretrain_ar", *ar_words(tmp_path / "whole"), *constant)[0] == 0
+    assert run("pretrain_ar", *ar_words(tmp_path / "parts"), *constant, "steps=2")[0] == 0
+    assert run("pretrain_ar", *ar_words(tmp_path / "parts"), *constant)[0] == 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     for name in ("network.safetensors", "training.safetensors"):
         same = whole[name] == parts[name]
@@ -193,10 +151,10 @@ def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(run: Runner,
     assert network.arguments["causal"]
     assert network.arguments["conditioning_size"] == 0
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
-    blocks = corpora.load_blocks(corpora.embedded(), characters, SMALL["length"]).test[: report["n"]]
+    blocks = corpora.load_blocks(corpora.embedded(), characters, TEXTS["length"]).test[: report["n"]]
     with torch.no_grad():
         log_prob = energies.ar_log_prob(network, blocks, characters.mask_id, bos_id)
-    assert report["n"] == 4 * SMALL["valid_rows"]
+    assert report["n"] == 4 * TEXTS["valid_rows"]
     assert report["mean"] == pytest.approx(-float(log_prob.double().mean()), abs=1e-5)
     assert report["standard_error"] == pytest.approx(float(log_prob.mean(-1).std()) / report["n"] ** 0.5, rel=1e-4)
 
@@ -215,9 +173,9 @@ def weights(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Runner, tmp_path: Path) -> None:
     constant = ["decay=constant", "network.dropout=0.2"]
-    assert run("pretrain_denoiser", *denoiser_overrides(tmp_path / "whole"), *constant)[0] == 0
-    assert run("pretrain_denoiser", *denoiser_overrides(tmp_path / "parts"), *constant, "steps=2")[0] == 0
-    assert run("pretrain_denoiser", *denoiser_overrides(tmp_path / "parts"), *constant)[0] == 0
+    assert run("pretrain_denoiser", *denoiser_words(tmp_path / "whole"), *constant)[0] == 0
+    assert run("pretrain_denoiser", *denoiser_words(tmp_path / "parts"), *constant, "steps=2")[0] == 0
+    assert run("pretrain_denoiser", *denoiser_words(tmp_path / "parts"), *constant)[0] == 0
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     for name in ("network.safetensors", "training.safetensors"):
@@ -238,21 +196,9 @@ def test_a_checkpoint_holds_the_averaged_weights(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_sample_is_written_whatever_the_batch_size(run: Runner, trained: Path, tmp_path: Path) -> None:
-    texts = []
-    for batch_size in (2, 3):
-        output = tmp_path / f"{batch_size}.jsonl"
-        base = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={output}", "num_samples=3", "threads=1"]
-        assert run("generate", *base, "num_steps=4", f"batch_size={batch_size}")[0] == 0
-        texts.append([json.loads(line)["text"] for line in output.read_text().splitlines()])
-    assert len(texts[0]) == 3
-    assert texts[0] == texts[1]
-
-
-@pytest.mark.slow
 def test_accumulation_changes_no_update_beyond_rounding(run: Runner, tmp_path: Path) -> None:
     for parts in (1, 3):
-        overrides = [*denoiser_overrides(tmp_path / str(parts)), f"accumulate={parts}", "network.dropout=0.0"]
+        overrides = [*denoiser_words(tmp_path / str(parts)), f"accumulate={parts}", "network.dropout=0.0"]
         assert run("pretrain_denoiser", *overrides)[0] == 0
     one, three = (load(weights(tmp_path / str(parts))["network.safetensors"]) for parts in (1, 3))
     for name, value in one.items():
@@ -261,7 +207,7 @@ def test_accumulation_changes_no_update_beyond_rounding(run: Runner, tmp_path: P
 
 @pytest.mark.slow
 def test_resuming_with_another_setting_is_refused_with_both_values(run: Runner, tmp_path: Path) -> None:
-    overrides = denoiser_overrides(tmp_path)
+    overrides = denoiser_words(tmp_path)
     assert run("pretrain_denoiser", *overrides)[0] == 0
     status, _, error = run("pretrain_denoiser", *overrides, "batch_size=4", "steps=8", "decay=constant")
     assert status == 2
@@ -273,7 +219,7 @@ def test_resuming_with_another_setting_is_refused_with_both_values(run: Runner, 
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(run: Runner, tmp_path: Path) -> None:
-    overrides = [*denoiser_overrides(tmp_path), "save_every=1", "optimizer.lr=1.0e+30", "warmup_steps=0"]
+    overrides = [*denoiser_words(tmp_path), "save_every=1", "optimizer.lr=1.0e+30", "warmup_steps=0"]
     status, _, error = run("pretrain_denoiser", *overrides)
     assert status == 2
     assert "at step" in error
@@ -285,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(run:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
-    overrides = [*denoiser_overrides(tmp_path), "steps=100000", "save_every=100000", "valid_every=100000"]
+    overrides = [*denoiser_words(tmp_path), "steps=100000", "save_every=100000", "valid_every=100000"]
     command = [sys.executable, "-m", "edlm.cli", "run", "pretrain_denoiser", *overrides, "decay=constant"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 120
@@ -311,7 +257,7 @@ def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
             [sys.executable, "-m", "edlm.cli", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
         )
 
-    first = edlm("run", "edlm_nce", *energy_overrides(tmp_path))
+    first = edlm("run", "edlm_nce", *energy_words(tmp_path))
     assert first.returncode == 0, first.stderr
     assert "training it first, 6 steps" in first.stdout
     for shown in ("denoiser NELBO", "nce loss", "accuracy", "ESS of 4 drafts", "sample 0, energy off", "energy on"):
@@ -319,7 +265,7 @@ def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "energy" / "report.json").read_text())
     assert report["nelbo"]["n"] == 32
     assert 0.0 <= report["accuracy"]["mean"] <= 1.0
-    again = edlm("run", "edlm_nce", *energy_overrides(tmp_path))
+    again = edlm("run", "edlm_nce", *energy_words(tmp_path))
     assert again.returncode == 0, again.stderr
     assert "training it first" not in again.stdout, "a second run reuses the denoiser"
 
@@ -356,65 +302,10 @@ def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
 )
 def test_other_launchers_run_the_same_file(tmp_path: Path, launcher: list[str]) -> None:
     config = cli.configs("pretrain_denoiser")["tiny"]
-    command = [sys.executable, "-m", *launcher, "--config", str(config), *denoiser_overrides(tmp_path / "run")]
+    command = [sys.executable, "-m", *launcher, "--config", str(config), *denoiser_words(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert checkpoints.find_network(tmp_path / "run").name == "step_00000006"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A denoiser of a few steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    module = import_module("edlm.recipes.pretrain_denoiser")
-    settings = OmegaConf.load(cli.configs("pretrain_denoiser")["tiny"])
-    overrides = OmegaConf.from_dotlist(denoiser_overrides(folder / "denoiser"))
-    module.main(OmegaConf.to_container(OmegaConf.merge(settings, overrides)))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained_ar(trained: Path) -> Path:
-    """An AR model of a few steps beside the denoiser, and one of another vocabulary."""
-    settings = OmegaConf.load(cli.configs("pretrain_ar")["tiny"])
-    pretrain_ar.main(
-        OmegaConf.to_container(OmegaConf.merge(settings, OmegaConf.from_dotlist(ar_overrides(trained / "ar"))))
-    )
-    sizes = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
-    other = Transformer(4, 32, **sizes, conditioning_size=0, causal=True)
-    checkpoints.save_network(trained / "other", other, vocabulary.characters("abc"), {"bos_id": 3})
-    without_bos = Transformer(28, 32, **sizes, conditioning_size=0, causal=True)
-    checkpoints.save_network(trained / "without_bos", without_bos, vocabulary.characters(), {})
-    return trained
-
-
-@pytest.mark.slow
-def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
-    run: Runner, trained_ar: Path, tmp_path: Path
-) -> None:
-    texts: list[list[dict[str, Any]]] = []
-    for batch_size in (2, 3):
-        output = tmp_path / f"{batch_size}.jsonl"
-        base = [
-            "denoiser=null",
-            "energy=null",
-            f"ar={trained_ar / 'ar'}",
-            f"output={output}",
-            "num_samples=3",
-            "threads=1",
-        ]
-        status, shown, error = run("generate", *base, "prompt=the name", f"batch_size={batch_size}")
-        assert status == 0, error
-        assert "texts per second" in shown
-        texts.append([json.loads(line) for line in output.read_text().splitlines()])
-    assert [record["text"] for record in texts[0]] == [record["text"] for record in texts[1]]
-    network = checkpoints.load_as(Transformer, trained_ar / "ar")
-    for record in texts[0]:
-        assert record["text"].startswith("the name")
-        assert len(record["text"]) == 32
-        with torch.no_grad():
-            log_prob = energies.ar_log_prob(network, torch.tensor([record["tokens"]]), 27, 27)
-        assert record["log_prob"] == pytest.approx(float(log_prob[0, 8:].double().sum()), abs=1e-3)
 
 
 @pytest.mark.parametrize("value", ["[4,2]", "[0,3]", "[2]", "[1.5,2]", "3"])
@@ -423,152 +314,3 @@ def test_step_grids_that_are_none_are_named(run: Runner, value: str) -> None:
     assert status == 2
     assert "transition_steps = " in error
     assert "must be two whole numbers [fewest, most] with 1 <= fewest <= most" in error
-
-
-@pytest.mark.slow
-def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
-    run: Runner, trained: Path, tmp_path: Path
-) -> None:
-    base = [*energy_overrides(tmp_path), f"denoiser={trained / 'denoiser'}", "scope=transition"]
-    status, shown, error = run("edlm_nce", *base, "transition_steps=[1,4]", "steps=12", "optimizer.lr=0.02")
-    assert status == 0, error
-    assert "plain bound" in shown
-    report = json.loads((tmp_path / "energy" / "report.json").read_text())
-    gain = report["plain_bound"]["mean"] - report["bound"]["mean"]
-    assert report["gain"]["mean"] == pytest.approx(gain)
-    assert report["gain"]["standard_error"] > 0.0, "the energy knows something"
-    description = checkpoints.read_description(checkpoints.find_network(tmp_path / "energy"))
-    assert (description["scope"], description["transition_steps"]) == ("transition", [1, 4])
-    status, _, error = run("edlm_nce", *base, "transition_steps=[1,5]", "steps=12", "optimizer.lr=0.02")
-    assert (status, "transition_steps was [1, 4], is [1, 5]" in error) == (2, True)
-
-    output, few = tmp_path / "x.jsonl", ["num_samples=4", "num_steps=2", "num_particles=5", "window=[0,1]", "threads=1"]
-    few.append("energy_temperature=1e-4")  # an energy of 12 steps decides little
-    paths = [f"denoiser={trained / 'denoiser'}", f"energy={tmp_path / 'energy'}", f"output={output}"]
-    status, _, error = run("generate", *paths, *few)
-    assert status == 0, error
-    drawn = [json.loads(line)["tokens"] for line in output.read_text().splitlines()]
-    denoiser, energy = (checkpoints.load_network(folder) for folder in (trained / "denoiser", tmp_path / "energy"))
-    parts = (schedules.log_linear(), denoisers.subs(denoiser, 27))
-    kernels = (
-        of_transitions(*parts, energies.learned_transition(energy), 5, 1e-4),
-        samplers.importance(*parts, energies.learned(energy), 5, 1e-4),
-    )
-    as_one, as_draft = (
-        pipelines.sample(pipelines.sampling(kernel, 32, 2), 4, seed=0)["tokens"].tolist() for kernel in kernels
-    )
-    assert drawn == as_one != as_draft
-    status, _, error = run("evaluate", paths[0], paths[1], "ar=null", "rows=2", f"output_dir={tmp_path / 'card'}")
-    assert (status, "weighs transitions and must weigh drafts" in error) == (2, True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["posterior", "carry_over"])
-def test_an_ar_model_beside_a_denoiser_corrects_it(run: Runner, trained_ar: Path, tmp_path: Path, form: str) -> None:
-    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"ar_form={form}"]
-    few = ["num_samples=2", "num_steps=4", "num_particles=3", "window=[0,1]", "threads=1"]
-    status, shown, error = run("generate", *base, *few, f"output={tmp_path / 'x.jsonl'}")
-    assert status == 0, error
-    assert "energy passes" in shown
-    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
-    assert [record["energy_passes"] for record in records] == [3 * record["denoiser_passes"] for record in records]
-    settings = OmegaConf.to_container(
-        OmegaConf.merge(OmegaConf.load(cli.configs("generate")["tiny"]), OmegaConf.from_dotlist(base))
-    )
-    recipe = generate.Generate({**settings, "output": str(tmp_path / "y.jsonl")})
-    recipe.load_checkpoint()
-    assert recipe.energy.module.carry_over == (form == "carry_over")
-    assert recipe.energy.module.bos_id == 27, "every position counts in both parts"
-
-
-@pytest.mark.slow
-def test_rules_of_sampling_come_from_the_config(run: Runner, trained_ar: Path, tmp_path: Path) -> None:
-    """A text of one and a half windows, by a sharper nucleus, with as many particles as it takes."""
-    output = tmp_path / "x.jsonl"
-    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"output={output}"]
-    rules = ["temperature=0.9", "nucleus=0.95", "target_ess=1.5", "length=48", "stride=16", "window=[0,1]"]
-    status, _, error = run("generate", *base, *rules, "num_samples=2", "num_steps=4", "num_particles=4", "threads=1")
-    assert status == 0, error
-    for record in map(json.loads, output.read_text().splitlines()):
-        assert len(record["tokens"]) == 48
-        assert 2 * record["denoiser_passes"] <= record["energy_passes"] <= 4 * record["denoiser_passes"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["denoiser=null"], "denoiser and ar are both null: name one of them, or both"),
-        (["energy=a", "ar=b"], "energy = 'a' and ar = 'b' exclude each other: set one to null"),
-        (["ar=a", "ar_form=both"], "ar_form = 'both' must be one of posterior, carry_over"),
-        (["denoiser=null", "ar=a", "execution=compile"], "execution = 'compile' needs a denoiser"),
-        (["denoiser=null", "ar=a", "live=true"], "live = True needs a denoiser"),
-        (["denoiser=null", "ar={}/ar", "length=64"], "length = 64 must lie in 1..32"),
-        (["ar=/nowhere"], "/nowhere: no checkpoint there"),
-        (
-            ["ar={}/denoiser"],
-            "ar = '{}/denoiser' holds a network that is not causal: `edlm run pretrain_ar` trains one",
-        ),
-        (["denoiser={}/ar"], "denoiser = '{}/ar' holds a network that was not trained as a denoiser"),
-        (
-            ["ar={}/other"],
-            "{}/denoiser and {}/other were trained on different vocabularies: size = 28 and 4, mask_id = 27",
-        ),
-        (
-            ["length=40"],
-            "length = 40 is more than the denoiser's 32: give a stride below 32, by which its window moves",
-        ),
-        (["length=40", "stride=32"], "stride = 32 must lie in 1..31: a window has 32 tokens"),
-        (["nucleus=0"], "nucleus = 0 must be a number above 0 and at most 1"),
-        (["denoiser=null", "ar={}/ar", "nucleus=0.5"], "nucleus = 0.5 needs a denoiser"),
-    ],
-)
-def test_networks_that_do_not_go_together_get_one_line(
-    run: Runner, trained_ar: Path, tmp_path: Path, overrides: list[str], said: str
-) -> None:
-    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
-    status, _, error = run("generate", *base, *(word.replace("{}", str(trained_ar)) for word in overrides))
-    assert status == 2
-    assert said.replace("{}", str(trained_ar)) in error
-    assert len(error.splitlines()) == 1
-    assert not os.listdir(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["denoiser=/nowhere"], "/nowhere: no checkpoint there"),
-        (["energy=/nowhere"], "/nowhere: no checkpoint there"),
-        (["energy={trained}/denoiser"], "holds a network of class Transformer, not EnergyNetwork"),
-        (["num_particles=0"], "num_particles = 0 must be a whole number of at least 1"),
-        (["num_steps=0"], "num_steps = 0 must be a whole number of at least 1"),
-        (["window=[1,0.2]"], "window = [1, 0.2] must be two times [low, high]"),
-        (["window=[-1,0.2]"], "window = [-1, 0.2] must be two times [low, high]"),
-        (["length=4096"], "length = 4096 is more than the denoiser's 32"),
-        (["prompt=THE"], "character 'T' at offset 0 is not in the vocabulary"),
-        (["prompt=" + 40 * "a"], "does not fit"),
-        (["selection=best"], "selection = 'best' must be one of sir, imh, greedy"),
-        (["execution=cudagraph"], "needs a pipeline on a CUDA device"),
-        (["device=cuda"], "no CUDA device is there"),
-        (["output=/dev/null/x.jsonl"], "output = '/dev/null' cannot be written"),
-    ],
-)
-def test_a_mistake_in_generate_gets_one_line(
-    run: Runner, trained: Path, tmp_path: Path, overrides: list[str], said: str
-) -> None:
-    if torch.cuda.is_available() and said in ("needs a pipeline on a CUDA device", "no CUDA device is there"):
-        pytest.skip("a CUDA device is there")
-    base = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
-    status, _, error = run("generate", *base, *(word.replace("{trained}", str(trained)) for word in overrides))
-    assert status == 2
-    assert said in error
-    assert len(error.splitlines()) == 1
-    assert not os.listdir(tmp_path)
-
-
-def test_a_prompt_has_a_mask_for_every_underscore() -> None:
-    characters = vocabulary.characters()
-    tokens = generate.encode_prompt("_ab__ c_", characters)
-    assert tokens.tolist() == [27, 0, 1, 27, 27, 26, 2, 27]
-    assert characters.decode(tokens) == "_ab__ c_"

@@ -1,0 +1,54 @@
+"""The smallest training runs that have every part, seconds long, as words for the command line."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from edlm import cli
+
+NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
+CAUSAL = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
+UPDATES = {"steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 3, "log_every": 2}
+LENGTH = 32
+TEXTS = {"length": LENGTH, **UPDATES}
+
+
+def words_of(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`prefix key=value` of each; None is null."""
+    return [f"{prefix}{key}={'null' if value is None else value}" for key, value in values.items()]
+
+
+def denoiser_words(folder: Path) -> list[str]:
+    return [f"output_dir={folder}", *words_of(TEXTS), *words_of(NETWORK, "network."), "threads=1"]
+
+
+def ar_words(folder: Path) -> list[str]:
+    return [f"output_dir={folder}", *words_of(TEXTS), *words_of(CAUSAL, "network."), "threads=1"]
+
+
+def energy_words(folder: Path) -> list[str]:
+    """An energy in `folder/energy`, of the denoiser in `folder/denoiser`, which is trained first if it is not there."""
+    return [
+        f"output_dir={folder / 'energy'}",
+        f"denoiser={folder / 'denoiser'}",
+        *words_of(TEXTS, "pretrain."),
+        *words_of(NETWORK, "pretrain.network."),
+        *words_of(UPDATES),
+        *words_of({"num_samples": 1, "num_steps": 4, "num_particles": 2}, "samples."),
+        "report_particles=4",
+        "threads=1",
+    ]
+
+
+def settings_of(recipe: str, *words: str, config: str = "tiny") -> dict[str, Any]:
+    """The settings of a config with some of them changed."""
+    loaded = OmegaConf.load(cli.configs(recipe)[config])
+    return OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(words))))
+
+
+def train(recipe: str, *words: str, config: str = "tiny") -> None:
+    """Run a recipe in this process; a mistake is an error of Python's."""
+    import_module(f"edlm.recipes.{recipe}").main(settings_of(recipe, *words, config=config))

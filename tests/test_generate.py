@@ -1,0 +1,203 @@
+"""The recipe `generate`: every text is written, by the rules and networks that the config names."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import of_transitions
+from running import Runner
+from smallest import energy_words, settings_of
+
+from edlm import checkpoints, denoisers, energies, pipelines, samplers, schedules, vocabulary
+from edlm.networks import Transformer
+from edlm.recipes import generate
+
+
+@pytest.mark.slow
+def test_every_sample_is_written_whatever_the_batch_size(run: Runner, trained: Path, tmp_path: Path) -> None:
+    texts = []
+    for batch_size in (2, 3):
+        output = tmp_path / f"{batch_size}.jsonl"
+        base = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={output}", "num_samples=3", "threads=1"]
+        assert run("generate", *base, "num_steps=4", f"batch_size={batch_size}")[0] == 0
+        texts.append([json.loads(line)["text"] for line in output.read_text().splitlines()])
+    assert len(texts[0]) == 3
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
+    run: Runner, trained_ar: Path, tmp_path: Path
+) -> None:
+    texts: list[list[dict[str, Any]]] = []
+    for batch_size in (2, 3):
+        output = tmp_path / f"{batch_size}.jsonl"
+        base = [
+            "denoiser=null",
+            "energy=null",
+            f"ar={trained_ar / 'ar'}",
+            f"output={output}",
+            "num_samples=3",
+            "threads=1",
+        ]
+        status, shown, error = run("generate", *base, "prompt=the name", f"batch_size={batch_size}")
+        assert status == 0, error
+        assert "texts per second" in shown
+        texts.append([json.loads(line) for line in output.read_text().splitlines()])
+    assert [record["text"] for record in texts[0]] == [record["text"] for record in texts[1]]
+    network = checkpoints.load_as(Transformer, trained_ar / "ar")
+    for record in texts[0]:
+        assert record["text"].startswith("the name")
+        assert len(record["text"]) == 32
+        with torch.no_grad():
+            log_prob = energies.ar_log_prob(network, torch.tensor([record["tokens"]]), 27, 27)
+        assert record["log_prob"] == pytest.approx(float(log_prob[0, 8:].double().sum()), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
+    run: Runner, trained: Path, tmp_path: Path
+) -> None:
+    base = [*energy_words(tmp_path), f"denoiser={trained / 'denoiser'}", "scope=transition"]
+    status, shown, error = run("edlm_nce", *base, "transition_steps=[1,4]", "steps=12", "optimizer.lr=0.02")
+    assert status == 0, error
+    assert "plain bound" in shown
+    report = json.loads((tmp_path / "energy" / "report.json").read_text())
+    gain = report["plain_bound"]["mean"] - report["bound"]["mean"]
+    assert report["gain"]["mean"] == pytest.approx(gain)
+    assert report["gain"]["standard_error"] > 0.0, "the energy knows something"
+    description = checkpoints.read_description(checkpoints.find_network(tmp_path / "energy"))
+    assert (description["scope"], description["transition_steps"]) == ("transition", [1, 4])
+    status, _, error = run("edlm_nce", *base, "transition_steps=[1,5]", "steps=12", "optimizer.lr=0.02")
+    assert (status, "transition_steps was [1, 4], is [1, 5]" in error) == (2, True)
+
+    output, few = tmp_path / "x.jsonl", ["num_samples=4", "num_steps=2", "num_particles=5", "window=[0,1]", "threads=1"]
+    few.append("energy_temperature=1e-4")  # an energy of 12 steps decides little
+    paths = [f"denoiser={trained / 'denoiser'}", f"energy={tmp_path / 'energy'}", f"output={output}"]
+    status, _, error = run("generate", *paths, *few)
+    assert status == 0, error
+    drawn = [json.loads(line)["tokens"] for line in output.read_text().splitlines()]
+    denoiser, energy = (checkpoints.load_network(folder) for folder in (trained / "denoiser", tmp_path / "energy"))
+    parts = (schedules.log_linear(), denoisers.subs(denoiser, 27))
+    kernels = (
+        of_transitions(*parts, energies.learned_transition(energy), 5, 1e-4),
+        samplers.importance(*parts, energies.learned(energy), 5, 1e-4),
+    )
+    as_one, as_draft = (
+        pipelines.sample(pipelines.sampling(kernel, 32, 2), 4, seed=0)["tokens"].tolist() for kernel in kernels
+    )
+    assert drawn == as_one != as_draft
+    status, _, error = run("evaluate", paths[0], paths[1], "ar=null", "rows=2", f"output_dir={tmp_path / 'card'}")
+    assert (status, "weighs transitions and must weigh drafts" in error) == (2, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["posterior", "carry_over"])
+def test_an_ar_model_beside_a_denoiser_corrects_it(run: Runner, trained_ar: Path, tmp_path: Path, form: str) -> None:
+    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"ar_form={form}"]
+    few = ["num_samples=2", "num_steps=4", "num_particles=3", "window=[0,1]", "threads=1"]
+    status, shown, error = run("generate", *base, *few, f"output={tmp_path / 'x.jsonl'}")
+    assert status == 0, error
+    assert "energy passes" in shown
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [record["energy_passes"] for record in records] == [3 * record["denoiser_passes"] for record in records]
+    recipe = generate.Generate(settings_of("generate", *base, f"output={tmp_path / 'y.jsonl'}"))
+    recipe.load_checkpoint()
+    assert recipe.energy.module.carry_over == (form == "carry_over")
+    assert recipe.energy.module.bos_id == 27, "every position counts in both parts"
+
+
+@pytest.mark.slow
+def test_rules_of_sampling_come_from_the_config(run: Runner, trained_ar: Path, tmp_path: Path) -> None:
+    """A text of one and a half windows, by a sharper nucleus, with as many particles as it takes."""
+    output = tmp_path / "x.jsonl"
+    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"output={output}"]
+    rules = ["temperature=0.9", "nucleus=0.95", "target_ess=1.5", "length=48", "stride=16", "window=[0,1]"]
+    status, _, error = run("generate", *base, *rules, "num_samples=2", "num_steps=4", "num_particles=4", "threads=1")
+    assert status == 0, error
+    for record in map(json.loads, output.read_text().splitlines()):
+        assert len(record["tokens"]) == 48
+        assert 2 * record["denoiser_passes"] <= record["energy_passes"] <= 4 * record["denoiser_passes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["denoiser=null"], "denoiser and ar are both null: name one of them, or both"),
+        (["energy=a", "ar=b"], "energy = 'a' and ar = 'b' exclude each other: set one to null"),
+        (["ar=a", "ar_form=both"], "ar_form = 'both' must be one of posterior, carry_over"),
+        (["denoiser=null", "ar=a", "execution=compile"], "execution = 'compile' needs a denoiser"),
+        (["denoiser=null", "ar=a", "live=true"], "live = True needs a denoiser"),
+        (["denoiser=null", "ar={}/ar", "length=64"], "length = 64 must lie in 1..32"),
+        (["ar=/nowhere"], "/nowhere: no checkpoint there"),
+        (
+            ["ar={}/denoiser"],
+            "ar = '{}/denoiser' holds a network that is not causal: `edlm run pretrain_ar` trains one",
+        ),
+        (["denoiser={}/ar"], "denoiser = '{}/ar' holds a network that was not trained as a denoiser"),
+        (
+            ["ar={}/other"],
+            "{}/denoiser and {}/other were trained on different vocabularies: size = 28 and 4, mask_id = 27",
+        ),
+        (
+            ["length=40"],
+            "length = 40 is more than the denoiser's 32: give a stride below 32, by which its window moves",
+        ),
+        (["length=40", "stride=32"], "stride = 32 must lie in 1..31: a window has 32 tokens"),
+        (["nucleus=0"], "nucleus = 0 must be a number above 0 and at most 1"),
+        (["denoiser=null", "ar={}/ar", "nucleus=0.5"], "nucleus = 0.5 needs a denoiser"),
+    ],
+)
+def test_networks_that_do_not_go_together_get_one_line(
+    run: Runner, trained_ar: Path, tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
+    status, _, error = run("generate", *base, *(word.replace("{}", str(trained_ar)) for word in overrides))
+    assert status == 2
+    assert said.replace("{}", str(trained_ar)) in error
+    assert len(error.splitlines()) == 1
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["denoiser=/nowhere"], "/nowhere: no checkpoint there"),
+        (["energy=/nowhere"], "/nowhere: no checkpoint there"),
+        (["energy={trained}/denoiser"], "holds a network of class Transformer, not EnergyNetwork"),
+        (["num_particles=0"], "num_particles = 0 must be a whole number of at least 1"),
+        (["num_steps=0"], "num_steps = 0 must be a whole number of at least 1"),
+        (["window=[1,0.2]"], "window = [1, 0.2] must be two times [low, high]"),
+        (["window=[-1,0.2]"], "window = [-1, 0.2] must be two times [low, high]"),
+        (["length=4096"], "length = 4096 is more than the denoiser's 32"),
+        (["prompt=THE"], "character 'T' at offset 0 is not in the vocabulary"),
+        (["prompt=" + 40 * "a"], "does not fit"),
+        (["selection=best"], "selection = 'best' must be one of sir, imh, greedy"),
+        (["execution=cudagraph"], "needs a pipeline on a CUDA device"),
+        (["device=cuda"], "no CUDA device is there"),
+        (["output=/dev/null/x.jsonl"], "output = '/dev/null' cannot be written"),
+    ],
+)
+def test_a_mistake_in_generate_gets_one_line(
+    run: Runner, trained: Path, tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    if torch.cuda.is_available() and said in ("needs a pipeline on a CUDA device", "no CUDA device is there"):
+        pytest.skip("a CUDA device is there")
+    base = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
+    status, _, error = run("generate", *base, *(word.replace("{trained}", str(trained)) for word in overrides))
+    assert status == 2
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert not os.listdir(tmp_path)
+
+
+def test_a_prompt_has_a_mask_for_every_underscore() -> None:
+    characters = vocabulary.characters()
+    tokens = generate.encode_prompt("_ab__ c_", characters)
+    assert tokens.tolist() == [27, 0, 1, 27, 27, 26, 2, 27]
+    assert characters.decode(tokens) == "_ab__ c_"

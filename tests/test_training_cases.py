@@ -1,0 +1,85 @@
+"""The benchmark of training: both sides take the same steps, and what a step costs is counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_benchmarks import BLOCK, CPU, SIZES, VOCAB, settings, small_networks, small_training
+from tensordict import TensorDict
+
+from edlm import contracts, denoisers, energies, networks, schedules, training
+from edlm.recipes import _textbook_training, _timing, _training, _training_cases, benchmark
+
+
+def training_pair(objective: str) -> tuple[Any, Any, TensorDict]:
+    """Our loss with what it drew, and the textbook's of the same states, times and drafts."""
+    torch.manual_seed(0)
+    network, schedule = small_networks().denoiser, schedules.log_linear()
+    energy = networks.EnergyNetwork(VOCAB, BLOCK, **SIZES).double()
+    torch.nn.init.normal_(energy.scalar.weight)
+    x_0 = torch.randint(VOCAB - 1, (5, BLOCK))
+    denoiser, batch = denoisers.subs(network, VOCAB - 1), _training.keyed(x_0, torch.arange(5), 0, 3, 5)
+    if objective == "denoising":
+        network.requires_grad_(True)
+        out = training.denoising(denoiser, schedule)(batch)
+        x_t, t = out[contracts.X_T], out[contracts.T]
+        return out, _textbook_training.denoising(network, x_0, x_t, t, VOCAB - 1), network.parameters()
+    out = training.contrastive(denoiser, energies.learned(energy), schedule)(batch)
+    drafts = out[contracts.CANDIDATES][:, 1]
+    return out, _textbook_training.contrast(energy, x_0, drafts, out[contracts.X_T]), energy.parameters()
+
+
+@pytest.mark.parametrize("objective", ["denoising", "contrast"])
+def test_both_sides_train_with_the_same_loss_and_gradient(objective: str) -> None:
+    out, textbook, parameters = training_pair(objective)
+    torch.testing.assert_close(out[contracts.LOSS], textbook, rtol=1e-10, atol=1e-10)
+    wanted = list(parameters)
+    ours, theirs = (
+        torch.autograd.grad(loss.mean(), wanted, allow_unused=True) for loss in (out[contracts.LOSS], textbook)
+    )
+    compared = [(a, b) for a, b in zip(ours, theirs, strict=True) if b is not None]
+    assert len(compared) > 10
+    for a, b in compared:
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_operations_of_a_training_step_are_three_passes_of_what_is_trained() -> None:
+    case = _training_cases.Case("denoising", VOCAB, BLOCK, 4, 1)
+    network, tokens = small_networks().denoiser, torch.zeros(4, BLOCK, dtype=torch.int64)
+    masked = torch.arange(4 * BLOCK // 2)
+    passed = _timing.transformer_flops(network, tokens, None, masked)
+    head = 2 * 16 * VOCAB * len(masked)
+    assert _training_cases.step_flops(case, SIZES) == 3 * (passed + head)
+    per_text = _timing.transformer_flops(network, tokens) + 2 * 2 * 16 * 16 * 4 * BLOCK
+    contrast = _training_cases.step_flops(case._replace(objective="contrast"), SIZES)
+    assert contrast == passed + head + 3 * 2 * per_text
+
+
+def test_the_recipe_measures_training_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [{**each, "utilisation_target": 1.0} for each in small_training()]
+    benchmark.main(settings(tmp_path, cases=[], growth=[], training=steps, peak_flops=1e18, only_training=[1]))
+    report = json.loads((tmp_path / "benchmark.json").read_text("utf-8"))
+    (record,) = report["training"]
+    assert record["name"] == "training contrast v=30 l=8 b=4"
+    assert set(record["methods"]) == {"textbook", "eager"}
+    for method in record["methods"].values():
+        assert 0 < method["utilisation"] < 1e-3
+        assert 0 < method["loading_share"] < 1
+    assert {verdict["what"]: verdict["met"] for verdict in report["verdicts"]}["utilisation"] is False
+    assert "of a step" in capsys.readouterr().out
+
+
+def test_a_step_of_either_side_changes_the_weights_that_are_trained() -> None:
+    setting = _training_cases.Setting(SIZES, CPU, torch.float32, 0, 1.0)
+    for objective in ("denoising", "contrast"):
+        for mode in (None, "eager"):
+            case = _training_cases.Case(objective, VOCAB, BLOCK, 4, 1)
+            method = _training_cases._method(case, setting, mode)
+            step: Any = method.run
+            before = [p.clone() for p in step.network.parameters()]
+            method.warm_up()
+            method.run()
+            assert any(not torch.equal(a, b) for a, b in zip(before, step.network.parameters(), strict=True))
+            assert step.number == _training_cases._WARM_UP_STEPS + 1
