@@ -30,7 +30,10 @@ from edlm.recipes import _correction, _entry, _processes, _report, _settings, _s
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 
-TRAINING: Schema = {key: check for key, check in _training.SETTINGS.items() if key != "time_low"}
+TRAINING: Schema = {
+    **{key: check for key, check in _training.SETTINGS.items() if key != "time_low"},
+    "valid_rows": _settings.integer(8),  # some of them reveal nothing, and an error needs two that do
+}
 SETTINGS: Schema = {
     "recipe": _settings.choice("edlm_joint"),
     "output_dir": _settings.text,
