@@ -1,4 +1,4 @@
-"""The frontier's picture: quality against entropy, seconds and network passes, with the Pareto fronts."""
+"""The frontier's picture: quality against entropy, seconds, passes and calls in a row, with the Pareto fronts."""
 
 import os
 from collections.abc import Sequence
@@ -8,18 +8,23 @@ from typing import Any
 from edlm.recipes import _plots
 from edlm.recipes._frontier_points import COSTS, Point
 
-_LABELS = {"entropy": "unigram entropy, nats", "seconds": "seconds per text", "passes": "network passes per text"}
+_LABELS = {
+    "entropy": "unigram entropy, nats",
+    "seconds": "seconds per text",
+    "passes": "network passes per text",
+    "calls": "network calls in a row per text",
+}
 _MARKERS = "osD^vPX*<>"
 
 
 def draw(path: Path, points: Sequence[Point], subtitle: str) -> None:
-    """Write the three panels as one png, whole or not at all."""
+    """Write the four panels as one png, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15.0, 5.4), layout="constrained")
+    figure = Figure(figsize=(13.0, 9.0), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
+    panels = figure.subplots(2, 2).flatten()
     families = list(dict.fromkeys(own.setting.family for own in points if own.setting is not None))
     for axes, name in zip(panels, ("entropy", *COSTS), strict=True):
         for number, family in enumerate(families):

@@ -16,7 +16,7 @@ from edlm import quality
 from edlm.likelihoods import Estimate
 from edlm.recipes._frontier_grid import Setting
 
-COSTS = ("seconds", "passes")
+COSTS = ("seconds", "passes", "calls")
 
 
 class Resampled(NamedTuple):
@@ -52,7 +52,7 @@ class Point(NamedTuple):
     speedups: Mapping[str, SpeedUp | None] = {}
 
     def cost(self, name: str) -> float:
-        """Seconds or network passes of a text."""
+        """Seconds, network passes, or calls in a row, of a text."""
         found = self.seconds if name == "seconds" else self.figures[name].mean
         return math.nan if found is None else found
 

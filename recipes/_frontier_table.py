@@ -48,7 +48,7 @@ def to_markdown(points: Sequence[Point], remarks: Sequence[str]) -> str:
     """The table for people, with the remarks in front of it and how it is to be read behind."""
     figures = [*_SHOWN, *_divergences(points)]
     titles = [_SHOWN.get(name, f"{name.removeprefix('divergence_')}-gram divergence") for name in figures]
-    speedups = [f"x {cost} at {matched}" for matched in _MATCHED for cost in ("faster", "fewer passes")]
+    speedups = [f"x {cost} at {matched}" for matched in _MATCHED for cost in ("faster", "fewer passes", "fewer calls")]
     lines = [["setting", *titles[:3], "seconds", *titles[3:], *speedups, "front", "control"]]
     lines.append(["---"] * len(lines[0]))
     for own in points:
@@ -64,12 +64,12 @@ def to_markdown(points: Sequence[Point], remarks: Sequence[str]) -> str:
 def short(points: Sequence[Point]) -> list[tuple[str, ...]]:
     """The columns that fit a terminal."""
     names = ("bits_per_character", "entropy", "ess")
-    lines: list[tuple[str, ...]] = [("", *(_SHOWN[name] for name in names), "seconds", "passes", "front")]
+    lines: list[tuple[str, ...]] = [("", *(_SHOWN[name] for name in names), *COSTS, "front")]
     for own in points:
         costs = ["-" if math.isnan(own.cost(name)) else f"{own.cost(name):.3g}" for name in COSTS if own.setting]
         fronts = ", ".join(name for name in ("entropy", *COSTS) if name in own.fronts)
         cells = [_shown(own.figures.get(name)) or "-" for name in names]
-        lines.append((own.name, *cells, *(costs or ["-", "-"]), fronts or "-"))
+        lines.append((own.name, *cells, *(costs or ["-"] * len(COSTS)), fronts or "-"))
     return lines
 
 
@@ -77,7 +77,7 @@ _HOW_TO_READ = (
     "Errors (±) are bootstrapped over texts. A pass reads one text; an AR model with its cache reads one, in as many "
     "calls as a text has tokens. Low bits per character alone are no quality, since dull text has them too: compare at "
     "equal entropy, and with the held-out text. `front`: no other setting is better both in bits per character and in "
-    "entropy, seconds or passes.",
+    "entropy, seconds, passes or calls in a row.",
     "`x faster at equal bits`: seconds of the plain sampler at temperature 1 over those of the setting, at the fewest "
     "steps with which its interpolated curve is as good; `and entropy`: the same along its settings of every "
     "temperature, interpolated to the setting's entropy first. `>` and `<`: no plain setting is as good, or the "

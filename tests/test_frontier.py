@@ -303,7 +303,10 @@ def test_every_setting_gets_a_row_with_its_figures(run, folder: Path) -> None:
         ]
     assert float(rows["sir, learned, T=3, k=2"]["ess"]) > 1.0
     assert rows["plain, T=2"]["ess"] == rows["ar"]["ess"] == ""
-    assert float(rows["ar"]["passes"]) == 1.0
+    assert (float(rows["ar"]["passes"]), float(rows["ar"]["calls"])) == (1.0, LENGTH)
+    shared, apart = (rows[f"sir, {name}, T=3, k=2"] for name in ("joint", "transition"))
+    assert float(shared["calls"]) < float(apart["calls"]), "one network is called once a step"
+    assert float(shared["faster_at_equal_bits_calls"]) > 0.0
     assert rows["sir, zero, T=3, k=2"]["control"] == "zero of sir, learned, T=3, k=2"
     assert rows["sir, zero transition, T=3, k=2"]["control"] == "zero of sir, transition, T=3, k=2"
     assert float(rows["sir, transition, T=3, k=2"]["ess"]) > 1.0

@@ -68,6 +68,7 @@ def synthetic(setting: Setting, bits: float, entropy: float, seconds: float) -> 
         "entropy": [entropy] * 10,
         "divergences": {},
         "passes": [seconds * 100] * 10,
+        "calls": [seconds * 200] * 10,
         "seconds": seconds,
     }
     return _frontier_points.point(str(setting), setting, "", record, 0, 4)
@@ -84,7 +85,7 @@ def test_speed_up_at_equal_bits_and_entropy_on_curves_known_by_hand() -> None:
     beyond = synthetic(SIR._replace(num_particles=9), 1.0, 3.5, 0.02)
     points = {own.name: own for own in _frontier_points.with_comparisons([*plain, energy, beyond])}
     found = points[str(SIR)].speedups
-    for cost in ("seconds", "passes"):
+    for cost in ("seconds", "passes", "calls"):
         assert found[f"equal bits, {cost}"] == (pytest.approx(4.0), pytest.approx(0.0, abs=1e-9), "=", 1.0)
         matched = found[f"equal bits and entropy, {cost}"]
         assert matched == (pytest.approx(2.0), pytest.approx(0.0, abs=1e-9), "=", 1.0)
@@ -92,7 +93,7 @@ def test_speed_up_at_equal_bits_and_entropy_on_curves_known_by_hand() -> None:
     assert other["equal bits, seconds"] == (pytest.approx(16.0), 0.0, ">", 0.0)
     assert other["equal bits and entropy, seconds"] is None, "no plain setting has that entropy"
     assert points[str(Setting.plain(2))].speedups == {}
-    assert points[str(beyond[0].setting)].fronts == {"entropy", "seconds", "passes"}
+    assert points[str(beyond[0].setting)].fronts == {"entropy", "seconds", "passes", "calls"}
     assert points[str(SIR)].fronts == frozenset()
     assert points[str(Setting.plain(32, 0.5))].fronts == frozenset(), "the lowest entropy is no merit"
 
@@ -104,9 +105,8 @@ def test_the_error_of_a_speed_up_is_that_of_texts_drawn_together() -> None:
     def moved(setting: Setting, bits: float, seconds: float) -> tuple[Point, Resampled]:
         nats = [(bits + each) * math.log(2) for each in shift]
         record = {"nll": nats, "characters": [1] * 10, "judged_tokens": [1] * 10, "entropy": [1.0] * 10}
-        return _frontier_points.point(
-            "", setting, "", {**record, "divergences": {}, "passes": [1] * 10, "seconds": seconds}, 0, 50
-        )
+        record |= {"divergences": {}, "passes": [1] * 10, "calls": [1] * 10, "seconds": seconds}
+        return _frontier_points.point("", setting, "", record, 0, 50)
 
     curve = [moved(Setting.plain(steps), bits, float(steps)) for steps, bits in ((1, 4.0), (4, 2.0))]
     own, *_ = _frontier_points.with_comparisons([moved(SIR, 3.0, 1.0), *curve])
