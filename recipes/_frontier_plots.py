@@ -14,7 +14,7 @@ _LABELS = {
     "passes": "network passes per text",
     "calls": "network calls in a row per text",
 }
-_MARKERS = "osD^vPX*<>"
+_MARKERS = "osD^vPX*<"  # one less than there are colours: no two families share both
 
 
 def draw(path: Path, points: Sequence[Point], subtitle: str) -> None:
