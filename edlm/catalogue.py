@@ -39,7 +39,22 @@ class Published(NamedTuple):
 
 _THREE = {name: Part(name) for name in _SPLITS}
 _TWO = {"train": Part("train"), "valid": Part("test"), "test": Part("test")}
-_PAPERS = "armanc/scientific_papers"
+
+
+def _papers(folder: str) -> Published:
+    """One of the two halves of the scientific papers of Cohan et al. 2018."""
+    return Published(
+        "armanc/scientific_papers",
+        _THREE,
+        "valid",
+        folder=folder,
+        revision=_PARQUET,
+        columns=("article", "article_text"),
+        unit="record",
+        detokenize=detokenizers.scientific_papers,
+    )
+
+
 SETS = {
     "text8": Published("afmck/text8", _THREE, "test", unit="file", whole=True),
     "lm1b": Published(
@@ -79,24 +94,6 @@ SETS = {
         "EleutherAI/lambada_openai", {"test": Part("test")}, "test", config="default", detokenize=detokenizers.lambada
     ),
     "ag_news": Published("fancyzhx/ag_news", _TWO, "test"),
-    "pubmed": Published(
-        _PAPERS,
-        _THREE,
-        "valid",
-        folder="pubmed",
-        revision=_PARQUET,
-        columns=("article", "article_text"),
-        unit="record",
-        detokenize=detokenizers.scientific_papers,
-    ),
-    "arxiv": Published(
-        _PAPERS,
-        _THREE,
-        "valid",
-        folder="arxiv",
-        revision=_PARQUET,
-        columns=("article", "article_text"),
-        unit="record",
-        detokenize=detokenizers.scientific_papers,
-    ),
+    "pubmed": _papers("pubmed"),
+    "arxiv": _papers("arxiv"),
 }

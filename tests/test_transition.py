@@ -22,8 +22,6 @@ from oracles import (
     index_of,
     marginal_table,
     markov,
-    random_joint,
-    random_marginals,
     random_markov,
     residual_energy,
     reveal_law,
@@ -34,6 +32,7 @@ from oracles import (
     zero_energy,
 )
 from scipy import stats
+from small_law import JOINT, LENGTH, SYMBOLS, TABLES, alphas, every_table
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
@@ -42,16 +41,6 @@ import edlm
 from edlm import contracts, energies, networks, objectives, particles, pipelines, schedules, transition
 from edlm.contracts import Positions
 from edlm.schedules import Schedule
-
-SYMBOLS, LENGTH = 2, 3
-JOINT = random_joint(0, SYMBOLS, LENGTH, 1.5)
-TABLES = {"exact": marginal_table(JOINT), "wrong": random_marginals(1, SYMBOLS, LENGTH)}
-every_table = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-
-
-def alphas(num_steps: int) -> Tensor:
-    """Of the uniform grid with alpha = 1 - t."""
-    return torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float64)
 
 
 def exactly(log_p: Tensor, log_w: Tensor) -> Tensor:

@@ -13,29 +13,18 @@ from oracles import (
     entropy,
     exact_nll,
     expectation,
-    marginal_table,
     proposal_log_prob,
     random_joint,
-    random_marginals,
     residual_energy,
     sampler_law,
     sir,
     t_step_nelbo,
     zero_energy,
 )
+from small_law import JOINT, LENGTH, SYMBOLS, TABLES, alphas, every_table
 from torch import Tensor
 
 from edlm import bounds, likelihoods, schedules
-
-SYMBOLS, LENGTH = 2, 3
-JOINT = random_joint(0, SYMBOLS, LENGTH, 1.5)
-TABLES = {"exact": marginal_table(JOINT), "wrong": random_marginals(1, SYMBOLS, LENGTH)}
-every_table = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-
-
-def alphas(num_steps: int) -> Tensor:
-    """Of the uniform grid with alpha = 1 - t."""
-    return torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float64)
 
 
 def exact_bound(table: Tensor, energy: EnergyFn, num_steps: int, k: int, x_0: Tensor) -> Tensor:
