@@ -19,6 +19,7 @@ import pytest
 import torch
 from together import fork, wait
 from torch import nn
+from tqdm import tqdm
 
 from edlm import checkpoints, denoisers, schedules, training, vocabulary
 from edlm.networks import Transformer
@@ -220,6 +221,23 @@ def test_a_signal_sent_twice_at_once_is_one_signal(tmp_path: Path) -> None:
 
     assert wait(fork(work, Path(os.devnull))) == 128 + signal.SIGTERM
     assert readable(tmp_path / "run")
+
+
+def test_a_child_that_is_killed_while_it_draws_its_progress_blocks_nobody() -> None:
+    """Else what comes after a kill would hang, for a reason that is none of the library's."""
+
+    def dies() -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def draws() -> None:
+        for _ in tqdm(range(2)):
+            pass
+
+    draws()
+    assert wait(fork(dies, Path(os.devnull))) == -signal.SIGKILL
+    assert wait(fork(draws, Path(os.devnull)), seconds=20.0) == 0
+    draws()
 
 
 def test_a_line_of_the_log_that_was_cut_off_is_written_again(

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torchtune.config  # noqa: F401  # once, and not in every child
+from tqdm import tqdm
 
 from edlm.recipes import _processes
 
@@ -26,6 +28,7 @@ def fork(work: Callable[[], object], said: Path | None = None) -> int:
     if child:
         return child
     status = 1
+    tqdm.set_lock(threading.RLock())  # the inherited one is one for all: whoever is killed with it stops the others
     try:
         if said is not None:
             target = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
