@@ -14,20 +14,11 @@ from edlm.denoisers import SubsDenoiser
 from edlm.judges import Judge
 from edlm.pipelines import Pipeline
 from edlm.recipes import _processes, _timing
-from edlm.recipes._frontier_grid import FLIPPED, ZERO, ZERO_JOINT, ZERO_TRANSITION, Setting
-from edlm.recipes._models import Models
+from edlm.recipes._frontier_grid import ENERGIES, FLIPPED, ZERO_JOINT, ZEROS, Setting
+from edlm.recipes._models import Diffusion, Models
 from edlm.recipes._quality import Texts
 from edlm.samplers import Kernel
 
-_LOADED = {
-    "learned": "energy",
-    "posterior": "ar, posterior",
-    "carry_over": "ar, carry_over",
-    "transition": "transition",
-    "exact": "exact",
-    "exact_carry_over": "exact, carry_over",
-    "exact_transition": "exact",
-}
 PER_TEXT = ("denoiser_passes", "energy_passes", "passes", "calls", "ess", "log_weight_std")
 
 
@@ -59,13 +50,12 @@ def pipeline(setting: Setting, models: Models, length: int) -> Pipeline:
 
 def _of_one_network(setting: Setting, models: Models) -> Kernel:
     """A joint network's own kernel; as controls its energy times zero, or minus one."""
-    assert models.joint is not None
+    denoiser, schedule, _ = denoising(setting, models)
     assert setting.energy is not None
-    denoiser = models.joint.denoiser
     assert isinstance(denoiser, SubsDenoiser)
     selection = getattr(particles, setting.method)
     how = {"selection": selection, "proposal_temperature": setting.temperature}
-    kernel = joint.importance(models.joint.schedule, denoiser, setting.num_particles, **how)
+    kernel = joint.importance(schedule, denoiser, setting.num_particles, **how)
     assert isinstance(kernel.step, TensorDictSequential)
     factor = 0.0 if setting.energy == ZERO_JOINT else -1.0 if setting.energy.startswith(FLIPPED) else 1.0
     stages = dict(kernel.step.module.items())
@@ -74,13 +64,14 @@ def _of_one_network(setting: Setting, models: Models) -> Kernel:
 
 
 def _of_two_networks(setting: Setting, models: Models) -> Kernel:
-    assert models.diffusion is not None
-    parts, heat = (models.diffusion.schedule, models.diffusion.denoiser), setting.temperature
+    denoiser, schedule, _ = denoising(setting, models)
+    heat = setting.temperature
     if setting.energy is None:
-        return samplers.ancestral(*parts, temperature=heat)
+        return samplers.ancestral(schedule, denoiser, temperature=heat)
     kernel = samplers.importance(
-        *parts,
-        energy(setting.energy, models),
+        schedule,
+        denoiser,
+        energy(setting, models),
         setting.num_particles,
         selection=getattr(particles, setting.method),
         proposal_temperature=heat,
@@ -88,14 +79,20 @@ def _of_two_networks(setting: Setting, models: Models) -> Kernel:
     return transition.of_transitions(kernel) if setting.of_transitions else kernel
 
 
-def energy(name: str, models: Models) -> Energy:
-    """The energy of a name that is not a joint network's: zero, a loaded one, or its negative."""
-    assert models.diffusion is not None
-    if name in (ZERO, ZERO_TRANSITION):
+def denoising(setting: Setting, models: Models) -> Diffusion:
+    """The denoiser of a setting with its energies: a joint network's own, or the other one."""
+    found = models.joint if setting.of_joint else models.diffusion
+    assert found is not None
+    return found
+
+
+def energy(setting: Setting, models: Models) -> Energy:
+    """The energy of a setting that has one, for any kernel or bound: zero, a loaded one, or its negative."""
+    assert setting.energy is not None
+    if setting.energy in ZEROS:
         return energies.zero()
-    if name.startswith(FLIPPED):
-        return energies.scaled(models.diffusion.energies[_LOADED[name.removeprefix(FLIPPED)]], -1.0)
-    return models.diffusion.energies[_LOADED[name]]
+    loaded = denoising(setting, models).energies[ENERGIES[setting.energy.removeprefix(FLIPPED)].loaded]
+    return energies.scaled(loaded, -1.0) if setting.energy.startswith(FLIPPED) else loaded
 
 
 def draw(setting: Setting, models: Models, drawing: Drawing) -> tuple[Tensor, dict[str, Any]]:

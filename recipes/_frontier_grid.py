@@ -13,22 +13,30 @@ from edlm.recipes import _settings
 from edlm.recipes._settings import Schema
 from edlm.schedules import Schedule
 
-# The energies of drafts and of transitions, and the key of the config they come from.
+
+class Origin(NamedTuple):
+    """Where an energy comes from: the key of the config, and its name among the models' energies."""
+
+    key: str
+    loaded: str
+
+
 ENERGIES = {
-    "learned": "energy",
-    "posterior": "ar",
-    "carry_over": "ar",
-    "transition": "transition",
-    "joint": "joint",
-    "exact": "source",
-    "exact_carry_over": "source",
-    "exact_transition": "source",
+    "learned": Origin("energy", "energy"),
+    "posterior": Origin("ar", "ar, posterior"),
+    "carry_over": Origin("ar", "ar, carry_over"),
+    "transition": Origin("transition", "transition"),
+    "joint": Origin("joint", "joint"),
+    "exact": Origin("source", "exact"),
+    "exact_carry_over": Origin("source", "exact, carry_over"),
+    "exact_transition": Origin("source", "exact"),
 }
 CONTROLS = ("one_particle", "zero", "flipped", "equal_passes")
 FLIPPED = "flipped "
 ZERO = "zero"
 ZERO_TRANSITION = "zero transition"
 JOINT, ZERO_JOINT = "joint", "zero joint"
+ZEROS = (ZERO, ZERO_TRANSITION, ZERO_JOINT)
 _OF_TRANSITIONS = ("transition", "exact_transition", ZERO_TRANSITION, JOINT, ZERO_JOINT)
 _MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one position
 
@@ -108,7 +116,7 @@ def check_sweep(key: str, value: Any) -> None:
 def require_sources(sweeps: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
     """Raise ValueError if a sweep uses a network that the config does not name."""
     for index, sweep in enumerate(sweeps):
-        named = {name: ENERGIES[name] for name in sweep.get("energy", [])}
+        named = {name: ENERGIES[name].key for name in sweep.get("energy", [])}
         for name, key in ({"ar": "ar"} if sweep["method"] == "ar" else named).items():
             if key == "source":
                 raise ValueError(f"sweeps[{index}] draws with {name!r}, which `edlm run oracle` alone has")

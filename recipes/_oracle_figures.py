@@ -13,7 +13,7 @@ from edlm.enumeration import Transitions
 from edlm.likelihoods import Estimate, estimate
 from edlm.recipes import _frontier_draws
 from edlm.recipes._frontier_grid import Setting
-from edlm.recipes._models import Diffusion, Models
+from edlm.recipes._models import Models
 from edlm.sources import Source
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]
@@ -56,10 +56,9 @@ def of_setting(setting: Setting, models: Models, beside: Beside) -> Figures:
     The bound is the mean over texts of the source of what `bounds` says of the sampler, plus `log q`; there is none for
     IMH and tempered proposals.
     """
-    assert models.diffusion is not None
     figures: Figures = {}
     if beside.is_small and setting.window == (0.0, 1.0):
-        figures |= _exact(setting, models.diffusion, models, beside)
+        figures |= _exact(setting, models, beside)
     bound = _bound(setting, models, beside)
     if bound is not None:
         found = estimate(bound + sources.log_prob(beside.source, beside.bounded) / beside.length)
@@ -67,11 +66,12 @@ def of_setting(setting: Setting, models: Models, beside: Beside) -> Figures:
     return figures
 
 
-def _exact(setting: Setting, diffusion: Diffusion, models: Models, beside: Beside) -> Figures:
+def _exact(setting: Setting, models: Models, beside: Beside) -> Figures:
     grid = None if setting.num_steps is None else schedules.uniform_grid(setting.num_steps)
     steps = _transitions(setting._replace(num_steps=None), _Same(models), beside.length)
     symbols = beside.source.num_symbols
-    law = enumeration.law_after(steps, diffusion.schedule, grid, symbols, beside.length).flatten()
+    schedule = _frontier_draws.denoising(setting, models).schedule
+    law = enumeration.law_after(steps, schedule, grid, symbols, beside.length).flatten()
     digits = symbols ** torch.arange(beside.length - 1, -1, -1)
     texts = torch.arange(symbols**beside.length).unsqueeze(-1) // digits % symbols
     log_q = sources.log_prob(beside.source, texts)
@@ -95,11 +95,9 @@ class _Same(NamedTuple):
 @cache
 def _transitions(setting: Setting, of: _Same, length: int) -> Transitions:
     """What a step writes: the same for every grid, so settings that differ in steps alone share it."""
-    diffusion = of.models.diffusion
-    assert diffusion is not None
-    energy = None if setting.energy is None else _frontier_draws.energy(setting.energy, of.models)
+    energy = None if setting.energy is None else _frontier_draws.energy(setting, of.models)
     return enumeration.transitions(
-        diffusion.denoiser,
+        _frontier_draws.denoising(setting, of.models).denoiser,
         length,
         energy,
         setting.num_particles,
@@ -111,15 +109,14 @@ def _transitions(setting: Setting, of: _Same, length: int) -> Transitions:
 
 def _bound(setting: Setting, models: Models, beside: Beside) -> Tensor | None:
     """A bound of `-log p` of the setting's sampler for each bounded text, nats per token (n,); None: there is none."""
-    assert models.diffusion is not None
-    denoiser, schedule, _ = models.diffusion
+    denoiser, schedule, _ = _frontier_draws.denoising(setting, models)
     grid = None if setting.num_steps is None else schedules.uniform_grid(setting.num_steps)
     keys = (beside.bounded, torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
     if setting.temperature != 1.0 or (setting.method == "imh" and setting.num_particles > 1):
         return None
     if setting.energy is None or setting.num_particles == 1:
         return bounds.t_step_nelbo(denoiser, schedule, grid, *keys).nats
-    energy, k = _frontier_draws.energy(setting.energy, models), setting.num_particles
+    energy, k = _frontier_draws.energy(setting, models), setting.num_particles
     bound = bounds.transition_nelbo if setting.of_transitions else bounds.sampler_nelbo
     return bound(denoiser, energy, schedule, grid, *keys, num_particles=k, window=setting.window).nats
 

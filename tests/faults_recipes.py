@@ -118,9 +118,16 @@ FAULTS = [
     Fault(
         "the flipped control not flipped",
         "recipes/_frontier_draws.py",
-        "removeprefix(FLIPPED)]], -1.0)",
-        "removeprefix(FLIPPED)]], 1.0)",
+        "energies.scaled(loaded, -1.0)",
+        "energies.scaled(loaded, 1.0)",
         "tests/test_frontier.py::test_the_flipped_energy_is_the_negative_of_its_own",
+    ),
+    Fault(
+        "a joint network beside a source told with the exact denoiser",
+        "recipes/_oracle_figures.py",
+        "_frontier_draws.denoising(setting, of.models).denoiser",
+        "of.models.diffusion.denoiser",
+        "tests/test_oracle_recipe.py::test_a_joint_network_is_its_own_denoiser_beside_the_source",
     ),
     Fault(
         "the log of a run killed before its first checkpoint goes on",

@@ -205,10 +205,9 @@ def test_the_flipped_energy_is_the_negative_of_its_own(models: Models) -> None:
     x_t = torch.full((2, LENGTH), ABC.mask_id)
     candidates = torch.randint(0, 4, (2, 3, LENGTH), generator=torch.Generator().manual_seed(0))
     inputs = {contracts.CANDIDATES: candidates, contracts.X_T: x_t, contracts.T: torch.ones(2)}
-    assert flipped.energy is not None
     own, negative = (
-        _frontier_draws.energy(name, models)(TensorDict(inputs))[contracts.ENERGY].double()
-        for name in ("learned", flipped.energy)
+        _frontier_draws.energy(setting, models)(TensorDict(inputs))[contracts.ENERGY].double()
+        for setting in (SIR, flipped)
     )
     assert torch.equal(own, -negative)
     assert own.abs().min() > 0.0

@@ -11,7 +11,7 @@ from oracles import SIR_PAIR, all_sequences, kl, marginal_table, residual_energy
 from oracles import sampler_law as oracle_law
 from running import Runner, unless_given
 
-from edlm import schedules, sources, vocabulary
+from edlm import checkpoints, schedules, sources, vocabulary
 from edlm.likelihoods import Estimate
 from edlm.recipes import _oracle_figures, _oracle_report
 from edlm.recipes._frontier_grid import Setting
@@ -32,12 +32,18 @@ LEARNED = EXACT.replace("exact, exact_transition", "learned, transition") % "[]"
 PLAINLY = "{method: plain, num_steps: [1, 2, null], temperature: [1.0]}"
 TINY_TRAINING = (
     "{network: {_component_: edlm.networks.EnergyNetwork, hidden_size: 8, num_layers: 1, num_heads: 2, "
-    "conditioning_size: 0}, objective: nce, num_negatives: 2, transition_steps: [1, 3], num_texts: 64, steps: 3, "
-    "batch_size: 8, accumulate: 1, optimizer: {_component_: torch.optim.AdamW, lr: 0.01}, warmup_steps: 0, "
-    "decay: constant, clip_norm: 1.0, ema_decay: 0.9, precision: float32, parallel: data, recompute: false, "
+    "conditioning_size: 0}, joint: null, objective: nce, num_negatives: 2, transition_steps: [1, 3], "
+    "num_texts: 64, steps: 3, batch_size: 8, accumulate: 1, optimizer: {_component_: torch.optim.AdamW, lr: 0.01}, "
+    "warmup_steps: 0, decay: constant, clip_norm: 1.0, ema_decay: 0.9, precision: float32, parallel: data, recompute: false, "
     "compile: false, time_low: 0.001, log_every: 1, valid_every: 9, valid_rows: 2, save_every: 9, keep_last: 1, "
     "keep_best: false, patience: null, resume: true, log_to: [], sample_every: null}"
 )
+WITH_JOINT = TINY_TRAINING.replace(
+    "joint: null",
+    "joint: {_component_: edlm.networks.JointNetwork, hidden_size: 8, num_layers: 1, num_heads: 2, "
+    "conditioning_size: 0}",
+)
+JOINTLY = LEARNED.replace("learned, transition", "joint").replace("controls: []", "controls: [one_particle, zero]")
 CHAIN = TINY_TRAINING.replace("objective: nce", "objective: chain_rule")
 
 
@@ -181,10 +187,37 @@ def test_energies_are_learned_beside_the_source_and_resumed(run: Callable[..., t
     assert run(f"learn={TINY_TRAINING}", f"sweeps=[{LEARNED}]")[0] == 0
 
 
+@pytest.mark.slow
+def test_a_joint_network_is_its_own_denoiser_beside_the_source(run: Callable[..., tuple]) -> None:
+    """Exact figures are those of its own law: k = 1 and zero energy are one sampler, and not the exact denoiser's."""
+    status, _, error, out = run(f"learn={WITH_JOINT}", f"sweeps=[{PLAINLY},{JOINTLY}]")
+    assert status == 0, error
+    rows = {line["name"]: line for line in csv.DictReader((out / "oracle.csv").read_text("utf-8").splitlines())}
+    far = {name: float(line["total_variation"]) for name, line in rows.items()}
+    assert far["sir, joint, T=2, k=1"] == pytest.approx(far["sir, zero joint, T=2, k=3"], abs=1e-6)
+    assert far["sir, joint, T=2, k=1"] != pytest.approx(far["plain, T=2"], abs=1e-3)
+    assert far["sir, joint, T=2, k=3"] != pytest.approx(far["sir, joint, T=2, k=1"], abs=1e-9)
+    assert float(rows["sir, joint, T=2, k=1"]["kl_bound"]) > 0.0
+    folders = {folder.name for folder in out.iterdir() if folder.is_dir()}
+    assert folders == {"denoiser", "joint"}
+    denoiser, both = (checkpoints.load_network(checkpoints.find_network(out / name)) for name in ("denoiser", "joint"))
+    kept = both.get_submodule("denoiser").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in denoiser.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([f"sweeps=[{LEARNED}]", f"learn={CHAIN}"], "learn.objective = 'chain_rule' is for transitions"),
+        ([f"sweeps=[{LEARNED}]", f"learn={CHAIN}"], "learn.objective = 'chain_rule' is for the energy 'transition'"),
+        (
+            [f"sweeps=[{JOINTLY}]", f"learn={WITH_JOINT.replace('objective: nce', 'objective: chain_rule')}"],
+            "is for the energy 'transition' alone, and a sweep draws with 'joint'",
+        ),
+        ([f"sweeps=[{JOINTLY}]"], "learn is null, and sweeps[0] draws with 'joint': say how to train it"),
+        (
+            [f"sweeps=[{JOINTLY}]", f"learn={TINY_TRAINING}"],
+            "learn.joint is null, and sweeps[0] draws with 'joint': name a joint network",
+        ),
         ([f"sweeps=[{LEARNED}]"], "learn is null, and sweeps[0] draws with 'learned': say how to train it"),
         (["sweeps=[{method: ar, temperature: [1]}]"], "sweeps[0] draws with 'ar': there is no AR model here"),
         (["distances=[3]"], "distances = [3] must be below length = 3"),
