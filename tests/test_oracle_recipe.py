@@ -32,9 +32,9 @@ LEARNED = EXACT.replace("exact, exact_transition", "learned, transition") % "[]"
 PLAINLY = "{method: plain, num_steps: [1, 2, null], temperature: [1.0]}"
 TINY_TRAINING = (
     "{network: {_component_: edlm.networks.EnergyNetwork, hidden_size: 8, num_layers: 1, num_heads: 2, "
-    "conditioning_size: 0}, joint: null, objective: nce, num_negatives: 2, transition_steps: [1, 3], "
-    "num_texts: 64, steps: 3, batch_size: 8, accumulate: 1, optimizer: {_component_: torch.optim.AdamW, lr: 0.01}, "
-    "warmup_steps: 0, decay: constant, clip_norm: 1.0, ema_decay: 0.9, precision: float32, parallel: data, recompute: false, "
+    "conditioning_size: 0}, joint: null, objective: nce, num_negatives: 2, transition_steps: [1, 3], num_texts: 64, "
+    "steps: 3, batch_size: 8, accumulate: 1, optimizer: {_component_: torch.optim.AdamW, lr: 0.01}, warmup_steps: "
+    "0, decay: constant, clip_norm: 1.0, ema_decay: 0.9, precision: float32, parallel: data, recompute: false, "
     "compile: false, time_low: 0.001, log_every: 1, valid_every: 9, valid_rows: 2, save_every: 9, keep_last: 1, "
     "keep_best: false, patience: null, resume: true, log_to: [], sample_every: null}"
 )
