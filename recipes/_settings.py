@@ -153,11 +153,13 @@ def component(*supplied: str) -> Check:
 
 
 def build(values: Mapping[str, Any], **supplied: Any) -> Any:
-    """Call the factory of a component section, through torchtune's `instantiate`."""
+    """Call the factory of a component section, through torchtune's `instantiate`; a ValueError of it tells its name."""
     from torchtune import config
 
     try:
         return config.instantiate(OmegaConf.create(dict(values)), **supplied)
+    except ValueError as error:
+        raise ValueError(f"{values['_component_']}: {error}") from error
     except TypeError as error:  # a value that the factory itself finds it cannot use
         given = ", ".join(f"{name}={value!r}" for name, value in values.items() if name != "_component_")
         raise ValueError(f"{values['_component_']}({given}): {error}") from error

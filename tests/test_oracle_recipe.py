@@ -222,7 +222,7 @@ def test_a_joint_network_is_its_own_denoiser_beside_the_source(run: Callable[...
         (["sweeps=[{method: ar, temperature: [1]}]"], "sweeps[0] draws with 'ar': there is no AR model here"),
         (["distances=[3]"], "distances = [3] must be below length = 3"),
         (["source.strength=x"], "source.strength = 'x' must be of type float"),
-        (["source.symbols=1"], "symbols = 1 must be at least 2"),
+        (["source.symbols=1"], "edlm.sources.random_hidden_markov: symbols = 1 must be at least 2"),
         (
             [f"sweeps=[{LEARNED}]", f"learn={TINY_TRAINING}", "learn.network._component_=edlm.networks.Transformer"],
             "learn.network._component_ = 'edlm.networks.Transformer' must be 'edlm.networks.EnergyNetwork'",
