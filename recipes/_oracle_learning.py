@@ -1,6 +1,6 @@
 """Networks trained beside a source with the recipes' own loop: energies of its exact denoiser, and a joint network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from edlm import denoisers, distillation, energies, joint, networks, objectives,
 from edlm.contracts import Energy
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import _settings, _training
+from edlm.recipes._frontier_grid import JOINT
 from edlm.recipes._models import Diffusion, Models
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import TrainingRun
@@ -20,7 +21,8 @@ from edlm.sources import Source
 CHAIN_RULE = "chain_rule"  # of transitions: regression on the denoiser's own terms, no contrast
 SETTINGS: Schema = {
     "network": _settings.component("vocab_size", "max_length"),
-    "joint": _settings.optional(_settings.component("vocab_size", "max_length")),
+    "start_from": _settings.choice("denoiser", "scratch"),
+    "num_energy_layers": _settings.integer(1),
     "objective": _settings.choice("nce", "info_nce", CHAIN_RULE),
     "num_negatives": _settings.integer(1),
     "transition_steps": _settings.span,
@@ -28,7 +30,7 @@ SETTINGS: Schema = {
     **_training.SETTINGS,
 }
 _TEXTS = 4  # added to the seed
-_CONTRAST = ("objective", "num_negatives", "transition_steps")
+_ALWAYS, _CONTRAST = ("network", "num_texts"), ("start_from", "objective", "num_negatives")
 
 
 class Scope(NamedTuple):
@@ -39,6 +41,7 @@ class Scope(NamedTuple):
 
 
 SCOPES = {"learned": Scope("energy", transitions=False), "transition": Scope("transition", transitions=True)}
+NAMES = (*SCOPES, JOINT)
 
 
 class Learning(NamedTuple):
@@ -46,37 +49,34 @@ class Learning(NamedTuple):
 
     source: Source
     models: Models
+    exact: Diffusion
     settings: Mapping[str, Any]
     folder: Path
     seed: int
 
-    def build(self, key: str, cls: type[nn.Module]) -> Any:
-        """The untrained network of a key of the settings. Raises ValueError for one of another class."""
-        assert self.models.diffusion is not None
-        torch.manual_seed(self.seed)
-        sizes = {"vocab_size": self.models.diffusion.denoiser.vocab_size, "max_length": self.models.max_length}
-        network = _settings.build(self.settings[key], **sizes)
-        if not isinstance(network, cls):
-            named = self.settings[key]["_component_"]
-            raise ValueError(f"learn.{key}._component_ = {named!r} must be 'edlm.networks.{cls.__name__}'")
-        return network
-
-    def train(self, name: str, network: nn.Module, stages: TensorDictSequential, scope: str, *told: str) -> nn.Module:
+    def train(
+        self, name: str, network: nn.Module, stages: TensorDictSequential, *told: str, scope: str | None = None
+    ) -> Any:
         """The averaged network; training goes on where an earlier run of the same folder was stopped.
 
-        told: the settings, beside those of the loop, that a resumed run must share.
+        told: the settings, beside those of the loop and of all networks, that a resumed run must share. scope: what an
+        energy weighs, written beside its weights.
         """
         tables = [[round(value, 12) for value in table.flatten().tolist()] for table in self.source]
-        own = {key: self.settings[key] for key in (*told, "num_texts")}
+        texts = sources.texts(self.source, self.settings["num_texts"], self.models.max_length, self.seed + _TEXTS)
         run = TrainingRun(
             folder=self.folder / name,
             network=network,
             stages=stages,
-            blocks=sources.texts(self.source, self.settings["num_texts"], self.models.max_length, self.seed + _TEXTS),
+            blocks=texts,
             vocabulary=self.models.vocabulary,
             settings={key: self.settings[key] for key in _training.SETTINGS},
             seed=self.seed,
-            identity={"scope": scope, "source": tables, **own},
+            identity={
+                "source": tables,
+                **{key: self.settings[key] for key in (*_ALWAYS, *told)},
+                **({} if scope is None else {"scope": scope}),
+            },
             validate=lambda network: {},
         )
         run.load_checkpoint()
@@ -84,60 +84,89 @@ class Learning(NamedTuple):
         return run.average.eval()
 
 
-def learn(scope: Scope, learning: Learning) -> Energy:
-    """The energy of a trained network. Raises ValueError for a network that is no `EnergyNetwork`."""
-    network = learning.build("network", EnergyNetwork)
-    stages = _stages(scope, network, learning)
-    name = "transition" if scope.transitions else "draft"
-    return _energy(scope, learning.train(scope.key, network, stages, name, "network", *_CONTRAST))
+def learn(wanted: Collection[str], learning: Learning) -> tuple[dict[str, Energy], Diffusion | None]:
+    """The energies of the exact denoiser that are wanted, and a joint network where that is.
 
-
-def learn_joint(learning: Learning) -> Diffusion:
-    """A joint network over a denoiser of the same sizes that is trained first and then kept, as `edlm_joint` at rate 0.
-
-    Raises ValueError for a network that is no `JointNetwork`, and for the chain rule.
+    A denoiser of the energies' sizes is trained first, for energies to start from and for the joint network to keep.
+    Raises ValueError for a network that is no `EnergyNetwork`, and for the chain rule of anything but transitions.
     """
-    settings, objective = learning.settings, _objective(learning, "joint")
-    assert learning.models.diffusion is not None
-    schedule, mask_id = learning.models.diffusion.schedule, learning.models.vocabulary.mask_id
-    network: JointNetwork = learning.build("joint", JointNetwork)
-    stages = training.denoising(denoisers.subs(network.denoiser, mask_id), schedule, settings["time_low"])
-    trained = learning.train("denoiser", network.denoiser, stages, "denoiser", "joint")
-    assert isinstance(trained, Transformer)
-    networks.start_joint_from(network, trained)
+    settings, scopes = learning.settings, [scope for name, scope in SCOPES.items() if name in wanted]
+    for name in wanted:
+        if settings["objective"] == CHAIN_RULE and name in NAMES and name != "transition":
+            raise ValueError(f"learn.objective = {CHAIN_RULE!r} is for 'transition', and a sweep draws with {name!r}")
+    starts = bool(scopes) and settings["start_from"] == "denoiser"
+    start = _denoiser(learning) if starts or JOINT in wanted else None
+    found = {scope.key: _trained(scope, learning, start if starts else None) for scope in scopes}
+    return found, None if start is None or JOINT not in wanted else _joint(learning, start)
+
+
+def _energy_network(learning: Learning) -> EnergyNetwork:
+    """Untrained, the same for a seed."""
+    torch.manual_seed(learning.seed)
+    named = learning.settings["network"]
+    sizes = {"vocab_size": learning.exact.denoiser.vocab_size, "max_length": learning.models.max_length}
+    network = _settings.build(named, **sizes)
+    if not isinstance(network, EnergyNetwork):
+        raise ValueError(f"learn.network._component_ = {named['_component_']!r} must be 'edlm.networks.EnergyNetwork'")
+    return network
+
+
+def _denoiser(learning: Learning) -> Transformer:
+    """A denoiser of the energies' sizes, trained by the NELBO."""
+    network = Transformer(**_energy_network(learning).arguments)
+    denoiser = denoisers.subs(network, learning.models.vocabulary.mask_id)
+    stages = training.denoising(denoiser, learning.exact.schedule, learning.settings["time_low"])
+    trained: Transformer = learning.train("denoiser", network, stages)
+    return trained
+
+
+def _trained(scope: Scope, learning: Learning, start: Transformer | None) -> Energy:
+    network = _energy_network(learning)
+    if start is not None:
+        networks.start_energy_from(network, start)
+    told = (*_CONTRAST, "transition_steps") if scope.transitions else _CONTRAST
+    what = "transition" if scope.transitions else "draft"
+    return _energy(scope, learning.train(scope.key, network, _stages(scope, network, learning), *told, scope=what))
+
+
+def _joint(learning: Learning, start: Transformer) -> Diffusion:
+    """A joint network over a denoiser that it keeps as it is, as `edlm_joint` with `denoiser_rate: 0`."""
+    settings, mask_id = learning.settings, learning.models.vocabulary.mask_id
+    torch.manual_seed(learning.seed)
+    sizes = {key: value for key, value in start.arguments.items() if key != "causal"}
+    network = JointNetwork(**{**sizes, "num_energy_layers": settings["num_energy_layers"]})
+    networks.start_joint_from(network, start)
     network.denoiser.requires_grad_(False)
-    steps, n = tuple(settings["transition_steps"]), settings["num_negatives"]
-    contrast = joint.contrastive(denoisers.subs(network, mask_id), schedule, steps, n, 0.0, objective=objective)
-    average = learning.train("joint", network, contrast, "joint", "joint", *_CONTRAST)
-    assert isinstance(average, JointNetwork)
-    return Diffusion(denoisers.subs(average, mask_id), schedule, {"joint": joint.energy(average)})
+    stages = joint.contrastive(
+        denoisers.subs(network, mask_id),
+        learning.exact.schedule,
+        tuple(settings["transition_steps"]),
+        settings["num_negatives"],
+        nelbo_weight=0.0,
+        objective=_objective(settings),
+    )
+    told = ("objective", "num_negatives", "transition_steps", "num_energy_layers")
+    trained: JointNetwork = learning.train(JOINT, network, stages, *told, scope="transition")
+    return Diffusion(denoisers.subs(trained, mask_id), learning.exact.schedule, {JOINT: joint.energy(trained)})
 
 
 def _stages(scope: Scope, network: EnergyNetwork, learning: Learning) -> TensorDictSequential:
-    """The training pipeline of the objective. Raises ValueError for the chain rule of drafts."""
-    assert learning.models.diffusion is not None
-    denoiser, schedule, _ = learning.models.diffusion
+    """The training pipeline of the objective."""
+    denoiser, schedule, _ = learning.exact
     settings = learning.settings
     steps, n = tuple(settings["transition_steps"]), settings["num_negatives"]
-    if scope.transitions and settings["objective"] == CHAIN_RULE:
+    if settings["objective"] == CHAIN_RULE:
         return distillation.chain_rule(denoiser, network, schedule, steps, n)
-    energy, objective = _energy(scope, network), _objective(learning, "learned")
+    energy = _energy(scope, network)
     if scope.transitions:
-        return transition.contrastive(denoiser, energy, schedule, steps, n, objective)
-    return training.contrastive(denoiser, energy, schedule, n, settings["time_low"], objective)
+        return transition.contrastive(denoiser, energy, schedule, steps, n, _objective(settings))
+    return training.contrastive(denoiser, energy, schedule, n, settings["time_low"], _objective(settings))
 
 
-def _objective(learning: Learning, drawn_with: str) -> Callable[..., Any]:
-    name = learning.settings["objective"]
-    if name == CHAIN_RULE:
-        raise ValueError(
-            f"learn.objective = {name!r} is for the energy 'transition' alone, and a sweep draws with {drawn_with!r}"
-        )
-    return getattr(objectives, name)
+def _objective(settings: Mapping[str, Any]) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(objectives, settings["objective"])
+    return found
 
 
-def _energy(scope: Scope, network: nn.Module) -> Energy:
-    if scope.transitions:
-        assert isinstance(network, EnergyNetwork)
-        return energies.learned_transition(network)
-    return energies.learned(network)
+def _energy(scope: Scope, network: EnergyNetwork) -> Energy:
+    return energies.learned_transition(network) if scope.transitions else energies.learned(network)

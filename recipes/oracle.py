@@ -28,7 +28,6 @@ from edlm.recipes import (
     _training,
 )
 from edlm.recipes._frontier_draws import Drawing
-from edlm.recipes._frontier_grid import JOINT
 from edlm.recipes._frontier_lines import Lines
 from edlm.recipes._models import Diffusion, Models
 from edlm.recipes._oracle_figures import Beside
@@ -89,15 +88,15 @@ class Oracle:
 
     def learn(self) -> None:
         """Train what a sweep names and no earlier run has finished."""
-        settings, diffusion = self.settings, self.models.diffusion
-        assert diffusion is not None
-        learning = Learning(self.source, self.models, settings["learn"], self.folder, settings["seed"])
-        wanted = {name for sweep in settings["sweeps"] for name in sweep.get("energy", [])}
-        for name, scope in _oracle_learning.SCOPES.items():
-            if name in wanted:
-                diffusion.energies[scope.key] = _oracle_learning.learn(scope, learning)
-        if JOINT in wanted:
-            self.models = self.models._replace(joint=_oracle_learning.learn_joint(learning))
+        settings, exact = self.settings, self.models.diffusion
+        assert exact is not None
+        wanted = [name for sweep in settings["sweeps"] for name in sweep.get("energy", [])]
+        if set(wanted).isdisjoint(_oracle_learning.NAMES):
+            return
+        learning = Learning(self.source, self.models, exact, settings["learn"], self.folder, settings["seed"])
+        found, own = _oracle_learning.learn(wanted, learning)
+        both = exact._replace(energies={**exact.energies, **found})
+        self.models = self.models._replace(diffusion=both, joint=own)
 
     def sweep(self) -> None:
         """Draw and enumerate what is missing, the line of a setting written when it is there."""
@@ -163,10 +162,8 @@ def require_sources(sweeps: Sequence[Mapping[str, Any]], learn: Mapping[str, Any
                 raise ValueError(
                     f"sweeps[{index}] draws with {name!r}: there is no AR model here but the source itself"
                 )
-            if name in (*_oracle_learning.SCOPES, JOINT) and learn is None:
+            if name in _oracle_learning.NAMES and learn is None:
                 raise ValueError(f"learn is null, and sweeps[{index}] draws with {name!r}: say how to train it")
-            if name == JOINT and learn is not None and learn["joint"] is None:
-                raise ValueError(f"learn.joint is null, and sweeps[{index}] draws with {name!r}: name a joint network")
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -32,16 +32,12 @@ LEARNED = EXACT.replace("exact, exact_transition", "learned, transition") % "[]"
 PLAINLY = "{method: plain, num_steps: [1, 2, null], temperature: [1.0]}"
 TINY_TRAINING = (
     "{network: {_component_: edlm.networks.EnergyNetwork, hidden_size: 8, num_layers: 1, num_heads: 2, "
-    "conditioning_size: 0}, joint: null, objective: nce, num_negatives: 2, transition_steps: [1, 3], num_texts: 64, "
-    "steps: 3, batch_size: 8, accumulate: 1, optimizer: {_component_: torch.optim.AdamW, lr: 0.01}, warmup_steps: "
-    "0, decay: constant, clip_norm: 1.0, ema_decay: 0.9, precision: float32, parallel: data, recompute: false, "
-    "compile: false, time_low: 0.001, log_every: 1, valid_every: 9, valid_rows: 2, save_every: 9, keep_last: 1, "
-    "keep_best: false, patience: null, resume: true, log_to: [], sample_every: null}"
-)
-WITH_JOINT = TINY_TRAINING.replace(
-    "joint: null",
-    "joint: {_component_: edlm.networks.JointNetwork, hidden_size: 8, num_layers: 1, num_heads: 2, "
-    "conditioning_size: 0}",
+    "conditioning_size: 0}, start_from: scratch, num_energy_layers: 1, objective: nce, num_negatives: 2, "
+    "transition_steps: [1, 3], num_texts: 64, steps: 3, batch_size: 8, accumulate: 1, optimizer: {_component_: "
+    "torch.optim.AdamW, lr: 0.01}, warmup_steps: 0, decay: constant, clip_norm: 1.0, ema_decay: 0.9, precision: "
+    "float32, parallel: data, recompute: false, compile: false, time_low: 0.001, log_every: 1, valid_every: 9, "
+    "valid_rows: 2, save_every: 9, keep_last: 1, keep_best: false, patience: null, resume: true, log_to: [], "
+    "sample_every: null}"
 )
 JOINTLY = LEARNED.replace("learned, transition", "joint").replace("controls: []", "controls: [one_particle, zero]")
 CHAIN = TINY_TRAINING.replace("objective: nce", "objective: chain_rule")
@@ -174,8 +170,10 @@ def test_a_run_reports_every_setting_and_goes_on_where_it_was(run: Callable[...,
 
 
 @pytest.mark.slow
-def test_energies_are_learned_beside_the_source_and_resumed(run: Callable[..., tuple]) -> None:
-    status, _, error, out = run(f"learn={TINY_TRAINING}", f"sweeps=[{LEARNED}]")
+@pytest.mark.parametrize("start_from", ["scratch", "denoiser"])
+def test_energies_are_learned_beside_the_source_and_resumed(run: Callable[..., tuple], start_from: str) -> None:
+    learn = f"learn={TINY_TRAINING.replace('scratch', start_from)}"
+    status, _, error, out = run(learn, f"sweeps=[{LEARNED}]")
     assert status == 0, error
     names = [json.loads(line)["name"] for line in (out / "oracle.jsonl").read_text("utf-8").splitlines()]
     assert names[1:] == ["sir, learned, T=2, k=3", "sir, transition, T=2, k=3"]
@@ -184,13 +182,16 @@ def test_energies_are_learned_beside_the_source_and_resumed(run: Callable[..., t
         assert steps == [1, 2, 3]
         description = json.loads(next((out / folder).rglob("network.json")).read_text("utf-8"))
         assert description["scope"] == scope
-    assert run(f"learn={TINY_TRAINING}", f"sweeps=[{LEARNED}]")[0] == 0
+    assert (out / "denoiser").exists() == (start_from == "denoiser")
+    assert run(learn, f"sweeps=[{LEARNED}]")[0] == 0
+    status, _, error, _ = run(learn.replace("[1, 3]", "[1, 2]"), f"sweeps=[{LEARNED}]", f"output_dir={out}")
+    assert (status, "transition_steps was [1, 3], is [1, 2]" in error) == (2, True)
 
 
 @pytest.mark.slow
 def test_a_joint_network_is_its_own_denoiser_beside_the_source(run: Callable[..., tuple]) -> None:
     """Exact figures are those of its own law: k = 1 and zero energy are one sampler, and not the exact denoiser's."""
-    status, _, error, out = run(f"learn={WITH_JOINT}", f"sweeps=[{PLAINLY},{JOINTLY}]")
+    status, _, error, out = run(f"learn={TINY_TRAINING}", f"sweeps=[{PLAINLY},{JOINTLY}]")
     assert status == 0, error
     rows = {line["name"]: line for line in csv.DictReader((out / "oracle.csv").read_text("utf-8").splitlines())}
     far = {name: float(line["total_variation"]) for name, line in rows.items()}
@@ -208,16 +209,12 @@ def test_a_joint_network_is_its_own_denoiser_beside_the_source(run: Callable[...
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([f"sweeps=[{LEARNED}]", f"learn={CHAIN}"], "learn.objective = 'chain_rule' is for the energy 'transition'"),
+        ([f"sweeps=[{LEARNED}]", f"learn={CHAIN}"], "learn.objective = 'chain_rule' is for 'transition'"),
         (
-            [f"sweeps=[{JOINTLY}]", f"learn={WITH_JOINT.replace('objective: nce', 'objective: chain_rule')}"],
-            "is for the energy 'transition' alone, and a sweep draws with 'joint'",
+            [f"sweeps=[{JOINTLY}]", f"learn={CHAIN}"],
+            "is for 'transition', and a sweep draws with 'joint'",
         ),
         ([f"sweeps=[{JOINTLY}]"], "learn is null, and sweeps[0] draws with 'joint': say how to train it"),
-        (
-            [f"sweeps=[{JOINTLY}]", f"learn={TINY_TRAINING}"],
-            "learn.joint is null, and sweeps[0] draws with 'joint': name a joint network",
-        ),
         ([f"sweeps=[{LEARNED}]"], "learn is null, and sweeps[0] draws with 'learned': say how to train it"),
         (["sweeps=[{method: ar, temperature: [1]}]"], "sweeps[0] draws with 'ar': there is no AR model here"),
         (["distances=[3]"], "distances = [3] must be below length = 3"),
