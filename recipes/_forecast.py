@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from edlm.recipes import _report
+from edlm.recipes import _processes, _report
 
 _ROWS = 2  # of the small step that is measured
 _MEMORY = Path("/proc/meminfo")
@@ -59,7 +59,7 @@ def forecast(
     held = {"parameters": size, "EMA": size, "frozen networks": _bytes(list(others.values()))}
     trained = _bytes([p for p in own if p.requires_grad])
     held |= {"gradients": trained, "optimizer": _optimizer_bytes(optimizer, trained)}
-    rows = math.ceil(settings["batch_size"] / settings["accumulate"])
+    rows = math.ceil(_share(settings) / settings["accumulate"])
     some = min(_ROWS, rows)
     kept: dict[int, int] = {}
     weights = {_storage(p).data_ptr() for p in stages.parameters()}
@@ -84,7 +84,7 @@ def forecast(
 
 def table(found: Forecast, settings: Mapping[str, Any], length: int, step: int = 0) -> str:
     """The forecast for the terminal, with advice if memory will not suffice."""
-    left, batch = settings["steps"] - step, settings["batch_size"]
+    left, batch = settings["steps"] - step, _share(settings)
     whole = found.seconds * batch * left
     lines = [("parameters", f"{found.parameters:,}", "")]
     lines += [(name, _amount(size), "") for name, size in found.held.items() if size]
@@ -120,14 +120,16 @@ def ran_out(error: Exception) -> bool:
 
 def remedy(settings: Mapping[str, Any], length: int, fits: int | None = None) -> str:
     """What to lower and to what: parts of half as many rows, or of as many as fit; with one row, the length."""
-    batch = settings["batch_size"]
+    batch = _share(settings)
     rows = math.ceil(batch / settings["accumulate"])
+    shorter = f"texts of {max(1, length // 2)} instead of {length}"
     if rows == 1:
-        return f"a part is one row already; set length={max(1, length // 2)} instead of {length}, or a smaller network"
+        return f"a part is one row already; take {shorter}, or a smaller network"
     wanted = max(1, rows // 2 if fits is None else min(fits, rows - 1))
     parts = math.ceil(batch / wanted)
     same = f"set accumulate={parts} (parts of {math.ceil(batch / parts)} rows instead of {rows}; the same updates)"
-    return f"{same}, or batch_size={wanted * settings['accumulate']}, or length={max(1, length // 2)}"
+    smaller = wanted * settings["accumulate"] * _processes.world()
+    return f"{same}, or batch_size={smaller}, or {shorter}"
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -137,6 +139,11 @@ def free_memory(device: torch.device) -> int | None:
     lines = _MEMORY.read_text("utf-8").splitlines() if _MEMORY.is_file() else []
     found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
     return None if found is None else int(found) * 1024
+
+
+def _share(settings: Mapping[str, Any]) -> int:
+    """Rows of a batch that fall to this process, or one fewer."""
+    return math.ceil(settings["batch_size"] / _processes.world())
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:

@@ -79,7 +79,7 @@ def point(
         "perplexity": mean(record["nll"], record["judged_tokens"]).exp(),
         "entropy": entropy,
         **{key: mean(record[key]) for key in ("denoiser_passes", "energy_passes", "passes", "calls") if key in record},
-        **{key: mean(record[key]) for key in ("ess", "log_weight_std") if None not in record.get(key, [None])},
+        **{key: mean(record[key]) for key in ("ess", "log_weight_std") if set(record.get(key, [None])) != {None}},
     }
     found = {key: Estimate(float(values[0]), float(values[1:].std()), n) for key, values in figures.items()}
     divergences = {

@@ -1,6 +1,7 @@
 """Networks trained beside a source with the recipes' own loop: energies of its exact denoiser, and a joint network."""
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,18 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torch import nn
 
-from edlm import denoisers, distillation, energies, joint, networks, objectives, sources, training, transition
+from edlm import (
+    contracts,
+    denoisers,
+    distillation,
+    energies,
+    joint,
+    networks,
+    objectives,
+    sources,
+    training,
+    transition,
+)
 from edlm.contracts import Energy
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import _settings, _training
@@ -29,8 +41,11 @@ SETTINGS: Schema = {
     "num_texts": _settings.integer(1),
     **_training.SETTINGS,
 }
-_TEXTS = 4  # added to the seed
+_TEXTS, _HELD_OUT = 4, 5  # added to the seed
 _ALWAYS, _CONTRAST = ("network", "num_texts"), ("start_from", "objective", "num_negatives")
+
+
+Stages = Callable[[Any], TensorDictSequential]
 
 
 class Scope(NamedTuple):
@@ -54,30 +69,36 @@ class Learning(NamedTuple):
     folder: Path
     seed: int
 
-    def train(
-        self, name: str, network: nn.Module, stages: TensorDictSequential, *told: str, scope: str | None = None
-    ) -> Any:
+    def train(self, name: str, network: nn.Module, stages: Stages, *told: str, scope: str | None = None) -> Any:
         """The averaged network; training goes on where an earlier run of the same folder was stopped.
 
-        told: the settings, beside those of the loop and of all networks, that a resumed run must share. scope: what an
-        energy weighs, written beside its weights.
+        stages: the training pipeline of a network. told: the settings, beside those of the loop and of all networks,
+        that a resumed run must share. scope: what an energy weighs, written beside its weights.
         """
         tables = [[round(value, 12) for value in table.flatten().tolist()] for table in self.source]
-        texts = sources.texts(self.source, self.settings["num_texts"], self.models.max_length, self.seed + _TEXTS)
+        length, rows = self.models.max_length, self.settings["valid_rows"]
+        held_out = sources.texts(self.source, rows, length, self.seed + _HELD_OUT)
+        keyed = _training.keyed(held_out, torch.arange(rows), self.seed, _training.HELD_OUT_STEP, rows)
+
+        def validate(average: nn.Module) -> _training.Metrics:
+            with torch.no_grad():
+                return {"loss": float(stages(average.eval()).eval()(keyed)[contracts.LOSS].mean())}
+
         run = TrainingRun(
             folder=self.folder / name,
             network=network,
-            stages=stages,
-            blocks=texts,
+            stages=stages(network),
+            blocks=sources.texts(self.source, self.settings["num_texts"], length, self.seed + _TEXTS),
             vocabulary=self.models.vocabulary,
             settings={key: self.settings[key] for key in _training.SETTINGS},
             seed=self.seed,
             identity={
                 "source": tables,
+                "length": length,
                 **{key: self.settings[key] for key in (*_ALWAYS, *told)},
                 **({} if scope is None else {"scope": scope}),
             },
-            validate=lambda network: {},
+            validate=validate,
         )
         run.load_checkpoint()
         run.train()
@@ -113,10 +134,12 @@ def _energy_network(learning: Learning) -> EnergyNetwork:
 
 def _denoiser(learning: Learning) -> Transformer:
     """A denoiser of the energies' sizes, trained by the NELBO."""
-    network = Transformer(**_energy_network(learning).arguments)
-    denoiser = denoisers.subs(network, learning.models.vocabulary.mask_id)
-    stages = training.denoising(denoiser, learning.exact.schedule, learning.settings["time_low"])
-    trained: Transformer = learning.train("denoiser", network, stages)
+    mask_id, schedule = learning.models.vocabulary.mask_id, learning.exact.schedule
+
+    def stages(network: Transformer) -> TensorDictSequential:
+        return training.denoising(denoisers.subs(network, mask_id), schedule, learning.settings["time_low"])
+
+    trained: Transformer = learning.train("denoiser", Transformer(**_energy_network(learning).arguments), stages)
     return trained
 
 
@@ -126,7 +149,7 @@ def _trained(scope: Scope, learning: Learning, start: Transformer | None) -> Ene
         networks.start_energy_from(network, start)
     told = (*_CONTRAST, "transition_steps") if scope.transitions else _CONTRAST
     what = "transition" if scope.transitions else "draft"
-    return _energy(scope, learning.train(scope.key, network, _stages(scope, network, learning), *told, scope=what))
+    return _energy(scope, learning.train(scope.key, network, partial(_stages, scope, learning), *told, scope=what))
 
 
 def _joint(learning: Learning, start: Transformer) -> Diffusion:
@@ -137,20 +160,23 @@ def _joint(learning: Learning, start: Transformer) -> Diffusion:
     network = JointNetwork(**{**sizes, "num_energy_layers": settings["num_energy_layers"]})
     networks.start_joint_from(network, start)
     network.denoiser.requires_grad_(False)
-    stages = joint.contrastive(
-        denoisers.subs(network, mask_id),
-        learning.exact.schedule,
-        tuple(settings["transition_steps"]),
-        settings["num_negatives"],
-        nelbo_weight=0.0,
-        objective=_objective(settings),
-    )
+
+    def stages(network: JointNetwork) -> TensorDictSequential:
+        return joint.contrastive(
+            denoisers.subs(network, mask_id),
+            learning.exact.schedule,
+            tuple(settings["transition_steps"]),
+            settings["num_negatives"],
+            nelbo_weight=0.0,
+            objective=_objective(settings),
+        )
+
     told = ("objective", "num_negatives", "transition_steps", "num_energy_layers")
     trained: JointNetwork = learning.train(JOINT, network, stages, *told, scope="transition")
     return Diffusion(denoisers.subs(trained, mask_id), learning.exact.schedule, {JOINT: joint.energy(trained)})
 
 
-def _stages(scope: Scope, network: EnergyNetwork, learning: Learning) -> TensorDictSequential:
+def _stages(scope: Scope, learning: Learning, network: EnergyNetwork) -> TensorDictSequential:
     """The training pipeline of the objective."""
     denoiser, schedule, _ = learning.exact
     settings = learning.settings

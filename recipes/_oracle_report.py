@@ -22,6 +22,7 @@ TITLES = {
     "denoiser_passes": "denoiser passes",
     "energy_passes": "energy passes",
     "passes": "passes",
+    "calls": "calls in a row",
     "ess": "ESS",
     "log_weight_std": "s.d. of log w",
 }
@@ -47,8 +48,10 @@ class Row(NamedTuple):
 
 
 def distance(rows: Sequence[Row]) -> str:
-    """The figure that settings are compared by: of whole texts where all have it, of neighbours where not."""
-    return "total_variation" if all("total_variation" in row.figures for row in rows) else "pairs_1"
+    """The figure that settings are compared by: of whole texts where all have it, else of two tokens."""
+    if all("total_variation" in row.figures for row in rows):
+        return "total_variation"
+    return next(name for name in rows[0].figures if name.startswith("pairs_"))
 
 
 def fronts(rows: Sequence[Row]) -> set[str]:
@@ -86,7 +89,8 @@ def to_markdown(rows: Sequence[Row], remarks: Sequence[str]) -> str:
 
 def short(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """The columns that fit a terminal."""
-    names = [name for name in _names(rows) if name in ("total_variation", "kl", "kl_bound", "excess", "pairs_1", "ess")]
+    wanted = ("total_variation", "kl", "kl_bound", "excess", distance(rows), "ess")
+    names = [name for name in _names(rows) if name in wanted]
     lines: list[tuple[str, ...]] = [("", *map(_title, names), "passes")]
     for row in rows:
         lines.append((row.name, *(shown(row.figures.get(name)) or "-" for name in [*names, "passes"])))
@@ -112,10 +116,10 @@ def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
     for axes, label in ((steps, "steps"), (passes, "network passes per text")):
         _curves(axes, rows, name, "num_steps" if axes is steps else "passes")
         axes.set(xscale="log", yscale="log", xlabel=label)
-        axes.set_ylim(bottom=0.7 * min(_shown_distances(rows, name)))
+        axes.set_ylim(bottom=0.7 * min(_shown_distances(rows, name), default=_NOTHING))
         _plots.plain_numbers(axes.xaxis)
         _plots.plain_numbers(axes.yaxis)
-    steps.set_ylabel("total variation to the source" + ("" if name == "total_variation" else ", of neighbours"))
+    steps.set_ylabel("total variation to the source" + ("" if name == "total_variation" else f", {_title(name)}"))
     best = fronts(rows)
     places = sorted((row.figures["passes"][0], row.figures[name][0]) for row in rows if row.name in best)
     places = [(cost, far) for cost, far in places if far > _NOTHING]

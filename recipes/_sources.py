@@ -113,6 +113,13 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
     return found if settings["ar"] is None else _with_ar(settings, found, device)
 
 
+def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The hash of every network of ours that a config names, by key; large models stand for themselves."""
+    named = {key: settings[key] for key in ("denoiser", "energy", "ar")}
+    ours = {key: path for key, path in named.items() if path is not None and not _is_large(path)}
+    return {key: _models.sha256(checkpoints.find_network(path) / "network.safetensors") for key, path in ours.items()}
+
+
 def _check_baseline(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for what a baseline is not drawn with."""
     path = settings["denoiser"]

@@ -1,6 +1,7 @@
 """The denoiser that an energy's training starts from: loaded, and trained first where there is none."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from edlm import checkpoints
 from edlm.networks import Transformer
 from edlm.recipes import _parameterisations, _processes, _settings, pretrain_denoiser
+from edlm.recipes._training import SettingsChanged
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
 
@@ -22,21 +24,24 @@ class Start(NamedTuple):
 
 
 def load(settings: Mapping[str, Any], device: torch.device) -> Start:
-    """Load `denoiser` of a config, after training it by `pretrain` where it is missing or unfinished.
+    """Load `denoiser` of a config, after training it by `pretrain` where its run is missing or unfinished.
 
-    Raises ValueError for a plan that trains no denoiser of drafts or keeps another network than its last, and for a
-    checkpoint that is missing or holds something else.
+    A network folder is finished. Raises ValueError for a plan that trains no denoiser of drafts or keeps another
+    network than its last, a run that was begun by another plan, and a checkpoint that is missing or holds something
+    else.
     """
     path, plan = settings["denoiser"], settings["pretrain"]
     if plan is not None and plan["objective"] != "mdlm":
         raise ValueError(f"pretrain.objective = {plan['objective']!r} must be 'mdlm': an energy corrects its drafts")
     if plan is not None and plan["patience"] is not None:
         raise ValueError(f"pretrain.patience = {plan['patience']} must be null: `edlm run pretrain_denoiser` has one")
-    newest = _processes.from_first(lambda: checkpoints.last_checkpoint(path))
-    if plan is not None and (newest is None or checkpoints.load_state(newest)["step"] < plan["steps"]):
+    if plan is not None and not _processes.from_first(lambda: _finished(path, plan["steps"])):
         print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
         shared = {key: settings[key] for key in ("seed", "device", "threads", "corpus")}
-        pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
+        try:
+            pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
+        except SettingsChanged as error:
+            raise ValueError(f"{error.what}; name another denoiser=, or take this one with pretrain=null") from error
     else:
         print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
     _parameterisations.require_subs(path)
@@ -47,3 +52,11 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Start:
     network = checkpoints.load_as(Transformer, folder).to(device).requires_grad_(False)
     schedule = _settings.build(description["schedule"])
     return Start(network, schedule, checkpoints.load_vocabulary_of(folder), description)
+
+
+def _finished(path: str, steps: int) -> bool:
+    """Whether there is a network folder, or a run with so many steps."""
+    if (Path(path) / "network.json").is_file():
+        return True
+    newest = checkpoints.last_checkpoint(path)
+    return newest is not None and bool(checkpoints.load_state(newest)["step"] >= steps)

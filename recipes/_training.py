@@ -91,6 +91,14 @@ def keyed(x_0: Tensor, row: Tensor, seed: int, step: int, num_rows: int) -> Tens
     return TensorDict({contracts.X_0: x_0, contracts.ROW: row, **scalars})
 
 
+class SettingsChanged(ValueError):
+    """A run cannot go on, and what to do about it."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
+
+
 class TrainingRun:
     """One network, one objective, one folder: updates, EMA, log, checkpoints.
 
@@ -340,7 +348,7 @@ class TrainingRun:
         }
         refused = [said for key, said in changed.items() if key not in free]
         if refused:
-            raise ValueError(f"cannot resume {self.folder}: {'; '.join(refused)}; use another output_dir")
+            raise SettingsChanged(f"cannot resume {self.folder}: {'; '.join(refused)}", "use another output_dir")
         known = [said for key, said in changed.items() if key in before]
         if known:
             print(f"{self.folder} goes on at step {state['step']}: {'; '.join(known)}", flush=True)

@@ -84,7 +84,8 @@ def judge(record: Mapping[str, Any], targets: Mapping[str, float | None]) -> lis
     verdicts = _comparison.judge(record, {**targets, "machinery_target": None})
     wanted = targets["utilisation_target"]
     if wanted is not None:
-        found = {name: record["methods"][name]["utilisation"] for name in record["methods"] if name in MODES}
+        measured = {name: method for name, method in record["methods"].items() if "utilisation" in method}
+        found = {name: method["utilisation"] for name, method in measured.items() if name in MODES}
         verdicts += [Verdict("utilisation", name, share, wanted, share >= wanted) for name, share in found.items()]
     return verdicts
 

@@ -113,7 +113,10 @@ class Generate:
         """Compose the pipeline and read the prompt."""
         settings, prompt = self.settings, self.settings["prompt"]
         self.fingerprint = _report.fingerprint(
-            {key: value for key, value in settings.items() if key not in CHANGES_NO_TEXT}
+            {
+                **{key: value for key, value in settings.items() if key not in CHANGES_NO_TEXT},
+                "weights": _sources.weights_of(settings),
+            }
         )
         self.prompt = None if prompt is None else encode_prompt(prompt, self.vocabulary)
         if self.opening:

@@ -2,7 +2,7 @@
 
 edlm run oracle                          # a hidden Markov model of 3 symbols, length 6: by enumeration
 edlm run oracle --config markov          # 8 symbols, length 16: exact and learned energies, by sampling
-edlm run oracle --config markov length=256 learn=null output_dir=runs/oracle/markov256
+edlm run oracle --config markov64        # the same at length 64; markov256 is longer still
 """
 
 import platform
@@ -147,7 +147,8 @@ class Oracle:
         )
         return [
             f"{described}, {beside.length} tokens, entropy {beside.entropy.mean:.4f} ± "
-            f"{beside.entropy.standard_error:.1g} nats per token; exact denoiser",
+            f"{beside.entropy.standard_error:.1g} nats per token; exact denoiser, "
+            "but for joint, which has its own",
             f"{drawing.num_samples} texts per setting, {drawing.batch_size} at once, seed {drawing.seed}, "
             f"{torch.get_num_threads()} threads; bounds on {len(beside.bounded)} texts of the source",
         ]

@@ -1,11 +1,13 @@
 """The denoiser that an energy's training starts from: trained where it is missing, and frozen."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from smallest import energy_words, settings_of
 
+from edlm import checkpoints
 from edlm.recipes import _start
 from edlm.schedules import Schedule
 
@@ -32,3 +34,27 @@ def test_it_is_trained_until_it_has_its_steps_and_then_left_alone(
     expected: Schedule = _start._settings.build({"_component_": "edlm.schedules.log_linear", "eps": 0.01})
     assert torch.equal(start.schedule.alpha(time), expected.alpha(time))
     assert not torch.equal(start.schedule.alpha(time), 1.0 - time)
+
+
+@pytest.mark.slow
+def test_a_network_folder_is_taken_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint by its path, or published weights: nothing is trained into their folder."""
+    last = checkpoints.find_network(_trained(tmp_path))
+    kept = shutil.copytree(last, tmp_path / "kept" / "denoiser")
+    capsys.readouterr()
+    assert load(tmp_path / "kept", steps=9).description["step"] == 2
+    assert "training it first" not in capsys.readouterr().out
+    assert {file.name for file in kept.iterdir()} == {file.name for file in last.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_run_of_another_plan_is_named_with_what_to_do(tmp_path: Path) -> None:
+    _trained(tmp_path)
+    words = ["pretrain.steps=4", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "pretrain.batch_size=3"]
+    with pytest.raises(ValueError, match=r"batch_size was \d+, is 3; name another denoiser=, or .* pretrain=null$"):
+        _start.load(settings_of("edlm_nce", *energy_words(tmp_path), *words), CPU)
+
+
+def _trained(folder: Path) -> Path:
+    load(folder, steps=2)
+    return folder / "denoiser"
