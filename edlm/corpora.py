@@ -251,16 +251,6 @@ def batch_at(blocks: Rows, *, step: int, batch_size: int, seed: int) -> TensorDi
     return TensorDict({X_0: blocks[torch.cat(parts)]}, batch_size=[batch_size])
 
 
-def sequential_batches(blocks: Rows, batch_size: int) -> Iterator[TensorDict]:
-    """All blocks once and in order, as `{x_0: (b, l)}`; the last batch may be smaller.
-
-    Raises ValueError unless batch_size >= 1.
-    """
-    _require(batch_size >= 1, f"batch_size = {batch_size} must be at least 1")
-    parts = (blocks[start : start + batch_size] for start in range(0, len(blocks), batch_size))
-    return (TensorDict({X_0: rows}, batch_size=[len(rows)]) for rows in parts)
-
-
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, size: int) -> Tensor:
     return noise.permutation(seed, epoch, size)  # kept: consecutive batches mostly share their epoch

@@ -18,7 +18,14 @@ from edlm.recipes import _parameterisations, _settings
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
 
-NETWORKS = ("denoiser", "energy", "transition", "joint", "ar")  # the keys of a config that name them
+# The keys of a config that name them, and what trains each.
+NETWORKS = {
+    "denoiser": "pretrain_denoiser",
+    "energy": "edlm_nce",
+    "transition": "edlm_nce scope=transition",
+    "joint": "edlm_joint",
+    "ar": "pretrain_ar",
+}
 
 
 class Diffusion(NamedTuple):
@@ -66,6 +73,7 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     for key in ("energy", "transition"):
         if key in named and "denoiser" not in named:
             raise ValueError(f"{key} = {named[key]!r} needs a denoiser to correct")
+    require_there(named)
     first = next(iter(named.values()))
     for path in named.values():
         checkpoints.require_same_vocabulary(first, path)
@@ -83,6 +91,15 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     lengths += [ar.network.max_length] if ar is not None else []
     records = {key: _record(path) for key, path in named.items()}
     return Models(vocabulary, min(lengths), diffusion, ar, records, baseline, own)
+
+
+def require_there(named: Mapping[str, str]) -> None:
+    """Raise ValueError, naming the key and what trains it, for a folder without a network. named: folders by key."""
+    for key, path in named.items():
+        try:
+            checkpoints.find_network(path)
+        except ValueError as error:
+            raise ValueError(f"{key} = {error}; `edlm run {NETWORKS[key]}` trains one") from error
 
 
 def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedule]:

@@ -94,6 +94,7 @@ def check(settings: Mapping[str, Any]) -> None:
 def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
     """Load the networks of a config to the device. Raises ValueError naming the folder and what is wrong with it."""
     check(settings)
+    _models.require_there(_ours(settings))
     path = settings["denoiser"]
     if path is None:
         ar = _models.load_ar(settings["ar"], device)
@@ -115,9 +116,14 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
 
 def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """The hash of every network of ours that a config names, by key; large models stand for themselves."""
+    folders = {key: checkpoints.find_network(path) for key, path in _ours(settings).items()}
+    return {key: _models.sha256(folder / "network.safetensors") for key, folder in folders.items()}
+
+
+def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The folders of our own networks that a config names, by key."""
     named = {key: settings[key] for key in ("denoiser", "energy", "ar")}
-    ours = {key: path for key, path in named.items() if path is not None and not _is_large(path)}
-    return {key: _models.sha256(checkpoints.find_network(path) / "network.safetensors") for key, path in ours.items()}
+    return {key: path for key, path in named.items() if path is not None and not _is_large(path)}
 
 
 def _check_baseline(settings: Mapping[str, Any]) -> None:

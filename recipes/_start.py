@@ -8,19 +8,20 @@ import torch
 
 from edlm import checkpoints
 from edlm.networks import Transformer
-from edlm.recipes import _parameterisations, _processes, _settings, pretrain_denoiser
+from edlm.recipes import _models, _parameterisations, _processes, _settings, pretrain_denoiser
 from edlm.recipes._training import SettingsChanged
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
 
 
 class Start(NamedTuple):
-    """A frozen denoiser's network, the schedule it was trained on, and what its checkpoint says."""
+    """A frozen denoiser's network, the schedule it was trained on, what its checkpoint says, and its weights' hash."""
 
     network: Transformer
     schedule: Schedule
     vocabulary: Vocabulary
     description: dict[str, Any]
+    weights: str
 
 
 def load(settings: Mapping[str, Any], device: torch.device) -> Start:
@@ -51,7 +52,8 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Start:
         raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
     network = checkpoints.load_as(Transformer, folder).to(device).requires_grad_(False)
     schedule = _settings.build(description["schedule"])
-    return Start(network, schedule, checkpoints.load_vocabulary_of(folder), description)
+    weights = _models.sha256(folder / "network.safetensors")
+    return Start(network, schedule, checkpoints.load_vocabulary_of(folder), description, weights)
 
 
 def _finished(path: str, steps: int) -> bool:

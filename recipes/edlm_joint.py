@@ -72,7 +72,8 @@ class JointTraining:
 
     def load_denoiser(self) -> None:
         """Load the denoiser to start from; train it first where there is none and the config says how."""
-        self.start, self.schedule, self.vocabulary, self.description = _start.load(self.settings, self.device)
+        start = _start.load(self.settings, self.device)
+        self.start, self.schedule, self.vocabulary, self.description, self.start_weights = start
         if self.description["time_conditioning"]:
             path = self.settings["denoiser"]
             raise ValueError(f"denoiser = {path!r} must be one that is told no time: time_conditioning: false")
@@ -103,6 +104,7 @@ class JointTraining:
                 "schedule": self.description["schedule"],
                 "time_conditioning": False,
                 "denoiser_step": self.description["step"],
+                "denoiser_weights": self.start_weights,
                 "scope": "transition",
             },
             validate=self.validate,

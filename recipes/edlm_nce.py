@@ -74,9 +74,8 @@ class EnergyByNCE:
 
     def load_denoiser(self) -> None:
         """Load the frozen denoiser; train it first where there is none and the config says how."""
-        self.denoiser_network, self.schedule, self.vocabulary, self.description = _start.load(
-            self.settings, self.device
-        )
+        start = _start.load(self.settings, self.device)
+        self.denoiser_network, self.schedule, self.vocabulary, self.description, self.start_weights = start
         self.told = self.schedule if self.description["time_conditioning"] else None
         self.denoiser = denoisers.subs(self.denoiser_network, self.vocabulary.mask_id, self.told)
 
@@ -108,6 +107,7 @@ class EnergyByNCE:
                 "schedule": self.description["schedule"],
                 "time_conditioning": self.description["time_conditioning"],
                 "denoiser_step": self.description["step"],
+                "denoiser_weights": self.start_weights,
                 "dropout": settings["dropout"],
                 **self._unusual(),
             },

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,10 @@ class Generate:
             kernel = adaptive.in_rounds(kernel, target_ess, min(2, most))
         return transition.of_transitions(kernel) if self.scope == "transition" else kernel
 
+    def _live(self) -> Callable[[TensorDict, TensorDict], None] | None:
+        """What shows texts as they form, where that is wanted; of several processes in the first."""
+        return self._show if self.settings["live"] and _processes.is_first() else None
+
     def _show(self, state: TensorDict, info: TensorDict) -> None:
         """The first texts as they form, drawn over the ones before."""
         texts = self.vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())
@@ -226,8 +230,7 @@ class Generate:
         sample = partial(pipelines.sample, self.pipeline)
         if self.length > self.pipeline.length:
             sample = partial(pipelines.extend, self.pipeline, self.length, self.settings["stride"])
-        show = self._show if self.settings["live"] and _processes.is_first() else None
-        out = sample(count, seed=self.settings["seed"], prompt=self.prompt, first_row=first, callback=show)
+        out = sample(count, seed=self.settings["seed"], prompt=self.prompt, first_row=first, callback=self._live())
         info = out["info"].cpu()
         return out["tokens"], {
             "denoiser_passes": info["denoiser_passes"].tolist(),
@@ -237,8 +240,8 @@ class Generate:
 
     def _from_baseline(self, kernel: Reverse, count: int, first: int) -> tuple[Tensor, dict[str, list[Any]]]:
         settings = self.settings
-        length, show = settings["length"] or kernel.denoiser.max_length, self._show if settings["live"] else None
-        how = {"seed": settings["seed"], "prompt": self.prompt, "first_row": first, "callback": show}
+        length = settings["length"] or kernel.denoiser.max_length
+        how = {"seed": settings["seed"], "prompt": self.prompt, "first_row": first, "callback": self._live()}
         out = baselines.sample(kernel, length, settings["num_steps"], count, **how)
         return out["tokens"], {"denoiser_passes": out["info"]["denoiser_passes"].tolist()}
 

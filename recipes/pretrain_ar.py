@@ -47,6 +47,9 @@ class PretrainAr:
         corpus = _settings.build(settings["corpus"])
         self.vocabulary: Vocabulary = _settings.build(settings["vocabulary"])
         self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
+        for name in ("valid", "test"):
+            if len(getattr(self.blocks, name)) < 2:
+                raise ValueError(f"length = {settings['length']}: {name} has one block so long, and an error needs two")
         self.bos_id = start_id(self.vocabulary)
         torch.manual_seed(settings["seed"])
         network = _settings.build(

@@ -140,8 +140,8 @@ class PretrainDenoiser:
 
     def masked_nll(self, t: float) -> likelihoods.Estimate:
         """What the EMA network, as a law of tokens, leaves unexplained of a mask of the test split at one time."""
-        x_0 = self.blocks.test[: self.settings["valid_rows"]].to(self.device)
-        row = torch.arange(len(x_0), device=self.device)
+        row = torch.arange(self.settings["valid_rows"], device=self.device)
+        x_0 = self.blocks.test[(row % len(self.blocks.test)).cpu()].to(self.device)
         denoiser = denoisers.subs(self.run.average, self.vocabulary.mask_id, self._told())
         seed = torch.tensor(self.settings["seed"], device=self.device)
         scored = likelihoods.not_padding(x_0, self.vocabulary.pad_id)

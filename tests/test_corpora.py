@@ -19,7 +19,6 @@ from edlm.corpora import (
     load_blocks,
     normalise,
     read_documents,
-    sequential_batches,
     text_files,
 )
 from edlm.vocabulary import characters, train_bpe
@@ -252,19 +251,6 @@ def test_a_batch_is_a_tensordict_of_its_step_alone():
 def test_a_batch_that_cannot_be_had_is_an_error(step: int, batch_size: int, count: int):
     with pytest.raises(ValueError, match=r"need step|no blocks"):
         batch_at(numbered(count), step=step, batch_size=batch_size, seed=0)
-
-
-@settings(deadline=None)
-@given(count=st.integers(0, 20), batch_size=st.integers(1, 9))
-def test_sequential_batches_are_all_blocks_in_order(count: int, batch_size: int):
-    batches = [batch[X_0] for batch in sequential_batches(numbered(count), batch_size)]
-    assert [number for rows in batches for number in rows[:, 0].tolist()] == list(range(count))
-    assert all(len(rows) == batch_size for rows in batches[:-1])
-
-
-def test_sequential_batches_of_no_size_are_an_error():
-    with pytest.raises(ValueError, match="batch_size = 0 must be at least 1"):
-        sequential_batches(numbered(3), 0)
 
 
 # ---- Excerpts to be scored

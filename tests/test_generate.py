@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,23 @@ def test_every_sample_is_written_whatever_the_batch_size(run: Runner, trained: P
         texts.append([json.loads(line)["text"] for line in output.read_text().splitlines()])
     assert len(texts[0]) == 3
     assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_texts_belong_to_the_weights_that_drew_them(run: Runner, trained: Path, tmp_path: Path) -> None:
+    """The same command after more training draws anew elsewhere, and does not take old texts for its own."""
+    folder = shutil.copytree(checkpoints.find_network(trained / "denoiser"), tmp_path / "denoiser")
+    words = [f"denoiser={folder}", "energy=null", f"output={tmp_path / 'texts.jsonl'}", "num_samples=2", "num_steps=2"]
+    assert run("generate", *words)[0] == run("generate", *words)[0] == 0
+    network = checkpoints.load_as(Transformer, folder)
+    with torch.no_grad():
+        network.head.weight.add_(1.0)
+    description = json.loads((folder / "network.json").read_text())
+    shutil.rmtree(folder)
+    notes = {key: value for key, value in description.items() if key not in ("class", "arguments", "vocabulary")}
+    checkpoints.save_network(folder, network, vocabulary.characters(), notes)
+    status, _, error = run("generate", *words)
+    assert (status, "holds other texts" in error) == (2, True)
 
 
 @pytest.mark.slow

@@ -95,8 +95,6 @@ def test_blocks_are_indexed_as_a_tensor_is(tmp_path: Path) -> None:
     for number in (-1, len(packed)):
         with pytest.raises(IndexError, match=r"block numbers must lie in \[0, 7\)"):
             packed[torch.tensor([number])]
-    batches = corpora.sequential_batches(packed, 3)
-    assert torch.equal(torch.cat([batch[X_0] for batch in batches]), whole)
 
 
 def test_batches_from_disk_are_those_from_memory(tmp_path: Path) -> None:
