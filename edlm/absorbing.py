@@ -76,16 +76,18 @@ def reveal_plan(
 ) -> RevealPlan:
     """Fix the steps at which the masked positions are revealed.
 
-    uniforms: float64 (b, l) in (0, 1); masked: bool (b, l); grid: times (T + 1,) from 1 down to 0. A step from t to s
-    reveals exactly `{masked, s < tau <= t}`; the last one ends at alpha = 1, so no mask is left whatever the schedule.
+    uniforms: float64 (b, l) in (0, 1); masked: bool (b, l); grid: times (T + 1,) falling from 1 to 0. A step from t to
+    s reveals exactly `{masked, s < tau <= t}`; the last ends at alpha = 1, so no mask is left whatever the schedule.
     Law: ancestral sampling on the same grid. Without a grid, positions are taken in the order of their reveal times,
     `tokens_per_pass` at a time: one is the first-hitting sampler, more is what large diffusion models do.
+    Raises ValueError for a grid that does not fall from 1 to 0.
     """
     if grid is None:
         step = _own_step(uniforms, masked) // tokens_per_pass
         start, num_steps = reveal_times(uniforms, schedule), uniforms.shape[-1]
     else:
-        grid = grid.to(uniforms.device)
+        grid = grid.to(uniforms)
+        _check_grid(grid)
         step = _grid_step(uniforms, schedule, grid)
         start, num_steps = grid[step], grid.shape[0] - 1
     return _compact(step, start, masked, num_steps)
@@ -98,6 +100,12 @@ def reveal(x_t: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
 
 def _alpha_at_one(schedule: Schedule, reference: Tensor) -> Tensor:
     return schedule.alpha(torch.ones((), dtype=torch.float64, device=reference.device))
+
+
+def _check_grid(grid: Tensor) -> None:
+    ends = grid.ndim == 1 and len(grid) >= 2 and float(grid[0]) == 1.0 and float(grid[-1]) == 0.0
+    if not (ends and bool((grid.diff() < 0.0).all())):
+        raise ValueError(f"grid = {grid.tolist()} must fall from 1 to 0")
 
 
 def _grid_step(uniforms: Tensor, schedule: Schedule, grid: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def sample(
             f"length = {length} must lie in 1..{denoiser.max_length}, the longest the network was built for"
         )
     pipelines.check_evaluating(kernel.step)
-    device = next((p.device for p in kernel.step.parameters()), torch.device("cpu"))
+    device = pipelines.device_of(kernel.step)
     tokens = absorbing.starting_tokens(num_samples, length, denoiser.mask_id, denoiser.vocab_size, prompt, device)
     row = torch.arange(first_row, first_row + num_samples, device=device)
     passes = torch.zeros_like(row)
@@ -111,8 +111,9 @@ def t_step_nelbo(
     `T sum_{i masked} KL( q(x_s | x_t, x_0) || p(x_s | x_t) )` of one of the T steps, in nats per scored token; infinite
     if a mask that should stay has no probability of it, which large scores of SEDD can bring about. Steps are
     stratified over the rows of the call. scored: bool (b, l), at least one of a row; the others are given. None: all.
-    Raises ValueError if num_steps < 1.
+    Raises ValueError if num_steps < 1, or for a row without a scored position.
     """
+    likelihoods.check_scored(scored)
     grid = schedules.uniform_grid(num_steps).to(x_0.device)
     step = (likelihoods.strata(seed, row) * num_steps).long().clamp(max=num_steps - 1)
     t, s = grid[step], grid[step + 1]
@@ -122,12 +123,9 @@ def t_step_nelbo(
     positions, owner = _masks(x_t, kernel.denoiser.mask_id)
     hidden = kernel.denoiser(_question(x_t, t, positions))[contracts.HIDDEN]
     alpha_t, alpha_s = kernel.schedule.alpha(t)[owner], _alpha_end(kernel.schedule, s)[owner]
-    log_law = kernel.log_law(hidden, alpha_t, alpha_s)
-    stay, token = log_law[:, kernel.denoiser.mask_id], x_0.flatten()[positions].unsqueeze(-1)
-    reveal = (alpha_s - alpha_t) / (1.0 - alpha_t)
-    moved = torch.where(reveal > 0.0, reveal * (reveal.log() - log_law.gather(-1, token).squeeze(-1)), 0.0)
-    stayed = torch.where(reveal < 1.0, (1.0 - reveal) * (torch.log1p(-reveal) - stay), 0.0)
-    return num_steps * _sum_of_rows(moved + stayed, owner, len(x_0)) / wanted.sum(1)
+    divergence = partial(_divergence, kernel)
+    divergences = _in_tiles(divergence, kernel.denoiser, hidden, x_0.flatten()[positions], alpha_t, alpha_s)
+    return num_steps * _sum_of_rows(divergences, owner, len(x_0)) / wanted.sum(1)
 
 
 @torch.no_grad()
@@ -141,14 +139,36 @@ def score_entropy(
     Drawn before a random pass as `likelihoods.nelbo` is, which it equals where A = 1. Nats per scored token, float64
     (b,).
     scored: bool (b, l), the positions that count, at least one of a row; the others are given. None: all.
+    Raises ValueError for a row without a scored position.
     """
     x_t, t, masked = likelihoods.before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
     positions, owner = _masks(x_t, denoiser.mask_id)
-    alpha = schedule.alpha(t)[owner]
-    log_score = denoiser.log_score(denoiser(_question(x_t, t, positions))[contracts.HIDDEN], alpha).double()
+    hidden = denoiser(_question(x_t, t, positions))[contracts.HIDDEN]
+    entropy, tokens = partial(_entropy, denoiser), x_0.flatten()[positions]
+    entropies = _in_tiles(entropy, denoiser, hidden, tokens, schedule.alpha(t)[owner])
+    return _sum_of_rows(entropies, owner, len(x_0)) / masked.sum(1)
+
+
+def _in_tiles(work: Callable[..., Tensor], denoiser: D3pmDenoiser | SeddDenoiser, *columns: Tensor) -> Tensor:
+    """What the work gives for columns (n, ...), of which no more are at once in the vocabulary than is good: (n,)."""
+    rows = categorical.rows_at_once(denoiser.vocab_size, columns[0].device)
+    return torch.cat([work(*tile) for tile in zip(*(column.split(rows) for column in columns), strict=True)])
+
+
+def _divergence(kernel: Reverse, hidden: Tensor, token: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+    """`KL( q(x_s | x_t, x_0) || p(x_s | x_t) )` of each masked position: (n,)."""
+    log_law = kernel.log_law(hidden, alpha_t, alpha_s)
+    stay, own = log_law[:, kernel.denoiser.mask_id], log_law.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    reveal = (alpha_s - alpha_t) / (1.0 - alpha_t)
+    moved = torch.where(reveal > 0.0, reveal * (reveal.log() - own), 0.0)
+    return moved + torch.where(reveal < 1.0, (1.0 - reveal) * (torch.log1p(-reveal) - stay), 0.0)
+
+
+def _entropy(denoiser: SeddDenoiser, hidden: Tensor, token: Tensor, alpha: Tensor) -> Tensor:
+    """`sum_y a_y - 1 - log a_{x_0}` of each masked position: (n,)."""
+    log_score = denoiser.log_score(hidden, alpha).double()
     log_a = _without_mask(log_score, denoiser.mask_id) - alpha.logit().unsqueeze(-1)
-    wanted = log_a.gather(-1, x_0.flatten()[positions].unsqueeze(-1)).squeeze(-1)
-    return _sum_of_rows(log_a.logsumexp(-1).exp() - 1.0 - wanted, owner, len(x_0)) / masked.sum(1)
+    return log_a.logsumexp(-1).exp() - 1.0 - log_a.gather(-1, token.unsqueeze(-1)).squeeze(-1)
 
 
 def _d3pm_law(denoiser: D3pmDenoiser, hidden: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:

@@ -110,8 +110,8 @@ def sampler_nelbo(
     row's noise. num_passes: so many passes of a row, evenly spread from a random one on, stand for all, without bias;
     None: all of them. scored: bool (b, l), the positions that count, the others are given, as a prompt is; None: all.
     A row's terms do not depend on the rows beside it, except which passes stand for all.
-    Raises ValueError unless num_particles, num_completions and num_passes are at least 1, and for a row without a
-    scored position.
+    Raises ValueError unless num_particles, num_completions and num_passes are at least 1, and for a wrong window or a
+    row without a scored position.
     """
     for name, value in (("num_particles", num_particles), ("num_completions", num_completions)):
         if value < 1:
@@ -173,14 +173,13 @@ def paper_nelbo(
     """
     if num_particles < 2:
         raise ValueError(f"num_particles = {num_particles} must be at least 2")
-    _check_scored(scored)
     x_t, t, masked = likelihoods.before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
     count = int(masked.sum())
     log_p, weighed = _weigh(denoiser, energy, x_0, x_t, t, masked, count, masked, num_particles, 1, seed, row, 1)
     drafts, data = particles.log_weights(weighed[:, :-1]), weighed[:, -1].double()
     lower, upper = particles.log_z_bounds(drafts)
     without = data - log_p.sum(-1)
-    per_token = 1.0 / masked.sum(-1)
+    per_token = 1.0 / masked.sum(-1).double()
     return PaperNelbo(
         per_token * (without + lower),
         per_token * (without + upper),
@@ -189,16 +188,10 @@ def paper_nelbo(
     )
 
 
-def _check_scored(scored: Tensor | None) -> None:
-    if scored is not None and not bool(scored.any(-1).all()):
-        empty = int((~scored.any(-1)).nonzero()[0])
-        raise ValueError(f"row {empty} has no scored position")
-
-
 def _plan(
     schedule: Schedule, grid: Tensor | None, x_0: Tensor, seed: Tensor, row: Tensor, scored: Tensor | None
 ) -> RevealPlan:
-    _check_scored(scored)
+    likelihoods.check_scored(scored)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
     return absorbing.reveal_plan(uniforms, wanted, schedule, grid)
@@ -220,6 +213,7 @@ def _sum(
     num_passes: int | None,
 ) -> Bound:
     """The terms of the wanted passes of every row, as many at once as there are rows."""
+    schedules.check_window(window)
     terms = _terms(plan, num_passes, seed, row)
     corrected = schedules.inside(plan.t[terms.row, terms.number], window)
     if energy is None or k == 1:
@@ -228,7 +222,7 @@ def _sum(
     for part in _parts(terms, ~corrected, len(row)):
         x_t, t, now, _ = _before(denoiser, plan, x_0, part)
         positions = _flat(now, int(now.sum()))
-        log_p = _data_log_prob(denoiser, x_0[part.row], x_t, t, positions)
+        log_p = likelihoods.data_log_prob(denoiser, x_0[part.row], x_t, t, positions)
         plain.index_add_(0, part.row, -part.weight * log_p.sum(-1))
     for part in _parts(terms, corrected, len(row)):
         x_t, t, now, masked = _before(denoiser, plan, x_0, part)
@@ -261,7 +255,7 @@ def _terms(plan: RevealPlan, num_passes: int | None, seed: Tensor, row: Tensor) 
     stretch = torch.arange(num_passes, device=row.device).repeat(len(row))
     passes = plan.passes[index]
     place = (likelihoods.strata(seed, row)[index] + stretch) / num_passes
-    return _Term(index, (place * passes).long().minimum(passes - 1), passes / num_passes)
+    return _Term(index, (place * passes).long().minimum(passes - 1), passes.double() / num_passes)
 
 
 def _parts(terms: _Term, wanted: Tensor, size: int) -> list[_Term]:
@@ -290,20 +284,6 @@ def _log_share(own: Tensor, rivals: Tensor, k: int) -> Tensor:
     """
     total = torch.logaddexp(own, rivals.logsumexp(-1, keepdim=True))
     return torch.where(total == -torch.inf, -math.log(k), own - total)
-
-
-def _data_log_prob(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
-    """`log p_i(x_0^i | x_t)` at the flat positions, zero elsewhere: float64 (b, l)."""
-    hidden = denoiser(TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}))[
-        contracts.HIDDEN
-    ]
-    wanted = x_0.flatten()[positions].unsqueeze(-1)
-    rows = categorical.rows_at_once(denoiser.vocab_size, x_0.device)
-    tiles = [
-        categorical.token_log_prob(denoiser.logits(states), tokens)
-        for states, tokens in zip(hidden.split(rows), wanted.split(rows), strict=True)
-    ]
-    return _onto(torch.zeros_like(x_0, dtype=torch.float64).unsqueeze(-1), positions, torch.cat(tiles)).squeeze(-1)
 
 
 def _weigh(

@@ -91,14 +91,18 @@ class _Term(nn.Module):
         candidates, log_p = drawn[contracts.CANDIDATES], drawn[contracts.LOG_P_CANDIDATES]
         new = candidates != x_t.unsqueeze(1)
         share = noise.uniforms(seed, row, step, Stream.SELECTION, count=k)
-        picked = (new.cumsum(-1) <= (share * new.sum(-1)).floor().unsqueeze(-1)).sum(-1, keepdim=True)
+        number = (share * new.sum(-1)).floor().unsqueeze(-1)
+        picked = (new.cumsum(-1) <= number).sum(-1, keepdim=True).clamp(max=length - 1)  # of a row of padding: any
         left = torch.arange(length, device=x_t.device) < picked
         context = torch.where(left, candidates, x_t.unsqueeze(1)).flatten(0, 1)  # (b k, l)
         where = torch.arange(b * k, device=x_t.device) * length + picked.flatten()
         after = self._hidden(context, t.unsqueeze(1).expand(b, k).flatten(), where)
         token = candidates.gather(-1, picked)
-        told = categorical.token_log_prob(self.denoiser.logits(after), token.view(b * k, 1)).view(b, k)
-        return candidates, picked.squeeze(-1), log_p.gather(-1, picked).squeeze(-1) - told
+        rows = categorical.rows_at_once(self.denoiser.vocab_size, x_t.device)
+        tiles = zip(after.split(rows), token.view(b * k, 1).split(rows), strict=True)
+        told = torch.cat([categorical.token_log_prob(self.denoiser.logits(states), own) for states, own in tiles])
+        term = log_p.gather(-1, picked).squeeze(-1) - told.view(b, k)
+        return candidates, picked.squeeze(-1), torch.where(new.any(-1), term, 0.0)
 
     def _hidden(self, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         inputs = {contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}
@@ -107,7 +111,7 @@ class _Term(nn.Module):
 
 
 class _Predicted(nn.Module):
-    """The network's scalar at the picked position of every candidate: (b, k)."""
+    """The network's scalar at the picked position of every candidate, zero if nothing is new: (b, k)."""
 
     def __init__(self, network: EnergyNetwork, pad_id: int | None) -> None:
         super().__init__()
@@ -119,4 +123,5 @@ class _Predicted(nn.Module):
         before = x_t.unsqueeze(1).expand(b, k, length).flatten(0, 1)
         valid = None if self.pad_id is None else before != self.pad_id
         scalars = self.network.per_position(before, candidates.flatten(0, 1), None, valid)
-        return scalars.view(b, k, length).gather(-1, picked.unsqueeze(-1)).squeeze(-1)
+        own = scalars.view(b, k, length).gather(-1, picked.unsqueeze(-1)).squeeze(-1)
+        return torch.where((candidates != x_t.unsqueeze(1)).any(-1), own, 0.0)

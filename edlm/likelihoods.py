@@ -15,7 +15,10 @@ from edlm.schedules import Schedule
 
 
 class Estimate(NamedTuple):
-    """A mean over n independent rows with its standard error, in nats per token."""
+    """A mean over n independent rows with its standard error, in the unit of its values.
+
+    `bits` and `perplexity` are for those in nats per token.
+    """
 
     mean: float
     standard_error: float
@@ -70,6 +73,7 @@ def nelbo(
     has a finite variance. Passes are stratified over the rows of the call. Equal in expectation to section 3 of
     Sahoo et al. 2024 for every schedule that runs from alpha = 1 to 0.
     scored: bool (b, l), the positions that count, at least one of a row; the others are given. None: all.
+    Raises ValueError for a row without a scored position.
     """
     x_t, t, masked = before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
     return _mean_over_masks(denoiser, x_0, x_t, t, masked)
@@ -99,11 +103,32 @@ def masked_nll(
 def _mean_over_masks(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, masked: Tensor) -> Tensor:
     """Mean negative log-likelihood of the data over each row's masks, the head run on them alone: float64 (b,)."""
     positions = masked.flatten().nonzero().squeeze(-1)
-    out = denoiser(TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}))
+    return -data_log_prob(denoiser, x_0, x_t, t, positions).sum(1) / masked.sum(1)
+
+
+def data_log_prob(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    """`log p_i(x_0^i | x_t)` at the flat positions (n,), zero elsewhere: nats, float64 (b, l).
+
+    The head runs on these positions alone, on no more of them at once than `categorical.rows_at_once` says.
+    """
+    hidden = denoiser(TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}))[
+        contracts.HIDDEN
+    ]
     wanted = x_0.flatten()[positions].unsqueeze(-1)
-    log_prob = categorical.token_log_prob(denoiser.logits(out[contracts.HIDDEN]), wanted).squeeze(-1)
+    rows = categorical.rows_at_once(denoiser.vocab_size, x_0.device)
+    tiles = [
+        categorical.token_log_prob(denoiser.logits(states), tokens)
+        for states, tokens in zip(hidden.split(rows), wanted.split(rows), strict=True)
+    ]
     spread = torch.zeros(x_0.numel(), dtype=torch.float64, device=x_0.device)
-    return -spread.index_copy(0, positions, log_prob.double()).view_as(x_0).sum(1) / masked.sum(1)
+    return spread.index_copy(0, positions, torch.cat(tiles).squeeze(-1).double()).view_as(x_0)
+
+
+def check_scored(scored: Tensor | None) -> None:
+    """Raise ValueError naming the first row (b, l) that has no scored position; None scores all."""
+    if scored is not None and not bool(scored.any(-1).all()):
+        empty = int((~scored.any(-1)).nonzero()[0])
+        raise ValueError(f"row {empty} has no scored position")
 
 
 def strata(seed: Tensor, row: Tensor) -> Tensor:
@@ -120,7 +145,9 @@ def before_random_pass(
 
     One scored position is revealed in each pass. For any f of a state with m masks, the mean of `f / m` times the
     number of scored positions is `int w(t) E[f(x_t)] dt`, with the weight of the continuous NELBO.
+    Raises ValueError for a row without a scored position.
     """
+    check_scored(scored)
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     plan = absorbing.reveal_plan(uniforms, wanted, schedule)

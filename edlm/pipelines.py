@@ -6,6 +6,7 @@ follows from them, so nothing inside the loop waits for the device, and a row th
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -39,8 +40,8 @@ class Pipeline(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the kernel's parameters are; the CPU if it has none."""
-        return next((p.device for p in self.kernel.step.parameters()), torch.device("cpu"))
+        """Where the kernel's parameters and buffers are; the CPU if it has none."""
+        return device_of(self.kernel.step)
 
 
 def sampling(
@@ -61,14 +62,12 @@ def sampling(
     max_length = kernel.denoiser.max_length
     if not 1 <= length <= max_length:
         raise ValueError(f"length = {length} must lie in 1..{max_length}, the longest the denoiser was built for")
-    low, high = window
-    if not 0.0 <= low <= high <= 1.0:
-        raise ValueError(f"window = ({low}, {high}) must satisfy 0 <= low <= high <= 1")
+    schedules.check_window(window)
     if tokens_per_pass < 1:
         raise ValueError(f"tokens_per_pass = {tokens_per_pass} must be at least 1")
     if num_steps is not None and tokens_per_pass > 1:
         raise ValueError(f"tokens_per_pass = {tokens_per_pass} needs num_steps = None, not {num_steps}")
-    return Pipeline(kernel, length, None if num_steps is None else grid(num_steps), tokens_per_pass, (low, high))
+    return Pipeline(kernel, length, None if num_steps is None else grid(num_steps), tokens_per_pass, window)
 
 
 @torch.no_grad()
@@ -168,7 +167,6 @@ def _run(
     before: Kernel | None = None
     state = TensorDict({})
     diagnostics: list[TensorDict] = []
-    denoised: list[bool] = []
     for p, (running, count, any_corrected) in enumerate(passes):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
         rows = min(b, pipeline.pad_rows(running))
@@ -183,10 +181,9 @@ def _run(
         state = TensorDict({contracts.X_T: out[contracts.X_S], **carried})
         before = active
         diagnostics.append(_diagnostics(out, corrected[:, p]))
-        denoised.append(begins or not active.carries_states)
         if callback is not None:
             callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics[-1][original])
-    info = _info(plan, corrected, diagnostics, denoised)
+    info = _info(plan, corrected, diagnostics, kernel.carries_states)
     return TensorDict({"tokens": tokens, "info": info}, batch_size=[b])[original]
 
 
@@ -198,8 +195,13 @@ def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None)
     )
 
 
+def device_of(step: nn.Module) -> torch.device:
+    """Where the parameters and buffers are; the CPU if there are none."""
+    return next((each.device for each in chain(step.parameters(), step.buffers())), torch.device("cpu"))
+
+
 def describe(stages: TensorDictSequential) -> str:
-    """Print a pipeline as the algorithm it is: one line per stage, what it reads and what it writes."""
+    """A pipeline as the algorithm it is: one line per stage, what it reads and what it writes."""
     named = stages.module.items()
     width = max(len(name) for name, _ in named)
     return "\n".join(f"{name:<{width}}  {', '.join(m.in_keys)} -> {', '.join(m.out_keys)}" for name, m in named)
@@ -275,19 +277,23 @@ def _diagnostics(out: TensorDict, corrected: Tensor) -> TensorDict:
     return TensorDict(values, batch_size=corrected.shape)
 
 
-def _info(plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict], denoised: list[bool]) -> TensorDict:
-    """Per-row and per-pass record of a run; denoised: whether a pass took one of the denoiser on its own."""
-    saved = [(plan.passes > p).long() for p, own in enumerate(denoised) if not own]
+def _info(plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict], carries_states: bool) -> TensorDict:
+    """Per-row and per-pass record of a run, the passes those of a text alone, whatever else is in its batch.
+
+    carries_states: a corrected pass that follows another one takes no pass of the denoiser.
+    """
+    saved = corrected[:, 1:] & corrected[:, :-1] if carries_states else torch.zeros_like(corrected[:, 1:])
+    kinds = {contracts.ESS: plan.t, contracts.LOG_WEIGHT_STD: plan.t, contracts.PARTICLES: plan.passes}
     measured = {
-        key: torch.stack([each[key] for each in diagnostics], dim=1) if diagnostics else torch.zeros_like(plan.t)
-        for key in (contracts.ESS, contracts.LOG_WEIGHT_STD, contracts.PARTICLES)
+        key: torch.stack([each[key] for each in diagnostics], dim=1) if diagnostics else kind.new_zeros(plan.t.shape)
+        for key, kind in kinds.items()
     }
     return TensorDict(
         {
             "t": plan.t,
             "corrected": corrected,
             **measured,
-            "denoiser_passes": plan.passes - sum(saved, torch.zeros_like(plan.passes)),
+            "denoiser_passes": plan.passes - saved.sum(-1),
             "energy_passes": measured[contracts.PARTICLES].sum(-1),
         },
         batch_size=[len(corrected)],

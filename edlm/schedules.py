@@ -130,6 +130,13 @@ def cosine_grid(num_steps: int) -> Tensor:
     return torch.cat([times[:-1], times.new_zeros(1)])
 
 
+def check_window(window: tuple[float, float]) -> None:
+    """Raise ValueError unless 0 <= low <= high <= 1."""
+    low, high = window
+    if not 0.0 <= low <= high <= 1.0:
+        raise ValueError(f"window = ({low}, {high}) must satisfy 0 <= low <= high <= 1")
+
+
 def inside(t: Tensor, window: tuple[float, float]) -> Tensor:
     """Whether times lie in the closed window (low, high), up to rounding: bool, shaped like t."""
     low, high = window

@@ -162,8 +162,7 @@ def expected_passes(setting: Setting, schedule: Schedule, length: int) -> float:
     """Expected number of texts that networks read for one sample; an AR model with its cache reads one.
 
     Step j reveals something with probability `1 - (1 - p_j)^l`, `p_j` the share of the positions it reveals. A joint
-    network's candidates are its next step's input, and one pass of its denoiser goes before the first of them; so for
-    a text alone, as texts of one batch that enter a window at different passes take some of both.
+    network's candidates are its next step's input, and one pass of its denoiser goes before the first of them.
     """
     if setting.method == "ar":
         return 1.0

@@ -223,8 +223,8 @@ FAULTS = [
     Fault(
         "a pass divided by all positions instead of its masks",
         "likelihoods.py",
-        ".view_as(x_0).sum(1) / masked.sum(1)",
-        ".view_as(x_0).sum(1) / x_0.shape[1]",
+        "positions).sum(1) / masked.sum(1)",
+        "positions).sum(1) / x_0.shape[1]",
         "tests/test_likelihoods.py::test_with_the_true_posterior_the_nelbo_is_the_entropy",
     ),
     Fault(
@@ -244,7 +244,7 @@ FAULTS = [
     Fault(
         "a few passes counted for themselves only",
         "bounds.py",
-        "passes / num_passes)",
+        "passes.double() / num_passes)",
         "torch.ones_like(place))",
         "tests/test_bounds.py::test_the_draws_average_to_the_enumerated_bound",
     ),
@@ -307,8 +307,8 @@ FAULTS = [
     Fault(
         "a row that got no mask counts as one without loss",
         "likelihoods.py",
-        ".view_as(x_0).sum(1) / masked.sum(1)",
-        ".view_as(x_0).sum(1) / masked.sum(1).clamp(min=1)",
+        "positions).sum(1) / masked.sum(1)",
+        "positions).sum(1) / masked.sum(1).clamp(min=1)",
         "tests/test_likelihoods.py::"
         "test_at_a_noise_level_each_row_is_masked_by_itself_and_one_without_masks_has_no_figure",
     ),

@@ -261,6 +261,21 @@ def test_one_step_reveals_everything_at_once():
     assert plan.t.tolist() == [[1.0], [1.0]]
 
 
+def test_a_grid_of_any_precision_gives_the_plan_of_its_times():
+    u = noise.grid(0, torch.arange(3), 0, Stream.REVEAL, 6)
+    masked, grid = torch.ones_like(u, dtype=torch.bool), schedules.uniform_grid(4)  # quarters are exact in any of them
+    plans = [absorbing.reveal_plan(u, masked, schedules.log_linear(), times) for times in (grid, grid.float())]
+    assert torch.equal(plans[0].order, plans[1].order)
+    assert torch.equal(plans[0].t, plans[1].t)
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.5, 1.0], [1.0, 0.5, 0.5, 0.0], [0.9, 0.0], [1.0, 0.1], [1.0]])
+def test_a_grid_must_fall_from_one_to_zero(times):
+    u = noise.grid(0, torch.arange(2), 0, Stream.REVEAL, 3)
+    with pytest.raises(ValueError, match="must fall from 1 to 0"):
+        absorbing.reveal_plan(u, u < 1.0, schedules.log_linear(), torch.tensor(times))
+
+
 # ---- Revealing
 
 

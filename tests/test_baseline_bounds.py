@@ -16,7 +16,7 @@ from strategies import noise_schedules
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import baselines, contracts, denoisers, likelihoods, objectives, schedules, training
+from edlm import baselines, categorical, contracts, denoisers, likelihoods, objectives, schedules, training
 from edlm.baselines import Reverse
 
 # ---- Bounds
@@ -78,6 +78,33 @@ def test_a_mask_without_a_chance_to_stay_makes_the_t_step_bound_infinite():
     rows = torch.arange(50)
     x_0 = torch.tensor([0, 1, 1]).expand(50, -1)
     assert baselines.t_step_nelbo(kernel, x_0, torch.tensor(1), rows, 3).isinf().any()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_vocabulary_takes_a_few_rows_at_once_and_the_bounds_stay(rows: int, monkeypatch: pytest.MonkeyPatch):
+    x_0, row = all_sequences(SYMBOLS, LENGTH), torch.arange(SYMBOLS**LENGTH)
+    kernels = [kernel_of(name, Lookup(WRONG), MASK) for name in ("d3pm", "sedd")]
+
+    def bounds() -> list[Tensor]:
+        found = [baselines.t_step_nelbo(kernel, x_0, torch.tensor(0), row, 3) for kernel in kernels]
+        return [*found, baselines.score_entropy(kernels[1].denoiser, SCHEDULE, x_0, torch.tensor(0), row)]
+
+    expected = bounds()
+    monkeypatch.setattr(categorical, "rows_at_once", lambda vocab_size, device: rows)
+    for ours, theirs in zip(bounds(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_row_without_a_scored_position_is_refused():
+    x_0, scored = all_sequences(SYMBOLS, LENGTH)[:2], torch.ones(2, LENGTH, dtype=torch.bool)
+    scored[1] = False
+    kernel, rest = kernel_of("sedd", Lookup(WRONG), MASK), (x_0, torch.tensor(0), torch.arange(2))
+    for bound in (
+        lambda: baselines.t_step_nelbo(kernel, *rest, 3, scored),
+        lambda: baselines.score_entropy(kernel.denoiser, SCHEDULE, *rest, scored),
+    ):
+        with pytest.raises(ValueError, match="row 1 has no scored position"):
+            bound()
 
 
 def test_given_positions_are_never_masked_and_do_not_count():

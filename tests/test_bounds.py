@@ -269,6 +269,11 @@ def test_a_row_without_a_scored_position_is_refused(function) -> None:
         function(DENOISER, schedule=SCHEDULE, x_0=TEXTS[:2], seed=SEED, row=torch.arange(2), scored=scored, **extra)
 
 
+def test_a_window_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"window = \(0.8, 0.4\) must satisfy 0 <= low <= high <= 1"):
+        drawn(TEXTS, 2, num_particles=2, window=(0.8, 0.4))
+
+
 @pytest.mark.parametrize("name", ["num_particles", "num_completions", "num_passes"])
 def test_counts_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} = 0 must be at least 1"):

@@ -114,6 +114,16 @@ def test_the_denoiser_is_frozen_and_noise_is_keyed() -> None:
         stages(network, num_draws=0)
 
 
+def test_a_row_of_padding_alone_costs_nothing() -> None:
+    network = networks.EnergyNetwork(SYMBOLS + 1, LENGTH, **SIZES)
+    torch.nn.init.normal_(network.scalar.weight)
+    rows = keyed(4)
+    rows[contracts.X_0] = rows[contracts.X_0].clamp(min=1)
+    rows[contracts.X_0][1] = 0
+    loss = distillation.chain_rule(DENOISER, network, LINEAR, (1, 4), pad_id=0)(rows)[contracts.LOSS]
+    assert (loss == 0.0).tolist() == [False, True, False, False]
+
+
 @pytest.mark.slow
 def test_what_is_learned_is_the_exact_energy() -> None:
     """200 steps of 64 texts; on 400 fresh pairs a slope of 1 within 0.2 and a correlation above 0.9."""

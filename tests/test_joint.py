@@ -396,16 +396,26 @@ def test_every_step_takes_one_pass_of_its_candidates_and_the_first_one_more(spec
     read: list[int] = []
     info = edlm.sample(one_network(spec, read), b, seed=seed)["info"]
     passes = (info["t"] > 0).sum(1)
-    expected, before, denoised = [], False, torch.zeros(b, dtype=torch.int64)
+    expected, before = [], False
     for p in range(info["t"].shape[1]):
         running, corrected = int((passes > p).sum()), bool(info["corrected"][:, p].any())
         if corrected:
             expected += [running] * (not before) + [running * spec.num_particles]
-        if not (corrected and before):
-            denoised += passes > p
         before = corrected
     assert read == expected
-    assert torch.equal(info["denoiser_passes"], denoised)
+
+
+@settings(max_examples=40)
+@given(specs(("sir",)), st.integers(2, 5), st.integers(0, 2**62))
+def test_the_passes_of_a_text_are_those_it_takes_alone_whatever_is_beside_it(spec: Spec, b: int, seed: int):
+    together = edlm.sample(one_network(spec), b, seed=seed)["info"]
+    for row in range(b):
+        read: list[int] = []
+        info = edlm.sample(one_network(spec, read), 1, seed=seed, first_row=row)["info"]
+        outside = int((~info["corrected"] & (info["t"] > 0)).sum())  # plain passes, of another kernel than is counted
+        assert sum(read) + outside == int(info["denoiser_passes"] + info["energy_passes"])
+        for key in ("denoiser_passes", "energy_passes"):
+            assert torch.equal(together[key][row], info[key][0])
 
 
 def test_a_text_of_t_steps_costs_one_pass_of_the_denoiser_and_one_of_k_candidates_per_step():

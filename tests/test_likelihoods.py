@@ -29,7 +29,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from edlm import contracts, likelihoods, schedules
+from edlm import categorical, contracts, likelihoods, schedules
 from edlm.likelihoods import Estimate
 from edlm.schedules import Schedule
 
@@ -207,3 +207,17 @@ def test_at_a_noise_level_each_row_is_masked_by_itself_and_one_without_masks_has
     found = likelihoods.masked_nll(IMPERFECT, schedules.log_linear(), x_0, t, SEED, row)
     share = 0.75**3
     assert abs(float(found.isnan().double().mean()) - share) < 5 * math.sqrt(share * (1 - share) / len(row))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_the_vocabulary_head_takes_a_few_rows_at_once_and_the_figures_stay(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x_0, row = torch.tensor([[0, 1, 2], [2, 2, 0]]), torch.arange(2)
+    expected = likelihoods.nelbo(IMPERFECT, schedules.log_linear(), x_0, SEED, row)
+    seen: list[int] = []
+    logits = type(IMPERFECT).logits
+    monkeypatch.setattr(categorical, "rows_at_once", lambda vocab_size, device: rows)
+    monkeypatch.setattr(type(IMPERFECT), "logits", lambda own, states: seen.append(len(states)) or logits(own, states))
+    torch.testing.assert_close(likelihoods.nelbo(IMPERFECT, schedules.log_linear(), x_0, SEED, row), expected)
+    assert max(seen) <= rows
