@@ -174,8 +174,9 @@ def energy(source: Source) -> TensorDictModule:
 def carry_over_energy(source: Source) -> TensorDictModule:
     """The energy of an exact autoregressive model in its carry-over form, of drafts (EDLM, Xu et al. 2025).
 
-    `E = -sum_{i masked} [ log q(x_i | x_<i) - log p_theta(x_i | x_t) ]`, and Z = 1 where q gives every text a chance. It
-    is no posterior, for all that the model is exact: given tokens on the right of a mask do not count. Float64 (b, k); +inf where a factor of q is zero.
+    `E = -sum_{i masked} [ log q(x_i | x_<i) - log p_theta(x_i | x_t) ]`; Z = 1 where q gives every text a chance. It is
+    no posterior, for all that the model is exact: given tokens on the right of a mask do not count. Float64 (b, k);
+    +inf where a factor of q is zero.
     """
     keys = [contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES]
     return TensorDictModule(_CarryOver(source), in_keys=keys, out_keys=[contracts.ENERGY])
