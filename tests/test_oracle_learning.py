@@ -1,0 +1,165 @@
+"""What the recipe `oracle` trains beside a source: on which texts, against what, from what, and what resumes it."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edlm import contracts, schedules, sources, vocabulary
+from edlm.networks import JointNetwork
+from edlm.recipes import _oracle_learning, _training, oracle
+from edlm.recipes._models import Diffusion, Models
+from edlm.recipes._oracle_learning import CHAIN_RULE, SCOPES, Learning
+
+SYMBOLS, LENGTH, SEED = 2, 4, 7
+SOURCE = sources.random_hidden_markov(2, 3, SYMBOLS, 3.0)
+SIZES = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "conditioning_size": 0}
+SETTINGS: dict[str, Any] = {
+    "network": {"_component_": "edlm.networks.EnergyNetwork", **SIZES},
+    "joint": {"_component_": "edlm.networks.JointNetwork", **SIZES},
+    "objective": "info_nce",
+    "num_negatives": 3,
+    "transition_steps": [2, 2],
+    "num_texts": 16,
+    **{"steps": 1, "batch_size": 8, "accumulate": 1, "warmup_steps": 0, "decay": "constant", "clip_norm": 1.0},
+    **{"optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.01}, "ema_decay": 0.5, "precision": "float32"},
+    **{"parallel": "data", "recompute": False, "compile": False, "time_low": 0.5, "patience": None, "resume": True},
+    **{"log_every": 1, "valid_every": 9, "valid_rows": 2, "save_every": 9, "keep_last": 1, "keep_best": False},
+    **{"log_to": [], "sample_every": None},
+}
+
+
+def learning(folder: Path, settings: dict[str, Any], source: sources.Source = SOURCE) -> Learning:
+    """Training beside the source, with some settings changed."""
+    diffusion = Diffusion(sources.denoiser(source, LENGTH), schedules.log_linear(), {})
+    models = Models(vocabulary.characters("ab"), LENGTH, diffusion, None, {})
+    return Learning(source, models, {**SETTINGS, **settings}, folder, SEED)
+
+
+class Asked(NamedTuple):
+    """What a training run was given, which of its weights it may change, and what it gave back."""
+
+    arguments: dict[str, Any]
+    trained: set[str]
+    average: nn.Module
+
+    def stage(self) -> dict[str, Tensor]:
+        """A batch through its pipeline."""
+        texts = self.arguments["blocks"][torch.arange(8)]
+        with torch.no_grad():
+            out = self.arguments["stages"](_training.keyed(texts, torch.arange(8), SEED, 0, 8))
+        return {key: out[key] for key in (contracts.LOSS, contracts.T)}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Asked]:
+    """Every run by its folder's name: nothing is trained, and the average has every weight one higher."""
+    found: dict[str, Asked] = {}
+
+    def run(**arguments: Any) -> Any:
+        network, average = arguments["network"], deepcopy(arguments["network"])
+        with torch.no_grad():
+            for weight in average.parameters():
+                weight.add_(1.0)
+        trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+        found[arguments["folder"].name] = Asked(arguments, trained, average)
+        return Run(average)
+
+    class Run(NamedTuple):
+        average: nn.Module
+
+        def load_checkpoint(self) -> None: ...
+        def train(self) -> None: ...
+
+    monkeypatch.setattr(_oracle_learning, "TrainingRun", run)
+    return found
+
+
+def test_all_learn_from_the_same_texts_which_nothing_is_compared_with(asked: dict[str, Asked], tmp_path: Path) -> None:
+    for scope in SCOPES.values():
+        _oracle_learning.learn(scope, learning(tmp_path, {}))
+    _oracle_learning.learn_joint(learning(tmp_path, {}))
+    assert set(asked) == {"energy", "transition", "denoiser", "joint"}
+    texts = [run.arguments["blocks"] for run in asked.values()]
+    assert texts[0].shape == (16, LENGTH)
+    assert all(torch.equal(each, texts[0]) for each in texts)
+    assert {run.arguments["seed"] for run in asked.values()} == {SEED}
+    for purpose in (oracle._SAMPLED, oracle._COMPARED, oracle._BOUNDED):
+        assert not torch.equal(texts[0], sources.texts(SOURCE, 16, LENGTH, SEED + purpose))
+
+
+@pytest.mark.parametrize(("objective", "num_negatives", "nats"), [("info_nce", 5, 6.0), ("nce", 5, 4.0)])
+def test_each_is_trained_by_the_objective_with_as_many_negatives_on_the_grids(
+    asked: dict[str, Asked], tmp_path: Path, objective: str, num_negatives: int, nats: float
+) -> None:
+    """Before it learns an energy is zero, so that its loss is ln(1 + n) when it ranks and 2 ln 2 when it does not."""
+    own = learning(tmp_path, {"objective": objective, "num_negatives": num_negatives, "transition_steps": [1, 1]})
+    for scope in SCOPES.values():
+        _oracle_learning.learn(scope, own)
+    _oracle_learning.learn_joint(own)
+    for name in ("energy", "transition", "joint"):
+        out = asked[name].stage()
+        torch.testing.assert_close(out[contracts.LOSS], torch.full((8,), nats).log(), check_dtype=False)
+        assert (out[contracts.T] == 1.0).all() == (name != "energy"), "a grid of one step starts from masks alone"
+    for name in ("energy", "denoiser"):
+        assert (asked[name].stage()[contracts.T] > 0.5).all(), "not below time_low"
+
+
+def test_by_the_chain_rule_a_transition_is_learned_without_contrast(asked: dict[str, Asked], tmp_path: Path) -> None:
+    _oracle_learning.learn(SCOPES["transition"], learning(tmp_path, {"objective": CHAIN_RULE}))
+    assert "predict" in asked["transition"].arguments["stages"].module
+    own = learning(tmp_path, {"objective": CHAIN_RULE})
+    with pytest.raises(ValueError, match="'transition' alone, and a sweep draws with 'learned'"):
+        _oracle_learning.learn(SCOPES["learned"], own)
+    with pytest.raises(ValueError, match="'transition' alone, and a sweep draws with 'joint'"):
+        _oracle_learning.learn_joint(own)
+
+
+def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: dict[str, Asked], tmp_path: Path) -> None:
+    found = _oracle_learning.learn_joint(learning(tmp_path, {}))
+    first, then = asked["denoiser"], asked["joint"]
+    network = then.arguments["network"]
+    start = first.average.state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in network.denoiser.state_dict().items())
+    assert first.trained
+    assert then.trained
+    assert not any(name.startswith("denoiser.") for name in then.trained)
+    assert isinstance(found.denoiser.module.network, JointNetwork)
+    assert found.denoiser.module.network is then.average, "the averaged weights, of the denoiser and of the energy"
+    assert set(found.energies) == {"joint"}
+    energy = dict(found.energies["joint"].named_parameters())
+    assert energy
+    assert {id(each) for each in energy.values()} <= {id(each) for each in then.average.parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"transition_steps": [1, 2]}, r"transition_steps was \[2, 2\], is \[1, 2\]"),
+        ({"objective": "nce"}, "objective was 'info_nce', is 'nce'"),
+        ({"num_negatives": 2}, "num_negatives was 3, is 2"),
+        ({"num_texts": 32}, "num_texts was 16, is 32"),
+        ({"time_low": 0.25}, "time_low was 0.5, is 0.25"),
+        ({}, r"source was \[\["),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_run_is_not_resumed_with_what_would_have_trained_another(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    """Of an energy and of a joint network, neither of which trains again where nothing has changed."""
+    other = SOURCE if settings else sources.random_hidden_markov(3, 3, SYMBOLS, 3.0)
+    energy = {"network": {**SETTINGS["network"], "hidden_size": 16}}
+    for learn, network in (
+        (lambda own: _oracle_learning.learn(SCOPES["transition"], own), energy),
+        (_oracle_learning.learn_joint, {"joint": {**SETTINGS["joint"], "hidden_size": 16}}),
+    ):
+        learn(learning(tmp_path, {}))
+        learn(learning(tmp_path, {}))
+        for change, source, message in ((settings, other, said), (network, SOURCE, "network was|joint was")):
+            with pytest.raises(ValueError, match=f"cannot resume {tmp_path}.*({message})"):
+                learn(learning(tmp_path, change, source))
