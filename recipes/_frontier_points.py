@@ -68,7 +68,7 @@ def point(
     weights = torch.cat([torch.ones(1, n, dtype=torch.float64), quality.replicate_weights(n, seed, replicates)])
 
     def mean(values: Sequence[float | None], per: Sequence[float] | None = None) -> Tensor:
-        known = torch.tensor([value is not None for value in values], dtype=torch.float64)
+        known = torch.tensor(_known(values), dtype=torch.float64)
         of = known if per is None else torch.tensor(per, dtype=torch.float64)
         filled = torch.tensor([0.0 if value is None else value for value in values], dtype=torch.float64)
         return (weights @ filled) / (weights @ of)
@@ -79,7 +79,7 @@ def point(
         "perplexity": mean(record["nll"], record["judged_tokens"]).exp(),
         "entropy": entropy,
         **{key: mean(record[key]) for key in ("denoiser_passes", "energy_passes", "passes", "calls") if key in record},
-        **{key: mean(record[key]) for key in ("ess", "log_weight_std") if set(record.get(key, [None])) != {None}},
+        **{key: mean(record[key]) for key in ("ess", "log_weight_std") if any(_known(record.get(key, [])))},
     }
     found = {key: Estimate(float(values[0]), float(values[1:].std()), n) for key, values in figures.items()}
     divergences = {
@@ -146,6 +146,10 @@ def at(places: Sequence[float], values: Sequence[float], wanted: float) -> float
             share = 0.0 if right == left else (wanted - left) / (right - left)
             return (1.0 - share) * low + share * high
     return curve[0][1]
+
+
+def _known(values: Sequence[float | None]) -> list[bool]:
+    return [value is not None for value in values]
 
 
 def _against(own: Point, name: str) -> float:

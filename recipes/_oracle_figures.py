@@ -137,11 +137,11 @@ def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:
 
 
 def of_costs(costs: Mapping[str, Any]) -> Figures:
-    """Means over texts of the passes, the ESS and the deviation of the log-weights; seconds as they are."""
+    """Means over texts of passes; of ESS and log-weights over those that an energy corrected; seconds as they are."""
     figures: Figures = {"seconds": [costs["seconds"], 0.0]}
     for name in _frontier_draws.PER_TEXT:
-        known = [value for value in costs[name] if value is not None]  # of ESS: the texts that were corrected
-        if len(known) > 1:
+        known = [value for value in costs[name] if value is not None]
+        if len(known) > 1:  # an error needs two
             found = estimate(torch.tensor(known, dtype=torch.float64))
             figures[name] = [found.mean, found.standard_error]
     return figures

@@ -205,7 +205,7 @@ FAULTS = [
         "recipes/_frontier_lines.py",
         "old.get(key) is None and key in may_come",
         "old.get(key) is None",
-        "tests/test_frontier.py::test_a_network_is_all_that_may_come_and_it_stays_with_its_weights",
+        "tests/test_frontier_lines.py::test_a_network_is_all_that_may_come_and_it_stays_with_its_weights",
     ),
     Fault(
         "texts of a baseline on the way drawn as those of a denoiser",
@@ -213,5 +213,33 @@ FAULTS = [
         "if baseline is not None:",
         "if False:",
         "tests/test_baseline_recipes.py::test_texts_on_the_way_are_drawn_as_the_kind_that_is_trained",
+    ),
+    Fault(
+        "the bound of the sampler at the seed of its samples",
+        "recipes/_correction.py",
+        'torch.tensor(settings["seed"], device=device)',
+        'torch.tensor(wanted["seed"], device=device)',
+        "tests/test_correction.py::test_the_bound_is_that_of_the_samplers_steps_and_particles_text_by_text",
+    ),
+    Fault(
+        "a network beside a source is trained on the texts that its bound is measured on",
+        "recipes/_oracle_learning.py",
+        "_TEXTS, _HELD_OUT = 4, 5",
+        "_TEXTS, _HELD_OUT = 3, 5",
+        "tests/test_oracle_learning.py::test_all_learn_from_the_same_texts_which_nothing_is_compared_with",
+    ),
+    Fault(
+        "the objective of a joint network beside a source ignored",
+        "recipes/_oracle_learning.py",
+        "            objective=_objective(settings),\n        )",
+        "        )",
+        "tests/test_oracle_learning.py::test_each_is_trained_by_the_objective_with_as_many_negatives_on_the_grids",
+    ),
+    Fault(
+        "the entropy of a setting taken as exact in the error of its speed-up",
+        "recipes/_frontier_points.py",
+        ", drawn.entropy[r]",
+        ", drawn.entropy[0]",
+        "tests/test_frontier_points.py::test_the_error_of_a_speed_up_is_the_deviation_of_what_replicates_say",
     ),
 ]

@@ -18,6 +18,13 @@ FAULTS = [
         "tests/test_adaptive.py::test_what_a_row_draws_does_not_depend_on_the_others",
     ),
     Fault(
+        "particles of an adaptive kernel weighed as if they were the denoiser's own",
+        "adaptive.py",
+        "self.log_weights(found[contracts.ENERGY]) + found[contracts.LOG_RATIO]",
+        "self.log_weights(found[contracts.ENERGY])",
+        "tests/test_adaptive.py::test_a_proposal_of_its_own_is_weighed_in_rounds_as_at_once",
+    ),
+    Fault(
         "windows of a long text share their noise",
         "pipelines.py",
         "seed_, row, number * window, shown",

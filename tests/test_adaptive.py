@@ -16,6 +16,7 @@ from oracles import (
     sampler_law,
     sir,
 )
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 import edlm
@@ -81,6 +82,48 @@ def test_a_row_stops_at_the_first_size_that_suffices(seed: int, target_ess: floa
     assert torch.equal(info["energy_passes"], count.sum(1))
 
 
+@pytest.mark.parametrize("target_ess", [1.0, 1.3, 2.0, 3.0])
+@pytest.mark.parametrize("selection", ["sir", "imh"])
+def test_in_one_step_each_size_is_the_fixed_kernels_and_the_first_that_suffices_is_kept(
+    selection: str, target_ess: float
+):
+    """From masks alone the particles of a size are those that the kernel of so many draws, and so is the one chosen."""
+    spec = Spec(num_steps=1, temperature=0.5, selection=selection)
+    sizes = (1, 2, 4, 6)
+    fixed = [edlm.sample(spec._replace(num_particles=k).pipeline(), 40, seed=3) for k in sizes]
+    ours = edlm.sample(pipeline(target_ess, spec, first=1, most=6), 40, seed=3)
+    enough = torch.cat([each["info", "ess"] >= target_ess for each in fixed], dim=1)
+    stopped = torch.where(enough.any(1), enough.int().argmax(1), len(sizes) - 1)
+    assert torch.equal(ours["info", "particles"].squeeze(1), torch.tensor(sizes)[stopped])
+    assert (len(stopped.unique()) > 1) == (target_ess > 1.0)
+    for row, size in enumerate(stopped.tolist()):
+        assert torch.equal(ours["tokens"][row], fixed[size]["tokens"][row])
+
+
+def test_a_proposal_of_its_own_is_weighed_in_rounds_as_at_once():
+    how = {"proposal_temperature": 0.5, "nucleus": 0.8}
+    fixed = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 4, **how)
+    ours, expected = (
+        edlm.sample(pipelines.sampling(kernel, 8, 3), 6) for kernel in (adaptive.in_rounds(fixed, 9.0, 1), fixed)
+    )
+    assert torch.equal(ours["tokens"], expected["tokens"])
+    torch.testing.assert_close(ours["info", "ess"], expected["info", "ess"], equal_nan=True)
+
+
+def test_rows_that_go_on_are_told_their_own_times():
+    schedule = schedules.log_linear(1e-3)
+    network = tiny_energy().module.network
+    parts = tiny_denoiser(schedule=schedule), edlm.energies.learned(network, schedule)
+    kernel = adaptive.in_rounds(samplers.importance(schedule, *parts, 8, 0.3), 2.5, 1)
+    batch = pipelines.sampling(kernel, 8, num_steps=None, tokens_per_pass=2)
+    together = edlm.sample(batch, 6)
+    assert (together["info", "particles"] > 1).any()
+    for row in range(6):
+        alone = edlm.sample(batch, 1, first_row=row)
+        assert torch.equal(alone["tokens"][0], together["tokens"][row])
+        assert torch.equal(alone["info", "particles"][0], together["info", "particles"][row])
+
+
 @given(st.integers(0, 1000), st.integers(1, 5))
 def test_what_a_row_draws_does_not_depend_on_the_others(seed: int, b: int):
     batch = pipeline(2.0, Spec(temperature=0.5, window=(0.3, 1.0)))
@@ -98,6 +141,40 @@ def test_a_row_that_has_enough_costs_no_more_energies():
     ours.kernel.step.weigh.register_forward_hook(lambda _, __, out: weighed.append(out["energy"].numel()))
     info = edlm.sample(ours, 8)["info"]
     assert sum(weighed) == info["energy_passes"].sum() < 8 * 3 * 4
+    assert min(weighed) > 0, "the energy is not asked about no rows"
+
+
+def test_a_row_outside_the_window_draws_no_second_time():
+    """Beside rows that are in it, and draw all their particles, it goes through the first round alone."""
+    weighed: list[int] = []
+    ours = pipeline(9.0, Spec(num_steps=None, length=6, window=(0.4, 0.7)), first=1, most=4)
+    ours.kernel.step.weigh.register_forward_hook(lambda _, __, out: weighed.append(out["energy"].numel()))
+    info = edlm.sample(ours, 8)["info"]
+    corrected, running = info["corrected"], info["t"] > 0
+    beside = int((running & ~corrected)[:, corrected.any(0)].sum())
+    assert beside > 0
+    assert int(info["energy_passes"].sum()) == 4 * int(corrected.sum())
+    assert sum(weighed) == 4 * int(corrected.sum()) + beside
+
+
+def test_what_wraps_the_parts_gets_both_and_positions_as_many_as_it_asks_for():
+    """What pads them changes no token."""
+    wrapped: list[TensorDictModuleBase] = []
+    positions: list[int] = []
+    slow = pipelines.sampling(adaptive.in_rounds(tiny_kernel(6, temperature=0.3), 2.0), 6, num_steps=3)
+    step = slow.kernel.step
+
+    def wrap(part: TensorDictModuleBase) -> TensorDictModuleBase:
+        wrapped.append(part)
+        return part
+
+    padded = slow._replace(kernel=slow.kernel._replace(step=step.with_parts(wrap, lambda count: 4 * (count // 4 + 1))))
+    assert wrapped == [step.expect, step.weigh]
+    expected = edlm.sample(slow, 3)
+    step.weigh.register_forward_pre_hook(lambda _, inputs: positions.append(len(inputs[0]["positions"])))
+    assert torch.equal(edlm.sample(padded, 3)["tokens"], expected["tokens"])
+    assert positions
+    assert {count % 4 for count in positions} == {0}
 
 
 @pytest.mark.parametrize("b", [1, 3])

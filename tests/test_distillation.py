@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from builders import tiny_denoiser
+from builders import randomise, tiny_denoiser
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -52,6 +52,26 @@ def picking_at(share: float, drawn: Callable[..., Tensor] = noise.uniforms) -> C
         return torch.full_like(found, share) if stream == Stream.SELECTION else found
 
     return uniforms
+
+
+def test_padding_is_neither_revealed_nor_read() -> None:
+    """Symbol 0 stands for padding; the network's scalars are those of texts in which it is none of the tokens."""
+    network, inputs = randomise(networks.EnergyNetwork(SYMBOLS + 1, LENGTH, **SIZES), 0), keyed(32)
+    inputs[contracts.X_0][:, 0] = 1
+    out = stages(network, pad_id=0)(inputs)
+    padding, x_t, candidates = inputs[contracts.X_0] == 0, out[contracts.X_T], out[contracts.CANDIDATES]
+    assert torch.equal(x_t[padding], inputs[contracts.X_0][padding])
+    everywhere = padding.unsqueeze(1).expand_as(candidates)
+    assert (candidates[everywhere] == 0).all()
+    assert not everywhere.gather(-1, out["picked"].unsqueeze(-1)).any()
+    for draw in range(4):
+        given = x_t, candidates[:, draw], None
+        expected, careless = (
+            network.per_position(*given, valid).gather(-1, out["picked"][:, draw : draw + 1]).squeeze(-1)
+            for valid in (x_t != 0, None)
+        )
+        torch.testing.assert_close(out["predicted"][:, draw], expected)
+        assert not torch.allclose(expected, careless)
 
 
 def test_the_terms_of_all_positions_add_up_to_the_exact_energy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,26 @@ import pytest
 import torch
 from fault import Fault
 from running import Runner
-from smallest import UPDATES, denoiser_words, words_of
+from smallest import NETWORK, UPDATES, denoiser_words, train, words_of
 from test_planted_faults import package_in, plant
 from torch import Tensor, nn
 
-from edlm import checkpoints, corpora, denoisers, likelihoods, networks, schedules
+from edlm import (
+    bounds,
+    checkpoints,
+    contracts,
+    corpora,
+    datasets,
+    denoisers,
+    energies,
+    likelihoods,
+    networks,
+    objectives,
+    schedules,
+    transition,
+)
 from edlm.networks import EnergyNetwork, Transformer
-from edlm.recipes import _contrast
+from edlm.recipes import _contrast, _training
 from edlm.recipes._patience import Patience
 from edlm.vocabulary import characters
 
@@ -154,6 +167,52 @@ def test_an_energy_that_learns_nothing_is_warned_of(run: Run, denoiser: Path, tm
     assert status == 0, error
     assert "step 3: warning: the energy is constant" in error, "an energy starts at zero"
     assert "  warning: the energy is constant, it does not tell data from drafts (mean gap 0.0000" in shown
+
+
+@pytest.mark.slow
+def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
+    """Texts of 4, 6 and 16 tokens: the contrast, the denoiser's bound and the sampler's are those without it."""
+    (tmp_path / "text").mkdir()
+    for split in ("train", "test"):
+        lines = '{"text": "a bc"}\n{"text": "abcdefghijklmnop"}\n' * 6
+        (tmp_path / "text" / f"{split}-0.jsonl").write_text(lines, encoding="utf-8")
+    files = {"_component_": "edlm.datasets.named", "name": "lm1b", "path": tmp_path / "text"}
+    files |= {"cache": tmp_path / "cache", "layout": "padded", "wrapped": "true"}
+    own = [*energy_words(tmp_path / "energy", tmp_path / "denoiser")[:2], "threads=1", "scope=transition"]
+    own += [*words_of(UPDATES), "optimizer.lr=0.02", "warmup_steps=0", "transition_steps=[2,4]", "report_particles=4"]
+    own += words_of({"num_samples": 1, "num_steps": 3, "num_particles": 2}, "samples.")
+    first = {"length": 16, "vocabulary.specials": "[bos,eos,pad]", **UPDATES}
+    train(
+        "edlm_nce",
+        *own,
+        *words_of(files, "corpus."),
+        *words_of(first, "pretrain."),
+        *words_of(NETWORK, "pretrain.network."),
+    )
+    report = json.loads((tmp_path / "energy" / "report.json").read_text("utf-8"))
+
+    ids = checkpoints.load_vocabulary_of(tmp_path / "denoiser")
+    denoiser = denoisers.subs(checkpoints.load_network(tmp_path / "denoiser"), ids.mask_id)
+    energy = energies.learned_transition(checkpoints.load_network(tmp_path / "energy"), None, ids.pad_id)
+    corpus = datasets.named("lm1b", tmp_path / "text", cache=tmp_path / "cache", layout="padded", wrapped=True)
+    texts, row = corpus.blocks(ids, 16).test, torch.arange(32)
+    x_0, schedule, seed = texts[row % len(texts)], schedules.log_linear(), torch.tensor(0)
+    scored = x_0 != ids.pad_id
+    stages = transition.contrastive(denoiser, energy, schedule, (2, 4), 4, pad_id=ids.pad_id)
+    with torch.no_grad():
+        found = stages(_training.keyed(x_0, row, 0, _training.HELD_OUT_STEP, 32))[contracts.ENERGY].double()
+    for name, values in (
+        ("loss", objectives.nce(found[:, 0], found[:, 1:2])),
+        ("gap", found[:, 1:].mean(1) - found[:, 0]),
+    ):
+        assert report[name] == pytest.approx(likelihoods.estimate(values)._asdict(), abs=1e-5), name
+    parts = [likelihoods.nelbo(denoiser, schedule, x_0[part], seed, part, scored[part]) for part in row.split(8)]
+    expected = likelihoods.estimate(torch.cat(parts), scored.sum(1))
+    assert report["nelbo"] == pytest.approx(expected._asdict(), abs=1e-5)
+    keys = schedule, schedules.uniform_grid(3), x_0[:8], seed, row[:8]
+    bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=2, scored=scored[:8])
+    expected = likelihoods.estimate(bound.nats, scored[:8].sum(1))
+    assert report["bound"] == pytest.approx(expected._asdict(), abs=1e-5)
 
 
 # ---- Shared embedding

@@ -28,7 +28,6 @@ from edlm.networks import EnergyNetwork, JointNetwork
 from edlm.recipes import _frontier_draws, _frontier_grid, _models
 from edlm.recipes._frontier_draws import Drawing
 from edlm.recipes._frontier_grid import Setting, expected_passes
-from edlm.recipes._frontier_lines import Lines
 from edlm.recipes._models import Models
 
 LENGTH = 8
@@ -363,23 +362,6 @@ def test_a_network_may_come_later_and_none_may_be_another(run, folder: Path) -> 
     assert status == 2
     assert "transition was " in error
     assert "weights of transition was " in error
-
-
-@pytest.mark.parametrize("name", ["energy", "transition", "ar"])
-def test_a_network_is_all_that_may_come_and_it_stays_with_its_weights(tmp_path: Path, name: str) -> None:
-    def opened(networks: dict[str, str], **settings: object) -> Lines:
-        chosen = {"seed": 0, "length": None, name: None, **settings}
-        return Lines(tmp_path, "frontier", {"settings": chosen, "networks": networks})
-
-    opened({}).add("plain", {"bits": 1.0})
-    assert list(opened({name: "weights"}, **{name: "run"}).records) == ["plain"]
-    for networks, settings, said in (
-        ({}, {}, f"{name} was 'run', is None; weights of {name} was 'weights', is None"),
-        ({name: "others"}, {name: "run"}, f"weights of {name} was 'weights', is 'others'"),
-        ({name: "weights"}, {name: "run", "length": 8}, "length was None, is 8"),
-    ):
-        with pytest.raises(ValueError, match=f"cannot resume {tmp_path}: {said}; use another output_dir"):
-            opened(networks, **settings)
 
 
 def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:

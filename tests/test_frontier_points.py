@@ -52,11 +52,52 @@ def test_the_first_time_a_noisy_curve_is_low_enough_counts() -> None:
     )
 
 
+def test_a_curve_that_is_one_point_or_flat_is_as_good_as_it_is() -> None:
+    assert least_cost([2.0], [3.0], 2.0) == (3.0, "=")
+    assert least_cost([2.0, 2.0], [3.0, 5.0], 2.0) == (3.0, "=")
+
+
 def test_a_curve_is_read_between_its_points_and_nowhere_else() -> None:
     places, values = [3.0, 1.0, 2.0], [0.0, 10.0, 20.0]
     assert [at(places, values, place) for place in (1.0, 1.5, 2.0, 2.75, 3.0)] == [10.0, 15.0, 20.0, 5.0, 0.0]
     assert at(places, values, 0.99) is at(places, values, 3.01) is None
     assert (at([2.0], [7.0], 2.0), at([2.0, 2.0], [7.0, 7.0], 2.0)) == (7.0, 7.0)
+
+
+def test_the_figures_of_a_record_known_by_hand() -> None:
+    """Sums over sums, in bits per character and per token of the judge; ESS of the texts that an energy corrected."""
+    record = {
+        "nll": [2.0, 4.0, 6.0],
+        "characters": [1, 3, 4],
+        "judged_tokens": [1, 2, 3],
+        "entropy": [1.0, 2.0, 6.0],
+        "passes": [4, 4, 7],
+        "calls": [2, 3, 4],
+        "ess": [1.0, None, 3.0],
+        "log_weight_std": [None, None, None],
+        "divergences": {"2": [0.25, 0.5]},
+        "seconds": 0.5,
+    }
+    own, drawn = _frontier_points.point("x", SIR, "", record, 3, 40)
+    means = {name: figure.mean for name, figure in own.figures.items()}
+    assert means == {
+        "bits_per_character": pytest.approx(12 / 8 / math.log(2)),
+        "perplexity": pytest.approx(math.exp(2.0)),
+        "entropy": pytest.approx(3.0),
+        "passes": pytest.approx(5.0),
+        "calls": pytest.approx(3.0),
+        "ess": pytest.approx(2.0),
+        "divergence_2": 0.25,
+    }
+    assert [own.cost(name) for name in ("seconds", "passes", "calls")] == pytest.approx([0.5, 5.0, 3.0])
+    weights = quality.replicate_weights(3, 3, 40)
+    passes = weights @ torch.tensor([4.0, 4.0, 7.0], dtype=torch.float64) / 3
+    assert own.figures["passes"].standard_error == pytest.approx(float(passes.std()))
+    assert own.figures["divergence_2"] == (0.25, 0.5, 3)
+    nats, characters = (torch.tensor(record[key], dtype=torch.float64) for key in ("nll", "characters"))
+    bits = (weights @ nats) / (weights @ characters) / math.log(2)
+    assert drawn.bits == pytest.approx([12 / 8 / math.log(2), *bits.tolist()])
+    assert math.isnan(_frontier_points.point("x", SIR, "", {**record, "seconds": None}, 3, 2)[0].cost("seconds"))
 
 
 def synthetic(setting: Setting, bits: float, entropy: float, seconds: float) -> tuple[Point, Resampled]:
@@ -83,7 +124,9 @@ def test_speed_up_at_equal_bits_and_entropy_on_curves_known_by_hand() -> None:
     ]
     energy = synthetic(SIR, 7.0, 2.5, 0.02)  # as good as T = 8, or at its entropy as good as T = 4
     beyond = synthetic(SIR._replace(num_particles=9), 1.0, 3.5, 0.02)
-    points = {own.name: own for own in _frontier_points.with_comparisons([*plain, energy, beyond])}
+    real, drawn = synthetic(Setting.plain(1), 0.1, 9.0, 0.001)
+    held_out = real._replace(name="held-out text", setting=None), drawn
+    points = {own.name: own for own in _frontier_points.with_comparisons([held_out, *plain, energy, beyond])}
     found = points[str(SIR)].speedups
     for cost in ("seconds", "passes", "calls"):
         assert found[f"equal bits, {cost}"] == (pytest.approx(4.0), pytest.approx(0.0, abs=1e-9), "=", 1.0)
@@ -115,6 +158,50 @@ def test_the_error_of_a_speed_up_is_that_of_texts_drawn_together() -> None:
     assert gain is not None
     assert (gain.ratio, gain.bound, gain.inside) == (pytest.approx(2.0), "=", 1.0)
     assert gain.error < 1e-9
+
+
+VARIED = [0.1 * i - 0.45 for i in range(10)]  # what is added to ten texts, zero in the mean
+
+
+@pytest.mark.parametrize(
+    ("varied", "entropy"),
+    [("own bits", 2.5), ("plain bits", 2.5), ("own entropy", 2.5), ("plain entropy", 2.5), ("own entropy", 2.905)],
+)
+def test_the_error_of_a_speed_up_is_the_deviation_of_what_replicates_say(varied: str, entropy: float) -> None:
+    """Plain curves as above, in full between 1 and 64 steps: log2 T = 10 - bits, or 4 - bits + 2 entropy if matched.
+
+    Where a replicate's entropy is past the plain ones, 2 to 3, it has no figure.
+    """
+
+    def point(setting: Setting, bits: float, entropy: float, seconds: float) -> tuple[Point, Resampled]:
+        whose, what = varied.split()
+        moves = whose == ("plain" if setting.method == "plain" else "own")
+        record = {
+            "nll": [(bits + each * (moves and what == "bits")) * math.log(2) for each in VARIED],
+            "entropy": [entropy + each * (moves and what == "entropy") for each in VARIED],
+            **{name: [1] * 10 for name in ("characters", "judged_tokens", "passes", "calls")},
+            **{"divergences": {}, "seconds": seconds},
+        }
+        return _frontier_points.point(str(setting), setting, "", record, 3, 50)
+
+    plain = [
+        point(Setting.plain(steps, temperature), 10 - math.log2(steps) - loss, at, steps / 100)
+        for steps in (1, 4, 64)
+        for temperature, loss, at in ((1.0, 0.0, 3.0), (0.5, 2.0, 2.0))
+    ]
+    found = _frontier_points.with_comparisons([point(SIR, 7.0, entropy, 0.02), *plain])[0].speedups
+    shift = quality.replicate_weights(10, 3, 50) @ torch.tensor(VARIED, dtype=torch.float64) / 10
+    bits = {"own bits": shift, "plain bits": -shift}.get(varied, 0.0 * shift)
+    of_text = entropy + {"own entropy": shift, "plain entropy": -shift}.get(varied, 0.0 * shift)
+    inside = (of_text > 2.0) & (of_text < 3.0)
+    assert bool(inside.all()) == (entropy == 2.5)
+    for name, steps, ratio, there in (
+        ("equal bits", 2.0 ** (3.0 - bits), 4.0, inside | True),
+        ("equal bits and entropy", 2.0 ** (2.0 * of_text - 3.0 - bits), 2.0 ** (2.0 * entropy - 4.0), inside),
+    ):
+        error = pytest.approx(float((steps / 100 / 0.02)[there].std()), abs=1e-9)
+        share = pytest.approx(float(there.double().mean()))
+        assert found[f"{name}, seconds"] == (pytest.approx(ratio), error, "=", share)
 
 
 def test_errors_are_those_of_the_bootstrap() -> None:

@@ -13,7 +13,7 @@ from running import Runner, unless_given
 
 from edlm import checkpoints, schedules, sources, vocabulary
 from edlm.likelihoods import Estimate
-from edlm.recipes import _oracle_figures, _oracle_report
+from edlm.recipes import _frontier_draws, _oracle_figures, _oracle_report
 from edlm.recipes._frontier_grid import Setting
 from edlm.recipes._models import Diffusion, Models
 from edlm.recipes._oracle_figures import Beside
@@ -101,6 +101,16 @@ def test_sampled_figures_of_the_source_s_own_texts_are_the_floor() -> None:
 )
 def test_a_bound_is_there_for_what_it_bounds_alone(setting: Setting, has: bool) -> None:
     assert ("kl_bound" in _oracle_figures.of_setting(setting, models(), beside(8))) == has
+
+
+def test_means_of_ess_and_log_weights_are_over_the_texts_that_an_energy_corrected() -> None:
+    costs = {"seconds": 0.5, **{name: [1, 3, 5] for name in _frontier_draws.PER_TEXT}}
+    costs |= {"ess": [2.0, None, 4.0], "log_weight_std": [None, None, 1.0]}
+    found = _oracle_figures.of_costs(costs)
+    assert found["seconds"] == [0.5, 0.0]
+    assert found["passes"] == [3.0, pytest.approx(2.0 / 3**0.5)]
+    assert found["ess"] == [3.0, pytest.approx(1.0)]
+    assert "log_weight_std" not in found, "one text has no error"
 
 
 # ---- Report

@@ -1,13 +1,14 @@
-"""The denoiser that an energy's training starts from: trained where it is missing, and frozen."""
+"""The denoiser that an energy's training starts from: trained where it is missing, frozen, and none of another kind."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from builders import tiny_network
 from smallest import energy_words, settings_of
 
-from edlm import checkpoints
+from edlm import checkpoints, schedules, vocabulary
 from edlm.recipes import _start
 from edlm.schedules import Schedule
 
@@ -15,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def load(folder: Path, steps: int) -> _start.Start:
-    words = [f"pretrain.steps={steps}", "pretrain.decay=constant", "pretrain.schedule.eps=0.01"]
+    words = [f"pretrain.steps={steps}", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "seed=3"]
     return _start.load(settings_of("edlm_nce", *energy_words(folder), *words), CPU)
 
 
@@ -27,7 +28,7 @@ def test_it_is_trained_until_it_has_its_steps_and_then_left_alone(
     said = f"no finished denoiser at {tmp_path / 'denoiser'}: training it first"
     for steps, at, trains in ((2, 2, True), (4, 4, True), (4, 4, False), (3, 4, False)):
         start = load(tmp_path, steps)
-        assert start.description["step"] == at
+        assert (start.description["step"], start.description["seed"]) == (at, 3)
         assert (said in capsys.readouterr().out) == trains
         assert not any(parameter.requires_grad for parameter in start.network.parameters())
     time = torch.tensor(0.5)
@@ -51,10 +52,53 @@ def test_a_network_folder_is_taken_as_it_is(tmp_path: Path, capsys: pytest.Captu
 def test_a_run_of_another_plan_is_named_with_what_to_do(tmp_path: Path) -> None:
     _trained(tmp_path)
     words = ["pretrain.steps=4", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "pretrain.batch_size=3"]
-    with pytest.raises(ValueError, match=r"batch_size was \d+, is 3; name another denoiser=, or .* pretrain=null$"):
+    with pytest.raises(ValueError, match=r"batch_size was \d+, is 3;.* name another denoiser=, or .* pretrain=null$"):
         _start.load(settings_of("edlm_nce", *energy_words(tmp_path), *words), CPU)
 
 
 def _trained(folder: Path) -> Path:
     load(folder, steps=2)
     return folder / "denoiser"
+
+
+NOTES = {"schedule": {"_component_": "edlm.schedules.cosine", "eps": 0.125}, "time_conditioning": False}
+
+
+def saved(folder: Path, **notes: object) -> dict[str, object]:
+    """The settings of a run that starts from a checkpoint with these notes and trains none."""
+    checkpoints.save_network(folder, tiny_network(0, 5, 8).float(), vocabulary.characters("abcd"), notes)
+    return {"denoiser": str(folder), "pretrain": None}
+
+
+def test_a_denoiser_that_is_there_is_loaded_frozen_with_its_own_schedule(tmp_path: Path) -> None:
+    start = _start.load(saved(tmp_path / "denoiser", **NOTES), CPU)
+    assert not any(parameter.requires_grad for parameter in start.network.parameters())
+    expected, time = tiny_network(0, 5, 8).float().state_dict(), torch.linspace(0.0, 1.0, 5)
+    assert all(torch.equal(value, expected[key]) for key, value in start.network.state_dict().items())
+    assert torch.equal(start.schedule.alpha(time), schedules.cosine(0.125).alpha(time))
+    assert (start.vocabulary.size, start.description["time_conditioning"]) == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        ({**NOTES, "parameterisation": "sedd"}, r"holds a baseline \(sedd\), which is drawn and scored alone"),
+        ({}, "holds a network that was not trained as a denoiser"),
+    ],
+)
+def test_what_holds_no_denoiser_of_drafts_is_refused(tmp_path: Path, notes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=f"denoiser = '{tmp_path / 'denoiser'}' {said}"):
+        _start.load(saved(tmp_path / "denoiser", **notes), CPU)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("pretrain.objective=sedd", "pretrain.objective = 'sedd' must be 'mdlm'"),
+        ("pretrain.patience=2", "pretrain.patience = 2 must be null"),
+    ],
+)
+def test_a_plan_that_trains_another_is_refused_before_it_is_trained(tmp_path: Path, word: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        _start.load(settings_of("edlm_nce", *energy_words(tmp_path), word), CPU)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,184 @@
+"""What the recipe `oracle` trains beside a source: on which texts, against what, from what, and what resumes it."""
+
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edlm import contracts, schedules, sources, vocabulary
+from edlm.networks import JointNetwork
+from edlm.recipes import _oracle_learning, _training, oracle
+from edlm.recipes._models import Diffusion, Models
+from edlm.recipes._oracle_learning import CHAIN_RULE, NAMES, Learning
+
+SYMBOLS, LENGTH, SEED = 2, 4, 7
+SOURCE = sources.random_hidden_markov(2, 3, SYMBOLS, 3.0)
+SIZES = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "conditioning_size": 0}
+SETTINGS: dict[str, Any] = {
+    "network": {"_component_": "edlm.networks.EnergyNetwork", **SIZES},
+    "start_from": "denoiser",
+    "num_energy_layers": 1,
+    "objective": "info_nce",
+    "num_negatives": 3,
+    "transition_steps": [2, 2],
+    "num_texts": 16,
+    **{"steps": 1, "batch_size": 8, "accumulate": 1, "warmup_steps": 0, "decay": "constant", "clip_norm": 1.0},
+    **{"optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.01}, "ema_decay": 0.5, "precision": "float32"},
+    **{"parallel": "data", "recompute": False, "compile": False, "time_low": 0.5, "patience": None, "resume": True},
+    **{"log_every": 1, "valid_every": 9, "valid_rows": 2, "save_every": 9, "keep_last": 1, "keep_best": False},
+    **{"log_to": [], "sample_every": None},
+}
+
+
+def learning(folder: Path, settings: dict[str, Any], source: sources.Source = SOURCE) -> Learning:
+    """Training beside the source, with some settings changed."""
+    diffusion = Diffusion(sources.denoiser(source, LENGTH), schedules.log_linear(), {})
+    models = Models(vocabulary.characters("ab"), LENGTH, diffusion, None, {})
+    return Learning(source, models, diffusion, {**SETTINGS, **settings}, folder, SEED)
+
+
+class Asked(NamedTuple):
+    """What a training run was given, which of its weights it may change, and what it gave back."""
+
+    arguments: dict[str, Any]
+    trained: set[str]
+    average: nn.Module
+
+    def stage(self) -> dict[str, Tensor]:
+        """A batch through its pipeline."""
+        texts = self.arguments["blocks"][torch.arange(8)]
+        with torch.no_grad():
+            out = self.arguments["stages"](_training.keyed(texts, torch.arange(8), SEED, 0, 8))
+        return {key: out[key] for key in (contracts.LOSS, contracts.T)}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Asked]:
+    """Every run by its folder's name: nothing is trained, and the average has every weight one higher."""
+    found: dict[str, Asked] = {}
+
+    def run(**arguments: Any) -> Any:
+        network, average = arguments["network"], deepcopy(arguments["network"])
+        with torch.no_grad():
+            for weight in average.parameters():
+                weight.add_(1.0)
+        trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+        found[arguments["folder"].name] = Asked(arguments, trained, average)
+        return Run(average)
+
+    class Run(NamedTuple):
+        average: nn.Module
+
+        def load_checkpoint(self) -> None: ...
+        def train(self) -> None: ...
+
+    monkeypatch.setattr(_oracle_learning, "TrainingRun", run)
+    return found
+
+
+def test_all_learn_from_the_same_texts_which_nothing_is_compared_with(asked: dict[str, Asked], tmp_path: Path) -> None:
+    _oracle_learning.learn(NAMES, learning(tmp_path, {}))
+    assert set(asked) == {"energy", "transition", "denoiser", "joint"}
+    texts = [run.arguments["blocks"] for run in asked.values()]
+    assert texts[0].shape == (16, LENGTH)
+    assert all(torch.equal(each, texts[0]) for each in texts)
+    assert {run.arguments["seed"] for run in asked.values()} == {SEED}
+    for purpose in (oracle._SAMPLED, oracle._COMPARED, oracle._BOUNDED):
+        assert not torch.equal(texts[0], sources.texts(SOURCE, 16, LENGTH, SEED + purpose))
+
+
+@pytest.mark.parametrize(("objective", "num_negatives", "nats"), [("info_nce", 5, 6.0), ("nce", 5, 4.0)])
+def test_each_is_trained_by_the_objective_with_as_many_negatives_on_the_grids(
+    asked: dict[str, Asked], tmp_path: Path, objective: str, num_negatives: int, nats: float
+) -> None:
+    """Before it learns an energy is zero, so that its loss is ln(1 + n) when it ranks and 2 ln 2 when it does not."""
+    own = learning(tmp_path, {"objective": objective, "num_negatives": num_negatives, "transition_steps": [1, 1]})
+    _oracle_learning.learn(NAMES, own)
+    for name in ("energy", "transition", "joint"):
+        out = asked[name].stage()
+        torch.testing.assert_close(out[contracts.LOSS], torch.full((8,), nats).log(), check_dtype=False)
+        assert (out[contracts.T] == 1.0).all() == (name != "energy"), "a grid of one step starts from masks alone"
+    for name in ("energy", "denoiser"):
+        assert (asked[name].stage()[contracts.T] > 0.5).all(), "not below time_low"
+
+
+def test_by_the_chain_rule_a_transition_is_learned_without_contrast(asked: dict[str, Asked], tmp_path: Path) -> None:
+    _oracle_learning.learn(["transition"], learning(tmp_path, {"objective": CHAIN_RULE}))
+    assert "predict" in asked["transition"].arguments["stages"].module
+    own = learning(tmp_path, {"objective": CHAIN_RULE})
+    for name in ("learned", "joint"):
+        with pytest.raises(ValueError, match=f"is for 'transition', and a sweep draws with '{name}'"):
+            _oracle_learning.learn([name], own)
+
+
+@pytest.mark.parametrize("start_from", ["denoiser", "scratch"])
+def test_energies_start_from_the_trained_denoiser_or_from_nothing(
+    asked: dict[str, Asked], tmp_path: Path, start_from: str
+) -> None:
+    _oracle_learning.learn(["learned", "transition"], learning(tmp_path, {"start_from": start_from}))
+    assert ("denoiser" in asked) == (start_from == "denoiser")
+    trunks = [asked[name].arguments["network"].trunk.state_dict() for name in ("energy", "transition")]
+    assert all(torch.equal(value, trunks[1][name]) for name, value in trunks[0].items())
+    if start_from == "denoiser":
+        start = asked["denoiser"].average.trunk.state_dict()  # type: ignore[operator, union-attr]
+        assert all(torch.equal(value, start[name]) for name, value in trunks[0].items())
+
+
+def test_the_held_out_loss_is_that_of_the_network_that_is_asked_about(asked: dict[str, Asked], tmp_path: Path) -> None:
+    _oracle_learning.learn(["transition"], learning(tmp_path, {}))
+    run = asked["transition"]
+    untrained = run.arguments["validate"](run.arguments["network"])["loss"]
+    assert untrained == pytest.approx(math.log(1 + SETTINGS["num_negatives"]))
+    other = deepcopy(run.arguments["network"])
+    torch.manual_seed(0)
+    nn.init.normal_(other.scalar.weight)
+    assert run.arguments["validate"](other)["loss"] != pytest.approx(untrained, abs=1e-3)
+
+
+def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: dict[str, Asked], tmp_path: Path) -> None:
+    _, found = _oracle_learning.learn(["joint"], learning(tmp_path, {}))
+    assert found is not None
+    first, then = asked["denoiser"], asked["joint"]
+    network = then.arguments["network"]
+    start = first.average.state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in network.denoiser.state_dict().items())
+    assert first.trained
+    assert then.trained
+    assert not any(name.startswith("denoiser.") for name in then.trained)
+    assert isinstance(found.denoiser.module.network, JointNetwork)
+    assert found.denoiser.module.network is then.average, "the averaged weights, of the denoiser and of the energy"
+    assert set(found.energies) == {"joint"}
+    energy = dict(found.energies["joint"].named_parameters())
+    assert energy
+    assert {id(each) for each in energy.values()} <= {id(each) for each in then.average.parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"transition_steps": [1, 2]}, r"transition_steps was \[2, 2\], is \[1, 2\]"),
+        ({"objective": "nce"}, "objective was 'info_nce', is 'nce'"),
+        ({"num_negatives": 2}, "num_negatives was 3, is 2"),
+        ({"num_texts": 32}, "num_texts was 16, is 32"),
+        ({"time_low": 0.25}, "time_low was 0.5, is 0.25"),
+        ({}, r"source was \[\["),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_run_is_not_resumed_with_what_would_have_trained_another(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    """Of an energy and of a joint network, neither of which trains again where nothing has changed."""
+    other = SOURCE if settings else sources.random_hidden_markov(3, 3, SYMBOLS, 3.0)
+    larger = {"network": {**SETTINGS["network"], "hidden_size": 16}}
+    for name in ("transition", "joint"):
+        _oracle_learning.learn([name], learning(tmp_path, {}))
+        _oracle_learning.learn([name], learning(tmp_path, {}))
+        for change, source, message in ((settings, other, said), (larger, SOURCE, "network was")):
+            with pytest.raises(ValueError, match=f"cannot resume {tmp_path}.*({message})"):
+                _oracle_learning.learn([name], learning(tmp_path, change, source))
