@@ -129,7 +129,7 @@ def test_energies_start_from_the_trained_denoiser_or_from_nothing(
 
 
 def test_the_held_out_loss_is_that_of_the_network_that_is_asked_about(asked: dict[str, Asked], tmp_path: Path) -> None:
-    _oracle_learning.learn(["transition"], learning(tmp_path, {}))
+    _oracle_learning.learn(["transition"], learning(tmp_path, {"valid_rows": 64}))
     run = asked["transition"]
     untrained = run.arguments["validate"](run.arguments["network"])["loss"]
     assert untrained == pytest.approx(math.log(1 + SETTINGS["num_negatives"]))
