@@ -246,7 +246,7 @@ def test_autoregressive_energies_of_particles_and_rows_do_not_see_each_other(bos
 def test_the_head_may_run_in_pieces(monkeypatch):
     x = torch.randint(SYMBOLS, (5, 6), generator=torch.Generator().manual_seed(0))
     whole = energies.ar_log_prob(CAUSAL, x, MASK, bos_id=0)
-    monkeypatch.setitem(categorical._LOGITS_AT_ONCE, "cpu", 7 * CAUSAL.head.out_features)
+    monkeypatch.setitem(categorical.LOGITS_AT_ONCE, "cpu", 7 * CAUSAL.head.out_features)
     torch.testing.assert_close(energies.ar_log_prob(CAUSAL, x, MASK, bos_id=0), whole, rtol=0.0, atol=1e-12)
 
 

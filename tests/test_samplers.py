@@ -346,7 +346,7 @@ def test_drawing_in_tiles_changes_no_token(selection: str | None, monkeypatch: p
     pipeline = Spec(selection=selection, length=6).pipeline()
     whole = edlm.sample(pipeline, 8)
     for logits in (1, 12, 50):
-        monkeypatch.setitem(categorical._LOGITS_AT_ONCE, "cpu", logits)
+        monkeypatch.setitem(categorical.LOGITS_AT_ONCE, "cpu", logits)
         out = edlm.sample(pipeline, 8)
         assert torch.equal(out["tokens"], whole["tokens"])
         assert torch.equal(out["info", "energy_passes"], whole["info", "energy_passes"])
