@@ -1,6 +1,6 @@
 """Energy-based diffusion language models: masked diffusion corrected by an energy over the whole sequence.
 
-`edlm.sample(pipeline)` draws texts; the modules are the parts that pipelines are made of, in their import order.
+`edlm.sample(pipeline)` draws texts; the modules are the parts that pipelines are made of, by name.
 Names are imported when they are first used, so that the command line answers without loading torch.
 """
 
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         testing,
         token_cache,
         training,
+        transition,
         vocabulary,
     )
     from edlm.execution import accelerate

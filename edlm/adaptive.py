@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
-from torch import Tensor
+from torch import Tensor, nn
 
 from edlm import contracts, particles
 from edlm.contracts import Selection
@@ -24,14 +24,13 @@ def in_rounds(kernel: Kernel, target_ess: float, num_particles: int = 2) -> Kern
     `joint.importance`. A row stops by itself, whatever its batch. Given the number it stopped at, one of them is chosen
     as by the kernel, of which this is the limit on either side: `target_ess <= 1` never draws a second time,
     `target_ess > k` always draws all.
-    Raises ValueError unless 1 <= num_particles <= k and target_ess > 0.
+    Raises ValueError unless 1 <= num_particles <= k and target_ess > 0, and for any other kernel.
     """
+    stages = _stages(kernel)
     if not 1 <= num_particles <= kernel.num_particles:
         raise ValueError(f"num_particles = {num_particles} must lie in 1..{kernel.num_particles}, those of the kernel")
     if not target_ess > 0.0:
         raise ValueError(f"target_ess = {target_ess} must be positive")
-    assert isinstance(kernel.step, TensorDictSequential)
-    stages = dict(kernel.step.module.items())
     names = list(stages)
     first, last = names.index("propose"), names.index("select")
     expect, weigh, finish = (
@@ -148,6 +147,17 @@ class Rounds(TensorDictModuleBase):
                 }
             )
         )
+
+
+def _stages(kernel: Kernel) -> dict[str, TensorDictModuleBase]:
+    """The stages of a step by name. Raises ValueError for a kernel that weighs nothing or shows no stages."""
+    stages = getattr(kernel.step, "module", None)
+    if not isinstance(stages, nn.ModuleDict) or not {"propose", "select"} <= set(stages):
+        raise ValueError(
+            "in_rounds needs a kernel whose step proposes and selects, as samplers.importance and joint.importance "
+            "build it: not a plain one, not one in rounds already, and before edlm.accelerate"
+        )
+    return dict(stages.items())
 
 
 def _doubling(first: int, last: int) -> list[int]:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK = 256
+BLOCK = 256  # tokens of the vocabulary, in which a draw is found
 # Logits that exist at once, so that memory hardly grows with rows, particles or vocabulary. On a CPU, tiles that the
 # allocator need not ask the system for are also the fastest; a GPU needs larger ones to be busy.
-_LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
+LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
 _COLUMNS_AT_ONCE = {"cpu": 1 << 11}  # the head's weights for so many columns stay in a CPU's cache
 _LOGITS_AT_ONCE_UNROLLED = 1 << 23  # a compiler unrolls the loop over tiles, and takes its time for each
 
@@ -62,7 +62,7 @@ def slices(vocab_size: int, width: int) -> list[slice]:
 
 def rows_at_once(vocab_size: int, device: torch.device, unrolled: bool = False) -> int:
     """How many rows of logits should exist at once on a device, in a loop as written or unrolled by a compiler."""
-    logits = _LOGITS_AT_ONCE.get(device.type, _LOGITS_AT_ONCE_UNROLLED)
+    logits = LOGITS_AT_ONCE.get(device.type, _LOGITS_AT_ONCE_UNROLLED)
     return max(1, (max(logits, _LOGITS_AT_ONCE_UNROLLED) if unrolled else logits) // vocab_size)
 
 
@@ -120,7 +120,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def _width(logits: Tensor) -> int:
-    return min(_BLOCK, logits.shape[-1])
+    return min(BLOCK, logits.shape[-1])
 
 
 def _block_sums(weights: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes
 def load_network(path: str | Path, vocabulary: Vocabulary | None = None) -> nn.Module:
     """Build the network of a network folder, or of the newest checkpoint of a run folder, in eval mode.
 
-    Raises ValueError naming the file if it is missing, broken, of an unknown class, of other shapes than its
-    `network.json` says, or trained on another vocabulary than the one given.
+    Raises ValueError naming the file if it is missing, broken, of an unknown class, with arguments that the class does
+    not take, of other shapes than its `network.json` says, or trained on another vocabulary than the one given.
     """
     folder = find_network(path)
     description = read_description(folder)
@@ -50,7 +50,10 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None) -> nn.M
     cls = _CLASSES.get(description["class"])
     if cls is None:
         raise ValueError(f"{folder}/network.json: class {description['class']!r} is not one of {', '.join(_CLASSES)}")
-    network = cls(**description["arguments"])
+    try:
+        network = cls(**description["arguments"])
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{folder}/network.json: its arguments make no {cls.__name__} ({error})") from error
     _load_weights(network, folder / "network.safetensors")
     return network.eval()
 

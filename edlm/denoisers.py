@@ -135,8 +135,8 @@ def _check(network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
     vocab_size = _vocab_size(network)
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id = {mask_id} is outside the network's vocabulary of {vocab_size}")
-    if schedule is not None and not torch.isfinite(schedules.sigma(schedule, torch.ones(1, dtype=torch.float64))):
-        raise ValueError("a time-conditioned denoiser needs a schedule with a finite sigma(1): log_linear(eps=1e-3)")
+    if schedule is not None:
+        schedules.require_finite_sigma(schedule, "denoiser")
 
 
 def _vocab_size(network: nn.Module) -> int:

@@ -1,10 +1,10 @@
-"""Files to documents, one at a time: plain text, JSON lines, parquet, arrow, CSV, zip. A file is never held whole.
+"""Files to documents, one at a time: plain text, JSON lines, parquet, arrow, CSV, zip.
 
-Every error is a ValueError of one line that names the file, the place in it, and what would be right.
+A file is never held whole, unless all of it is asked for as one document, `unit="file"`. Every error is a ValueError
+of one line that names the file, the place in it, and what would be right.
 """
 
 import csv
-import io
 import json
 import re
 import zipfile
@@ -166,13 +166,12 @@ def _arrow(file: Path, columns: Sequence[str]) -> Iterator[str]:
 
 
 def _csv(file: Path) -> Iterator[str]:
-    with file.open("rb") as content:
-        lines = io.StringIO("".join(_lines(content, str(file))), newline="")
     try:
-        for row in csv.reader(lines, skipinitialspace=True, strict=True):
-            if len(row) < 2:
-                raise ValueError(f"{file}: a row of {len(row)} columns; expected a class and one or more texts")
-            yield " ".join(row[1:])
+        with file.open("rb") as content:
+            for row in csv.reader(_lines(content, str(file)), skipinitialspace=True, strict=True):
+                if len(row) < 2:
+                    raise ValueError(f"{file}: a row of {len(row)} columns; expected a class and one or more texts")
+                yield " ".join(row[1:])
     except csv.Error as error:
         raise ValueError(f"{file}: not CSV ({error})") from error
 

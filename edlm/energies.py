@@ -1,7 +1,7 @@
 """Energies `E(x_0, x_t, t)` in nats, low = likely: `p(x_0 | x_t) ~ p_theta(x_0 | x_t) exp(-E)` (Xu et al. 2025).
 
-An energy is a TensorDict module that reads `candidates` (b, k, l) and whichever of `x_t`, `t`, `log_p_candidates` it
-needs, and writes `energy` (b, k). Particles and rows never see each other.
+An energy is a TensorDict module that reads `candidates` (b, k, l) and whichever of `x_t`, `t`, `positions` and
+`log_p_candidates` it needs, and writes `energy` (b, k). Particles and rows never see each other.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, contracts, schedules
-from edlm.layers import Head
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.layers import Attention, Head
+from edlm.networks import EnergyNetwork
 from edlm.schedules import Schedule
 
 
@@ -46,9 +46,8 @@ def learned_transition(
 
 
 def _of_network(module: "_Learned") -> TensorDictModule:
-    schedule = module.schedule
-    if schedule is not None and not torch.isfinite(schedules.sigma(schedule, torch.ones(1, dtype=torch.float64))):
-        raise ValueError("a time-conditioned energy needs a schedule with a finite sigma(1): log_linear(eps=1e-3)")
+    if module.schedule is not None:
+        schedules.require_finite_sigma(module.schedule, "energy")
     return TensorDictModule(
         module, in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.T], out_keys=[contracts.ENERGY]
     )
@@ -69,7 +68,7 @@ def residual_ar(
     model too: a candidate with a mask at a position that counts has E = +inf. Log-probabilities are float32 or better,
     sums float64.
 
-    Raises ValueError for a token id outside the vocabulary, or a network that is not causal.
+    Raises ValueError as `check_ar` does.
     """
     check_ar(network, mask_id, bos_id, pad_id)
     return TensorDictModule(
@@ -125,9 +124,14 @@ def ar_logits(network: nn.Module, hidden: Tensor, mask_id: int, columns: slice |
 
 
 def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None = None) -> None:
-    """Raise ValueError for a network that is not causal, or a token id outside its vocabulary."""
-    if isinstance(network, Transformer) and not network.arguments["causal"]:
-        raise ValueError("an autoregressive model needs a causal network: causal=True")
+    """Raise ValueError for a network that is not causal, or a token id outside its vocabulary.
+
+    Causal means that no attention says it looks ahead, ours by `causal`, torchtune's by `is_causal`; where no
+    part has such a flag, the owner's word is taken.
+    """
+    for name, module in network.named_modules():
+        if not (module.causal if isinstance(module, Attention) else getattr(module, "is_causal", True)):
+            raise ValueError(f"an autoregressive model needs a causal network: causal=True ({name} looks ahead)")
     vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
     for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
         if token is not None and not 0 <= token < vocab_size:

@@ -71,7 +71,8 @@ def export(path: str | Path, out: Path) -> Rows:
     """Write a network folder of ours as a new Hugging Face folder with published names.
 
     `config.json` keeps our notes under "edlm" and the vocabulary lies beside it, so `convert` gives the same network
-    folder back. Raises ValueError if `out` exists, for a network that is missing or broken, and for one with biases in
+    folder back, byte for byte if its weights are float32: weights of any other type are read, and written, as float32.
+    Raises ValueError if `out` exists, for a network that is missing or broken, and for one with biases in
     its norms or two heads, which published networks have not.
     """
     _require_new(out)

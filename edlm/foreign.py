@@ -67,7 +67,7 @@ def read(path: str | Path, part: str | None = None) -> Weights:
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
     if path.suffix == ".safetensors":
-        state = _part(checkpoints.read_safetensors(path), part, path)
+        state = _part(_tensors(checkpoints.read_safetensors(path), path), part, path)
         return Weights("weights in safetensors", state, None, {}, _notes({}))
     return _read_trainers(path, part)
 
@@ -79,7 +79,7 @@ def _read_folder(folder: Path, part: str | None) -> Weights:
         raise ValueError(f"{folder}: model_type = {found} must be mdlm; edlm.large reads llada and Dream")
     file = folder / "model.safetensors"
     if file.is_file():
-        tensors = checkpoints.read_safetensors(file)
+        tensors = _tensors(checkpoints.read_safetensors(file), file)
     else:
         file = folder / "pytorch_model.bin"
         if not file.is_file():

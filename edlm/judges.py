@@ -98,6 +98,7 @@ def torchtune_decoder(folder: str | Path, device: torch.device, batch_size: int 
     content = checkpoints.read_json(file)
     content.update(truncation=None, padding=None)  # a file may ask to cut and pad every text
     tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.encode_special_tokens = True  # text that spells a special token is text
 
     def score(tokens: Tensor) -> Tensor:
         tokens = tokens.to(device)
@@ -143,7 +144,8 @@ def load(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
     """
     if path.startswith(TORCHTUNE):
         name = path.removeprefix(TORCHTUNE)
-        return torchtune_decoder(name, device), {"path": name, "kind": "torchtune", "context": _CONTEXT}
+        context = decoders.outline(large.read_autoregressive(name, _CONTEXT)).max_length
+        return torchtune_decoder(name, device), {"path": name, "kind": "torchtune", "context": context}
     folder = Path(path)
     if not ((folder / "network.json").is_file() or (folder / "checkpoints" / "last.json").is_file()):
         return causal_lm(path, device), {"path": path, "kind": "causal_lm"}

@@ -4,9 +4,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from edlm import categorical
 from edlm.decoders import DecoderNetwork
-
-_BLOCK = 256  # of the vocabulary, in which `categorical` finds a draw
 
 
 class MemoryPlan(NamedTuple):
@@ -30,7 +29,7 @@ def memory_plan(
     batch_size: int,
     num_particles: int,
     length: int,
-    logits_at_once: int = 2**27,
+    logits_at_once: int = categorical.LOGITS_AT_ONCE["cuda"],
 ) -> MemoryPlan:
     """Bytes of one step of `samplers.importance` with `energies.residual_ar` over these networks, or without an energy.
 
@@ -44,7 +43,7 @@ def memory_plan(
     tile = min(tokens, max(1, logits_at_once // denoiser.head.out_features))
     vocab_size = denoiser.head.out_features
     drawn = vocab_size * (2 * denoiser.head.weight.element_size() + 4 * 4)  # logits, and weights in float32
-    drawn += num_particles * min(_BLOCK, vocab_size) * (4 + 8 + 8)  # a block per draw, and its running sum
+    drawn += num_particles * min(categorical.BLOCK, vocab_size) * (4 + 8 + 8)  # a block per draw, and its running sum
     return MemoryPlan(
         weights=_bytes_of(denoiser) + (0 if energy is None else _bytes_of(energy)),
         drafts=in_energy * (8 + 8 + 8 + 4 + 4),

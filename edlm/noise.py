@@ -83,9 +83,8 @@ def uniforms(
 
 
 def grid(seed: Tensor | int, row: Tensor, step: Tensor | int, stream: Stream, length: int) -> Tensor:
-    """Draw one uniform per position: rows (b,) to float64 (b, l), equal to `uniforms` at those positions."""
+    """Draw one uniform per position: rows (b,) at one step to float64 (b, l), as `uniforms` gives them there."""
     position = torch.arange(length, device=row.device)
-    step = step.unsqueeze(-1) if isinstance(step, Tensor) and step.ndim else step
     return uniforms(seed, row.unsqueeze(-1), step, stream, position).squeeze(-1)
 
 

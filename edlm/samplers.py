@@ -29,7 +29,8 @@ class Kernel(NamedTuple):
     proposes: whether tokens are drawn at the positions revealed now or at all masked ones.
     num_particles: most candidates per row; a step takes one pass of the denoiser and as many of the energy, or as few
         as its diagnostics say.
-    outside: the kernel for rows and steps outside the energy's window, None if there is no energy.
+    outside: the kernel for passes in which no row is corrected, None if there is no energy. A pass that corrects some
+        rows is taken by this one, which keeps the first candidate of the others.
     carries_states: the denoiser's one pass is in init; a step makes the states of the next by weighing its candidates.
     Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
     drawn; rows do not see each other; a step is a pure function of its input.
@@ -78,6 +79,7 @@ def importance(
     """
     if num_particles < 1:
         raise ValueError(f"num_particles = {num_particles} must be at least 1")
+    _require_positive("proposal_temperature", proposal_temperature)
     step = TensorDictSequential(
         {
             "denoise": denoiser,
@@ -98,8 +100,7 @@ def propose(denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) 
     k is the width of the noise, and one pass over the logits serves all k.
     Raises ValueError unless temperature > 0 and 0 < nucleus <= 1.
     """
-    if not temperature > 0.0:
-        raise ValueError(f"temperature = {temperature} must be positive")
+    _require_positive("temperature", temperature)
     if not 0.0 < nucleus <= 1.0:
         raise ValueError(f"nucleus = {nucleus} must lie in (0, 1]")
     return TensorDictModule(
@@ -185,8 +186,7 @@ class _Select(nn.Module):
 
 
 def _select(selection: Selection, temperature: float) -> TensorDictModule:
-    if not temperature > 0.0:
-        raise ValueError(f"temperature = {temperature} must be positive")
+    _require_positive("temperature", temperature)
     return TensorDictModule(
         _Select(selection, temperature),
         in_keys=[contracts.ENERGY, contracts.LOG_RATIO, contracts.SELECTION_NOISE, contracts.CORRECTED],
@@ -215,3 +215,8 @@ def _keep(candidates: Tensor, chosen: Tensor) -> Tensor:
     """The chosen particle of each row: (b, k, l) and (b,) to (b, l)."""
     index = chosen[:, None, None].expand(-1, 1, candidates.shape[-1])
     return candidates.gather(1, index).squeeze(1)
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not value > 0.0:
+        raise ValueError(f"{name} = {value} must be positive")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_NO_TOKEN_LEFT = 1e-12  # float64 gives cos(pi / 2) = 6e-17; the published schedules end at 2e-9 or more
 _TIME_ROUNDING = 1e-9  # a window that ends at a time of the grid, 0.56 of 100 steps, includes it however it is rounded
 
 
@@ -110,6 +111,16 @@ def polynomial(power: float = 2.0) -> Schedule:
 def sigma(schedule: Schedule, t: Tensor) -> Tensor:
     """`sigma(t) = -log alpha(t)`, the noise level a time-conditioned network is given; infinite where alpha is 0."""
     return -schedule.alpha(t).log()
+
+
+def require_finite_sigma(schedule: Schedule, told: str) -> None:
+    """Raise ValueError, naming what is told the time, if alpha(1) is zero up to rounding: sigma(1) is infinite then."""
+    at_one = float(schedule.alpha(torch.ones((), dtype=torch.float64)))
+    _require(
+        at_one >= _NO_TOKEN_LEFT,
+        f"a time-conditioned {told} needs a schedule with a finite sigma(1): log_linear(eps=1e-3); "
+        f"here alpha(1) = {at_one:g}",
+    )
 
 
 def nelbo_weight(schedule: Schedule, t: Tensor) -> Tensor:

@@ -213,6 +213,17 @@ def test_bad_input_is_named(arguments: tuple[float, int], message: str):
         adaptive.in_rounds(tiny_kernel(4), *arguments)
 
 
+def test_a_kernel_that_has_no_rounds_to_take_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(execution, "_missing_compiler", lambda device: "")
+    plain = samplers.ancestral(schedules.log_linear(), tiny_denoiser())
+    twice = adaptive.in_rounds(tiny_kernel(4), 2.0)
+    fast = execution.accelerate(pipelines.sampling(tiny_kernel(4), 6, num_steps=3), "compile").kernel
+    for kernel in (plain, twice, fast):
+        with pytest.raises(ValueError, match=r"in_rounds needs a kernel whose step proposes and selects"):
+            adaptive.in_rounds(kernel, 2.0, 1)
+
+
 def test_the_spread_of_the_log_weights_is_over_the_particles_that_were_drawn():
     log_weights = torch.tensor([[0.0, 2.0, -torch.inf, -torch.inf], [1.0, -torch.inf, 5.0, 5.0]]).double()
     spread = particles.log_weight_std(log_weights, torch.tensor([2, 2]))

@@ -124,6 +124,7 @@ def test_the_face_has_every_module() -> None:
     for name in edlm.__all__:
         assert getattr(edlm, name) is not None
     assert set(ORDER) - {"cli"} <= set(edlm.__all__)
+    assert {f"edlm.{name}" for name in set(ORDER) - {"cli"}} <= imported(PACKAGE / "__init__.py"), "for type checkers"
 
 
 def test_no_file_is_a_drawer() -> None:

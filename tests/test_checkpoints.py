@@ -205,6 +205,27 @@ def test_other_shapes_are_refused_with_the_tensor_named(tmp_path: Path, characte
         checkpoints.load_network(tmp_path / "n")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"width": 16}, "unexpected keyword argument 'width'"),
+        ({"num_heads": 3}, r"hidden_size = 16 must be a multiple of 2 \* num_heads = 6"),
+        ({"num_heads": 0}, "modulo by zero"),
+        ({"vocab_size": -1}, "negative dimension"),
+    ],
+)
+def test_arguments_that_make_no_network_are_refused_with_the_file_named(
+    tmp_path: Path, characters: Vocabulary, changes: dict[str, int], said: str
+) -> None:
+    checkpoints.save_network(tmp_path / "n", small_network(), characters, {})
+    file = tmp_path / "n" / "network.json"
+    description = json.loads(file.read_text())
+    description["arguments"] |= changes
+    file.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=rf"n/network\.json: its arguments make no Transformer \(.*{said}"):
+        checkpoints.load_network(tmp_path / "n")
+
+
 def test_nothing_but_known_classes_is_built(tmp_path: Path, characters: Vocabulary) -> None:
     checkpoints.save_network(tmp_path / "n", small_network(), characters, {})
     file = tmp_path / "n" / "network.json"

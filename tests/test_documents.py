@@ -73,6 +73,15 @@ def test_csv_is_a_class_and_texts(tmp_path: Path) -> None:
     assert list(documents.read(file)) == ['Title, one He said "no"', "Two of\nlines"]
 
 
+@pytest.mark.parametrize(("name", "line"), [("a.csv", b'"1","one"\n'), ("a.jsonl", b'{"text": "one"}\n')])
+def test_a_document_is_there_before_the_rest_is_read(tmp_path: Path, name: str, line: bytes) -> None:
+    (tmp_path / name).write_bytes(line + b"\xff")
+    found = documents.read(tmp_path / name)
+    assert next(found) == "one"
+    with pytest.raises(ValueError, match=f"not UTF-8, byte 0xff at offset {len(line)}"):
+        next(found)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

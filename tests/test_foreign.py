@@ -183,6 +183,15 @@ def test_a_part_that_is_not_there_is_refused(part: str, said: str, tmp_path: Pat
         foreign.read(file, part)
 
 
+def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "hf", small("denoiser"))
+    file = folder / "model.safetensors"
+    save_file({}, file)
+    for path in (folder, file):
+        with pytest.raises(ValueError, match=r"model\.safetensors: no weights by name"):
+            foreign.read(path)
+
+
 # ---- Vocabularies
 
 

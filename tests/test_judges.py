@@ -157,6 +157,19 @@ def test_a_torchtune_folder_judges_by_its_own_log_probabilities(
         assert count == counted
 
 
+def test_a_torchtune_model_with_a_short_context_says_so_and_special_tokens_that_a_text_spells_are_text(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "qwen2", random_weights("qwen2"), max_position_embeddings=4)
+    tokenizer = Tokenizer(WordLevel({letter: number for number, letter in enumerate("<end>")}, unk_token="e"))
+    tokenizer.pre_tokenizer = Split("", "isolated")
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    judged, what = judges.load(f"torchtune:{tmp_path}", torch.device("cpu"))
+    assert what["context"] == 4
+    assert judged(["<end>nd"]).tokens.tolist() == [3 + 2], "seven letters in pieces of four and three"
+
+
 def test_pieces_are_no_longer_than_those_of_the_published_evaluations(
     asked: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:

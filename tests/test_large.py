@@ -258,6 +258,13 @@ def test_a_decoder_that_looks_ahead_is_no_autoregressive_energy() -> None:
         decoders.autoregressive(decoder)
 
 
+@families
+def test_a_diffusion_model_is_no_autoregressive_energy_of_another(family: str, tmp_path: Path) -> None:
+    network = large.load_diffusion(write(tmp_path / "m", family, random_weights(family)))
+    with pytest.raises(ValueError, match=r"causal network: causal=True \(layers\.0\.attn looks ahead\)"):
+        energies.residual_ar(network, MASK, bos_id=3, carry_over=True)
+
+
 # ---- Both together
 
 

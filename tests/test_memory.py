@@ -70,8 +70,7 @@ def test_the_plan_without_an_energy_bounds_what_a_step_takes(b: int, tmp_path: P
 
 
 def test_the_plans_tiles_are_those_of_the_sampler_and_the_energy() -> None:
-    assert memory.memory_plan.__defaults__ == (categorical._LOGITS_AT_ONCE["cuda"],)
-    assert memory._BLOCK == categorical._BLOCK
+    assert memory.memory_plan.__defaults__ == (categorical.LOGITS_AT_ONCE["cuda"],)
 
 
 # Sizes of the published configs, which decide a plan.

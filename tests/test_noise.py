@@ -99,13 +99,6 @@ def test_a_grid_is_the_uniforms_at_its_points(seed, b, length):
             assert grid[i, j] == noise.uniforms(seed, torch.tensor(i), 1, Stream.CORRUPTION, j)[0]
 
 
-def test_rows_may_be_at_different_steps():
-    rows, steps = torch.tensor([4, 5]), torch.tensor([2, 9])
-    grid = noise.grid(0, rows, steps, Stream.REVEAL, 3)
-    for n in range(2):
-        assert torch.equal(grid[n : n + 1], noise.grid(0, rows[n : n + 1], int(steps[n]), Stream.REVEAL, 3))
-
-
 @given(seeds(), words(), words())
 def test_numbers_and_tensors_are_the_same_coordinates(seed, step, position):
     row = torch.tensor([0, 8])

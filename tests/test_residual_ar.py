@@ -302,7 +302,7 @@ def test_logits_come_in_chunks_and_the_chunks_change_nothing(carry_over, rows, m
     network, (drafts, x_t, log_p) = small_network(vocab_size=13).double(), random_input(4, 3, 5, 13)
     energy = energies.residual_ar(network, MASK, 4, carry_over)
     whole = run(energy, drafts, x_t, log_p)
-    monkeypatch.setitem(categorical._LOGITS_AT_ONCE, "cpu", 13 * rows)
+    monkeypatch.setitem(categorical.LOGITS_AT_ONCE, "cpu", 13 * rows)
     with torch.no_grad(), LargestLogits(13) as largest:
         chunked = run(energy, drafts, x_t, log_p)
     assert largest.rows == min(rows, int((x_t == MASK).sum()) * 3 if carry_over else 60)
@@ -311,7 +311,7 @@ def test_logits_come_in_chunks_and_the_chunks_change_nothing(carry_over, rows, m
 
 def test_no_more_logits_than_the_constant_says(monkeypatch):
     vocab_size, width = 3 * 2048, 2048
-    monkeypatch.setitem(categorical._LOGITS_AT_ONCE, "cpu", 128 * width)
+    monkeypatch.setitem(categorical.LOGITS_AT_ONCE, "cpu", 128 * width)
     network = small_network(vocab_size=vocab_size)
     drafts, x_t, log_p = random_input(4, 8, 16, 5)
     energy = energies.residual_ar(network, MASK, None, carry_over=False)

@@ -346,7 +346,7 @@ def test_drawing_in_tiles_changes_no_token(selection: str | None, monkeypatch: p
     pipeline = Spec(selection=selection, length=6).pipeline()
     whole = edlm.sample(pipeline, 8)
     for logits in (1, 12, 50):
-        monkeypatch.setitem(categorical._LOGITS_AT_ONCE, "cpu", logits)
+        monkeypatch.setitem(categorical.LOGITS_AT_ONCE, "cpu", logits)
         out = edlm.sample(pipeline, 8)
         assert torch.equal(out["tokens"], whole["tokens"])
         assert torch.equal(out["info", "energy_passes"], whole["info", "energy_passes"])
@@ -406,5 +406,10 @@ def test_no_particles_is_an_error(num_particles: int):
 @pytest.mark.parametrize("selection", [None, "sir"])
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_that_is_not_positive_is_an_error(selection: str | None, temperature: float):
-    with pytest.raises(ValueError, match=f"temperature = {temperature} must be positive"):
+    with pytest.raises(ValueError, match=f"^temperature = {temperature} must be positive"):
         Spec(selection=selection, temperature=temperature).kernel()
+
+
+def test_a_temperature_of_the_proposal_is_named_by_its_own_key():
+    with pytest.raises(ValueError, match=r"^proposal_temperature = 0\.0 must be positive"):
+        samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 2, proposal_temperature=0.0)
