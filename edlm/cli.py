@@ -99,10 +99,7 @@ def _run(arguments: Sequence[str]) -> None:
         _launch(processes, file, ["--config", str(config), *overrides])
         return
     sys.argv = [str(file), "--config", str(config), *overrides]
-    if file.parent == recipes_folder():
-        runpy.run_module(f"edlm.recipes.{file.stem}", run_name="__main__")
-    else:
-        runpy.run_path(str(file), run_name="__main__")
+    runpy.run_path(str(file), run_name="__main__")
 
 
 def _option(name: str, given: argparse.Namespace) -> list[str]:

@@ -94,14 +94,16 @@ def check(settings: Mapping[str, Any]) -> None:
 def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
     """Load the networks of a config to the device. Raises ValueError naming the folder and what is wrong with it."""
     check(settings)
-    _models.require_there(_ours(settings))
-    path = settings["denoiser"]
+    path, ours = settings["denoiser"], _ours(settings)
+    if "denoiser" in ours:
+        _models.require_there({"denoiser": path})
+        if _parameterisations.held_by(path) is not None:
+            _check_baseline(settings)
+            return Sources(checkpoints.load_vocabulary_of(path), baseline=_parameterisations.load(path, device))
+    _models.require_there(ours)
     if path is None:
         ar = _models.load_ar(settings["ar"], device)
         return Sources(checkpoints.load_vocabulary_of(settings["ar"]), ar=ar.network, bos_id=ar.bos_id)
-    if not _is_large(path) and _parameterisations.held_by(path) is not None:
-        _check_baseline(settings)
-        return Sources(checkpoints.load_vocabulary_of(path), baseline=_parameterisations.load(path, device))
     if _is_large(path):
         found = _large_denoiser(settings, device)
     else:
