@@ -1,4 +1,7 @@
-"""The command line, in the manner of `tune`: run, ls, cp, validate, convert. It loads no torch before it is needed."""
+"""The command line, in the manner of `tune`: recipes, their configs, weights of others, and a look at the machine.
+
+It loads no torch before it is needed.
+"""
 
 import argparse
 import ast
@@ -13,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 USAGE_ERROR = 2
+_UNFIT = 1
 _DEFAULT_CONFIG = "tiny"
 _PROCESSES = "--nproc_per_node"
 _COUNTED = ("auto", "cpu", "gpu")  # as of torchrun: as many as there are
@@ -29,13 +33,21 @@ examples:
   edlm cp edlm_nce/tiny my.yaml                       a config to edit
   edlm validate my.yaml                               check every key without running
   edlm convert mdlm.ckpt runs/mdlm --tokenizer gpt2   published weights to a network folder, never executed
+  edlm doctor                                         versions, device, compiler, extras, and a second of sampling
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on a mistake in it, with one line that says what would be right."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"run": _run, "ls": _ls, "cp": _cp, "validate": _validate, "convert": _convert}
+    commands = {
+        "run": _run,
+        "ls": _ls,
+        "cp": _cp,
+        "validate": _validate,
+        "convert": _convert,
+        "doctor": _doctor,
+    }
     parser = argparse.ArgumentParser(
         prog="edlm", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments[:1])
     try:
         commands[given.command](arguments[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits
     except (ValueError, OSError) as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
@@ -195,6 +210,16 @@ def _convert(arguments: Sequence[str]) -> None:
         )
     print("\n".join(f"{name:<18} {value}" for name, value in rows))
     print(f"wrote {given.out}")
+
+
+def _doctor(arguments: Sequence[str]) -> None:
+    """Say what this machine has and lacks, and draw a few texts; exits with 1 if something that is needed is wrong."""
+    argparse.ArgumentParser(prog="edlm doctor", description=_doctor.__doc__).parse_args(arguments)
+    doctor = importlib.import_module("edlm.doctor")
+    findings = list(doctor.examine())
+    print(doctor.table(findings))
+    if not all(finding.suffices for finding in findings):
+        sys.exit(_UNFIT)
 
 
 def _recipe_file(name: str) -> Path:

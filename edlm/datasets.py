@@ -24,6 +24,7 @@ from edlm.vocabulary import Vocabulary
 
 Reader = Callable[[str], Iterator[str]]  # a split's documents, anew with every call
 
+CACHE = "data/cache"  # where tokens are written, unless another folder is named
 _RULES = 1  # raised when documents of the same files change
 _SPLITS = ("train", "valid", "test")
 _HUB_NAMES = {"train": "train", "valid": "validation", "test": "test"}
@@ -90,7 +91,7 @@ class DataSet:
 def named(
     name: str,
     path: str | Path | None = None,
-    cache: str | Path = "data/cache",
+    cache: str | Path = CACHE,
     layout: Layout = "packed",
     wrapped: bool = False,
     normalised: bool = False,
@@ -121,7 +122,7 @@ def files(
     path: str | Path,
     column: str = "text",
     documents_are: str = "paragraphs",
-    cache: str | Path = "data/cache",
+    cache: str | Path = CACHE,
     layout: Layout = "packed",
     wrapped: bool = False,
     normalised: bool = False,

@@ -43,7 +43,7 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
     if mode == "eager":
         return pipeline
     if mode == "compile":
-        missing = _missing_compiler(pipeline.device)
+        missing = missing_compiler(pipeline.device)
         if missing:
             warnings.warn(f"mode = 'compile' needs a C++ compiler and found no {missing}: running eager", stacklevel=2)
             return pipeline
@@ -72,7 +72,7 @@ def compile_blocks(network: nn.Module) -> None:
     blocks = networks.blocks(network)
     if not blocks:
         raise ValueError(f"{type(network).__name__} has no blocks to compile")
-    missing = _missing_compiler(next(network.parameters()).device)
+    missing = missing_compiler(next(network.parameters()).device)
     if missing:
         warnings.warn(f"compile needs a C++ compiler and found no {missing}: running eager", stacklevel=2)
         return
@@ -85,8 +85,8 @@ def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(_with_own_graphs(function), fullgraph=True, backend="eager")
 
 
-def _missing_compiler(device: torch.device) -> str:
-    """The name of the C++ compiler that inductor will call for the CPU, if it is not there."""
+def missing_compiler(device: torch.device) -> str:
+    """The name of the C++ compiler that inductor will call for the CPU, if it is not there; else an empty text."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     return "" if device.type != "cpu" or shutil.which(name) else name
 

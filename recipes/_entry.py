@@ -43,6 +43,7 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
             main(plain)
 
     try:
+        _require_pairs(sys.argv[1:])
         config.parse(checked)()
     except Interrupted as stop:
         _exit(str(stop), stop.status)
@@ -59,6 +60,22 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
         if os.environ.get("EDLM_DEBUG"):
             raise
         _exit(str(error), USAGE_ERROR)
+
+
+def _require_pairs(words: Sequence[str]) -> None:
+    """Raise ValueError for the first word beside `--config FILE` that is neither a flag, `~key` nor `key=value`."""
+    before = ["", *words]
+    for previous, word in zip(before, words, strict=False):
+        key, equals, value = word.partition("=")
+        if previous == "--config" or word.startswith(("-", "~")):
+            continue
+        if not (key and equals):
+            raise ValueError(f"{word!r} must be key=value")
+        if "=" in value:
+            raise ValueError(
+                f"{key} = {value!r} cannot be given here, for it holds a '=': write it into a config of your own "
+                "(`edlm cp`)"
+            )
 
 
 def _unreadable(words: Sequence[str]) -> str | None:

@@ -1,8 +1,6 @@
 """What a benchmark compares on one case: the textbook sampler, and ours in every mode, with the same weights."""
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -136,8 +134,9 @@ def missing_for(mode: str, device: torch.device) -> str | None:
         return None
     if mode == "cudagraph" and device.type != "cuda":
         return "a CUDA device"
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++")):
-        return "a C++ compiler"
+    compiler = execution.missing_compiler(torch.device("cpu"))  # for a GPU's kernels too, around which C++ is compiled
+    if compiler:
+        return f"a C++ compiler, {compiler}"
     return "triton" if device.type == "cuda" and find_spec("triton") is None else None
 
 

@@ -215,7 +215,7 @@ def test_bad_input_is_named(arguments: tuple[float, int], message: str):
 
 def test_a_kernel_that_has_no_rounds_to_take_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(execution, "_missing_compiler", lambda device: "")
+    monkeypatch.setattr(execution, "missing_compiler", lambda device: "")
     plain = samplers.ancestral(schedules.log_linear(), tiny_denoiser())
     twice = adaptive.in_rounds(tiny_kernel(4), 2.0)
     fast = execution.accelerate(pipelines.sampling(tiny_kernel(4), 6, num_steps=3), "compile").kernel

@@ -61,6 +61,7 @@ ORDER = [
     "large",
     "memory",
     "judges",
+    "doctor",
     "cli",
 ]
 SOURCES = sorted([*PACKAGE.glob("*.py"), *(ROOT / "recipes").glob("*.py")])

@@ -41,6 +41,15 @@ def test_ls_names_every_recipe_and_config_in_one_line_each(capsys: pytest.Captur
     assert {"edlm_nce", "generate", "pretrain_denoiser", "tiny", "english27", "text8", "owt"} <= {n for n, _ in lines}
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As `edlm ls | head -2`."""
+    listing = subprocess.Popen([sys.executable, "-m", "edlm.cli", "ls"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert listing.stdout is not None
+    listing.stdout.close()
+    _, error = listing.communicate()
+    assert (listing.returncode, error) == (0, b"")
+
+
 @pytest.mark.parametrize("recipe", cli.recipes())
 def test_a_recipes_help_teaches_its_keys(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
     status, out, _ = run(capsys, "run", recipe, "--help")
