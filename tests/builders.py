@@ -1,6 +1,6 @@
 """Small samplers to test with: parts whose law is a formula of their input, and one slow sampler to compare with.
 
-Unlike the tables of `oracles.py` the parts here cost nothing to build, so a property can be tried on many of them.
+Unlike the tables of `oracles` the parts here cost nothing to build, so a property can be tried on many of them.
 """
 
 import math

@@ -67,6 +67,9 @@ ORDER = [
 SOURCES = sorted([*PACKAGE.glob("*.py"), *(ROOT / "recipes").glob("*.py")])
 
 
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
 def imported(path: Path) -> set[str]:
     """Dotted names of everything a file imports, at any depth of nesting."""
     names: set[str] = set()
@@ -84,6 +87,19 @@ def run_python(code: str) -> str:
 
 def test_every_module_has_its_place_in_the_order() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ORDER)
+
+
+def test_the_document_has_every_module_in_its_order() -> None:
+    table = ARCHITECTURE.split("\n## ")[1]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == ORDER
+
+
+def test_the_document_says_what_every_module_of_the_recipes_is_for() -> None:
+    table = ARCHITECTURE.split("\n## Recipes")[1].split("\n## ")[0]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")]
+    named = [name for row in rows for name in re.findall(r"`(_\w+)`", row)]
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "recipes").glob("_[!_]*.py"))
 
 
 @pytest.mark.parametrize("module", ORDER)
