@@ -94,6 +94,11 @@ def logits_tolerance(dtype: torch.dtype) -> float:
     return 1e-11 if dtype == F64 else 1e-5
 
 
+def told_tolerance(dtype: torch.dtype) -> float:
+    """Where a noise level is told: the frequencies of its sinusoids are float32, their last digit the machine's own."""
+    return 1e-7 if dtype == F64 else logits_tolerance(dtype)
+
+
 def loss_tolerance(dtype: torch.dtype) -> float:
     return 1e-6 if dtype == F64 else 1e-5
 
