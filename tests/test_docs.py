@@ -1,14 +1,17 @@
 """The documents are true: links lead somewhere, named functions exist, and the README's code runs."""
 
+import ast
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from builders import tiny_denoiser, tiny_energy
+from commands import Run, in_markdown, in_prose, run_of
 
-from edlm import checkpoints, networks, pipelines, samplers, schedules, vocabulary
+from edlm import checkpoints, cli, networks, pipelines, samplers, schedules, vocabulary
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,6 +44,35 @@ def test_every_named_test_exists(document: Path) -> None:
     tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     named = set(re.findall(r"\b(test_\w{8,})\b(?!\.py)", document.read_text("utf-8")))
     assert not {name for name in named if f"def {name}(" not in tests}
+
+
+def shown_runs() -> Iterator[tuple[str, Run]]:
+    """Every run that a document, a recipe's docstring or a config's comments show, and where."""
+    shown = [(file.name, words) for file in DOCUMENTS for words in in_markdown(file.read_text("utf-8"))]
+    for recipe, file in cli.recipes().items():
+        docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+        shown += [(file.name, words) for words in in_prose(docstring)]
+        for name, path in cli.configs(recipe).items():
+            shown += [(f"{recipe}/{name}", words) for words in in_prose(path.read_text("utf-8"))]
+    yield from ((where, run) for where, words in shown if (run := run_of(words)))
+
+
+SHOWN = list(shown_runs())
+
+
+@pytest.mark.parametrize(("where", "shown"), SHOWN, ids=[f"{where}-{run.recipe}-{run.config}" for where, run in SHOWN])
+def test_every_command_that_is_shown_would_start(where: str, shown: Run) -> None:
+    assert shown.recipe in cli.recipes()
+    assert shown.config in cli.configs(shown.recipe) or re.fullmatch(r"FILE|my\.yaml", shown.config)
+    shown.settings()
+
+
+def test_commands_are_found_where_they_are_shown() -> None:
+    places = {where for where, _ in SHOWN}
+    assert {"recipes.md", "results.md", "edlm_nce.py", "frontier/english27"} <= places
+    assert len(SHOWN) > 100
+    sweeps = [run for where, run in SHOWN if where == "results.md" and any("sweeps=" in word for word in run.overrides)]
+    assert [len(run.settings()["sweeps"]) for run in sweeps] == [2]
 
 
 def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
