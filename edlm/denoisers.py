@@ -16,8 +16,8 @@ from edlm.layers import Head
 from edlm.schedules import Schedule
 
 
-class SubsDenoiser(TensorDictModule):
-    """The substitution parameterisation over a network; see `subs`."""
+class _OfNetwork(TensorDictModule):
+    """Hidden states of a network at the positions that are wanted, whatever they are read as."""
 
     def __init__(self, network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
         super().__init__(
@@ -28,6 +28,10 @@ class SubsDenoiser(TensorDictModule):
         self.mask_id = mask_id
         self.vocab_size = _vocab_size(network)
         self.max_length = int(network.max_length)  # type: ignore[arg-type]
+
+
+class SubsDenoiser(_OfNetwork):
+    """The substitution parameterisation over a network; see `subs`."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
@@ -64,18 +68,8 @@ def subs(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> 
     return SubsDenoiser(network, mask_id, schedule)
 
 
-class D3pmDenoiser(TensorDictModule):
+class D3pmDenoiser(_OfNetwork):
     """The unrestricted parameterisation over a network, of a baseline; see `d3pm`."""
-
-    def __init__(self, network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
-        super().__init__(
-            _HiddenAt(network, schedule),
-            in_keys=[contracts.X_T, contracts.T, contracts.POSITIONS],
-            out_keys=[contracts.HIDDEN],
-        )
-        self.mask_id = mask_id
-        self.vocab_size = _vocab_size(network)
-        self.max_length = int(network.max_length)  # type: ignore[arg-type]
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, h) to log-probabilities (n, v), the mask among the tokens; float32 or better."""
@@ -94,18 +88,8 @@ def d3pm(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> 
     return D3pmDenoiser(network, mask_id, schedule)
 
 
-class SeddDenoiser(TensorDictModule):
+class SeddDenoiser(_OfNetwork):
     """The score parameterisation over a network, of a baseline; see `sedd`."""
-
-    def __init__(self, network: nn.Module, mask_id: int, schedule: Schedule) -> None:
-        super().__init__(
-            _HiddenAt(network, schedule),
-            in_keys=[contracts.X_T, contracts.T, contracts.POSITIONS],
-            out_keys=[contracts.HIDDEN],
-        )
-        self.mask_id = mask_id
-        self.vocab_size = _vocab_size(network)
-        self.max_length = int(network.max_length)  # type: ignore[arg-type]
 
     def log_score(self, hidden: Tensor, alpha: Tensor) -> Tensor:
         """Hidden states (n, h) of masked positions and alpha(t) (n,) in (0, 1) to log-scores (n, v), zero at the mask.
