@@ -3,8 +3,8 @@
 A network folder holds `network.json` (class, arguments, what it was trained on), `network.safetensors` and the files
 of its vocabulary. A run folder holds `checkpoints/step_<n>/`, each a network folder with the state of its training,
 `checkpoints/last.json`, which names the newest whole one, and `checkpoints/best.json`, where a run keeps the best one.
-Everything is written under a temporary name first and
-renamed, so a crash or a full disk leaves the earlier checkpoint as it was.
+Everything is written under a temporary name first and renamed, so a crash or a full disk leaves the earlier checkpoint
+as it was.
 """
 
 import json
