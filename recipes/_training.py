@@ -28,11 +28,18 @@ from edlm.recipes._settings import Schema
 from edlm.recipes._weights import PURE, Weights
 from edlm.vocabulary import Vocabulary
 
+
+def _optimizer(key: str, value: Any) -> None:
+    """A component that accepts its values for some weight: what it refuses is said before anything is trained."""
+    _settings.component("params")(key, value)
+    _settings.build(value, params=iter([torch.zeros(1, requires_grad=True)]))
+
+
 SETTINGS: Schema = {
     "steps": _settings.integer(1),
     "batch_size": _settings.integer(1),
     "accumulate": _settings.integer(1),
-    "optimizer": _settings.component("params"),
+    "optimizer": _optimizer,
     "warmup_steps": _settings.integer(0),
     "decay": _settings.choice("constant", "cosine"),
     "clip_norm": _settings.number(0, above=True),
