@@ -64,11 +64,11 @@ def warning(per_row: Mapping[str, Tensor]) -> str | None:
     energies, gap, accuracy = per_row[ENERGIES], estimate(per_row["gap"]), estimate(per_row["accuracy"])
     figures = f"mean gap {_plus_minus(gap)} nats, accuracy {_plus_minus(accuracy)}, n = {gap.n}"
     if float(energies.max() - energies.min()) < CONSTANT:
-        return f"warning: the energy is constant, it does not tell data from drafts ({figures})"
+        return f"warning: the energy is constant, it does not tell data from draws ({figures})"
     if gap.mean < -2.0 * gap.standard_error or accuracy.mean < 0.5 - CHANCE_MARGIN - 2.0 * accuracy.standard_error:
-        return f"warning: the energy is higher on data than on drafts, its sign is wrong ({figures})"
+        return f"warning: the energy is higher on data than on draws, its sign is wrong ({figures})"
     if accuracy.mean < 0.5 + CHANCE_MARGIN or gap.mean <= 0:
-        return f"warning: the energy does not tell data from drafts ({figures})"
+        return f"warning: the energy does not tell data from draws ({figures})"
     return None
 
 
@@ -98,9 +98,9 @@ def figure_lines(
             _plus_minus(figures["loss"]),
             f"nats, n = {figures['loss'].n}; knows nothing: {naive:.3f}",
         ),
-        ("accuracy", _plus_minus(figures["accuracy"]), "data below draft, all times in (0, 1); chance: 0.5"),
+        ("accuracy", _plus_minus(figures["accuracy"]), "data below draw; chance: 0.5"),
         ("calibration error", f"{calibration.error:.4f}", f"by chance, if calibrated: {calibration.floor:.4f}"),
-        (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),
+        (f"ESS of {k} draws", _plus_minus(figures["ess"]), f"of {k}"),
         ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
     ]
 

@@ -123,6 +123,13 @@ FAULTS = [
         "tests/test_frontier.py::test_the_flipped_energy_is_the_negative_of_its_own",
     ),
     Fault(
+        "a joint network given twice held twice",
+        "recipes/_models.py",
+        "return joint.energy(own)",
+        "return joint.energy(found)",
+        "tests/test_edlm_joint.py::test_generate_draws_from_one_network_given_twice_and_refuses_another_denoiser",
+    ),
+    Fault(
         "a joint network beside a source told with the exact denoiser",
         "recipes/_oracle_figures.py",
         "_frontier_draws.denoising(setting, of.models).denoiser",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from smallest import LENGTH, NETWORK, UPDATES, train, words_of
+from smallest import LENGTH, NETWORK, UPDATES, settings_of, train, words_of
 
 from edlm import (
     bounds,
@@ -23,7 +23,7 @@ from edlm import (
     vocabulary,
 )
 from edlm.networks import JointNetwork, Transformer
-from edlm.recipes import _models
+from edlm.recipes import _models, _sources
 
 SHORT = {**UPDATES, "valid_every": 6, "save_every": 6}  # a checkpoint and a look at held-out text at the end alone
 
@@ -92,6 +92,9 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
     assert [record["tokens"] for record in records] == tokens.tolist()
     assert {record["denoiser_passes"] for record in records} == {1}
     assert all(record["energy_passes"] <= 20 for record in records)
+    found = _sources.load(settings_of("generate", *both), torch.device("cpu"))
+    held = {id(weight) for weight in found.denoiser.parameters()}
+    assert {id(weight) for weight in found.energy.parameters()} == held, "one set of weights in memory"
     train("generate", f"denoiser={own}", "energy=null", f"output={trained / 'plain.jsonl'}", *few)
     train("generate", *both, f"output={trained / 'more.jsonl'}", "target_ess=2")
     with pytest.raises(ValueError, match=f"the energy of '{own}' corrects the denoiser of the same network alone"):

@@ -82,7 +82,7 @@ BAD = 1.0 + torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
     ("positive", "negative", "said"),
     [
         (GOOD, BAD, None),
-        (-GOOD, -BAD, "the energy is higher on data than on drafts, its sign is wrong (mean gap -"),
+        (-GOOD, -BAD, "the energy is higher on data than on draws, its sign is wrong (mean gap -"),
         (torch.full((200,), 0.3), torch.full((200, 3), 0.3), "the energy is constant"),
         (
             GOOD,
@@ -152,7 +152,7 @@ def test_a_planted_sign_is_warned_of_while_training_and_at_the_end(denoiser: Pat
         [*command, "ema_decay=0.5"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    said = "warning: the energy is higher on data than on drafts, its sign is wrong (mean gap -"
+    said = "warning: the energy is higher on data than on draws, its sign is wrong (mean gap -"
     assert f"step 12: {said}" in done.stderr
     assert said in done.stdout
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -166,7 +166,7 @@ def test_an_energy_that_learns_nothing_is_warned_of(run: Run, denoiser: Path, tm
     status, shown, error = run("edlm_nce", *words)
     assert status == 0, error
     assert "step 3: warning: the energy is constant" in error, "an energy starts at zero"
-    assert "  warning: the energy is constant, it does not tell data from drafts (mean gap 0.0000" in shown
+    assert "  warning: the energy is constant, it does not tell data from draws (mean gap 0.0000" in shown
 
 
 @pytest.mark.slow

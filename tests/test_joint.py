@@ -428,6 +428,17 @@ def test_a_text_of_t_steps_costs_one_pass_of_the_denoiser_and_one_of_k_candidate
     assert int(out["info", "energy_passes"]) == 12
 
 
+def test_one_set_of_weights_is_all_that_a_kernel_holds():
+    network = joint_network()
+    kernel = joint.importance(schedules.log_linear(), denoisers.subs(network, 4), num_particles=3)
+    own = {id(each) for each in network.parameters()}
+    for each in (kernel, adaptive.in_rounds(kernel, 2.0), kernel.outside):
+        held = {id(weight) for weight in each.step.parameters()}
+        assert held
+        assert held <= own
+    assert {id(weight) for weight in kernel.step.parameters()} == own
+
+
 @pytest.mark.parametrize("window", [(0.0, 1.0), (0.4, 0.8), (0.0, 0.5)])
 def test_a_network_of_ours_gives_the_tokens_of_its_two_heads_taken_apart(window: tuple[float, float]):
     denoiser, schedule = denoisers.subs(joint_network(), 4), schedules.log_linear()

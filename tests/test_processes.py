@@ -146,6 +146,17 @@ def test_a_joint_network_has_the_loss_curve_of_one_process(one: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_joint_network_that_keeps_its_denoiser_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path) -> None:
+    """In sharded form, where what the trunk gives takes no gradient and the other head's does."""
+    for name, count, parallel in (("single", 1, "data"), ("sharded", 2, "sharded")):
+        wanted = joint(tmp_path / name, one, parallel=parallel, denoiser_rate=0.0)
+        run_in(count, wanted, tmp_path / f"said_{name}")
+    same_run(tmp_path / "sharded", tmp_path / "single")
+    kept, start = saved(tmp_path / "sharded", "network.safetensors"), saved(one, "network.safetensors")
+    assert all(torch.equal(kept[f"denoiser.{name}"], value) for name, value in start.items())
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_other_parts(one: Path, tmp_path: Path) -> None:
     """One process, then two with a part of the weights each, then three with all of them, then one."""
     chain = [(1, "data", 2), (2, "sharded", 3), (3, "data", 5), (1, "sharded", 6)]
