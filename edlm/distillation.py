@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import categorical, contracts, noise, samplers, training, transition
+from edlm import categorical, contracts, noise, samplers, schedules, training, transition
 from edlm.contracts import Denoiser
 from edlm.networks import EnergyNetwork
 from edlm.noise import Stream
@@ -31,25 +31,28 @@ def chain_rule(
     num_steps: tuple[int, int],
     num_draws: int = 4,
     pad_id: int | None = None,
+    told: Schedule | None = None,
 ) -> TensorDictSequential:
     """Build the training pipeline of the network behind `energies.learned_transition`: `{x_0, ...} -> {loss, ...}`.
 
-    Texts are put before a step as by `transition.contrastive`, and `num_draws` of the denoiser's fill in what it
-    reveals. For each a random position i of S is picked, and `loss = mean (e_i - target)^2` over the draws, (b,): the
-    square in nats, least where the network's scalar at i is the chain rule's term. The network is told no time, the
-    denoiser is frozen: no gradient, eval mode. Raises ValueError unless num_draws >= 1, and as `before_step` does.
+    Texts are put before a step as by `transition.contrastive`. Candidates are as there: the text's own x_s, and
+    `num_draws` of the denoiser's fillings of what the step reveals. For each a random position i of S is picked, and
+    `loss = mean (e_i - target)^2` over the candidates, (b,): the square in nats, least where the network's scalar at i
+    is the chain rule's term. The denoiser is frozen: no gradient, eval mode. told: the schedule whose sigma(t) the
+    network is told, if it is told one. Raises ValueError unless num_draws >= 1, and as `before_step` does.
     """
     if num_draws < 1:
         raise ValueError(f"num_draws = {num_draws} must be at least 1")
-    keys = [contracts.X_T, contracts.T, contracts.POSITIONS, contracts.SEED, contracts.ROW, contracts.STEP]
+    keys = [contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS]
+    keys += [contracts.SEED, contracts.ROW, contracts.STEP]
     term = TensorDictModule(_Term(denoiser, num_draws), in_keys=keys, out_keys=[contracts.CANDIDATES, _PICKED, _TARGET])
     return TensorDictSequential(
         {
             "corrupt": transition.before_step(denoiser.mask_id, schedule, num_steps, pad_id),
             "term": training.Frozen(term),
             "predict": TensorDictModule(
-                _Predicted(network, pad_id),
-                in_keys=[contracts.X_T, contracts.CANDIDATES, _PICKED],
+                _Predicted(network, pad_id, told),
+                in_keys=[contracts.X_T, contracts.T, contracts.CANDIDATES, _PICKED],
                 out_keys=[_PREDICTED],
             ),
             "objective": TensorDictModule(
@@ -63,7 +66,10 @@ def chain_rule(
 
 
 class _Term(nn.Module):
-    """Draws for what a step reveals (b, k, l), a position of S for each (b, k), and its term of the energy (b, k)."""
+    """What a step reveals, the text's own first and then draws: (b, 1 + k, l); a position of S for each, and its term.
+
+    The positions and the terms of the energy are (b, 1 + k).
+    """
 
     def __init__(self, denoiser: Denoiser, num_draws: int) -> None:
         super().__init__()
@@ -72,13 +78,14 @@ class _Term(nn.Module):
         self.propose = samplers.propose(denoiser)
 
     def forward(
-        self, x_t: Tensor, t: Tensor, positions: Tensor, seed: Tensor, row: Tensor, step: Tensor
+        self, x_t: Tensor, t: Tensor, x_s: Tensor, positions: Tensor, seed: Tensor, row: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        (b, length), k = x_t.shape, self.num_draws
+        (b, length), k = x_t.shape, 1 + self.num_draws
         hidden = self._hidden(x_t, t, positions)
-        owner = row[positions // length]
-        uniforms = noise.uniforms(seed, owner, step, Stream.NEGATIVES, positions % length, k)
-        drawn = self.propose(
+        uniforms = noise.uniforms(
+            seed, row[positions // length], step, Stream.NEGATIVES, positions % length, self.num_draws
+        )
+        draws = self.propose(
             TensorDict(
                 {
                     contracts.X_T: x_t,
@@ -87,21 +94,20 @@ class _Term(nn.Module):
                     contracts.PROPOSAL_NOISE: uniforms,
                 }
             )
-        )
-        candidates, log_p = drawn[contracts.CANDIDATES], drawn[contracts.LOG_P_CANDIDATES]
-        new = candidates != x_t.unsqueeze(1)
+        )[contracts.CANDIDATES]
+        candidates = torch.cat([x_s.unsqueeze(1), draws], dim=1)
+        new = (x_s != x_t).unsqueeze(1).expand_as(candidates)
         share = noise.uniforms(seed, row, step, Stream.SELECTION, count=k)
         number = (share * new.sum(-1)).floor().unsqueeze(-1)
         picked = (new.cumsum(-1) <= number).sum(-1, keepdim=True).clamp(max=length - 1)  # of a row of padding: any
+        token, where = candidates.gather(-1, picked).flatten(), picked.flatten()
+        of_row = torch.arange(b, device=x_t.device).repeat_interleave(k) * length + where
+        before = hidden[torch.searchsorted(positions, of_row).clamp(max=len(positions) - 1)]  # positions are in order
         left = torch.arange(length, device=x_t.device) < picked
         context = torch.where(left, candidates, x_t.unsqueeze(1)).flatten(0, 1)  # (b k, l)
-        where = torch.arange(b * k, device=x_t.device) * length + picked.flatten()
-        after = self._hidden(context, t.unsqueeze(1).expand(b, k).flatten(), where)
-        token = candidates.gather(-1, picked)
-        rows = categorical.rows_at_once(self.denoiser.vocab_size, x_t.device)
-        tiles = zip(after.split(rows), token.view(b * k, 1).split(rows), strict=True)
-        told = torch.cat([categorical.token_log_prob(self.denoiser.logits(states), own) for states, own in tiles])
-        term = log_p.gather(-1, picked).squeeze(-1) - told.view(b, k)
+        of_candidate = torch.arange(b * k, device=x_t.device) * length + where
+        after = self._hidden(context, t.repeat_interleave(k), of_candidate)
+        term = (self._log_prob(before, token) - self._log_prob(after, token)).view(b, k)
         return candidates, picked.squeeze(-1), torch.where(new.any(-1), term, 0.0)
 
     def _hidden(self, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
@@ -109,19 +115,28 @@ class _Term(nn.Module):
         found: Tensor = self.denoiser(TensorDict(inputs))[contracts.HIDDEN]
         return found
 
+    def _log_prob(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """`log p(token)` at hidden states (n, h): nats (n,), a tile of logits at a time."""
+        rows = categorical.rows_at_once(self.denoiser.vocab_size, hidden.device)
+        tiles = zip(hidden.split(rows), tokens.unsqueeze(-1).split(rows), strict=True)
+        found = [categorical.token_log_prob(self.denoiser.logits(states), own) for states, own in tiles]
+        return torch.cat(found).squeeze(-1)
+
 
 class _Predicted(nn.Module):
     """The network's scalar at the picked position of every candidate, zero if nothing is new: (b, k)."""
 
-    def __init__(self, network: EnergyNetwork, pad_id: int | None) -> None:
+    def __init__(self, network: EnergyNetwork, pad_id: int | None, told: Schedule | None) -> None:
         super().__init__()
         self.network = network
         self.pad_id = pad_id
+        self.told = told
 
-    def forward(self, x_t: Tensor, candidates: Tensor, picked: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, candidates: Tensor, picked: Tensor) -> Tensor:
         b, k, length = candidates.shape
         before = x_t.unsqueeze(1).expand(b, k, length).flatten(0, 1)
         valid = None if self.pad_id is None else before != self.pad_id
-        scalars = self.network.per_position(before, candidates.flatten(0, 1), None, valid)
+        sigma = None if self.told is None else schedules.sigma(self.told, t).repeat_interleave(k)
+        scalars = self.network.per_position(before, candidates.flatten(0, 1), sigma, valid)
         own = scalars.view(b, k, length).gather(-1, picked.unsqueeze(-1)).squeeze(-1)
         return torch.where((candidates != x_t.unsqueeze(1)).any(-1), own, 0.0)

@@ -24,13 +24,13 @@ from edlm import (
 from edlm.contracts import Energy
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import _settings, _training
+from edlm.recipes._contrast import CHAIN_RULE
 from edlm.recipes._frontier_grid import JOINT
 from edlm.recipes._models import Diffusion, Models
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import TrainingRun
 from edlm.sources import Source
 
-CHAIN_RULE = "chain_rule"  # of transitions: regression on the denoiser's own terms, no contrast
 SETTINGS: Schema = {
     "network": _settings.component("vocab_size", "max_length"),
     "start_from": _settings.choice("denoiser", "scratch"),

@@ -5,6 +5,7 @@ Of whole texts (scope: draft), or of what a step of the sampler reveals (scope: 
 edlm run edlm_nce                       # trains the denoiser first if there is none
 edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
 edlm run edlm_nce scope=transition output_dir=runs/tiny/transition
+edlm run edlm_nce scope=transition objective=chain_rule output_dir=runs/tiny/transition
 """
 
 import sys
@@ -19,6 +20,7 @@ from edlm import (
     contracts,
     corpora,
     denoisers,
+    distillation,
     energies,
     networks,
     objectives,
@@ -56,7 +58,7 @@ SETTINGS: Schema = {
     "dropout": _settings.number(0, 0.9),
     "scope": _settings.choice("draft", "transition"),
     "transition_steps": _settings.span,
-    "objective": _settings.choice("nce", "info_nce"),
+    "objective": _settings.choice("nce", "info_nce", _contrast.CHAIN_RULE),
     "num_negatives": _settings.integer(1),
     "report_particles": _settings.integer(2),
     "samples": _settings.section(_correction.SAMPLES),
@@ -69,6 +71,7 @@ class EnergyByNCE:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
+        _contrast.require_transitions(settings["objective"], settings["scope"])
         self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)
 
@@ -136,7 +139,7 @@ class EnergyByNCE:
         """Per row (n,): its time, loss, accuracy, gap, the ESS of `report_particles` drafts; energies (n, 1 + k)."""
         settings = self.settings
         k = settings["report_particles"]
-        stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
+        stages = self._contrast(network, max(k, settings["num_negatives"])).eval()
 
         def score(row: Tensor) -> dict[str, Tensor]:
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
@@ -205,22 +208,29 @@ class EnergyByNCE:
         lines += [(name.replace("_", " "), f"{x.bits:.4f} ± {x.bits_error:.4f}", how) for name, x in gains.items()]
         return _report.table(lines)
 
-    def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:
-        return getattr(objectives, self.settings["objective"])(positive, negative)
-
     def _energy(self, network: nn.Module) -> Any:
         build: Any = energies.learned_transition if self.settings["scope"] == "transition" else energies.learned
         return build(network, self.told, self.vocabulary.pad_id)
 
-    def _stages(self, network: nn.Module, num_negatives: int | None = None) -> Any:
+    def _stages(self, network: nn.Module) -> Any:
+        """What is trained: the contrast, or without it the chain rule of the denoiser."""
+        settings = self.settings
+        if settings["objective"] != _contrast.CHAIN_RULE:
+            return self._contrast(network, settings["num_negatives"])
+        steps, draws = tuple(settings["transition_steps"]), settings["num_negatives"]
+        padding = self.vocabulary.pad_id
+        return distillation.chain_rule(self.denoiser, network, self.schedule, steps, draws, padding, self.told)
+
+    def _contrast(self, network: nn.Module, num_negatives: int) -> Any:
         settings, parts = self.settings, (self.denoiser, self._energy(network), self.schedule)
-        how = (num_negatives or settings["num_negatives"], self._objective, self.vocabulary.pad_id)
+        how = num_negatives, getattr(objectives, self._classifier()[0]), self.vocabulary.pad_id
         if settings["scope"] == "transition":
             return transition.contrastive(*parts, tuple(settings["transition_steps"]), *how)
         return training.contrastive(*parts, how[0], settings["time_low"], *how[1:])
 
     def _classifier(self) -> tuple[str, int]:
-        return self.settings["objective"], self.settings["num_negatives"]
+        """The contrast that held-out figures are of, and among how many: whatever an energy is trained by."""
+        return _contrast.judged_by(self.settings["objective"]), self.settings["num_negatives"]
 
     def _unusual(self) -> dict[str, Any]:
         """What a checkpoint says of an energy that is not of drafts, or has no embedding of its own."""

@@ -15,6 +15,7 @@ SYMBOLS, LENGTH = 3, 5
 SOURCE = sources.random_markov(0, SYMBOLS, 2.5)
 DENOISER = sources.denoiser(SOURCE, LENGTH)
 LINEAR = schedules.log_linear()
+BEFORE = (contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS)
 SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "conditioning_size": 0}
 
 
@@ -64,7 +65,7 @@ def test_padding_is_neither_revealed_nor_read() -> None:
     everywhere = padding.unsqueeze(1).expand_as(candidates)
     assert (candidates[everywhere] == 0).all()
     assert not everywhere.gather(-1, out["picked"].unsqueeze(-1)).any()
-    for draw in range(4):
+    for draw in range(5):
         given = x_t, candidates[:, draw], None
         expected, careless = (
             network.per_position(*given, valid).gather(-1, out["picked"][:, draw : draw + 1]).squeeze(-1)
@@ -81,14 +82,15 @@ def test_the_terms_of_all_positions_add_up_to_the_exact_energy(monkeypatch: pyte
     state = pipeline.module["corrupt"](keyed(32))
     term = pipeline.module["term"]
     found = term(state)
-    terms = torch.full((32, 4, LENGTH), torch.nan, dtype=torch.float64)
+    terms = torch.full((32, 5, LENGTH), torch.nan, dtype=torch.float64)
     module = term.stage.module
     for share in torch.linspace(0.01, 0.99, 24).tolist():
         monkeypatch.setattr(distillation.noise, "uniforms", picking_at(share))
-        keys = (contracts.X_T, contracts.T, contracts.POSITIONS, contracts.SEED, contracts.ROW, contracts.STEP)
+        keys = (*BEFORE, contracts.SEED, contracts.ROW, contracts.STEP)
         candidates, picked, target = module(*(state[key] for key in keys))
         assert torch.equal(candidates, found[contracts.CANDIDATES]), "the draws do not depend on what is picked"
         terms = terms.scatter(-1, picked.unsqueeze(-1), target.unsqueeze(-1))
+    assert torch.equal(candidates[:, 0], state[contracts.X_S]), "the text's own tokens come first"
     new = candidates != state[contracts.X_T].unsqueeze(1)
     assert torch.equal(~terms.isnan(), new), "every new position is picked, and no other"
     torch.testing.assert_close(terms.nansum(-1), exact(candidates, state[contracts.X_T]), rtol=1e-9, atol=1e-9)
@@ -117,6 +119,21 @@ def test_the_loss_is_the_squared_error_at_what_was_picked() -> None:
     out[contracts.LOSS].sum().backward()
     assert network.scalar.weight.grad is not None
     assert float(network.scalar.weight.grad.abs().sum()) > 0.0
+
+
+def test_a_network_that_is_told_the_time_learns_with_it() -> None:
+    """What it is told is sigma(t), of every candidate that of its row, as the energy of the sampler tells it."""
+    sizes = {**SIZES, "conditioning_size": 8}
+    network = randomise(networks.EnergyNetwork(SYMBOLS + 1, LENGTH, **sizes), 0)
+    schedule = schedules.log_linear(1e-3)
+    out = distillation.chain_rule(DENOISER, network, schedule, (1, 4), told=schedule)(keyed(16))
+    sigma = schedules.sigma(schedule, out[contracts.T])
+    for number in range(5):
+        scalars = network.per_position(out[contracts.X_T], out[contracts.CANDIDATES][:, number], sigma)
+        own = scalars.gather(-1, out["picked"][:, number : number + 1]).squeeze(-1)
+        torch.testing.assert_close(out["predicted"][:, number], own)
+    untold = distillation.chain_rule(DENOISER, network, schedule, (1, 4))(keyed(16))
+    assert not torch.allclose(untold["predicted"], out["predicted"])
 
 
 def test_the_denoiser_is_frozen_and_noise_is_keyed() -> None:
