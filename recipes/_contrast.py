@@ -99,6 +99,7 @@ def figure_lines(
             f"nats, n = {figures['loss'].n}; knows nothing: {naive:.3f}",
         ),
         ("accuracy", _plus_minus(figures["accuracy"]), "data below draft, all times in (0, 1); chance: 0.5"),
+        ("energy gap", _plus_minus(figures["gap"]), "nats, drafts above data; 0 if it knows nothing"),
         ("calibration error", f"{calibration.error:.4f}", f"by chance, if calibrated: {calibration.floor:.4f}"),
         (f"ESS of {k} drafts", _plus_minus(figures["ess"]), f"of {k}"),
         ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
