@@ -22,7 +22,8 @@ class Part(NamedTuple):
 class Published(NamedTuple):
     """What is known of a data set: where the hub has it, what its text is called, and how the papers split it.
 
-    zero_shot: the split of the published zero-shot figures. whole: one text, cut 90/5/5 by characters.
+    zero_shot: the split of the published zero-shot figures. whole: one text, cut 90/5/5 by characters. beside: what
+    names of files begin with that are published with the set and are not it.
     """
 
     repository: str
@@ -35,6 +36,7 @@ class Published(NamedTuple):
     unit: Unit = "line"
     detokenize: Detokenizer | None = None
     whole: bool = False
+    beside: tuple[str, ...] = ()
 
 
 _THREE = {name: Part(name) for name in _SPLITS}
@@ -89,9 +91,15 @@ SETS = {
         revision=_PARQUET,
         columns=("sentence", "text"),
         detokenize=detokenizers.ptb,
+        beside=("ptb.char.",),  # the same text letter by letter
     ),
     "lambada": Published(
-        "EleutherAI/lambada_openai", {"test": Part("test")}, "test", config="default", detokenize=detokenizers.lambada
+        "EleutherAI/lambada_openai",
+        {"test": Part("test")},
+        "test",
+        config="default",
+        detokenize=detokenizers.lambada,
+        beside=tuple(f"lambada_{name}" for name in ("test_de", "test_es", "test_fr", "test_it", "control_test")),
     ),
     "ag_news": Published("fancyzhx/ag_news", _TWO, "test"),
     "pubmed": _papers("pubmed"),

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -37,7 +37,8 @@ _ROWS_AT_ONCE = 1024
 class DataSet:
     """A data set: a `corpora.Source` whose text need not fit into memory.
 
-    read: a split's documents, anew with every call. zero_shot: the split of the published figures.
+    read: a split's documents, anew with every call. zero_shot: the split of the published figures. same: for a split
+    that holds the documents of another, that other, whose tokens serve both.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DataSet:
     cache: Path
     layout: Layout
     wrapped: bool
+    same: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -77,7 +79,7 @@ class DataSet:
 
         Raises ValueError as `token_cache.tokens` and `layouts.rows` do, and for a set that has not all three splits.
         """
-        return Blocks(*(self._rows(name, vocabulary, length) for name in _SPLITS))
+        return Blocks(*(self._rows(self.same.get(name, name), vocabulary, length) for name in _SPLITS))
 
     def _rows(self, split: str, vocabulary: Vocabulary, length: int) -> layouts.TokenRows:
         folder = self.cache / f"{self.name}-{self.content}-{vocabulary.fingerprint}"
@@ -113,9 +115,10 @@ def named(
     stored, content = _on_hub(name, published, streaming) if path is None else _in_files(name, published, Path(path))
     read = _cut_whole(name, stored) if published.whole else _parts(name, published, stored)
     clean = published.detokenize or _unchanged
-    return _data_set(
+    found = _data_set(
         name, _cleaned(read, clean, normalised), content, published.zero_shot, cache, layout, wrapped, normalised
     )
+    return replace(found, same={"test": "valid"} if published.parts.get("valid") == published.parts.get("test") else {})
 
 
 def files(
@@ -243,7 +246,13 @@ def _unchanged(text: str) -> str:
 
 def _in_files(name: str, published: Published, path: Path) -> tuple[Reader, str]:
     """What a set's own files hold by stored split, and what they are."""
+    own = path / (published.folder or published.config or "")
+    path = own if own.is_dir() else path  # a copy of the repository, with other sets beside this one
     found = documents.find(path)
+    found = {
+        split: [file for file in inside if not file.name.startswith(published.beside)]
+        for split, inside in found.items()
+    }
     wanted = {"train"} if published.whole else {part.stored for part in published.parts.values()}
 
     def stored(split: str) -> Iterator[str]:

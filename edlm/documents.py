@@ -8,6 +8,7 @@ import csv
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -21,6 +22,7 @@ _WORDS = {
 }
 _NO_TEXT = {".md", ".py", ".yaml", ".yml", ".lock", ".gitattributes", ".html"}
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_NOT_PLAIN = {".jsonl", ".json", ".parquet", ".arrow", ".csv", ".zip"}
 _ROWS_AT_ONCE = 1024
 _SHOWN_COLUMNS = 12
 
@@ -51,8 +53,8 @@ def read(file: Path, columns: Sequence[str] = ("text",), unit: Unit = "paragraph
 
     columns: those that may hold the text of jsonl, parquet and arrow, of which the first that is there is read; a list
     of texts there is joined by line breaks. unit: what a document of a plain text is, paragraphs between blank lines, a
-    line with its line break, or the file. A zip file holds plain texts. A CSV file has no header, and a document is its
-    columns after the first, joined by spaces, as AG News has them.
+    line with its line break, or the file. A zip file holds plain texts. A CSV file is as AG News has it: no header, the
+    number of a class, and after it columns that are joined by spaces.
     """
     readers: dict[str, Callable[[], Iterator[str]]] = {
         ".jsonl": lambda: _json_lines(file, columns),
@@ -86,10 +88,12 @@ def _zip(file: Path, unit: Unit) -> Iterator[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             for name in sorted(archive.namelist()):
+                if Path(name).suffix in _NOT_PLAIN:
+                    raise ValueError(f"{file}: {name} must be plain text; unpack the zip file to have it read")
                 if not name.endswith("/"):
                     with archive.open(name) as content:
                         yield from _documents(content, f"{file}: {name}", unit)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:  # the last: a password, a method
         raise ValueError(f"{file}: no zip file that can be read ({error})") from error
 
 
@@ -135,7 +139,7 @@ def _json_lines(file: Path, columns: Sequence[str]) -> Iterator[str]:
                 where = f"{file}: line {number}"
                 try:
                     record = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{where} is not JSON, one record to a line ({error})") from error
                 if not isinstance(record, dict):
                     raise ValueError(f"{where} must be a record with the column {_either(columns)}")
@@ -148,7 +152,7 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[str]:
         table = parquet.ParquetFile(file)
         column = column_of(table.schema_arrow.names, columns, str(file))
         for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[column]):
-            yield from texts(batch.column(column).to_pylist(), str(file))
+            yield from texts(_values(batch.column(column), str(file)), str(file))
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: no parquet file that can be read ({error})") from error
 
@@ -160,9 +164,17 @@ def _arrow(file: Path, columns: Sequence[str]) -> Iterator[str]:
         with arrow.memory_map(str(file)) as content, arrow.ipc.open_stream(content) as batches:
             column = column_of(batches.schema.names, columns, str(file))
             for batch in batches:
-                yield from texts(batch.column(column).to_pylist(), str(file))
+                yield from texts(_values(batch.column(column), str(file)), str(file))
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: no arrow file that can be read ({error})") from error
+
+
+def _values(column: Any, where: str) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError as error:  # those who wrote the file need not have checked it
+        raise ValueError(f"{where}: not UTF-8, byte {error.object[error.start]:#04x} in a text") from error
+    return values
 
 
 def _csv(file: Path) -> Iterator[str]:
@@ -171,6 +183,8 @@ def _csv(file: Path) -> Iterator[str]:
             for row in csv.reader(_lines(content, str(file)), skipinitialspace=True, strict=True):
                 if len(row) < 2:
                     raise ValueError(f"{file}: a row of {len(row)} columns; expected a class and one or more texts")
+                if not row[0].isdecimal():
+                    raise ValueError(f"{file}: {row[0]!r:.60} must be the number of a class, and no row a header")
                 yield " ".join(row[1:])
     except csv.Error as error:
         raise ValueError(f"{file}: not CSV ({error})") from error

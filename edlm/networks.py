@@ -212,14 +212,16 @@ def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
 
 
 def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:
-    """Have the energy read tokens by the denoiser's own embedding, one module in both, which is frozen.
+    """Have the energy read tokens by the denoiser's own embedding, frozen.
 
-    Raises ValueError if their shapes differ.
+    The same numbers and not the same tensor: training may round the energy's weights or cut them in parts, and the
+    denoiser stays as it is. Raises ValueError if their shapes differ.
     """
     ours, theirs = tuple(energy.embedding.weight.shape), tuple(denoiser.embedding.weight.shape)
     if ours != theirs:
         raise ValueError(f"the energy's embedding {ours} cannot be the denoiser's {theirs}")
-    energy.embedding = denoiser.embedding.requires_grad_(False)
+    with torch.no_grad():
+        energy.embedding.requires_grad_(False).weight.copy_(denoiser.embedding.weight)
 
 
 def blocks(network: nn.Module) -> list[Block]:

@@ -26,7 +26,6 @@ CHECKED_PAGES = 64  # when a file is opened, evenly spread: 256 MiB take a secon
 _VERSION = 1
 _SMALL = 1 << 16  # ids that two bytes can tell apart
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 1024, 1 << 22  # at once to the tokenizer, which is parallel within a batch
-_LONG = 1 << 20  # characters from which on a document is encoded in pieces
 
 
 class Tokens(NamedTuple):
@@ -105,7 +104,7 @@ def _encoded(documents: Iterable[str], vocabulary: Vocabulary, split: str) -> It
     for batch in _batches(documents):
         try:
             if len(batch) == 1:
-                encoded = [list(vocabulary.encode_pieces(batch[0], _LONG))]
+                encoded = [list(vocabulary.encode_pieces(batch[0]))]
             else:
                 encoded = [[ids] for ids in vocabulary.encode_documents(batch)]
         except ValueError as error:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ _ANY_CHARACTER = r"[\s\S]"
 _TOKENIZER_FILE, _SPECIALS_FILE = "tokenizer.json", "vocabulary.json"
 _ID_FIELDS = ("size", "mask_id", "bos_id", "eos_id", "pad_id")
 _DOCUMENTS_PER_CALL = 1024  # bounds the memory of the tokenizer's own records, which are far larger than the ids
+_PIECES_PER_CALL = 64  # of a long text, 4 million characters together
 _CUT = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 _RARE_LETTER = "\N{EGYPTIAN HIEROGLYPH A001}"
 _SHOWN_ALPHABET = 80
@@ -77,18 +78,21 @@ class Vocabulary:
         starts = range(0, len(documents), _DOCUMENTS_PER_CALL)
         return [ids for start in starts for ids in self._tokenize(documents[start : start + _DOCUMENTS_PER_CALL])]
 
-    def encode_pieces(self, text: str, size: int = 1 << 20) -> Iterator[Tensor]:
+    def encode_pieces(self, text: str, size: int = 1 << 16) -> Iterator[Tensor]:
         """Ids of a long text, piece after piece: `cat(encode_pieces(text)) == encode(text)`.
 
-        A piece holds `size` characters or a few more, so that memory does not grow with the text. It ends before a
-        space between two letters, where no merge of a byte-level tokenizer reaches across; other tokenizers take the
-        text whole.
+        A piece holds `size` characters or a few more, and the tokenizer is given so many at once as it can share among
+        cores, so that memory does not grow with the text. A piece ends before a space between two letters, where no
+        merge of a byte-level tokenizer reaches across; other tokenizers take the text whole.
         """
-        start = 0
-        while len(text) - start > size and (end := self._cut_after(text, start + size)) is not None:
-            yield self.encode(text[start:end])
-            start = end
-        yield self.encode(text[start:])
+        pieces = self._pieces(text, size)
+        while together := list(islice(pieces, _PIECES_PER_CALL)):
+            try:
+                encoded = self.encode_documents(together)
+            except ValueError:
+                self.encode(text)  # says the place in the whole text
+                raise
+            yield from encoded
 
     def decode(self, ids: Tensor, show_specials: bool = False) -> str | list[str]:
         """Turn ids (l,) into a text, or (b, l) into a list of them; a mask is shown as `MASK_SYMBOL`.
@@ -159,6 +163,13 @@ class Vocabulary:
             and parts["normalizer"] is None
             and not any(" " in added["content"] for added in parts["added_tokens"])
         )
+
+    def _pieces(self, text: str, size: int) -> Iterator[str]:
+        start = 0
+        while len(text) - start > size and (end := self._cut_after(text, start + size)) is not None:
+            yield text[start:end]
+            start = end
+        yield text[start:]
 
     def _cut_after(self, text: str, position: int) -> int | None:
         """The first place from `position` on where a text can be cut before it is encoded; None if there is none."""
@@ -235,10 +246,11 @@ def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence
     return Vocabulary(tokenizer, size=mask_id + 1, mask_id=mask_id, **named)
 
 
-def byte_level_bpe(vocab: str | Path, merges: str | Path) -> Vocabulary:
+def byte_level_bpe(vocab: str | Path, merges: str | Path, pad: bool = False) -> Vocabulary:
     """GPT-2's kind of tokenizer from its two files; `<|endoftext|>`, where there is one, is both bos and eos.
 
-    Any text can be encoded. Text that spells `<|endoftext|>` becomes ordinary tokens.
+    Any text can be encoded. Text that spells `<|endoftext|>` becomes ordinary tokens. pad: an id for padding below the
+    mask's, which padded blocks need and published networks have not.
     Raises ValueError naming the file that is missing, empty or broken.
     """
     vocab, merges = Path(vocab), Path(merges)
@@ -246,7 +258,7 @@ def byte_level_bpe(vocab: str | Path, merges: str | Path) -> Vocabulary:
     model = _parse(merges, f"one merge of two tokens of {vocab} per line", lambda: _read_bpe(vocab, merges))
     tokenizer = _byte_level_tokenizer(model)
     end = tokenizer.token_to_id(END_OF_TEXT)
-    return _with_mask_on_top(tokenizer, bos_id=end, eos_id=end)
+    return _with_mask_on_top(tokenizer, bos_id=end, eos_id=end, pad_id=_own_size(tokenizer) if pad else None)
 
 
 def from_tokenizer_json(
@@ -292,7 +304,7 @@ def train_bpe(documents: Iterable[str], size: int) -> Vocabulary:
 def _with_mask_on_top(
     tokenizer: Tokenizer, bos_id: int | None = None, eos_id: int | None = None, pad_id: int | None = None
 ) -> Vocabulary:
-    mask_id = _own_size(tokenizer)
+    mask_id = max(_own_size(tokenizer), -1 if pad_id is None else pad_id + 1)
     return Vocabulary(tokenizer, size=mask_id + 1, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
 
 

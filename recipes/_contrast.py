@@ -111,6 +111,7 @@ def figure_lines(
             f"nats, n = {figures['loss'].n}; knows nothing: {naive:.3f}",
         ),
         ("accuracy", _plus_minus(figures["accuracy"]), "data below draw; chance: 0.5"),
+        ("energy gap", _plus_minus(figures["gap"]), "nats, draws above data; 0 if it knows nothing"),
         ("calibration error", f"{calibration.error:.4f}", f"by chance, if calibrated: {calibration.floor:.4f}"),
         (f"ESS of {k} draws", _plus_minus(figures["ess"]), f"of {k}"),
         ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),

@@ -128,6 +128,34 @@ def test_files_as_they_were_first_published_hold_a_document_a_line(tmp_path: Pat
         assert [text.strip() for text in getattr(found, split)] == [text.strip() for text in expected(name, split)]
 
 
+def test_of_what_is_published_together_a_set_is_read_alone(tmp_path: Path) -> None:
+    """A copy of the hub's repository holds several sets; archives hold the same text in other forms."""
+    for config in ("wikitext-2-raw-v1", "wikitext-2-v1", "wikitext-103-raw-v1"):
+        (tmp_path / "wikitext" / config).mkdir(parents=True)
+        table = pyarrow.table({"text": [config]})
+        pyarrow.parquet.write_table(table, tmp_path / "wikitext" / config / "train-00000-of-00001.parquet")
+    assert named("wikitext2", tmp_path / "wikitext").train == ["wikitext-2-raw-v1"]
+    assert named("wikitext103", tmp_path / "wikitext").train == ["wikitext-103-raw-v1"]
+    (tmp_path / "ptb").mkdir()
+    (tmp_path / "lambada").mkdir()
+    for kind, text in (("ptb", "words"), ("ptb.char", "w o r d s")):
+        (tmp_path / "ptb" / f"{kind}.train.txt").write_text(f"{text}\n")
+    assert named("ptb", tmp_path / "ptb").train == ["words"]
+    for language in ("", "_de", "_fr"):
+        (tmp_path / "lambada" / f"lambada_test{language}.jsonl").write_text(json.dumps({"text": f"A{language}"}) + "\n")
+    assert named("lambada", tmp_path / "lambada").test == ["\nA"]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("ag_news", {"train", "valid"}), ("wikitext2", {"train", "valid", "test"})]
+)
+def test_splits_that_are_the_same_documents_are_written_once(tmp_path: Path, name: str, written: set[str]) -> None:
+    write_hub(tmp_path / "files", name, "jsonl")
+    blocks = named(name, tmp_path / "files", cache=tmp_path / "cache").blocks(BPE, 8)
+    assert {path.stem for path in (tmp_path / "cache").rglob("*.tokens")} == written
+    assert torch.equal(blocks.valid[:], blocks.test[:]) == ("test" not in written)
+
+
 def test_archives_of_papers_and_news_as_they_were_first_published(tmp_path: Path) -> None:
     for file, split in (("train.txt", "train"), ("val.txt", "valid"), ("test.txt", "test")):
         records = [{"article_id": "1", "article_text": [f"{split} a ( b ) , c", "d"], "abstract_text": ["no"]}]

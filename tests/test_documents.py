@@ -94,6 +94,8 @@ def test_a_document_is_there_before_the_rest_is_read(tmp_path: Path, name: str, 
         ("a.parquet", b"PAR1 and no more", r"a\.parquet: no parquet file that can be read"),
         ("a.arrow", b"", r"a\.arrow: no arrow file that can be read"),
         ("a.zip", b"PK and no more", r"a\.zip: no zip file that can be read"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl: line 1 is not JSON, one record to a line"),
+        ("a.csv", b"text,label\na,1\n", r"a\.csv: 'text' must be the number of a class, and no row a header"),
         ("a.csv", b"alone\n", r"a\.csv: a row of 1 columns; expected a class and one or more texts"),
         ("a.csv", b'"1","open', r"a\.csv: not CSV"),
     ],
@@ -104,6 +106,36 @@ def test_a_file_that_cannot_be_read_is_named_with_the_place(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=said):
         list(documents.read(tmp_path / name))
+
+
+def test_bytes_of_a_column_that_are_no_text_are_said_with_the_file(tmp_path: Path) -> None:
+    buffers = pyarrow.array([b"fine", b"a \xff"]).buffers()
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 2, buffers)  # pyarrow itself would have refused to make it
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: not UTF-8, byte 0xff in a text"):
+        list(documents.read(tmp_path / "a.parquet"))
+
+
+def zipped(path: Path, name: str = "a.txt") -> bytearray:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, "\n".join(map(str, range(9999))))
+    return bytearray(path.read_bytes())
+
+
+def test_a_zip_file_that_is_damaged_or_locked_or_holds_no_plain_text_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "a.zip"
+    damaged = zipped(file)
+    damaged[45:60] = b"\xff" * 15
+    locked = zipped(file)
+    for flags in (6, locked.index(b"PK\x01\x02") + 8):
+        locked[flags] |= 1
+    for content, said in ((damaged, "while decompressing"), (locked, "is encrypted, password required")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.zip: no zip file that can be read \(.*{said}"):
+            list(documents.read(file))
+    zipped(file, "b.jsonl")
+    with pytest.raises(ValueError, match=r"a\.zip: b\.jsonl must be plain text; unpack the zip file to have it read"):
+        list(documents.read(file))
 
 
 def test_a_parquet_file_that_was_cut_off_is_no_end_of_data(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training of an energy: what is logged, what is warned of, when it stops, and what it may share with the denoiser."""
 
+import copy
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from edlm import (
 from edlm.networks import EnergyNetwork, Transformer
 from edlm.recipes import _contrast, _training
 from edlm.recipes._patience import Patience
+from edlm.recipes._weights import PURE, Weights
 from edlm.vocabulary import characters
 
 Run = Callable[..., tuple[int, str, str]]
@@ -218,10 +220,10 @@ def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
 # ---- Shared embedding
 
 
-def test_a_shared_embedding_is_one_module_and_takes_no_gradient():
+def test_a_shared_embedding_is_the_denoisers_and_takes_no_gradient():
     denoiser, energy = Transformer(5, 8, 16, 1, 2, 8), EnergyNetwork(5, 8, 16, 1, 2, 8)
     networks.share_embedding(energy, denoiser)
-    assert energy.embedding is denoiser.embedding
+    assert torch.equal(energy.embedding.weight, denoiser.embedding.weight)
     with torch.no_grad():
         energy.scalar.weight.fill_(1.0)
     energy(torch.randint(5, (2, 8)), torch.randint(5, (2, 8))).sum().backward()
@@ -229,6 +231,17 @@ def test_a_shared_embedding_is_one_module_and_takes_no_gradient():
     assert energy.combine.weight.grad.abs().sum() > 0
     with pytest.raises(ValueError, match=r"embedding \(6, 16\) cannot be the denoiser's \(5, 16\)"):
         networks.share_embedding(EnergyNetwork(6, 8, 16, 1, 2, 8), denoiser)
+
+
+def test_rounding_an_energy_that_shares_its_embedding_leaves_the_denoiser_as_it_is():
+    denoiser, energy = Transformer(5, 8, 16, 1, 2, 8), EnergyNetwork(5, 8, 16, 1, 2, 8)
+    before = copy.deepcopy(denoiser.state_dict())
+    networks.share_embedding(energy, denoiser)
+    Weights(energy, "data", PURE)
+    assert energy.embedding.weight.dtype == torch.bfloat16
+    for name, value in denoiser.state_dict().items():
+        assert value.dtype == torch.float32, name
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.slow

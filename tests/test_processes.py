@@ -120,11 +120,15 @@ def test_a_denoiser_has_the_loss_curve_of_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["draft", "transition"])
-def test_an_energy_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path, scope: str) -> None:
-    """In sharded form too: the energy of a transition runs the network by another name than forward."""
+@pytest.mark.parametrize(("scope", "embedding"), [("draft", "own"), ("draft", "shared"), ("transition", "own")])
+def test_an_energy_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path, scope: str, embedding: str) -> None:
+    """In sharded form too: the energy of a transition runs the network by another name than forward.
+
+    An embedding that is the denoiser's own is cut in parts, and the denoiser's stays whole.
+    """
     for name, count, parallel in (("single", 1, "data"), ("sharded", 2, "sharded")):
-        wanted = energy(tmp_path / name, one, scope=scope, parallel=parallel, num_negatives=2)
+        changed = {"scope": scope, "embedding": embedding, "parallel": parallel}
+        wanted = energy(tmp_path / name, one, num_negatives=2, **changed)
         run_in(count, wanted, tmp_path / f"said_{name}")
     same_run(tmp_path / "sharded", tmp_path / "single")
 

@@ -178,6 +178,23 @@ def test_pieces_of_a_text_have_its_ids(text: str, size: int) -> None:
     assert torch.equal(torch.cat(pieces), BPE.encode(text))
 
 
+def test_pieces_go_to_the_tokenizer_together_for_it_to_share_among_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    encode = BPE.tokenizer.encode_batch_fast
+    spy = SimpleNamespace(to_str=BPE.tokenizer.to_str, get_vocab=BPE.tokenizer.get_vocab)
+    spy.encode_batch_fast = lambda texts, **how: given.append(len(texts)) or encode(texts, **how)
+    ids = vocabulary.Vocabulary(spy, BPE.size, BPE.mask_id)  # type: ignore[arg-type]
+    text = "the cat " * 500
+    assert torch.equal(torch.cat(list(ids.encode_pieces(text, 20))), BPE.encode(text))
+    assert given[0] == 64
+    assert max(given) == 64
+
+
+def test_a_character_that_cannot_be_spelled_is_placed_in_the_whole_text() -> None:
+    with pytest.raises(ValueError, match="'é' at offset 150 is not in the vocabulary"):
+        list(TEXT8.encode_pieces("a" * 150 + "é" + "a" * 50, 4))
+
+
 def test_a_long_text_is_cut_and_a_character_at_any_place() -> None:
     assert len(list(BPE.encode_pieces("the cat " * 20, 10))) > 10
     assert [len(piece) for piece in TEXT8.encode_pieces("abcdefg", 3)] == [3, 3, 1]

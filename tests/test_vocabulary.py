@@ -216,6 +216,14 @@ def test_byte_level_bpe_from_small_files(tmp_path: Path):
     assert vocabulary.decode(vocabulary.encode("the é\n")) == "the é\n"
 
 
+def test_byte_level_bpe_has_an_id_for_padding_where_one_is_asked_for(tmp_path: Path):
+    files = byte_files(tmp_path, "t h\nth e\n")
+    padded, plain = byte_level_bpe(*files, pad=True), byte_level_bpe(*files)
+    assert (padded.size, padded.pad_id, padded.mask_id) == (260, 258, 259)
+    assert torch.equal(padded.encode("the hat"), plain.encode("the hat"))
+    assert padded.decode(torch.tensor([*padded.encode("the"), 258, 259])) == "the" + MASK_SYMBOL
+
+
 @pytest.mark.parametrize("merges", ["", "t h\nq q\n", "t\n"])
 def test_broken_merges_are_named(tmp_path: Path, merges: str):
     with pytest.raises(ValueError, match=r"merges\.txt: expected one merge of two tokens"):
