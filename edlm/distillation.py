@@ -65,6 +65,38 @@ def chain_rule(
     )
 
 
+def chain_rule_energy(denoiser: Denoiser) -> TensorDictModule:
+    """The energy that `chain_rule` learns, from the denoiser itself: what a learned one is to be compared with.
+
+    `E = sum_{i in S} [ log p_theta(x_i | x_t) - log p_theta(x_i | x_t, tokens of S left of i) ]`, float64 (b, k), S the
+    new positions: under it SIR tends to writing S from left to right as k grows, and Z = 1. A reference and no sampler:
+    a candidate costs one pass of the denoiser per token of S, for which plain steps would write as many.
+    """
+    keys = [contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.LOG_P_CANDIDATES]
+    return TensorDictModule(_ChainRule(denoiser), in_keys=keys, out_keys=[contracts.ENERGY])
+
+
+class _ChainRule(nn.Module):
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, candidates: Tensor, x_t: Tensor, t: Tensor, log_p_candidates: Tensor) -> Tensor:
+        b, k, length = candidates.shape
+        new = candidates != x_t.unsqueeze(1)
+        number, told = new.cumsum(-1), torch.zeros(b * k, dtype=torch.float64, device=x_t.device)
+        for place in range(1, int(number.max()) + 1):
+            own = (new & (number == place)).flatten(0, 1)
+            asked = own.any(-1).nonzero().squeeze(-1)  # candidates that have so many
+            context = torch.where(new & (number >= place), x_t.unsqueeze(1), candidates).flatten(0, 1)[asked]
+            where = own[asked].int().argmax(-1)
+            of_candidate = torch.arange(len(asked), device=x_t.device) * length + where
+            hidden = _hidden(self.denoiser, context, t.repeat_interleave(k)[asked], of_candidate)
+            tokens = candidates.flatten(0, 1)[asked, where]
+            told.index_add_(0, asked, _log_prob(self.denoiser, hidden, tokens).double())
+        return log_p_candidates.double().sum(-1) - told.view(b, k)
+
+
 class _Term(nn.Module):
     """What a step reveals, the text's own first and then draws: (b, 1 + k, l); a position of S for each, and its term.
 
@@ -81,7 +113,7 @@ class _Term(nn.Module):
         self, x_t: Tensor, t: Tensor, x_s: Tensor, positions: Tensor, seed: Tensor, row: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         (b, length), k = x_t.shape, 1 + self.num_draws
-        hidden = self._hidden(x_t, t, positions)
+        hidden = _hidden(self.denoiser, x_t, t, positions)
         uniforms = noise.uniforms(
             seed, row[positions // length], step, Stream.NEGATIVES, positions % length, self.num_draws
         )
@@ -106,21 +138,22 @@ class _Term(nn.Module):
         left = torch.arange(length, device=x_t.device) < picked
         context = torch.where(left, candidates, x_t.unsqueeze(1)).flatten(0, 1)  # (b k, l)
         of_candidate = torch.arange(b * k, device=x_t.device) * length + where
-        after = self._hidden(context, t.repeat_interleave(k), of_candidate)
-        term = (self._log_prob(before, token) - self._log_prob(after, token)).view(b, k)
+        after = _hidden(self.denoiser, context, t.repeat_interleave(k), of_candidate)
+        term = (_log_prob(self.denoiser, before, token) - _log_prob(self.denoiser, after, token)).view(b, k)
         return candidates, picked.squeeze(-1), torch.where(new.any(-1), term, 0.0)
 
-    def _hidden(self, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
-        inputs = {contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}
-        found: Tensor = self.denoiser(TensorDict(inputs))[contracts.HIDDEN]
-        return found
 
-    def _log_prob(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """`log p(token)` at hidden states (n, h): nats (n,), a tile of logits at a time."""
-        rows = categorical.rows_at_once(self.denoiser.vocab_size, hidden.device)
-        tiles = zip(hidden.split(rows), tokens.unsqueeze(-1).split(rows), strict=True)
-        found = [categorical.token_log_prob(self.denoiser.logits(states), own) for states, own in tiles]
-        return torch.cat(found).squeeze(-1)
+def _hidden(denoiser: Denoiser, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    state = TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions})
+    found: Tensor = denoiser(state)[contracts.HIDDEN]
+    return found
+
+
+def _log_prob(denoiser: Denoiser, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """`log p(token)` at hidden states (n, h): nats (n,), a tile of logits at a time."""
+    rows = categorical.rows_at_once(denoiser.vocab_size, hidden.device)
+    tiles = zip(hidden.split(rows), tokens.unsqueeze(-1).split(rows), strict=True)
+    return torch.cat([categorical.token_log_prob(denoiser.logits(states), own) for states, own in tiles]).squeeze(-1)
 
 
 class _Predicted(nn.Module):

@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from edlm import contracts, distillation, energies, networks, noise, schedules, sources, transition
+from edlm.contracts import Denoiser
 from edlm.noise import Stream
 
 SYMBOLS, LENGTH = 3, 5
@@ -96,17 +97,28 @@ def test_the_terms_of_all_positions_add_up_to_the_exact_energy(monkeypatch: pyte
     torch.testing.assert_close(terms.nansum(-1), exact(candidates, state[contracts.X_T]), rtol=1e-9, atol=1e-9)
 
 
+def test_the_chain_rule_of_an_exact_denoiser_is_the_exact_energy() -> None:
+    """Of the text's tokens and of draws, with different numbers of new tokens in a batch."""
+    state = transition.contrastive(DENOISER, energies.zero(), LINEAR, (1, 4), 6)(keyed(64))
+    candidates, x_t = state[contracts.CANDIDATES], state[contracts.X_T]
+    assert (candidates != x_t.unsqueeze(1)).sum(-1).unique().numel() > 2
+    law = (sources.state_law(SOURCE, x_t) @ SOURCE.emission).log().unsqueeze(1).expand(*candidates.shape, -1)
+    log_p = law.gather(-1, candidates.clamp(max=SYMBOLS - 1).unsqueeze(-1)).squeeze(-1)
+    state[contracts.LOG_P_CANDIDATES] = torch.where(candidates != x_t.unsqueeze(1), log_p, 0.0)
+    found = distillation.chain_rule_energy(DENOISER)(state)[contracts.ENERGY]
+    torch.testing.assert_close(found, exact(candidates, x_t), rtol=1e-9, atol=1e-9)
+
+
 def test_a_term_is_asked_for_where_its_own_token_is_still_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exact denoiser would not mind being shown it, a network would give it back."""
     pipeline = stages(networks.EnergyNetwork(SYMBOLS + 1, LENGTH, **SIZES))
-    module, asked = pipeline.module["term"].stage.module, []
-    hidden = module._hidden
+    asked, hidden = [], distillation._hidden
 
-    def note(x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    def note(denoiser: Denoiser, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         asked.append(x_t.flatten()[positions])
-        return hidden(x_t, t, positions)
+        return hidden(denoiser, x_t, t, positions)
 
-    monkeypatch.setattr(module, "_hidden", note)
+    monkeypatch.setattr(distillation, "_hidden", note)
     pipeline(keyed(32))
     assert len(asked) == 2
     assert all((tokens == SYMBOLS).all() for tokens in asked)
