@@ -33,6 +33,7 @@ from edlm import (
 from edlm.networks import EnergyNetwork, Transformer
 from edlm.recipes import _contrast, _training
 from edlm.recipes._patience import Patience
+from edlm.recipes._weights import PURE, Weights
 from edlm.vocabulary import characters
 
 Run = Callable[..., tuple[int, str, str]]
@@ -218,10 +219,10 @@ def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
 # ---- Shared embedding
 
 
-def test_a_shared_embedding_is_one_module_and_takes_no_gradient():
+def test_a_shared_embedding_is_one_memory_and_takes_no_gradient():
     denoiser, energy = Transformer(5, 8, 16, 1, 2, 8), EnergyNetwork(5, 8, 16, 1, 2, 8)
     networks.share_embedding(energy, denoiser)
-    assert energy.embedding is denoiser.embedding
+    assert energy.embedding.weight.data_ptr() == denoiser.embedding.weight.data_ptr()
     with torch.no_grad():
         energy.scalar.weight.fill_(1.0)
     energy(torch.randint(5, (2, 8)), torch.randint(5, (2, 8))).sum().backward()
@@ -229,6 +230,16 @@ def test_a_shared_embedding_is_one_module_and_takes_no_gradient():
     assert energy.combine.weight.grad.abs().sum() > 0
     with pytest.raises(ValueError, match=r"embedding \(6, 16\) cannot be the denoiser's \(5, 16\)"):
         networks.share_embedding(EnergyNetwork(6, 8, 16, 1, 2, 8), denoiser)
+
+
+def test_an_energy_in_half_precision_leaves_the_embedding_of_its_denoiser_as_it_was():
+    denoiser, energy = Transformer(5, 8, 16, 1, 2, 8), EnergyNetwork(5, 8, 16, 1, 2, 8)
+    networks.share_embedding(energy, denoiser)
+    before = denoiser.embedding.weight.clone()
+    Weights(energy, "data", PURE)
+    assert energy.embedding.weight.dtype == torch.bfloat16
+    assert torch.equal(denoiser.embedding.weight, before)
+    assert denoiser.embedding.weight.dtype == torch.float32
 
 
 @pytest.mark.slow
