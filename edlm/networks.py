@@ -212,16 +212,16 @@ def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
 
 
 def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:
-    """Have the energy read tokens by the denoiser's own embedding, frozen.
+    """Have the energy read tokens by the denoiser's own embedding, in the same memory, frozen in both.
 
-    The same numbers and not the same tensor: training may round the energy's weights or cut them in parts, and the
-    denoiser stays as it is. Raises ValueError if their shapes differ.
+    Each has a parameter of its own: what becomes of the energy's, in parts or in half precision, leaves the denoiser's.
+    Raises ValueError if their shapes differ.
     """
     ours, theirs = tuple(energy.embedding.weight.shape), tuple(denoiser.embedding.weight.shape)
     if ours != theirs:
         raise ValueError(f"the energy's embedding {ours} cannot be the denoiser's {theirs}")
-    with torch.no_grad():
-        energy.embedding.requires_grad_(False).weight.copy_(denoiser.embedding.weight)
+    denoiser.embedding.requires_grad_(False)
+    energy.embedding.weight = nn.Parameter(denoiser.embedding.weight.detach(), requires_grad=False)
 
 
 def blocks(network: nn.Module) -> list[Block]:

@@ -22,7 +22,7 @@ SAMPLES: Schema = {
     "num_steps": _settings.integer(1),
     "num_particles": _settings.integer(1),
     "window": _settings.window,
-    "seed": _settings.integer(0),
+    "seed": _settings.seed,
 }
 
 

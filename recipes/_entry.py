@@ -45,12 +45,16 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
     try:
         _require_pairs(sys.argv[1:])
         config.parse(checked)()
-    except Interrupted as stop:
-        _exit(str(stop), stop.status)
+    except Interrupted as stop:  # in all processes after the same step: the first one speaks, then all of them end
+        message, status = str(stop), stop.status
+        _processes.from_first(lambda: _say(message))
+        sys.exit(status)
     except KeyboardInterrupt:
         if os.environ.get("EDLM_DEBUG"):
             raise
-        _exit("stopped by Ctrl-C", INTERRUPTED)
+        if _speaks():  # each process had the signal, and none waits for another
+            _say("stopped by Ctrl-C")
+        sys.exit(INTERRUPTED)
     except (yaml.YAMLError, TypeError):
         message = _unreadable(sys.argv[1:])
         if message is None or os.environ.get("EDLM_DEBUG"):
@@ -100,7 +104,16 @@ def _unreadable(words: Sequence[str]) -> str | None:
 
 def _exit(message: str, status: int) -> None:
     """Say why and exit. The first process speaks for all; another one only if that one has nothing to say."""
-    if os.environ.get("RANK", "0") != "0":
+    if not _speaks():
         time.sleep(_HEAD_START)  # torchrun ends it meanwhile, where the first has stopped
-    print(f"edlm: {' '.join(message.split())}", file=sys.stderr)
+    _say(message)
     sys.exit(status)
+
+
+def _speaks() -> bool:
+    """Whether this is the first process, or the only one; known before the processes have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(message: str) -> None:
+    print(f"edlm: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -45,6 +45,9 @@ def integer(low: int, high: int | None = None) -> Check:
     return check_value
 
 
+seed = integer(0, 2**63 - 1)  # noise is keyed by an int64
+
+
 def number(low: float, high: float = float("inf"), above: bool = False) -> Check:
     """A number in [low, high], or (low, high] if `above`."""
 

@@ -62,7 +62,7 @@ SETTINGS: Schema = {
 # What may differ when a run is resumed: it changes no update, but for rounding.
 _FREE_ON_RESUME = {
     *("log_every", "valid_every", "valid_rows", "save_every", "keep_last", "keep_best", "resume", "steps"),
-    *("parallel", "recompute", "compile", "processes", *_following.SETTINGS),
+    *("accumulate", "parallel", "recompute", "compile", "processes", *_following.SETTINGS),
 }
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _IMPATIENT = 1.0  # seconds: a signal that comes twice within is one signal, sent to a process and to its group
@@ -271,7 +271,7 @@ class TrainingRun:
         """One optimiser step over one batch, in `accumulate` parts; returns its mean loss."""
         settings = self.settings
         # Dropout, the one consumer of the global generator; every process has its own.
-        torch.manual_seed(self.seed * 1_000_003 + self.step + (_processes.rank() << 48))
+        torch.manual_seed((self.seed * 1_000_003 + self.step + (_processes.rank() << 48)) % 2**64)
         chosen = corpora.batch_at(self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed)
         batch = chosen[contracts.X_0]
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -279,10 +279,9 @@ class TrainingRun:
         self.optimizer.zero_grad(set_to_none=True)
         own = 0.0
         for part in _processes.rows_of_rank(torch.arange(len(batch))).tensor_split(settings["accumulate"]):
-            if part.numel():
-                loss = self._loss(batch[part].to(self.device), part.to(self.device), len(batch))
-                loss.backward()
-                own += float(loss.detach())
+            loss = self._loss(batch[part].to(self.device), part.to(self.device), len(batch))
+            loss.backward()
+            own += float(loss.detach())
         total = self._agree(own)
         self.weights.collect_gradients()
         norm = self.weights.clip(settings["clip_norm"])
@@ -373,10 +372,9 @@ def _require_validation_at_the_end(settings: Mapping[str, Any]) -> None:
 def _require_rows(settings: Mapping[str, Any]) -> None:
     """Raise ValueError unless every part of every process' share of a batch has a row."""
     processes, parts = _processes.world(), settings["accumulate"]
-    if processes > 1 and settings["batch_size"] < processes * parts:
-        raise ValueError(
-            f"batch_size = {settings['batch_size']} must be at least {processes} processes x accumulate = {parts}"
-        )
+    if settings["batch_size"] < processes * parts:
+        among = f"{processes} processes x " if processes > 1 else ""
+        raise ValueError(f"batch_size = {settings['batch_size']} must be at least {among}accumulate = {parts}")
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -71,7 +71,7 @@ SWEEP: Schema = {
 SETTINGS: Schema = {
     "recipe": _settings.choice("benchmark"),
     "output_dir": _settings.text,
-    "seed": _settings.integer(0),
+    "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
     "dtype": _settings.choice("float32", "bfloat16"),

@@ -37,7 +37,7 @@ TRAINING: Schema = {
 SETTINGS: Schema = {
     "recipe": _settings.choice("edlm_joint"),
     "output_dir": _settings.text,
-    "seed": _settings.integer(0),
+    "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
     "corpus": _settings.component(),

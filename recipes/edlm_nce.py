@@ -47,7 +47,7 @@ from edlm.recipes._training import Metrics, TrainingRun
 SETTINGS: Schema = {
     "recipe": _settings.choice("edlm_nce"),
     "output_dir": _settings.text,
-    "seed": _settings.integer(0),
+    "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
     "corpus": _settings.component(),

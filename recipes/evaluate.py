@@ -33,7 +33,7 @@ from edlm.recipes._settings import Schema
 SETTINGS: Schema = {
     "recipe": _settings.choice("evaluate"),
     "output_dir": _settings.text,
-    "seed": _settings.integer(0),
+    "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
     "denoiser": _settings.optional(_settings.text),

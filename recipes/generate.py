@@ -47,7 +47,7 @@ from edlm.vocabulary import MASK_SYMBOL, Vocabulary
 SETTINGS: Schema = {
     "recipe": _settings.choice("generate"),
     "output": _settings.text,
-    "seed": _settings.integer(0),
+    "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
     **_sources.SETTINGS,

@@ -37,7 +37,7 @@ from edlm.recipes._settings import Schema
 SETTINGS: Schema = {
     "recipe": _settings.choice("oracle"),
     "output_dir": _settings.text,
-    "seed": _settings.integer(0),
+    "seed": _settings.seed,
     "threads": _settings.optional(_settings.integer(1)),
     "source": _settings.component(),
     "length": _settings.integer(2),

@@ -22,7 +22,7 @@ TRAINING: Schema = {key: check for key, check in _training.SETTINGS.items() if k
 SETTINGS: Schema = {
     "recipe": _settings.choice("pretrain_ar"),
     "output_dir": _settings.text,
-    "seed": _settings.integer(0),
+    "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
     "corpus": _settings.component(),

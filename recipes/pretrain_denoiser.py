@@ -33,7 +33,7 @@ MODEL: Schema = {
 SETTINGS: Schema = {
     "recipe": _settings.choice("pretrain_denoiser"),
     "output_dir": _settings.text,
-    "seed": _settings.integer(0),
+    "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
     "corpus": _settings.component(),

@@ -1,6 +1,5 @@
 """Training of an energy: what is logged, what is warned of, when it stops, and what it may share with the denoiser."""
 
-import copy
 import json
 import math
 import os
@@ -220,10 +219,10 @@ def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
 # ---- Shared embedding
 
 
-def test_a_shared_embedding_is_the_denoisers_and_takes_no_gradient():
+def test_a_shared_embedding_is_one_memory_and_takes_no_gradient():
     denoiser, energy = Transformer(5, 8, 16, 1, 2, 8), EnergyNetwork(5, 8, 16, 1, 2, 8)
     networks.share_embedding(energy, denoiser)
-    assert torch.equal(energy.embedding.weight, denoiser.embedding.weight)
+    assert energy.embedding.weight.data_ptr() == denoiser.embedding.weight.data_ptr()
     with torch.no_grad():
         energy.scalar.weight.fill_(1.0)
     energy(torch.randint(5, (2, 8)), torch.randint(5, (2, 8))).sum().backward()
@@ -233,15 +232,14 @@ def test_a_shared_embedding_is_the_denoisers_and_takes_no_gradient():
         networks.share_embedding(EnergyNetwork(6, 8, 16, 1, 2, 8), denoiser)
 
 
-def test_rounding_an_energy_that_shares_its_embedding_leaves_the_denoiser_as_it_is():
+def test_an_energy_in_half_precision_leaves_the_embedding_of_its_denoiser_as_it_was():
     denoiser, energy = Transformer(5, 8, 16, 1, 2, 8), EnergyNetwork(5, 8, 16, 1, 2, 8)
-    before = copy.deepcopy(denoiser.state_dict())
     networks.share_embedding(energy, denoiser)
+    before = denoiser.embedding.weight.clone()
     Weights(energy, "data", PURE)
     assert energy.embedding.weight.dtype == torch.bfloat16
-    for name, value in denoiser.state_dict().items():
-        assert value.dtype == torch.float32, name
-        assert torch.equal(value, before[name]), name
+    assert torch.equal(denoiser.embedding.weight, before)
+    assert denoiser.embedding.weight.dtype == torch.float32
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Several processes are one run: the losses, weights, checkpoints and texts of a single one."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from smallest import NETWORK, TEXTS, UPDATES, settings_of, words_of
-from together import fork, together, wait
+from together import fork, start, together, wait
 from torch import Tensor
 
 from edlm import checkpoints
 from edlm.networks import Transformer
-from edlm.recipes import _entry, _processes, _training
+from edlm.recipes import _entry, _processes, _settings, _training
 
 RATES = {"warmup_steps": 1, "decay": "constant", "optimizer.lr": 0.002, "valid_rows": 20, "log_every": 1, "threads": 1}
 
@@ -120,15 +121,15 @@ def test_a_denoiser_has_the_loss_curve_of_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("scope", "embedding"), [("draft", "own"), ("draft", "shared"), ("transition", "own")])
+@pytest.mark.parametrize(("scope", "embedding"), [("draft", "shared"), ("transition", "own")])
 def test_an_energy_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path, scope: str, embedding: str) -> None:
     """In sharded form too: the energy of a transition runs the network by another name than forward.
 
-    An embedding that is the denoiser's own is cut in parts, and the denoiser's stays whole.
+    The denoiser, whole in every process, keeps the embedding that it shares with an energy in parts.
     """
     for name, count, parallel in (("single", 1, "data"), ("sharded", 2, "sharded")):
-        changed = {"scope": scope, "embedding": embedding, "parallel": parallel}
-        wanted = energy(tmp_path / name, one, num_negatives=2, **changed)
+        own = {"scope": scope, "embedding": embedding, "num_negatives": 2}
+        wanted = energy(tmp_path / name, one, parallel=parallel, **own)
         run_in(count, wanted, tmp_path / f"said_{name}")
     same_run(tmp_path / "sharded", tmp_path / "single")
 
@@ -256,6 +257,39 @@ def test_collectives_are_those_of_one_process(tmp_path: Path, count: int) -> Non
 def test_one_process_needs_no_others(tmp_path: Path) -> None:
     check_collectives(tmp_path)
     check_gradients()
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "message"),
+    [
+        (_entry.Interrupted("stopped at step 3", 143), 143, "edlm: stopped at step 3\n"),
+        (KeyboardInterrupt(), 130, "edlm: stopped by Ctrl-C\n"),
+    ],
+)
+def test_processes_that_are_asked_to_stop_end_at_once_and_the_first_says_so(
+    tmp_path: Path, stop: BaseException, status: int, message: str
+) -> None:
+    """A launcher waits for each of them, and kills those that take more than half a minute."""
+    config = tmp_path / "config.yaml"
+    config.write_text("device: cpu\n")
+
+    def main(settings: dict[str, Any]) -> None:
+        raise stop
+
+    def stopped() -> None:
+        sys.argv = ["recipe", "--config", str(config)]
+        _entry._HEAD_START = 1e4  # of a child that was forked for this; it would be waited for in vain
+        _processes.joined = lambda device: contextlib.nullcontext()  # they have joined already
+        _entry.enter(main, {"device": _settings.text})
+
+    assert [wait(child) for child in start(stopped, 2, tmp_path)] == [status, status]
+    assert [(tmp_path / f"said_{rank}").read_text() for rank in (0, 1)] == [message, ""]
+
+
+def test_a_batch_with_fewer_rows_than_parts_is_named() -> None:
+    with pytest.raises(ValueError, match="batch_size = 3 must be at least accumulate = 4"):
+        _training._require_rows({"batch_size": 3, "accumulate": 4})
+    _training._require_rows({"batch_size": 3, "accumulate": 3})
 
 
 @pytest.mark.slow

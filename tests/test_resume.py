@@ -57,7 +57,7 @@ FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.tru
 NUM_KILLS = 100
 
 
-def train(folder: Path, steps: int = 3, **changed: Any) -> None:
+def train(folder: Path, steps: int = 3, seed: int = 3, **changed: Any) -> None:
     """The smallest run there is: one layer, two rows, dropout, a checkpoint after every step."""
     torch.manual_seed(0)
     network = Transformer(3, 4, hidden_size=4, num_layers=1, num_heads=1, conditioning_size=2, dropout=0.2)
@@ -70,7 +70,7 @@ def train(folder: Path, steps: int = 3, **changed: Any) -> None:
         blocks=torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]]),
         vocabulary=CHARACTERS,
         settings={**SETTINGS, "steps": steps, **changed},
-        seed=3,
+        seed=seed,
         identity={"objective": "nelbo"},
         validate=lambda average: {"loss": float(average.head.weight.detach().square().mean())},
     )
@@ -292,8 +292,16 @@ def test_a_new_best_is_saved_between_saving_steps(tmp_path: Path, monkeypatch: p
 def test_what_has_changed_is_said_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path / "run", steps=1)
     capsys.readouterr()
-    train(tmp_path / "run", steps=2, keep_last=4)
-    assert "goes on at step 1: keep_last was 1, is 4; steps was 1, is 2" in capsys.readouterr().out
+    train(tmp_path / "run", steps=2, keep_last=4, accumulate=2)
+    said = "goes on at step 1: accumulate was 1, is 2; keep_last was 1, is 4; steps was 1, is 2"
+    assert said in capsys.readouterr().out
     with pytest.raises(ValueError, match="batch_size was 2, is 3; use another output_dir"):
         train(tmp_path / "run", steps=3, batch_size=3)
+    with pytest.raises(ValueError, match="seed was 3, is 4; use another output_dir"):
+        train(tmp_path / "run", steps=3, seed=4)
     assert set(_training._FREE_ON_RESUME) - {"processes"} <= set(_training.SETTINGS)
+
+
+def test_the_largest_seed_trains(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=1, seed=2**63 - 1)
+    assert readable(tmp_path / "run")
