@@ -41,7 +41,8 @@ class Row(NamedTuple):
 def read_samples(path: str, vocabulary: Vocabulary) -> Texts:
     """The texts of a file that `generate` wrote. Raises ValueError naming the file, and its line, if it cannot be read.
 
-    A record needs `text`; its `tokens` are used where it has them, else the text is encoded.
+    A record needs `text` of as many tokens as `REPEATED`; its `tokens` are used where it has them, else the text is
+    encoded.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -57,6 +58,9 @@ def read_samples(path: str, vocabulary: Vocabulary) -> Texts:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             wanted = "a json object with a text, as `edlm run generate` writes it"
             raise ValueError(f"samples = {path!r}, line {number} must be {wanted} ({error})") from error
+        if len(found) < REPEATED:
+            wanted = f"a text of at least {REPEATED} tokens, whose repetition is counted"
+            raise ValueError(f"samples = {path!r}, line {number} must hold {wanted}, got {len(found)}")
         tokens.append(found)
         spelled.append(text)
     if len(tokens) < 2:

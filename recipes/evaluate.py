@@ -110,17 +110,8 @@ class Evaluate:
             raise ValueError("split is null, zero_shot is empty and samples is null: there is nothing to evaluate")
 
     def evaluate(self) -> None:
-        """Score every set of texts under every model, and the samples; show each table when it is there."""
+        """Judge the samples, whose texts may be refused, then score every set of texts; show each table when ready."""
         settings = self.settings
-        self.figures: list[Figure] = []
-        for texts in self.texts:
-            own: list[Figure] = []
-            for model, score in _scores.scorers(self.models, settings):
-                own += _figures.measure(model, score, texts, settings["batch_size"], settings["seed"], self.device)
-            print(f"\n{self._heading(texts)}\n{_figures.table(own, self.models.vocabulary.unit)}", flush=True)
-            self.figures += own
-        if len(self.texts) > 1:
-            print(f"\nall sets of texts:\n{_figures.comparison(self.figures)}", flush=True)
         self.quality: list[_quality.Row] = []
         if self.samples is not None:
             self.quality = _quality.rows(
@@ -133,6 +124,15 @@ class Evaluate:
                 self.likeness,
             )
             print(f"\n{settings['samples']}, {len(self.samples.tokens)} texts:\n{_quality.table(self.quality)}")
+        self.figures: list[Figure] = []
+        for texts in self.texts:
+            own: list[Figure] = []
+            for model, score in _scores.scorers(self.models, settings):
+                own += _figures.measure(model, score, texts, settings["batch_size"], settings["seed"], self.device)
+            print(f"\n{self._heading(texts)}\n{_figures.table(own, self.models.vocabulary.unit)}", flush=True)
+            self.figures += own
+        if len(self.texts) > 1:
+            print(f"\nall sets of texts:\n{_figures.comparison(self.figures)}", flush=True)
 
     def save_card(self) -> None:
         """Write the figures with everything that is needed to repeat them."""

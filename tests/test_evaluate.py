@@ -65,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "one.txt").write_text(TEXT, encoding="utf-8")
     (path / "two.txt").write_text("cab\n\nabc abc abc\n\nb", encoding="utf-8")
     records = [{"row": i, "text": text, "tokens": ABC.encode(text).tolist()} for i, text in enumerate(SAMPLES)]
+    (path / "short.jsonl").write_text('{"text": "abca"}\n{"text": "abc"}\n', encoding="utf-8")
     (path / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
@@ -463,6 +464,8 @@ def test_rows_of_unequal_length_count_by_their_tokens() -> None:
         (["judge={}/ar"], "has nothing to judge: name samples"),
         (["samples=/nowhere.jsonl"], "samples = '/nowhere.jsonl' cannot be read"),
         (["samples={}/one.txt"], "line 1 must be a json object with a text"),
+        (["samples={}/short.jsonl"], "line 2 must hold a text of at least 4 tokens, whose repetition is counted"),
+        (["samples={}/samples.jsonl", "judge={}/other"], "character ' ' at offset 1 is not in the vocabulary"),
         (["rows=1"], "rows = 1 must be a whole number of at least 2"),
         (["num_partcles=2"], "num_partcles: unknown key; did you mean 'num_particles'?"),
     ],
