@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -54,23 +55,13 @@ def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
     """Judge by a causal language model in Hugging Face's format: a folder, or a name that `transformers` finds.
 
     The first token of a piece is given and does not count, as in the published evaluations, which take GPT-2 Large and
-    1024 tokens; a model that takes more is given 1024 too. Weights are read from safetensors alone, and no code of the
-    model's folder is run.
-    Raises ValueError if `transformers` is not installed or cannot load it.
+    1024 tokens; a model that takes more is given 1024 too. Weights are read from safetensors alone, computed with in
+    float32, and no code of the model's folder is run.
+    Raises ValueError if `transformers` is not installed or cannot load it, or for weights or a tokenizer that are not
+    the model's; judging, for a text that the tokenizer cannot spell.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            f"judge = {name!r} holds no AR model of `edlm run pretrain_ar`, and a model in Hugging Face's format needs "
-            "the extra package: pip install 'edlm-torch[judge]'"
-        ) from error
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"judge = {name!r} cannot be loaded: {error}") from error
-    model = model.eval().to(device)
+    tokenizer, model = _from_hugging_face("judge", name, "AutoModelForCausalLM")
+    model = model.eval().to(device, torch.float32)
 
     def score(tokens: Tensor) -> Tensor:
         tokens = tokens.to(device)
@@ -81,10 +72,44 @@ def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
         return log_p.cpu()
 
     def encode(text: str) -> Tensor:
-        return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        unknown = tokenizer.unk_token_id in ids and tokenizer.unk_token not in text
+        if unknown or (text and not ids):
+            raise ValueError(f"judge = {name!r} cannot spell the text {text[:40]!r}")
+        return torch.tensor(ids, dtype=torch.int64)
 
-    context = min(_CONTEXT, int(getattr(model.config, "max_position_embeddings", _CONTEXT)))
+    context = _context(model.config)
     return lambda texts: _judge([encode(text) for text in texts], context, 1, batch_size, score)
+
+
+def _from_hugging_face(key: str, name: str, loader: str) -> tuple[Any, Any]:
+    """The tokenizer and the network of a model, by a loader of `transformers`, every weight of it from its files."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            f"{key} = {name!r} is no folder of `edlm run`, and a model in Hugging Face's format needs the extra "
+            f"package: pip install 'edlm-torch[{key}]'"
+        ) from error
+    options = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, found = getattr(transformers, loader).from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ValueError(f"{key} = {name!r} cannot be loaded: {error}") from error
+    # `transformers` makes these up at random, with a warning. Nothing here reads a pooler.
+    missing = sorted(weight for weight in found["missing_keys"] if not weight.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{key} = {name!r} lacks {len(missing)} of its model's weights: {', '.join(missing[:3])}")
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(f"{key} = {name!r} has a tokenizer of {len(tokenizer)} tokens and a network of {rows}")
+    return tokenizer, model
+
+
+def _context(config: Any) -> int:
+    """Tokens of a piece for a model with this config."""
+    return min(_CONTEXT, int(getattr(config, "max_position_embeddings", _CONTEXT)))
 
 
 def torchtune_decoder(folder: str | Path, device: torch.device, batch_size: int = 4) -> Judge:
@@ -111,29 +136,53 @@ def torchtune_decoder(folder: str | Path, device: torch.device, batch_size: int 
     return lambda texts: _judge([encode(text) for text in texts], network.max_length, 1, batch_size, score)
 
 
-def mauve(model: str, device: torch.device) -> Likeness:
+def mauve(name: str, device: torch.device) -> Likeness:
     """How alike samples and real text are, 0 to 1: MAUVE (Pillutla et al. 2021, arXiv 2102.01454).
 
-    model: the language model whose last state is a text's features, `gpt2-large` in the paper. The figure moves with
-    the clustering of features: it is the mean over a few, and its error their standard deviation over texts held
-    fixed. Few texts make few clusters; the authors advise thousands.
-    Raises ValueError if `mauve-text` is not installed; the measure itself, for fewer than two texts.
+    name: the language model in Hugging Face's format whose last state is a text's features, `gpt2-large` in the paper;
+    it reads 1024 tokens at most. The figure moves with the clustering of features: it is the mean over a few, and its
+    error their standard deviation over texts held fixed. Few texts make few clusters; the authors advise thousands.
+    Raises ValueError if `mauve-text` or `transformers` is not installed or the model cannot be loaded; the measure
+    itself, for fewer than two texts that say anything.
     """
     try:
         from mauve import compute_mauve
     except ImportError as error:
-        raise ValueError(f"mauve = {model!r} needs the extra package: pip install 'edlm-torch[mauve]'") from error
-    place = -1 if device.type == "cpu" else device.index or 0
+        raise ValueError(f"mauve = {name!r} needs the extra package: pip install 'edlm-torch[mauve]'") from error
+    tokenizer, model = _from_hugging_face("mauve", name, "AutoModel")
+    model = model.eval().to(device, torch.float32)
+    options = {"truncation": True, "max_length": _context(model.config), "return_tensors": "pt"}
+
+    @torch.no_grad()
+    def features(texts: Sequence[str]) -> Any:
+        ids = (tokenizer(text, **options)["input_ids"].to(device) for text in texts if text)
+        return torch.cat([model(input_ids=row).last_hidden_state[:, -1].cpu() for row in ids]).numpy()
 
     def likeness(samples: Sequence[str], real: Sequence[str]) -> Estimate:
-        if min(len(samples), len(real)) < 2:
-            raise ValueError(f"mauve = {model!r} needs at least 2 texts of either kind")
-        texts = {"p_text": list(real), "q_text": list(samples), "featurize_model_name": model, "device_id": place}
-        found = [compute_mauve(**texts, max_text_length=_CONTEXT, seed=seed).mauve for seed in range(_CLUSTERINGS)]
+        if min(sum(map(bool, texts)) for texts in (samples, real)) < 2:
+            raise ValueError(f"mauve = {name!r} needs at least 2 texts of either kind")
+        both = {"p_features": features(real), "q_features": features(samples)}
+        found = [compute_mauve(**both, seed=seed).mauve for seed in range(_CLUSTERINGS)]
         values = torch.tensor(found, dtype=torch.float64)
         return Estimate(float(values.mean()), float(values.std()), len(samples))
 
     return likeness
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a model in Hugging Face's format is judged with: its context, and the versions that a figure depends on.
+
+    revision: the commit of a name's files, None for those of a folder. Raises as `causal_lm` does for its config.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    return {
+        "context": _context(config),
+        "precision": "float32",
+        "revision": getattr(config, "_commit_hash", None),
+        "transformers": transformers.__version__,
+    }
 
 
 def load(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
@@ -144,11 +193,13 @@ def load(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
     """
     if path.startswith(TORCHTUNE):
         name = path.removeprefix(TORCHTUNE)
-        context = decoders.outline(large.read_autoregressive(name, _CONTEXT)).max_length
-        return torchtune_decoder(name, device), {"path": name, "kind": "torchtune", "context": context}
+        blueprint = large.read_autoregressive(name, _CONTEXT)
+        precision = str(blueprint.dtype).removeprefix("torch.")
+        what = {"kind": "torchtune", "context": decoders.outline(blueprint).max_length, "precision": precision}
+        return torchtune_decoder(name, device), {"path": name, **what}
     folder = Path(path)
     if not ((folder / "network.json").is_file() or (folder / "checkpoints" / "last.json").is_file()):
-        return causal_lm(path, device), {"path": path, "kind": "causal_lm"}
+        return causal_lm(path, device), {"path": path, "kind": "causal_lm", **describe(path)}
     found = checkpoints.find_network(folder)
     network = checkpoints.load_as(Transformer, found).to(device)
     if not network.arguments["causal"]:

@@ -183,11 +183,12 @@ def comparison(figures: Sequence[Figure]) -> str:
     return "\n".join([_report.columns(_perplexities(figures)), *_notes(figures)])
 
 
-def markdown(figures: Sequence[Figure]) -> str:
-    """The table of `comparison` as Markdown."""
+def markdown(figures: Sequence[Figure], remarks: Sequence[str]) -> str:
+    """The table of `comparison` as Markdown, with remarks behind it."""
     head, *lines = ["| " + " | ".join(row) + " |" for row in _perplexities(figures)]
     rule = "|" + "---|" * head.count(" | ") + "---|"
-    return "\n".join([head, rule, *lines, "", *_notes(figures)]) + "\n"
+    notes = [note.strip().replace("* ", "\\* ", 1) for note in (*remarks, *_notes(figures))]
+    return "\n\n".join(["\n".join([head, rule, *lines]), *notes]) + "\n"
 
 
 def _perplexities(figures: Sequence[Figure]) -> list[tuple[str, ...]]:

@@ -38,7 +38,7 @@ def draw(path: Path, points: Sequence[Point], subtitle: str) -> None:
             _plots.plain_numbers(axes.xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.suptitle(subtitle, fontsize="small")
+    figure.suptitle(_plots.wrapped(subtitle, 140), fontsize="small")
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, dpi=120, format="png")
     os.replace(temporary, path)

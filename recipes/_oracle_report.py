@@ -120,6 +120,10 @@ def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
         _plots.plain_numbers(axes.xaxis)
         _plots.plain_numbers(axes.yaxis)
     steps.set_ylabel("total variation to the source" + ("" if name == "total_variation" else f", {_title(name)}"))
+    for row in rows:
+        if row.setting is not None and row.figures[name][0] <= _NOTHING:
+            cost = row.figures["passes"][0]
+            passes.axvline(cost, color="C0", linestyle="-.", linewidth=1.0, label=f"{row.name}: no distance")
     best = fronts(rows)
     places = sorted((row.figures["passes"][0], row.figures[name][0]) for row in rows if row.name in best)
     places = [(cost, far) for cost, far in places if far > _NOTHING]
@@ -128,7 +132,7 @@ def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
     )
     handles, labels = passes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.suptitle(subtitle, fontsize="small", x=0.01, horizontalalignment="left")
+    figure.suptitle(_plots.wrapped(subtitle, 110), fontsize="small", x=0.01, horizontalalignment="left")
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, dpi=110, format="png")
     os.replace(temporary, path)

@@ -1,6 +1,7 @@
 """The benchmark's picture: how many times faster on each case, and how the cost grows."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def _curves(axes: Any, sweep: Mapping[str, Any]) -> None:
     axes.set_xlabel(sweep["axis"])
     axes.set_ylabel("seconds")
     axes.legend(fontsize="small", title="exponent", title_fontsize="small")
+
+
+def wrapped(text: str, width: int) -> str:
+    """The lines of a title, none longer than so many characters, so that it leaves the legend its place."""
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def plain_numbers(axis: Any) -> None:

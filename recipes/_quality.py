@@ -3,21 +3,23 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from edlm import corpora, quality
+from edlm import checkpoints, corpora, judges, quality
 from edlm.judges import Judge, Judgement, Likeness
 from edlm.likelihoods import Estimate
-from edlm.recipes import _processes, _report
+from edlm.recipes import _models, _processes, _report
 from edlm.recipes._figures import finite
 from edlm.vocabulary import Vocabulary
 
 ENTROPY = "unigram entropy, nats"
 REPEATED = 4  # n of the n-grams whose repetition within a text is counted
+_OF_A_MODEL = (".safetensors", ".json", ".txt", ".model")  # its weights, config and tokenizer in Hugging Face's format
 
 
 class Texts(NamedTuple):
@@ -39,7 +41,8 @@ class Row(NamedTuple):
 def read_samples(path: str, vocabulary: Vocabulary) -> Texts:
     """The texts of a file that `generate` wrote. Raises ValueError naming the file, and its line, if it cannot be read.
 
-    A record needs `text`; its `tokens` are used where it has them, else the text is encoded.
+    A record needs `text` of as many tokens as `REPEATED`; its `tokens` are used where it has them, else the text is
+    encoded.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -55,6 +58,9 @@ def read_samples(path: str, vocabulary: Vocabulary) -> Texts:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             wanted = "a json object with a text, as `edlm run generate` writes it"
             raise ValueError(f"samples = {path!r}, line {number} must be {wanted} ({error})") from error
+        if len(found) < REPEATED:
+            wanted = f"a text of at least {REPEATED} tokens, whose repetition is counted"
+            raise ValueError(f"samples = {path!r}, line {number} must hold {wanted}, got {len(found)}")
         tokens.append(found)
         spelled.append(text)
     if len(tokens) < 2:
@@ -78,9 +84,35 @@ def held_out(
     return Texts(tokens[::2], spelled[::2]), Texts(tokens[1::2], spelled[1::2])
 
 
-def shared(judge: Judge) -> Judge:
-    """A judge whose texts several processes share, a piece of them each."""
+def load_judge(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
+    """A judge whose texts several processes share, and what it is, by the hashes of its files too."""
+    judge, what = judges.load(path, device)
+    if what["kind"] == "autoregressive":
+        what["weights_sha256"] = _models.sha256(checkpoints.find_network(path) / "network.safetensors")
+    else:
+        what["files_sha256"] = files_sha256(what["path"])
+    return _shared(judge), what
 
+
+def load_likeness(name: str, device: torch.device) -> tuple[Likeness, dict[str, Any]]:
+    """MAUVE by the features of a model, and what it is taken with."""
+    likeness = judges.mauve(name, device)
+    return likeness, {
+        "path": name,
+        "mauve-text": version("mauve-text"),
+        **judges.describe(name),
+        "files_sha256": files_sha256(name),
+    }
+
+
+def files_sha256(path: str) -> dict[str, str]:
+    """The hashes of a model's files by their names, none if it is no folder here."""
+    folder = Path(path)
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {file.name: _models.sha256(file) for file in files if file.suffix in _OF_A_MODEL}
+
+
+def _shared(judge: Judge) -> Judge:
     def judged(texts: Sequence[str]) -> Judgement:
         size = -(-len(texts) // _processes.world())
         pieces = [texts[first : first + size] for first in range(0, len(texts), size)]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import edlm
-from edlm import corpora, judges
+from edlm import corpora
 from edlm.corpora import Excerpt
 from edlm.recipes import (
     _entry,
@@ -66,6 +66,7 @@ SETTINGS: Schema = {
     "replicates": _settings.integer(2),
 }
 CARD, TABLE = "metric_card.json", "perplexities.md"
+_PRECISION = "networks float32, sums float64"
 
 
 class Evaluate:
@@ -79,16 +80,15 @@ class Evaluate:
     def load_checkpoint(self) -> None:
         """Load the networks that the config names."""
         self.models = _models.load(self.settings, self.device)
-        self.judge, self.judged_by = None, None
+        self.judge, self.judged_by, self.likeness, self.alike_by = None, None, None, None
         if self.settings["judge"] is not None:
             if self.settings["samples"] is None:
                 raise ValueError(f"judge = {self.settings['judge']!r} has nothing to judge: name samples")
-            judge, self.judged_by = judges.load(self.settings["judge"], self.device)
-            self.judge = _quality.shared(judge)
-        features = self.settings["mauve"]
-        if features is not None and self.settings["samples"] is None:
-            raise ValueError(f"mauve = {features!r} has nothing to compare: name samples")
-        self.likeness = None if features is None else judges.mauve(features, self.device)
+            self.judge, self.judged_by = _quality.load_judge(self.settings["judge"], self.device)
+        if self.settings["mauve"] is not None:
+            if self.settings["samples"] is None:
+                raise ValueError(f"mauve = {self.settings['mauve']!r} has nothing to compare: name samples")
+            self.likeness, self.alike_by = _quality.load_likeness(self.settings["mauve"], self.device)
 
     def setup(self) -> None:
         """Read the texts and the samples, and cut the texts into excerpts."""
@@ -110,17 +110,8 @@ class Evaluate:
             raise ValueError("split is null, zero_shot is empty and samples is null: there is nothing to evaluate")
 
     def evaluate(self) -> None:
-        """Score every set of texts under every model, and the samples; show each table when it is there."""
+        """Judge the samples, whose texts may be refused, then score every set of texts; show each table when ready."""
         settings = self.settings
-        self.figures: list[Figure] = []
-        for texts in self.texts:
-            own: list[Figure] = []
-            for model, score in _scores.scorers(self.models, settings):
-                own += _figures.measure(model, score, texts, settings["batch_size"], settings["seed"], self.device)
-            print(f"\n{self._heading(texts)}\n{_figures.table(own, self.models.vocabulary.unit)}", flush=True)
-            self.figures += own
-        if len(self.texts) > 1:
-            print(f"\nall sets of texts:\n{_figures.comparison(self.figures)}", flush=True)
         self.quality: list[_quality.Row] = []
         if self.samples is not None:
             self.quality = _quality.rows(
@@ -133,13 +124,22 @@ class Evaluate:
                 self.likeness,
             )
             print(f"\n{settings['samples']}, {len(self.samples.tokens)} texts:\n{_quality.table(self.quality)}")
+        self.figures: list[Figure] = []
+        for texts in self.texts:
+            own: list[Figure] = []
+            for model, score in _scores.scorers(self.models, settings):
+                own += _figures.measure(model, score, texts, settings["batch_size"], settings["seed"], self.device)
+            print(f"\n{self._heading(texts)}\n{_figures.table(own, self.models.vocabulary.unit)}", flush=True)
+            self.figures += own
+        if len(self.texts) > 1:
+            print(f"\nall sets of texts:\n{_figures.comparison(self.figures)}", flush=True)
 
     def save_card(self) -> None:
         """Write the figures with everything that is needed to repeat them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         _report.write_json(self.folder / CARD, self.card())
         if len(self.texts) > 1:
-            _report.write_text(self.folder / TABLE, _figures.markdown(self.figures))
+            _report.write_text(self.folder / TABLE, _figures.markdown(self.figures, self._sampler()))
         print(f"\n  everything needed to repeat this: {self.folder / CARD}")
 
     def card(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Evaluate:
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else f"cpu, {platform.machine()}",
             "threads": torch.get_num_threads(),
             "processes": _processes.world(),
-            "precision": "networks float32, sums float64",
+            "precision": _PRECISION,
             "vocabulary": self.models.vocabulary.fingerprint,
             "networks": self.models.records,
             "texts": [
@@ -169,6 +169,7 @@ class Evaluate:
             "figures": [figure.record() for figure in self.figures],
             "samples": None if settings["samples"] is None else _models.sha256(Path(settings["samples"])),
             "judge": self.judged_by,
+            "mauve": self.alike_by,
             "quality": _quality.record(self.quality),
         }
 
@@ -201,7 +202,16 @@ class Evaluate:
 
     def _heading(self, texts: TextSet) -> str:
         shown = f"{len(texts.excerpts)} of {texts.num_all} excerpts, {texts.tokens:,} tokens"
-        return f"{texts.name}: {shown}, {texts.characters:,} characters, seed {self.settings['seed']}"
+        scored = f"{texts.name}: {shown}, {texts.characters:,} characters, seed {self.settings['seed']}, {_PRECISION}"
+        return "\n".join([scored, *self._sampler()])
+
+    def _sampler(self) -> list[str]:
+        """Of which sampler the bounds are, where one of the models has steps."""
+        settings, (low, high) = self.settings, self.settings["window"]
+        steps = "one position at a time" if settings["num_steps"] is None else f"T={settings['num_steps']}"
+        how = f"{steps}, k={settings['num_particles']}, m={settings['num_completions']}, t in [{low:g}, {high:g}]"
+        drafts = f"log Z of {settings['log_z_particles']} drafts"
+        return [f"  bounds of the sampler with {how}; {drafts}"] if set(self.models.records) - {"ar"} else []
 
 
 def main(settings: dict[str, Any]) -> None:

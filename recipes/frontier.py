@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 import edlm
-from edlm import checkpoints, judges
 from edlm.recipes import (
     _entry,
     _frontier_draws,
@@ -70,11 +69,7 @@ class Frontier:
         """Load the networks and the judge."""
         _parameterisations.require_subs(self.settings["denoiser"])
         self.models = _models.load(self.settings, self.device)
-        judge, self.judged_by = judges.load(self.settings["judge"], self.device)
-        self.judge = _quality.shared(judge)
-        if self.judged_by["kind"] == "autoregressive":
-            folder = checkpoints.find_network(self.settings["judge"])
-            self.judged_by["weights_sha256"] = _models.sha256(folder / "network.safetensors")
+        self.judge, self.judged_by = _quality.load_judge(self.settings["judge"], self.device)
 
     def setup(self) -> None:
         """Expand the sweeps, choose real text to compare with, and find what an earlier run has finished."""

@@ -147,8 +147,8 @@ class Oracle:
         )
         return [
             f"{described}, {beside.length} tokens, entropy {beside.entropy.mean:.4f} ± "
-            f"{beside.entropy.standard_error:.1g} nats per token; exact denoiser, "
-            "but for joint, which has its own",
+            f"{beside.entropy.standard_error:.1g} nats per token; exact denoiser"
+            + (", but for joint, which has its own" if any(each.of_joint for each in self.grid) else ""),
             f"{drawing.num_samples} texts per setting, {drawing.batch_size} at once, seed {drawing.seed}, "
             f"{torch.get_num_threads()} threads; bounds on {len(beside.bounded)} texts of the source",
         ]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gpt2_folder
 import pytest
 import smallest
 import torch
@@ -42,3 +43,12 @@ def trained_ar(trained: Path) -> Path:
     without_bos = Transformer(28, smallest.LENGTH, **sizes)
     checkpoints.save_network(trained / "without_bos", without_bos, vocabulary.characters(), {})
     return trained
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Hugging Face's format."""
+    transformers = pytest.importorskip("transformers", reason="needs pip install 'edlm-torch[judge]'")
+    folder = tmp_path_factory.mktemp("gpt2")
+    gpt2_folder.write(folder, transformers)
+    return folder

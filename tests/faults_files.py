@@ -64,7 +64,7 @@ FAULTS = [
         "judges.py",
         "torch.full_like(owner, length - behind)",
         "torch.full_like(owner, length)",
-        "tests/test_judges.py::test_a_causal_lm_judges_all_but_the_first_token_of_each_piece",
+        "tests/test_judges.py::test_a_text_is_judged_in_pieces_of_the_context",
     ),
     Fault(
         "a checkpoint that was never named pushes out the last one",

@@ -3,20 +3,34 @@
 import json
 import math
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from builders import tiny_network
+from gpt2_folder import CONTEXT
 from running import Runner, unless_given
 from torch import Tensor
 
-from edlm import bounds, checkpoints, corpora, denoisers, energies, folding, joint, likelihoods, schedules, vocabulary
+from edlm import (
+    bounds,
+    checkpoints,
+    corpora,
+    denoisers,
+    energies,
+    folding,
+    joint,
+    judges,
+    likelihoods,
+    schedules,
+    vocabulary,
+)
 from edlm.corpora import Excerpt
 from edlm.likelihoods import Estimate
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.recipes import _figures, _quality, _texts
+from edlm.recipes import _figures, _models, _quality, _texts
 from edlm.recipes._figures import Figure, TextSet
 from edlm.recipes._scores import Scores
 
@@ -51,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "one.txt").write_text(TEXT, encoding="utf-8")
     (path / "two.txt").write_text("cab\n\nabc abc abc\n\nb", encoding="utf-8")
     records = [{"row": i, "text": text, "tokens": ABC.encode(text).tolist()} for i, text in enumerate(SAMPLES)]
+    (path / "short.jsonl").write_text('{"text": "abca"}\n{"text": "abc"}\n', encoding="utf-8")
     (path / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
@@ -124,6 +139,8 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     expected += [(model, name) for model in energies_shown for name in ("sampler_nelbo", *paper)]
     assert list(found) == [*expected, ("ar", "exact_nll")]
     assert bounds.PAPER_NELBO_WARNING in shown
+    assert "seed 0, networks float32, sums float64" in shown
+    assert "bounds of the sampler with T=4, k=3, m=2, t in [0.4, 1]; log Z of 3 drafts" in shown
     for (model, name), figure in found.items():
         assert (figure.get("warning") == bounds.PAPER_NELBO_WARNING) == name.startswith("paper")
         assert figure["n"] == 6
@@ -236,6 +253,7 @@ def test_the_papers_sets_are_read_by_name_in_one_call(run, folder: Path, tmp_pat
     characters = {texts["name"]: texts["characters"] for texts in card["texts"]}
     assert characters["ptb"] == len(" ".join(["abc cab", "bca abc"] * 4))
     table = (tmp_path / "out" / "perplexities.md").read_text("utf-8").splitlines()
+    assert table[-1].startswith("bounds of the sampler with T=4, k=3")
     assert table[0] == "| perplexity | " + " | ".join([*names, "ptb:valid"]) + " |"
     assert table[1] == "|---|" + "---|" * (len(names) + 1)
     assert [line.split(" | ")[0] for line in table[2:4]] == ["| denoiser: nelbo", "| denoiser: t_step_nelbo"]
@@ -324,7 +342,36 @@ def test_samples_are_compared_with_held_out_text_and_judged(run, folder: Path) -
         log_p = energies.ar_log_prob(network, torch.stack([ABC.encode(t) for t in SAMPLES]), ABC.mask_id, ABC.mask_id)
     assert found["generative perplexity"]["samples"]["mean"] == pytest.approx(math.exp(-log_p.mean().item()), rel=1e-4)
     assert card["judge"]["kind"] == "autoregressive"
+    assert card["judge"]["weights_sha256"] == _models.sha256(folder / "ar" / "network.safetensors")
+    assert card["mauve"] is None
     assert len(card["samples"]) == 64
+
+
+def test_a_model_in_hugging_faces_format_judges_and_the_card_says_which(run, folder: Path, gpt2: Path) -> None:
+    status, _, error, card = run(f"samples={folder / 'samples.jsonl'}", f"judge={gpt2}", "energy=null", "ar=null")
+    assert status == 0, error
+    judgement = judges.causal_lm(str(gpt2), torch.device("cpu"))(SAMPLES)
+    found = {row["figure"]: row for row in card["quality"]}["generative perplexity"]
+    expected = math.exp(float(judgement.nll.sum()) / int(judgement.tokens.sum()))
+    assert found["samples"]["mean"] == pytest.approx(expected)
+    assert found["held_out"] is not None
+    judge = card["judge"]
+    assert (judge["kind"], judge["context"], judge["precision"]) == ("causal_lm", CONTEXT, "float32")
+    assert judge["files_sha256"]["model.safetensors"] == _models.sha256(gpt2 / "model.safetensors")
+    assert {"config.json", "tokenizer.json"} < judge["files_sha256"].keys()
+    assert judge["transformers"] == version("transformers")
+
+
+def test_mauve_is_taken_by_the_command_line_and_the_card_says_of_what(run, folder: Path, gpt2: Path) -> None:
+    pytest.importorskip("mauve", reason="needs pip install 'edlm-torch[mauve]'")
+    words = (f"samples={folder / 'samples.jsonl'}", f"mauve={gpt2}", "energy=null", "ar=null")
+    status, shown, error, card = run(*words)
+    assert status == 0, error
+    assert "MAUVE" in shown
+    [found] = [row for row in card["quality"] if row["figure"] == "MAUVE"]
+    assert 0.0 < found["samples"]["mean"] <= 1.0
+    assert card["mauve"]["files_sha256"]["model.safetensors"] == _models.sha256(gpt2 / "model.safetensors")
+    assert card["mauve"]["mauve-text"] == version("mauve-text")
 
 
 def test_held_out_texts_share_none_and_are_as_long_as_a_sample() -> None:
@@ -417,6 +464,8 @@ def test_rows_of_unequal_length_count_by_their_tokens() -> None:
         (["judge={}/ar"], "has nothing to judge: name samples"),
         (["samples=/nowhere.jsonl"], "samples = '/nowhere.jsonl' cannot be read"),
         (["samples={}/one.txt"], "line 1 must be a json object with a text"),
+        (["samples={}/short.jsonl"], "line 2 must hold a text of at least 4 tokens, whose repetition is counted"),
+        (["samples={}/samples.jsonl", "judge={}/other"], "character ' ' at offset 1 is not in the vocabulary"),
         (["rows=1"], "rows = 1 must be a whole number of at least 2"),
         (["num_partcles=2"], "num_partcles: unknown key; did you mean 'num_particles'?"),
     ],

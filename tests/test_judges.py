@@ -1,7 +1,10 @@
 """Judged log-probabilities are those of the judge, piece by piece, in the judge's own tokens."""
 
+import json
+import shutil
 import statistics
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from builders import tiny_network
+from gpt2_folder import CONTEXT as PIECE
+from gpt2_folder import WORDS
 from large_folders import random_weights, write
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
-from torch import Tensor
+from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 
 from edlm import checkpoints, decoders, energies, judges, large, vocabulary
 from edlm.likelihoods import Estimate
@@ -71,61 +76,123 @@ def test_a_network_folder_is_a_judge_and_a_denoiser_is_not(tmp_path: Path) -> No
         judges.load(str(tmp_path / "denoiser"), torch.device("cpu"))
 
 
-# ---- A stand-in for transformers
+# ---- A causal model in Hugging Face's format
 
 
-class Counting(torch.nn.Module):
-    """Next-token logits that favour the token one higher; an id is a character's code."""
-
-    config = SimpleNamespace(max_position_embeddings=3)
-
-    def forward(self, input_ids: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=2.0 * torch.nn.functional.one_hot((input_ids + 1) % 128, 128).double())
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    calls: list[dict] = []
-
-    def loader(what):
-        def from_pretrained(name: str, **options: object):
-            calls.append({"name": name, **options})
-            if name == "missing":
-                raise OSError("no such model")
-            return what
-
-        return SimpleNamespace(from_pretrained=from_pretrained)
-
-    def tokenizer(text: str, add_special_tokens: bool):
-        assert not add_special_tokens
-        return {"input_ids": list(map(ord, text))}
-
-    stand_in = SimpleNamespace(AutoTokenizer=loader(tokenizer), AutoModelForCausalLM=loader(Counting()))
-    monkeypatch.setitem(sys.modules, "transformers", stand_in)
-    return calls
+def changed(folder: Path, target: Path, **config: object) -> Path:
+    """A copy of a folder, some of its config changed."""
+    shutil.copytree(folder, target)
+    file = target / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | config), encoding="utf-8")
+    return target
 
 
-def test_a_causal_lm_judges_all_but_the_first_token_of_each_piece(asked: list[dict]) -> None:
-    judged, what = judges.load("some-model", torch.device("cpu"))
-    result = judged(["abc", "abcde", "ac"])
-    log_total = torch.logsumexp(torch.cat([torch.tensor([2.0]), torch.zeros(127)]), 0).item()
-    # abc: 2 hits. abcde in pieces abc, de: 3 hits. ac: a miss.
-    assert result.tokens.tolist() == [2, 3, 1]
-    expected = torch.tensor([2 * (log_total - 2), 3 * (log_total - 2), log_total], dtype=torch.float64)
-    torch.testing.assert_close(result.nll, expected, atol=1e-5, rtol=1e-5)
-    assert what["kind"] == "causal_lm"
-    assert all(call["trust_remote_code"] is False for call in asked), "no code of the model's folder is run"
-    assert asked[1]["use_safetensors"] is True, "no pickle is read"
+def test_a_causal_lm_judges_all_but_the_first_token_of_each_piece(gpt2: Path) -> None:
+    """The nats of each piece are those that `transformers` itself computes as the model's loss on it."""
+    transformers = pytest.importorskip("transformers")
+    judged, what = judges.load(str(gpt2), torch.device("cpu"))
+    texts = [WORDS, "the", "a rose is a rose is a rose", ""]
+    result = judged(texts)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gpt2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(gpt2).eval()
+    for text, nll, tokens in zip(texts, result.nll, result.tokens, strict=True):
+        ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64)
+        pieces = [piece[None] for piece in ids.split(PIECE) if len(piece) > 1]
+        with torch.no_grad():
+            losses = [float(model(input_ids=p, labels=p).loss) * (p.shape[1] - 1) for p in pieces]
+        assert nll.item() == pytest.approx(sum(losses), rel=1e-5)
+        assert tokens == sum(piece.shape[1] - 1 for piece in pieces)
+    assert result.tokens[0] > PIECE, "several pieces"
+    assert result.tokens[1] == 0, "a first token is given"
+    version = transformers.__version__
+    parts = {"context": PIECE, "precision": "float32", "revision": None, "transformers": version}
+    assert what == {"path": str(gpt2), "kind": "causal_lm", **parts}
 
 
-def test_a_model_that_cannot_be_loaded_is_named(asked: list[dict]) -> None:
-    with pytest.raises(ValueError, match="judge = 'missing' cannot be loaded: no such model"):
-        judges.causal_lm("missing", torch.device("cpu"))
+def test_pieces_are_no_longer_than_those_of_the_published_evaluations(
+    gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = judges.load(str(gpt2), torch.device("cpu"))[0]([WORDS]).tokens
+    monkeypatch.setattr(judges, "_CONTEXT", 2)
+    judged, what = judges.load(str(gpt2), torch.device("cpu"))
+    assert what["context"] == 2
+    assert judged([WORDS]).tokens < whole
+
+
+def test_weights_of_less_precision_are_computed_with_in_float32(gpt2: Path, tmp_path: Path) -> None:
+    """Whatever precision a version of `transformers` would choose: rounded weights change little, rounded sums more."""
+    folder = changed(gpt2, tmp_path / "half", dtype="bfloat16", torch_dtype="bfloat16")
+    weights = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    half = judges.causal_lm(str(folder), torch.device("cpu"))([WORDS]).nll
+    save_file({name: value.float() for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    changed(folder, tmp_path / "single", dtype="float32", torch_dtype="float32")
+    single = judges.causal_lm(str(tmp_path / "single"), torch.device("cpu"))([WORDS]).nll
+    torch.testing.assert_close(half, single, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"n_layer": 3}, "lacks 12 of its model's weights: transformer.h.2.attn.c_attn.bias"),
+        ({"n_embd": 8}, "cannot be loaded: "),
+        ({"model_type": "t5"}, "cannot be loaded: "),
+        ({"model_type": "none"}, "cannot be loaded: "),
+    ],
+)
+def test_weights_that_are_not_the_models_are_refused(gpt2: Path, tmp_path: Path, config: dict, said: str) -> None:
+    folder = changed(gpt2, tmp_path / "other", **config)
+    with pytest.raises(ValueError, match=f"judge = '{folder}' {said}"):
+        judges.load(str(folder), torch.device("cpu"))
+
+
+def test_a_folder_whose_files_are_missing_cut_off_or_a_pickle_is_refused(gpt2: Path, tmp_path: Path) -> None:
+    cut = changed(gpt2, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((gpt2 / "model.safetensors").read_bytes()[:500])
+    pickled = changed(gpt2, tmp_path / "pickled")
+    torch.save(load_file(gpt2 / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    mute = changed(gpt2, tmp_path / "mute")
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        (mute / file).unlink()
+    (tmp_path / "empty").mkdir()
+    for folder, said in ((cut, "loaded"), (pickled, "loaded"), (mute, "loaded|spell"), (tmp_path / "empty", "loaded")):
+        with pytest.raises(ValueError, match=f"judge = '{folder}' cannot be (?:{said})|cannot {said}"):
+            judges.causal_lm(str(folder), torch.device("cpu"))([WORDS])
+
+
+def test_a_text_that_a_tokenizer_has_no_word_for_is_an_error_and_one_too_large_for_its_network_too(
+    gpt2: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = changed(gpt2, tmp_path / "words")
+    for file in ("vocab.json", "merges.txt"):
+        (folder / file).unlink()
+
+    def use(words: list[str]) -> judges.Judge:
+        tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="?"))
+        tokenizer.pre_tokenizer = WhitespaceSplit()
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(folder)
+        return judges.causal_lm(str(folder), torch.device("cpu"))
+
+    judged = use(["?", "the", "name"])
+    assert judged(["the name", "the ? name"]).tokens.tolist() == [1, 2]
+    with pytest.raises(ValueError, match="cannot spell the text 'the rose'"):
+        judged(["the name", "the rose"])
+    with pytest.raises(ValueError, match="has a tokenizer of 281 tokens and a network of 280"):
+        use(["?", *map(str, range(280))])
+
+
+def test_no_code_of_the_models_folder_is_run(gpt2: Path, tmp_path: Path) -> None:
+    folder = changed(gpt2, tmp_path / "code", auto_map={"AutoModelForCausalLM": "trap.Trap", "AutoConfig": "trap.Trap"})
+    (folder / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n", encoding="utf-8")
+    judges.causal_lm(str(folder), torch.device("cpu"))([WORDS])
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_without_the_extra_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"judge = 'gpt2' holds no AR model .* pip install 'edlm-torch\[judge\]'"):
+    with pytest.raises(ValueError, match=r"judge = 'gpt2' is no folder of .* pip install 'edlm-torch\[judge\]'"):
         judges.load("gpt2", torch.device("cpu"))
 
 
@@ -143,7 +210,7 @@ def test_a_torchtune_folder_judges_by_its_own_log_probabilities(
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     monkeypatch.setattr(judges, "_CONTEXT", 5)
     judged, what = judges.load(f"torchtune:{tmp_path}", torch.device("cpu"))
-    assert what == {"path": str(tmp_path), "kind": "torchtune", "context": 5}
+    assert what == {"path": str(tmp_path), "kind": "torchtune", "context": 5, "precision": "float32"}
     result = judged(["abc", "hgfedcb", "ja"])
     network = decoders.load(large.read_autoregressive(tmp_path))
     for text, nll, count in zip(["abc", "hgfedcb", "ja"], result.nll, result.tokens, strict=True):
@@ -170,18 +237,27 @@ def test_a_torchtune_model_with_a_short_context_says_so_and_special_tokens_that_
     assert judged(["<end>nd"]).tokens.tolist() == [3 + 2], "seven letters in pieces of four and three"
 
 
-def test_pieces_are_no_longer_than_those_of_the_published_evaluations(
-    asked: list[dict], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Counting, "config", SimpleNamespace(max_position_embeddings=100_000))
-    monkeypatch.setattr(judges, "_CONTEXT", 4)
-    assert judges.causal_lm("some-model", torch.device("cpu"))(["abcdefgh"]).tokens.tolist() == [6]
+# ---- MAUVE
 
 
-# ---- MAUVE, with a stand-in of the interface of mauve-text 0.4.0
+def test_mauve_is_the_packages_own_figure_over_a_few_clusterings(gpt2: Path) -> None:
+    """Features are taken once, and the package would take them again for every clustering: the figures are the same."""
+    package = pytest.importorskip("mauve", reason="needs mauve-text: pip install 'edlm-torch[mauve]'")
+    real = [" ".join(WORDS.split()[first:]) for first in range(10)]
+    samples = [text.replace("rose", "name") for text in real]
+    found = judges.mauve(str(gpt2), torch.device("cpu"))([*samples, ""], real)
+    texts = {"p_text": real, "q_text": samples, "featurize_model_name": str(gpt2), "max_text_length": PIECE}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it calls its model as `transformers` once wanted
+        expected = [float(package.compute_mauve(**texts, seed=seed).mauve) for seed in range(5)]
+    assert found.mean == pytest.approx(statistics.mean(expected), rel=1e-6)
+    assert found.standard_error == pytest.approx(statistics.stdev(expected), rel=1e-6, abs=1e-9)
+    assert found.n == 11
+    assert judges.mauve(str(gpt2), torch.device("cpu"))(real, real).mean == pytest.approx(1.0)
 
 
-def test_mauve_is_the_mean_over_clusterings_with_their_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mauve_gives_the_package_the_states_after_each_text(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the package: real text first, and clusterings 0 to 4."""
     calls: list[dict] = []
 
     def compute_mauve(**arguments: object) -> SimpleNamespace:
@@ -189,19 +265,21 @@ def test_mauve_is_the_mean_over_clusterings_with_their_spread(monkeypatch: pytes
         return SimpleNamespace(mauve=0.5 + 0.1 * float(str(arguments["seed"])))
 
     monkeypatch.setitem(sys.modules, "mauve", SimpleNamespace(compute_mauve=compute_mauve))
-    found = judges.mauve("gpt2-large", torch.device("cpu"))(["a", "b", "c"], ["d", "e"])
+    likeness = judges.mauve(str(gpt2), torch.device("cpu"))
+    found = likeness(["the", "name", "rose"], [WORDS, "old"])
     assert found.mean == pytest.approx(0.7)
     assert found.standard_error == pytest.approx(statistics.stdev([0.5, 0.6, 0.7, 0.8, 0.9]))
     assert found.n == 3
     assert [call["seed"] for call in calls] == [0, 1, 2, 3, 4]
-    assert {key: calls[0][key] for key in ("p_text", "q_text", "featurize_model_name", "device_id")} == {
-        "p_text": ["d", "e"],
-        "q_text": ["a", "b", "c"],
-        "featurize_model_name": "gpt2-large",
-        "device_id": -1,
-    }
+    assert [calls[0][key].shape for key in ("p_features", "q_features")] == [(2, 16), (3, 16)]
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gpt2)
+    ids = torch.tensor(tokenizer(WORDS)["input_ids"][:PIECE])[None]
+    with torch.no_grad():
+        state = transformers.AutoModel.from_pretrained(gpt2).eval()(input_ids=ids).last_hidden_state[0, -1]
+    torch.testing.assert_close(torch.from_numpy(calls[0]["p_features"][0]), state)
     with pytest.raises(ValueError, match="needs at least 2 texts"):
-        judges.mauve("gpt2-large", torch.device("cpu"))(["a"], ["d", "e"])
+        likeness(["a", ""], [WORDS, "old"])
 
 
 def test_mauve_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,7 @@ def test_a_run_reports_every_setting_and_goes_on_where_it_was(run: Callable[...,
     for name in rows:
         assert f"| {name} |" in (out / "oracle.md").read_text("utf-8")
         assert name in shown
+    assert "but for joint" not in (out / "oracle.md").read_text("utf-8")
     assert (out / "oracle.png").read_bytes().startswith(b"\x89PNG")
     files = ("oracle.csv", "oracle.md", "oracle.jsonl")
     before = {name: (out / name).read_bytes() for name in files}
@@ -209,6 +210,7 @@ def test_a_joint_network_is_its_own_denoiser_beside_the_source(run: Callable[...
     assert far["sir, joint, T=2, k=1"] != pytest.approx(far["plain, T=2"], abs=1e-3)
     assert far["sir, joint, T=2, k=3"] != pytest.approx(far["sir, joint, T=2, k=1"], abs=1e-9)
     assert float(rows["sir, joint, T=2, k=1"]["kl_bound"]) > 0.0
+    assert "exact denoiser, but for joint, which has its own" in (out / "oracle.md").read_text("utf-8")
     folders = {folder.name for folder in out.iterdir() if folder.is_dir()}
     assert folders == {"denoiser", "joint"}
     denoiser, both = (checkpoints.load_network(checkpoints.find_network(out / name)) for name in ("denoiser", "joint"))
