@@ -91,8 +91,9 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (b, heads, l, d), the first two turned by their positions."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
-        return _rotate(q, *rotary), _rotate(k, *rotary), v
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        cos, sin = (table.unsqueeze(1) for table in rotary)
+        return _rotate(q, cos, sin).transpose(1, 2), _rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -124,9 +125,10 @@ class Block(nn.Module):
             return x + self.dropout(self._feed_forward(self.norm_2(x)))
         shift_1, scale_1, *later = self.modulation(conditioning)
         gate_1, shift_2, scale_2, gate_2 = (_per_position(vector, positions, x.shape[1]) for vector in later)
-        mixed = self.attention(self.norm_1(x) * (1 + scale_1) + shift_1, rotary, valid, positions)
-        x = _at(x, positions) + gate_1 * self.dropout(mixed)
-        return x + gate_2 * self.dropout(self._feed_forward(self.norm_2(x) * (1 + scale_2) + shift_2))
+        mixed = self.attention(_modulated(self.norm_1, x, shift_1, scale_1), rotary, valid, positions)
+        x = torch.addcmul(_at(x, positions), gate_1, self.dropout(mixed))
+        fed = self._feed_forward(_modulated(self.norm_2, x, shift_2, scale_2))
+        return torch.addcmul(x, gate_2, self.dropout(fed))
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
         """Apply an unconditioned block to one position, without dropout; see `Attention.step`."""
@@ -183,11 +185,11 @@ class Trunk(nn.Module):
         *earlier, last = self.blocks
         for block in earlier:
             x = block(x, rotary, conditioning, valid)
-        x = self.norm(last(x, rotary, conditioning, valid, positions))
-        if self.modulation is not None:
-            shift, scale = (_per_position(vector, positions, length) for vector in self.modulation(conditioning))
-            x = x * (1 + scale) + shift
-        return x
+        x = last(x, rotary, conditioning, valid, positions)
+        if self.modulation is None:
+            return self.norm(x)
+        shift, scale = (_per_position(vector, positions, length) for vector in self.modulation(conditioning))
+        return _modulated(self.norm, x, shift, scale)
 
     def step(self, x: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Run unconditioned blocks on position number `position` (), (b, 1, h); see `Transformer.step`."""
@@ -217,18 +219,28 @@ class Head(nn.Linear):
         return cross_entropy.log_prob(hidden, self.weight, self.bias, tokens, excluded, expected)
 
 
+def _modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`norm(x) * (1 + scale) + shift`; one shift and scale for all positions become the norm's own, in one pass."""
+    if len(shift) != 1:
+        return torch.addcmul(shift, norm(x), 1 + scale)
+    shift, scale = (vector.flatten().to(norm.weight.dtype) for vector in (shift, scale))  # autocast makes them bfloat16
+    weight = norm.weight * (1 + scale)
+    bias = shift if norm.bias is None else norm.bias * (1 + scale) + shift
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
 def _rotary_table(length: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines (l, d) of the first `length` positions; see `_rotary_at`."""
     return _rotary_at(torch.arange(length, device=like.device), head_size, like)
 
 
 def _rotary_at(positions: Tensor, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (l, d) of positions (l,), the two halves of a head rotated against each other."""
+    """Cosines and signed sines (l, d) of positions (l,), the two halves of a head rotated against each other."""
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=like.device) / head_size
     frequencies = (1.0 / 10_000**exponents).to(_at_least_float32(like.dtype))
     angles = torch.outer(positions.to(frequencies.dtype), frequencies)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+    cos, sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def _at(x: Tensor, positions: Tensor | None) -> Tensor:
@@ -249,4 +261,4 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin)

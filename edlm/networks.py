@@ -111,17 +111,31 @@ class EnergyNetwork(nn.Module):
             pooled = x.mean(1)
         else:
             pooled = (x * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        return self.scalar(F.relu(self.hidden(pooled))).squeeze(-1).clone()  # FSDP2 wants no view of a network
+        return self._scalar(pooled)  # the projection of a mean is the mean of projections
 
     def per_position(
         self, x_t: Tensor, x_s: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None
     ) -> Tensor:
         """Token pairs (b, l) and noise levels (b,) to a scalar at every position (b, l), by the same layers."""
-        return self.scalar(F.relu(self.hidden(self._states(x_t, x_s, sigma, valid)))).squeeze(-1).clone()
+        return self._scalar(self._states(x_t, x_s, sigma, valid))
 
     def _states(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None, valid: Tensor | None) -> Tensor:
-        x = self.combine(torch.cat([self.embedding(x_t), self.embedding(x_0)], dim=-1))
-        return self.project(self.trunk(x, sigma, valid))
+        return self.trunk(self._combined(x_t, x_0), sigma, valid)
+
+    def _combined(self, x_t: Tensor, x_0: Tensor) -> Tensor:
+        """Both embeddings as one vector; where tokens are fewer than positions, each is worked on once."""
+        if self.embedding.num_embeddings > self.max_length:
+            return self.combine(torch.cat([self.embedding(x_t), self.embedding(x_0)], dim=-1))
+        tokens, (of_x_t, of_x_0) = self.embedding.weight, self.combine.weight.chunk(2, dim=1)
+        first, second = F.linear(tokens, of_x_t, self.combine.bias), F.linear(tokens, of_x_0)
+        # Looked up in the embedding's own precision, in which its gradient is then summed over positions.
+        x = F.embedding(x_t, first.to(tokens.dtype)) + F.embedding(x_0, second.to(tokens.dtype))
+        return x.to(first.dtype)
+
+    def _scalar(self, states: Tensor) -> Tensor:
+        """States (..., h) to scalars (...)."""
+        scalars: Tensor = self.scalar(F.relu(self.hidden(self.project(states)))).squeeze(-1)
+        return scalars.clone()  # FSDP2 wants no view of a network
 
 
 class JointNetwork(nn.Module):

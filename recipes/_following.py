@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +27,7 @@ METRICS, SAMPLES, CURVES = "metrics.jsonl", "training_samples.jsonl", "curves.pn
 _NUM_TEXTS, _NUM_STEPS = 2, 64
 _WIDTH, _HEIGHT, _PER_ROW = 4.2, 3.0, 3  # inches of a panel, and panels beside each other
 _SHOWN = 160  # characters of a text in the terminal
+_LEVEL = re.compile(r"_t[\d.]+-[\d.]+$")  # a figure over some times alone
 
 Texts = list[dict[str, Any]]  # records with a `text`, as `_report.write_jsonl` writes them
 Sample = Callable[[nn.Module], Texts]
@@ -131,11 +133,14 @@ def draw_curves(folder: Path) -> None:
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The panels of a picture and the figures that share each: losses, rate, and every other held-out figure."""
+    """The panels of a picture and the figures that share each: losses, rate, and every other figure with its levels."""
     names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
     losses = [name for name in names if name == "loss" or name in ("valid_loss", "valid_nelbo", "valid_nll")]
     alone = [name for name in names if name not in losses and not name.endswith("_error")]
-    return {**({"loss, nats": losses} if losses else {}), **{name: [name] for name in alone}}
+    panels: dict[str, list[str]] = {"loss, nats": losses} if losses else {}
+    for name in alone:
+        panels.setdefault(_LEVEL.sub("", name), []).append(name)
+    return panels
 
 
 def _curve(axes: Any, records: Sequence[Mapping[str, Any]], name: str) -> None:

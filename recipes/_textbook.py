@@ -28,13 +28,13 @@ def ancestral(
 ) -> Tensor:
     """Draw `x_s ~ q(x_s | x_t, x_0 ~ p_theta)` over tokens and mask at every position, T times: tokens (b, l).
 
-    `alpha(t) = 1 - t` on a uniform grid; the network is told no time. only_steps stops early, for timing.
+    `alpha(t) = 1 - t` on a uniform grid; the network is told no time but zero. only_steps stops early, for timing.
     """
     x_t = torch.full(shape, mask_id, device=generator.device)
     law = None
     for alpha_t, alpha_s in _steps(num_steps, only_steps):
         if law is None:
-            law = subs(network.head(network(x_t)), x_t, mask_id).exp()
+            law = subs(network.head(hidden(network, x_t)), x_t, mask_id).exp()
         weights = law * (alpha_s - alpha_t)
         weights[..., mask_id] = 1.0 - alpha_s
         x_s = torch.where(x_t == mask_id, race(weights, generator), x_t)
@@ -65,7 +65,7 @@ def importance(
     log_p = None
     for alpha_t, alpha_s in _steps(num_steps, only_steps):
         if log_p is None:
-            log_p = subs(network.head(network(x_t)), x_t, mask_id)
+            log_p = subs(network.head(hidden(network, x_t)), x_t, mask_id)
         repeated, states = log_p.repeat_interleave(k, dim=0), x_t.repeat_interleave(k, dim=0)
         drafts = torch.where(states == mask_id, race(repeated.exp(), generator), states)
         weights = (-energy(drafts, states, repeated)).view(b, k).softmax(-1)
@@ -91,6 +91,11 @@ def residual_ar(network: Network, mask_id: int, bos_id: int, carry_over: bool) -
         return -log_ratio.sum(-1)
 
     return energy
+
+
+def hidden(network: Network, x_t: Tensor) -> Tensor:
+    """Hidden states at every position (b, l, h); every row is told noise level zero, as published networks are."""
+    return network(x_t, torch.zeros(len(x_t), device=x_t.device))
 
 
 def subs(logits: Tensor, x_t: Tensor, mask_id: int) -> Tensor:

@@ -6,9 +6,10 @@ entry of it, data and drafts through the energy one after the other. Slow, not w
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from edlm.contracts import Network
+from edlm.networks import EnergyNetwork
 from edlm.recipes import _textbook
 
 TIME_LOW = 1e-3
@@ -25,19 +26,26 @@ def corrupt(x_0: Tensor, mask_id: int, generator: Generator) -> tuple[Tensor, Te
 
 def denoising(network: Network, x_0: Tensor, x_t: Tensor, t: Tensor, mask_id: int) -> Tensor:
     """`1/t sum_i -log p_i(x_0^i | x_t)` of each row under the log-linear schedule, from the law at every position."""
-    log_p = subs(network.head(network(x_t)), x_t, mask_id)
+    log_p = subs(network.head(_textbook.hidden(network, x_t)), x_t, mask_id)
     return -log_p.gather(-1, x_0.unsqueeze(-1)).squeeze(-1).sum(-1) / t
 
 
-def contrast(energy: nn.Module, x_0: Tensor, drafts: Tensor, x_t: Tensor) -> Tensor:
+def contrast(network: EnergyNetwork, x_0: Tensor, drafts: Tensor, x_t: Tensor) -> Tensor:
     """`softplus(E(x_0)) + softplus(-E(draft))` of each row, one pass of the energy for each of the two."""
-    return F.softplus(energy(x_t, x_0)) + F.softplus(-energy(x_t, drafts))
+    return F.softplus(energy(network, x_t, x_0)) + F.softplus(-energy(network, x_t, drafts))
+
+
+def energy(network: EnergyNetwork, x_t: Tensor, x_0: Tensor) -> Tensor:
+    """The network's scalar of each row (b,), layer by layer over all positions, every row told noise level zero."""
+    x = network.combine(torch.cat([network.embedding(x_t), network.embedding(x_0)], dim=-1))
+    x = network.project(network.trunk(x, torch.zeros(len(x_t), device=x_t.device)))
+    return network.scalar(F.relu(network.hidden(x.mean(1)))).squeeze(-1)
 
 
 @torch.no_grad()
 def drafts_of(network: Network, x_t: Tensor, mask_id: int, generator: Generator) -> Tensor:
     """A draw from `p(x_0 | x_t)`: a race over all tokens at every position, visible ones kept."""
-    log_p = subs(network.head(network(x_t)), x_t, mask_id)
+    log_p = subs(network.head(_textbook.hidden(network, x_t)), x_t, mask_id)
     return torch.where(x_t == mask_id, _textbook.race(log_p.exp(), generator), x_t)
 
 

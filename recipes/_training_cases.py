@@ -111,8 +111,8 @@ def step_flops(case: Case, sizes: Mapping[str, Any]) -> float:
     denoiser = _timing.transformer_flops(network, tokens, None, masked) + 2.0 * h * case.vocab_size * len(masked)
     if case.objective == "denoising":
         return 3.0 * denoiser
-    per_text = _timing.transformer_flops(network, tokens) + 4.0 * h * h * b * l
-    return denoiser + 3.0 * 2 * per_text
+    combined = case.vocab_size if case.vocab_size <= l else 2 * b * l  # tokens, or positions: see `EnergyNetwork`
+    return denoiser + 3.0 * (2 * _timing.transformer_flops(network, tokens) + 4.0 * h * h * combined)
 
 
 def _method(case: Case, setting: Setting, mode: str | None) -> Method:

@@ -20,7 +20,7 @@ FAULTS = [
     Fault(
         "keys not rotated",
         "layers.py",
-        "_rotate(k, *rotary)",
+        "_rotate(k, cos, sin)",
         "k",
         "tests/test_networks.py::test_attention_is_a_softmax_over_pairs_turned_by_their_distance",
     ),

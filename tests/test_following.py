@@ -240,6 +240,16 @@ def test_panels_are_losses_rate_and_each_held_out_figure() -> None:
     assert _following.curves([]) == {}
 
 
+def test_a_figure_and_its_noise_levels_share_a_panel() -> None:
+    levels = ["valid_loss_t0.0-0.2", "valid_loss_t0.8-1.0"]
+    record = {"step": 2, "valid_loss": 1.0, "valid_ess": 3.0, "valid_ess_t0.2-0.4": 2.0, **dict.fromkeys(levels, 1.0)}
+    assert _following.curves([record]) == {
+        "loss, nats": ["valid_loss"],
+        "valid_ess": ["valid_ess", "valid_ess_t0.2-0.4"],
+        "valid_loss": levels,
+    }
+
+
 def test_a_run_without_figures_leaves_no_picture(tmp_path: Path) -> None:
     draw_curves(tmp_path)
     assert not (tmp_path / "curves.png").exists()

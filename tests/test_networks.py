@@ -13,6 +13,7 @@ from torch import Tensor
 from edlm import folding, layers, networks
 from edlm.contracts import Network
 from edlm.networks import EnergyNetwork, Transformer
+from edlm.recipes import _textbook_training
 
 SIZES = {"vocab_size": 6, "max_length": 8, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8}
 KINDS = {
@@ -161,6 +162,20 @@ def test_no_noise_level_means_zero():
     close(ENERGY(x, x), ENERGY(x, x, torch.zeros(3)))
 
 
+@pytest.mark.parametrize("positions", [None, torch.tensor([0, 4, 9])])
+@pytest.mark.parametrize("norm_bias", [False, True])
+def test_one_noise_level_for_all_rows_has_the_gradients_of_as_many(norm_bias, positions):
+    """One is folded into the norms, several are applied at every position."""
+    x, net = tokens(), network(norm_bias=norm_bias)
+    one, several = (
+        torch.autograd.grad(net(x, sigma, positions).pow(3).sum(), [*net.trunk.parameters()])
+        for sigma in (torch.full((1,), 0.3), torch.full((3,), 0.3))
+    )
+    for a, b in zip(one, several, strict=True):
+        assert b.abs().sum() > 0
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
 def test_conditioning_starts_without_effect_and_can_be_learned():
     x, net = tokens(), Transformer(**SIZES).double()
     close(net(x, levels(3)), net(x, levels(3, 1.5)))
@@ -219,6 +234,32 @@ def test_energies_of_rows_do_not_see_each_other(batch):
     together = ENERGY(batch.x_t, batch.x_0, sigma)
     assert together.shape == (len(batch.x_0),)
     close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("max_length", [6, 5])
+def test_an_energy_is_its_layers_over_all_positions_with_their_gradients(max_length):
+    """As many tokens as positions: each is combined once. More tokens: every position is."""
+    net, x_t, x_0 = energy_network(max_length=max_length), tokens(length=5), tokens(length=5, seed=1)
+    combined: list[int] = []
+    net.combine.register_forward_hook(lambda *_: combined.append(1))
+    ours = net(x_t, x_0)
+    assert len(combined) == (max_length == 5)
+    plain = _textbook_training.energy(net, x_t, x_0)
+    close(ours, plain)
+    gradients = [torch.autograd.grad(energies.pow(2).sum(), [*net.parameters()]) for energies in (ours, plain)]
+    for a, b in zip(*gradients, strict=True):
+        assert b.abs().sum() > 0
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_gradients_of_an_embedding_are_summed_in_float32_under_autocast():
+    """In bfloat16 a sum stops to grow at 256 times what is added."""
+    net = randomise(EnergyNetwork(**(SIZES | {"max_length": 4096})), 0)
+    x_t, x_0 = torch.zeros(2, 1, 4096, dtype=torch.int64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = torch.autograd.grad(net(x_t, x_0).sum(), net.embedding.weight)[0]
+    whole = torch.autograd.grad(net(x_t, x_0).sum(), net.embedding.weight)[0]
+    assert (half - whole).norm() < 0.05 * whole.norm()
 
 
 def test_an_energy_depends_on_both_texts_and_on_which_is_which():

@@ -40,7 +40,7 @@ class TableNetwork(nn.Module):
         super().__init__()
         self.lookup, self.head, self.asked = Lookup(table), nn.Identity(), []
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None) -> Tensor:
         self.asked.append(tokens.clone())
         return self.lookup(tokens)
 

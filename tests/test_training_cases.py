@@ -6,19 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from builders import randomise
 from small_benchmarks import BLOCK, CPU, SIZES, VOCAB, settings, small_networks, small_training
-from tensordict import TensorDict
 
 from edlm import contracts, denoisers, energies, networks, schedules, training
 from edlm.recipes import _textbook_training, _timing, _training, _training_cases, benchmark
 
 
-def training_pair(objective: str) -> tuple[Any, Any, TensorDict]:
-    """Our loss with what it drew, and the textbook's of the same states, times and drafts."""
+def training_pair(objective: str, max_length: int) -> tuple[Any, Any, Any]:
+    """Our loss with what it drew, the textbook's of the same states, times and drafts, and what is trained."""
     torch.manual_seed(0)
     network, schedule = small_networks().denoiser, schedules.log_linear()
-    energy = networks.EnergyNetwork(VOCAB, BLOCK, **SIZES).double()
-    torch.nn.init.normal_(energy.scalar.weight)
+    energy = randomise(networks.EnergyNetwork(VOCAB, max_length, **SIZES).double(), 0)
     x_0 = torch.randint(VOCAB - 1, (5, BLOCK))
     denoiser, batch = denoisers.subs(network, VOCAB - 1), _training.keyed(x_0, torch.arange(5), 0, 3, 5)
     if objective == "denoising":
@@ -31,9 +30,10 @@ def training_pair(objective: str) -> tuple[Any, Any, TensorDict]:
     return out, _textbook_training.contrast(energy, x_0, drafts, out[contracts.X_T]), energy.parameters()
 
 
-@pytest.mark.parametrize("objective", ["denoising", "contrast"])
-def test_both_sides_train_with_the_same_loss_and_gradient(objective: str) -> None:
-    out, textbook, parameters = training_pair(objective)
+@pytest.mark.parametrize(("objective", "max_length"), [("denoising", BLOCK), ("contrast", BLOCK), ("contrast", VOCAB)])
+def test_both_sides_train_with_the_same_loss_and_gradient(objective: str, max_length: int) -> None:
+    """An energy of texts as long as the vocabulary is large combines tokens and not positions."""
+    out, textbook, parameters = training_pair(objective, max_length)
     torch.testing.assert_close(out[contracts.LOSS], textbook, rtol=1e-10, atol=1e-10)
     wanted = list(parameters)
     ours, theirs = (
@@ -55,6 +55,9 @@ def test_operations_of_a_training_step_are_three_passes_of_what_is_trained() -> 
     per_text = _timing.transformer_flops(network, tokens) + 2 * 2 * 16 * 16 * 4 * BLOCK
     contrast = _training_cases.step_flops(case._replace(objective="contrast"), SIZES)
     assert contrast == passed + head + 3 * 2 * per_text
+    small = case._replace(objective="contrast", vocab_size=BLOCK)
+    spared = 2 * 2 * 16 * 16 * (2 * 4 * BLOCK - BLOCK)
+    assert _training_cases.step_flops(small, SIZES) == contrast - 2 * 16 * (VOCAB - BLOCK) * len(masked) - 3 * spared
 
 
 def test_the_recipe_measures_training_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
