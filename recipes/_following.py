@@ -1,9 +1,11 @@
 """A run that can be followed: figures on disk and in other loggers, texts drawn on the way, a picture of all of it."""
 
+import contextlib
 import importlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -51,21 +53,24 @@ class Log:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written, which has been said
+            self.file.close()
         for logger in self.loggers:
             logger.close()
 
     def write(self, step: int, record: Mapping[str, Any]) -> None:
-        """Add the figures of a step, if there are any."""
+        """Add the figures of a step, if there are any. Raises ValueError naming the file if it cannot be written."""
         if record:
-            self.file.write(json.dumps({"step": step, **record}) + "\n")
+            with _report.writing(self.folder / METRICS):
+                self.file.write(json.dumps({"step": step, **record}) + "\n")
             for logger in self.loggers:
                 logger.log_dict(dict(record), step)
 
     def flush(self) -> None:
-        """Have all that was written on the disk."""
+        """Have all that was written on the disk. Raises ValueError naming the file if it cannot be."""
         if _processes.is_first():
-            os.fsync(self.file.fileno())
+            with _report.writing(self.folder / METRICS):
+                os.fsync(self.file.fileno())
 
     def show(self, step: int, texts: Texts) -> None:
         """Add texts drawn after a step to `training_samples.jsonl`, and show the last of them."""
@@ -103,6 +108,7 @@ def draw_curves(folder: Path) -> None:
     """Draw what `metrics.jsonl` holds as `curves.png`, whole or not at all: loss, rate, and each held-out figure.
 
     The loss of training and what is held out of the same kind share a panel, with one standard error where it is known.
+    A picture that cannot be written is said to be so, and no error.
     """
     path = folder / METRICS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -128,8 +134,11 @@ def draw_curves(folder: Path) -> None:
     for axes in every[len(panels) :]:
         axes.set_axis_off()
     temporary = folder / f".{CURVES}.partial"
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, folder / CURVES)
+    try:
+        figure.savefig(temporary, dpi=120, format="png")
+        os.replace(temporary, folder / CURVES)
+    except OSError as error:  # a run that ends on a full disk has something else to say
+        tqdm.write(f"cannot write {folder / CURVES}: {error.strerror}", file=sys.stderr)
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -3,10 +3,11 @@
 Of several processes the first one writes.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,19 @@ def fingerprint(content: Mapping[str, Any]) -> str:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all. Raises ValueError naming it if it cannot be."""
     if not _processes.is_first():
         return
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path):
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a file system says of a file, such as that it is full, into a ValueError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error

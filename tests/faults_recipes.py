@@ -27,7 +27,7 @@ FAULTS = [
     Fault(
         "the step's dropout not seeded",
         "recipes/_training.py",
-        "        torch.manual_seed(self.seed * 1_000_003 + self.step + (_processes.rank() << 48))",
+        "        torch.manual_seed((self.seed * 1_000_003 + self.step + (_processes.rank() << 48)) % 2**64)",
         "        torch.seed()",
         "tests/test_recipes.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),

@@ -13,7 +13,7 @@ from builders import tiny_denoiser, tiny_network
 from torch import nn
 
 from edlm import baselines, checkpoints, cli, denoisers, schedules, training, vocabulary
-from edlm.recipes import _following, _forecast, _training
+from edlm.recipes import _following, _forecast, _report, _training
 from edlm.recipes._training import TrainingRun
 
 ROWS, LENGTH = 6, 7
@@ -253,6 +253,34 @@ def test_a_figure_and_its_noise_levels_share_a_panel() -> None:
 def test_a_run_without_figures_leaves_no_picture(tmp_path: Path) -> None:
     draw_curves(tmp_path)
     assert not (tmp_path / "curves.png").exists()
+
+
+# ---- A full disk
+
+full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+
+
+@full
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    said = f"cannot write {re.escape(str(tmp_path))}/metrics.jsonl: No space left on device"
+    with pytest.raises(ValueError, match=said), _following.Log(tmp_path, []) as log:
+        log.write(1, {"loss": 1.0})
+
+
+@full
+def test_a_report_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".report.json.partial").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"report\.json: No space left on device"):
+        _report.write_json(tmp_path / "report.json", {})
+
+
+@pytest.mark.slow
+def test_a_picture_that_cannot_be_written_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / ".curves.png.partial").mkdir()
+    draw_curves(tmp_path)
+    assert f"cannot write {tmp_path}/curves.png: Is a directory" in capsys.readouterr().err
 
 
 # ---- The forecast
