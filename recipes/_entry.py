@@ -56,10 +56,10 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
             _say("stopped by Ctrl-C")
         sys.exit(INTERRUPTED)
     except (yaml.YAMLError, TypeError):
-        message = _unreadable(sys.argv[1:])
-        if message is None or os.environ.get("EDLM_DEBUG"):
+        unreadable = _unreadable(sys.argv[1:])
+        if unreadable is None or os.environ.get("EDLM_DEBUG"):
             raise
-        _exit(message, USAGE_ERROR)
+        _exit(unreadable, USAGE_ERROR)
     except (ValueError, OSError, OmegaConfBaseException, config._errors.InstantiationError) as error:
         if os.environ.get("EDLM_DEBUG"):
             raise

@@ -185,6 +185,7 @@ def _textbook_loss(
         x_t, t = _textbook_training.corrupt(x_0, mask_id, generator)
         if case.objective == "denoising":
             return _textbook_training.denoising(denoiser, x_0, x_t, t, mask_id)
+        assert isinstance(trained, EnergyNetwork)
         drafts = _textbook_training.drafts_of(denoiser, x_t, mask_id, generator)
         return _textbook_training.contrast(trained, x_0, drafts, x_t)
 

@@ -212,7 +212,7 @@ class EnergyByNCE:
         build: Any = energies.learned_transition if self.settings["scope"] == "transition" else energies.learned
         return build(network, self.told, self.vocabulary.pad_id)
 
-    def _stages(self, network: nn.Module) -> Any:
+    def _stages(self, network: networks.EnergyNetwork) -> Any:
         """What is trained: the contrast, or without it the chain rule of the denoiser."""
         settings = self.settings
         if settings["objective"] != _contrast.CHAIN_RULE:
