@@ -214,6 +214,20 @@ FAULTS = [
         "tests/test_distillation.py::test_a_term_is_asked_for_where_its_own_token_is_still_masked",
     ),
     Fault(
+        "the chain rule learned from draws alone",
+        "distillation.py",
+        "torch.cat([x_s.unsqueeze(1), draws], dim=1)",
+        "torch.cat([draws[:, :1], draws], dim=1)",
+        "tests/test_distillation.py::test_the_terms_of_all_positions_add_up_to_the_exact_energy",
+    ),
+    Fault(
+        "the chain rule's energy told a token that it is asked for",
+        "distillation.py",
+        "torch.where(new & (number >= place)",
+        "torch.where(new & (number > place)",
+        "tests/test_distillation.py::test_the_energy_of_a_denoiser_asks_for_tokens_that_are_still_masked",
+    ),
+    Fault(
         "the states of another particle than the winner carried on",
         "joint.py",
         "index = chosen.view(-1, 1, 1, 1)",

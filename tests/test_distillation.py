@@ -124,6 +124,25 @@ def test_a_term_is_asked_for_where_its_own_token_is_still_masked(monkeypatch: py
     assert all((tokens == SYMBOLS).all() for tokens in asked)
 
 
+def test_the_energy_of_a_denoiser_asks_for_tokens_that_are_still_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And has read those of S left of them: each new token is asked for once, the first with nothing new before it."""
+    asked, hidden = [], distillation._hidden
+
+    def note(denoiser: Denoiser, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        asked.append((x_t.flatten()[positions], (x_t != SYMBOLS).sum(-1)))
+        return hidden(denoiser, x_t, t, positions)
+
+    monkeypatch.setattr(distillation, "_hidden", note)
+    x_t = torch.full((2, LENGTH), SYMBOLS)
+    candidates = torch.zeros(2, 3, LENGTH, dtype=torch.long)
+    candidates[1, :, 2:] = SYMBOLS  # two new tokens beside five
+    log_p = torch.zeros(2, 3, LENGTH, dtype=torch.float64)
+    state = {contracts.CANDIDATES: candidates, contracts.X_T: x_t, contracts.LOG_P_CANDIDATES: log_p}
+    distillation.chain_rule_energy(DENOISER)(TensorDict({**state, contracts.T: torch.ones(2)}))
+    assert all((tokens == SYMBOLS).all() for tokens, _ in asked)
+    assert [visible.tolist() for _, visible in asked] == [[0] * 6, [1] * 6, [2] * 3, [3] * 3, [4] * 3]
+
+
 def test_the_loss_is_the_squared_error_at_what_was_picked() -> None:
     network = networks.EnergyNetwork(SYMBOLS + 1, LENGTH, **SIZES)
     out = stages(network)(keyed(16))
