@@ -41,9 +41,10 @@ def test_ls_names_every_recipe_and_config_in_one_line_each(capsys: pytest.Captur
     assert {"edlm_nce", "generate", "pretrain_denoiser", "tiny", "english27", "text8", "owt"} <= {n for n, _ in lines}
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     """As `edlm ls | head -2`."""
-    listing = subprocess.Popen([sys.executable, "-m", "edlm.cli", "ls"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command, pipe = [sys.executable, "-m", "edlm.cli", "ls"], subprocess.PIPE
+    listing = subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=tmp_path)
     assert listing.stdout is not None
     listing.stdout.close()
     _, error = listing.communicate()
