@@ -5,12 +5,14 @@ edlm run edlm_joint --config tiny num_negatives=3 energy_weight=0.5
 edlm run generate denoiser=runs/tiny/joint energy=runs/tiny/joint output=runs/tiny/joint.jsonl
 """
 
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from edlm import (
     contracts,
@@ -26,7 +28,17 @@ from edlm import samplers as kernels
 from edlm.corpora import Rows
 from edlm.denoisers import SubsDenoiser
 from edlm.likelihoods import Estimate, estimate, not_padding
-from edlm.recipes import _correction, _entry, _processes, _report, _settings, _start, _training, pretrain_denoiser
+from edlm.recipes import (
+    _contrast,
+    _correction,
+    _entry,
+    _processes,
+    _report,
+    _settings,
+    _start,
+    _training,
+    pretrain_denoiser,
+)
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 
@@ -123,7 +135,11 @@ class JointTraining:
     def validate(self, network: nn.Module) -> Metrics:
         """The loss, what it is made of, and weight diagnostics of the EMA network on held-out blocks."""
         settings, rows = self.settings, self.settings["valid_rows"]
-        found = {name: estimate(values) for name, values in self.held_out(network, self.blocks.valid, rows).items()}
+        per_row = self.held_out(network, self.blocks.valid, rows)
+        warning = _contrast.warning(per_row)
+        if warning is not None and _processes.is_first():
+            tqdm.write(f"step {self.run.step}: {warning}", file=sys.stderr)
+        found = {name: estimate(per_row[name]) for name in FIGURES}
         found |= self.nelbos(network, self.blocks.valid, rows)
         figures = {name: value.mean for name, value in found.items()}
         parts = (settings["nelbo_weight"] * figures["nelbo"], settings["energy_weight"] * figures["contrast"])
@@ -131,7 +147,7 @@ class JointTraining:
 
     @torch.no_grad()
     def held_out(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Tensor]:
-        """Per row with anything new (n,): contrast, accuracy, and the ESS of `report_particles` draws."""
+        """Per row with anything new (n,): contrast, accuracy, ESS of `report_particles` draws; energies (n, 1 + k)."""
         settings, k = self.settings, self.settings["report_particles"]
         stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
 
@@ -144,10 +160,11 @@ class JointTraining:
             contrast = self._objective(positive, negative[:, : settings["num_negatives"]])
             accuracy, gap = objectives.nce_accuracy(positive, negative), negative.mean(-1) - positive
             weights = particles.ess(log_weights), particles.log_weight_std(log_weights)
-            return tuple(values.cpu() for values in (contrast, accuracy, gap, *weights))
+            return tuple(values.cpu() for values in (contrast, accuracy, gap, *weights, energies))
 
         found = zip(*_processes.spread(score, self._batches(blocks, rows), "held-out text"), strict=True)
-        return {name: torch.cat(values) for name, values in zip(FIGURES, found, strict=True)}
+        names = (*FIGURES, _contrast.ENERGIES)
+        return {name: torch.cat(values) for name, values in zip(names, found, strict=True)}
 
     def nelbos(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Estimate]:
         """Nats per token of the joint network and of the denoiser it started from, on the same draws, and what it cost.
@@ -177,13 +194,17 @@ class JointTraining:
     def cleanup(self) -> None:
         """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
         settings, blocks, rows = self.settings, self.blocks.test, 4 * self.settings["valid_rows"]
-        figures = {name: estimate(values) for name, values in self.held_out(self.run.average, blocks, rows).items()}
+        per_row = self.held_out(self.run.average, blocks, rows)
+        figures, warning = {name: estimate(per_row[name]) for name in FIGURES}, _contrast.warning(per_row)
         nelbos = {**self.nelbos(self.run.average, blocks, rows), **self.transition_bounds(blocks)}
         texts = self.texts()
-        report = {name: value._asdict() for name, value in {**nelbos, **figures}.items()}
+        report: dict[str, Any] = {name: value._asdict() for name, value in {**nelbos, **figures}.items()}
+        report["warning"] = warning
         _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
         _report.write_jsonl(self.folder / "samples.jsonl", texts)
         print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(nelbos, figures)}")
+        if warning is not None:
+            print(f"  {warning}")
         for text in texts:
             print(f"\n  sample {text['row']}, energy {text['energy']}:\n    {text['text']}")
         print(f"\n  network, figures, samples and log: {self.folder}\n  started from: {settings['denoiser']}")

@@ -163,6 +163,21 @@ def test_a_loss_of_nothing_is_refused(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_an_energy_that_learns_nothing_is_noticed(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a rate of zero it stays the constant that it starts as: said while it trains, at the end and in the report."""
+    own = {"output_dir": tmp_path / "run", "denoiser": trained / "denoiser", "pretrain": None, **SHORT}
+    train("edlm_joint", *words_of({**own, "report_particles": 4, "threads": 1, "optimizer.lr": 0.0}))
+    shown, said = capsys.readouterr()
+    warning = json.loads((tmp_path / "run" / "report.json").read_text())["warning"]
+    assert warning.startswith("warning: the energy is constant")
+    assert f"  {warning}" in shown
+    assert "step 6: warning: the energy is constant" in said
+    assert json.loads((trained / "joint" / "report.json").read_text())["warning"] != warning
+
+
+@pytest.mark.slow
 def test_the_held_out_loss_is_what_is_trained(trained: Path) -> None:
     """It comes first, so patience and the best checkpoint go by it."""
     lines = (trained / "joint" / "metrics.jsonl").read_text("utf-8").splitlines()
