@@ -32,7 +32,10 @@ from edlm.vocabulary import Vocabulary
 def _optimizer(key: str, value: Any) -> None:
     """A component that accepts its values for some weight: what it refuses is said before anything is trained."""
     _settings.component("params")(key, value)
-    _settings.build(value, params=iter([torch.zeros(1, requires_grad=True)]))
+    try:
+        _settings.build(value, params=iter([torch.zeros(1, requires_grad=True)]))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 SETTINGS: Schema = {
