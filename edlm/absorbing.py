@@ -98,6 +98,13 @@ def reveal(x_t: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
     return torch.where(positions, draft, x_t)
 
 
+def places(chosen: Tensor, most: int) -> Tensor:
+    """Where each row's chosen positions are, ascending: bool (b, l) to int64 (b, most), l where a row has fewer."""
+    length = chosen.shape[1]
+    where = torch.where(chosen, torch.arange(length, device=chosen.device), length)
+    return where.sort(dim=1).values[:, :most].contiguous()
+
+
 def _alpha_at_one(schedule: Schedule, reference: Tensor) -> Tensor:
     return schedule.alpha(torch.ones((), dtype=torch.float64, device=reference.device))
 

@@ -76,6 +76,7 @@ class Rounds(TensorDictModuleBase):
                 [
                     *(contracts.X_T, contracts.T, contracts.POSITIONS, contracts.REVEAL, contracts.CORRECTED),
                     *(contracts.PROPOSAL_NOISE, contracts.SELECTION_NOISE, *expect.in_keys),
+                    *(key for key in weigh.in_keys if key not in expect.out_keys),
                 ]
             )
         )
@@ -95,13 +96,13 @@ class Rounds(TensorDictModuleBase):
         """Take the step; the state and the noise are those of the kernel with all its particles."""
         x_t, corrected = tensordict[contracts.X_T], tensordict[contracts.CORRECTED]
         b, k = len(x_t), self.sizes[-1]
-        hidden = self.expect(tensordict)[contracts.HIDDEN]
+        expected = TensorDict({**tensordict, **self.expect(tensordict)})
         drawn: dict[str, Tensor] = {}  # of every particle, what the last part reads: its tokens, and states if carried
         log_weights = torch.full((b, k), -torch.inf, dtype=torch.float64, device=x_t.device)
         count = torch.zeros(b, dtype=torch.int64, device=x_t.device)
         going_on = torch.arange(b, device=x_t.device)
         for first, last in zip([0, *self.sizes], self.sizes, strict=False):
-            found = self._round(tensordict, hidden, going_on, first, last)
+            found = self._round(expected, going_on, first, last)
             for key in set(self.weigh.out_keys) & set(self.finish.in_keys):
                 whole = drawn.setdefault(key, found[key].new_zeros(b, k, *found[key].shape[2:]))
                 whole[going_on, first:last] = found[key]
@@ -125,9 +126,12 @@ class Rounds(TensorDictModuleBase):
             }
         )
 
-    def _round(self, tensordict: TensorDict, hidden: Tensor, rows: Tensor, first: int, last: int) -> TensorDict:
-        """Particles first..last-1 of some rows: their drafts (rows, last - first, l) and what they weigh."""
-        x_t, positions = tensordict[contracts.X_T], tensordict[contracts.POSITIONS]
+    def _round(self, expected: TensorDict, rows: Tensor, first: int, last: int) -> TensorDict:
+        """Particles first..last-1 of some rows: their drafts (rows, last - first, l) and what they weigh.
+
+        Of what is expected they read what belongs to these rows, and to their positions.
+        """
+        x_t, positions = expected[contracts.X_T], expected[contracts.POSITIONS]
         b, l = x_t.shape
         place = torch.full((b + 1,), -1, device=x_t.device)  # where a row stands among those that go on
         place[rows] = torch.arange(len(rows), device=x_t.device)
@@ -136,17 +140,13 @@ class Rounds(TensorDictModuleBase):
         padding = self.pad(len(taken)) - len(taken)
         own = owner[taken] * l + positions[taken] % l
         taken = torch.cat([taken, taken.new_zeros(padding)])
-        return self.weigh(
-            TensorDict(
-                {
-                    contracts.HIDDEN: hidden[taken],
-                    contracts.X_T: x_t[rows],
-                    contracts.T: tensordict[contracts.T][rows],
-                    contracts.POSITIONS: torch.cat([own, own.new_full((padding,), len(rows) * l)]),
-                    contracts.PROPOSAL_NOISE: tensordict[contracts.PROPOSAL_NOISE][taken, first:last],
-                }
-            )
-        )
+        of_positions = {
+            contracts.POSITIONS: torch.cat([own, own.new_full((padding,), len(rows) * l)]),
+            contracts.HIDDEN: expected[contracts.HIDDEN][taken],
+            contracts.PROPOSAL_NOISE: expected[contracts.PROPOSAL_NOISE][taken, first:last],
+        }
+        of_rows = {key: expected[key][rows] for key in self.weigh.in_keys if key not in of_positions}
+        return self.weigh(TensorDict({**of_positions, **of_rows}))
 
 
 def _stages(kernel: Kernel) -> dict[str, TensorDictModuleBase]:

@@ -4,6 +4,7 @@ Shape legend, used in every docstring and comment:
 
     b  rows (independent sequences)          l  positions of a sequence
     k  particles (candidates of one row)     v  vocabulary, mask id included
+    m  most new tokens of a row in a step    d  width of an attention head
     n  flat positions: indices into b * l    p  passes of a reveal plan (a row's non-empty steps)
     h  width of a hidden state
 
@@ -23,12 +24,14 @@ X_S = "x_s"  # (b, l) tokens at time s
 T = "t"  # (b,) float64
 S = "s"  # (b,) float64, where the step from t ends
 POSITIONS = "positions"  # (n,) flat indices into b * l where tokens are proposed; b * l is padding
+NEW = "new"  # (b, m) the positions that this step reveals in each row, ascending; l is padding
 REVEAL = "reveal"  # (b, l) bool: the positions this step reveals
 CORRECTED = "corrected"  # (b,) bool: the row is inside the energy's window
 PROPOSAL_NOISE = "proposal_noise"  # (n, k) float64 uniforms
 SELECTION_NOISE = "selection_noise"  # (b, k) float64 uniforms
 HIDDEN = "hidden"  # (n, h) states of the denoiser at the positions
 STATES = "states"  # (b, l, h) states of the denoiser at all positions of x_t, of a kernel that carries them
+CONTEXT = "context"  # (b, layers, 2, heads, l, d) keys and values of the denoiser's pass over x_t
 CANDIDATE_STATES = "candidate_states"  # (b, k, l, h) those of the candidates
 CANDIDATES = "candidates"  # (b, k, l) whole drafts, or x_s: drafts of what a step reveals, masks elsewhere
 LOG_P_CANDIDATES = "log_p_candidates"  # (b, k, l) log p_theta of each drawn token, zero where none was drawn
@@ -79,6 +82,28 @@ class Joint(Network, Protocol):
 
     def scalars(self, states: Tensor, expected: Tensor, positions: Tensor) -> Tensor:
         """States (b, l, h) of x_s, and those (n, h) of x_t at new flat positions (n,), to nats (n,): E is their sum."""
+        ...
+
+
+@runtime_checkable
+class Ordered(Network, Protocol):
+    """A network that can be asked for the tokens of a step one after the other, all in one pass over them alone.
+
+    Laws: `read` gives the states of a call; `in_order` gives for each new token but the first a law of it, in which
+    that token and later ones have no part, so the product of all is a law of the new tokens; candidates and rows do
+    not see each other.
+    """
+
+    def read(
+        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What a call gives, and what `in_order` has to know of x_t, its first size b."""
+        ...
+
+    def in_order(
+        self, tokens: Tensor, where: Tensor, mask_id: int, context: Tensor, sigma: Tensor | None = None
+    ) -> Tensor:
+        """New tokens (b, k, m) at places (b, m), ascending, l for none, to states (b, k, m - 1, h) for the head."""
         ...
 
 

@@ -19,14 +19,27 @@ from torch import Tensor, nn
 
 from edlm import categorical, networks
 from edlm.adaptive import Rounds
-from edlm.contracts import CORRECTED, HIDDEN, POSITIONS, PROPOSAL_NOISE, REVEAL, SELECTION_NOISE, STATES, X_T, T
+from edlm.contracts import (
+    CONTEXT,
+    CORRECTED,
+    HIDDEN,
+    NEW,
+    POSITIONS,
+    PROPOSAL_NOISE,
+    REVEAL,
+    SELECTION_NOISE,
+    STATES,
+    X_T,
+    T,
+)
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
 Mode = Literal["eager", "compile", "cudagraph"]
-_PER_ROW = (X_T, T, REVEAL, CORRECTED, SELECTION_NOISE, STATES)
+_PER_ROW = (X_T, T, REVEAL, CORRECTED, SELECTION_NOISE, STATES, CONTEXT, NEW)
 _PER_POSITION = (POSITIONS, PROPOSAL_NOISE, HIDDEN)
 _SMALLEST_GRAPH = 16
+_FEWEST_NEW = 3  # one less are read in order, and a single one is a size of its own to the compiler
 
 
 def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
@@ -52,6 +65,7 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
             kernel=_over(pipeline.kernel, partial(_compiled, one_tile=one_tile)),
             pad_rows=partial(_power_of_two, smallest=2),
             pad_positions=partial(_whole_tiles, one_tile=one_tile),
+            pad_new=partial(max, _FEWEST_NEW),
         )
     if pipeline.device.type != "cuda":
         raise ValueError(f"mode = 'cudagraph' needs a pipeline on a CUDA device, and this one is on {pipeline.device}")
@@ -59,6 +73,7 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
         kernel=_over(pipeline.kernel, partial(_graphed, one_tile=_one_tile(pipeline.kernel, pipeline.device))),
         pad_rows=partial(_power_of_two, smallest=2),
         pad_positions=partial(_power_of_two, smallest=_SMALLEST_GRAPH),
+        pad_new=partial(_power_of_two, smallest=_FEWEST_NEW),
     )
 
 
@@ -140,6 +155,8 @@ class _CompiledStep(nn.Module):
         _mark_dynamic(inputs, _PER_ROW)
         if not size:
             _mark_dynamic(inputs, _PER_POSITION)
+        if NEW in inputs and inputs[NEW].shape[1] >= _FEWEST_NEW:
+            torch._dynamo.mark_dynamic(inputs[NEW], 1)
         if size not in self._runs:
             self._runs[size] = torch.compile(_with_own_graphs(self.step), fullgraph=True)
         return self._runs[size](inputs)
@@ -169,7 +186,7 @@ class _GraphedStep(nn.Module):
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
         inputs = tensordict.select(*self.in_keys)
-        shape = (*inputs[X_T].shape, *inputs[POSITIONS].shape)
+        shape = tuple(size for key in (X_T, POSITIONS, NEW) if key in inputs for size in inputs[key].shape)
         if shape not in self._graphs:
             self._graphs[shape] = CudaGraphModule(self.step, in_keys=self.in_keys, out_keys=self.out_keys)
         return self._graphs[shape](inputs).clone()  # the graph's own output is overwritten by its next replay

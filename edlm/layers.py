@@ -1,7 +1,8 @@
 """What networks are made of: rotary attention, adaLN, blocks, a trunk with a key-value cache, the vocabulary head."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from edlm import cross_entropy
 
+P = TypeVar("P")
 _NOISE_FREQUENCIES = 256
 _MLP_RATIO = 4
 
@@ -18,6 +20,19 @@ class Past(NamedTuple):
 
     keys: Tensor
     values: Tensor
+
+
+class Order(NamedTuple):
+    """What rows that are read in order may see; see `Trunk.in_order`. r = 2 (m - 1) rows for m new tokens.
+
+    rotary: their positions, cosines and sines (b, r, d); context: bool (b, 1, r, l), what of x_t each sees; written:
+    bool (r, m - 1), which new tokens; asking: bool (r,), the rows that stand for a token and see themselves as masks.
+    """
+
+    rotary: tuple[Tensor, Tensor]
+    context: Tensor
+    written: Tensor
+    asking: Tensor
 
 
 class NoiseEmbedding(nn.Module):
@@ -72,10 +87,20 @@ class Attention(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Mix the positions of each row; nothing is read from where `valid`, bool (b, l), is False."""
+        return self.read(x, rotary, valid, positions)[0]
+
+    def read(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        valid: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, Past]:
+        """What `forward` gives, and the keys and values (b, heads, l, d) that it was made of."""
         q, k, v = self._heads(x, rotary)
         readable = None if valid is None else valid[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=readable, is_causal=self.causal)
-        return self.out(_at(mixed.transpose(1, 2).flatten(-2), positions))
+        return self.out(_at(mixed.transpose(1, 2).flatten(-2), positions)), Past(k, v)
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
         """Mix one position with those before it: x (b, 1, h), the layer's past, of which `read`, bool (l,), is there.
@@ -89,10 +114,35 @@ class Attention(nn.Module):
         mixed = weights[..., :-1] @ past.values + weights[..., -1:] * v
         return self.out(mixed.transpose(1, 2).flatten(-2)), Past(k, v)
 
+    def in_order(self, x: Tensor, order: Order, past: Past) -> Tensor:
+        """Mix the rows of k candidates, (b, k r, h), with x_t and the new tokens before them; see `Trunk.in_order`.
+
+        past: keys and values of x_t at this layer, (b, heads, l, d), shared by the candidates.
+        """
+        (r, written), l = order.written.shape, past.keys.shape[2]
+        k = x.shape[1] // r
+        cos, sin = (table.repeat(1, k, 1) for table in order.rotary)
+        q, own, v = self._heads(x, (cos, sin))
+        by_candidate = (part.unflatten(2, (k, r)) for part in (q, own, v))
+        q_, own_, v_ = by_candidate  # (b, heads, k, r, d)
+        scores = torch.cat(
+            [
+                (q @ past.keys.mT).unflatten(2, (k, r)).masked_fill(~order.context.unsqueeze(1), -torch.inf),
+                (q_ @ own_[..., :written, :].mT).masked_fill(~order.written, -torch.inf),
+                (q_ * own_).sum(-1, keepdim=True).masked_fill(~order.asking.unsqueeze(-1), -torch.inf),
+            ],
+            dim=-1,
+        )
+        weights = (scores / math.sqrt(q.shape[-1])).softmax(-1, dtype=_at_least_float32(scores.dtype)).to(v.dtype)
+        of_text, of_written, of_own = weights.split([l, written, 1], dim=-1)
+        mixed = (of_text.flatten(2, 3) @ past.values).unflatten(2, (k, r))
+        mixed = mixed + of_written @ v_[..., :written, :] + of_own * v_
+        return self.out(mixed.flatten(2, 3).transpose(1, 2).flatten(-2))
+
     def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (b, heads, l, d), the first two turned by their positions."""
+        """Queries, keys and values (b, heads, l, d), the first two turned by their positions, (l, d) or (b, l, d)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        cos, sin = (table.unsqueeze(1) for table in rotary)
+        cos, sin = (table.unsqueeze(-2) for table in rotary)
         return _rotate(q, cos, sin).transpose(1, 2), _rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
 
@@ -120,21 +170,45 @@ class Block(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Apply the block: (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,)."""
-        if self.modulation is None:
-            x = _at(x, positions) + self.dropout(self.attention(self.norm_1(x), rotary, valid, positions))
-            return x + self.dropout(self._feed_forward(self.norm_2(x)))
-        shift_1, scale_1, *later = self.modulation(conditioning)
-        gate_1, shift_2, scale_2, gate_2 = (_per_position(vector, positions, x.shape[1]) for vector in later)
-        mixed = self.attention(_modulated(self.norm_1, x, shift_1, scale_1), rotary, valid, positions)
-        x = torch.addcmul(_at(x, positions), gate_1, self.dropout(mixed))
-        fed = self._feed_forward(_modulated(self.norm_2, x, shift_2, scale_2))
-        return torch.addcmul(x, gate_2, self.dropout(fed))
+        found, _ = self._around(
+            lambda normed: (self.attention(normed, rotary, valid, positions), None), x, conditioning, positions
+        )
+        return found
+
+    def read(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], conditioning: Tensor | None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Past]:
+        """What `forward` gives, and the layer's keys and values; see `Attention.read`."""
+        return self._around(
+            lambda normed: self.attention.read(normed, rotary, None, positions), x, conditioning, positions
+        )
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
-        """Apply an unconditioned block to one position, without dropout; see `Attention.step`."""
-        mixed, own = self.attention.step(self.norm_1(x), rotary, past, read)
-        x = x + mixed
-        return x + self._feed_forward(self.norm_2(x)), own
+        """Apply an unconditioned block to one position; see `Attention.step`."""
+        return self._around(lambda normed: self.attention.step(normed, rotary, past, read), x, None)
+
+    def in_order(self, x: Tensor, order: Order, past: Past, conditioning: Tensor | None) -> Tensor:
+        """Apply the block to rows that are read in order; see `Attention.in_order`."""
+        return self._around(lambda normed: (self.attention.in_order(normed, order, past), None), x, conditioning)[0]
+
+    def _around(
+        self,
+        attend: Callable[[Tensor], tuple[Tensor, P]],
+        x: Tensor,
+        conditioning: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, P]:
+        """All of the block around its attention, and what that has to say beside its mixture."""
+        if self.modulation is None:
+            mixed, beside = attend(self.norm_1(x))
+            x = _at(x, positions) + self.dropout(mixed)
+            return x + self.dropout(self._feed_forward(self.norm_2(x))), beside
+        shift_1, scale_1, *later = self.modulation(conditioning)
+        gate_1, shift_2, scale_2, gate_2 = (_per_position(vector, positions, x.shape[1]) for vector in later)
+        mixed, beside = attend(_modulated(self.norm_1, x, shift_1, scale_1))
+        x = torch.addcmul(_at(x, positions), gate_1, self.dropout(mixed))
+        fed = self._feed_forward(_modulated(self.norm_2, x, shift_2, scale_2))
+        return torch.addcmul(x, gate_2, self.dropout(fed)), beside
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -177,19 +251,46 @@ class Trunk(nn.Module):
 
         With flat positions (n,) the last block's feed-forward layer runs on those alone, and the result is (n, h).
         """
-        length = x.shape[1]
-        rotary = _rotary_table(length, self.head_size, x)
-        conditioning = None
-        if self.noise_embedding is not None:
-            conditioning = self.noise_embedding(x.new_zeros(1) if sigma is None else sigma)
+        rotary, conditioning = _rotary_table(x.shape[1], self.head_size, x), self._conditioning(x, sigma)
         *earlier, last = self.blocks
         for block in earlier:
             x = block(x, rotary, conditioning, valid)
-        x = last(x, rotary, conditioning, valid, positions)
-        if self.modulation is None:
-            return self.norm(x)
-        shift, scale = (_per_position(vector, positions, length) for vector in self.modulation(conditioning))
-        return _modulated(self.norm, x, shift, scale)
+        return self._normed(last(x, rotary, conditioning, valid, positions), conditioning, positions, x.shape[1])
+
+    def read(self, x: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and what `in_order` has to know of it: keys and values (b, layers, 2, heads, l, d)."""
+        length = x.shape[1]
+        rotary, conditioning = _rotary_table(length, self.head_size, x), self._conditioning(x, sigma)
+        known = []
+        for index, block in enumerate(self.blocks, start=1):
+            where = positions if index == len(self.blocks) else None
+            x, past = block.read(x, rotary, conditioning, where)  # type: ignore[operator]
+            known.append(torch.stack(past, dim=1))
+        return self._normed(x, conditioning, positions, length), torch.stack(known, dim=1)
+
+    def in_order(
+        self, written: Tensor, blank: Tensor, where: Tensor, context: Tensor, sigma: Tensor | None = None
+    ) -> Tensor:
+        """The states by which a text's new tokens are predicted one after the other, in one pass over them alone.
+
+        written: embeddings (b, k, m, h) of the new tokens of k candidates for x_s; where: their places in x_t, int64
+        (b, m), ascending, l where a row has fewer; blank: the embedding (h,) of a mask; context: what `read` says of
+        x_t. Returns states (b, k, m - 1, h) for all new tokens but the first, which is predicted from x_t alone.
+        Two streams (Yang et al. 2019, arXiv 1906.08237): a row for each token, which sees x_t, less the masks that are
+        filled by then, and the new tokens up to itself; and a row that asks for it, which sees the new tokens before it
+        and a mask in its own place. The states of x_t are those of the pass over x_t.
+        """
+        b, k, m, h = written.shape
+        if m == 1:
+            return written[:, :, 1:]
+        asked = blank.expand(b, k, m - 1, h)
+        x = torch.cat([written[:, :, :-1], asked], dim=2).flatten(1, 2)
+        order, conditioning = _order(where, context.shape[4], self.head_size, x), self._conditioning(x, sigma)
+        for layer, block in enumerate(self.blocks):
+            past = Past(*context[:, layer].unbind(1))
+            x = block.in_order(x, order, past, conditioning)  # type: ignore[operator]
+        asking = x.unflatten(1, (k, 2, m - 1))[:, :, 1].flatten(1, 2)
+        return self._normed(asking, conditioning).unflatten(1, (k, m - 1))
 
     def step(self, x: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Run unconditioned blocks on position number `position` (), (b, 1, h); see `Transformer.step`."""
@@ -201,6 +302,22 @@ class Trunk(nn.Module):
             own.append(here)
         keys, values = (torch.stack(parts).squeeze(3) for parts in zip(*own, strict=True))
         return self.norm(x), Past(keys, values)
+
+    def _conditioning(self, x: Tensor, sigma: Tensor | None) -> Tensor | None:
+        """What the noise level says to every block: (b, c), or (1, c) where none is given."""
+        if self.noise_embedding is None:
+            return None
+        found: Tensor = self.noise_embedding(x.new_zeros(1) if sigma is None else sigma)
+        return found
+
+    def _normed(
+        self, x: Tensor, conditioning: Tensor | None, positions: Tensor | None = None, length: int = 1
+    ) -> Tensor:
+        if self.modulation is None:
+            normed: Tensor = self.norm(x)
+            return normed
+        shift, scale = (_per_position(vector, positions, length) for vector in self.modulation(conditioning))
+        return _modulated(self.norm, x, shift, scale)
 
 
 class Head(nn.Linear):
@@ -241,6 +358,23 @@ def _rotary_at(positions: Tensor, head_size: int, like: Tensor) -> tuple[Tensor,
     angles = torch.outer(positions.to(frequencies.dtype), frequencies)
     cos, sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def _order(where: Tensor, length: int, head_size: int, like: Tensor) -> Order:
+    """Who sees whom where m new tokens stand at `where` (b, m), ascending, `length` for none; see `Trunk.in_order`."""
+    b, m = where.shape
+    number = torch.arange(m, device=where.device)
+    filled_by = where.new_full((b, length + 1), m).scatter(1, where, number.expand(b, m))[:, :length]
+    own = torch.cat([number[:-1], number[1:]])  # a token's row, and the row that asks for one
+    at = torch.cat([where[:, :-1], where[:, 1:]], dim=1)
+    cos, sin = (table.view(b, len(own), head_size) for table in _rotary_at(at.flatten(), head_size, like))
+    written = torch.ones(m - 1, m - 1, dtype=torch.bool, device=where.device).tril()
+    return Order(
+        (cos, sin),
+        (filled_by.unsqueeze(1) > own.unsqueeze(-1)).unsqueeze(1),
+        torch.cat([written, written]),
+        torch.arange(len(own), device=where.device) >= m - 1,
+    )
 
 
 def _at(x: Tensor, positions: Tensor | None) -> Tensor:

@@ -51,6 +51,22 @@ class Transformer(nn.Module):
         """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,)."""
         return self.trunk(self.embedding(tokens), sigma, positions=positions)
 
+    def read(
+        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the keys and values (b, layers, 2, heads, l, d) that `in_order` wants of x_t."""
+        return self.trunk.read(self.embedding(tokens), sigma, positions)
+
+    def in_order(
+        self, tokens: Tensor, where: Tensor, mask_id: int, context: Tensor, sigma: Tensor | None = None
+    ) -> Tensor:
+        """States (b, k, m - 1, h) that predict new tokens, each from x_t and those before it; see `Trunk.in_order`.
+
+        tokens: int64 (b, k, m), new in k candidates; where: int64 (b, m), their places, ascending, l for none.
+        """
+        blank = self.embedding.weight[mask_id]
+        return self.trunk.in_order(self.embedding(tokens), blank, where, context, sigma)
+
     def step(self, tokens: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
         """One position of a causal network without conditioning: what `forward` gives there, at the cost of one token.
 

@@ -26,8 +26,8 @@ class Pipeline(NamedTuple):
     """Everything `sample` needs but the number of samples and the seed.
 
     grid: times of the steps from 1 to 0, None for `tokens_per_pass` positions at a time; window: the times [low, high]
-    at which the energy corrects; pad_rows and pad_positions: the numbers of rows and of positions a step is padded to,
-    more than needed only where an execution mode wants few distinct shapes.
+    at which the energy corrects; pad_rows, pad_positions, pad_new: the numbers of rows, of positions and of a row's
+    new tokens a step is padded to, more than needed only where an execution mode wants few distinct shapes.
     """
 
     kernel: Kernel
@@ -37,6 +37,7 @@ class Pipeline(NamedTuple):
     window: tuple[float, float] = (0.0, 1.0)
     pad_rows: Callable[[int], int] = lambda count: count
     pad_positions: Callable[[int], int] = lambda count: count
+    pad_new: Callable[[int], int] = lambda count: count
 
     @property
     def device(self) -> torch.device:
@@ -86,8 +87,8 @@ def sample(
     with masks, (l,) or (b, l), filled up with masks on the right; what it gives never changes, so a prefix, a suffix
     and an infilling are one thing. callback: called after each pass with the state `{x_t}` and the pass's info.
 
-    `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), and per pass `t`, `corrected`, `particles`, `ess`
-    and `log_weight_std` (b, p), the last two NaN where no energy was used.
+    `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), and per pass `t`, how many tokens it `revealed`,
+    `corrected`, `particles`, `ess` and `log_weight_std` (b, p), the last two NaN where no energy was used.
     Raises ValueError for num_samples < 1, a prompt that does not fit, or dropout left on (call `.eval()`).
     """
     kernel = pipeline.kernel
@@ -161,18 +162,21 @@ def _run(
     row, plan = row[order], RevealPlan(*(part[order] for part in plan))
     corrected = _corrected(pipeline, plan)
     drafted = corrected if kernel.proposes == "masked" else torch.zeros_like(corrected)
-    passes = _passes(plan, corrected, drafted)
+    revealed = _revealed(plan)
+    passes = _passes(revealed, corrected, drafted)
 
     tokens = tokens[order]
     before: Kernel | None = None
     state = TensorDict({})
     diagnostics: list[TensorDict] = []
-    for p, (running, count, any_corrected) in enumerate(passes):
+    for p, (running, count, most, any_corrected) in enumerate(passes):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
         rows = min(b, pipeline.pad_rows(running))
         begins = active is not before  # another kernel knows nothing of this one's state but its tokens
         state = active.init(tokens[:rows]) if begins else _take(state, slice(rows))
         inputs = _step_inputs(plan, corrected[:, p], drafted[:, p], p, rows, pipeline.pad_positions(count))
+        if contracts.NEW in active.step.in_keys:
+            inputs[contracts.NEW] = absorbing.places(inputs[contracts.REVEAL], min(length, pipeline.pad_new(most)))
         number = torch.full((), first_pass + p, device=row.device)
         draws = active.draw(seed, row[:rows], number, inputs[contracts.POSITIONS], length)
         out = active.step(TensorDict({**state, **inputs, **draws}))
@@ -183,7 +187,7 @@ def _run(
         diagnostics.append(_diagnostics(out, corrected[:, p]))
         if callback is not None:
             callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics[-1][original])
-    info = _info(plan, corrected, diagnostics, kernel.carries_states)
+    info = _info(plan, revealed, corrected, diagnostics, kernel.carries_states)
     return TensorDict({"tokens": tokens, "info": info}, batch_size=[b])[original]
 
 
@@ -221,19 +225,25 @@ def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
 
 
-def _passes(plan: RevealPlan, corrected: Tensor, drafted: Tensor) -> list[tuple[int, int, bool]]:
-    """For each pass how many rows still run, how many positions they need together, and whether any is corrected.
-
-    corrected, drafted: bool (b, p); a drafted row needs all its masks, another one those that the pass reveals.
-    """
+def _revealed(plan: RevealPlan) -> Tensor:
+    """How many tokens each pass of each row reveals: int64 (b, p)."""
     b, num_passes = plan.t.shape
     given_last = torch.where(plan.order < 0, num_passes, plan.order)
-    revealed = torch.zeros(b, num_passes + 1, dtype=torch.int64, device=plan.t.device)
-    revealed = revealed.scatter_add(1, given_last, torch.ones_like(plan.order))[:, :num_passes]
+    counts = torch.zeros(b, num_passes + 1, dtype=torch.int64, device=plan.t.device)
+    return counts.scatter_add(1, given_last, torch.ones_like(plan.order))[:, :num_passes]
+
+
+def _passes(revealed: Tensor, corrected: Tensor, drafted: Tensor) -> list[tuple[int, int, int, bool]]:
+    """For each pass: rows that still run, positions that they need together, most new ones of a row, any corrected.
+
+    revealed: int64 (b, p); corrected, drafted: bool (b, p); a drafted row needs all its masks, another one those that
+    the pass reveals.
+    """
     masked = revealed.flip(1).cumsum(1).flip(1)
     needed = torch.where(drafted, masked, revealed).sum(0)
-    host = torch.stack([(masked > 0).sum(0), needed, corrected.sum(0)], dim=1).tolist()
-    return [(running, count, num_corrected > 0) for running, count, num_corrected in host]
+    most = revealed.amax(0) if revealed.numel() else revealed.sum(0)
+    host = torch.stack([(masked > 0).sum(0), needed, most, corrected.sum(0)], dim=1).tolist()
+    return [(running, count, most, num_corrected > 0) for running, count, most, num_corrected in host]
 
 
 def _step_inputs(
@@ -277,7 +287,9 @@ def _diagnostics(out: TensorDict, corrected: Tensor) -> TensorDict:
     return TensorDict(values, batch_size=corrected.shape)
 
 
-def _info(plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict], carries_states: bool) -> TensorDict:
+def _info(
+    plan: RevealPlan, revealed: Tensor, corrected: Tensor, diagnostics: list[TensorDict], carries_states: bool
+) -> TensorDict:
     """Per-row and per-pass record of a run, the passes those of a text alone, whatever else is in its batch.
 
     carries_states: a corrected pass that follows another one takes no pass of the denoiser.
@@ -291,6 +303,7 @@ def _info(plan: RevealPlan, corrected: Tensor, diagnostics: list[TensorDict], ca
     return TensorDict(
         {
             "t": plan.t,
+            "revealed": revealed,
             "corrected": corrected,
             **measured,
             "denoiser_passes": plan.passes - saved.sum(-1),

@@ -19,19 +19,7 @@ NUM_LEVELS = 5
 CHANCE_MARGIN = 0.01  # an accuracy this close to one half means that the energy orders nothing
 CONSTANT = 1e-6  # nats: less than this between any two texts is no difference
 
-CHAIN_RULE = "chain_rule"  # of transitions: regression on the denoiser's own terms, no contrast
 PREDICTIONS = {"nce": calibrations.of_pairs, "info_nce": calibrations.of_choices}
-
-
-def require_transitions(objective: str, scope: str) -> None:
-    """Raise ValueError for the chain rule of anything but transitions."""
-    if objective == CHAIN_RULE and scope != "transition":
-        raise ValueError(f"objective = {objective!r} is for scope = 'transition', and scope = {scope!r}")
-
-
-def judged_by(objective: str) -> str:
-    """The contrast by which an energy is judged on held-out text: its own, or the binary one where it has none."""
-    return "nce" if objective == CHAIN_RULE else objective
 
 
 def calibration_error(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -> CalibrationError:

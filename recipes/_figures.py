@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +39,7 @@ class Figure(NamedTuple):
     value: Estimate
     tokens_per_character: float
     seconds: float
-    passes: dict[str, int]
+    passes: Mapping[str, float]
     ess: float | None
     log_weight_std: float | None
     excess: Estimate | None  # over the plain sampler's bound on the same passes
@@ -122,7 +122,7 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
     Several processes share the batches.
     """
     nats: dict[str, list[Tensor]] = {}
-    passes: dict[str, int] = {}
+    passes: dict[str, float] = {}
     counts, ess, spread, excess = [], [], [], []
     key, started = torch.tensor(seed, device=device), time.monotonic()
 

@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
 
-from edlm import autoregressive, energies, joint, particles, pipelines, quality, samplers, transition
+from edlm import autoregressive, chain_rule, energies, joint, particles, pipelines, quality, samplers, transition
 from edlm.contracts import Energy
 from edlm.denoisers import SubsDenoiser
 from edlm.judges import Judge
 from edlm.pipelines import Pipeline
-from edlm.recipes import _processes, _timing
+from edlm.recipes import _models, _processes, _timing
 from edlm.recipes._frontier_grid import ENERGIES, FLIPPED, ZERO_JOINT, ZEROS, Setting
 from edlm.recipes._models import Diffusion, Models
 from edlm.recipes._quality import Texts
@@ -44,18 +45,20 @@ class Reference(NamedTuple):
 
 def pipeline(setting: Setting, models: Models, length: int) -> Pipeline:
     """The sampler of a setting with a denoiser."""
-    kernel = _of_one_network(setting, models) if setting.of_joint else _of_two_networks(setting, models)
+    is_one = setting.of_joint or (setting.of_chain_rule and setting.has_network)
+    kernel = _of_one_network(setting, models) if is_one else _of_two_networks(setting, models)
     return pipelines.sampling(kernel, length, setting.num_steps, setting.window)
 
 
 def _of_one_network(setting: Setting, models: Models) -> Kernel:
-    """A joint network's own kernel; as controls its energy times zero, or minus one."""
+    """The kernel of a network that both denoises and weighs; as controls its energy times zero, or minus one."""
     denoiser, schedule, _ = denoising(setting, models)
     assert setting.energy is not None
     assert isinstance(denoiser, SubsDenoiser)
     selection = getattr(particles, setting.method)
     how = {"selection": selection, "proposal_temperature": setting.temperature}
-    kernel = joint.importance(schedule, denoiser, setting.num_particles, **how)
+    importance = joint.importance if setting.of_joint else chain_rule.importance
+    kernel = importance(schedule, denoiser, setting.num_particles, **how)
     assert isinstance(kernel.step, TensorDictSequential)
     factor = 0.0 if setting.energy == ZERO_JOINT else -1.0 if setting.energy.startswith(FLIPPED) else 1.0
     stages = dict(kernel.step.module.items())
@@ -80,8 +83,12 @@ def _of_two_networks(setting: Setting, models: Models) -> Kernel:
 
 
 def denoising(setting: Setting, models: Models) -> Diffusion:
-    """The denoiser of a setting with its energies: a joint network's own, or the other one."""
-    found = models.joint if setting.of_joint else models.diffusion
+    """The denoiser of a setting with its energies: a joint network's, one that is read in order, or the other one."""
+    found = models.diffusion
+    if setting.of_joint:
+        found = models.joint
+    elif setting.of_chain_rule and models.learned is not None:
+        found = models.learned
     assert found is not None
     return found
 
@@ -98,9 +105,10 @@ def energy(setting: Setting, models: Models) -> Energy:
 def draw(setting: Setting, models: Models, drawing: Drawing) -> tuple[Tensor, dict[str, Any]]:
     """Texts (n, l) and what they cost: seconds per text, and passes and weights of each text.
 
-    A pass reads a text once; an AR model with its cache reads one, in as many calls as it has tokens. Text i of the
-    seed has the same noise in every setting. `ess` and `log_weight_std` are means over a text's corrected passes.
-    Several processes share the batches, and the seconds are those until the last one is done.
+    A pass reads a text once, and passes over part of a text count by their tokens; an AR model with its cache reads
+    one, in as many calls as it has tokens. Text i of the seed has the same noise in every setting. `ess` and
+    `log_weight_std` are means over a text's corrected passes. Several processes share the batches, and the seconds are
+    those until the last one is done.
     """
     tokens: list[Tensor] = []
     costs: dict[str, list[Any]] = {name: [] for name in PER_TEXT}
@@ -168,8 +176,8 @@ def _batch(
         return found.tokens.cpu(), {name: [value] * count for name, value in {**fixed, "calls": drawing.length}.items()}
     out = pipelines.sample(pipeline(setting, models, drawing.length), count, seed=drawing.seed, first_row=first)
     info = out["info"].cpu()
-    denoised, weighs = info["denoiser_passes"], int(setting.has_network)
-    weighed, corrected = weighs * info["energy_passes"], weighs * info["corrected"].sum(-1)
+    denoised, weighed = info["denoiser_passes"], _energy_passes(setting, info, drawing.length)
+    corrected = int(setting.has_network) * info["corrected"].sum(-1)
     return out["tokens"].cpu(), {
         "denoiser_passes": denoised.tolist(),
         "energy_passes": weighed.tolist(),
@@ -178,6 +186,14 @@ def _batch(
         "ess": _means(info["ess"]),
         "log_weight_std": _means(info["log_weight_std"]),
     }
+
+
+def _energy_passes(setting: Setting, info: TensorDict, length: int) -> Tensor:
+    """Passes of the network that weighs, of each text (b,); zero where none does."""
+    if setting.of_chain_rule and setting.has_network:
+        return _models.passes_in_order(info, length)
+    passes: Tensor = int(setting.has_network) * info["energy_passes"]
+    return passes
 
 
 def _means(values: Tensor) -> list[float | None]:

@@ -27,6 +27,7 @@ ENERGIES = {
     "carry_over": Origin("ar", "ar, carry_over"),
     "transition": Origin("transition", "transition"),
     "joint": Origin("joint", "joint"),
+    "chain_rule": Origin("denoiser", "chain_rule"),
     "exact": Origin("source", "exact"),
     "exact_carry_over": Origin("source", "exact, carry_over"),
     "exact_transition": Origin("source", "exact"),
@@ -36,8 +37,9 @@ FLIPPED = "flipped "
 ZERO = "zero"
 ZERO_TRANSITION = "zero transition"
 JOINT, ZERO_JOINT = "joint", "zero joint"
-ZEROS = (ZERO, ZERO_TRANSITION, ZERO_JOINT)
-_OF_TRANSITIONS = ("transition", "exact_transition", ZERO_TRANSITION, JOINT, ZERO_JOINT)
+CHAIN_RULE, ZERO_CHAIN_RULE = "chain_rule", "zero chain_rule"
+ZEROS = (ZERO, ZERO_TRANSITION, ZERO_JOINT, ZERO_CHAIN_RULE)
+_OF_TRANSITIONS = ("transition", "exact_transition", ZERO_TRANSITION, JOINT, ZERO_JOINT, CHAIN_RULE, ZERO_CHAIN_RULE)
 _MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one position
 
 _TEMPERATURES: Schema = {
@@ -59,7 +61,8 @@ class Setting(NamedTuple):
     """One sampler. energy: None without one, `zero`, or a name of `ENERGIES`, `flipped` in front for its negative.
 
     One of transitions weighs what a step reveals, the others whole drafts; `zero transition` is E = 0 of the former.
-    `joint` is the energy of a joint network with the denoiser of that network, `zero joint` that denoiser alone.
+    `joint` is the energy of a joint network with the denoiser of that network, `zero joint` that denoiser alone;
+    `chain_rule` is the energy of transitions that the denoiser has in itself, `zero chain_rule` E = 0 of that denoiser.
     temperature: of the denoiser's law that proposes, or of the AR model. num_steps: None is one position at a time.
     """
 
@@ -88,7 +91,7 @@ class Setting(NamedTuple):
     @property
     def has_network(self) -> bool:
         """Whether there is an energy that costs passes of a network."""
-        return self.energy not in (None, ZERO, ZERO_TRANSITION)
+        return self.energy not in (None, ZERO, ZERO_TRANSITION, ZERO_CHAIN_RULE)
 
     @property
     def of_transitions(self) -> bool:
@@ -99,6 +102,11 @@ class Setting(NamedTuple):
     def of_joint(self) -> bool:
         """Whether one network both denoises and weighs, so that its passes are those of the candidates."""
         return self.energy is not None and self.energy.removeprefix(FLIPPED) in (JOINT, ZERO_JOINT)
+
+    @property
+    def of_chain_rule(self) -> bool:
+        """Whether the denoiser's own network weighs what is new, and reads nothing else for it."""
+        return self.energy is not None and self.energy.removeprefix(FLIPPED) in (CHAIN_RULE, ZERO_CHAIN_RULE)
 
     @classmethod
     def plain(cls, num_steps: int | None, temperature: float = 1.0) -> "Setting":
@@ -150,19 +158,28 @@ def control(name: str, setting: Setting, schedule: Schedule, length: int) -> Set
     if name == "one_particle":
         return setting._replace(num_particles=1)
     if name == "zero":
-        zero = ZERO_JOINT if setting.of_joint else ZERO_TRANSITION if setting.of_transitions else ZERO
-        return setting._replace(energy=zero)
+        return setting._replace(energy=_zero_of(setting))
     if name == "flipped":
         return setting._replace(energy=f"{FLIPPED}{setting.energy}")
     passes = expected_passes(setting, schedule, length)
     return Setting.plain(steps_for(passes, schedule, length), setting.temperature)
 
 
+def _zero_of(setting: Setting) -> str:
+    """The name of E = 0 with the setting's own denoiser, over what its candidates fill in."""
+    if setting.of_joint:
+        return ZERO_JOINT
+    if setting.of_chain_rule:
+        return ZERO_CHAIN_RULE
+    return ZERO_TRANSITION if setting.of_transitions else ZERO
+
+
 def expected_passes(setting: Setting, schedule: Schedule, length: int) -> float:
     """Expected number of texts that networks read for one sample; an AR model with its cache reads one.
 
     Step j reveals something with probability `1 - (1 - p_j)^l`, `p_j` the share of the positions it reveals. A joint
-    network's candidates are its next step's input, and one pass of its denoiser goes before the first of them.
+    network's candidates are its next step's input, and one pass of its denoiser goes before the first of them. One of
+    `chain_rule` is read at what the step reveals, less a token, twice.
     """
     if setting.method == "ar":
         return 1.0
@@ -177,6 +194,8 @@ def expected_passes(setting: Setting, schedule: Schedule, length: int) -> float:
     if setting.of_joint:
         entered = 1.0 - (1.0 - float(inside)) ** length
         return passes - corrected + entered + setting.num_particles * corrected
+    if setting.of_chain_rule and setting.has_network:
+        return passes + setting.num_particles * 2.0 * (length * float(inside) - corrected) / length
     return passes + (setting.num_particles * corrected if setting.has_network else 0.0)
 
 

@@ -74,10 +74,10 @@ def short(points: Sequence[Point]) -> list[tuple[str, ...]]:
 
 
 _HOW_TO_READ = (
-    "Errors (±) are bootstrapped over texts. A pass reads one text; an AR model with its cache reads one, in as many "
-    "calls as a text has tokens. Low bits per character alone are no quality, since dull text has them too: compare at "
-    "equal entropy, and with the held-out text. `front`: no other setting is better both in bits per character and in "
-    "entropy, seconds, passes or calls in a row.",
+    "Errors (±) are bootstrapped over texts. A pass reads one text, and passes over part of a text count by their "
+    "tokens; an AR model with its cache reads one, in as many calls as a text has tokens. Low bits per character alone "
+    "are no quality, since dull text has them too: compare at equal entropy, and with the held-out text. `front`: no "
+    "other setting is better both in bits per character and in entropy, seconds, passes or calls in a row.",
     "`x faster at equal bits`: seconds of the plain sampler at temperature 1 over those of the setting, at the fewest "
     "steps with which its interpolated curve is as good; `and entropy`: the same along its settings of every "
     "temperature, interpolated to the setting's entropy first. `>` and `<`: no plain setting is as good, or the "

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
+from torch import Tensor
 
-from edlm import checkpoints, denoisers, energies, folding, joint
+from edlm import chain_rule, checkpoints, denoisers, energies, folding, joint
 from edlm.baselines import Reverse
 from edlm.checkpoints import N
-from edlm.contracts import Denoiser, Energy
+from edlm.contracts import Denoiser, Energy, Ordered
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import _parameterisations, _settings
@@ -26,6 +28,7 @@ NETWORKS = {
     "joint": "edlm_joint",
     "ar": "pretrain_ar",
 }
+CHAIN_RULE = "chain_rule"  # the energy that a denoiser has in itself, for which nothing is loaded
 
 
 class Diffusion(NamedTuple):
@@ -47,7 +50,8 @@ class Models(NamedTuple):
     """A denoiser with its energies, or a baseline in its place, a joint network and an AR model, over one vocabulary.
 
     max_length: the longest text that all of them take; records: what each network is, for a report; joint: the denoiser
-    of a joint network with the energy of its own, a sampler beside those of the other denoiser.
+    of a joint network with the energy of its own, a sampler beside those of the other denoiser; learned: a denoiser
+    that was learned, with `chain_rule`, beside the exact one of a source, which has no network.
     """
 
     vocabulary: Vocabulary
@@ -57,6 +61,7 @@ class Models(NamedTuple):
     records: dict[str, dict[str, Any]]
     baseline: Reverse | None = None
     joint: Diffusion | None = None
+    learned: Diffusion | None = None
 
 
 def load(settings: Mapping[str, Any], device: torch.device) -> Models:
@@ -118,6 +123,25 @@ def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedu
     return denoisers.subs(network, checkpoints.load_vocabulary_of(path).mask_id, told), schedule
 
 
+def require_ordered(path: str, denoiser: SubsDenoiser) -> None:
+    """Raise ValueError for a denoiser whose network is not read in order, and so has no `chain_rule`."""
+    network = denoiser.module.network
+    if not isinstance(network, Ordered):
+        raise ValueError(
+            f"energy {CHAIN_RULE!r} needs a network that is read in order, as a Transformer is: "
+            f"denoiser = {path!r} holds one of class {type(network).__name__}"
+        )
+
+
+def passes_in_order(info: TensorDict, length: int) -> Tensor:
+    """Passes over a text that `chain_rule` took in a run of so many tokens, by what the run says of itself (b,).
+
+    Passes over part of a text count by their tokens: a candidate is read twice at each new token but the first.
+    """
+    read = 2 * info["particles"] * (info["revealed"] - 1)  # no particles where nothing was corrected
+    return read.sum(-1).double() / length
+
+
 def load_joint(path: str, device: torch.device) -> Diffusion:
     """The denoiser of a joint network with its own energy. Raises ValueError for a network with one head."""
     if not _is_joint(path):
@@ -167,9 +191,11 @@ def _own_energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torc
 def _load_diffusion(
     named: Mapping[str, str], ids: Vocabulary, ar: Autoregressive | None, device: torch.device
 ) -> Diffusion:
-    """The denoiser and every energy there is for it: those learned, and the AR model's in both forms."""
+    """The denoiser and every energy there is for it: its own, those learned, and the AR model's in both forms."""
     denoiser, schedule = load_denoiser(named["denoiser"], device)
     found: dict[str, Energy] = {}
+    if isinstance(denoiser.module.network, Ordered):
+        found[CHAIN_RULE] = chain_rule.energy(denoiser)
     for key, wanted in {"energy": "draft", "transition": "transition"}.items():
         if key in named:
             path = named[key]

@@ -1,4 +1,4 @@
-"""Networks trained beside a source with the recipes' own loop: energies of its exact denoiser, and a joint network."""
+"""Networks trained beside a source with the recipes' own loop: energies of its exact denoiser, and denoisers."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -10,9 +10,9 @@ from tensordict.nn import TensorDictSequential
 from torch import nn
 
 from edlm import (
+    chain_rule,
     contracts,
     denoisers,
-    distillation,
     energies,
     joint,
     networks,
@@ -24,8 +24,7 @@ from edlm import (
 from edlm.contracts import Energy
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import _settings, _training
-from edlm.recipes._contrast import CHAIN_RULE
-from edlm.recipes._frontier_grid import JOINT
+from edlm.recipes._frontier_grid import CHAIN_RULE, JOINT
 from edlm.recipes._models import Diffusion, Models
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import TrainingRun
@@ -33,9 +32,10 @@ from edlm.sources import Source
 
 SETTINGS: Schema = {
     "network": _settings.component("vocab_size", "max_length"),
+    "denoiser": _settings.choice("mdlm", "chain_rule"),
     "start_from": _settings.choice("denoiser", "scratch"),
     "num_energy_layers": _settings.integer(1),
-    "objective": _settings.choice("nce", "info_nce", CHAIN_RULE),
+    "objective": _settings.choice("nce", "info_nce"),
     "num_negatives": _settings.integer(1),
     "transition_steps": _settings.span,
     "num_texts": _settings.integer(1),
@@ -56,7 +56,7 @@ class Scope(NamedTuple):
 
 
 SCOPES = {"learned": Scope("energy", transitions=False), "transition": Scope("transition", transitions=True)}
-NAMES = (*SCOPES, JOINT)
+NAMES = (*SCOPES, JOINT, CHAIN_RULE)
 
 
 class Learning(NamedTuple):
@@ -105,20 +105,24 @@ class Learning(NamedTuple):
         return run.average.eval()
 
 
-def learn(wanted: Collection[str], learning: Learning) -> tuple[dict[str, Energy], Diffusion | None]:
-    """The energies of the exact denoiser that are wanted, and a joint network where that is.
+def learn(wanted: Collection[str], learning: Learning) -> Models:
+    """The models with the energies of the exact denoiser that are wanted, and with denoisers of their own.
 
-    A denoiser of the energies' sizes is trained first, for energies to start from and for the joint network to keep.
-    Raises ValueError for a network that is no `EnergyNetwork`, and for the chain rule of anything but transitions.
+    A denoiser of the energies' sizes is trained first where it is wanted for its chain rule, for energies to start from
+    or for a joint network to keep. Raises ValueError for a network that is no `EnergyNetwork`.
     """
-    settings, scopes = learning.settings, [scope for name, scope in SCOPES.items() if name in wanted]
-    for name in wanted:
-        if settings["objective"] == CHAIN_RULE and name in NAMES and name != "transition":
-            raise ValueError(f"learn.objective = {CHAIN_RULE!r} is for 'transition', and a sweep draws with {name!r}")
-    starts = bool(scopes) and settings["start_from"] == "denoiser"
-    start = _denoiser(learning) if starts or JOINT in wanted else None
+    scopes = [scope for name, scope in SCOPES.items() if name in wanted]
+    starts = bool(scopes) and learning.settings["start_from"] == "denoiser"
+    start = _denoiser(learning) if starts or {JOINT, CHAIN_RULE} & set(wanted) else None
     found = {scope.key: _trained(scope, learning, start if starts else None) for scope in scopes}
-    return found, None if start is None or JOINT not in wanted else _joint(learning, start)
+    models = learning.models._replace(diffusion=learning.exact._replace(energies={**learning.exact.energies, **found}))
+    if start is not None and JOINT in wanted:
+        models = models._replace(joint=_joint(learning, start))
+    if start is not None and CHAIN_RULE in wanted:
+        denoiser = denoisers.subs(start, models.vocabulary.mask_id)
+        own = {CHAIN_RULE: chain_rule.energy(denoiser)}
+        models = models._replace(learned=Diffusion(denoiser, learning.exact.schedule, own))
+    return models
 
 
 def _energy_network(learning: Learning) -> EnergyNetwork:
@@ -133,13 +137,19 @@ def _energy_network(learning: Learning) -> EnergyNetwork:
 
 
 def _denoiser(learning: Learning) -> Transformer:
-    """A denoiser of the energies' sizes, trained by the NELBO."""
-    mask_id, schedule = learning.models.vocabulary.mask_id, learning.exact.schedule
+    """A denoiser of the energies' sizes, trained by the NELBO, and in order too where that is wanted."""
+    settings, schedule = learning.settings, learning.exact.schedule
+    in_order = settings["denoiser"] == "chain_rule"
 
     def stages(network: Transformer) -> TensorDictSequential:
-        return training.denoising(denoisers.subs(network, mask_id), schedule, learning.settings["time_low"])
+        denoiser = denoisers.subs(network, learning.models.vocabulary.mask_id)
+        if in_order:
+            return chain_rule.denoising(denoiser, schedule, tuple(settings["transition_steps"]))
+        return training.denoising(denoiser, schedule, settings["time_low"])
 
-    trained: Transformer = learning.train("denoiser", Transformer(**_energy_network(learning).arguments), stages)
+    told = ("denoiser", "transition_steps") if in_order else ()
+    network = Transformer(**_energy_network(learning).arguments)
+    trained: Transformer = learning.train("denoiser", network, stages, *told)
     return trained
 
 
@@ -181,8 +191,6 @@ def _stages(scope: Scope, learning: Learning, network: EnergyNetwork) -> TensorD
     denoiser, schedule, _ = learning.exact
     settings = learning.settings
     steps, n = tuple(settings["transition_steps"]), settings["num_negatives"]
-    if settings["objective"] == CHAIN_RULE:
-        return distillation.chain_rule(denoiser, network, schedule, steps, n)
     energy = _energy(scope, network)
     if scope.transitions:
         return transition.contrastive(denoiser, energy, schedule, steps, n, _objective(settings))

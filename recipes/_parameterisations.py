@@ -7,7 +7,7 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
 
-from edlm import baselines, checkpoints, denoisers, folding, likelihoods, training
+from edlm import baselines, chain_rule, checkpoints, denoisers, folding, likelihoods, training
 from edlm.baselines import Reverse
 from edlm.networks import Transformer
 from edlm.recipes import _settings
@@ -44,6 +44,17 @@ PARAMETERISATIONS = {
         ),
         "denoiser NELBO",
     ),
+    "chain_rule": Parameterisation(
+        "nelbo, in order",
+        denoisers.subs,
+        lambda denoiser, schedule, settings, pad_id: chain_rule.denoising(
+            denoiser, schedule, tuple(settings["loss_steps"]), pad_id
+        ),
+        lambda denoiser, schedule, settings: (
+            lambda x_0, seed, row, scored: likelihoods.nelbo(denoiser, schedule, x_0, seed, row, scored)
+        ),
+        "denoiser NELBO",
+    ),
     "d3pm": Parameterisation(
         "t_step",
         denoisers.d3pm,
@@ -70,14 +81,25 @@ PARAMETERISATIONS = {
 KERNELS: dict[str, Callable[..., Reverse]] = {"d3pm": baselines.d3pm, "sedd": baselines.analytic}
 
 
+def loss_steps(key: str, value: Any) -> None:
+    """A number of steps, or `[fewest, most]`."""
+    (_settings.span if isinstance(value, list) else _settings.integer(1))(key, value)
+
+
 def check(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for an objective without what it needs, or with what it does not read."""
     name, steps = settings["objective"], settings["loss_steps"]
-    if name == "d3pm" and steps is None:
+    said = "null" if steps is None else steps
+    if name == "d3pm" and not isinstance(steps, int):
         raise ValueError(
-            "loss_steps is null: objective = 'd3pm' needs the number T of steps of its loss, 1000 for example"
+            f"loss_steps is {said}: objective = 'd3pm' needs the number T of steps of its loss, 1000 for example"
         )
-    if name != "d3pm" and steps is not None:
+    if name == "chain_rule" and not isinstance(steps, list):
+        raise ValueError(
+            f"loss_steps is {said}: objective = 'chain_rule' needs the fewest and the most steps of the samplers that "
+            "it is trained for, [8, 256] for example"
+        )
+    if name not in ("d3pm", "chain_rule") and steps is not None:
         raise ValueError(f"loss_steps = {steps} must be null: objective = {name!r} has no steps")
     if name == "sedd" and not settings["time_conditioning"]:
         raise ValueError("objective = 'sedd' needs time_conditioning = true: with sigma = 0 its scores are infinite")
@@ -85,8 +107,9 @@ def check(settings: Mapping[str, Any]) -> None:
 
 def notes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of a denoiser that is not SUBS."""
-    name = settings["objective"]
-    return {} if name == "mdlm" else {KEY: name, "loss_steps": settings["loss_steps"]}
+    name, steps = settings["objective"], settings["loss_steps"]
+    kind = {KEY: name} if name in KERNELS else {}
+    return kind if steps is None and not kind else {**kind, "loss_steps": steps}
 
 
 def held_by(path: str) -> str | None:

@@ -4,20 +4,24 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import baselines, bounds, energies, likelihoods, schedules
+from edlm import baselines, bounds, contracts, energies, likelihoods, schedules
 from edlm.baselines import Reverse
 from edlm.contracts import Energy
 from edlm.denoisers import SeddDenoiser
-from edlm.recipes._models import Autoregressive, Diffusion, Models
+from edlm.recipes._models import CHAIN_RULE, Autoregressive, Diffusion, Models
 
 
 class Scores(NamedTuple):
-    """Of a batch: nats per scored token (b,) by figure, texts read by network, and, per row, how even weights were."""
+    """Of a batch: nats per scored token (b,) by figure, texts read by network, and, per row, how even weights were.
+
+    Part of a text that is read counts by its tokens.
+    """
 
     nats: dict[str, Tensor]
-    passes: dict[str, int]
+    passes: Mapping[str, float]
     ess: Tensor | None = None
     log_weight_std: Tensor | None = None
     excess: Tensor | None = None  # what the energy adds to the plain bound of the same passes
@@ -49,6 +53,8 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
         for name, energy in models.diffusion.energies.items():
             if name == "transition":
                 yield name, transitions(models.diffusion, energy, settings)
+            elif name == CHAIN_RULE:
+                yield name, in_order(models.diffusion, energy, settings)
             else:
                 yield name, sampler(models.diffusion, energy, settings)
                 yield name, paper(models.diffusion, energy, settings)
@@ -145,6 +151,30 @@ def transitions(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any
         return Scores({"transition_nelbo": bound.nats}, passes, bound.ess, bound.log_weight_std, bound.excess)
 
     return score
+
+
+def in_order(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
+    """Build the bound of the sampler with the energy that the denoiser has in itself."""
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        counted = _InOrder(energy)
+        found = transitions(diffusion, counted, settings)(x_0, scored, seed, row)
+        return found._replace(passes={**found.passes, "energy": counted.passes})
+
+    return score
+
+
+class _InOrder:
+    """An energy that reads x_t, and a candidate at its new tokens but the first alone, twice: and how much that was."""
+
+    def __init__(self, energy: Energy) -> None:
+        self.energy, self.in_keys, self.passes = energy, energy.in_keys, 0.0
+
+    def __call__(self, tensordict: TensorDict) -> TensorDict:
+        """Write the energies (b, k)."""
+        b, k, l = tensordict[contracts.CANDIDATES].shape
+        self.passes += b + 2 * k * (len(tensordict[contracts.POSITIONS]) - b) / l  # each row has a first one
+        return self.energy(tensordict)
 
 
 def paper(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:

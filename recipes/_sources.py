@@ -1,6 +1,7 @@
 """Where `generate` gets its networks: folders of runs, folders of large models, or a torchtune builder with files.
 
-A folder with a `config.json` in place of a `network.json` is a large model's, as the hub has it.
+A folder with a `config.json` in place of a `network.json` is a large model's, as the hub has it. The word `chain_rule`
+in place of an energy's folder is the energy that the denoiser has in itself.
 """
 
 from collections.abc import Mapping
@@ -11,12 +12,13 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from edlm import checkpoints, decoders, denoisers, energies, large, memory, schedules
+from edlm import chain_rule, checkpoints, decoders, denoisers, energies, large, memory, schedules
 from edlm.baselines import Reverse
 from edlm.decoders import Blueprint, DecoderNetwork
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
 from edlm.recipes import _models, _parameterisations, _report, _settings
+from edlm.recipes._models import CHAIN_RULE
 from edlm.recipes._settings import Check, Schema
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
@@ -60,7 +62,7 @@ class Sources(NamedTuple):
     ar: Transformer | None = None
     bos_id: int | None = None
     opening: tuple[int, ...] = ()
-    scope: str = "draft"  # or "transition": what the energy weighs
+    scope: str = "draft"  # or "transition": what the energy weighs; "joint", "chain_rule": in the denoiser
     baseline: Reverse | None = None  # in the place of a denoiser
 
 
@@ -71,6 +73,11 @@ def check(settings: Mapping[str, Any]) -> None:
     if settings["energy"] is not None and settings["ar"] is not None:
         raise ValueError(
             f"energy = {settings['energy']!r} and ar = {settings['ar']!r} exclude each other: set one to null"
+        )
+    if settings["energy"] == CHAIN_RULE and _is_large(settings["denoiser"]):
+        raise ValueError(
+            f"energy = {CHAIN_RULE!r} needs a network that is read in order, as a Transformer is: "
+            f"denoiser = {settings['denoiser']!r} holds a large model"
         )
     alone = {"energy": None, "nucleus": 1.0, "stride": None, "execution": "eager", "live": False}
     for key, plain in alone.items():
@@ -110,6 +117,9 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
         denoiser, schedule = _models.load_denoiser(path, device)
         found = Sources(checkpoints.load_vocabulary_of(path), schedule, denoiser)
     assert found.denoiser is not None
+    if settings["energy"] == CHAIN_RULE:
+        _models.require_ordered(path, found.denoiser)
+        return found._replace(energy=chain_rule.energy(found.denoiser), scope=CHAIN_RULE)
     if settings["energy"] is not None:
         energy, scope = _models.load_energy(settings["energy"], found.denoiser, found.vocabulary, device)
         return found._replace(energy=energy, scope=scope)
@@ -125,6 +135,8 @@ def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
 def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
     """The folders of our own networks that a config names, by key."""
     named = {key: settings[key] for key in ("denoiser", "energy", "ar")}
+    if named["energy"] == CHAIN_RULE:
+        del named["energy"]
     return {key: path for key, path in named.items() if path is not None and not _is_large(path)}
 
 

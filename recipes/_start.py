@@ -32,8 +32,10 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Start:
     else.
     """
     path, plan = settings["denoiser"], settings["pretrain"]
-    if plan is not None and plan["objective"] != "mdlm":
-        raise ValueError(f"pretrain.objective = {plan['objective']!r} must be 'mdlm': an energy corrects its drafts")
+    if plan is not None and plan["objective"] in _parameterisations.KERNELS:
+        raise ValueError(
+            f"pretrain.objective = {plan['objective']!r} must be mdlm or chain_rule: an energy corrects their drafts"
+        )
     if plan is not None and plan["patience"] is not None:
         raise ValueError(f"pretrain.patience = {plan['patience']} must be null: `edlm run pretrain_denoiser` has one")
     if plan is not None and not _processes.from_first(lambda: _finished(path, plan["steps"])):

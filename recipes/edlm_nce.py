@@ -5,7 +5,6 @@ Of whole texts (scope: draft), or of what a step of the sampler reveals (scope: 
 edlm run edlm_nce                       # trains the denoiser first if there is none
 edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
 edlm run edlm_nce scope=transition output_dir=runs/tiny/transition
-edlm run edlm_nce scope=transition objective=chain_rule output_dir=runs/tiny/transition
 """
 
 import sys
@@ -20,7 +19,6 @@ from edlm import (
     contracts,
     corpora,
     denoisers,
-    distillation,
     energies,
     networks,
     objectives,
@@ -58,7 +56,7 @@ SETTINGS: Schema = {
     "dropout": _settings.number(0, 0.9),
     "scope": _settings.choice("draft", "transition"),
     "transition_steps": _settings.span,
-    "objective": _settings.choice("nce", "info_nce", _contrast.CHAIN_RULE),
+    "objective": _settings.choice("nce", "info_nce"),
     "num_negatives": _settings.integer(1),
     "report_particles": _settings.integer(2),
     "samples": _settings.section(_correction.SAMPLES),
@@ -71,7 +69,6 @@ class EnergyByNCE:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        _contrast.require_transitions(settings["objective"], settings["scope"])
         self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)
 
@@ -97,7 +94,7 @@ class EnergyByNCE:
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
-            stages=self._stages(network),
+            stages=self._stages(network, settings["num_negatives"]),
             blocks=self.blocks.train,
             vocabulary=self.vocabulary,
             settings={key: settings[key] for key in _training.SETTINGS},
@@ -139,7 +136,7 @@ class EnergyByNCE:
         """Per row (n,): its time, loss, accuracy, gap, the ESS of `report_particles` drafts; energies (n, 1 + k)."""
         settings = self.settings
         k = settings["report_particles"]
-        stages = self._contrast(network, max(k, settings["num_negatives"])).eval()
+        stages = self._stages(network, max(k, settings["num_negatives"])).eval()
 
         def score(row: Tensor) -> dict[str, Tensor]:
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
@@ -212,25 +209,15 @@ class EnergyByNCE:
         build: Any = energies.learned_transition if self.settings["scope"] == "transition" else energies.learned
         return build(network, self.told, self.vocabulary.pad_id)
 
-    def _stages(self, network: networks.EnergyNetwork) -> Any:
-        """What is trained: the contrast, or without it the chain rule of the denoiser."""
-        settings = self.settings
-        if settings["objective"] != _contrast.CHAIN_RULE:
-            return self._contrast(network, settings["num_negatives"])
-        steps, draws = tuple(settings["transition_steps"]), settings["num_negatives"]
-        padding = self.vocabulary.pad_id
-        return distillation.chain_rule(self.denoiser, network, self.schedule, steps, draws, padding, self.told)
-
-    def _contrast(self, network: nn.Module, num_negatives: int) -> Any:
+    def _stages(self, network: nn.Module, num_negatives: int) -> Any:
         settings, parts = self.settings, (self.denoiser, self._energy(network), self.schedule)
-        how = num_negatives, getattr(objectives, self._classifier()[0]), self.vocabulary.pad_id
+        how = num_negatives, getattr(objectives, settings["objective"]), self.vocabulary.pad_id
         if settings["scope"] == "transition":
             return transition.contrastive(*parts, tuple(settings["transition_steps"]), *how)
         return training.contrastive(*parts, how[0], settings["time_low"], *how[1:])
 
     def _classifier(self) -> tuple[str, int]:
-        """The contrast that held-out figures are of, and among how many: whatever an energy is trained by."""
-        return _contrast.judged_by(self.settings["objective"]), self.settings["num_negatives"]
+        return self.settings["objective"], self.settings["num_negatives"]
 
     def _unusual(self) -> dict[str, Any]:
         """What a checkpoint says of an energy that is not of drafts, or has no embedding of its own."""

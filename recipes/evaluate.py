@@ -1,5 +1,7 @@
 """Say how good models are: likelihood bounds on held-out and on foreign text, and the quality of samples, with errors.
 
+Beside the energies that a config names, a denoiser is bounded with the one that it has in itself, `chain_rule`.
+
 edlm run evaluate denoiser=runs/tiny/denoiser energy=runs/tiny/energy rows=64
 edlm run evaluate zero_shot=[ptb,wikitext2,books.txt] split=null energy=null
 edlm run evaluate samples=runs/tiny/samples.jsonl judge=runs/tiny/ar

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import edlm
+from edlm.denoisers import SubsDenoiser
 from edlm.recipes import (
     _entry,
     _frontier_draws,
@@ -80,8 +81,11 @@ class Frontier:
         if max(settings["ngrams"]) > length:
             raise ValueError(f"ngrams = {settings['ngrams']} must be at most length = {length}")
         assert self.models.diffusion is not None
-        self.schedule = self.models.diffusion.schedule
+        self.schedule, denoiser = self.models.diffusion.schedule, self.models.diffusion.denoiser
         self.grid = _frontier_grid.expand(settings["sweeps"], self.schedule, length)
+        if any(setting.of_chain_rule for setting in self.grid):
+            assert isinstance(denoiser, SubsDenoiser)
+            _models.require_ordered(settings["denoiser"], denoiser)
         self.drawing = Drawing(length, settings["num_samples"], settings["batch_size"], settings["seed"], self.device)
         documents = list(getattr(_settings.build(settings["corpus"]), settings["split"]))
         found = _quality.held_out(documents, self.models.vocabulary, length, settings["num_samples"])

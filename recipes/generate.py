@@ -1,6 +1,7 @@
 """Generate text from checkpoints: a denoiser alone, corrected by an energy or by an AR model, or an AR model alone.
 
 edlm run generate denoiser=runs/tiny/denoiser energy=runs/tiny/energy num_samples=8
+edlm run generate energy=chain_rule
 edlm run generate prompt="the statement ____ the name" num_steps=16
 edlm run generate energy=null ar=runs/tiny/ar ar_form=carry_over
 edlm run generate denoiser=null energy=null ar=runs/tiny/ar
@@ -26,6 +27,7 @@ from edlm import (
     adaptive,
     autoregressive,
     baselines,
+    chain_rule,
     contracts,
     execution,
     joint,
@@ -39,7 +41,7 @@ from edlm.contracts import Denoiser
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
 from edlm.pipelines import Pipeline
-from edlm.recipes import _entry, _processes, _report, _settings, _sources, _training
+from edlm.recipes import _entry, _models, _processes, _report, _settings, _sources, _training
 from edlm.recipes._settings import Schema
 from edlm.samplers import Kernel
 from edlm.vocabulary import MASK_SYMBOL, Vocabulary
@@ -189,6 +191,9 @@ class Generate:
         if self.scope == "joint":
             assert isinstance(denoiser, SubsDenoiser)
             kernel = joint.importance(self.schedule, denoiser, most, **rules)
+        elif self.scope == _models.CHAIN_RULE:
+            assert isinstance(denoiser, SubsDenoiser)
+            kernel = chain_rule.importance(self.schedule, denoiser, most, **rules)
         else:
             kernel = kernels.importance(*parts, self.energy, most, **rules)
         if target_ess is not None:
@@ -232,9 +237,12 @@ class Generate:
             sample = partial(pipelines.extend, self.pipeline, self.length, self.settings["stride"])
         out = sample(count, seed=self.settings["seed"], prompt=self.prompt, first_row=first, callback=self._live())
         info = out["info"].cpu()
+        weighed = info["energy_passes"]
+        if self.scope == _models.CHAIN_RULE:
+            weighed = _models.passes_in_order(info, self.pipeline.length)
         return out["tokens"], {
             "denoiser_passes": info["denoiser_passes"].tolist(),
-            "energy_passes": info["energy_passes"].tolist(),
+            "energy_passes": weighed.tolist(),
             "ess": [None if math.isnan(value) else value for value in info["ess"].nanmean(-1).tolist()],
         }
 

@@ -94,9 +94,7 @@ class Oracle:
         if set(wanted).isdisjoint(_oracle_learning.NAMES):
             return
         learning = Learning(self.source, self.models, exact, settings["learn"], self.folder, settings["seed"])
-        found, own = _oracle_learning.learn(wanted, learning)
-        both = exact._replace(energies={**exact.energies, **found})
-        self.models = self.models._replace(diffusion=both, joint=own)
+        self.models = _oracle_learning.learn(wanted, learning)
 
     def sweep(self) -> None:
         """Draw and enumerate what is missing, the line of a setting written when it is there."""
@@ -147,11 +145,16 @@ class Oracle:
         )
         return [
             f"{described}, {beside.length} tokens, entropy {beside.entropy.mean:.4f} ± "
-            f"{beside.entropy.standard_error:.1g} nats per token; exact denoiser"
-            + (", but for joint, which has its own" if any(each.of_joint for each in self.grid) else ""),
+            f"{beside.entropy.standard_error:.1g} nats per token; exact denoiser{self._others()}",
             f"{drawing.num_samples} texts per setting, {drawing.batch_size} at once, seed {drawing.seed}, "
             f"{torch.get_num_threads()} threads; bounds on {len(beside.bounded)} texts of the source",
         ]
+
+    def _others(self) -> str:
+        """Which settings have another denoiser than the source's."""
+        own = {"joint": "of_joint", "chain_rule": "of_chain_rule"}
+        named = [name for name, kind in own.items() if any(getattr(each, kind) for each in self.grid)]
+        return f", but for {' and '.join(named)}, whose denoiser is learned" if named else ""
 
 
 def require_sources(sweeps: Sequence[Mapping[str, Any]], learn: Mapping[str, Any] | None) -> None:

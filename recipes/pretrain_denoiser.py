@@ -1,6 +1,7 @@
 """Train a masked-diffusion denoiser by its continuous-time NELBO (MDLM, Sahoo et al. 2024), or a baseline of it.
 
 edlm run pretrain_denoiser --config tiny steps=500
+edlm run pretrain_denoiser --config tiny objective=chain_rule loss_steps=[4,64]    # for its own energy of transitions
 edlm run pretrain_denoiser --config tiny_sedd           # or tiny_d3pm: the same network, data and batches
 """
 
@@ -27,7 +28,7 @@ MODEL: Schema = {
     "schedule": _settings.component(),
     "time_conditioning": _settings.flag,
     "objective": _settings.choice(*PARAMETERISATIONS),
-    "loss_steps": _settings.optional(_settings.integer(1)),
+    "loss_steps": _settings.optional(_parameterisations.loss_steps),
     **_training.SETTINGS,
 }
 SETTINGS: Schema = {

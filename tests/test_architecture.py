@@ -39,7 +39,7 @@ ORDER = [
     "baselines",
     "transition",
     "joint",
-    "distillation",
+    "chain_rule",
     "enumeration",
     "execution",
     "testing",

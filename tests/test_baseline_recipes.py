@@ -146,6 +146,7 @@ def test_evaluate_scores_a_baseline_by_its_own_bounds(run: Runner, trained: Path
     ("recipe", "words", "said"),
     [
         ("generate", ["energy=x"], "energy = 'x' must be None"),
+        ("generate", ["energy=chain_rule"], "energy = 'chain_rule' must be None"),
         ("generate", ["energy=null", "num_steps=null"], "num_steps is null"),
         ("generate", ["energy=null", "temperature=0.5"], "temperature = 0.5 must be 1.0"),
         ("generate", ["energy=null", "length=33"], "length = 33 must lie in 1..32"),

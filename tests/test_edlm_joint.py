@@ -99,6 +99,8 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
     train("generate", *both, f"output={trained / 'more.jsonl'}", "target_ess=2")
     with pytest.raises(ValueError, match=f"the energy of '{own}' corrects the denoiser of the same network alone"):
         train("generate", *both, f"denoiser={trained / 'denoiser'}", f"output={trained / 'y.jsonl'}")
+    with pytest.raises(ValueError, match=f"in order, as a Transformer is: denoiser = '{own}' holds one of class Joint"):
+        train("generate", f"denoiser={own}", "energy=chain_rule", f"output={trained / 'y.jsonl'}")
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from running import Runner, unless_given
 from torch import Tensor
 
 from edlm import (
+    absorbing,
     bounds,
+    chain_rule,
     checkpoints,
     corpora,
     denoisers,
@@ -24,12 +26,14 @@ from edlm import (
     joint,
     judges,
     likelihoods,
+    noise,
     schedules,
     vocabulary,
 )
 from edlm.corpora import Excerpt
 from edlm.likelihoods import Estimate
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.noise import Stream
 from edlm.recipes import _figures, _models, _quality, _texts
 from edlm.recipes._figures import Figure, TextSet
 from edlm.recipes._scores import Scores
@@ -135,7 +139,7 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     found = by_name(card)
     paper = ["paper_nelbo, log Z low", "paper_nelbo, log Z high"]
     energies_shown = ["energy", "ar, posterior", "ar, carry_over"]
-    expected = [("denoiser", "nelbo"), ("denoiser", "t_step_nelbo")]
+    expected = [("denoiser", "nelbo"), ("denoiser", "t_step_nelbo"), ("chain_rule", "transition_nelbo")]
     expected += [(model, name) for model in energies_shown for name in ("sampler_nelbo", *paper)]
     assert list(found) == [*expected, ("ar", "exact_nll")]
     assert bounds.PAPER_NELBO_WARNING in shown
@@ -192,6 +196,33 @@ def test_an_energy_of_transitions_has_a_bound_of_its_own(run, folder: Path) -> N
     assert found["nats_per_token"] != pytest.approx(plain, rel=1e-3)
 
 
+def test_a_denoiser_is_bounded_with_the_energy_that_it_has_in_itself(run, folder: Path) -> None:
+    """Its passes are those over x_t, once more than the denoiser's, and new tokens but the first, twice in k texts."""
+    status, shown, error, card = run("rows=6", "batch_size=4", "num_passes=null", "energy=null", "ar=null")
+    assert status == 0, error
+    found = by_name(card)["chain_rule", "transition_nelbo"]
+    assert "chain_rule: transition_nelbo" in shown
+    network = folding.fold_conditioning(checkpoints.load_as(Transformer, folder / "denoiser"))
+    denoiser = denoisers.subs(network, ABC.mask_id)
+    texts = corpora.excerpts([TEXT], ABC, LENGTH)
+    x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
+    grid, keys = schedules.uniform_grid(4), (torch.tensor(0), torch.arange(6))
+    parts = denoiser, chain_rule.energy(denoiser), schedules.log_linear(), grid, x_0
+    bound = bounds.transition_nelbo(*parts, *keys, num_particles=3, window=(0.4, 1.0))
+    assert found["nats_per_token"] == pytest.approx(float(bound.nats.mean()), rel=1e-5)
+    assert found["excess_nats"] == pytest.approx(float(bound.excess.mean()), rel=1e-4)
+    assert abs(found["excess_nats"]) > 1e-3
+    uniforms = noise.grid(*keys, 0, Stream.EVALUATION, LENGTH)
+    plan = absorbing.reveal_plan(uniforms, torch.ones_like(x_0, dtype=torch.bool), schedules.log_linear(), grid)
+    passes = 0.0
+    for order, starts in zip(plan.order.tolist(), plan.t.tolist(), strict=True):
+        for number in set(order):
+            passes += (1 + 3 * 2 * (order.count(number) - 1) / LENGTH) * (starts[number] >= 0.4)
+    assert found["passes"]["energy"] == pytest.approx(passes)
+    assert passes < int(bound.energy_passes.sum())
+    assert not any(model == "chain_rule" for model, _ in by_name(run(f"denoiser={folder / 'joint'}", "rows=2")[3]))
+
+
 def test_a_joint_network_has_the_bounds_of_its_denoiser_and_of_its_own_sampler(run, folder: Path) -> None:
     at = ["denoiser=null", "energy=null", "ar=null", f"joint={folder / 'joint'}"]
     status, _, error, card = run("rows=6", "batch_size=4", "num_passes=null", *at)
@@ -224,7 +255,7 @@ def test_foreign_texts_share_one_table_and_short_documents_stand_alone(run, fold
     assert two["excerpts"] == 4, "cab, the two excerpts of abc abc abc, b"
     assert two["tokens"] == len("cab") + len("abc abc abc") + len("b")
     assert one["fingerprint"] != two["fingerprint"]
-    assert [figure["texts"] for figure in card["figures"]] == 2 * [one["name"]] + 2 * [two["name"]]
+    assert [figure["texts"] for figure in card["figures"]] == 3 * [one["name"]] + 3 * [two["name"]]
 
 
 NAMED = {

@@ -1,6 +1,7 @@
 """The recipe `frontier`: settings and controls are what they say, and a run goes on where it was."""
 
 import csv
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -8,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import tiny_network
+from builders import tiny_denoiser, tiny_network
 from running import Runner, unless_given
 from tensordict import TensorDict
 
 from edlm import (
+    chain_rule,
     checkpoints,
     contracts,
     energies,
     joint,
+    particles,
     pipelines,
     samplers,
     schedules,
@@ -45,6 +48,10 @@ ENERGY = (
 TRANSITION = (
     "{method: sir, energy: [transition, joint], num_steps: [3], num_particles: [2], window: [[0, 1]], "
     "temperature: [1.0], controls: [zero, flipped]}"
+)
+OWN = (
+    "{method: sir, energy: [chain_rule], num_steps: [2], num_particles: [3], window: [[0, 1]], temperature: [1.0], "
+    "controls: [zero, flipped, equal_passes]}"
 )
 AR = "{method: ar, temperature: [1.0]}"
 
@@ -145,19 +152,19 @@ def test_a_sweep_is_the_product_of_its_lists_and_a_setting_is_there_once() -> No
 
 @pytest.mark.parametrize("num_steps", [1, 3, 8, None])
 @pytest.mark.parametrize("window", [FULL, (0.3, 0.8), (0.0, 0.5)])
-@pytest.mark.parametrize("energy", ["learned", "joint"])
+@pytest.mark.parametrize("energy", ["learned", "joint", "chain_rule"])
 def test_expected_passes_are_the_mean_of_those_that_are_run(
     models: Models, num_steps: int | None, window: tuple[float, float], energy: str
 ) -> None:
     """Within 4 standard errors of the mean of n texts, each alone where others change its passes; exactly if fixed."""
     setting = SIR._replace(energy=energy, num_steps=num_steps, num_particles=2, window=window)
-    pipeline = _frontier_draws.pipeline(setting, models, LENGTH)
     together, n = (1, 100) if energy == "joint" and window != FULL else (400, 400)
-    infos = [pipelines.sample(pipeline, together, first_row=row)["info"] for row in range(0, n, together)]
-    passes = torch.cat([info["denoiser_passes"] + info["energy_passes"] for info in infos]).double()
+    _, costs = _frontier_draws.draw(setting, models, drawing(n)._replace(batch_size=together))
+    passes = torch.tensor(costs["passes"], dtype=torch.float64)
     error = float(passes.std()) / n**0.5
     assert abs(float(passes.mean()) - expected_passes(setting, LINEAR, LENGTH)) <= 4 * error + 1e-9
-    assert (error == 0.0) == (num_steps == 1 or (num_steps is None and window == FULL))
+    never_together = num_steps is None and (window == FULL or energy == "chain_rule")
+    assert (error == 0.0) == (num_steps == 1 or never_together)
 
 
 def test_equal_passes_is_the_plain_sampler_at_the_cost_of_denoiser_and_energy() -> None:
@@ -261,6 +268,62 @@ def test_a_joint_network_is_drawn_by_its_own_kernel_and_its_denoiser_is_its_cont
     assert expected_passes(control, LINEAR, 256) == pytest.approx(1 + 8 * 3, abs=0.5)
 
 
+def test_a_denoiser_is_drawn_with_its_own_energy_by_the_kernel_that_reads_new_tokens_alone(models: Models) -> None:
+    """A learned denoiser in place of a source's exact one; flipped, the same kernel weighs by the negative."""
+    setting = SIR._replace(energy="chain_rule")
+    assert models.diffusion is not None
+    own, schedule = models.diffusion.denoiser, models.diffusion.schedule
+    assert isinstance(own, SubsDenoiser)
+    learned = tiny_denoiser(1, ABC.mask_id, vocab_size=ABC.size)
+    with torch.no_grad():
+        learned.module.network.trunk.blocks[0].attention.out.weight.mul_(20.0)  # more of what other tokens say
+    beside = models._replace(learned=models.diffusion._replace(denoiser=learned))
+
+    def drawn(setting: Setting, models: Models) -> torch.Tensor:
+        return _frontier_draws.draw(setting, models, drawing(40))[0]
+
+    def wanted(kernel: samplers.Kernel) -> torch.Tensor:
+        return pipelines.sample(pipelines.sampling(kernel, LENGTH, 4), 40, seed=0)["tokens"]
+
+    flipped, zero = (_frontier_grid.control(name, setting, LINEAR, LENGTH) for name in ("flipped", "zero"))
+    assert (flipped.energy, zero.energy) == ("flipped chain_rule", "zero chain_rule")
+    minus = energies.scaled(chain_rule.energy(learned), -1.0)
+    better, worse = drawn(setting, beside), drawn(flipped, beside)
+    assert torch.equal(better, wanted(chain_rule.importance(schedule, learned, 3)))
+    assert torch.equal(worse, wanted(transition.of_transitions(samplers.importance(schedule, learned, minus, 3))))
+    assert not torch.equal(better, worse)
+    by_imh = wanted(chain_rule.importance(schedule, learned, 3, selection=particles.imh))
+    assert torch.equal(drawn(setting._replace(method="imh"), beside), by_imh)
+    one = setting._replace(num_particles=1)
+    assert torch.equal(drawn(one, beside), wanted(samplers.ancestral(schedule, learned)))
+    assert torch.equal(drawn(one, models), wanted(samplers.ancestral(schedule, own)))
+    assert torch.equal(drawn(setting, models), wanted(chain_rule.importance(schedule, own, 3)))
+    assert torch.equal(drawn(Setting.plain(4), beside), drawn(one, models)), "no other setting is of the learned one"
+
+
+def test_new_tokens_alone_are_read_by_the_energy_of_the_denoiser(models: Models) -> None:
+    """A candidate costs two tokens for each but the first that a step reveals: passes by hand, one text at a time."""
+    setting = SIR._replace(energy="chain_rule", window=(0.5, 1.0))
+    _, costs = _frontier_draws.draw(setting, models, drawing())
+    pipeline = _frontier_draws.pipeline(setting, models, LENGTH)
+    for row in range(6):
+        masks = [LENGTH]
+
+        def seen(state: TensorDict, info: TensorDict, masks: list[int] = masks) -> None:
+            masks.append(int((state[contracts.X_T] == ABC.mask_id).sum()))
+
+        corrected = pipelines.sample(pipeline, 1, first_row=row, callback=seen)["info", "corrected"][0].tolist()
+        revealed = [before - after for before, after in itertools.pairwise(masks)]
+        read = sum(3 * 2 * (new - 1) for new, inside in zip(revealed, corrected, strict=True) if inside)
+        assert costs["denoiser_passes"][row] == len(revealed)
+        assert costs["energy_passes"][row] == read / LENGTH
+        assert costs["passes"][row] == len(revealed) + read / LENGTH
+        assert costs["calls"][row] == len(revealed) + sum(corrected)
+    assert any(cost % 1 for cost in costs["passes"])
+    long = expected_passes(setting._replace(num_steps=8, window=FULL), LINEAR, 256)
+    assert long == pytest.approx(8 + 3 * 2 * (256 - 8) / 256), "2 k passes at most, in however many steps"
+
+
 def test_a_pass_is_a_text_that_was_read(models: Models) -> None:
     _, costs = _frontier_draws.draw(SIR._replace(window=(0.5, 1.0)), models, drawing())
     for denoised, weighed, passes, calls in zip(
@@ -281,7 +344,7 @@ def lines(folder: Path) -> dict[str, dict]:
 
 def test_every_setting_gets_a_row_with_its_figures(run, folder: Path) -> None:
     controls = "[one_particle,zero,flipped,equal_passes]"
-    status, shown, error, out = run(f"sweeps=[{PLAIN},{ENERGY % controls},{TRANSITION},{AR}]")
+    status, shown, error, out = run(f"sweeps=[{PLAIN},{ENERGY % controls},{TRANSITION},{OWN},{AR}]")
     assert status == 0, error
     rows = {row["name"]: row for row in csv.DictReader((out / "frontier.csv").read_text("utf-8").splitlines())}
     markdown = (out / "frontier.md").read_text("utf-8")
@@ -308,6 +371,13 @@ def test_every_setting_gets_a_row_with_its_figures(run, folder: Path) -> None:
     assert rows["sir, zero, T=3, k=2"]["control"] == "zero of sir, learned, T=3, k=2"
     assert rows["sir, zero transition, T=3, k=2"]["control"] == "zero of sir, transition, T=3, k=2"
     assert float(rows["sir, transition, T=3, k=2"]["ess"]) > 1.0
+    own = rows["sir, chain_rule, T=2, k=3"]
+    assert float(own["energy_passes"]) % 1 > 0.0
+    assert float(own["passes"]) == pytest.approx(float(own["denoiser_passes"]) + float(own["energy_passes"]), rel=1e-5)
+    assert float(own["passes"]) < 2 + 2 * 3, "what as many candidates of whole texts cost"
+    assert rows["sir, zero chain_rule, T=2, k=3"]["control"] == "zero of sir, chain_rule, T=2, k=3"
+    assert float(rows["sir, flipped chain_rule, T=2, k=3"]["passes"]) == float(own["passes"])
+    assert "passes over part of a text count by their tokens" in markdown
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "WARNING" not in markdown + shown
 
@@ -387,6 +457,10 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
         (["transition=null", f"sweeps=[{TRANSITION}]"], "transition is null, and sweeps[0] draws with 'transition'"),
         (["joint=null", f"sweeps=[{TRANSITION}]"], "joint is null, and sweeps[0] draws with 'joint'"),
         (["transition={}/joint"], "holds a joint network, with its own denoiser: joint="),
+        (
+            ["denoiser={}/joint", f"sweeps=[{OWN}]"],
+            "energy 'chain_rule' needs a network that is read in order, as a Transformer is: denoiser = ",
+        ),
         (
             [f"sweeps=[{TRANSITION.replace('transition, joint', 'exact_transition')}]"],
             "sweeps[0] draws with 'exact_transition', which `edlm run oracle` alone has",

@@ -12,7 +12,8 @@ from builders import of_transitions
 from running import Runner
 from smallest import energy_words, settings_of
 
-from edlm import checkpoints, denoisers, energies, pipelines, samplers, schedules, vocabulary
+import edlm
+from edlm import adaptive, chain_rule, checkpoints, denoisers, energies, pipelines, samplers, schedules, vocabulary
 from edlm.networks import Transformer
 from edlm.recipes import generate
 
@@ -113,6 +114,37 @@ def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
 
 
 @pytest.mark.slow
+def test_the_word_chain_rule_is_the_energy_that_the_denoiser_has_in_itself(
+    run: Runner, trained: Path, tmp_path: Path
+) -> None:
+    """With all particles, with as many as it takes, and over a text of two windows; its passes count by tokens."""
+    base = [f"denoiser={trained / 'denoiser'}", "energy=chain_rule", "num_samples=4", "num_steps=3", "num_particles=5"]
+    base += ["window=[0,1]", "threads=1", "energy_temperature=1e-3"]  # a denoiser of 6 steps decides little
+    denoiser = denoisers.subs(checkpoints.load_network(trained / "denoiser"), 27)
+    fixed = chain_rule.importance(schedules.log_linear(), denoiser, 5, 1e-3)
+    for name, kernel, words in (
+        ("all", fixed, []),
+        ("rounds", adaptive.in_rounds(fixed, 1.5), ["target_ess=1.5"]),
+    ):
+        output = tmp_path / f"{name}.jsonl"
+        status, shown, error = run("generate", *base, *words, f"output={output}")
+        assert status == 0, error
+        assert "energy passes" in shown
+        records = [json.loads(line) for line in output.read_text().splitlines()]
+        out = edlm.sample(pipelines.sampling(kernel, 32, 3), 4, seed=0)
+        assert [record["tokens"] for record in records] == out["tokens"].tolist()
+        info = out["info"]
+        passes = (2 * info["particles"] * (info["revealed"] - 1)).sum(-1) / 32
+        assert [record["energy_passes"] for record in records] == passes.tolist()
+        assert passes.max() <= 2 * 5
+        assert [record["denoiser_passes"] for record in records] == info["denoiser_passes"].tolist()
+    plain = edlm.sample(pipelines.sampling(samplers.ancestral(schedules.log_linear(), denoiser), 32, 3), 4, seed=0)
+    assert [record["tokens"] for record in records] != plain["tokens"].tolist()
+    status, _, error = run("generate", *base, f"output={tmp_path / 'long.jsonl'}", "length=40", "stride=8")
+    assert status == 0, error
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["posterior", "carry_over"])
 def test_an_ar_model_beside_a_denoiser_corrects_it(run: Runner, trained_ar: Path, tmp_path: Path, form: str) -> None:
     base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"ar_form={form}"]
@@ -146,6 +178,8 @@ def test_rules_of_sampling_come_from_the_config(run: Runner, trained_ar: Path, t
     ("overrides", "said"),
     [
         (["denoiser=null"], "denoiser and ar are both null: name one of them, or both"),
+        (["denoiser=null", "ar=a", "energy=chain_rule"], "exclude each other: set one to null"),
+        (["denoiser=null", "energy=chain_rule"], "denoiser and ar are both null: name one of them, or both"),
         (["energy=a", "ar=b"], "energy = 'a' and ar = 'b' exclude each other: set one to null"),
         (["ar=a", "ar_form=both"], "ar_form = 'both' must be one of posterior, carry_over"),
         (["denoiser=null", "ar=a", "execution=compile"], "execution = 'compile' needs a denoiser"),

@@ -13,13 +13,14 @@ from edlm import contracts, schedules, sources, vocabulary
 from edlm.networks import JointNetwork
 from edlm.recipes import _oracle_learning, _training, oracle
 from edlm.recipes._models import Diffusion, Models
-from edlm.recipes._oracle_learning import CHAIN_RULE, NAMES, Learning
+from edlm.recipes._oracle_learning import NAMES, Learning
 
 SYMBOLS, LENGTH, SEED = 2, 4, 7
 SOURCE = sources.random_hidden_markov(2, 3, SYMBOLS, 3.0)
 SIZES = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "conditioning_size": 0}
 SETTINGS: dict[str, Any] = {
     "network": {"_component_": "edlm.networks.EnergyNetwork", **SIZES},
+    "denoiser": "mdlm",
     "start_from": "denoiser",
     "num_energy_layers": 1,
     "objective": "info_nce",
@@ -106,13 +107,24 @@ def test_each_is_trained_by_the_objective_with_as_many_negatives_on_the_grids(
         assert (asked[name].stage()[contracts.T] > 0.5).all(), "not below time_low"
 
 
-def test_by_the_chain_rule_a_transition_is_learned_without_contrast(asked: dict[str, Asked], tmp_path: Path) -> None:
-    _oracle_learning.learn(["transition"], learning(tmp_path, {"objective": CHAIN_RULE}))
-    assert "predict" in asked["transition"].arguments["stages"].module
-    own = learning(tmp_path, {"objective": CHAIN_RULE})
-    for name in ("learned", "joint"):
-        with pytest.raises(ValueError, match=f"is for 'transition', and a sweep draws with '{name}'"):
-            _oracle_learning.learn([name], own)
+def test_the_chain_rule_is_that_of_the_learned_denoiser(asked: dict[str, Asked], tmp_path: Path) -> None:
+    """Which is trained for it alone, and stands beside the exact one."""
+    own = learning(tmp_path, {"start_from": "scratch"})
+    models = _oracle_learning.learn(["chain_rule"], own)
+    assert set(asked) == {"denoiser"}
+    assert models.learned is not None
+    assert models.learned.denoiser.module.network is asked["denoiser"].average  # type: ignore[attr-defined]
+    assert set(models.learned.energies) == {"chain_rule"}
+    assert models.diffusion is not None
+    assert models.diffusion.denoiser is own.exact.denoiser
+
+
+def test_a_denoiser_may_be_trained_in_order_too(asked: dict[str, Asked], tmp_path: Path) -> None:
+    """On the grids that energies are trained for; untrained, its two bounds are the same."""
+    _oracle_learning.learn(["chain_rule"], learning(tmp_path, {"denoiser": "chain_rule", "transition_steps": [1, 1]}))
+    out = asked["denoiser"].stage()
+    torch.testing.assert_close(out[contracts.LOSS], torch.full((8,), 2 * LENGTH * math.log(SYMBOLS)))
+    assert (out[contracts.T] == 1.0).all()
 
 
 @pytest.mark.parametrize("start_from", ["denoiser", "scratch"])
@@ -140,7 +152,7 @@ def test_the_held_out_loss_is_that_of_the_network_that_is_asked_about(asked: dic
 
 
 def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: dict[str, Asked], tmp_path: Path) -> None:
-    _, found = _oracle_learning.learn(["joint"], learning(tmp_path, {}))
+    found = _oracle_learning.learn(["joint"], learning(tmp_path, {})).joint
     assert found is not None
     first, then = asked["denoiser"], asked["joint"]
     network = then.arguments["network"]

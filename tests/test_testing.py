@@ -7,7 +7,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from edlm import contracts, energies, execution, particles, schedules, testing, vocabulary
+from edlm import chain_rule, contracts, energies, execution, particles, schedules, testing, vocabulary
 from edlm.networks import EnergyNetwork
 
 V, MASK, PAD = 6, 4, 5
@@ -25,6 +25,7 @@ ENERGIES = {
     "posterior": POSTERIOR,
     "carry-over": CARRY_OVER,
     "scaled": energies.scaled(LEARNED, -2.0),
+    "chain rule": chain_rule.energy(tiny_denoiser(0, MASK, vocab_size=V, num_layers=2)),
     "product": energies.product(LEARNED, energies.scaled(CARRY_OVER, 0.5), energies.zero()),
 }
 

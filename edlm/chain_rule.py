@@ -1,0 +1,264 @@
+"""The energy of transitions that a denoiser has in itself: nothing to train, no other network, hardly a pass more.
+
+By the chain rule over the set S that a step reveals, from left to right, the exact energy of a transition is a sum,
+
+    -log [ q(x^S | x_t) / prod_{i in S} q(x_i | x_t) ] = sum_{i in S} [ log q(x_i | x_t) - log q(x_i | x_t, x^{S<i}) ],
+
+and a denoiser that is shown the tokens of S left of i gives the second part too. Token by token that is `exact_energy`,
+one pass for each. `energy` takes one pass for all of them, over the new tokens alone: see `contracts.Ordered`.
+"""
+
+from functools import partial
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+
+from edlm import absorbing, categorical, contracts, particles, samplers, schedules, training, transition
+from edlm.contracts import Denoiser, Ordered, Selection
+from edlm.denoisers import SubsDenoiser
+from edlm.samplers import Kernel
+from edlm.schedules import Schedule
+
+_IN_ORDER = "log_prob_in_order"
+
+
+def energy(denoiser: SubsDenoiser) -> TensorDictModule:
+    """The chain rule of the denoiser's own network, for any kernel or bound: `E` in nats, float64 (b, k).
+
+    `E = sum_{i in S} [ log p_theta(x_i | x_t) - log q(x_i | x_t, x^{S<i}) ]`, S the positions that candidates fill in
+    and q the network's law as it is read in order. Whatever the weights, q is a law: `sum p_theta(x^S | x_t) e^-E = 1`,
+    Z = 1. Zero where one token is new. Here x_t is read once more, and the host waits for the most new tokens of a row;
+    `importance` needs neither. Raises ValueError for a network that is no `contracts.Ordered`.
+    """
+    return _weigh(_Alone(denoiser), contracts.X_T)
+
+
+def importance(
+    schedule: Schedule,
+    denoiser: SubsDenoiser,
+    num_particles: int,
+    temperature: float = 1.0,
+    selection: Selection = particles.sir,
+    proposal_temperature: float = 1.0,
+    nucleus: float = 1.0,
+) -> Kernel:
+    """Importance sampling of transitions by `energy`: the denoiser's pass over x_t is all that reads the text.
+
+    The tokens are those of `transition.of_transitions(samplers.importance(...))` with `energy(denoiser)`, up to
+    rounding. Beside its pass over x_t, a step reads `2 k (|S| - 1)` tokens, so a text costs at most 2 k passes more, in
+    however many steps. Raises ValueError as `samplers.importance` and `energy` do.
+    """
+    settings = (num_particles, temperature, selection, proposal_temperature, nucleus)
+    fixed = samplers.importance(schedule, denoiser, energy(denoiser), *settings)
+    stages = dict(fixed.step.module.items())
+    stages["denoise"] = TensorDictModule(
+        _Read(denoiser),
+        in_keys=[contracts.X_T, contracts.T, contracts.POSITIONS],
+        out_keys=[contracts.HIDDEN, contracts.CONTEXT],
+    )
+    stages["weigh"] = _weigh(_InOrder(denoiser), contracts.CONTEXT, contracts.NEW)
+    return fixed._replace(step=TensorDictSequential(stages, inplace=False), proposes="revealed")
+
+
+def denoising(
+    denoiser: SubsDenoiser, schedule: Schedule, num_steps: tuple[int, int], pad_id: int | None = None
+) -> TensorDictSequential:
+    """Build the training pipeline of a denoiser that is good in order too: `{x_0, seed, ...} -> {loss, ...}`.
+
+    A text is put before a step `t -> s` of a uniform grid, as by `transition.contrastive`. The loss is the sum of two
+    bounds of T-step samplers, in nats per row, of l tokens that can be masked:
+
+        l / |M| sum_{i in M} -log p_theta(x_i | x_t)  +  l / |S| sum_{i in S} -log q(x_i | x_t, x^{S<i}),
+
+    M what x_t masks and S what the step reveals: the denoiser's T-step NELBO, with what a random S of M is worth in the
+    mean, and that of writing S in order, to which SIR by `energy` tends. One pass over x_t serves both.
+    num_steps: fewest and most steps of the grids to train for; their logarithm is uniform between them.
+    Raises ValueError unless 1 <= fewest <= most, and for a network that is no `contracts.Ordered`.
+    """
+    read = TensorDictModule(
+        _ReadMasked(denoiser),
+        in_keys=[contracts.X_T, contracts.T],
+        out_keys=[contracts.HIDDEN, contracts.CONTEXT, contracts.POSITIONS],
+    )
+    return TensorDictSequential(
+        {
+            "corrupt": transition.before_step(denoiser.mask_id, schedule, num_steps, pad_id),
+            "read": read,
+            "score": training.score(denoiser),
+            "order": TensorDictModule(
+                _ScoreInOrder(denoiser),
+                in_keys=[contracts.X_T, contracts.X_S, contracts.T, contracts.CONTEXT, contracts.LOG_PROB],
+                out_keys=[_IN_ORDER],
+            ),
+            "objective": TensorDictModule(
+                partial(_both_bounds, denoiser.mask_id, pad_id),
+                in_keys=[contracts.X_0, contracts.X_T, contracts.X_S, contracts.LOG_PROB, _IN_ORDER],
+                out_keys=[contracts.LOSS],
+            ),
+        },
+        inplace=False,
+    )
+
+
+def exact_energy(denoiser: Denoiser) -> TensorDictModule:
+    """The chain rule of any denoiser, token by token: what `energy` is to be compared with.
+
+    `E = sum_{i in S} [ log p_theta(x_i | x_t) - log p_theta(x_i | x_t, x^{S<i}) ]`, float64 (b, k): under it SIR tends
+    to writing S from left to right as k grows, and Z = 1. A reference and no sampler: a candidate costs one pass of the
+    denoiser per token of S, for which plain steps would write as many.
+    """
+    keys = [contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.LOG_P_CANDIDATES]
+    return TensorDictModule(_Exact(denoiser), in_keys=keys, out_keys=[contracts.ENERGY])
+
+
+def _numbered(positions: Tensor, l: int) -> tuple[Tensor, Tensor]:
+    """The rows of ascending flat positions (n,), and how many positions of its row stand before each."""
+    row = positions // l
+    return row, torch.arange(len(positions), device=positions.device) - torch.searchsorted(positions, row * l)
+
+
+def _weigh(module: nn.Module, *keys: str) -> TensorDictModule:
+    read = [contracts.CANDIDATES, contracts.T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES, *keys]
+    return TensorDictModule(module, in_keys=read, out_keys=[contracts.ENERGY])
+
+
+def _ordered(denoiser: SubsDenoiser) -> Ordered:
+    network = denoiser.module.network
+    if not isinstance(network, Ordered):
+        raise ValueError(f"a network of class {type(network).__name__} cannot be read in order, as a Transformer can")
+    return network
+
+
+class _Read(nn.Module):
+    """The denoiser's pass, and what is kept of it: states (n, h) at the positions, and the context."""
+
+    def __init__(self, denoiser: SubsDenoiser) -> None:
+        super().__init__()
+        self.network = _ordered(denoiser)
+        self.schedule = denoiser.module.schedule
+
+    def forward(self, x_t: Tensor, t: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = None if self.schedule is None else schedules.sigma(self.schedule, t)
+        return self.network.read(x_t, sigma, positions.clamp(max=x_t.numel() - 1))
+
+
+class _InOrder(nn.Module):
+    """The energy (b, k) from the context of x_t."""
+
+    def __init__(self, denoiser: SubsDenoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.network = _ordered(denoiser)
+        self.schedule = denoiser.module.schedule
+
+    def forward(
+        self, candidates: Tensor, t: Tensor, positions: Tensor, log_p: Tensor, context: Tensor, new: Tensor
+    ) -> Tensor:
+        b, k, l = candidates.shape
+        if new.shape[1] == 1:  # one token has nothing before it
+            return torch.zeros(b, k, dtype=torch.float64, device=t.device)
+        row, number = _numbered(positions, l)
+        later = ((row < b) & (number > 0)).unsqueeze(-1)  # the first one of a row is predicted from x_t alone
+        row, place = row.clamp(max=b - 1), positions % l
+        tokens = candidates.gather(2, new.clamp(max=l - 1).unsqueeze(1).expand(-1, k, -1))
+        sigma = None if self.schedule is None else schedules.sigma(self.schedule, t)
+        hidden = self.network.in_order(tokens, new, self.denoiser.mask_id, context, sigma)
+        hidden = hidden[row, :, (number - 1).clamp(min=0)]  # (n, k, h)
+        told = _log_prob(self.denoiser, hidden.flatten(0, 1), candidates[row, :, place].flatten()).view(-1, k)
+        terms = torch.where(later, log_p[row, :, place].double() - told.double(), 0.0)
+        return terms.new_zeros(b, k).index_add(0, row, terms)
+
+
+class _Alone(nn.Module):
+    """The energy (b, k) with a pass over x_t of its own."""
+
+    def __init__(self, denoiser: SubsDenoiser) -> None:
+        super().__init__()
+        self.read = _Read(denoiser)
+        self.weigh = _InOrder(denoiser)
+
+    def forward(self, candidates: Tensor, t: Tensor, positions: Tensor, log_p: Tensor, x_t: Tensor) -> Tensor:
+        b, l = x_t.shape
+        drawn = torch.zeros(b * l + 1, dtype=torch.bool, device=t.device).index_fill(0, positions, True)[:-1]
+        drawn = drawn.view(b, l)
+        most = l if torch.compiler.is_compiling() else max(1, int(drawn.sum(1).amax()))
+        _, context = self.read(x_t, t, positions)
+        return self.weigh(candidates, t, positions, log_p, context, absorbing.places(drawn, most))
+
+
+class _ReadMasked(nn.Module):
+    """The pass over x_t, its states at all masks: (n, h), the context, and the masks' flat positions (n,)."""
+
+    def __init__(self, denoiser: SubsDenoiser) -> None:
+        super().__init__()
+        self.read = _Read(denoiser)
+        self.mask_id = denoiser.mask_id
+
+    def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        positions = (x_t == self.mask_id).flatten().nonzero().squeeze(-1)
+        return *self.read(x_t, t, positions), positions
+
+
+class _ScoreInOrder(nn.Module):
+    """`log q` of what is new in x_s, in order, zero elsewhere: (b, l); the first of a row is told by `log_prob`."""
+
+    def __init__(self, denoiser: SubsDenoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.network = _ordered(denoiser)
+        self.schedule = denoiser.module.schedule
+
+    def forward(self, x_t: Tensor, x_s: Tensor, t: Tensor, context: Tensor, log_prob: Tensor) -> Tensor:
+        new, l = x_t != x_s, x_t.shape[1]
+        where = absorbing.places(new, max(1, int(new.sum(1).amax())))
+        tokens = x_s.gather(1, where.clamp(max=l - 1))
+        sigma = None if self.schedule is None else schedules.sigma(self.schedule, t)
+        hidden = self.network.in_order(tokens.unsqueeze(1), where, self.denoiser.mask_id, context, sigma)[:, 0]
+        later = where[:, 1:] < l
+        told = self.denoiser.token_log_prob(hidden[later], tokens[:, 1:][later])
+        first = new & (new.cumsum(1) == 1)
+        return torch.where(first, log_prob, 0.0).masked_scatter(new & ~first, told)
+
+
+def _both_bounds(
+    mask_id: int, pad_id: int | None, x_0: Tensor, x_t: Tensor, x_s: Tensor, log_prob: Tensor, in_order: Tensor
+) -> Tensor:
+    tokens = x_0.shape[1] if pad_id is None else (x_0 != pad_id).sum(1)
+    masked, new = (which.sum(1).clamp(min=1) for which in (x_t == mask_id, x_t != x_s))
+    return -tokens * (log_prob.sum(1) / masked + in_order.sum(1) / new)
+
+
+class _Exact(nn.Module):
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, candidates: Tensor, x_t: Tensor, t: Tensor, log_p_candidates: Tensor) -> Tensor:
+        b, k, length = candidates.shape
+        new = candidates != x_t.unsqueeze(1)
+        number, told = new.cumsum(-1), torch.zeros(b * k, dtype=torch.float64, device=x_t.device)
+        for place in range(1, int(number.max()) + 1):
+            own = (new & (number == place)).flatten(0, 1)
+            asked = own.any(-1).nonzero().squeeze(-1)  # candidates that have so many
+            context = torch.where(new & (number >= place), x_t.unsqueeze(1), candidates).flatten(0, 1)[asked]
+            where = own[asked].int().argmax(-1)
+            of_candidate = torch.arange(len(asked), device=x_t.device) * length + where
+            hidden = _hidden(self.denoiser, context, t.repeat_interleave(k)[asked], of_candidate)
+            tokens = candidates.flatten(0, 1)[asked, where]
+            told.index_add_(0, asked, _log_prob(self.denoiser, hidden, tokens).double())
+        return log_p_candidates.double().sum(-1) - told.view(b, k)
+
+
+def _hidden(denoiser: Denoiser, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    state = TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions})
+    found: Tensor = denoiser(state)[contracts.HIDDEN]
+    return found
+
+
+def _log_prob(denoiser: Denoiser, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """`log p(token)` at hidden states (n, h): nats (n,), a tile of logits at a time."""
+    rows = categorical.rows_at_once(denoiser.vocab_size, hidden.device, torch.compiler.is_compiling())
+    tiles = zip(hidden.split(rows), tokens.unsqueeze(-1).split(rows), strict=True)
+    return torch.cat([categorical.token_log_prob(denoiser.logits(states), own) for states, own in tiles]).squeeze(-1)

@@ -1,0 +1,561 @@
+"""The energy that a denoiser has in itself: a law in order, in one pass, and what it owes to a pass per token."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from builders import of_transitions, tiny_denoiser, tiny_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import all_sequences, empirical_law, total_variation
+from tensordict import TensorDict
+from torch import Tensor
+
+import edlm
+from edlm import (
+    absorbing,
+    adaptive,
+    bounds,
+    chain_rule,
+    contracts,
+    denoisers,
+    energies,
+    enumeration,
+    execution,
+    networks,
+    pipelines,
+    samplers,
+    schedules,
+    sources,
+    training,
+    transition,
+)
+from edlm.contracts import Denoiser
+from edlm.denoisers import SubsDenoiser
+from edlm.samplers import Kernel
+
+MASK, LENGTH = 4, 8
+LINEAR = schedules.log_linear()
+TOLD = schedules.log_linear(1e-3)
+close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-11)
+
+
+def network(num_layers: int = 2, seed: int = 0, **changes: object) -> networks.Transformer:
+    return tiny_network(seed, num_layers=num_layers, **changes)
+
+
+def denoiser(num_layers: int = 2, seed: int = 0, schedule: schedules.Schedule | None = None) -> SubsDenoiser:
+    return tiny_denoiser(seed, MASK, schedule, num_layers=num_layers)
+
+
+def sharp(num_layers: int) -> SubsDenoiser:
+    """Of three symbols and length 3, its laws so far from even that the order of tokens matters."""
+    own = tiny_denoiser(0, 3, vocab_size=4, max_length=3, num_layers=num_layers)
+    with torch.no_grad():
+        own.module.network.head.weight.mul_(3.0)
+    return own
+
+
+class Step:
+    """A step of a few rows that reveals another number of tokens in each, and k candidates for it, from a seed."""
+
+    def __init__(self, seed: int, b: int = 3, k: int = 2) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randint(0, MASK, (b, LENGTH), generator=generator)
+        masked = torch.rand(b, LENGTH, generator=generator) < 0.8
+        self.new = masked & (torch.rand(b, LENGTH, generator=generator) < 0.6)
+        self.new[:, 0] |= ~self.new.any(1)
+        self.x_t = torch.where(masked | self.new, MASK, text)
+        tokens = torch.randint(0, MASK, (b, k, LENGTH), generator=generator)
+        self.candidates = torch.where(self.new.unsqueeze(1), tokens, self.x_t.unsqueeze(1))
+        self.most = int(self.new.sum(1).max())
+        self.where = absorbing.places(self.new, self.most)
+        self.positions = self.new.flatten().nonzero().squeeze(-1)
+        self.t = torch.full((b,), 0.7, dtype=torch.float64)
+
+    def tokens(self, where: Tensor) -> Tensor:
+        """Of the candidates at places (b, m)."""
+        return self.candidates.gather(
+            2, where.clamp(max=LENGTH - 1).unsqueeze(1).expand(-1, self.candidates.shape[1], -1)
+        )
+
+    def state(self, own: Denoiser) -> TensorDict:
+        """What an energy reads."""
+        given = {contracts.X_T: self.x_t, contracts.T: self.t, contracts.POSITIONS: self.positions}
+        hidden = own(TensorDict(given))[contracts.HIDDEN]
+        law = torch.zeros(self.x_t.numel(), own.vocab_size, dtype=torch.float64)
+        law = law.index_copy(0, self.positions, own.logits(hidden).double().log_softmax(-1)).view(*self.x_t.shape, -1)
+        log_p = (
+            law.unsqueeze(1).expand(*self.candidates.shape, -1).gather(-1, self.candidates.unsqueeze(-1)).squeeze(-1)
+        )
+        log_p = torch.where(self.new.unsqueeze(1), log_p, 0.0)
+        return TensorDict({**given, contracts.CANDIDATES: self.candidates, contracts.LOG_P_CANDIDATES: log_p})
+
+
+steps = st.builds(Step, st.integers(0, 2**62), st.integers(1, 4), st.integers(1, 3))
+
+
+# ---- The network, read in order
+
+
+@given(steps, st.sampled_from([{}, {"conditioning_size": 0}, {"norm_bias": True}]))
+def test_reading_gives_the_states_of_a_call(step: Step, changes: dict[str, object]) -> None:
+    net, sigma = network(**changes), torch.linspace(0.1, 1.0, len(step.x_t), dtype=torch.float64)
+    for told in (None, sigma):
+        for positions in (None, step.positions):
+            states, context = net.read(step.x_t, told, positions)
+            assert torch.equal(states, net(step.x_t, told, positions))
+            assert context.shape == (len(step.x_t), 2, 2, 2, LENGTH, 8)
+
+
+@given(steps, st.sampled_from([{}, {"conditioning_size": 0}]), st.booleans())
+def test_one_layer_read_in_order_is_as_many_passes(step: Step, changes: dict[str, object], told: bool) -> None:
+    """One layer reads tokens alone and no states, so nothing of x_t is out of date: equal to a pass for each token."""
+    net = network(1, **changes)
+    sigma = torch.linspace(0.1, 1.0, len(step.x_t), dtype=torch.float64) if told else None
+    states = net.in_order(step.tokens(step.where), step.where, MASK, net.read(step.x_t, sigma)[1], sigma)
+    for row, places in enumerate(step.where.tolist()):
+        for candidate in range(step.candidates.shape[1]):
+            text = step.x_t[row].clone()
+            for number, place in enumerate(p for p in places if p < LENGTH):
+                if number:
+                    alone = net(text.unsqueeze(0), None if sigma is None else sigma[row : row + 1])[0, place]
+                    close(states[row, candidate, number - 1], alone)
+                text[place] = step.candidates[row, candidate, place]
+
+
+@given(steps, st.integers(0, 2**62), st.data())
+def test_a_token_changes_what_comes_after_it_and_nothing_else(step: Step, seed: int, data: st.DataObject) -> None:
+    """Not the law of its own place, not those before it, no other candidate and no other row."""
+    net = network(2, seed)
+    context = net.read(step.x_t)[1]
+    tokens = step.tokens(step.where)
+    row, candidate = (data.draw(st.integers(0, size - 1)) for size in tokens.shape[:2])
+    number = data.draw(st.integers(0, int(step.new[row].sum()) - 1))
+    changed = tokens.clone()
+    changed[row, candidate, number] = (changed[row, candidate, number] + 1) % MASK
+    before, after = (net.in_order(each, step.where, MASK, context) for each in (tokens, changed))
+    moved = (before - after).abs().amax(-1) > 1e-12
+    expected = torch.zeros_like(moved)
+    expected[row, candidate, number : int(step.new[row].sum()) - 1] = True
+    assert not (moved & ~expected & (step.where[:, 1:] < LENGTH).unsqueeze(1)).any()
+    assert (moved | ~expected).all()
+
+
+@given(steps, st.integers(1, 3))
+def test_rows_padded_with_no_place_change_nothing(step: Step, extra: int) -> None:
+    net = network()
+    context = net.read(step.x_t)[1]
+    wider = torch.cat([step.where, step.where.new_full((len(step.where), extra), LENGTH)], dim=1)
+    narrow, wide = (net.in_order(step.tokens(each), each, MASK, context) for each in (step.where, wider))
+    close(wide[:, :, : narrow.shape[2]], narrow)
+
+
+@given(steps)
+def test_places_are_ascending_and_filled_up_with_none(step: Step) -> None:
+    for row, places in enumerate(step.where.tolist()):
+        there = step.new[row].nonzero().squeeze(-1).tolist()
+        assert places == there + [LENGTH] * (step.most - len(there))
+
+
+# ---- The energy
+
+
+def product_of_laws(own: SubsDenoiser, energy: TensorDict, x_t: Tensor, new: list[int]) -> Tensor:
+    """`p_theta(x^S | x_t) exp(-E)` for every x^S, (symbols,) * |S| flat."""
+    step = Step(0, 1, 1)
+    step.x_t, step.new = x_t, torch.zeros_like(x_t, dtype=torch.bool)
+    step.new[0, new] = True
+    step.positions = torch.tensor(new)
+    words = all_sequences(own.mask_id, len(new))
+    step.candidates = x_t.repeat(len(words), 1).unsqueeze(0)
+    step.candidates[0, :, new] = words
+    state = step.state(own)
+    log_p = state[contracts.LOG_P_CANDIDATES].sum(-1)
+    return (log_p - energy(state)[contracts.ENERGY]).exp().squeeze(0).detach()
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**62), st.integers(1, 3), st.integers(1, 3), st.sampled_from([None, TOLD]))
+def test_it_is_normalised_whatever_the_weights(
+    seed: int, num_layers: int, size: int, schedule: schedules.Schedule | None
+) -> None:
+    """Z = 1, for any network, any state and any set."""
+    own = denoiser(num_layers, seed % 1000, schedule)
+    x_t = Step(seed, 1, 1).x_t
+    masked = (x_t[0] == MASK).nonzero().squeeze(-1).tolist()
+    law = product_of_laws(own, chain_rule.energy(own), x_t, masked[:size])
+    assert float(law.sum()) == pytest.approx(1.0, abs=1e-9)
+
+
+@given(steps, st.sampled_from([None, TOLD]))
+def test_of_one_layer_it_is_that_of_a_pass_per_token(step: Step, schedule: schedules.Schedule | None) -> None:
+    own = denoiser(1, 0, schedule)
+    state = step.state(own)
+    found, wanted = (build(own)(state)[contracts.ENERGY] for build in (chain_rule.energy, chain_rule.exact_energy))
+    assert found.shape == step.candidates.shape[:2]
+    close(found, wanted)
+
+
+@given(steps)
+def test_where_one_token_is_new_it_is_zero(step: Step) -> None:
+    """In a row beside others as in a batch of such rows."""
+    own = denoiser()
+    alone = step.new.sum(1) == 1
+    found = chain_rule.energy(own)(step.state(own))[contracts.ENERGY]
+    assert (found[alone] == 0.0).all()
+    assert (found[~alone] != 0.0).all()
+
+
+def test_a_network_that_cannot_be_read_in_order_is_an_error() -> None:
+    joint = networks.JointNetwork(5, LENGTH, hidden_size=16, num_layers=1, num_heads=2)
+    for build in (chain_rule.energy, lambda own: chain_rule.importance(LINEAR, own, 2)):
+        with pytest.raises(ValueError, match="class JointNetwork cannot be read in order, as a Transformer can"):
+            build(denoisers.subs(joint, MASK))
+
+
+# ---- Token by token
+
+
+SOURCE = sources.random_markov(0, 3, 2.5)
+EXACT = sources.denoiser(SOURCE, 5)
+
+
+def test_of_an_exact_denoiser_the_chain_rule_is_the_exact_energy() -> None:
+    """Of the text's tokens and of draws, with different numbers of new tokens in a batch."""
+    x_0, row = sources.texts(SOURCE, 64, 5, seed=7), torch.arange(64)
+    keys = {contracts.SEED: 0, contracts.STEP: 0, contracts.NUM_ROWS: 64}
+    keyed = TensorDict({contracts.X_0: x_0, contracts.ROW: row, **{k: torch.tensor(v) for k, v in keys.items()}})
+    state = transition.contrastive(EXACT, energies.zero(), LINEAR, (1, 4), 6)(keyed)
+    candidates, x_t = state[contracts.CANDIDATES], state[contracts.X_T]
+    new = candidates != x_t.unsqueeze(1)
+    assert new.sum(-1).unique().numel() > 2
+    law = (sources.state_law(SOURCE, x_t) @ SOURCE.emission).log().unsqueeze(1).expand(*candidates.shape, -1)
+    log_p = torch.where(new, law.gather(-1, candidates.clamp(max=2).unsqueeze(-1)).squeeze(-1), 0.0)
+    state[contracts.LOG_P_CANDIDATES] = log_p
+    found = chain_rule.exact_energy(EXACT)(state)[contracts.ENERGY]
+    wanted = log_p.sum(-1) - sources.log_conditional(SOURCE, candidates, x_t)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_token_by_token_it_asks_for_what_is_still_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And has read those of S left of it: each new token is asked for once, the first with nothing new before it."""
+    asked, hidden = [], chain_rule._hidden
+
+    def note(own: Denoiser, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        asked.append((x_t.flatten()[positions], (x_t != 3).sum(-1)))
+        return hidden(own, x_t, t, positions)
+
+    monkeypatch.setattr(chain_rule, "_hidden", note)
+    x_t = torch.full((2, 5), 3)
+    candidates = torch.zeros(2, 3, 5, dtype=torch.long)
+    candidates[1, :, 2:] = 3  # two new tokens beside five
+    log_p = torch.zeros(2, 3, 5, dtype=torch.float64)
+    state = {contracts.CANDIDATES: candidates, contracts.X_T: x_t, contracts.LOG_P_CANDIDATES: log_p}
+    chain_rule.exact_energy(EXACT)(TensorDict({**state, contracts.T: torch.ones(2)}))
+    assert all((tokens == 3).all() for tokens, _ in asked)
+    assert [visible.tolist() for _, visible in asked] == [[0] * 6, [1] * 6, [2] * 3, [3] * 3, [4] * 3]
+
+
+# ---- Sampling
+
+
+def apart(num_particles: int, own: SubsDenoiser, **options: object) -> Kernel:
+    return of_transitions(own.module.schedule or LINEAR, own, chain_rule.energy(own), num_particles, **options)
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 2**62),
+    st.integers(1, 5),
+    st.none() | st.integers(1, 5),
+    st.sampled_from([(0.0, 1.0), (0.4, 0.8), (0.0, 0.5)]),
+    st.sampled_from([None, torch.tensor([4, 2, 4, 4, 1]), torch.tensor([0, 1, 2, 3, 0, 1, 2, 4])]),
+    st.sampled_from([None, TOLD]),
+)
+def test_it_gives_the_tokens_of_the_energy_as_one_of_its_own(
+    seed: int,
+    b: int,
+    num_steps: int | None,
+    window: tuple[float, float],
+    prompt: Tensor | None,
+    schedule: schedules.Schedule | None,
+) -> None:
+    """Rows that reveal different numbers of tokens, that end earlier, that are in the window and out of it at once."""
+    own, group = denoiser(schedule=schedule), 1 if num_steps else 2
+    kernels = chain_rule.importance(schedule or LINEAR, own, 3), apart(3, own)
+    ours, theirs = (
+        edlm.sample(
+            pipelines.sampling(each, LENGTH, num_steps, window, tokens_per_pass=group), b, seed=seed, prompt=prompt
+        )
+        for each in kernels
+    )
+    assert torch.equal(ours["tokens"], theirs["tokens"])
+    for key in ("t", "revealed", "corrected", "particles", "denoiser_passes", "energy_passes"):
+        assert torch.equal(ours["info", key], theirs["info", key])
+    torch.testing.assert_close(ours["info", "ess"], theirs["info", "ess"], equal_nan=True)
+    in_rounds = [adaptive.in_rounds(each, 2.5) for each in kernels]
+    ours, theirs = (
+        edlm.sample(
+            pipelines.sampling(each, LENGTH, num_steps, window, tokens_per_pass=group), b, seed=seed, prompt=prompt
+        )
+        for each in in_rounds
+    )
+    assert torch.equal(ours["tokens"], theirs["tokens"])
+    assert torch.equal(ours["info", "particles"], theirs["info", "particles"])
+
+
+def test_windows_that_move_on_and_one_particle() -> None:
+    own = denoiser()
+    longer = [
+        edlm.extend(pipelines.sampling(each, LENGTH, 3), 13, 4, 3)
+        for each in (chain_rule.importance(LINEAR, own, 4), apart(4, own))
+    ]
+    assert torch.equal(longer[0]["tokens"], longer[1]["tokens"])
+    single, plain = (
+        edlm.sample(pipelines.sampling(each, LENGTH, 3), 5)["tokens"]
+        for each in (chain_rule.importance(LINEAR, own, 1), samplers.ancestral(LINEAR, own))
+    )
+    assert torch.equal(single, plain)
+
+
+def test_a_pass_reveals_what_is_masked_and_no_more() -> None:
+    """`info`: as many tokens as the prompt leaves, some in every pass of a row, none in those it does not take."""
+    prompt = torch.tensor([4, 2, 4, 4, 1])
+    info = edlm.sample(pipelines.sampling(samplers.ancestral(LINEAR, denoiser()), LENGTH, 4), 20, prompt=prompt)["info"]
+    assert (info["revealed"].sum(1) == 6).all()
+    assert torch.equal(info["revealed"] > 0, info["t"] > 0)
+
+
+def test_a_text_is_read_once_per_step_and_two_rows_per_candidate_and_later_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the vocabulary head runs on what is drawn, and on that once per candidate."""
+    own, k, read, asked = denoiser(), 3, [], []
+    first = own.module.network.trunk.blocks[0].attention.qkv
+    first.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[:-1].numel()))
+    own.module.network.head.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+    out = edlm.sample(pipelines.sampling(chain_rule.importance(LINEAR, own, k), LENGTH, 3), 1, seed=1)
+    revealed = out["info", "revealed"][0].tolist()
+    assert max(revealed) > 1
+    wanted = [[LENGTH, *([2 * k * (count - 1)] if count > 1 else [])] for count in revealed]
+    assert read == [rows for step in wanted for rows in step]
+    wanted = [[count, *([k * count] if count > 1 else [])] for count in revealed]
+    assert asked == [rows for step in wanted for rows in step]
+
+
+@pytest.mark.slow
+def test_the_texts_it_draws_have_the_enumerated_law() -> None:
+    """k = 2, two layers, 20,000 texts of 3 symbols and length 3; wrong with probability 1e-6."""
+    n, own = 20_000, sharp(2)
+    grid = schedules.uniform_grid(1)
+    law = enumeration.sampler_law(own, LINEAR, grid, 3, chain_rule.energy(own), 2, enumeration.sir, "revealed")
+    drawn = edlm.sample(pipelines.sampling(chain_rule.importance(LINEAR, own, 2), 3, 1), n, seed=5)["tokens"]
+    found, law = empirical_law(drawn, 3), law.flatten()
+    # P(TV > mean + e) <= exp(-2 n e^2), and the mean is at most half of sum sqrt(p (1 - p) / n).
+    bound = 0.5 * float((law * (1 - law) / n).sqrt().sum()) + math.sqrt(math.log(1e6) / (2 * n))
+    plain = enumeration.sampler_law(own, LINEAR, grid, 3, None, 1, enumeration.sir, "revealed").flatten()
+    assert total_variation(found, law) < bound < total_variation(law, plain)
+
+
+def test_with_more_particles_a_step_tends_to_writing_from_left_to_right() -> None:
+    """At one step and of one layer, whose law in order is that of a pass per token; distances by enumeration."""
+    own = sharp(1)
+    energy, words = chain_rule.energy(own), all_sequences(3, 3)
+    told = torch.zeros(len(words), dtype=torch.float64)
+    for place in range(3):
+        text = torch.where(torch.arange(3) < place, words, 3)
+        law = own.logits(own.module.network(text)[:, place]).log_softmax(-1)
+        told += law.gather(-1, words[:, place : place + 1]).squeeze(-1)
+    far = [
+        total_variation(
+            enumeration.sampler_law(
+                own, LINEAR, schedules.uniform_grid(1), 3, energy, k, enumeration.sir, "revealed"
+            ).flatten(),
+            told.exp(),
+        )
+        for k in (1, 4, 64)
+    ]
+    assert far[0] > 2 * far[1] > 8 * far[2]
+    assert far[2] < 0.01
+
+
+def test_the_bound_falls_by_what_the_denoiser_knows() -> None:
+    """At one step, of the text that the denoiser itself writes from left to right: exact, over all texts."""
+    own, words = sharp(1), all_sequences(3, 3)
+    energy, grid = chain_rule.energy(own), schedules.uniform_grid(1)
+    told = product_of_laws(own, energy, torch.full((1, 3), 3), [0, 1, 2])
+    reps = 50  # draws of the rivals for each text
+    texts, rows = words.repeat_interleave(reps, 0), torch.arange(len(words) * reps)
+    found = bounds.transition_nelbo(own, energy, LINEAR, grid, texts, torch.tensor(0), rows, num_particles=16)
+    fall = (told * found.excess.view(-1, reps).mean(1)).sum() * 3
+    law = enumeration.sampler_law(own, LINEAR, grid, 3, None, 1, enumeration.sir, "revealed").flatten()
+    most = (told * (law.log() - told.log())).sum()  # the KL of the two laws
+    assert float(most) < -0.03
+    assert float(most) < float(fall) < 0.7 * float(most)
+
+
+def test_dropout_left_on_is_an_error() -> None:
+    net = networks.Transformer(5, LENGTH, hidden_size=16, num_layers=1, num_heads=2, dropout=0.1).train()
+    kernel = chain_rule.importance(LINEAR, denoisers.subs(net, MASK), 2)
+    with pytest.raises(ValueError, match="dropout is on at "):
+        edlm.sample(pipelines.sampling(kernel, LENGTH, 2))
+
+
+def test_a_step_is_printed_as_the_documents_show_it() -> None:
+    document = Path(__file__).parents[1] / "docs" / "transition.md"
+    assert pipelines.describe(chain_rule.importance(LINEAR, denoiser(), 2).step) in document.read_text("utf-8")
+
+
+# ---- Training
+
+
+def keyed(x_0: Tensor, seed: int = 0, step: int = 0) -> TensorDict:
+    keys = {contracts.SEED: seed, contracts.STEP: step, contracts.NUM_ROWS: len(x_0)}
+    row = torch.arange(len(x_0))
+    return TensorDict({contracts.X_0: x_0, contracts.ROW: row, **{k: torch.tensor(v) for k, v in keys.items()}})
+
+
+@pytest.mark.parametrize("pad_id", [None, 0])
+@pytest.mark.parametrize("schedule", [None, TOLD])
+def test_the_loss_is_the_parallel_law_of_the_masks_and_the_one_in_order_of_what_a_step_reveals(
+    schedule: schedules.Schedule | None, pad_id: int | None
+) -> None:
+    """Row by row, by the energy itself; a row's padding is neither masked nor counted."""
+    own = denoiser(schedule=schedule)
+    x_0 = torch.randint(1, MASK, (40, LENGTH), generator=torch.Generator().manual_seed(1))
+    if pad_id is not None:
+        x_0[:20, 5:] = pad_id
+    out = chain_rule.denoising(own, schedule or LINEAR, (1, 4), pad_id)(keyed(x_0))
+    x_t, x_s, tokens = out[contracts.X_T], out[contracts.X_S], (x_0 != pad_id).sum(1) if pad_id == 0 else LENGTH
+    assert torch.equal(x_t[x_0 == pad_id], x_0[x_0 == pad_id])
+    step = Step(0)
+    step.x_t, step.t, step.new = x_t, out[contracts.T], x_t == MASK
+    step.positions, step.candidates = step.new.flatten().nonzero().squeeze(-1), x_0.unsqueeze(1)
+    of_masks = step.state(own)[contracts.LOG_P_CANDIDATES].squeeze(1)
+    step.new = x_t != x_s
+    step.positions, step.candidates = step.new.flatten().nonzero().squeeze(-1), x_s.unsqueeze(1)
+    state = step.state(own)
+    in_order = state[contracts.LOG_P_CANDIDATES].sum(-1) - chain_rule.energy(own)(state)[contracts.ENERGY]
+    wanted = of_masks.sum(1) / (x_t == MASK).sum(1) + in_order.squeeze(1) / step.new.sum(1)
+    close(out[contracts.LOSS], -tokens * wanted)
+
+
+def test_its_first_part_is_the_t_step_nelbo_in_the_mean() -> None:
+    """Of one text, 6000 draws of each; wrong with probability 1e-6. The untrained second part is known: l ln v."""
+    own, n, num_steps = sharp(2), 6000, 2
+    x_0, rows = torch.tensor([[0, 2, 1]]).expand(n, -1), torch.arange(n)
+    with torch.no_grad():
+        out = chain_rule.denoising(own, LINEAR, (num_steps, num_steps))(keyed(x_0))
+    masked = (out[contracts.X_T] == 3).sum(1)
+    ours = -3 * out[contracts.LOG_PROB].sum(1) / masked
+    grid = schedules.uniform_grid(num_steps)
+    theirs = 3 * bounds.t_step_nelbo(own, LINEAR, grid, x_0, torch.tensor(9), rows).nats
+    error = math.sqrt(float(ours.var() + theirs.var()) / n)
+    assert abs(float(ours.mean() - theirs.mean())) < 4.9 * error < 0.2
+
+
+def test_every_weight_of_the_network_is_trained() -> None:
+    net = networks.Transformer(5, LENGTH, hidden_size=16, num_layers=2, num_heads=2)
+    pipeline = chain_rule.denoising(denoisers.subs(net, MASK), LINEAR, (1, 4))
+    loss = pipeline(keyed(torch.randint(0, MASK, (16, LENGTH))))[contracts.LOSS]
+    close(loss.double(), torch.full((16,), 2 * LENGTH * math.log(MASK), dtype=torch.float64), atol=1e-4)
+    loss.sum().backward()
+    assert all(weight.grad is not None for weight in net.parameters())
+    with pytest.raises(ValueError, match=r"num_steps = \(3, 2\) must be the fewest"):
+        chain_rule.denoising(denoisers.subs(net, MASK), LINEAR, (3, 2))
+
+
+@pytest.mark.slow
+def test_trained_for_it_a_denoiser_is_nearer_to_its_own_chain_rule() -> None:
+    """On a Markov source, two layers, 400 steps of 64 texts by either loss: the excess over a pass per token."""
+    length, far = 8, {}
+    source = sources.random_markov(1, 4, 2.0)
+    held_out, rows = sources.texts(source, 300, length, seed=5), torch.arange(300)
+    for name in ("mdlm", "chain_rule"):
+        torch.manual_seed(0)
+        net = networks.Transformer(5, length, hidden_size=32, num_layers=2, num_heads=2, conditioning_size=0)
+        own = denoisers.subs(net, 4)
+        pipeline = training.denoising(own, LINEAR) if name == "mdlm" else chain_rule.denoising(own, LINEAR, (1, length))
+        optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 400, pct_start=0.15)
+        for step in range(400):
+            optimizer.zero_grad()
+            pipeline(keyed(sources.texts(source, 64, length, seed=7, first_row=64 * step), step=step))[
+                contracts.LOSS
+            ].mean().backward()
+            optimizer.step()
+            rate.step()
+        net.eval()
+        with torch.no_grad():
+            one, many = (
+                bounds.transition_nelbo(
+                    own, energy, LINEAR, schedules.uniform_grid(2), held_out, torch.tensor(0), rows, num_particles=8
+                ).nats.mean()
+                for energy in (chain_rule.energy(own), chain_rule.exact_energy(own))
+            )
+        far[name] = float(one - many)
+    assert far["chain_rule"] < 0.6 * far["mdlm"]
+
+
+# ---- Execution
+
+
+def in_and_out_of_its_window(in_rounds: bool = False) -> pipelines.Pipeline:
+    kernel = chain_rule.importance(LINEAR, denoiser(), 3)
+    kernel = adaptive.in_rounds(kernel, 2.5) if in_rounds else kernel
+    return pipelines.sampling(kernel, LENGTH, None, (0.3, 1.0), tokens_per_pass=3)
+
+
+@pytest.mark.parametrize("in_rounds", [False, True])
+@pytest.mark.parametrize("b", [1, 2, 5])
+def test_what_is_wrapped_around_a_step_changes_no_token(
+    b: int, in_rounds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    slow = in_and_out_of_its_window(in_rounds)
+    for prompt in (None, torch.tensor([4, 2, 4, 1, 0, 3, 2, 4])):
+        ours, expected = (edlm.sample(each, b, prompt=prompt) for each in (edlm.accelerate(slow, "compile"), slow))
+        assert torch.equal(ours["tokens"], expected["tokens"])
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_a_step_is_one_graph_for_any_batch_size(fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced but not translated, which is what takes the time; any number of new tokens too."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    slow = in_and_out_of_its_window()
+    fast = edlm.accelerate(slow, "compile")
+    for b, again in ((4, False), (5, False), (1, False), (2, True), (3, True), (16, True), (1, True)):
+        with torch._dynamo.config.patch(error_on_recompile=again):
+            assert torch.equal(edlm.sample(fast, b, seed=b)["tokens"], edlm.sample(slow, b, seed=b)["tokens"])
+
+
+@pytest.mark.slow
+def test_as_an_energy_of_its_own_it_is_one_graph_too(fresh_compiler: None) -> None:
+    """There no number of new tokens is known beforehand: as many as there are positions."""
+    own = denoiser()
+    traced = execution.one_graph(chain_rule.energy(own))
+    with torch.no_grad():
+        state = Step(3, 3, 2).state(own)
+        close(traced(state)[contracts.ENERGY], chain_rule.energy(own)(state)[contracts.ENERGY])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(execution.missing_compiler(torch.device("cpu"))), reason="needs a C++ compiler")
+def test_compiled_and_eager_give_the_same_tokens(fresh_compiler: None) -> None:
+    slow = in_and_out_of_its_window()
+    fast = edlm.accelerate(slow, "compile")
+    for b in (1, 4):
+        ours, expected = (edlm.sample(each, b, seed=b) for each in (fast, slow))
+        assert torch.equal(ours["tokens"], expected["tokens"])
+        torch.testing.assert_close(ours["info", "ess"], expected["info", "ess"], equal_nan=True)
