@@ -32,6 +32,7 @@ from edlm.contracts import (
     X_T,
     T,
 )
+from edlm.layers import Block
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
@@ -92,7 +93,8 @@ def compile_blocks(network: nn.Module) -> None:
         warnings.warn(f"compile needs a C++ compiler and found no {missing}: running eager", stacklevel=2)
         return
     for block in blocks:
-        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        for name in Block.PASSES:
+            setattr(block, name, torch.compile(getattr(block, name)))
 
 
 def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:

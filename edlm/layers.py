@@ -149,6 +149,8 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a feed-forward layer, each normalised before and added after; modulated when conditioned."""
 
+    PASSES = ("forward", "read", "in_order")  # what training may run
+
     def __init__(
         self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float, norm_bias: bool
     ) -> None:
@@ -177,11 +179,12 @@ class Block(nn.Module):
 
     def read(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], conditioning: Tensor | None, positions: Tensor | None = None
-    ) -> tuple[Tensor, Past]:
-        """What `forward` gives, and the layer's keys and values; see `Attention.read`."""
-        return self._around(
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and the layer's keys and values (b, 2, heads, l, d); see `Attention.read`."""
+        x, past = self._around(
             lambda normed: self.attention.read(normed, rotary, None, positions), x, conditioning, positions
         )
+        return x, torch.stack(past, dim=1)
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
         """Apply an unconditioned block to one position; see `Attention.step`."""
@@ -265,7 +268,7 @@ class Trunk(nn.Module):
         for index, block in enumerate(self.blocks, start=1):
             where = positions if index == len(self.blocks) else None
             x, past = block.read(x, rotary, conditioning, where)  # type: ignore[operator]
-            known.append(torch.stack(past, dim=1))
+            known.append(past)
         return self._normed(x, conditioning, positions, length), torch.stack(known, dim=1)
 
     def in_order(
@@ -290,7 +293,8 @@ class Trunk(nn.Module):
             past = Past(*context[:, layer].unbind(1))
             x = block.in_order(x, order, past, conditioning)  # type: ignore[operator]
         asking = x.unflatten(1, (k, 2, m - 1))[:, :, 1].flatten(1, 2)
-        return self._normed(asking, conditioning).unflatten(1, (k, m - 1))
+        states = self._normed(asking, conditioning).unflatten(1, (k, m - 1))
+        return states.clone()  # FSDP2 wants no view of a network
 
     def step(self, x: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Run unconditioned blocks on position number `position` (), (b, 1, h); see `Transformer.step`."""

@@ -266,7 +266,8 @@ def recompute(network: nn.Module) -> None:
     `execution.compile_blocks`, which sees nothing of what is inside.
     """
     for block in blocks(network):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        for name in Block.PASSES:
+            setattr(block, name, partial(checkpoint, getattr(block, name), use_reentrant=False))
 
 
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from edlm import networks
 from edlm.recipes import _processes
 
+# By which training runs a network or its blocks, beside forward; what only comes after them needs a network kept whole.
+_PASSES, _PASSES_OF_BLOCKS = ("per_position", "read"), ("read", "in_order")
+
 PURE = "pure_bfloat16"
 
 
@@ -137,13 +140,14 @@ def _shard(network: nn.Module, rounded: bool) -> None:
     # Noise levels stay float32: their sinusoids need it.
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
     for module in (*networks.blocks(network), network):
-        # What reads the states of a pass comes after it: the vocabulary head, the scalars of a joint network.
+        # What reads a pass comes after it: the vocabulary head, the scalars of a joint network, new tokens in order.
         kept = module is network
         sharded: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not kept)
         sharded.set_gradient_divide_factor(1.0)  # the loss is divided by all rows already
         sharded.set_force_sum_reduction_for_comms(True)  # gloo can only sum
-    if hasattr(network, "per_position"):
-        register_fsdp_forward_method(network, "per_position")
+        for name in _PASSES if kept else _PASSES_OF_BLOCKS:
+            if hasattr(module, name):
+                register_fsdp_forward_method(module, name)
 
 
 def _whole(value: Any) -> Any:

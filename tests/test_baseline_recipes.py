@@ -45,7 +45,11 @@ def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compa
         (["objective=sedd", "time_conditioning=true"], "needs a schedule with a finite sigma(1): log_linear(eps=1e-3)"),
         (["objective=d3pm"], "loss_steps is null: objective = 'd3pm' needs the number T of steps of its loss"),
         (["loss_steps=5"], "loss_steps = 5 must be null: objective = 'mdlm' has no steps"),
-        (["objective=ddpm"], "objective = 'ddpm' must be one of mdlm, d3pm, sedd"),
+        (["objective=d3pm", "loss_steps=[2,8]"], "loss_steps is [2, 8]: objective = 'd3pm' needs the number T"),
+        (["objective=chain_rule"], "loss_steps is null: objective = 'chain_rule' needs the fewest and the most steps"),
+        (["objective=chain_rule", "loss_steps=8"], "loss_steps is 8: objective = 'chain_rule' needs the fewest"),
+        (["loss_steps=[8,2]"], "loss_steps = [8, 2] must be two whole numbers [fewest, most]"),
+        (["objective=ddpm"], "objective = 'ddpm' must be one of mdlm, chain_rule, d3pm, sedd"),
         (["patience=2"], "steps = 600 must be a multiple of valid_every = 7 where patience is given"),
     ],
 )
@@ -153,7 +157,11 @@ def test_evaluate_scores_a_baseline_by_its_own_bounds(run: Runner, trained: Path
         ("edlm_nce", [], "holds a baseline (sedd), which is drawn and scored alone"),
         ("frontier", [], "holds a baseline (sedd), which is drawn and scored alone"),
         ("evaluate", ["energy=null", "transition={}/tiny"], "holds a baseline (sedd), which is drawn and scored alone"),
-        ("edlm_nce", ["pretrain.objective=sedd", "denoiser=nowhere"], "pretrain.objective = 'sedd' must be 'mdlm'"),
+        (
+            "edlm_nce",
+            ["pretrain.objective=sedd", "denoiser=nowhere"],
+            "pretrain.objective = 'sedd' must be mdlm or chain_rule",
+        ),
         ("edlm_nce", ["pretrain.patience=2", "denoiser=nowhere"], "pretrain.patience = 2 must be null"),
     ],
 )

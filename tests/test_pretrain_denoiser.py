@@ -13,7 +13,7 @@ from edlm.recipes import _training, pretrain_denoiser
 from edlm.recipes.pretrain_denoiser import PretrainDenoiser
 
 CPU = torch.device("cpu")
-KINDS = {"mdlm": [], "d3pm": ["loss_steps=5"], "sedd": []}
+KINDS = {"mdlm": [], "chain_rule": ["loss_steps=[2,8]"], "d3pm": ["loss_steps=5"], "sedd": []}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 MASK, PAD, LENGTH = 30, 29, 32
 
@@ -61,11 +61,11 @@ def test_its_bound_is_that_of_its_kind_on_what_is_no_padding(tmp_path: Path, kin
     made = recipe(tmp_path, kind)
     network = made.run.average
     x_0, schedule, seed = padded(made.blocks.valid[torch.arange(5)]), schedules.cosine(0.01), torch.tensor(3)
-    build = {"mdlm": denoisers.subs, "d3pm": denoisers.d3pm, "sedd": denoisers.sedd}[kind]
+    build = {"d3pm": denoisers.d3pm, "sedd": denoisers.sedd}.get(kind, denoisers.subs)
     denoiser, values = build(network, MASK, schedule), []
     for row in torch.arange(5).split(3):  # passes are stratified over the rows of a batch
         keys = x_0[row], seed, row
-        if kind == "mdlm":
+        if kind in ("mdlm", "chain_rule"):
             values.append(likelihoods.nelbo(denoiser, schedule, *keys, x_0[row] != PAD))
         elif kind == "d3pm":
             values.append(baselines.t_step_nelbo(baselines.d3pm(denoiser, schedule), *keys, 5, x_0[row] != PAD))

@@ -121,6 +121,15 @@ def test_a_denoiser_has_the_loss_curve_of_one_process(
 
 
 @pytest.mark.slow
+def test_a_denoiser_that_is_trained_in_order_has_the_loss_curve_of_one_process(tmp_path: Path) -> None:
+    """In sharded form, blocks recomputed: what is read in order runs network and blocks by other names than forward."""
+    own = {"objective": "chain_rule", "loss_steps": [2, 8]}
+    for name, count, changed in (("single", 1, {}), ("sharded", 2, {"parallel": "sharded", "recompute": True})):
+        run_in(count, denoiser(tmp_path / name, **own, **changed), tmp_path / f"said_{name}")
+    same_run(tmp_path / "sharded", tmp_path / "single")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("scope", "embedding"), [("draft", "shared"), ("transition", "own")])
 def test_an_energy_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path, scope: str, embedding: str) -> None:
     """In sharded form too: the energy of a transition runs the network by another name than forward.

@@ -94,7 +94,7 @@ def test_what_holds_no_denoiser_of_drafts_is_refused(tmp_path: Path, notes: dict
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("pretrain.objective=sedd", "pretrain.objective = 'sedd' must be 'mdlm'"),
+        ("pretrain.objective=sedd", "pretrain.objective = 'sedd' must be mdlm or chain_rule"),
         ("pretrain.patience=2", "pretrain.patience = 2 must be null"),
     ],
 )
