@@ -13,6 +13,7 @@ from edlm import cross_entropy
 P = TypeVar("P")
 _NOISE_FREQUENCIES = 256
 _MLP_RATIO = 4
+_TOGETHER = 4  # candidates in one attention: more share the keys of x_t, and leave more of each other out
 
 
 class Past(NamedTuple):
@@ -25,14 +26,12 @@ class Past(NamedTuple):
 class Order(NamedTuple):
     """What rows that are read in order may see; see `Trunk.in_order`. r = 2 (m - 1) rows for m new tokens.
 
-    rotary: their positions, cosines and sines (b, r, d); context: bool (b, 1, r, l), what of x_t each sees; written:
-    bool (r, m - 1), which new tokens; asking: bool (r,), the rows that stand for a token and see themselves as masks.
+    rotary: positions of a candidate's rows, cosines and sines (b, r, d); seen: zero or -inf, (b, 1, g r, l + g r), what
+    the rows of g candidates see of x_t and of each other.
     """
 
     rotary: tuple[Tensor, Tensor]
-    context: Tensor
-    written: Tensor
-    asking: Tensor
+    seen: Tensor
 
 
 class NoiseEmbedding(nn.Module):
@@ -119,25 +118,17 @@ class Attention(nn.Module):
 
         past: keys and values of x_t at this layer, (b, heads, l, d), shared by the candidates.
         """
-        (r, written), l = order.written.shape, past.keys.shape[2]
+        r, l = order.rotary[0].shape[1], past.keys.shape[2]
         k = x.shape[1] // r
         cos, sin = (table.repeat(1, k, 1) for table in order.rotary)
-        q, own, v = self._heads(x, (cos, sin))
-        by_candidate = (part.unflatten(2, (k, r)) for part in (q, own, v))
-        q_, own_, v_ = by_candidate  # (b, heads, k, r, d)
-        scores = torch.cat(
-            [
-                (q @ past.keys.mT).unflatten(2, (k, r)).masked_fill(~order.context.unsqueeze(1), -torch.inf),
-                (q_ @ own_[..., :written, :].mT).masked_fill(~order.written, -torch.inf),
-                (q_ * own_).sum(-1, keepdim=True).masked_fill(~order.asking.unsqueeze(-1), -torch.inf),
-            ],
-            dim=-1,
-        )
-        weights = (scores / math.sqrt(q.shape[-1])).softmax(-1, dtype=_at_least_float32(scores.dtype)).to(v.dtype)
-        of_text, of_written, of_own = weights.split([l, written, 1], dim=-1)
-        mixed = (of_text.flatten(2, 3) @ past.values).unflatten(2, (k, r))
-        mixed = mixed + of_written @ v_[..., :written, :] + of_own * v_
-        return self.out(mixed.flatten(2, 3).transpose(1, 2).flatten(-2))
+        by_candidate = (part.unflatten(2, (k, r)) for part in self._heads(x, (cos, sin)))  # (b, heads, k, r, d)
+        mixed = []
+        for several in zip(*(part.split(_TOGETHER, dim=2) for part in by_candidate), strict=True):
+            q, keys, v = (part.flatten(2, 3) for part in several)
+            seen = order.seen[:, :, : q.shape[2], : l + q.shape[2]]
+            keys, v = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, v], dim=2)
+            mixed.append(F.scaled_dot_product_attention(q, keys, v, attn_mask=seen))
+        return self.out(torch.cat(mixed, dim=2).transpose(1, 2).flatten(-2))
 
     def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (b, heads, l, d), the first two turned by their positions, (l, d) or (b, l, d)."""
@@ -288,13 +279,12 @@ class Trunk(nn.Module):
             return written[:, :, 1:]
         asked = blank.expand(b, k, m - 1, h)
         x = torch.cat([written[:, :, :-1], asked], dim=2).flatten(1, 2)
-        order, conditioning = _order(where, context.shape[4], self.head_size, x), self._conditioning(x, sigma)
+        order, conditioning = _order(where, context.shape[4], k, self.head_size, x), self._conditioning(x, sigma)
         for layer, block in enumerate(self.blocks):
             past = Past(*context[:, layer].unbind(1))
             x = block.in_order(x, order, past, conditioning)  # type: ignore[operator]
         asking = x.unflatten(1, (k, 2, m - 1))[:, :, 1].flatten(1, 2)
-        states = self._normed(asking, conditioning).unflatten(1, (k, m - 1))
-        return states.clone()  # FSDP2 wants no view of a network
+        return self._normed(asking, conditioning).unflatten(1, (k, m - 1))
 
     def step(self, x: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Run unconditioned blocks on position number `position` (), (b, 1, h); see `Transformer.step`."""
@@ -364,7 +354,7 @@ def _rotary_at(positions: Tensor, head_size: int, like: Tensor) -> tuple[Tensor,
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def _order(where: Tensor, length: int, head_size: int, like: Tensor) -> Order:
+def _order(where: Tensor, length: int, k: int, head_size: int, like: Tensor) -> Order:
     """Who sees whom where m new tokens stand at `where` (b, m), ascending, `length` for none; see `Trunk.in_order`."""
     b, m = where.shape
     number = torch.arange(m, device=where.device)
@@ -372,13 +362,15 @@ def _order(where: Tensor, length: int, head_size: int, like: Tensor) -> Order:
     own = torch.cat([number[:-1], number[1:]])  # a token's row, and the row that asks for one
     at = torch.cat([where[:, :-1], where[:, 1:]], dim=1)
     cos, sin = (table.view(b, len(own), head_size) for table in _rotary_at(at.flatten(), head_size, like))
-    written = torch.ones(m - 1, m - 1, dtype=torch.bool, device=where.device).tril()
-    return Order(
-        (cos, sin),
-        (filled_by.unsqueeze(1) > own.unsqueeze(-1)).unsqueeze(1),
-        torch.cat([written, written]),
-        torch.arange(len(own), device=where.device) >= m - 1,
-    )
+    up_to = torch.ones(m - 1, m - 1, dtype=torch.bool, device=where.device).tril()
+    alone = torch.eye(m - 1, dtype=torch.bool, device=where.device)
+    of_new = torch.cat([torch.cat([up_to, torch.zeros_like(alone)], dim=1), torch.cat([up_to, alone], dim=1)])
+    count = min(k, _TOGETHER)
+    of_text = (filled_by.unsqueeze(1) > own.unsqueeze(-1)).repeat(1, count, 1)
+    same = torch.eye(count, dtype=torch.bool, device=where.device)
+    among = (same[:, None, :, None] & of_new[None, :, None, :]).flatten(2, 3).flatten(0, 1)
+    seen = torch.cat([of_text, among.expand(b, *among.shape)], dim=2).unsqueeze(1)
+    return Order((cos, sin), like.new_zeros(seen.shape).masked_fill(~seen, -torch.inf))
 
 
 def _at(x: Tensor, positions: Tensor | None) -> Tensor:

@@ -209,8 +209,8 @@ FAULTS = [
     Fault(
         "a new token read in order that sees those after it",
         "layers.py",
-        "dtype=torch.bool, device=where.device).tril()",
-        "dtype=torch.bool, device=where.device)",
+        "m - 1, dtype=torch.bool, device=where.device).tril()",
+        "m - 1, dtype=torch.bool, device=where.device)",
         "tests/test_chain_rule.py::test_a_token_changes_what_comes_after_it_and_nothing_else",
     ),
     Fault(
