@@ -84,15 +84,19 @@ class Step:
 
     def state(self, own: Denoiser) -> TensorDict:
         """What an energy reads."""
-        given = {contracts.X_T: self.x_t, contracts.T: self.t, contracts.POSITIONS: self.positions}
-        hidden = own(TensorDict(given))[contracts.HIDDEN]
-        law = torch.zeros(self.x_t.numel(), own.vocab_size, dtype=torch.float64)
-        law = law.index_copy(0, self.positions, own.logits(hidden).double().log_softmax(-1)).view(*self.x_t.shape, -1)
-        log_p = (
-            law.unsqueeze(1).expand(*self.candidates.shape, -1).gather(-1, self.candidates.unsqueeze(-1)).squeeze(-1)
-        )
-        log_p = torch.where(self.new.unsqueeze(1), log_p, 0.0)
-        return TensorDict({**given, contracts.CANDIDATES: self.candidates, contracts.LOG_P_CANDIDATES: log_p})
+        return state_of(own, self.x_t, self.t, self.candidates)
+
+
+def state_of(own: Denoiser, x_t: Tensor, t: Tensor, candidates: Tensor) -> TensorDict:
+    """What an energy reads of candidates (b, k, l) that are new where they differ from x_t."""
+    positions = (candidates != x_t.unsqueeze(1)).any(1).flatten().nonzero().squeeze(-1)
+    given = {contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}
+    hidden = own(TensorDict(given))[contracts.HIDDEN]
+    law = torch.zeros(x_t.numel(), own.vocab_size, dtype=torch.float64)
+    law = law.index_copy(0, positions, own.logits(hidden).double().log_softmax(-1)).view(*x_t.shape, -1)
+    log_p = law.unsqueeze(1).expand(*candidates.shape, -1).gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
+    log_p = torch.where(candidates != x_t.unsqueeze(1), log_p, 0.0)
+    return TensorDict({**given, contracts.CANDIDATES: candidates, contracts.LOG_P_CANDIDATES: log_p})
 
 
 steps = st.builds(Step, st.integers(0, 2**62), st.integers(1, 4), st.integers(1, 3))
@@ -471,34 +475,30 @@ def test_every_weight_of_the_network_is_trained() -> None:
 
 @pytest.mark.slow
 def test_trained_for_it_a_denoiser_is_nearer_to_its_own_chain_rule() -> None:
-    """On a Markov source, two layers, 400 steps of 64 texts by either loss: the excess over a pass per token."""
+    """On a Markov source, two layers, 250 steps of 64 texts by either loss: nats from a pass per token, squared."""
     length, far = 8, {}
     source = sources.random_markov(1, 4, 2.0)
-    held_out, rows = sources.texts(source, 300, length, seed=5), torch.arange(300)
     for name in ("mdlm", "chain_rule"):
         torch.manual_seed(0)
         net = networks.Transformer(5, length, hidden_size=32, num_layers=2, num_heads=2, conditioning_size=0)
         own = denoisers.subs(net, 4)
         pipeline = training.denoising(own, LINEAR) if name == "mdlm" else chain_rule.denoising(own, LINEAR, (1, length))
         optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 400, pct_start=0.15)
-        for step in range(400):
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 250, pct_start=0.15)
+        for step in range(250):
             optimizer.zero_grad()
-            pipeline(keyed(sources.texts(source, 64, length, seed=7, first_row=64 * step), step=step))[
-                contracts.LOSS
-            ].mean().backward()
+            texts = sources.texts(source, 64, length, seed=7, first_row=64 * step)
+            pipeline(keyed(texts, step=step))[contracts.LOSS].mean().backward()
             optimizer.step()
             rate.step()
         net.eval()
         with torch.no_grad():
-            one, many = (
-                bounds.transition_nelbo(
-                    own, energy, LINEAR, schedules.uniform_grid(2), held_out, torch.tensor(0), rows, num_particles=8
-                ).nats.mean()
-                for energy in (chain_rule.energy(own), chain_rule.exact_energy(own))
-            )
-        far[name] = float(one - many)
-    assert far["chain_rule"] < 0.6 * far["mdlm"]
+            held_out = keyed(sources.texts(source, 300, length, seed=5), seed=1)
+            drawn = transition.contrastive(own, energies.zero(), LINEAR, (2, 2), 3)(held_out)
+            state = state_of(own, drawn[contracts.X_T], drawn[contracts.T], drawn[contracts.CANDIDATES])
+            one, many = (build(own)(state)[contracts.ENERGY] for build in (chain_rule.energy, chain_rule.exact_energy))
+        far[name] = float((one - many).square().mean())
+    assert far["chain_rule"] < 0.7 * far["mdlm"]
 
 
 # ---- Execution
@@ -555,7 +555,6 @@ def test_as_an_energy_of_its_own_it_is_one_graph_too(fresh_compiler: None) -> No
 def test_compiled_and_eager_give_the_same_tokens(fresh_compiler: None) -> None:
     slow = in_and_out_of_its_window()
     fast = edlm.accelerate(slow, "compile")
-    for b in (1, 4):
-        ours, expected = (edlm.sample(each, b, seed=b) for each in (fast, slow))
-        assert torch.equal(ours["tokens"], expected["tokens"])
-        torch.testing.assert_close(ours["info", "ess"], expected["info", "ess"], equal_nan=True)
+    ours, expected = (edlm.sample(each, 4, seed=4) for each in (fast, slow))
+    assert torch.equal(ours["tokens"], expected["tokens"])
+    torch.testing.assert_close(ours["info", "ess"], expected["info", "ess"], equal_nan=True)
