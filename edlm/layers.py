@@ -178,8 +178,10 @@ class Block(nn.Module):
         return x, torch.stack(past, dim=1)
 
     def step(self, x: Tensor, rotary: tuple[Tensor, Tensor], past: Past, read: Tensor) -> tuple[Tensor, Past]:
-        """Apply an unconditioned block to one position; see `Attention.step`."""
-        return self._around(lambda normed: self.attention.step(normed, rotary, past, read), x, None)
+        """Apply an unconditioned block to one position, without dropout; see `Attention.step`."""
+        mixed, own = self.attention.step(self.norm_1(x), rotary, past, read)
+        x = x + mixed
+        return x + self._feed_forward(self.norm_2(x)), own
 
     def in_order(self, x: Tensor, order: Order, past: Past, conditioning: Tensor | None) -> Tensor:
         """Apply the block to rows that are read in order; see `Attention.in_order`."""

@@ -553,7 +553,7 @@ def test_as_an_energy_of_its_own_it_is_one_graph_too(fresh_compiler: None) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(bool(execution.missing_compiler(torch.device("cpu"))), reason="needs a C++ compiler")
 def test_compiled_and_eager_give_the_same_tokens(fresh_compiler: None) -> None:
-    slow = in_and_out_of_its_window()
+    slow = pipelines.sampling(chain_rule.importance(LINEAR, denoiser(1), 3), LENGTH, 2)
     fast = edlm.accelerate(slow, "compile")
     ours, expected = (edlm.sample(each, 4, seed=4) for each in (fast, slow))
     assert torch.equal(ours["tokens"], expected["tokens"])

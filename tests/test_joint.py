@@ -246,7 +246,8 @@ def test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights
     assert all(module.training for module in network.modules())
     drawn[contracts.LOSS].sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
-    assert torch.equal(drawn[contracts.CANDIDATES], pipeline(keyed(x_0))[contracts.CANDIDATES])  # no dropout in there
+    for _ in range(20):  # no dropout in there: one pass with it may draw the same tokens
+        assert torch.equal(drawn[contracts.CANDIDATES], pipeline(keyed(x_0))[contracts.CANDIDATES])
     assert not torch.equal(drawn[contracts.LOSS], pipeline(keyed(x_0))[contracts.LOSS])
     with torch.no_grad():
         network.head.bias[:2] += 100.0
