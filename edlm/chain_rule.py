@@ -131,27 +131,29 @@ def _ordered(denoiser: SubsDenoiser) -> Ordered:
     return network
 
 
-class _Read(nn.Module):
-    """The denoiser's pass, and what is kept of it: states (n, h) at the positions, and the context."""
-
-    def __init__(self, denoiser: SubsDenoiser) -> None:
-        super().__init__()
-        self.network = _ordered(denoiser)
-        self.schedule = denoiser.module.schedule
-
-    def forward(self, x_t: Tensor, t: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = None if self.schedule is None else schedules.sigma(self.schedule, t)
-        return self.network.read(x_t, sigma, positions.clamp(max=x_t.numel() - 1))
-
-
-class _InOrder(nn.Module):
-    """The energy (b, k) from the context of x_t."""
+class _OfDenoiser(nn.Module):
+    """What is made of a denoiser whose network can be read in order."""
 
     def __init__(self, denoiser: SubsDenoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.network = _ordered(denoiser)
-        self.schedule = denoiser.module.schedule
+
+    def _told(self, t: Tensor) -> Tensor | None:
+        """The noise levels (b,) that the network is told, if it is told any."""
+        schedule = self.denoiser.module.schedule
+        return None if schedule is None else schedules.sigma(schedule, t)
+
+
+class _Read(_OfDenoiser):
+    """The denoiser's pass, and what is kept of it: states (n, h) at the positions, and the context."""
+
+    def forward(self, x_t: Tensor, t: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.read(x_t, self._told(t), positions.clamp(max=x_t.numel() - 1))
+
+
+class _InOrder(_OfDenoiser):
+    """The energy (b, k) from the context of x_t."""
 
     def forward(
         self, candidates: Tensor, t: Tensor, positions: Tensor, log_p: Tensor, context: Tensor, new: Tensor
@@ -163,8 +165,7 @@ class _InOrder(nn.Module):
         later = ((row < b) & (number > 0)).unsqueeze(-1)  # the first one of a row is predicted from x_t alone
         row, place = row.clamp(max=b - 1), positions % l
         tokens = candidates.gather(2, new.clamp(max=l - 1).unsqueeze(1).expand(-1, k, -1))
-        sigma = None if self.schedule is None else schedules.sigma(self.schedule, t)
-        hidden = self.network.in_order(tokens, new, self.denoiser.mask_id, context, sigma)
+        hidden = self.network.in_order(tokens, new, self.denoiser.mask_id, context, self._told(t))
         hidden = hidden[row, :, (number - 1).clamp(min=0)]  # (n, k, h)
         told = _log_prob(self.denoiser, hidden.flatten(0, 1), candidates[row, :, place].flatten()).view(-1, k)
         terms = torch.where(later, log_p[row, :, place].double() - told.double(), 0.0)
@@ -201,25 +202,19 @@ class _ReadMasked(nn.Module):
         return *self.read(x_t, t, positions), positions
 
 
-class _ScoreInOrder(nn.Module):
+class _ScoreInOrder(_OfDenoiser):
     """`log q` of what is new in x_s, in order, zero elsewhere: (b, l); the first of a row is told by `log_prob`."""
-
-    def __init__(self, denoiser: SubsDenoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.network = _ordered(denoiser)
-        self.schedule = denoiser.module.schedule
 
     def forward(self, x_t: Tensor, x_s: Tensor, t: Tensor, context: Tensor, log_prob: Tensor) -> Tensor:
         new, l = x_t != x_s, x_t.shape[1]
         where = absorbing.places(new, max(1, int(new.sum(1).amax())))
         tokens = x_s.gather(1, where.clamp(max=l - 1))
-        sigma = None if self.schedule is None else schedules.sigma(self.schedule, t)
-        hidden = self.network.in_order(tokens.unsqueeze(1), where, self.denoiser.mask_id, context, sigma)[:, 0]
+        told = self._told(t)
+        hidden = self.network.in_order(tokens.unsqueeze(1), where, self.denoiser.mask_id, context, told)[:, 0]
         later = where[:, 1:] < l
-        told = self.denoiser.token_log_prob(hidden[later], tokens[:, 1:][later])
+        of_later = self.denoiser.token_log_prob(hidden[later], tokens[:, 1:][later])
         first = new & (new.cumsum(1) == 1)
-        return torch.where(first, log_prob, 0.0).masked_scatter(new & ~first, told)
+        return torch.where(first, log_prob, 0.0).masked_scatter(new & ~first, of_later)
 
 
 def _both_bounds(

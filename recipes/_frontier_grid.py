@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edlm import schedules
 from edlm.recipes import _settings
+from edlm.recipes._models import CHAIN_RULE
 from edlm.recipes._settings import Schema
 from edlm.schedules import Schedule
 
@@ -37,7 +38,7 @@ FLIPPED = "flipped "
 ZERO = "zero"
 ZERO_TRANSITION = "zero transition"
 JOINT, ZERO_JOINT = "joint", "zero joint"
-CHAIN_RULE, ZERO_CHAIN_RULE = "chain_rule", "zero chain_rule"
+ZERO_CHAIN_RULE = "zero chain_rule"
 ZEROS = (ZERO, ZERO_TRANSITION, ZERO_JOINT, ZERO_CHAIN_RULE)
 _OF_TRANSITIONS = ("transition", "exact_transition", ZERO_TRANSITION, JOINT, ZERO_JOINT, CHAIN_RULE, ZERO_CHAIN_RULE)
 _MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one position

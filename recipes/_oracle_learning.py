@@ -24,8 +24,8 @@ from edlm import (
 from edlm.contracts import Energy
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import _settings, _training
-from edlm.recipes._frontier_grid import CHAIN_RULE, JOINT
-from edlm.recipes._models import Diffusion, Models
+from edlm.recipes._frontier_grid import JOINT
+from edlm.recipes._models import CHAIN_RULE, Diffusion, Models
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import TrainingRun
 from edlm.sources import Source
