@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 import edlm
-from edlm import execution, pipelines, samplers, schedules
+from edlm import chain_rule, execution, pipelines, samplers, schedules
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
@@ -126,6 +126,7 @@ def captured(pipeline: Pipeline) -> Pipeline:
         kernel=kernel,
         pad_rows=partial(execution._power_of_two, smallest=2),
         pad_positions=partial(execution._power_of_two, smallest=16),
+        pad_new=partial(execution._power_of_two, smallest=execution._FEWEST_NEW),
     )
 
 
@@ -142,6 +143,19 @@ def test_a_graph_is_replayed_at_its_own_shapes_only(no_compiler: None, monkeypat
     assert all((state == MASK).any() for state in states[: LENGTH - 1])  # states that were seen are not written over
     assert len(_FixedShapes.made) == len({(id(g.module), *g.shapes.items()) for g in _FixedShapes.made})
     assert len(_FixedShapes.made) <= 2 * 5  # two kernels; 16 positions or 32
+
+
+def test_a_graph_is_replayed_at_its_own_number_of_new_tokens(no_compiler: None, monkeypatch: pytest.MonkeyPatch):
+    """Of a step that reads them in order, with as many rows and positions: three are not the five of another pass."""
+    monkeypatch.setattr(execution, "CudaGraphModule", _FixedShapes)
+    _FixedShapes.made = []
+    kernel = chain_rule.importance(schedules.log_linear(), tiny_denoiser(), 2)
+    slow = pipelines.sampling(kernel, LENGTH, 2)
+    fast = captured(slow)
+    for seed in range(8):
+        ours, expected = (edlm.sample(each, 2, seed=seed) for each in (fast, slow))
+        assert torch.equal(ours["tokens"], expected["tokens"])
+    assert len({graph.shapes["new"] for graph in _FixedShapes.made}) > 1
 
 
 @given(st.integers(1, 2**20), st.sampled_from([2, 16]), st.integers(2, 5000))
