@@ -166,7 +166,7 @@ class _InOrder(_OfDenoiser):
         row, place = row.clamp(max=b - 1), positions % l
         tokens = candidates.gather(2, new.clamp(max=l - 1).unsqueeze(1).expand(-1, k, -1))
         hidden = self.network.in_order(tokens, new, self.denoiser.mask_id, context, self._told(t))
-        hidden = hidden[row, :, (number - 1).clamp(min=0)]  # (n, k, h)
+        hidden = hidden[row, :, (number - 1).clamp(0, new.shape[1] - 2)]  # (n, k, h); padding may count further
         told = _log_prob(self.denoiser, hidden.flatten(0, 1), candidates[row, :, place].flatten()).view(-1, k)
         terms = torch.where(later, log_p[row, :, place].double() - told.double(), 0.0)
         return terms.new_zeros(b, k).index_add(0, row, terms)

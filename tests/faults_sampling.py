@@ -230,8 +230,8 @@ FAULTS = [
     Fault(
         "the law in order of the token before",
         "chain_rule.py",
-        "hidden[row, :, (number - 1).clamp(min=0)]",
-        "hidden[row, :, (number - 2).clamp(min=0)]",
+        "hidden[row, :, (number - 1).clamp(0,",
+        "hidden[row, :, (number - 2).clamp(0,",
         "tests/test_chain_rule.py::test_of_one_layer_it_is_that_of_a_pass_per_token",
     ),
     Fault(
