@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import of_transitions, tiny_denoiser, tiny_network
+from builders import of_transitions, tiny_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import all_sequences, empirical_law, total_variation
+from revealing import LENGTH, MASK, Step, denoiser, sharp, steps
 from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
 from edlm import (
-    absorbing,
     adaptive,
     bounds,
     chain_rule,
@@ -30,14 +30,12 @@ from edlm import (
     samplers,
     schedules,
     sources,
-    training,
     transition,
 )
 from edlm.contracts import Denoiser
 from edlm.denoisers import SubsDenoiser
 from edlm.samplers import Kernel
 
-MASK, LENGTH = 4, 8
 LINEAR = schedules.log_linear()
 TOLD = schedules.log_linear(1e-3)
 close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-11)
@@ -45,61 +43,6 @@ close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-11)
 
 def network(num_layers: int = 2, seed: int = 0, **changes: object) -> networks.Transformer:
     return tiny_network(seed, num_layers=num_layers, **changes)
-
-
-def denoiser(num_layers: int = 2, seed: int = 0, schedule: schedules.Schedule | None = None) -> SubsDenoiser:
-    return tiny_denoiser(seed, MASK, schedule, num_layers=num_layers)
-
-
-def sharp(num_layers: int) -> SubsDenoiser:
-    """Of three symbols and length 3, its laws so far from even that the order of tokens matters."""
-    own = tiny_denoiser(0, 3, vocab_size=4, max_length=3, num_layers=num_layers)
-    with torch.no_grad():
-        own.module.network.head.weight.mul_(3.0)
-    return own
-
-
-class Step:
-    """A step of a few rows that reveals another number of tokens in each, and k candidates for it, from a seed."""
-
-    def __init__(self, seed: int, b: int = 3, k: int = 2) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        text = torch.randint(0, MASK, (b, LENGTH), generator=generator)
-        masked = torch.rand(b, LENGTH, generator=generator) < 0.8
-        self.new = masked & (torch.rand(b, LENGTH, generator=generator) < 0.6)
-        self.new[:, 0] |= ~self.new.any(1)
-        self.x_t = torch.where(masked | self.new, MASK, text)
-        tokens = torch.randint(0, MASK, (b, k, LENGTH), generator=generator)
-        self.candidates = torch.where(self.new.unsqueeze(1), tokens, self.x_t.unsqueeze(1))
-        self.most = int(self.new.sum(1).max())
-        self.where = absorbing.places(self.new, self.most)
-        self.positions = self.new.flatten().nonzero().squeeze(-1)
-        self.t = torch.full((b,), 0.7, dtype=torch.float64)
-
-    def tokens(self, where: Tensor) -> Tensor:
-        """Of the candidates at places (b, m)."""
-        return self.candidates.gather(
-            2, where.clamp(max=LENGTH - 1).unsqueeze(1).expand(-1, self.candidates.shape[1], -1)
-        )
-
-    def state(self, own: Denoiser) -> TensorDict:
-        """What an energy reads."""
-        return state_of(own, self.x_t, self.t, self.candidates)
-
-
-def state_of(own: Denoiser, x_t: Tensor, t: Tensor, candidates: Tensor) -> TensorDict:
-    """What an energy reads of candidates (b, k, l) that are new where they differ from x_t."""
-    positions = (candidates != x_t.unsqueeze(1)).any(1).flatten().nonzero().squeeze(-1)
-    given = {contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}
-    hidden = own(TensorDict(given))[contracts.HIDDEN]
-    law = torch.zeros(x_t.numel(), own.vocab_size, dtype=torch.float64)
-    law = law.index_copy(0, positions, own.logits(hidden).double().log_softmax(-1)).view(*x_t.shape, -1)
-    log_p = law.unsqueeze(1).expand(*candidates.shape, -1).gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
-    log_p = torch.where(candidates != x_t.unsqueeze(1), log_p, 0.0)
-    return TensorDict({**given, contracts.CANDIDATES: candidates, contracts.LOG_P_CANDIDATES: log_p})
-
-
-steps = st.builds(Step, st.integers(0, 2**62), st.integers(1, 4), st.integers(1, 3))
 
 
 # ---- The network, read in order
@@ -412,93 +355,6 @@ def test_dropout_left_on_is_an_error() -> None:
 def test_a_step_is_printed_as_the_documents_show_it() -> None:
     document = Path(__file__).parents[1] / "docs" / "transition.md"
     assert pipelines.describe(chain_rule.importance(LINEAR, denoiser(), 2).step) in document.read_text("utf-8")
-
-
-# ---- Training
-
-
-def keyed(x_0: Tensor, seed: int = 0, step: int = 0) -> TensorDict:
-    keys = {contracts.SEED: seed, contracts.STEP: step, contracts.NUM_ROWS: len(x_0)}
-    row = torch.arange(len(x_0))
-    return TensorDict({contracts.X_0: x_0, contracts.ROW: row, **{k: torch.tensor(v) for k, v in keys.items()}})
-
-
-@pytest.mark.parametrize("pad_id", [None, 0])
-@pytest.mark.parametrize("schedule", [None, TOLD])
-def test_the_loss_is_the_parallel_law_of_the_masks_and_the_one_in_order_of_what_a_step_reveals(
-    schedule: schedules.Schedule | None, pad_id: int | None
-) -> None:
-    """Row by row, by the energy itself; a row's padding is neither masked nor counted."""
-    own = denoiser(schedule=schedule)
-    x_0 = torch.randint(1, MASK, (40, LENGTH), generator=torch.Generator().manual_seed(1))
-    if pad_id is not None:
-        x_0[:20, 5:] = pad_id
-    out = chain_rule.denoising(own, schedule or LINEAR, (1, 4), pad_id)(keyed(x_0))
-    x_t, x_s, tokens = out[contracts.X_T], out[contracts.X_S], (x_0 != pad_id).sum(1) if pad_id == 0 else LENGTH
-    assert torch.equal(x_t[x_0 == pad_id], x_0[x_0 == pad_id])
-    step = Step(0)
-    step.x_t, step.t, step.new = x_t, out[contracts.T], x_t == MASK
-    step.positions, step.candidates = step.new.flatten().nonzero().squeeze(-1), x_0.unsqueeze(1)
-    of_masks = step.state(own)[contracts.LOG_P_CANDIDATES].squeeze(1)
-    step.new = x_t != x_s
-    step.positions, step.candidates = step.new.flatten().nonzero().squeeze(-1), x_s.unsqueeze(1)
-    state = step.state(own)
-    in_order = state[contracts.LOG_P_CANDIDATES].sum(-1) - chain_rule.energy(own)(state)[contracts.ENERGY]
-    wanted = of_masks.sum(1) / (x_t == MASK).sum(1) + in_order.squeeze(1) / step.new.sum(1)
-    close(out[contracts.LOSS], -tokens * wanted)
-
-
-def test_its_first_part_is_the_t_step_nelbo_in_the_mean() -> None:
-    """Of one text, 6000 draws of each; wrong with probability 1e-6. The untrained second part is known: l ln v."""
-    own, n, num_steps = sharp(2), 6000, 2
-    x_0, rows = torch.tensor([[0, 2, 1]]).expand(n, -1), torch.arange(n)
-    with torch.no_grad():
-        out = chain_rule.denoising(own, LINEAR, (num_steps, num_steps))(keyed(x_0))
-    masked = (out[contracts.X_T] == 3).sum(1)
-    ours = -3 * out[contracts.LOG_PROB].sum(1) / masked
-    grid = schedules.uniform_grid(num_steps)
-    theirs = 3 * bounds.t_step_nelbo(own, LINEAR, grid, x_0, torch.tensor(9), rows).nats
-    error = math.sqrt(float(ours.var() + theirs.var()) / n)
-    assert abs(float(ours.mean() - theirs.mean())) < 4.9 * error < 0.2
-
-
-def test_every_weight_of_the_network_is_trained() -> None:
-    net = networks.Transformer(5, LENGTH, hidden_size=16, num_layers=2, num_heads=2)
-    pipeline = chain_rule.denoising(denoisers.subs(net, MASK), LINEAR, (1, 4))
-    loss = pipeline(keyed(torch.randint(0, MASK, (16, LENGTH))))[contracts.LOSS]
-    close(loss.double(), torch.full((16,), 2 * LENGTH * math.log(MASK), dtype=torch.float64), atol=1e-4)
-    loss.sum().backward()
-    assert all(weight.grad is not None for weight in net.parameters())
-    with pytest.raises(ValueError, match=r"num_steps = \(3, 2\) must be the fewest"):
-        chain_rule.denoising(denoisers.subs(net, MASK), LINEAR, (3, 2))
-
-
-@pytest.mark.slow
-def test_trained_for_it_a_denoiser_is_nearer_to_its_own_chain_rule() -> None:
-    """On a Markov source, two layers, 250 steps of 64 texts by either loss: nats from a pass per token, squared."""
-    length, far = 8, {}
-    source = sources.random_markov(1, 4, 2.0)
-    for name in ("mdlm", "chain_rule"):
-        torch.manual_seed(0)
-        net = networks.Transformer(5, length, hidden_size=32, num_layers=2, num_heads=2, conditioning_size=0)
-        own = denoisers.subs(net, 4)
-        pipeline = training.denoising(own, LINEAR) if name == "mdlm" else chain_rule.denoising(own, LINEAR, (1, length))
-        optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 250, pct_start=0.15)
-        for step in range(250):
-            optimizer.zero_grad()
-            texts = sources.texts(source, 64, length, seed=7, first_row=64 * step)
-            pipeline(keyed(texts, step=step))[contracts.LOSS].mean().backward()
-            optimizer.step()
-            rate.step()
-        net.eval()
-        with torch.no_grad():
-            held_out = keyed(sources.texts(source, 300, length, seed=5), seed=1)
-            drawn = transition.contrastive(own, energies.zero(), LINEAR, (2, 2), 3)(held_out)
-            state = state_of(own, drawn[contracts.X_T], drawn[contracts.T], drawn[contracts.CANDIDATES])
-            one, many = (build(own)(state)[contracts.ENERGY] for build in (chain_rule.energy, chain_rule.exact_energy))
-        far[name] = float((one - many).square().mean())
-    assert far["chain_rule"] < 0.7 * far["mdlm"]
 
 
 # ---- Execution
