@@ -1,7 +1,7 @@
 """One setting of a frontier drawn, judged and timed: a record of plain values, per text, from which figures follow."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +9,21 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
 
-from edlm import autoregressive, chain_rule, energies, joint, particles, pipelines, quality, samplers, transition
+from edlm import (
+    autoregressive,
+    chain_rule,
+    energies,
+    execution,
+    joint,
+    particles,
+    pipelines,
+    quality,
+    samplers,
+    transition,
+)
 from edlm.contracts import Energy
 from edlm.denoisers import SubsDenoiser
+from edlm.execution import Mode
 from edlm.judges import Judge
 from edlm.pipelines import Pipeline
 from edlm.recipes import _models, _processes, _timing
@@ -21,16 +33,18 @@ from edlm.recipes._quality import Texts
 from edlm.samplers import Kernel
 
 PER_TEXT = ("denoiser_passes", "energy_passes", "passes", "calls", "ess", "log_weight_std")
+_Batch = tuple[Tensor, Mapping[str, list[Any]]]  # tokens, and what each text cost
 
 
 class Drawing(NamedTuple):
-    """What all settings share: the length of a text, how many of them, how many at once, and the seed."""
+    """What all settings share: the length of a text, how many of them, how many at once, the seed, and how they run."""
 
     length: int
     num_samples: int
     batch_size: int
     seed: int
     device: torch.device
+    execution: Mode = "eager"
 
 
 class Reference(NamedTuple):
@@ -108,26 +122,26 @@ def draw(setting: Setting, models: Models, drawing: Drawing) -> tuple[Tensor, di
     A pass reads a text once, and passes over part of a text count by their tokens; an AR model with its cache reads
     one, in as many calls as it has tokens. Text i of the seed has the same noise in every setting. `ess` and
     `log_weight_std` are means over a text's corrected passes. Several processes share the batches, and the seconds are
-    those until the last one is done.
+    those until the last one is done. Where steps are compiled or captured, all is drawn once before the clock starts.
     """
-    tokens: list[Tensor] = []
-    costs: dict[str, list[Any]] = {name: [] for name in PER_TEXT}
+    batch = _autoregressive(setting, models, drawing) if setting.method == "ar" else _sampler(setting, models, drawing)
+    total, size = drawing.num_samples, drawing.batch_size
+    batches = [(min(size, total - first), first) for first in range(0, total, size)]
+    drawn: list[_Batch] = []
 
     def run() -> None:
-        total, size = drawing.num_samples, drawing.batch_size
-        batches = [(min(size, total - first), first) for first in range(0, total, size)]
-        for found, cost in _processes.spread(lambda batch: _batch(setting, models, drawing, *batch), batches):
-            tokens.append(found)
-            for name, values in cost.items():
-                costs[name] += values
+        drawn[:] = _processes.spread(lambda each: batch(*each), batches)
 
-    seconds = _timing.seconds(run, drawing.device) / drawing.num_samples
-    return torch.cat(tokens).cpu(), {"seconds": seconds, **costs}
+    if drawing.execution != "eager":
+        run()
+    seconds = _timing.seconds(run, drawing.device) / total
+    costs = {name: [value for _, cost in drawn for value in cost[name]] for name in PER_TEXT}
+    return torch.cat([tokens for tokens, _ in drawn]).cpu(), {"seconds": seconds, **costs}
 
 
 def warm_up(settings: Sequence[Setting], models: Models, drawing: Drawing) -> None:
     """One step with each method and energy, so that no setting pays for what happens only once."""
-    short = drawing._replace(num_samples=min(drawing.num_samples, drawing.batch_size))
+    short = drawing._replace(num_samples=min(drawing.num_samples, drawing.batch_size), execution="eager")
     for setting in {setting.family: setting for setting in settings}.values():
         if setting.method == "ar":
             draw(setting, models, short._replace(length=1))
@@ -157,35 +171,47 @@ def describe(texts: Texts, reference: Reference) -> dict[str, Any]:
     }
 
 
-def _batch(
-    setting: Setting, models: Models, drawing: Drawing, count: int, first: int
-) -> tuple[Tensor, Mapping[str, list[Any]]]:
-    if setting.method == "ar":
-        assert models.ar is not None
+def _autoregressive(setting: Setting, models: Models, drawing: Drawing) -> Callable[[int, int], _Batch]:
+    """So many texts of the AR model from a number on, run eagerly in every mode."""
+    assert models.ar is not None
+    network, bos_id = models.ar
+    fixed = {**dict.fromkeys(PER_TEXT), "denoiser_passes": 0, "energy_passes": 0, "passes": 1, "calls": drawing.length}
+
+    def batch(count: int, first: int) -> _Batch:
         found = autoregressive.sample(
-            models.ar.network,
+            network,
             count,
             drawing.length,
             models.vocabulary.mask_id,
-            models.ar.bos_id,
+            bos_id,
             seed=drawing.seed,
             first_row=first,
             temperature=setting.temperature,
         )
-        fixed = dict.fromkeys(PER_TEXT) | {"denoiser_passes": 0, "energy_passes": 0, "passes": 1}
-        return found.tokens.cpu(), {name: [value] * count for name, value in {**fixed, "calls": drawing.length}.items()}
-    out = pipelines.sample(pipeline(setting, models, drawing.length), count, seed=drawing.seed, first_row=first)
-    info = out["info"].cpu()
-    denoised, weighed = info["denoiser_passes"], _energy_passes(setting, info, drawing.length)
-    corrected = int(setting.has_network) * info["corrected"].sum(-1)
-    return out["tokens"].cpu(), {
-        "denoiser_passes": denoised.tolist(),
-        "energy_passes": weighed.tolist(),
-        "passes": (denoised + weighed).tolist(),
-        "calls": (denoised + corrected).tolist(),
-        "ess": _means(info["ess"]),
-        "log_weight_std": _means(info["log_weight_std"]),
-    }
+        return found.tokens.cpu(), {name: [value] * count for name, value in fixed.items()}
+
+    return batch
+
+
+def _sampler(setting: Setting, models: Models, drawing: Drawing) -> Callable[[int, int], _Batch]:
+    """So many texts of a sampler with a denoiser from a number on."""
+    sampler = execution.accelerate(pipeline(setting, models, drawing.length), drawing.execution)
+
+    def batch(count: int, first: int) -> _Batch:
+        out = pipelines.sample(sampler, count, seed=drawing.seed, first_row=first)
+        info = out["info"].cpu()
+        denoised, weighed = info["denoiser_passes"], _energy_passes(setting, info, drawing.length)
+        corrected = int(setting.has_network) * info["corrected"].sum(-1)
+        return out["tokens"].cpu(), {
+            "denoiser_passes": denoised.tolist(),
+            "energy_passes": weighed.tolist(),
+            "passes": (denoised + weighed).tolist(),
+            "calls": (denoised + corrected).tolist(),
+            "ess": _means(info["ess"]),
+            "log_weight_std": _means(info["log_weight_std"]),
+        }
+
+    return batch
 
 
 def _energy_passes(setting: Setting, info: TensorDict, length: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import edlm
+from edlm import execution, pipelines, samplers
 from edlm.denoisers import SubsDenoiser
 from edlm.recipes import (
     _entry,
@@ -39,6 +40,7 @@ SETTINGS: Schema = {
     "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
     "threads": _settings.optional(_settings.integer(1)),
+    "execution": _settings.choice("eager", "compile", "cudagraph"),
     "denoiser": _settings.text,
     "energy": _settings.optional(_settings.text),
     "transition": _settings.optional(_settings.text),
@@ -86,7 +88,10 @@ class Frontier:
         if any(setting.of_chain_rule for setting in self.grid):
             assert isinstance(denoiser, SubsDenoiser)
             _models.require_ordered(settings["denoiser"], denoiser)
-        self.drawing = Drawing(length, settings["num_samples"], settings["batch_size"], settings["seed"], self.device)
+        counts = (settings["num_samples"], settings["batch_size"], settings["seed"])
+        self.drawing = Drawing(length, *counts, self.device, settings["execution"])
+        plain = pipelines.sampling(samplers.ancestral(self.schedule, denoiser), length)
+        execution.accelerate(plain, settings["execution"])  # refuses here, before anything is drawn, what it must
         documents = list(getattr(_settings.build(settings["corpus"]), settings["split"]))
         found = _quality.held_out(documents, self.models.vocabulary, length, settings["num_samples"])
         if found is None:
@@ -153,7 +158,8 @@ class Frontier:
         drawing = self.drawing
         drawn = (
             f"{drawing.num_samples} texts of {drawing.length} tokens per setting, {drawing.batch_size} at once, seed "
-            f"{drawing.seed}, {self.device}, {torch.get_num_threads()} threads; judge {self.settings['judge']}"
+            f"{drawing.seed}, {self.device}, {drawing.execution}, {torch.get_num_threads()} threads; judge "
+            f"{self.settings['judge']}"
         )
         return [*([_frontier_table.WARNING] if judged is not None and judged == own else []), drawn]
 

@@ -6,23 +6,40 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from builders import of_transitions, tiny_denoiser, tiny_energy
+from builders import of_transitions, randomise, tiny_denoiser, tiny_energy
 from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import chain_rule, execution, pipelines, samplers, schedules
+from edlm import chain_rule, denoisers, execution, joint, networks, pipelines, samplers, schedules
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
 LENGTH, MASK = 6, 4
+
+
+def in_order(schedule: schedules.Schedule, denoiser: denoisers.SubsDenoiser, _: object, num_particles: int) -> Kernel:
+    """The denoiser's own energy in place of another."""
+    return chain_rule.importance(schedule, denoiser, num_particles)
+
+
+def two_heads(schedule: schedules.Schedule, _denoiser: object, _energy: object, num_particles: int) -> Kernel:
+    """A joint network in place of both."""
+    network = networks.JointNetwork(MASK + 1, 8, hidden_size=16, num_layers=1, num_heads=2)
+    denoiser = denoisers.subs(randomise(network, 0).double(), MASK)
+    return joint.importance(schedule, denoiser, num_particles)
+
+
+KERNELS = {"drafts": samplers.importance, "transitions": of_transitions, "in_order": in_order, "two_heads": two_heads}
 both_kernels = pytest.mark.parametrize("build", [samplers.importance, of_transitions], ids=["drafts", "transitions"])
+every_kernel = pytest.mark.parametrize("build", KERNELS.values(), ids=KERNELS)
 
 
 def eager(num_steps: int | None = 3, build: Callable[..., Kernel] = samplers.importance) -> Pipeline:
     """Networks, an energy in a window, and rows that are in and out of it at the same pass without a grid."""
-    kernel = build(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=3)
+    kernel = build(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 3)
     return pipelines.sampling(kernel, LENGTH, num_steps, window=(0.5, 1.0))
 
 
@@ -89,7 +106,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 3, None])
 @pytest.mark.parametrize("b", [1, 2, 5])
-@both_kernels
+@every_kernel
 def test_what_is_wrapped_around_a_step_changes_no_token(
     no_compiler: None, num_steps: int | None, b: int, build: Callable[..., Kernel]
 ):
@@ -210,19 +227,76 @@ def test_without_a_compiler_it_says_so_and_stays_eager(monkeypatch: pytest.Monke
         assert edlm.accelerate(pipeline, "compile") is pipeline
 
 
+# ---- The host
+
+HOST_READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_consecutive", "_unique2")
+
+
+class HostReads(TorchDispatchMode):
+    """The operations at which the host waits for the device, or would on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        taken = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in HOST_READS or any(each is not None and each.dtype == torch.bool for each in taken):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_spy_sees_what_the_host_reads():
+    tokens = torch.arange(4)
+    with HostReads() as reads:
+        int(tokens[2])
+        tokens[tokens > 1]
+    assert reads.names == ["_local_scalar_dense", "index"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, None])
+@every_kernel
+def test_once_the_plan_is_known_nothing_in_the_loop_is_read_by_the_host(
+    num_steps: int | None, build: Callable[..., Kernel]
+):
+    pipeline = eager(num_steps, build)
+    reads = HostReads()
+
+    def watched(kernel: Kernel) -> Kernel:
+        def init(tokens: torch.Tensor) -> TensorDict:
+            if not begun:
+                begun.append(reads.__enter__())
+            return kernel.init(tokens)
+
+        return kernel._replace(init=init, outside=None if kernel.outside is None else watched(kernel.outside))
+
+    for prompt in PROMPTS[:3]:
+        begun: list[HostReads] = []
+        try:
+            edlm.sample(pipeline._replace(kernel=watched(pipeline.kernel)), 4, prompt=prompt)
+        finally:
+            for each in begun:
+                each.__exit__(None, None, None)
+        assert begun
+        assert reads.names == []
+
+
 # ---- On a device
 
 
 class _OnDevice(NamedTuple):
+    on_cpu: Pipeline
     slow: Pipeline
     fast: Pipeline
 
 
-@pytest.fixture(params=["compile", "cudagraph"])
+@pytest.fixture(params=[("compile", "drafts"), *(("cudagraph", name) for name in KERNELS)], ids="-".join)
 def on_device(request: pytest.FixtureRequest, fresh_compiler: None) -> _OnDevice:
-    pipeline = eager()
+    mode, name = request.param
+    pipeline = eager(build=KERNELS[name])
     pipeline.kernel.step.to("cuda")
-    return _OnDevice(pipeline, edlm.accelerate(pipeline, request.param))
+    return _OnDevice(eager(build=KERNELS[name]), pipeline, edlm.accelerate(pipeline, mode))
 
 
 def waits_for_nothing(kernel: Kernel) -> Kernel:
@@ -239,8 +313,7 @@ def waits_for_nothing(kernel: Kernel) -> Kernel:
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
 def test_on_a_device_all_modes_give_the_tokens_of_the_cpu_without_waiting(on_device: _OnDevice):
-    slow, fast = on_device
-    on_cpu = eager()
+    on_cpu, slow, fast = on_device
     for b in (4, 2):
         for seed in range(3):  # warmed up, captured, replayed
             assert_same_tokens(fast, slow, b, seed=seed)

@@ -28,7 +28,7 @@ from edlm import (
 )
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import EnergyNetwork, JointNetwork
-from edlm.recipes import _frontier_draws, _frontier_grid, _models
+from edlm.recipes import _frontier_draws, _frontier_grid, _models, _timing
 from edlm.recipes._frontier_draws import Drawing
 from edlm.recipes._frontier_grid import Setting, expected_passes
 from edlm.recipes._models import Models
@@ -335,6 +335,28 @@ def test_a_pass_is_a_text_that_was_read(models: Models) -> None:
     assert (ar["passes"], ar["calls"]) == ([1, 1], [LENGTH, LENGTH])
 
 
+def test_a_compiled_setting_has_the_texts_of_the_eager_one_and_is_drawn_once_before_its_clock_starts(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    sample = pipelines.sample
+    monkeypatch.setattr(torch, "compile", lambda function, **_: calls.append("compiled") or function)
+    monkeypatch.setattr(pipelines, "sample", lambda *given, **how: calls.append("batch") or sample(*given, **how))
+    monkeypatch.setattr(_timing, "seconds", lambda run, device: calls.append("clock") or run() or 1.0)
+    for energy in ("transition", "joint", "chain_rule"):
+        setting = SIR._replace(energy=energy)
+        expected, costs = _frontier_draws.draw(setting, models, drawing())
+        assert calls == ["clock", "batch", "batch"]
+        calls.clear()
+        tokens, of_fast = _frontier_draws.draw(setting, models, drawing()._replace(execution="compile"))
+        assert torch.equal(tokens, expected)
+        assert {**of_fast, "ess": None, "log_weight_std": None} == {**costs, "ess": None, "log_weight_std": None}
+        assert [call for call in calls if call != "compiled"] == ["batch", "batch", "clock", "batch", "batch"]
+        assert "compiled" in calls[: calls.index("clock")]
+        assert "compiled" not in calls[calls.index("clock") :]
+        calls.clear()
+
+
 # ---- The whole
 
 
@@ -474,6 +496,8 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
         (["sweeps=[{method: plain, temperature: [1]}]"], "sweeps[0].num_steps: missing from the config"),
         ([f"sweeps=[{ENERGY % '[none]'}]"], "sweeps[0].controls[0] = 'none' must be one of one_particle"),
         (["length=64"], "length = 64 must lie in 1..8"),
+        (["execution=fast"], "execution = 'fast' must be one of eager, compile, cudagraph"),
+        (["execution=cudagraph", "device=cpu"], "mode = 'cudagraph' needs a pipeline on a CUDA device, and this one"),
         (["ngrams=[9]"], "ngrams = [9] must be at most length = 8"),
         (["num_samples=1"], "num_samples = 1 must be a whole number of at least 2"),
         (["judge={}/denoiser"], "holds a network that is not causal"),
