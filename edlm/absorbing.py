@@ -105,6 +105,12 @@ def places(chosen: Tensor, most: int) -> Tensor:
     return where.sort(dim=1).values[:, :most].contiguous()
 
 
+def numbered(positions: Tensor, l: int) -> tuple[Tensor, Tensor]:
+    """The rows of ascending flat positions (n,), and how many positions of its row stand before each: int64 (n,)."""
+    row = positions // l
+    return row, torch.arange(len(positions), device=positions.device) - torch.searchsorted(positions, row * l)
+
+
 def _alpha_at_one(schedule: Schedule, reference: Tensor) -> Tensor:
     return schedule.alpha(torch.ones((), dtype=torch.float64, device=reference.device))
 

@@ -12,9 +12,9 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import contracts, particles
+from edlm import contracts, particles, samplers
 from edlm.contracts import Selection
-from edlm.samplers import Kernel
+from edlm.samplers import Kernel, Looped
 
 
 def in_rounds(kernel: Kernel, target_ess: float, num_particles: int = 2) -> Kernel:
@@ -50,7 +50,7 @@ def in_rounds(kernel: Kernel, target_ess: float, num_particles: int = 2) -> Kern
     return kernel._replace(step=step)
 
 
-class Rounds(TensorDictModuleBase):
+class Rounds(Looped):
     """The step of an adaptive kernel: what is expected once, then propose and weigh in rounds, for the rows that go on.
 
     Its parts `expect` and `weigh` are what an execution mode can compile; `pad` rounds numbers of positions up for it.
@@ -132,16 +132,10 @@ class Rounds(TensorDictModuleBase):
         Of what is expected they read what belongs to these rows, and to their positions.
         """
         x_t, positions = expected[contracts.X_T], expected[contracts.POSITIONS]
-        b, l = x_t.shape
-        place = torch.full((b + 1,), -1, device=x_t.device)  # where a row stands among those that go on
-        place[rows] = torch.arange(len(rows), device=x_t.device)
-        owner = place[positions // l]
-        (taken,) = torch.where(owner >= 0)
-        padding = self.pad(len(taken)) - len(taken)
-        own = owner[taken] * l + positions[taken] % l
-        taken = torch.cat([taken, taken.new_zeros(padding)])
+        taken, own = samplers.of_rows(positions, rows, *x_t.shape)
+        taken = samplers.padded(taken, self.pad, 0)
         of_positions = {
-            contracts.POSITIONS: torch.cat([own, own.new_full((padding,), len(rows) * l)]),
+            contracts.POSITIONS: samplers.padded(own, self.pad, len(rows) * x_t.shape[1]),
             contracts.HIDDEN: expected[contracts.HIDDEN][taken],
             contracts.PROPOSAL_NOISE: expected[contracts.PROPOSAL_NOISE][taken, first:last],
         }

@@ -50,6 +50,19 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
     return Draws(tokens, logits.gather(-1, tokens) - highest - total.log().to(logits.dtype))
 
 
+def residual(wanted: Tensor, proposed: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw from `(q - p)_+`, normalised: what is put in place of a draw of p that was refused, to have the law q.
+
+    A draw x of p is kept with probability `min(1, q(x) / p(x))` (Leviathan et al. 2023, arXiv 2211.17192, section 2.3).
+    wanted, proposed: logits (n, v) of q and of p; uniforms: float64 (n,) in [0, 1). Returns tokens (n,). Where rounding
+    leaves nothing of the difference, q and p are the same law, and it is drawn from that.
+    """
+    q, p = ((logits if logits.dtype == torch.float64 else logits.float()).softmax(-1) for logits in (wanted, proposed))
+    missing = (q - p).clamp(min=0.0)
+    law = torch.where((missing > 0.0).any(-1, keepdim=True), missing, q)
+    return inverse_cdf(law.log(), uniforms.unsqueeze(-1)).tokens.squeeze(-1)
+
+
 def columns_at_once(vocab_size: int, device: torch.device) -> int:
     """How many columns of logits a head should compute at once where sums over them are all that is wanted."""
     return min(vocab_size, _COLUMNS_AT_ONCE.get(device.type, vocab_size))

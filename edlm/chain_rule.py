@@ -53,13 +53,21 @@ def importance(
     settings = (num_particles, temperature, selection, proposal_temperature, nucleus)
     fixed = samplers.importance(schedule, denoiser, energy(denoiser), *settings)
     stages = dict(fixed.step.module.items())
-    stages["denoise"] = TensorDictModule(
+    stages["denoise"] = read(denoiser)
+    stages["weigh"] = _weigh(_InOrder(denoiser), contracts.CONTEXT, contracts.NEW)
+    return fixed._replace(step=TensorDictSequential(stages, inplace=False), proposes="revealed")
+
+
+def read(denoiser: SubsDenoiser) -> TensorDictModule:
+    """Build the denoiser's pass, which keeps what reading in order needs: `{x_t, t, positions} -> {hidden, context}`.
+
+    Raises ValueError for a network that is no `contracts.Ordered`.
+    """
+    return TensorDictModule(
         _Read(denoiser),
         in_keys=[contracts.X_T, contracts.T, contracts.POSITIONS],
         out_keys=[contracts.HIDDEN, contracts.CONTEXT],
     )
-    stages["weigh"] = _weigh(_InOrder(denoiser), contracts.CONTEXT, contracts.NEW)
-    return fixed._replace(step=TensorDictSequential(stages, inplace=False), proposes="revealed")
 
 
 def denoising(
@@ -113,12 +121,6 @@ def exact_energy(denoiser: Denoiser) -> TensorDictModule:
     return TensorDictModule(_Exact(denoiser), in_keys=keys, out_keys=[contracts.ENERGY])
 
 
-def _numbered(positions: Tensor, l: int) -> tuple[Tensor, Tensor]:
-    """The rows of ascending flat positions (n,), and how many positions of its row stand before each."""
-    row = positions // l
-    return row, torch.arange(len(positions), device=positions.device) - torch.searchsorted(positions, row * l)
-
-
 def _weigh(module: nn.Module, *keys: str) -> TensorDictModule:
     read = [contracts.CANDIDATES, contracts.T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES, *keys]
     return TensorDictModule(module, in_keys=read, out_keys=[contracts.ENERGY])
@@ -152,8 +154,28 @@ class _Read(_OfDenoiser):
         return self.network.read(x_t, self._told(t), positions.clamp(max=x_t.numel() - 1))
 
 
-class _InOrder(_OfDenoiser):
+class States(_OfDenoiser):
+    """The states (n, k, h) that predict what is new at flat positions, each from x_t and the new tokens before it.
+
+    Those of a row's first one mean nothing: it is predicted from x_t alone.
+    """
+
+    def forward(self, candidates: Tensor, t: Tensor, positions: Tensor, context: Tensor, new: Tensor) -> Tensor:
+        """candidates: int64 (b, k, l); positions: those of `new`, ascending, `b * l` padding; new has two or more."""
+        b, k, l = candidates.shape
+        row, number = absorbing.numbered(positions, l)
+        tokens = candidates.gather(2, new.clamp(max=l - 1).unsqueeze(1).expand(-1, k, -1))
+        hidden = self.network.in_order(tokens, new, self.denoiser.mask_id, context, self._told(t))
+        return hidden[row.clamp(max=b - 1), :, (number - 1).clamp(0, new.shape[1] - 2)]  # padding may count further
+
+
+class _InOrder(nn.Module):
     """The energy (b, k) from the context of x_t."""
+
+    def __init__(self, denoiser: SubsDenoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.states = States(denoiser)
 
     def forward(
         self, candidates: Tensor, t: Tensor, positions: Tensor, log_p: Tensor, context: Tensor, new: Tensor
@@ -161,12 +183,10 @@ class _InOrder(_OfDenoiser):
         b, k, l = candidates.shape
         if new.shape[1] == 1:  # one token has nothing before it
             return torch.zeros(b, k, dtype=torch.float64, device=t.device)
-        row, number = _numbered(positions, l)
+        row, number = absorbing.numbered(positions, l)
         later = ((row < b) & (number > 0)).unsqueeze(-1)  # the first one of a row is predicted from x_t alone
         row, place = row.clamp(max=b - 1), positions % l
-        tokens = candidates.gather(2, new.clamp(max=l - 1).unsqueeze(1).expand(-1, k, -1))
-        hidden = self.network.in_order(tokens, new, self.denoiser.mask_id, context, self._told(t))
-        hidden = hidden[row, :, (number - 1).clamp(0, new.shape[1] - 2)]  # (n, k, h); padding may count further
+        hidden = self.states(candidates, t, positions, context, new)
         told = _log_prob(self.denoiser, hidden.flatten(0, 1), candidates[row, :, place].flatten()).view(-1, k)
         terms = torch.where(later, log_p[row, :, place].double() - told.double(), 0.0)
         return terms.new_zeros(b, k).index_add(0, row, terms)

@@ -35,10 +35,14 @@ CONTEXT = "context"  # (b, layers, 2, heads, l, d) keys and values of the denois
 CANDIDATE_STATES = "candidate_states"  # (b, k, l, h) those of the candidates
 CANDIDATES = "candidates"  # (b, k, l) whole drafts, or x_s: drafts of what a step reveals, masks elsewhere
 LOG_P_CANDIDATES = "log_p_candidates"  # (b, k, l) log p_theta of each drawn token, zero where none was drawn
+GUESS = "guess"  # (n,) tokens drawn at the positions, one for each
+LOG_P_GUESS = "log_p_guess"  # (n,) their log-probability under that law
+IN_ORDER = "in_order"  # (n, h) states that predict the positions from x_t and the new tokens before them
+KEPT = "kept"  # (n,) bool: the guess stays what it is
 LOG_RATIO = "log_ratio"  # (b, k) log p_theta less the log-probability of what really proposed the draft
 ENERGY = "energy"  # (b, k)
 CHOSEN = "chosen"  # (b,) index of the particle that was kept
-PARTICLES = "particles"  # (b,) how many particles were weighed
+PARTICLES = "particles"  # (b,) how many candidates were read: weighed, or guessed one after the other
 ESS = "ess"  # (b,) effective sample size of the step, in [1, k]
 LOG_WEIGHT_STD = "log_weight_std"  # (b,) standard deviation of the log-weights over particles
 

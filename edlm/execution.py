@@ -18,11 +18,13 @@ from tensordict.nn import CudaGraphModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, networks
-from edlm.adaptive import Rounds
 from edlm.contracts import (
     CONTEXT,
     CORRECTED,
+    GUESS,
     HIDDEN,
+    IN_ORDER,
+    LOG_P_GUESS,
     NEW,
     POSITIONS,
     PROPOSAL_NOISE,
@@ -34,11 +36,11 @@ from edlm.contracts import (
 )
 from edlm.layers import Block
 from edlm.pipelines import Pipeline
-from edlm.samplers import Kernel
+from edlm.samplers import Kernel, Looped
 
 Mode = Literal["eager", "compile", "cudagraph"]
 _PER_ROW = (X_T, T, REVEAL, CORRECTED, SELECTION_NOISE, STATES, CONTEXT, NEW)
-_PER_POSITION = (POSITIONS, PROPOSAL_NOISE, HIDDEN)
+_PER_POSITION = (POSITIONS, PROPOSAL_NOISE, HIDDEN, GUESS, LOG_P_GUESS, IN_ORDER)
 _SMALLEST_GRAPH = 16
 _FEWEST_NEW = 3  # one less are read in order, and a single one is a size of its own to the compiler
 
@@ -122,7 +124,7 @@ def _over(kernel: Kernel, wrap: Callable[[Kernel], Kernel]) -> Kernel:
 
 def _compiled(kernel: Kernel, one_tile: int) -> Kernel:
     step = kernel.step
-    if isinstance(step, Rounds):  # the host has its say between its parts
+    if isinstance(step, Looped):  # the host has its say between its parts
         fast: nn.Module = step.with_parts(
             partial(_CompiledStep, one_tile=one_tile), partial(_whole_tiles, one_tile=one_tile)
         )
@@ -132,7 +134,7 @@ def _compiled(kernel: Kernel, one_tile: int) -> Kernel:
 
 
 def _graphed(kernel: Kernel, one_tile: int) -> Kernel:
-    if isinstance(kernel.step, Rounds):
+    if isinstance(kernel.step, Looped):
         return _compiled(kernel, one_tile)
     return kernel._replace(step=_GraphedStep(kernel.step, one_tile), draw=_CompiledDraw(kernel.draw))
 
@@ -152,7 +154,7 @@ class _CompiledStep(nn.Module):
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
         inputs = tensordict.select(*self.in_keys)  # another key set would be another graph
-        count = inputs[POSITIONS].shape[0]
+        count = inputs[PROPOSAL_NOISE if PROPOSAL_NOISE in inputs else POSITIONS].shape[0]
         size = 0 if count <= self.one_tile else count
         _mark_dynamic(inputs, _PER_ROW)
         if not size:

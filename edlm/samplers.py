@@ -47,6 +47,33 @@ class Kernel(NamedTuple):
     carries_states: bool = False
 
 
+class Looped(TensorDictModuleBase):
+    """A step with a loop of its own, whose end depends on what is drawn: the host has its say between its parts."""
+
+    def with_parts(
+        self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
+    ) -> "Looped":
+        """The same step with its parts wrapped, as an execution mode does; pad: numbers of positions, rounded up."""
+        raise NotImplementedError
+
+
+def of_rows(positions: Tensor, rows: Tensor, b: int, l: int) -> tuple[Tensor, Tensor]:
+    """Which flat positions (n,) of (b, l) are those of some rows, and what they are among these rows alone: (n',) each.
+
+    rows: int64 (r,), ascending; padded positions belong to none. The host waits for their number.
+    """
+    place = torch.full((b + 1,), -1, device=positions.device)  # where a row stands among the wanted ones
+    place[rows] = torch.arange(len(rows), device=positions.device)
+    owner = place[positions // l]
+    (taken,) = torch.where(owner >= 0)
+    return taken, owner[taken] * l + positions[taken] % l
+
+
+def padded(indices: Tensor, pad: Callable[[int], int], fill: int) -> Tensor:
+    """Indices (n,) filled up to as many as `pad` wants."""
+    return torch.cat([indices, indices.new_full((pad(len(indices)) - len(indices),), fill)])
+
+
 def ancestral(schedule: Schedule, denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> Kernel:
     """Plain sampling: draw the revealed positions from `p_theta(x_0 | x_t)`, each from its own law.
 
@@ -57,7 +84,7 @@ def ancestral(schedule: Schedule, denoiser: Denoiser, temperature: float = 1.0, 
         {"denoise": denoiser, "propose": propose(denoiser, temperature, nucleus), "reveal": _reveal_only()},
         inplace=False,
     )
-    return Kernel(schedule, denoiser, init, partial(_draw, 1), step, "revealed", num_particles=1)
+    return Kernel(schedule, denoiser, init, partial(draw, 1), step, "revealed", num_particles=1)
 
 
 def importance(
@@ -91,7 +118,7 @@ def importance(
         inplace=False,
     )
     outside = ancestral(schedule, denoiser, proposal_temperature, nucleus)
-    return Kernel(schedule, denoiser, init, partial(_draw, num_particles), step, "masked", num_particles, outside)
+    return Kernel(schedule, denoiser, init, partial(draw, num_particles), step, "masked", num_particles, outside)
 
 
 def propose(denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> TensorDictModule:
@@ -115,7 +142,7 @@ def init(tokens: Tensor) -> TensorDict:
     return TensorDict({contracts.X_T: tokens})
 
 
-def _draw(k: int, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, length: int) -> TensorDict:
+def draw(k: int, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, length: int) -> TensorDict:
     """Uniforms of one step, proposal (n, k) and selection (b, k), keyed by the row's number and its own pass.
 
     row: int64 (b,); step: int64 (); positions: int64 (n,), where `b * length` is padding.

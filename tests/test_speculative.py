@@ -1,0 +1,323 @@
+"""What a step reveals, written in order: the same as one token after the other, with the law of the chain rule."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import all_sequences, empirical_law, total_variation
+from revealing import LENGTH, MASK, denoiser, sharp, state_of
+from torch import Tensor
+
+import edlm
+from edlm import (
+    absorbing,
+    categorical,
+    chain_rule,
+    contracts,
+    denoisers,
+    execution,
+    networks,
+    noise,
+    pipelines,
+    samplers,
+    schedules,
+    speculative,
+)
+from edlm.denoisers import SubsDenoiser
+from edlm.noise import Stream
+
+LINEAR = schedules.log_linear()
+TOLD = schedules.log_linear(1e-3)
+PROMPTS = [None, torch.tensor([4, 2, 4, 4, 1]), torch.tensor([0, 1, 2, 3, 0, 1, 2, 4])]
+
+
+# ---- Kept or replaced
+
+
+@given(st.integers(0, 2**62), st.integers(2, 6), st.sampled_from([0.3, 1.0, 5.0]))
+def test_a_draw_that_is_kept_or_replaced_has_the_wanted_law(seed: int, v: int, scale: float) -> None:
+    """`min(p, q) + P(refused) (q - p)_+ / sum`, the draws counted on a grid of so many uniforms."""
+    generator, n = torch.Generator().manual_seed(seed), 4000
+    p, q = (scale * torch.randn(1, v, generator=generator, dtype=torch.float64) for _ in range(2))
+    if v > 3:
+        p[0, 0], q[0, 1] = -torch.inf, -torch.inf  # what only one of them can say
+    uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    drawn = categorical.residual(q.expand(n, v), p.expand(n, v), uniforms)
+    replaced = torch.bincount(drawn, minlength=v).double() / n
+    p, q = p.softmax(-1)[0], q.softmax(-1)[0]
+    kept = torch.minimum(p, q)
+    assert (kept + (1.0 - kept.sum()) * replaced - q).abs().max() <= 1.0 / n + 1e-12
+
+
+@given(st.integers(0, 2**62), st.integers(2, 300))
+def test_where_both_laws_are_one_it_is_drawn_from(seed: int, v: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, v, generator=generator)
+    logits[:, 0] = -torch.inf
+    uniforms = torch.rand(5, generator=generator, dtype=torch.float64)
+    wanted = categorical.inverse_cdf(logits, uniforms.unsqueeze(-1)).tokens.squeeze(-1)
+    assert torch.equal(categorical.residual(logits, logits.clone(), uniforms), wanted)
+
+
+# ---- One after the other
+
+
+def strict(num_layers: int = 2, seed: int = 0, schedule: schedules.Schedule | None = None) -> SubsDenoiser:
+    """Laws far enough from even that a token before another one matters."""
+    own = denoiser(num_layers, seed, schedule)
+    with torch.no_grad():
+        own.module.network.embedding.weight.mul_(4.0)
+        own.module.network.head.weight.mul_(12.0)
+    return own
+
+
+class Sampler(NamedTuple):
+    """A sampler and how its laws are changed."""
+
+    own: SubsDenoiser
+    num_steps: int | None
+    window: tuple[float, float]
+    temperature: float
+    nucleus: float
+
+    @property
+    def pipeline(self) -> pipelines.Pipeline:
+        schedule = self.own.module.schedule or LINEAR
+        kernel = speculative.ancestral(schedule, self.own, self.temperature, self.nucleus)
+        group = 1 if self.num_steps else 3
+        return pipelines.sampling(kernel, LENGTH, self.num_steps, self.window, tokens_per_pass=group)
+
+    def law(self, hidden: Tensor) -> Tensor:
+        """Probabilities (1, v) of a state (1, h)."""
+        return categorical.nucleus(self.own.logits(hidden) / self.temperature, self.nucleus).softmax(-1)
+
+
+def one_after_the_other(sampler: Sampler, seed: int, row: int, prompt: Tensor | None) -> list[int]:
+    """A text by a slow loop: every token when those before it in its step are there."""
+    network = sampler.own.module.network
+    schedule = sampler.own.module.schedule
+    text = torch.full((1, LENGTH), MASK)
+    if prompt is not None:
+        text[0, : len(prompt)] = prompt
+    grid = None if sampler.num_steps is None else schedules.uniform_grid(sampler.num_steps)
+    key, group = torch.tensor([row]), 1 if sampler.num_steps else 3
+    reveal_noise = noise.grid(seed, key, 0, Stream.REVEAL, LENGTH)
+    plan = absorbing.reveal_plan(reveal_noise, text == MASK, schedule or LINEAR, grid, group)
+    for number in range(int(plan.passes)):
+        t = plan.t[:, number]
+        sigma = None if schedule is None else schedules.sigma(schedule, t)
+        uniforms = noise.uniforms(seed, key[0], number, Stream.PROPOSAL, torch.arange(LENGTH), count=3)
+        places = (plan.order[0] == number).nonzero().squeeze(-1)
+        states, context = network.read(text, sigma)
+        in_window = bool(schedules.inside(t, sampler.window))
+        before = text.clone()
+        for index, place in enumerate(places.tolist()):
+            p = sampler.law(states[0, place : place + 1])
+            token = int(categorical.inverse_cdf(p.log(), uniforms[place : place + 1, :1]).tokens)
+            if index and in_window:
+                q = sampler.law(ask(network, before, text, places[: index + 1], context, sigma))
+                if uniforms[place, 1] * p[0, token] >= q[0, token]:
+                    missing = (q - p).clamp(min=0.0).cumsum(-1)[0]
+                    token = int((missing <= uniforms[place, 2] * missing[-1]).sum())
+            text[0, place] = token
+    return text[0].tolist()
+
+
+def ask(
+    network: networks.Transformer, before: Tensor, text: Tensor, places: Tensor, context: Tensor, sigma: Tensor | None
+) -> Tensor:
+    """The state (1, h) that predicts the last of some places from those before it, which the text has."""
+    tokens = torch.where(text == MASK, 0, text)[:, places]  # its own token is not read
+    return network.in_order(tokens.unsqueeze(1), places.unsqueeze(0), MASK, context, sigma)[0, 0, -1:]
+
+
+samplers_of_all_kinds = st.builds(
+    lambda layers, seed, schedule, *how: Sampler(strict(layers, seed, schedule), *how),
+    st.integers(1, 2),
+    st.integers(0, 50),
+    st.sampled_from([None, TOLD]),
+    st.none() | st.integers(1, 5),
+    st.sampled_from([(0.0, 1.0), (0.4, 0.8), (0.0, 0.5)]),
+    st.sampled_from([1.0, 0.6, 1.5]),
+    st.sampled_from([1.0, 0.7]),
+)
+
+
+@settings(max_examples=60)
+@given(samplers_of_all_kinds, st.integers(0, 2**62), st.integers(1, 4), st.sampled_from(PROMPTS))
+def test_it_writes_what_one_after_the_other_would(sampler: Sampler, seed: int, b: int, prompt: Tensor | None) -> None:
+    """Rows that reveal different numbers of tokens, settle at different rounds, are in the window and out of it."""
+    with torch.no_grad():
+        found = edlm.sample(sampler.pipeline, b, seed=seed, prompt=prompt)["tokens"].tolist()
+        assert found == [one_after_the_other(sampler, seed, row, prompt) for row in range(b)]
+
+
+def test_it_does_so_where_guesses_are_changed_again_and_again() -> None:
+    sampler = Sampler(strict(), 1, (0.0, 1.0), 1.0, 1.0)
+    out = edlm.sample(sampler.pipeline, 80, seed=0)
+    plain = edlm.sample(pipelines.sampling(samplers.ancestral(LINEAR, sampler.own), LENGTH, 1), 80, seed=0)
+    assert (out["tokens"] != plain["tokens"]).sum() > 20
+    assert out["info", "particles"].max() >= 3
+    with torch.no_grad():
+        assert out["tokens"].tolist() == [one_after_the_other(sampler, 0, row, None) for row in range(80)]
+
+
+@settings(max_examples=25)
+@given(samplers_of_all_kinds, st.integers(0, 2**62), st.sampled_from(PROMPTS))
+def test_as_many_rounds_as_later_tokens_are_the_most_there_are(
+    sampler: Sampler, seed: int, prompt: Tensor | None
+) -> None:
+    """One at least where two tokens are new and the energy corrects, none elsewhere."""
+    info = edlm.sample(sampler.pipeline, 6, seed=seed, prompt=prompt)["info"]
+    several = info["corrected"] & (info["revealed"] > 1)
+    assert (info["particles"] <= (info["revealed"] - 1).clamp(min=0)).all()
+    assert torch.equal(info["particles"] > 0, several)
+    assert torch.equal(info["energy_passes"], info["particles"].sum(1))
+    assert info["ess"].isnan().all()
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_token_at_a_time_it_is_plain_sampling(prompt: Tensor | None) -> None:
+    own = denoiser()
+    ours, plain = (
+        edlm.sample(pipelines.sampling(build(LINEAR, own), LENGTH), 9, prompt=prompt)
+        for build in (speculative.ancestral, samplers.ancestral)
+    )
+    assert torch.equal(ours["tokens"], plain["tokens"])
+    assert (ours["info", "particles"] == 0).all()
+
+
+def test_outside_the_window_it_is_plain_sampling_and_inside_it_is_not() -> None:
+    own = denoiser()
+    plain = edlm.sample(pipelines.sampling(samplers.ancestral(LINEAR, own), LENGTH, 2), 50)["tokens"]
+    for window, same in (((0.6, 0.9), True), ((0.0, 1.0), False)):
+        ours = edlm.sample(pipelines.sampling(speculative.ancestral(LINEAR, own), LENGTH, 2, window), 50)["tokens"]
+        assert torch.equal(ours, plain) == same
+
+
+@given(samplers_of_all_kinds, st.integers(0, 2**62), st.integers(2, 6))
+def test_a_text_does_not_depend_on_those_beside_it(sampler: Sampler, seed: int, b: int) -> None:
+    together = edlm.sample(sampler.pipeline, b, seed=seed)["tokens"]
+    alone = edlm.sample(sampler.pipeline, 1, seed=seed, first_row=b - 1)["tokens"]
+    assert torch.equal(together[-1:], alone)
+
+
+def test_a_round_reads_two_rows_per_later_token_of_the_rows_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the head runs on what is guessed, on that once per round, and twice on what is refused."""
+    own, read, asked = strict(), [], []
+    first = own.module.network.trunk.blocks[0].attention.qkv
+    first.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[:-1].numel()))
+    own.module.network.head.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+    refused: list[int] = []
+    residual = categorical.residual
+    monkeypatch.setattr(categorical, "residual", lambda q, p, u: refused.append(len(u)) or residual(q, p, u))
+    out = edlm.sample(pipelines.sampling(speculative.ancestral(LINEAR, own), LENGTH, 2), 1, seed=2)
+    revealed, rounds = (out["info", key][0].tolist() for key in ("revealed", "particles"))
+    assert max(rounds) > 1
+    assert read == [
+        n for count, times in zip(revealed, rounds, strict=True) for n in (LENGTH, *[2 * (count - 1)] * times)
+    ]
+    guessed = sum(count * (1 + times) for count, times in zip(revealed, rounds, strict=True))
+    assert sum(asked) == guessed + 2 * sum(refused)
+    assert refused
+
+
+# ---- The law
+
+
+def in_order(own: SubsDenoiser, words: Tensor) -> Tensor:
+    """`q(x^S | x_t)` of whole texts where all is masked: the denoiser's law less the energy of its chain rule."""
+    state = state_of(own, torch.full((1, words.shape[1]), own.mask_id), torch.ones(1).double(), words.unsqueeze(0))
+    log_p = state[contracts.LOG_P_CANDIDATES].sum(-1)
+    return (log_p - chain_rule.energy(own)(state)[contracts.ENERGY]).exp().squeeze(0).detach()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_the_texts_it_draws_have_the_law_of_the_chain_rule(num_layers: int) -> None:
+    """One step, 20,000 texts of 3 symbols and length 3; wrong with probability 1e-6 each."""
+    n, own = 20_000, sharp(num_layers)
+    law = in_order(own, all_sequences(3, 3))
+    drawn = edlm.sample(pipelines.sampling(speculative.ancestral(LINEAR, own), 3, 1), n, seed=5)["tokens"]
+    found = empirical_law(drawn, 3)
+    # P(TV > mean + e) <= exp(-2 n e^2), and the mean is at most half of sum sqrt(p (1 - p) / n).
+    bound = 0.5 * float((law * (1 - law) / n).sqrt().sum()) + math.sqrt(math.log(1e6) / (2 * n))
+    plain = edlm.sample(pipelines.sampling(samplers.ancestral(LINEAR, own), 3, 1), n, seed=5)["tokens"]
+    assert total_variation(found, law) < bound < 0.5 * total_variation(law, empirical_law(plain, 3))
+
+
+def test_windows_that_move_on_are_filled() -> None:
+    found = edlm.extend(pipelines.sampling(speculative.ancestral(LINEAR, denoiser()), LENGTH, 3), 13, 4, 3)["tokens"]
+    assert found.shape == (3, 13)
+    assert (found != MASK).all()
+
+
+# ---- Mistakes
+
+
+def test_what_it_cannot_be_built_of_is_an_error() -> None:
+    joint = networks.JointNetwork(5, LENGTH, hidden_size=16, num_layers=1, num_heads=2)
+    with pytest.raises(ValueError, match="class JointNetwork cannot be read in order, as a Transformer can"):
+        speculative.ancestral(LINEAR, denoisers.subs(joint, MASK))
+    with pytest.raises(ValueError, match=r"temperature = 0.0 must be positive"):
+        speculative.ancestral(LINEAR, denoiser(), temperature=0.0)
+    with pytest.raises(ValueError, match=r"nucleus = 0.0 must lie in \(0, 1\]"):
+        speculative.ancestral(LINEAR, denoiser(), nucleus=0.0)
+
+
+def test_dropout_left_on_is_an_error() -> None:
+    net = networks.Transformer(5, LENGTH, hidden_size=16, num_layers=1, num_heads=2, dropout=0.1).train()
+    with pytest.raises(ValueError, match="dropout is on at "):
+        edlm.sample(pipelines.sampling(speculative.ancestral(LINEAR, denoisers.subs(net, MASK)), LENGTH, 2))
+
+
+# ---- Execution
+
+
+def in_and_out_of_its_window() -> pipelines.Pipeline:
+    return pipelines.sampling(speculative.ancestral(LINEAR, denoiser()), LENGTH, None, (0.3, 1.0), tokens_per_pass=3)
+
+
+@pytest.mark.parametrize("b", [1, 2, 5])
+def test_what_is_wrapped_around_its_parts_changes_no_token(b: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: wrapped.append(function) or function)
+    slow = in_and_out_of_its_window()
+    fast = edlm.accelerate(slow, "compile")
+    for prompt in PROMPTS:
+        ours, expected = (edlm.sample(each, b, prompt=prompt) for each in (fast, slow))
+        assert torch.equal(ours["tokens"], expected["tokens"])
+        assert torch.equal(ours["info", "particles"], expected["info", "particles"])
+    assert len(wrapped) >= 4  # two draws of noise, the guess, the check, and what is put in place
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_its_parts_are_graphs_for_any_number_of_rows(fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced but not translated, which is what takes the time."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    slow = in_and_out_of_its_window()
+    fast = edlm.accelerate(slow, "compile")
+    for b, again in ((4, False), (5, False), (1, False), (2, True), (3, True), (16, True), (1, True)):
+        with torch._dynamo.config.patch(error_on_recompile=again):
+            assert torch.equal(edlm.sample(fast, b, seed=b)["tokens"], edlm.sample(slow, b, seed=b)["tokens"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(execution.missing_compiler(torch.device("cpu"))), reason="needs a C++ compiler")
+def test_compiled_and_eager_give_the_same_tokens(fresh_compiler: None) -> None:
+    slow = pipelines.sampling(speculative.ancestral(LINEAR, denoiser(1)), LENGTH, 2)
+    ours, expected = (edlm.sample(each, 4, seed=4) for each in (edlm.accelerate(slow, "compile"), slow))
+    assert torch.equal(ours["tokens"], expected["tokens"])
+    assert torch.equal(ours["info", "particles"], expected["info", "particles"])
