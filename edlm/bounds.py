@@ -130,7 +130,7 @@ def transition_nelbo(
     seed: Tensor,
     row: Tensor,
     *,
-    num_particles: int,
+    num_particles: int | None,
     window: tuple[float, float] = (0.0, 1.0),
     temperature: float = 1.0,
     num_passes: int | None = None,
@@ -143,10 +143,15 @@ def transition_nelbo(
         -log q(x_0^S | x_t) <= -log p_theta(x_0^S | x_t) + E log( (w(x_s) + sum_{j=2..k} w_j) / (k w(x_s)) ).
 
     No token has to be completed, as for drafts, and under the exact energy the bound falls as k grows. Arguments,
-    noise and errors as of `sampler_nelbo`, to which it is equal at one particle, term by term.
+    noise and errors as of `sampler_nelbo`, to which it is equal at one particle, term by term. num_particles None: of
+    the limit, under an energy with Z = 1 in every state, as `chain_rule.energy` is: `-log p_theta(x_0^S | x_t) +
+    E(x_s, x_t)` is then what a step's law says, and nothing is drawn beside the text.
+    Raises ValueError for None with a temperature, which Z = 1 does not survive.
     """
-    if num_particles < 1:
+    if num_particles is not None and num_particles < 1:
         raise ValueError(f"num_particles = {num_particles} must be at least 1")
+    if num_particles is None and temperature != 1.0:
+        raise ValueError(f"temperature = {temperature} must be 1 where num_particles is None: Z = 1 of E alone")
     plan = _plan(schedule, grid, x_0, seed, row, scored)
     how = (window, num_particles, 1, temperature, num_passes)
     return _sum(denoiser, energy, "revealed", plan, x_0, seed, row, *how)
@@ -207,12 +212,13 @@ def _sum(
     seed: Tensor,
     row: Tensor,
     window: tuple[float, float],
-    k: int,
+    k: int | None,
     m: int,
     temperature: float,
     num_passes: int | None,
 ) -> Bound:
-    """The terms of the wanted passes of every row, as many at once as there are rows."""
+    """The terms of the wanted passes of every row, as many at once as there are rows; k None: of so many as need be."""
+    free = 0 if k is None else k - 1  # candidates beside the text
     schedules.check_window(window)
     terms = _terms(plan, num_passes, seed, row)
     corrected = schedules.inside(plan.t[terms.row, terms.number], window)
@@ -229,19 +235,18 @@ def _sum(
         keys = (seed, row[part.row], part.number + 1)  # number 0 is the plan's
         assert energy is not None
         drawn = now if proposes == "revealed" else masked
-        log_p, weighed = _weigh(denoiser, energy, x_0[part.row], x_t, t, drawn, int(drawn.sum()), now, k - 1, m, *keys)
+        log_p, weighed = _weigh(denoiser, energy, x_0[part.row], x_t, t, drawn, int(drawn.sum()), now, free, m, *keys)
         log_w = particles.log_weights(weighed, temperature)
-        share = _log_share(log_w[:, k - 1 :], log_w[:, : k - 1], k)
-        gain = share.logsumexp(-1) - math.log(m) + math.log(k)
+        gain = log_w.squeeze(-1) if k is None else _gain(log_w, k, m)
         plain.index_add_(0, part.row, -part.weight * torch.where(now, log_p, 0.0).sum(-1))
         excess.index_add_(0, part.row, -part.weight * gain)
-        ess.index_add_(0, part.row, particles.ess(log_w[:, :k]))
-        spread.index_add_(0, part.row, particles.log_weight_std(log_w[:, :k]))
+        ess.index_add_(0, part.row, particles.ess(log_w[:, : free + 1]))
+        spread.index_add_(0, part.row, particles.log_weight_std(log_w[:, : free + 1]))
     passes = torch.bincount(terms.row, minlength=len(row))
     weighed_passes = torch.bincount(terms.row[corrected], minlength=len(row))
     plain, excess = (nats / (plan.order >= 0).sum(-1) for nats in (plain, excess))
     ess, spread = ess / weighed_passes, spread / weighed_passes
-    return Bound(plain + excess, excess, ess, spread, passes, (k - 1 + m) * weighed_passes)
+    return Bound(plain + excess, excess, ess, spread, passes, (free + m) * weighed_passes)
 
 
 def _terms(plan: RevealPlan, num_passes: int | None, seed: Tensor, row: Tensor) -> _Term:
@@ -275,6 +280,11 @@ def _before(denoiser: Denoiser, plan: RevealPlan, x_0: Tensor, part: _Term) -> t
 def _flat(chosen: Tensor, count: int) -> Tensor:
     """Flat indices of the chosen positions, of which there are `count`: bool (b, l) to (count,)."""
     return torch.nonzero_static(chosen.flatten(), size=count).squeeze(-1)
+
+
+def _gain(log_w: Tensor, k: int, m: int) -> Tensor:
+    """`log k w / (w + sum_j w_j)` of k - 1 rivals, the share averaged over the m completions after them: (b,)."""
+    return _log_share(log_w[:, k - 1 :], log_w[:, : k - 1], k).logsumexp(-1) - math.log(m) + math.log(k)
 
 
 def _log_share(own: Tensor, rivals: Tensor, k: int) -> Tensor:

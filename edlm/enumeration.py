@@ -69,6 +69,11 @@ def imh(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
     return law
 
 
+def many(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
+    """The law that SIR and IMH tend to with more and more candidates, (b, d): `q w` over its sum, k not read."""
+    return (log_q + log_w).softmax(-1)
+
+
 def sampler_law(
     denoiser: Denoiser,
     schedule: Schedule,

@@ -19,6 +19,7 @@ from edlm import (
     pipelines,
     quality,
     samplers,
+    speculative,
     transition,
 )
 from edlm.contracts import Energy
@@ -59,8 +60,14 @@ class Reference(NamedTuple):
 
 def pipeline(setting: Setting, models: Models, length: int) -> Pipeline:
     """The sampler of a setting with a denoiser."""
-    is_one = setting.of_joint or (setting.of_chain_rule and setting.has_network)
-    kernel = _of_one_network(setting, models) if is_one else _of_two_networks(setting, models)
+    if setting.is_speculative:
+        denoiser, schedule, _ = denoising(setting, models)
+        assert isinstance(denoiser, SubsDenoiser)
+        kernel = speculative.ancestral(schedule, denoiser, setting.temperature)
+    elif setting.of_joint or (setting.of_chain_rule and setting.has_network):
+        kernel = _of_one_network(setting, models)
+    else:
+        kernel = _of_two_networks(setting, models)
     return pipelines.sampling(kernel, length, setting.num_steps, setting.window)
 
 
@@ -201,12 +208,12 @@ def _sampler(setting: Setting, models: Models, drawing: Drawing) -> Callable[[in
         out = pipelines.sample(sampler, count, seed=drawing.seed, first_row=first)
         info = out["info"].cpu()
         denoised, weighed = info["denoiser_passes"], _energy_passes(setting, info, drawing.length)
-        corrected = int(setting.has_network) * info["corrected"].sum(-1)
+        weighing = info["particles" if setting.is_speculative else "corrected"].sum(-1)  # a round is a call
         return out["tokens"].cpu(), {
             "denoiser_passes": denoised.tolist(),
             "energy_passes": weighed.tolist(),
             "passes": (denoised + weighed).tolist(),
-            "calls": (denoised + corrected).tolist(),
+            "calls": (denoised + int(setting.has_network) * weighing).tolist(),
             "ess": _means(info["ess"]),
             "log_weight_std": _means(info["log_weight_std"]),
         }

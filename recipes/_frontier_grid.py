@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edlm import schedules
 from edlm.recipes import _settings
-from edlm.recipes._models import CHAIN_RULE
+from edlm.recipes._models import CHAIN_RULE, SPECULATIVE
 from edlm.recipes._settings import Schema
 from edlm.schedules import Schedule
 
@@ -41,6 +41,7 @@ JOINT, ZERO_JOINT = "joint", "zero joint"
 ZERO_CHAIN_RULE = "zero chain_rule"
 ZEROS = (ZERO, ZERO_TRANSITION, ZERO_JOINT, ZERO_CHAIN_RULE)
 _OF_TRANSITIONS = ("transition", "exact_transition", ZERO_TRANSITION, JOINT, ZERO_JOINT, CHAIN_RULE, ZERO_CHAIN_RULE)
+_ROUNDS = 2  # of `speculative` in a step, about
 _MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one position
 
 _TEMPERATURES: Schema = {
@@ -55,7 +56,13 @@ _PARTICLES: Schema = {
     "window": _settings.items(_settings.window, least=1),
     "controls": _settings.items(_settings.choice(*CONTROLS)),
 }
-METHODS = {"plain": _STEPS, "sir": _PARTICLES, "imh": _PARTICLES, "ar": _TEMPERATURES}
+METHODS = {
+    "plain": _STEPS,
+    "sir": _PARTICLES,
+    "imh": _PARTICLES,
+    SPECULATIVE: {**_STEPS, "window": _PARTICLES["window"]},
+    "ar": _TEMPERATURES,
+}
 
 
 class Setting(NamedTuple):
@@ -64,6 +71,7 @@ class Setting(NamedTuple):
     One of transitions weighs what a step reveals, the others whole drafts; `zero transition` is E = 0 of the former.
     `joint` is the energy of a joint network with the denoiser of that network, `zero joint` that denoiser alone;
     `chain_rule` is the energy of transitions that the denoiser has in itself, `zero chain_rule` E = 0 of that denoiser.
+    The method `speculative` draws what this energy's weights tend to as k grows, and has no particles.
     temperature: of the denoiser's law that proposes, or of the AR model. num_steps: None is one position at a time.
     """
 
@@ -78,7 +86,7 @@ class Setting(NamedTuple):
         parts = [self.method] if self.energy is None else [self.method, self.energy]
         if self.method != "ar":
             parts.append("one by one" if self.num_steps is None else f"T={self.num_steps}")
-        if self.energy is not None:
+        if self.energy is not None and not self.is_speculative:
             parts.append(f"k={self.num_particles}")
         if self.energy is not None and self.window != (0.0, 1.0):
             parts.append("t in [{:g}, {:g}]".format(*self.window))
@@ -88,6 +96,11 @@ class Setting(NamedTuple):
     def family(self) -> str:
         """The method with its energy: what shares a colour."""
         return self.method if self.energy is None else f"{self.method}, {self.energy}"
+
+    @property
+    def is_speculative(self) -> bool:
+        """Whether tokens are written in order, with no particle weighed."""
+        return self.method == SPECULATIVE
 
     @property
     def has_network(self) -> bool:
@@ -122,10 +135,15 @@ def check_sweep(key: str, value: Any) -> None:
     _settings.check(METHODS[str(method)], value, where=f"{key}.")
 
 
+def energies_of(sweep: Mapping[str, Any]) -> list[str]:
+    """The energies that a sweep names, or that its method is made of."""
+    return [CHAIN_RULE] if sweep["method"] == SPECULATIVE else list(sweep.get("energy", []))
+
+
 def require_sources(sweeps: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
     """Raise ValueError if a sweep uses a network that the config does not name."""
     for index, sweep in enumerate(sweeps):
-        named = {name: ENERGIES[name].key for name in sweep.get("energy", [])}
+        named = {name: ENERGIES[name].key for name in energies_of(sweep)}
         for name, key in ({"ar": "ar"} if sweep["method"] == "ar" else named).items():
             if key == "source":
                 raise ValueError(f"sweeps[{index}] draws with {name!r}, which `edlm run oracle` alone has")
@@ -180,7 +198,7 @@ def expected_passes(setting: Setting, schedule: Schedule, length: int) -> float:
 
     Step j reveals something with probability `1 - (1 - p_j)^l`, `p_j` the share of the positions it reveals. A joint
     network's candidates are its next step's input, and one pass of its denoiser goes before the first of them. One of
-    `chain_rule` is read at what the step reveals, less a token, twice.
+    `chain_rule` is read at what the step reveals, less a token, twice; of `speculative` about as often as `_ROUNDS`.
     """
     if setting.method == "ar":
         return 1.0
@@ -196,7 +214,8 @@ def expected_passes(setting: Setting, schedule: Schedule, length: int) -> float:
         entered = 1.0 - (1.0 - float(inside)) ** length
         return passes - corrected + entered + setting.num_particles * corrected
     if setting.of_chain_rule and setting.has_network:
-        return passes + setting.num_particles * 2.0 * (length * float(inside) - corrected) / length
+        read = _ROUNDS if setting.is_speculative else setting.num_particles
+        return passes + read * 2.0 * (length * float(inside) - corrected) / length
     return passes + (setting.num_particles * corrected if setting.has_network else 0.0)
 
 
@@ -214,7 +233,8 @@ def _kept(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def _product(sweep: Mapping[str, Any]) -> Iterator[Setting]:
-    axes = {"energy": [None], "num_steps": [None], "num_particles": [1], "window": [[0.0, 1.0]], **sweep}
+    axes = {"num_steps": [None], "num_particles": [1], "window": [[0.0, 1.0]], **sweep}
+    axes["energy"] = energies_of(sweep) or [None]
     names = [name for name in Setting._fields if name != "method"]
     for values in itertools.product(*(axes[name] for name in names)):
         given = dict(zip(names, values, strict=True))

@@ -29,6 +29,7 @@ NETWORKS = {
     "ar": "pretrain_ar",
 }
 CHAIN_RULE = "chain_rule"  # the energy that a denoiser has in itself, for which nothing is loaded
+SPECULATIVE = "speculative"  # drawn in order, what weighing by it tends to
 
 
 class Diffusion(NamedTuple):

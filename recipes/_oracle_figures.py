@@ -13,10 +13,16 @@ from edlm.enumeration import Transitions
 from edlm.likelihoods import Estimate, estimate
 from edlm.recipes import _frontier_draws
 from edlm.recipes._frontier_grid import Setting
-from edlm.recipes._models import Models
+from edlm.recipes._models import SPECULATIVE, Models
 from edlm.sources import Source
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]
+_CHOICES = {
+    "plain": enumeration.sir,
+    "sir": enumeration.sir,
+    "imh": enumeration.imh,
+    SPECULATIVE: enumeration.many,
+}
 
 
 class Beside(NamedTuple):
@@ -100,8 +106,8 @@ def _transitions(setting: Setting, of: _Same, length: int) -> Transitions:
         _frontier_draws.denoising(setting, of.models).denoiser,
         length,
         energy,
-        setting.num_particles,
-        enumeration.imh if setting.method == "imh" else enumeration.sir,
+        2 if setting.is_speculative else setting.num_particles,
+        _CHOICES[setting.method],
         "revealed" if setting.of_transitions else "masked",
         setting.temperature,
     )
@@ -114,11 +120,13 @@ def _bound(setting: Setting, models: Models, beside: Beside) -> Tensor | None:
     keys = (beside.bounded, torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
     if setting.temperature != 1.0 or (setting.method == "imh" and setting.num_particles > 1):
         return None
-    if setting.energy is None or setting.num_particles == 1:
+    if setting.energy is None or (setting.num_particles == 1 and not setting.is_speculative):
         return bounds.t_step_nelbo(denoiser, schedule, grid, *keys).nats
-    energy, k = _frontier_draws.energy(setting, models), setting.num_particles
-    bound = bounds.transition_nelbo if setting.of_transitions else bounds.sampler_nelbo
-    return bound(denoiser, energy, schedule, grid, *keys, num_particles=k, window=setting.window).nats
+    parts, k = (denoiser, _frontier_draws.energy(setting, models), schedule, grid, *keys), setting.num_particles
+    if not setting.of_transitions:
+        return bounds.sampler_nelbo(*parts, num_particles=k, window=setting.window).nats
+    several = None if setting.is_speculative else k
+    return bounds.transition_nelbo(*parts, num_particles=several, window=setting.window).nats
 
 
 def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:

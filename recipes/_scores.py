@@ -11,7 +11,7 @@ from edlm import baselines, bounds, contracts, energies, likelihoods, schedules
 from edlm.baselines import Reverse
 from edlm.contracts import Energy
 from edlm.denoisers import SeddDenoiser
-from edlm.recipes._models import CHAIN_RULE, Autoregressive, Diffusion, Models
+from edlm.recipes._models import CHAIN_RULE, SPECULATIVE, Autoregressive, Diffusion, Models
 
 
 class Scores(NamedTuple):
@@ -55,6 +55,8 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
                 yield name, transitions(models.diffusion, energy, settings)
             elif name == CHAIN_RULE:
                 yield name, in_order(models.diffusion, energy, settings)
+                if settings["energy_temperature"] == 1.0:  # at another one there is nothing that it tends to
+                    yield SPECULATIVE, in_order(models.diffusion, energy, {**settings, "num_particles": None})
             else:
                 yield name, sampler(models.diffusion, energy, settings)
                 yield name, paper(models.diffusion, energy, settings)
@@ -154,7 +156,7 @@ def transitions(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any
 
 
 def in_order(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
-    """Build the bound of the sampler with the energy that the denoiser has in itself."""
+    """Build the bound of the sampler with the energy that the denoiser has in itself; no particles: speculative."""
 
     def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
         counted = _InOrder(energy)

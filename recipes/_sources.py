@@ -18,7 +18,7 @@ from edlm.decoders import Blueprint, DecoderNetwork
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
 from edlm.recipes import _models, _parameterisations, _report, _settings
-from edlm.recipes._models import CHAIN_RULE
+from edlm.recipes._models import CHAIN_RULE, SPECULATIVE
 from edlm.recipes._settings import Check, Schema
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
@@ -79,6 +79,11 @@ def check(settings: Mapping[str, Any]) -> None:
             f"energy = {CHAIN_RULE!r} needs a network that is read in order, as a Transformer is: "
             f"denoiser = {settings['denoiser']!r} holds a large model"
         )
+    if settings["selection"] == SPECULATIVE:
+        needed = {"energy": CHAIN_RULE, "target_ess": None, "energy_temperature": 1.0}
+        for key, wanted in needed.items():
+            if settings[key] != wanted:
+                raise ValueError(f"selection = {SPECULATIVE!r} needs {key} = {wanted!r}, not {settings[key]!r}")
     alone = {"energy": None, "nucleus": 1.0, "stride": None, "execution": "eager", "live": False}
     for key, plain in alone.items():
         if settings["denoiser"] is None and settings[key] != plain:

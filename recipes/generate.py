@@ -33,6 +33,7 @@ from edlm import (
     joint,
     particles,
     pipelines,
+    speculative,
     transition,
 )
 from edlm import samplers as kernels
@@ -42,6 +43,7 @@ from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
 from edlm.pipelines import Pipeline
 from edlm.recipes import _entry, _models, _processes, _report, _settings, _sources, _training
+from edlm.recipes._models import SPECULATIVE
 from edlm.recipes._settings import Schema
 from edlm.samplers import Kernel
 from edlm.vocabulary import MASK_SYMBOL, Vocabulary
@@ -63,7 +65,7 @@ SETTINGS: Schema = {
     "num_particles": _settings.integer(1),
     "window": _settings.window,
     "target_ess": _settings.optional(_settings.number(0, above=True)),
-    "selection": _settings.choice("sir", "imh", "greedy"),
+    "selection": _settings.choice("sir", "imh", "greedy", SPECULATIVE),
     "energy_temperature": _settings.number(0, above=True),
     "temperature": _settings.number(0, above=True),
     "nucleus": _settings.number(0, 1, above=True),
@@ -181,6 +183,9 @@ class Generate:
         proposal = {"temperature": settings["temperature"], "nucleus": settings["nucleus"]}
         if self.energy is None:
             return kernels.ancestral(*parts, **proposal)
+        if settings["selection"] == SPECULATIVE:
+            assert isinstance(denoiser, SubsDenoiser)
+            return speculative.ancestral(self.schedule, denoiser, **proposal)
         rules = {
             "temperature": settings["energy_temperature"],
             "selection": getattr(particles, settings["selection"]),

@@ -90,7 +90,7 @@ class Oracle:
         """Train what a sweep names and no earlier run has finished."""
         settings, exact = self.settings, self.models.diffusion
         assert exact is not None
-        wanted = [name for sweep in settings["sweeps"] for name in sweep.get("energy", [])]
+        wanted = [name for sweep in settings["sweeps"] for name in _frontier_grid.energies_of(sweep)]
         if set(wanted).isdisjoint(_oracle_learning.NAMES):
             return
         learning = Learning(self.source, self.models, exact, settings["learn"], self.folder, settings["seed"])
@@ -160,7 +160,7 @@ class Oracle:
 def require_sources(sweeps: Sequence[Mapping[str, Any]], learn: Mapping[str, Any] | None) -> None:
     """Raise ValueError if a sweep uses an energy that is not there."""
     for index, sweep in enumerate(sweeps):
-        names = [sweep["method"]] if sweep["method"] == "ar" else sweep.get("energy", [])
+        names = [sweep["method"]] if sweep["method"] == "ar" else _frontier_grid.energies_of(sweep)
         for name in names:
             if name in ("ar", "posterior", "carry_over"):
                 raise ValueError(

@@ -1,6 +1,7 @@
 """The exact law of a sampler, against the oracle's own enumeration and against texts that the library draws."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -101,6 +102,17 @@ def test_the_exact_energy_leads_to_the_data_and_drafts_spoil_single_tokens() -> 
     assert far[1] > 2 * far[4] > 4 * far[64]
     torch.testing.assert_close(law_of(None, "revealed", 2), JOINT, rtol=1e-8, atol=0.0)
     assert total_variation(law_of(None, "masked", 2), JOINT) > 1e-3
+
+
+def test_what_more_and_more_candidates_tend_to_is_the_law_of_many() -> None:
+    """With the exact energy the data's own, at one step."""
+    limit = partial(enumeration.sampler_law, DENOISER, LINEAR, schedules.uniform_grid(1), LENGTH, ENERGY)
+    torch.testing.assert_close(limit(2, enumeration.many, "revealed"), JOINT, rtol=1e-8, atol=0.0)
+    log_q, log_w = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_q = log_q.log_softmax(-1)
+    for choice in (enumeration.sir, enumeration.imh):
+        near, far = ((choice(log_q, log_w, k) - enumeration.many(log_q, log_w, k)).abs().sum() for k in (256, 4))
+        assert near < 0.02 < far
 
 
 def test_what_cannot_be_enumerated_is_refused() -> None:

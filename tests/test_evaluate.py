@@ -139,7 +139,8 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     found = by_name(card)
     paper = ["paper_nelbo, log Z low", "paper_nelbo, log Z high"]
     energies_shown = ["energy", "ar, posterior", "ar, carry_over"]
-    expected = [("denoiser", "nelbo"), ("denoiser", "t_step_nelbo"), ("chain_rule", "transition_nelbo")]
+    expected = [("denoiser", "nelbo"), ("denoiser", "t_step_nelbo")]
+    expected += [("chain_rule", "transition_nelbo"), ("speculative", "transition_nelbo")]
     expected += [(model, name) for model in energies_shown for name in ("sampler_nelbo", *paper)]
     assert list(found) == [*expected, ("ar", "exact_nll")]
     assert bounds.PAPER_NELBO_WARNING in shown
@@ -220,6 +221,12 @@ def test_a_denoiser_is_bounded_with_the_energy_that_it_has_in_itself(run, folder
             passes += (1 + 3 * 2 * (order.count(number) - 1) / LENGTH) * (starts[number] >= 0.4)
     assert found["passes"]["energy"] == pytest.approx(passes)
     assert passes < int(bound.energy_passes.sum())
+    limit = bounds.transition_nelbo(*parts, *keys, num_particles=None, window=(0.4, 1.0))
+    written = by_name(card)["speculative", "transition_nelbo"]
+    assert written["nats_per_token"] == pytest.approx(float(limit.nats.mean()), rel=1e-5)
+    assert written["passes"]["energy"] < found["passes"]["energy"]
+    hot = run("rows=2", "energy=null", "ar=null", "energy_temperature=2.0")[3]
+    assert ("speculative", "transition_nelbo") not in by_name(hot)
     assert not any(model == "chain_rule" for model, _ in by_name(run(f"denoiser={folder / 'joint'}", "rows=2")[3]))
 
 

@@ -23,6 +23,7 @@ from edlm import (
     pipelines,
     samplers,
     schedules,
+    speculative,
     transition,
     vocabulary,
 )
@@ -53,6 +54,7 @@ OWN = (
     "{method: sir, energy: [chain_rule], num_steps: [2], num_particles: [3], window: [[0, 1]], temperature: [1.0], "
     "controls: [zero, flipped, equal_passes]}"
 )
+IN_ORDER = "{method: speculative, num_steps: [2], window: [[0, 1]], temperature: [1.0]}"
 AR = "{method: ar, temperature: [1.0]}"
 
 
@@ -324,6 +326,26 @@ def test_new_tokens_alone_are_read_by_the_energy_of_the_denoiser(models: Models)
     assert long == pytest.approx(8 + 3 * 2 * (256 - 8) / 256), "2 k passes at most, in however many steps"
 
 
+def test_written_in_order_it_is_of_the_denoiser_with_its_own_energy(models: Models) -> None:
+    """A round is a call, and costs two tokens for each but the first that a step reveals."""
+    (setting,) = _frontier_grid.expand(
+        [{"method": "speculative", "num_steps": [2], "window": [[0.2, 1.0]], "temperature": [1.3]}], LINEAR, LENGTH
+    )
+    assert str(setting) == "speculative, chain_rule, T=2, t in [0.2, 1], temperature 1.3"
+    assert models.diffusion is not None
+    learned = tiny_denoiser(1, ABC.mask_id, vocab_size=ABC.size)
+    beside = models._replace(learned=models.diffusion._replace(denoiser=learned))
+    tokens, costs = _frontier_draws.draw(setting, beside, drawing(40))
+    kernel = speculative.ancestral(models.diffusion.schedule, learned, 1.3)
+    out = pipelines.sample(pipelines.sampling(kernel, LENGTH, 2, (0.2, 1.0)), 40, seed=0)
+    assert torch.equal(tokens, out["tokens"])
+    rounds, revealed = out["info", "particles"], out["info", "revealed"]
+    assert costs["calls"] == (out["info", "denoiser_passes"] + rounds.sum(-1)).tolist()
+    assert costs["energy_passes"] == (2.0 * (rounds * (revealed - 1)).sum(-1) / LENGTH).tolist()
+    assert len(set(costs["calls"])) > 1
+    assert expected_passes(setting._replace(window=FULL), LINEAR, 256) > 2.0
+
+
 def test_a_pass_is_a_text_that_was_read(models: Models) -> None:
     _, costs = _frontier_draws.draw(SIR._replace(window=(0.5, 1.0)), models, drawing())
     for denoised, weighed, passes, calls in zip(
@@ -366,7 +388,7 @@ def lines(folder: Path) -> dict[str, dict]:
 
 def test_every_setting_gets_a_row_with_its_figures(run, folder: Path) -> None:
     controls = "[one_particle,zero,flipped,equal_passes]"
-    status, shown, error, out = run(f"sweeps=[{PLAIN},{ENERGY % controls},{TRANSITION},{OWN},{AR}]")
+    status, shown, error, out = run(f"sweeps=[{PLAIN},{ENERGY % controls},{TRANSITION},{OWN},{IN_ORDER},{AR}]")
     assert status == 0, error
     rows = {row["name"]: row for row in csv.DictReader((out / "frontier.csv").read_text("utf-8").splitlines())}
     markdown = (out / "frontier.md").read_text("utf-8")
@@ -400,6 +422,10 @@ def test_every_setting_gets_a_row_with_its_figures(run, folder: Path) -> None:
     assert rows["sir, zero chain_rule, T=2, k=3"]["control"] == "zero of sir, chain_rule, T=2, k=3"
     assert float(rows["sir, flipped chain_rule, T=2, k=3"]["passes"]) == float(own["passes"])
     assert "passes over part of a text count by their tokens" in markdown
+    in_order = rows["speculative, chain_rule, T=2"]
+    assert 2.0 < float(in_order["passes"]) < 2.0 + 2 * 2
+    assert in_order["ess"] == ""
+    assert float(in_order["faster_at_equal_bits_passes"]) > 0.0
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "WARNING" not in markdown + shown
 
@@ -480,7 +506,7 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
         (["joint=null", f"sweeps=[{TRANSITION}]"], "joint is null, and sweeps[0] draws with 'joint'"),
         (["transition={}/joint"], "holds a joint network, with its own denoiser: joint="),
         (
-            ["denoiser={}/joint", f"sweeps=[{OWN}]"],
+            ["denoiser={}/joint", f"sweeps=[{IN_ORDER}]"],
             "energy 'chain_rule' needs a network that is read in order, as a Transformer is: denoiser = ",
         ),
         (
@@ -490,9 +516,13 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
         (["transition={}/energy"], "weighs drafts and must weigh transitions"),
         (["energy={}/transition"], "weighs transitions and must weigh drafts"),
         (["sweeps=[]"], "sweeps = [] must be a list of at least 1 values"),
-        (["sweeps=[{method: annealed}]"], "sweeps[0].method = 'annealed' must be one of plain, sir, imh, ar"),
+        (
+            ["sweeps=[{method: annealed}]"],
+            "sweeps[0].method = 'annealed' must be one of plain, sir, imh, speculative, ar",
+        ),
         (["sweeps=[{method: ar, temperature: [0]}]"], "sweeps[0].temperature[0] = 0 must be a number above 0"),
         (["sweeps=[{method: ar, temperature: [1], num_steps: [2]}]"], "sweeps[0].num_steps: unknown key"),
+        ([f"sweeps=[{OWN.replace('sir', 'speculative')}]"], "sweeps[0].energy: unknown key"),
         (["sweeps=[{method: plain, temperature: [1]}]"], "sweeps[0].num_steps: missing from the config"),
         ([f"sweeps=[{ENERGY % '[none]'}]"], "sweeps[0].controls[0] = 'none' must be one of one_particle"),
         (["length=64"], "length = 64 must lie in 1..8"),

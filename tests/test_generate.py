@@ -13,7 +13,18 @@ from running import Runner
 from smallest import energy_words, settings_of
 
 import edlm
-from edlm import adaptive, chain_rule, checkpoints, denoisers, energies, pipelines, samplers, schedules, vocabulary
+from edlm import (
+    adaptive,
+    chain_rule,
+    checkpoints,
+    denoisers,
+    energies,
+    pipelines,
+    samplers,
+    schedules,
+    speculative,
+    vocabulary,
+)
 from edlm.networks import Transformer
 from edlm.recipes import generate
 
@@ -142,6 +153,18 @@ def test_the_word_chain_rule_is_the_energy_that_the_denoiser_has_in_itself(
     assert [record["tokens"] for record in records] != plain["tokens"].tolist()
     status, _, error = run("generate", *base, f"output={tmp_path / 'long.jsonl'}", "length=40", "stride=8")
     assert status == 0, error
+    output, words = tmp_path / "in_order.jsonl", ["selection=speculative", "energy_temperature=1", "temperature=0.8"]
+    status, shown, error = run("generate", *base, *words, f"output={output}")
+    assert status == 0, error
+    out = edlm.sample(
+        pipelines.sampling(speculative.ancestral(schedules.log_linear(), denoiser, 0.8), 32, 3), 4, seed=0
+    )
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["tokens"] for record in records] == out["tokens"].tolist()
+    passes = (2 * out["info", "particles"] * (out["info", "revealed"] - 1)).sum(-1) / 32
+    assert [record["energy_passes"] for record in records] == passes.tolist()
+    assert [record["ess"] for record in records] == [None] * 4
+    assert "effective particles" not in shown
 
 
 @pytest.mark.slow
@@ -179,6 +202,15 @@ def test_rules_of_sampling_come_from_the_config(run: Runner, trained_ar: Path, t
     [
         (["denoiser=null"], "denoiser and ar are both null: name one of them, or both"),
         (["denoiser=null", "ar=a", "energy=chain_rule"], "exclude each other: set one to null"),
+        (["selection=speculative"], "selection = 'speculative' needs energy = 'chain_rule', not "),
+        (
+            ["selection=speculative", "energy=chain_rule", "target_ess=2"],
+            "selection = 'speculative' needs target_ess = None, not 2",
+        ),
+        (
+            ["selection=speculative", "energy=chain_rule", "energy_temperature=0.5"],
+            "selection = 'speculative' needs energy_temperature = 1.0, not 0.5",
+        ),
         (["denoiser=null", "energy=chain_rule"], "denoiser and ar are both null: name one of them, or both"),
         (["energy=a", "ar=b"], "energy = 'a' and ar = 'b' exclude each other: set one to null"),
         (["ar=a", "ar_form=both"], "ar_form = 'both' must be one of posterior, carry_over"),

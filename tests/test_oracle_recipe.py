@@ -42,6 +42,11 @@ TINY_TRAINING = (
 )
 JOINTLY = LEARNED.replace("learned, transition", "joint").replace("controls: []", "controls: [one_particle, zero]")
 CHAIN = JOINTLY.replace("joint", "chain_rule")
+MANY = (
+    "{method: sir, energy: [chain_rule], num_steps: [2], num_particles: [4096], window: [[0, 1]], temperature: [1], "
+    "controls: []}"
+)
+IN_ORDER = "{method: speculative, num_steps: [2], window: [[0, 1]], temperature: [1]}"
 
 
 def models() -> Models:
@@ -222,7 +227,7 @@ def test_a_joint_network_is_its_own_denoiser_beside_the_source(run: Callable[...
 @pytest.mark.slow
 def test_the_chain_rule_of_a_learned_denoiser_beside_the_source(run: Callable[..., tuple]) -> None:
     """Exact figures of the learned denoiser's own law; one particle and zero energy are that denoiser alone."""
-    status, _, error, out = run(f"learn={TINY_TRAINING}", f"sweeps=[{PLAINLY},{CHAIN}]")
+    status, _, error, out = run(f"learn={TINY_TRAINING}", f"sweeps=[{PLAINLY},{CHAIN},{MANY},{IN_ORDER}]")
     assert status == 0, error
     rows = {line["name"]: line for line in csv.DictReader((out / "oracle.csv").read_text("utf-8").splitlines())}
     far = {name: float(line["total_variation"]) for name, line in rows.items()}
@@ -230,6 +235,10 @@ def test_the_chain_rule_of_a_learned_denoiser_beside_the_source(run: Callable[..
     assert alone == pytest.approx(far["sir, zero chain_rule, T=2, k=3"], abs=1e-6)
     assert alone != pytest.approx(far["plain, T=2"], abs=1e-3)
     assert far["sir, chain_rule, T=2, k=3"] != pytest.approx(alone, abs=1e-9)
+    near, limit = (rows[name] for name in ("sir, chain_rule, T=2, k=4096", "speculative, chain_rule, T=2"))
+    for figure in ("total_variation", "kl", "kl_bound"):
+        assert float(limit[figure]) == pytest.approx(float(near[figure]), rel=1e-3)
+    assert float(limit["passes"]) < 6
     assert {folder.name for folder in out.iterdir() if folder.is_dir()} == {"denoiser"}
 
 
@@ -240,6 +249,7 @@ def test_the_chain_rule_of_a_learned_denoiser_beside_the_source(run: Callable[..
             [f"sweeps=[{LEARNED}]", f"learn={TINY_TRAINING}", "learn.objective=chain_rule"],
             "learn.objective = 'chain_rule' must be one of nce, info_nce",
         ),
+        ([f"sweeps=[{IN_ORDER}]"], "learn is null, and sweeps[0] draws with 'chain_rule': say how to train it"),
         ([f"sweeps=[{CHAIN}]"], "learn is null, and sweeps[0] draws with 'chain_rule': say how to train it"),
         ([f"sweeps=[{JOINTLY}]"], "learn is null, and sweeps[0] draws with 'joint': say how to train it"),
         ([f"sweeps=[{LEARNED}]"], "learn is null, and sweeps[0] draws with 'learned': say how to train it"),

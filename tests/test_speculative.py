@@ -16,6 +16,7 @@ from torch import Tensor
 import edlm
 from edlm import (
     absorbing,
+    bounds,
     categorical,
     chain_rule,
     contracts,
@@ -249,6 +250,15 @@ def test_the_texts_it_draws_have_the_law_of_the_chain_rule(num_layers: int) -> N
     bound = 0.5 * float((law * (1 - law) / n).sqrt().sum()) + math.sqrt(math.log(1e6) / (2 * n))
     plain = edlm.sample(pipelines.sampling(samplers.ancestral(LINEAR, own), 3, 1), n, seed=5)["tokens"]
     assert total_variation(found, law) < bound < 0.5 * total_variation(law, empirical_law(plain, 3))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_its_bound_is_the_law_that_it_draws_from(num_layers: int) -> None:
+    """At one step there is one plan, and nothing is left to bound."""
+    own, words = sharp(num_layers), all_sequences(3, 3)
+    keys = LINEAR, schedules.uniform_grid(1), words, torch.tensor(0), torch.arange(len(words))
+    found = bounds.transition_nelbo(own, chain_rule.energy(own), *keys, num_particles=None)
+    torch.testing.assert_close(3 * found.nats, -in_order(own, words).log(), rtol=1e-9, atol=1e-9)
 
 
 def test_windows_that_move_on_are_filled() -> None:

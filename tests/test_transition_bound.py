@@ -62,14 +62,14 @@ def _bound_of_step(table: Tensor, energy: EnergyFn, x_t: Tensor, x_s: Tensor, re
     return (others_p.exp() * (sums - own_w - math.log(k))).sum(1) - own_p.squeeze(1)
 
 
-def drawn(energy: EnergyFn, num_steps: int, k: int, x_0: Tensor, **options: object) -> bounds.Bound:
+def drawn(energy: EnergyFn, num_steps: int, k: int | None, x_0: Tensor, **options: object) -> bounds.Bound:
     """Of the wrong denoiser."""
     denoiser, row = OracleDenoiser(Lookup(TABLES["wrong"]), SYMBOLS), torch.arange(len(x_0))
     keys = schedules.log_linear(), schedules.uniform_grid(num_steps), x_0, torch.tensor(3), row
     return bounds.transition_nelbo(denoiser, OracleEnergy(energy), *keys, num_particles=k, **options)
 
 
-def drawn_bound(energy: EnergyFn, num_steps: int, k: int, x_0: Tensor, **options: object) -> Tensor:
+def drawn_bound(energy: EnergyFn, num_steps: int, k: int | None, x_0: Tensor, **options: object) -> Tensor:
     """In nats per text."""
     return LENGTH * drawn(energy, num_steps, k, x_0, **options).nats
 
@@ -113,6 +113,26 @@ def test_one_particle_and_no_energy_are_the_plain_bound_draw_by_draw():
     torch.testing.assert_close(
         drawn_bound(ENERGY, 2, 4, x_0, temperature=2.0), drawn_bound(lambda *x: ENERGY(*x) / 2, 2, 4, x_0)
     )
+
+
+def test_the_limit_of_many_particles_under_an_energy_with_z_of_one():
+    """Of the exact energy it is the exact likelihood, draw by draw, whatever the plan; and what more particles near."""
+    x_0 = SEQUENCES.repeat(20, 1)
+    for num_steps in (1, 2, 5):
+        found = drawn(ENERGY, num_steps, None, x_0)
+        torch.testing.assert_close(LENGTH * found.nats, -JOINT.flatten().log().repeat(20))
+        plain = LENGTH * (found.nats - found.excess)
+        torch.testing.assert_close(plain, drawn_bound(ENERGY, num_steps, 1, x_0))
+        assert torch.equal(found.energy_passes, found.denoiser_passes)
+
+    def of_data(k: int | None, **options: object) -> float:
+        return float(drawn_bound(ENERGY, 2, k, x_0, **options).view(20, -1).mean(0) @ JOINT.flatten())
+
+    assert of_data(None) < of_data(None, window=(0.6, 1.0)) < of_data(1)
+    far = [of_data(k) - of_data(None) for k in (2, 8, 64)]
+    assert far[0] > 2 * far[1] > 6 * far[2] > 0.0
+    with pytest.raises(ValueError, match=r"temperature = 2.0 must be 1 where num_particles is None"):
+        drawn(ENERGY, 2, None, x_0, temperature=2.0)
 
 
 @pytest.mark.parametrize("num_passes", [1, 2])
