@@ -230,8 +230,8 @@ FAULTS = [
     Fault(
         "the number of drafts forgotten in the bound of the sampler",
         "bounds.py",
-        "gain = share.logsumexp(-1) - math.log(m) + math.log(k)",
-        "gain = share.logsumexp(-1) - math.log(m)",
+        ".logsumexp(-1) - math.log(m) + math.log(k)",
+        ".logsumexp(-1) - math.log(m)",
         "tests/test_bounds.py::test_the_draws_average_to_the_enumerated_bound",
     ),
     Fault(
@@ -296,6 +296,13 @@ FAULTS = [
         'drawn = now if proposes == "revealed" else masked',
         "drawn = masked",
         "tests/test_transition_bound.py::test_draws_of_the_bound_have_it_as_their_mean",
+    ),
+    Fault(
+        "the bound of many particles with the energy's sign flipped",
+        "bounds.py",
+        "gain = log_w.squeeze(-1) if k is None",
+        "gain = -log_w.squeeze(-1) if k is None",
+        "tests/test_transition_bound.py::test_the_limit_of_many_particles_under_an_energy_with_z_of_one",
     ),
     Fault(
         "the transition bound scores what is given",

@@ -230,8 +230,8 @@ FAULTS = [
     Fault(
         "the law in order of the token before",
         "chain_rule.py",
-        "hidden[row, :, (number - 1).clamp(0,",
-        "hidden[row, :, (number - 2).clamp(0,",
+        ":, (number - 1).clamp(0,",
+        ":, (number - 2).clamp(0,",
         "tests/test_chain_rule.py::test_of_one_layer_it_is_that_of_a_pass_per_token",
     ),
     Fault(
@@ -247,6 +247,34 @@ FAULTS = [
         "torch.where(new & (number >= place)",
         "torch.where(new & (number > place)",
         "tests/test_chain_rule.py::test_token_by_token_it_asks_for_what_is_still_masked",
+    ),
+    Fault(
+        "a guess kept by the ratio of the laws upside down",
+        "speculative.py",
+        "uniforms[:, 1].log() + log_p < log_q",
+        "uniforms[:, 1].log() + log_q < log_p",
+        "tests/test_speculative.py::test_it_does_so_where_guesses_are_changed_again_and_again",
+    ),
+    Fault(
+        "a guess that was refused replaced by a draw of the whole law",
+        "categorical.py",
+        "(missing > 0.0).any(-1, keepdim=True), missing, q)",
+        "(missing < 0.0).any(-1, keepdim=True), missing, q)",
+        "tests/test_speculative.py::test_a_draw_that_is_kept_or_replaced_has_the_wanted_law",
+    ),
+    Fault(
+        "what is written in order checked once and never again",
+        "speculative.py",
+        "for _ in range(tensordict[contracts.NEW].shape[1] - 1):",
+        "for _ in range(1):",
+        "tests/test_speculative.py::test_it_does_so_where_guesses_are_changed_again_and_again",
+    ),
+    Fault(
+        "one number that decides on a guess and replaces it",
+        "speculative.py",
+        "hidden, uniforms[:, 2])",
+        "hidden, uniforms[:, 1])",
+        "tests/test_speculative.py::test_it_does_so_where_guesses_are_changed_again_and_again",
     ),
     Fault(
         "the states of another particle than the winner carried on",

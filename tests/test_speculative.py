@@ -158,12 +158,15 @@ def test_it_writes_what_one_after_the_other_would(sampler: Sampler, seed: int, b
         assert found == [one_after_the_other(sampler, seed, row, prompt) for row in range(b)]
 
 
-def test_it_does_so_where_guesses_are_changed_again_and_again() -> None:
-    sampler = Sampler(strict(), 1, (0.0, 1.0), 1.0, 1.0)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_it_does_so_where_guesses_are_changed_again_and_again(temperature: float) -> None:
+    """Cooler, few tokens are left to replace a guess by, and checks are many; hotter, it is the other way round."""
+    sampler = Sampler(strict(), 1, (0.0, 1.0), temperature, 1.0)
     out = edlm.sample(sampler.pipeline, 80, seed=0)
-    plain = edlm.sample(pipelines.sampling(samplers.ancestral(LINEAR, sampler.own), LENGTH, 1), 80, seed=0)
-    assert (out["tokens"] != plain["tokens"]).sum() > 20
-    assert out["info", "particles"].max() >= 3
+    plain = samplers.ancestral(LINEAR, sampler.own, temperature)
+    guessed = edlm.sample(pipelines.sampling(plain, LENGTH, 1), 80, seed=0)["tokens"]
+    assert (out["tokens"] != guessed).sum() > 15
+    assert out["info", "particles"].max() >= 2
     with torch.no_grad():
         assert out["tokens"].tolist() == [one_after_the_other(sampler, 0, row, None) for row in range(80)]
 
