@@ -152,10 +152,11 @@ def _curves(axes: Any, rows: Sequence[Row], name: str, against: str) -> None:
     particles = sorted({key[1] for key in groups})
     for (family, k, temperature, control), some in groups.items():
         points = []
-        for row in sorted(some, key=lambda each: each.figures["passes"][0]):
+        for row in some:
             assert row.setting is not None
             place = row.setting.num_steps if against == "num_steps" else row.figures["passes"][0]
             points.append((place, row.figures[name][0]))
+        points.sort()
         colour = f"C{families.index(family) % 10}"
         heat = "" if temperature == 1.0 else f", temperature {temperature:g}"
         axes.plot(

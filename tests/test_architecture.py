@@ -40,6 +40,7 @@ ORDER = [
     "transition",
     "joint",
     "chain_rule",
+    "speculative",
     "enumeration",
     "execution",
     "testing",

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import chain_rule, denoisers, execution, joint, networks, pipelines, samplers, schedules
+from edlm import chain_rule, denoisers, execution, joint, networks, pipelines, samplers, schedules, speculative
 from edlm.pipelines import Pipeline
 from edlm.samplers import Kernel
 
@@ -326,3 +326,21 @@ def test_on_a_device_all_modes_give_the_tokens_of_the_cpu_without_waiting(on_dev
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(tokens, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+@pytest.mark.parametrize("mode", ["eager", "compile", "cudagraph"])
+def test_on_a_device_what_is_written_in_order_is_that_of_the_cpu(mode: execution.Mode, fresh_compiler: None):
+    """A step whose end the host has to see is compiled in parts."""
+    on_cpu, moved = (
+        pipelines.sampling(speculative.ancestral(schedules.log_linear(), tiny_denoiser()), LENGTH, 2) for _ in range(2)
+    )
+    moved.kernel.step.to("cuda")
+    fast = edlm.accelerate(moved, mode)
+    for b in (4, 2):
+        for seed in range(3):
+            assert torch.equal(
+                edlm.sample(fast, b, seed=seed)["tokens"].cpu(), edlm.sample(on_cpu, b, seed=seed)["tokens"]
+            )

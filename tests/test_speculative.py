@@ -204,6 +204,7 @@ def test_outside_the_window_it_is_plain_sampling_and_inside_it_is_not() -> None:
         assert torch.equal(ours, plain) == same
 
 
+@settings(max_examples=25)
 @given(samplers_of_all_kinds, st.integers(0, 2**62), st.integers(2, 6))
 def test_a_text_does_not_depend_on_those_beside_it(sampler: Sampler, seed: int, b: int) -> None:
     together = edlm.sample(sampler.pipeline, b, seed=seed)["tokens"]
