@@ -113,10 +113,10 @@ class Attention(nn.Module):
         mixed = weights[..., :-1] @ past.values + weights[..., -1:] * v
         return self.out(mixed.transpose(1, 2).flatten(-2)), Past(k, v)
 
-    def in_order(self, x: Tensor, order: Order, past: Past) -> Tensor:
+    def in_order(self, x: Tensor, order: Order, past: Past, positions: Tensor | None = None) -> Tensor:
         """Mix the rows of k candidates, (b, k r, h), with x_t and the new tokens before them; see `Trunk.in_order`.
 
-        past: keys and values of x_t at this layer, (b, heads, l, d), shared by the candidates.
+        past: keys and values of x_t at this layer, (b, heads, l, d), shared by candidates; positions: as in `forward`.
         """
         r, l = order.rotary[0].shape[1], past.keys.shape[2]
         k = x.shape[1] // r
@@ -128,7 +128,7 @@ class Attention(nn.Module):
             seen = order.seen[:, :, : q.shape[2], : l + q.shape[2]]
             keys, v = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, v], dim=2)
             mixed.append(F.scaled_dot_product_attention(q, keys, v, attn_mask=seen))
-        return self.out(torch.cat(mixed, dim=2).transpose(1, 2).flatten(-2))
+        return self.out(_at(torch.cat(mixed, dim=2).transpose(1, 2).flatten(-2), positions))
 
     def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (b, heads, l, d), the first two turned by their positions, (l, d) or (b, l, d)."""
@@ -183,9 +183,14 @@ class Block(nn.Module):
         x = x + mixed
         return x + self._feed_forward(self.norm_2(x)), own
 
-    def in_order(self, x: Tensor, order: Order, past: Past, conditioning: Tensor | None) -> Tensor:
+    def in_order(
+        self, x: Tensor, order: Order, past: Past, conditioning: Tensor | None, positions: Tensor | None = None
+    ) -> Tensor:
         """Apply the block to rows that are read in order; see `Attention.in_order`."""
-        return self._around(lambda normed: (self.attention.in_order(normed, order, past), None), x, conditioning)[0]
+        found, _ = self._around(
+            lambda normed: (self.attention.in_order(normed, order, past, positions), None), x, conditioning, positions
+        )
+        return found
 
     def _around(
         self,
@@ -274,7 +279,8 @@ class Trunk(nn.Module):
         x_t. Returns states (b, k, m - 1, h) for all new tokens but the first, which is predicted from x_t alone.
         Two streams (Yang et al. 2019, arXiv 1906.08237): a row for each token, which sees x_t, less the masks that are
         filled by then, and the new tokens up to itself; and a row that asks for it, which sees the new tokens before it
-        and a mask in its own place. The states of x_t are those of the pass over x_t.
+        and a mask in its own place. The states of x_t are those of the pass over x_t. Of the last block, the rows that
+        ask are all that is needed.
         """
         b, k, m, h = written.shape
         if m == 1:
@@ -282,11 +288,12 @@ class Trunk(nn.Module):
         asked = blank.expand(b, k, m - 1, h)
         x = torch.cat([written[:, :, :-1], asked], dim=2).flatten(1, 2)
         order, conditioning = _order(where, context.shape[4], k, self.head_size, x), self._conditioning(x, sigma)
-        for layer, block in enumerate(self.blocks):
-            past = Past(*context[:, layer].unbind(1))
-            x = block.in_order(x, order, past, conditioning)  # type: ignore[operator]
-        asking = x.unflatten(1, (k, 2, m - 1))[:, :, 1].flatten(1, 2)
-        return self._normed(asking, conditioning).unflatten(1, (k, m - 1))
+        length = x.shape[1]
+        asking = torch.arange(b * length, device=x.device).view(b, k, 2, m - 1)[:, :, 1].flatten()
+        for layer, block in enumerate(self.blocks, start=1):
+            past, at = Past(*context[:, layer - 1].unbind(1)), asking if layer == len(self.blocks) else None
+            x = block.in_order(x, order, past, conditioning, at)  # type: ignore[operator]
+        return self._normed(x, conditioning, asking, length).view(b, k, m - 1, h)
 
     def step(self, x: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Run unconditioned blocks on position number `position` (), (b, 1, h); see `Transformer.step`."""

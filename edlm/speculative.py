@@ -139,7 +139,8 @@ class _Law(nn.Module):
         self.denoiser, self.temperature, self.nucleus = denoiser, temperature, nucleus
 
     def forward(self, states: Tensor) -> Tensor:
-        return categorical.nucleus(self.denoiser.logits(states) / self.temperature, self.nucleus)
+        logits: Tensor = self.denoiser.logits(states)
+        return categorical.nucleus(logits if self.temperature == 1.0 else logits / self.temperature, self.nucleus)
 
     def tiles(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The same rows of tensors (n, ...), so many at a time as may have their logits at once."""
