@@ -152,6 +152,8 @@ def warm_up(settings: Sequence[Setting], models: Models, drawing: Drawing) -> No
     for setting in {setting.family: setting for setting in settings}.values():
         if setting.method == "ar":
             draw(setting, models, short._replace(length=1))
+        elif setting.is_speculative:  # one step for all of a text is the dearest there is
+            draw(setting, models, short._replace(num_samples=1))
         else:
             draw(setting._replace(num_steps=1, num_particles=1, window=(0.0, 1.0)), models, short)
 
