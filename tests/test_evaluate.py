@@ -262,7 +262,7 @@ def test_foreign_texts_share_one_table_and_short_documents_stand_alone(run, fold
     assert two["excerpts"] == 4, "cab, the two excerpts of abc abc abc, b"
     assert two["tokens"] == len("cab") + len("abc abc abc") + len("b")
     assert one["fingerprint"] != two["fingerprint"]
-    assert [figure["texts"] for figure in card["figures"]] == 3 * [one["name"]] + 3 * [two["name"]]
+    assert [figure["texts"] for figure in card["figures"]] == 4 * [one["name"]] + 4 * [two["name"]]
 
 
 NAMED = {
