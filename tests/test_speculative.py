@@ -171,6 +171,21 @@ def test_it_does_so_where_guesses_are_changed_again_and_again(temperature: float
         assert out["tokens"].tolist() == [one_after_the_other(sampler, 0, row, None) for row in range(80)]
 
 
+def test_rows_out_of_the_window_are_left_alone_beside_those_that_are_in_it() -> None:
+    sampler = Sampler(strict(), None, (0.3, 0.7), 1.0, 1.0)
+    out = edlm.sample(sampler.pipeline, 150, seed=0)
+    assert (out["info", "corrected"].any(0) & ~out["info", "corrected"].all(0)).any(), "both in one pass"
+    with torch.no_grad():
+        assert out["tokens"].tolist() == [one_after_the_other(sampler, 0, row, None) for row in range(150)]
+
+
+def test_a_change_of_the_last_token_is_not_checked_again() -> None:
+    """Nothing comes after it: two new tokens take one round, whatever the rows beside them take."""
+    info = edlm.sample(Sampler(strict(), 3, (0.0, 1.0), 1.0, 1.0).pipeline, 1000, seed=0)["info"]
+    assert info["particles"].max() > 1
+    assert (info["particles"][info["revealed"] == 2] == 1).all()
+
+
 @settings(max_examples=25)
 @given(samplers_of_all_kinds, st.integers(0, 2**62), st.sampled_from(PROMPTS))
 def test_as_many_rounds_as_later_tokens_are_the_most_there_are(
