@@ -1,5 +1,6 @@
 """One thread, the same examples in every run, and what several files run or read."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import gpt2_folder
@@ -23,6 +24,14 @@ settings.load_profile("edlm")
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Runner:
     """Runs a recipe in this process: `run("edlm_nce", "steps=3", config="tiny")`."""
     return Runner(monkeypatch, capfd)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Leave no graph behind: the compiler counts those of all tests together against one limit."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

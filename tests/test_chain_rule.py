@@ -1,13 +1,12 @@
 """The energy that a denoiser has in itself: a law in order, in one pass, and what it owes to a pass per token."""
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from builders import of_transitions, tiny_network
+from builders import assert_whole_graphs, of_transitions, tiny_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import all_sequences, empirical_law, total_variation
@@ -378,22 +377,10 @@ def test_what_is_wrapped_around_a_step_changes_no_token(
         assert torch.equal(ours["tokens"], expected["tokens"])
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.slow
 def test_a_step_is_one_graph_for_any_batch_size(fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced but not translated, which is what takes the time; any number of new tokens too."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    slow = in_and_out_of_its_window()
-    fast = edlm.accelerate(slow, "compile")
-    for b, again in ((4, False), (5, False), (1, False), (2, True), (3, True), (16, True), (1, True)):
-        with torch._dynamo.config.patch(error_on_recompile=again):
-            assert torch.equal(edlm.sample(fast, b, seed=b)["tokens"], edlm.sample(slow, b, seed=b)["tokens"])
+    """For any number of new tokens too."""
+    assert_whole_graphs(in_and_out_of_its_window(), monkeypatch)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Speed changes no token: eager, compiled, and replayed as a CUDA graph."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -60,14 +60,6 @@ PROMPTS = [None, torch.tensor([0, 1]), torch.tensor([MASK, 2, MASK, 1, 0, 3]), t
 
 
 # ---- Compiled
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """Leave no graph behind: the compiler counts those of all tests together against one limit."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.slow

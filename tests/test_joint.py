@@ -1,13 +1,23 @@
 """One network with two heads: its training, its sampler, and what it owes to two networks that do the same."""
 
 import itertools
-from functools import partial
 from pathlib import Path
 
 import builders
 import pytest
 import torch
-from builders import SELECTIONS, Spec, at, prompts, randomise, specs, tiny_network, wave_energy, wave_marginals
+from builders import (
+    SELECTIONS,
+    Spec,
+    assert_whole_graphs,
+    at,
+    prompts,
+    randomise,
+    specs,
+    tiny_network,
+    wave_energy,
+    wave_marginals,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import (
@@ -512,13 +522,5 @@ def test_what_is_wrapped_around_a_step_changes_no_token(b: int, in_rounds: bool,
 
 
 @pytest.mark.slow
-def test_a_step_is_one_graph_for_any_batch_size(monkeypatch: pytest.MonkeyPatch):
-    """Traced but not translated, which is what takes the time."""
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    slow = in_and_out_of_its_window()
-    fast = edlm.accelerate(slow, "compile")
-    for b, again in ((4, False), (5, False), (1, False), (2, True), (3, True), (16, True), (1, True)):
-        with torch._dynamo.config.patch(error_on_recompile=again):
-            assert torch.equal(edlm.sample(fast, b, seed=b)["tokens"], edlm.sample(slow, b, seed=b)["tokens"])
-    torch._dynamo.reset()
+def test_a_step_is_one_graph_for_any_batch_size(fresh_compiler: None, monkeypatch: pytest.MonkeyPatch):
+    assert_whole_graphs(in_and_out_of_its_window(), monkeypatch)

@@ -1,12 +1,11 @@
 """What a step reveals, written in order: the same as one token after the other, with the law of the chain rule."""
 
 import math
-from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
+from builders import assert_whole_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import all_sequences, empirical_law, total_variation
@@ -325,22 +324,9 @@ def test_what_is_wrapped_around_its_parts_changes_no_token(b: int, monkeypatch: 
     assert len(wrapped) >= 4  # two draws of noise, the guess, the check, and what is put in place
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.slow
 def test_its_parts_are_graphs_for_any_number_of_rows(fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced but not translated, which is what takes the time."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    slow = in_and_out_of_its_window()
-    fast = edlm.accelerate(slow, "compile")
-    for b, again in ((4, False), (5, False), (1, False), (2, True), (3, True), (16, True), (1, True)):
-        with torch._dynamo.config.patch(error_on_recompile=again):
-            assert torch.equal(edlm.sample(fast, b, seed=b)["tokens"], edlm.sample(slow, b, seed=b)["tokens"])
+    assert_whole_graphs(in_and_out_of_its_window(), monkeypatch)
 
 
 @pytest.mark.slow
