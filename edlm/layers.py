@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm import cross_entropy
+from edlm import cross_entropy, rope
 
 P = TypeVar("P")
 _NOISE_FREQUENCIES = 256
@@ -134,7 +134,7 @@ class Attention(nn.Module):
         """Queries, keys and values (b, heads, l, d), the first two turned by their positions, (l, d) or (b, l, d)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         cos, sin = (table.unsqueeze(-2) for table in rotary)
-        return _rotate(q, cos, sin).transpose(1, 2), _rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
+        return rope.rotate(q, cos, sin).transpose(1, 2), rope.rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -252,7 +252,7 @@ class Trunk(nn.Module):
 
         With flat positions (n,) the last block's feed-forward layer runs on those alone, and the result is (n, h).
         """
-        rotary, conditioning = _rotary_table(x.shape[1], self.head_size, x), self._conditioning(x, sigma)
+        rotary, conditioning = rope.table(x.shape[1], self.head_size, x), self._conditioning(x, sigma)
         *earlier, last = self.blocks
         for block in earlier:
             x = block(x, rotary, conditioning, valid)
@@ -261,7 +261,7 @@ class Trunk(nn.Module):
     def read(self, x: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What `forward` gives, and what `in_order` has to know of it: keys and values (b, layers, 2, heads, l, d)."""
         length = x.shape[1]
-        rotary, conditioning = _rotary_table(length, self.head_size, x), self._conditioning(x, sigma)
+        rotary, conditioning = rope.table(length, self.head_size, x), self._conditioning(x, sigma)
         known = []
         for index, block in enumerate(self.blocks, start=1):
             where = positions if index == len(self.blocks) else None
@@ -297,7 +297,7 @@ class Trunk(nn.Module):
 
     def step(self, x: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Run unconditioned blocks on position number `position` (), (b, 1, h); see `Transformer.step`."""
-        rotary = _rotary_at(position.unsqueeze(0), self.head_size, x)
+        rotary = rope.at(position.unsqueeze(0), self.head_size, x)
         read = torch.arange(past.keys.shape[3], device=x.device) < position
         own: list[Past] = []
         for layer, block in enumerate(self.blocks):
@@ -349,20 +349,6 @@ def _modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> T
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def _rotary_table(length: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (l, d) of the first `length` positions; see `_rotary_at`."""
-    return _rotary_at(torch.arange(length, device=like.device), head_size, like)
-
-
-def _rotary_at(positions: Tensor, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines (l, d) of positions (l,), the two halves of a head rotated against each other."""
-    exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=like.device) / head_size
-    frequencies = (1.0 / 10_000**exponents).to(_at_least_float32(like.dtype))
-    angles = torch.outer(positions.to(frequencies.dtype), frequencies)
-    cos, sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-
-
 def _order(where: Tensor, length: int, k: int, head_size: int, like: Tensor) -> Order:
     """Who sees whom where m new tokens stand at `where` (b, m), ascending, `length` for none; see `Trunk.in_order`."""
     b, m = where.shape
@@ -370,7 +356,7 @@ def _order(where: Tensor, length: int, k: int, head_size: int, like: Tensor) -> 
     filled_by = where.new_full((b, length + 1), m).scatter(1, where, number.expand(b, m))[:, :length]
     own = torch.cat([number[:-1], number[1:]])  # a token's row, and the row that asks for one
     at = torch.cat([where[:, :-1], where[:, 1:]], dim=1)
-    cos, sin = (table.view(b, len(own), head_size) for table in _rotary_at(at.flatten(), head_size, like))
+    cos, sin = (table.view(b, len(own), head_size) for table in rope.at(at.flatten(), head_size, like))
     up_to = torch.ones(m - 1, m - 1, dtype=torch.bool, device=where.device).tril()
     alone = torch.eye(m - 1, dtype=torch.bool, device=where.device)
     of_new = torch.cat([torch.cat([up_to, torch.zeros_like(alone)], dim=1), torch.cat([up_to, alone], dim=1)])
@@ -396,8 +382,3 @@ def _per_position(vector: Tensor, positions: Tensor | None, length: int) -> Tens
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin)

@@ -20,7 +20,7 @@ FAULTS = [
     Fault(
         "keys not rotated",
         "layers.py",
-        "_rotate(k, cos, sin)",
+        "rope.rotate(k, cos, sin)",
         "k",
         "tests/test_networks.py::test_attention_is_a_softmax_over_pairs_turned_by_their_distance",
     ),
@@ -55,8 +55,8 @@ FAULTS = [
     Fault(
         "cached keys turned by the first position's angle",
         "layers.py",
-        "_rotary_at(position.unsqueeze(0),",
-        "_rotary_at(position.unsqueeze(0) * 0,",
+        "rope.at(position.unsqueeze(0),",
+        "rope.at(position.unsqueeze(0) * 0,",
         "tests/test_autoregressive.py::test_a_step_is_the_forward_pass_at_that_position",
     ),
     Fault(

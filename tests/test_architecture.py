@@ -21,6 +21,7 @@ ORDER = [
     "schedules",
     "absorbing",
     "particles",
+    "rope",
     "layers",
     "networks",
     "folding",

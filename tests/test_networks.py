@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import batches
 from torch import Tensor
 
-from edlm import folding, layers, networks
+from edlm import folding, layers, networks, rope
 from edlm.contracts import Network
 from edlm.networks import EnergyNetwork, Transformer
 from edlm.recipes import _textbook_training
@@ -107,8 +107,8 @@ def test_a_causal_network_gives_a_prefix_what_it_gives_it_in_the_whole(length):
 
 def test_attention_depends_on_the_distance_of_two_positions_and_not_on_where_they_are():
     query, key = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cos, sin = layers._rotary_table(10, 8, query)
-    rotated = [layers._rotate(x.expand(10, 8), cos, sin) for x in (query, key)]
+    cos, sin = rope.table(10, 8, query)
+    rotated = [rope.rotate(x.expand(10, 8), cos, sin) for x in (query, key)]
     products = rotated[0] @ rotated[1].T
     for distance in range(-8, 9):
         diagonal = products.diagonal(distance)
@@ -127,7 +127,7 @@ def test_attention_is_a_softmax_over_pairs_turned_by_their_distance(causal):
     scores = (query.unsqueeze(1) * key.conj() * turn).real.sum(-1) / 2.0
     scores = scores.masked_fill(distance < 0, -torch.inf) if causal else scores
     expected = attention.out(scores.softmax(-1) @ value)
-    rotary = layers._rotary_table(5, 4, x)
+    rotary = rope.table(5, 4, x)
     close(attention(x.unsqueeze(0), rotary)[0], expected, atol=1e-7)
 
 
