@@ -28,7 +28,8 @@ class Bound(NamedTuple):
     """Per row, (b,) each: an upper bound of the NLL in nats per scored token, and what stands behind it.
 
     excess: how much of it the energy adds to the plain sampler's bound on the same passes, negative where it helps.
-    ess, log_weight_std: means over corrected passes of the k weights of the formula, the data among them; NaN if none.
+    ess, log_weight_std: means over corrected passes of the k weights of the formula, the data among them; NaN if none,
+    or where no candidates are drawn beside the data.
     denoiser_passes, energy_passes: texts of this row that each network has read.
     """
 
@@ -246,6 +247,8 @@ def _sum(
     weighed_passes = torch.bincount(terms.row[corrected], minlength=len(row))
     plain, excess = (nats / (plan.order >= 0).sum(-1) for nats in (plain, excess))
     ess, spread = ess / weighed_passes, spread / weighed_passes
+    if k is None:  # a text alone is compared with nothing
+        ess = spread = torch.full_like(ess, torch.nan)
     return Bound(plain + excess, excess, ess, spread, passes, (free + m) * weighed_passes)
 
 

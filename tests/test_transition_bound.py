@@ -124,6 +124,7 @@ def test_the_limit_of_many_particles_under_an_energy_with_z_of_one():
         plain = LENGTH * (found.nats - found.excess)
         torch.testing.assert_close(plain, drawn_bound(ENERGY, num_steps, 1, x_0))
         assert torch.equal(found.energy_passes, found.denoiser_passes)
+        assert found.ess.isnan().all()
 
     def of_data(k: int | None, **options: object) -> float:
         return float(drawn_bound(ENERGY, 2, k, x_0, **options).view(20, -1).mean(0) @ JOINT.flatten())
