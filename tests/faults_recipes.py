@@ -120,7 +120,7 @@ FAULTS = [
         "recipes/_frontier_draws.py",
         "energies.scaled(loaded, -1.0)",
         "energies.scaled(loaded, 1.0)",
-        "tests/test_frontier.py::test_the_flipped_energy_is_the_negative_of_its_own",
+        "tests/test_frontier_draws.py::test_the_flipped_energy_is_the_negative_of_its_own",
     ),
     Fault(
         "a joint network given twice held twice",
@@ -169,7 +169,7 @@ FAULTS = [
         "recipes/_frontier_grid.py",
         "passes - 0.5, key",
         "passes / 2, key",
-        "tests/test_frontier.py::test_equal_passes_is_the_plain_sampler_at_the_cost_of_denoiser_and_energy",
+        "tests/test_frontier_draws.py::test_equal_passes_is_the_plain_sampler_at_the_cost_of_denoiser_and_energy",
     ),
     Fault(
         "the eos after an excerpt scored",
@@ -198,7 +198,7 @@ FAULTS = [
         "recipes/_frontier_draws.py",
         "transition.of_transitions(kernel) if setting.of_transitions else kernel",
         "kernel",
-        "tests/test_frontier.py::test_an_energy_of_transitions_weighs_what_a_step_reveals",
+        "tests/test_frontier_draws.py::test_an_energy_of_transitions_weighs_what_a_step_reveals",
     ),
     Fault(
         "padding scored in the bound that an energy of transitions is reported by",

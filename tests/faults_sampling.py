@@ -211,14 +211,14 @@ FAULTS = [
         "layers.py",
         "m - 1, dtype=torch.bool, device=where.device).tril()",
         "m - 1, dtype=torch.bool, device=where.device)",
-        "tests/test_chain_rule.py::test_a_token_changes_what_comes_after_it_and_nothing_else",
+        "tests/test_in_order.py::test_a_token_changes_what_comes_after_it_and_nothing_else",
     ),
     Fault(
         "a mask that is filled by then seen beside its token",
         "layers.py",
         "(filled_by.unsqueeze(1) > own.unsqueeze(-1))",
         "(filled_by.unsqueeze(1) >= own.unsqueeze(-1))",
-        "tests/test_chain_rule.py::test_one_layer_read_in_order_is_as_many_passes",
+        "tests/test_in_order.py::test_one_layer_read_in_order_is_as_many_passes",
     ),
     Fault(
         "the chain rule with its sign flipped",
