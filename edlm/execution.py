@@ -52,10 +52,9 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
     have to come in tiles, one for each power of two of them. cudagraph: these graphs captured and replayed, rows and
     positions padded to powers of two so that few captures are needed. The rounds of an adaptive kernel are graphs of
     their own, in both modes. On a CPU without a C++ compiler, compile warns and stays eager.
-    Raises ValueError for another mode, or for cudagraph where the pipeline is not on a CUDA device.
+    Raises ValueError as `check_mode` does.
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode = {mode!r} must be one of {', '.join(get_args(Mode))}")
+    check_mode(mode, pipeline.device)
     if mode == "eager":
         return pipeline
     if mode == "compile":
@@ -70,14 +69,20 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
             pad_positions=partial(_whole_tiles, one_tile=one_tile),
             pad_new=partial(max, _FEWEST_NEW),
         )
-    if pipeline.device.type != "cuda":
-        raise ValueError(f"mode = 'cudagraph' needs a pipeline on a CUDA device, and this one is on {pipeline.device}")
     return pipeline._replace(
         kernel=_over(pipeline.kernel, partial(_graphed, one_tile=_one_tile(pipeline.kernel, pipeline.device))),
         pad_rows=partial(_power_of_two, smallest=2),
         pad_positions=partial(_power_of_two, smallest=_SMALLEST_GRAPH),
         pad_new=partial(_power_of_two, smallest=_FEWEST_NEW),
     )
+
+
+def check_mode(mode: Mode, device: torch.device) -> None:
+    """Raise ValueError for a mode that there is not, or for cudagraph where the device is no CUDA device."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode = {mode!r} must be one of {', '.join(get_args(Mode))}")
+    if mode == "cudagraph" and device.type != "cuda":
+        raise ValueError(f"mode = 'cudagraph' needs a pipeline on a CUDA device, and this one is on {device}")
 
 
 def compile_blocks(network: nn.Module) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import edlm
-from edlm import execution, pipelines, samplers
+from edlm import execution
 from edlm.denoisers import SubsDenoiser
 from edlm.recipes import (
     _entry,
@@ -66,6 +66,7 @@ class Frontier:
         self.settings = settings
         self.folder = _training.writable("output_dir", settings["output_dir"])
         self.device = _training.device_of(settings)
+        execution.check_mode(settings["execution"], self.device)
         _frontier_grid.require_sources(settings["sweeps"], settings)
 
     def load_checkpoint(self) -> None:
@@ -90,8 +91,6 @@ class Frontier:
             _models.require_ordered(settings["denoiser"], denoiser)
         counts = (settings["num_samples"], settings["batch_size"], settings["seed"])
         self.drawing = Drawing(length, *counts, self.device, settings["execution"])
-        plain = pipelines.sampling(samplers.ancestral(self.schedule, denoiser), length)
-        execution.accelerate(plain, settings["execution"])  # refuses here, before anything is drawn, what it must
         documents = list(getattr(_settings.build(settings["corpus"]), settings["split"]))
         found = _quality.held_out(documents, self.models.vocabulary, length, settings["num_samples"])
         if found is None:
