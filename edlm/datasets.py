@@ -9,23 +9,25 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, get_args
 
 from edlm import corpora, documents, layouts, token_cache
 from edlm.catalogue import SETS, Part, Published
+from edlm.columns import column_of
 from edlm.corpora import Blocks
 from edlm.detokenizers import Detokenizer
 from edlm.documents import Unit
+from edlm.formats import Limits
 from edlm.layouts import Layout
 from edlm.vocabulary import Vocabulary
 
 Reader = Callable[[str], Iterator[str]]  # a split's documents, anew with every call
 
 CACHE = "data/cache"  # where tokens are written, unless another folder is named
-_RULES = 1  # raised when documents of the same files change
+_RULES = 2  # raised when documents of the same files change
 _SPLITS = ("train", "valid", "test")
 _HUB_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 _FRACTIONS = (0.9, 0.05, 0.05)
@@ -98,12 +100,16 @@ def named(
     wrapped: bool = False,
     normalised: bool = False,
     streaming: bool = False,
+    largest_document: int = Limits().document,
+    largest_inflation: int = Limits().inflation,
 ) -> DataSet:
     """A data set of `SETS` by its name, as the papers read and split it.
 
     path: its files, in the format of the hub or in the one they were first published in; None asks the hub, through
     `datasets`. streaming: read the hub's files over the network, without a copy of them on disk, when tokens are
     written. normalised: reduce documents to the 27 symbols of text8. layout, wrapped: see `layouts.rows`.
+    largest_document: bytes of one document of its files; largest_inflation: how many times its size a file may unpack
+    to; see `formats.Limits`.
     Raises ValueError for an unknown name, and for data that is not there or not as expected, naming it.
     """
     if name not in SETS:
@@ -112,12 +118,15 @@ def named(
         raise ValueError(f"name = {name!r} is no data set; {hint}")
     published = SETS[name]
     _require(path is None or not streaming, "streaming = True reads from the hub: leave path null")
-    stored, content = _on_hub(name, published, streaming) if path is None else _in_files(name, published, Path(path))
-    read = _cut_whole(name, stored) if published.whole else _parts(name, published, stored)
+    limits = _limits(largest_document, largest_inflation)
+    if path is None:
+        stored, content = _on_hub(name, published, streaming)
+    else:
+        stored, content = _in_files(name, published, Path(path), limits)
+    read = partial(_cut_whole if published.whole else _part, name, published, stored)
     clean = published.detokenize or _unchanged
-    found = _data_set(
-        name, _cleaned(read, clean, normalised), content, published.zero_shot, cache, layout, wrapped, normalised
-    )
+    cleaned = partial(_cleaned, read, clean, normalised)
+    found = _data_set(name, cleaned, content, published.zero_shot, cache, layout, wrapped, normalised)
     return replace(found, same={"test": "valid"} if published.parts.get("valid") == published.parts.get("test") else {})
 
 
@@ -130,35 +139,37 @@ def files(
     wrapped: bool = False,
     normalised: bool = False,
     fractions: Sequence[float] = _FRACTIONS,
+    largest_document: int = Limits().document,
+    largest_inflation: int = Limits().inflation,
 ) -> DataSet:
-    """Any text of one's own, a file or a folder of plain text, jsonl, parquet, arrow, CSV or zip, of any size.
+    """Any text of one's own, a file or a folder of plain text, jsonl, CSV, TSV, parquet, arrow or zip, of any size.
 
     A file belongs to the split that its name or its folder's says: train, valid (validation, val, dev) or test. If no
     name says any, all documents are split in order by `fractions` of the characters. column: what the text is called in
-    jsonl, parquet and arrow. documents_are: what a document of plain text is: "paragraphs" between blank lines, a
-    "line", or the "file". The rest as of `named`. Raises ValueError for data that is missing or not as expected.
+    all but plain text. documents_are: what a document of plain text is: "paragraphs" between blank lines, a "line", or
+    the "file". The rest as of `named`. Raises ValueError for data that is missing or not as expected.
     """
     _require(
         documents_are in ("paragraphs", "line", "file"),
         f"documents_are = {documents_are!r} must be paragraphs, line or file",
     )
     corpora.require_fractions(fractions)
+    limits = _limits(largest_document, largest_inflation)
     found = documents.find(path)
     unit: Unit = documents_are  # type: ignore[assignment]
-
-    def stored(split: str) -> Iterator[str]:
-        return _of_files(found.get(split, []), (column,), unit)
-
+    stored = partial(_of_split, found, (column,), unit, limits)
     if set(found) == {""}:
-        read = _by_fractions(lambda: stored(""), fractions, str(path))
+        read: Reader = _ByFractions(partial(stored, ""), fractions, str(path))
     else:
         missing = [split for split in _SPLITS if split not in found]
         _require(
             not missing, f"{path}: has files for {', '.join(filter(None, found))} but none for {', '.join(missing)}"
         )
+        unnamed = found.get("", [])
+        _require(not unnamed, f"{path}: {unnamed[0].name if unnamed else ''} says no split in its name, and others do")
         read = stored
     content = _digest(_content(Path(path), found), column, documents_are, repr(tuple(fractions)))
-    cleaned = _cleaned(read, _unchanged, normalised)
+    cleaned = partial(_cleaned, read, _unchanged, normalised)
     return _data_set(Path(path).stem, cleaned, content, "test", cache, layout, wrapped, normalised)
 
 
@@ -178,15 +189,11 @@ def _data_set(
     return DataSet(name, read, key, zero_shot, Path(cache), layout, wrapped)
 
 
-def _parts(name: str, published: Published, stored: Reader) -> Reader:
-    """Documents of our splits out of those that are stored."""
-
-    def read(split: str) -> Iterator[str]:
-        if split not in published.parts:
-            raise ValueError(f"{name} has no {split} split, only {', '.join(published.parts)}")
-        return _sliced(stored(published.parts[split].stored), published.parts[split], name)
-
-    return read
+def _part(name: str, published: Published, stored: Reader, split: str) -> Iterator[str]:
+    """Documents of one of our splits out of those that are stored."""
+    if split not in published.parts:
+        raise ValueError(f"{name} has no {split} split, only {', '.join(published.parts)}")
+    return _sliced(stored(published.parts[split].stored), published.parts[split], name)
 
 
 def _sliced(texts: Iterable[str], part: Part, name: str) -> Iterator[str]:
@@ -205,46 +212,44 @@ def _sliced(texts: Iterable[str], part: Part, name: str) -> Iterator[str]:
     )
 
 
-def _cut_whole(name: str, stored: Reader) -> Reader:
-    """One text, cut 90/5/5 by characters, however many splits it is stored in."""
-
-    def read(split: str) -> Iterator[str]:
-        text = "".join(stored("train"))
-        if len(text) != _TEXT8:  # else it is all there
-            text += "".join(chain(stored("valid"), stored("test")))
-        return iter(getattr(corpora.cut(text, _FRACTIONS, name), split))
-
-    return read
+def _cut_whole(name: str, published: Published, stored: Reader, split: str) -> Iterator[str]:
+    """A split of one text, cut 90/5/5 by characters, however many splits it is stored in."""
+    text = "".join(stored("train"))
+    if len(text) != _TEXT8:  # else it is all there
+        text += "".join(chain.from_iterable(stored(other) for other in published.parts if other != "train"))
+    return iter(getattr(corpora.cut(text, _FRACTIONS, name), split))
 
 
-def _by_fractions(texts: Callable[[], Iterator[str]], fractions: Sequence[float], source: str) -> Reader:
+@dataclass(frozen=True, eq=False)
+class _ByFractions:
     """Documents in order, split by fractions of their characters, which are counted first."""
 
-    @lru_cache(maxsize=1)
-    def places() -> tuple[int, int, int]:
-        sizes = [len(text) for text in texts() if text.strip()]
-        _require(len(sizes) >= 3, f"{source}: {len(sizes)} documents are too few to be split in three")
-        return *corpora.split_places(sizes, fractions), len(sizes)
+    texts: Callable[[], Iterator[str]]
+    fractions: Sequence[float]
+    source: str
 
-    def read(split: str) -> Iterator[str]:
-        first, second, count = places()
+    @cached_property
+    def places(self) -> tuple[int, int, int]:
+        sizes = [len(text) for text in self.texts() if text.strip()]
+        _require(len(sizes) >= 3, f"{self.source}: {len(sizes)} documents are too few to be split in three")
+        return *corpora.split_places(sizes, self.fractions), len(sizes)
+
+    def __call__(self, split: str) -> Iterator[str]:
+        first, second, count = self.places
         start, end = {"train": (0, first), "valid": (first, second), "test": (second, count)}[split]
-        return islice((text for text in texts() if text.strip()), start, end)
-
-    return read
+        return islice((text for text in self.texts() if text.strip()), start, end)
 
 
-def _cleaned(read: Reader, clean: Detokenizer, normalised: bool) -> Reader:
-    if normalised:
-        return lambda split: (corpora.normalise(clean(text)) for text in read(split) if text.strip())
-    return lambda split: (clean(text) for text in read(split) if text.strip())
+def _cleaned(read: Reader, clean: Detokenizer, normalised: bool, split: str) -> Iterator[str]:
+    cleaned = (clean(text) for text in read(split) if text.strip())
+    return map(corpora.normalise, cleaned) if normalised else cleaned
 
 
 def _unchanged(text: str) -> str:
     return text
 
 
-def _in_files(name: str, published: Published, path: Path) -> tuple[Reader, str]:
+def _in_files(name: str, published: Published, path: Path, limits: Limits) -> tuple[Reader, str]:
     """What a set's own files hold by stored split, and what they are."""
     own = path / (published.folder or published.config or "")
     path = own if own.is_dir() else path  # a copy of the repository, with other sets beside this one
@@ -253,37 +258,61 @@ def _in_files(name: str, published: Published, path: Path) -> tuple[Reader, str]
         split: [file for file in inside if not file.name.startswith(published.beside)]
         for split, inside in found.items()
     }
+    return partial(_stored, name, published, path, found, limits), _digest(name, _content(path, found))
+
+
+def _stored(
+    name: str,
+    published: Published,
+    path: Path,
+    found: Mapping[str, Sequence[Path]],
+    limits: Limits,
+    split: str,
+) -> Iterator[str]:
     wanted = {"train"} if published.whole else {part.stored for part in published.parts.values()}
-
-    def stored(split: str) -> Iterator[str]:
-        unnamed = found.get("", []) if wanted == {split} else []  # a set of one stored split need not name it
-        inside = found.get(split, unnamed)
-        optional = published.whole and split not in wanted
-        _require(bool(inside) or optional, f"{path}: no file of {name} says {split} in its name or its folder's")
-        return _of_files(inside, published.columns, published.unit)
-
-    return stored, _digest(name, _content(path, found))
+    unnamed = found.get("", []) if wanted == {split} else []  # a set of one stored split need not name it
+    inside = found.get(split, unnamed)
+    optional = published.whole and split not in wanted
+    _require(bool(inside) or optional, f"{path}: no file of {name} says {split} in its name or its folder's")
+    return _of_files(inside, published.columns, published.unit, limits)
 
 
-def _of_files(inside: Sequence[Path], columns: tuple[str, ...], unit: Unit) -> Iterator[str]:
-    return chain.from_iterable(documents.read(file, columns, unit) for file in inside)
+def _of_split(
+    found: Mapping[str, Sequence[Path]], columns: tuple[str, ...], unit: Unit, limits: Limits, split: str
+) -> Iterator[str]:
+    return _of_files(found.get(split, []), columns, unit, limits)
+
+
+def _of_files(inside: Sequence[Path], columns: tuple[str, ...], unit: Unit, limits: Limits) -> Iterator[str]:
+    return chain.from_iterable(documents.read(file, columns, unit, limits) for file in inside)
+
+
+def _limits(document: int, inflation: int) -> Limits:
+    for name, value in (("largest_document", document), ("largest_inflation", inflation)):
+        _require(isinstance(value, int) and value >= 1, f"{name} = {value!r} must be a whole number from 1 on")
+    return Limits(document, inflation)
 
 
 def _on_hub(name: str, published: Published, streaming: bool) -> tuple[Reader, str]:
     """What the hub holds by stored split, and its revision."""
-    where: dict[str, Any] = {"name": published.config, "data_dir": published.folder, "revision": published.revision}
     hub = _hub()
-    builder = _asked(name, published, lambda: hub.load_dataset_builder(published.repository, **where))
+    builder = _asked(name, published, lambda: hub.load_dataset_builder(published.repository, **_where(published)))
+    read = partial(_from_hub, name, published, streaming)
+    return read, _digest(name, published.repository, str(builder.hash))
 
-    def stored(split: str) -> Iterator[str]:
-        asked = {**where, "split": _HUB_NAMES[split], "streaming": streaming}
-        rows = _asked(name, published, lambda: hub.load_dataset(published.repository, **asked))
-        names = list(rows.features or next(iter(rows)))
-        column = documents.column_of(names, published.columns, f"{name}: {published.repository}")
-        for batch in rows.select_columns([column]).iter(_ROWS_AT_ONCE):
-            yield from documents.texts(batch[column], f"{name}: {published.repository}")
 
-    return stored, _digest(name, published.repository, str(builder.hash))
+def _from_hub(name: str, published: Published, streaming: bool, split: str) -> Iterator[str]:
+    asked = {**_where(published), "split": _HUB_NAMES[split], "streaming": streaming}
+    hub = _hub()
+    rows = _asked(name, published, lambda: hub.load_dataset(published.repository, **asked))
+    names = list(rows.features or next(iter(rows)))
+    column = column_of(names, published.columns, f"{name}: {published.repository}")
+    for batch in rows.select_columns([column]).iter(_ROWS_AT_ONCE):
+        yield from documents.texts(batch[column], f"{name}: {published.repository}")
+
+
+def _where(published: Published) -> dict[str, Any]:
+    return {"name": published.config, "data_dir": published.folder, "revision": published.revision}
 
 
 def _hub() -> Any:

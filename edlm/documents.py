@@ -1,4 +1,4 @@
-"""Files to documents, one at a time: plain text, JSON lines, parquet, arrow, CSV, zip.
+"""Files to documents, one at a time: plain text, JSON lines, CSV, each also compressed, parquet, arrow, zip.
 
 A file is never held whole, unless all of it is asked for as one document, `unit="file"`. Every error is a ValueError
 of one line that names the file, the place in it, and what would be right.
@@ -7,134 +7,127 @@ of one line that names the file, the place in it, and what would be right.
 import csv
 import json
 import re
+import reprlib
+import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from edlm import columns as of_columns
+from edlm import folders, formats
+from edlm.formats import Limits
+
 Unit = Literal["paragraphs", "line", "file", "record"]
 
-_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
-    **dict.fromkeys(("test", "heldout"), "test"),
-}
-_NO_TEXT = {".md", ".py", ".yaml", ".yml", ".lock", ".gitattributes", ".html"}
-_NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_NOT_PLAIN = {".jsonl", ".json", ".parquet", ".arrow", ".csv", ".zip"}
-_ROWS_AT_ONCE = 1024
-_SHOWN_COLUMNS = 12
+_BLANK_LINES = re.compile(r"^\s*\n", re.MULTILINE)  # as many as follow each other
+_LINES = re.compile(r"[^\n]*\n|[^\n]+")
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_ORDINARY = Limits()
 
 
 def find(path: str | Path) -> dict[str, list[Path]]:
     """The data files at a path by split, in the order of their names: a file, or a folder with all below it.
 
     A file belongs to the split that its name says (`wiki.valid.raw`, `train-00000-of-00002.parquet`), else to the one
-    that the nearest folder says (`validation/0000.parquet`), else to "". Raises ValueError if there is no data file.
+    that the nearest folder says (`validation/0000.parquet`), else to "". Of a folder that `datasets` has saved, the
+    files are read that it names. Raises ValueError if there is no data file, and for a file of an unknown suffix, a
+    pipe, a device, or a folder that links lead to twice.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: no such file or folder")
-    inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     found: dict[str, list[Path]] = {}
-    for file in inside:
+    for file in folders.data_files(path):
         parts = file.relative_to(path).parts if path.is_dir() else (path.name,)
-        hidden = any(part.startswith(".") for part in parts)
-        if not (hidden or file.suffix in _NO_TEXT or file.name in _NO_DATA):
-            found.setdefault(_split_of(parts), []).append(file)
+        formats.require_kind(file)
+        formats.require_file(file)
+        found.setdefault(_split_of(parts), []).append(file)
     if not found:
-        raise ValueError(f"{path}: no data file there; expected txt, jsonl, parquet, arrow, csv or zip")
+        raise ValueError(f"{path}: no data file there; expected {formats.READ}")
     return found
 
 
-def read(file: Path, columns: Sequence[str] = ("text",), unit: Unit = "paragraphs") -> Iterator[str]:
-    """The documents of a file, in order, the empty ones too.
+def read(
+    file: Path, columns: Sequence[str] = ("text",), unit: Unit = "paragraphs", limits: Limits = _ORDINARY
+) -> Iterator[str]:
+    """The documents of a file, in order, the empty ones too, but no blank lines.
 
     columns: those that may hold the text of jsonl, parquet and arrow, of which the first that is there is read; a list
     of texts there is joined by line breaks. unit: what a document of a plain text is, paragraphs between blank lines, a
-    line with its line break, or the file. A zip file holds plain texts. A CSV file is as AG News has it: no header, the
-    number of a class, and after it columns that are joined by spaces.
+    line with its line break, or the file. A zip file holds plain texts. A CSV or TSV file begins with a row that names
+    such a column, or is as AG News has it: no header, the number of a class, and after it columns that are joined by
+    spaces. limits: how much one document, and one file, may take.
     """
-    readers: dict[str, Callable[[], Iterator[str]]] = {
-        ".jsonl": lambda: _json_lines(file, columns),
-        ".json": lambda: _json_lines(file, columns),
-        ".parquet": lambda: _parquet(file, columns),
-        ".arrow": lambda: _arrow(file, columns),
-        ".csv": lambda: _csv(file),
-        ".zip": lambda: _zip(file, unit),
-    }
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file")
-    if file.suffix in readers:
-        return readers[file.suffix]()
-    return _json_lines(file, columns) if unit == "record" else _text_file(file, unit)
+    kind = formats.require_kind(file).format
+    formats.require_file(file)
+    if kind == "parquet":
+        return texts(of_columns.parquet(file, columns, limits), str(file))
+    if kind == "arrow":
+        return texts(of_columns.arrow(file, columns, limits), str(file))
+    if kind == "zip":
+        return _zip(file, unit, limits)
+    if kind in _DELIMITERS:
+        return _csv(file, columns, _DELIMITERS[kind], limits)
+    if kind == "json" or unit == "record":
+        return _json_lines(file, columns, limits)
+    return _text_file(file, unit, limits)
 
 
 def _split_of(parts: Sequence[str]) -> str:
     for part in reversed(parts):
         for word in re.findall("[a-z]+", part.lower()):
-            if word in _WORDS:
-                return _WORDS[word]
+            if word in formats.SPLIT_WORDS:
+                return formats.SPLIT_WORDS[word]
     return ""
 
 
-def _text_file(file: Path, unit: Unit) -> Iterator[str]:
-    with file.open("rb") as content:
-        yield from _documents(content, str(file), unit)
+def _text_file(file: Path, unit: Unit, limits: Limits) -> Iterator[str]:
+    with formats.opened(file, limits) as content:
+        yield from _documents(formats.blocks(content, str(file), limits), unit, str(file), limits)
 
 
-def _zip(file: Path, unit: Unit) -> Iterator[str]:
+def _zip(file: Path, unit: Unit, limits: Limits) -> Iterator[str]:
+    size = formats.require_file(file)
     try:
         with zipfile.ZipFile(file) as archive:
-            for name in sorted(archive.namelist()):
-                if Path(name).suffix in _NOT_PLAIN:
-                    raise ValueError(f"{file}: {name} must be plain text; unpack the zip file to have it read")
-                if not name.endswith("/"):
-                    with archive.open(name) as content:
-                        yield from _documents(content, f"{file}: {name}", unit)
-    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:  # the last: a password, a method
+            entries = [entry for entry in archive.infolist() if folders.is_data(entry.filename)]
+            limits.require_inflation(sum(entry.file_size for entry in entries), size, str(file))
+            for entry in entries:
+                if formats.kind_of(Path(entry.filename).name) != formats.PLAIN_TEXT:
+                    raise ValueError(
+                        f"{file}: {entry.filename} must be plain text; unpack the zip file to have it read"
+                    )
+            for entry in sorted(entries, key=lambda entry: entry.filename):
+                where = f"{file}: {entry.filename}"
+                with archive.open(entry) as content:
+                    inside = formats.inflated(content, where, size, limits)
+                    yield from _documents(formats.blocks(inside, where, limits), unit, where, limits)
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, OSError) as error:  # RuntimeError: a password
         raise ValueError(f"{file}: no zip file that can be read ({error})") from error
 
 
-def _documents(content: IO[bytes], where: str, unit: Unit) -> Iterator[str]:
-    lines = _lines(content, where)
+def _documents(blocks: Iterator[str], unit: Unit, where: str, limits: Limits) -> Iterator[str]:
     if unit == "line":
-        yield from lines
-    elif unit == "file":
-        yield "".join(lines)
-    else:
-        yield from _paragraphs(lines)
+        for block in blocks:
+            yield from _LINES.findall(_BLANK_LINES.sub("", block))
+        return
+    parts: list[str] = []
+    size = 0
+    for block in blocks:
+        for number, part in enumerate([block] if unit == "file" else _BLANK_LINES.split(block)):
+            if number and parts:
+                yield "".join(parts).strip()
+                parts, size = [], 0
+            size += len(part)
+            limits.require_document(size, where)
+            parts += [part] * bool(part)
+    yield "".join(parts) if unit == "file" else "".join(parts).strip()
 
 
-def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
-    paragraph: list[str] = []
-    for line in lines:
-        if line.strip():
-            paragraph.append(line)
-        elif paragraph:
-            yield "".join(paragraph).strip()
-            paragraph = []
-    yield "".join(paragraph).strip()
-
-
-def _lines(content: IO[bytes], where: str) -> Iterator[str]:
-    """Lines with their line breaks, which are made \\n; no character of UTF-8 but the line break has its byte."""
-    offset = 0
-    for line in content:
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            place = f"byte {line[error.start]:#04x} at offset {offset + error.start}"
-            raise ValueError(f"{where}: not UTF-8, {place}") from error
-        text = text.removeprefix("\ufeff") if offset == 0 else text
-        offset += len(line)
-        yield f"{text[:-2]}\n" if text.endswith("\r\n") else text
-
-
-def _json_lines(file: Path, columns: Sequence[str]) -> Iterator[str]:
-    with file.open("rb") as content:
-        for number, line in enumerate(_lines(content, str(file)), start=1):
+def _json_lines(file: Path, columns: Sequence[str], limits: Limits) -> Iterator[str]:
+    with formats.opened(file, limits) as content:
+        for number, line in enumerate(formats.lines(content, str(file), limits), start=1):
             if line.strip():
                 where = f"{file}: line {number}"
                 try:
@@ -142,73 +135,51 @@ def _json_lines(file: Path, columns: Sequence[str]) -> Iterator[str]:
                 except (ValueError, RecursionError) as error:
                     raise ValueError(f"{where} is not JSON, one record to a line ({error})") from error
                 if not isinstance(record, dict):
-                    raise ValueError(f"{where} must be a record with the column {_either(columns)}")
-                yield _text(record[column_of(list(record), columns, where)], where)
+                    raise ValueError(f"{where} must be a record with the column {of_columns.either(columns)}")
+                yield _text(record[of_columns.column_of(list(record), columns, where)], where)
 
 
-def _parquet(file: Path, columns: Sequence[str]) -> Iterator[str]:
-    arrow, parquet = _pyarrow(file)
-    try:
-        table = parquet.ParquetFile(file)
-        column = column_of(table.schema_arrow.names, columns, str(file))
-        for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[column]):
-            yield from texts(_values(batch.column(column), str(file)), str(file))
-    except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: no parquet file that can be read ({error})") from error
-
-
-def _arrow(file: Path, columns: Sequence[str]) -> Iterator[str]:
-    """What `datasets` writes by `save_to_disk`."""
-    arrow, _ = _pyarrow(file)
-    try:
-        with arrow.memory_map(str(file)) as content, arrow.ipc.open_stream(content) as batches:
-            column = column_of(batches.schema.names, columns, str(file))
-            for batch in batches:
-                yield from texts(_values(batch.column(column), str(file)), str(file))
-    except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: no arrow file that can be read ({error})") from error
-
-
-def _values(column: Any, where: str) -> list[Any]:
-    try:
-        values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError as error:  # those who wrote the file need not have checked it
-        raise ValueError(f"{where}: not UTF-8, byte {error.object[error.start]:#04x} in a text") from error
-    return values
-
-
-def _csv(file: Path) -> Iterator[str]:
-    try:
-        with file.open("rb") as content:
-            for row in csv.reader(_lines(content, str(file)), skipinitialspace=True, strict=True):
+def _csv(file: Path, columns: Sequence[str], delimiter: str, limits: Limits) -> Iterator[str]:
+    with formats.opened(file, limits) as content:
+        rows = _rows(content, str(file), delimiter, limits)
+        first = next(rows, ["0", ""])
+        if first[0].isdecimal():
+            for row in chain([first], rows):
                 if len(row) < 2:
                     raise ValueError(f"{file}: a row of {len(row)} columns; expected a class and one or more texts")
                 if not row[0].isdecimal():
-                    raise ValueError(f"{file}: {row[0]!r:.60} must be the number of a class, and no row a header")
+                    raise ValueError(f"{file}: {row[0]!r:.60} must be the number of a class, as in the rows above")
                 yield " ".join(row[1:])
-    except csv.Error as error:
-        raise ValueError(f"{file}: not CSV ({error})") from error
+            return
+        place = first.index(of_columns.column_of(first, columns, str(file)))
+        for row in rows:
+            if len(row) != len(first):
+                raise ValueError(f"{file}: a row of {len(row)} columns below a header of {len(first)}")
+            yield row[place]
 
 
-def _pyarrow(file: Path) -> tuple[Any, Any]:
+def _rows(content: IO[bytes], where: str, delimiter: str, limits: Limits) -> Iterator[list[str]]:
+    """Rows that are not empty, none of them of more than a record's size."""
+    csv.field_size_limit(sys.maxsize)  # else the whole process refuses a text of 131,072 characters; ours are counted
+    size = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal size
+        for line in formats.lines(content, where, limits):
+            size += len(line)
+            limits.require_record(size, where)
+            yield line
+
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(f"{file}: reading it needs pyarrow: pip install 'edlm-torch[data]'") from error
-    return pyarrow, pyarrow.parquet
+        for row in csv.reader(counted(), delimiter=delimiter, skipinitialspace=delimiter == ",", strict=True):
+            size = 0
+            if row:
+                yield row
+    except csv.Error as error:
+        raise ValueError(f"{where}: not CSV ({error})") from error
 
 
-def column_of(names: Sequence[str], wanted: Sequence[str], where: str) -> str:
-    """The first of the wanted columns that is there. Raises ValueError naming those that are, and those wanted."""
-    for column in wanted:
-        if column in names:
-            return column
-    shown = ", ".join(names[:_SHOWN_COLUMNS]) + (", ..." if len(names) > _SHOWN_COLUMNS else "")
-    raise ValueError(f"{where} has the columns {shown or '(none)'}; expected {_either(wanted)}")
-
-
-def texts(values: Sequence[Any], where: str) -> Iterator[str]:
+def texts(values: Iterable[Any], where: str) -> Iterator[str]:
     """Texts out of a column's values: null is no text, a list of texts is joined by line breaks, all else an error."""
     return (_text(value, where) for value in values)
 
@@ -219,9 +190,5 @@ def _text(value: Any, where: str) -> str:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return "\n".join(value)
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {value!r:.60} must be a text")
+        raise ValueError(f"{where}: {reprlib.repr(value)} must be a text")
     return value
-
-
-def _either(columns: Sequence[str]) -> str:
-    return " or ".join(repr(column) for column in columns)

@@ -4,17 +4,15 @@ A text is retokenised by the judge and cut into pieces of the judge's context, e
 the generative perplexity of Lou et al. 2023, Sahoo et al. 2024 and Xu et al. 2025 is. Nothing is padded.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from edlm import categorical, checkpoints, decoders, energies, large
+from edlm import categorical, checkpoints, decoders, energies, large, tokenizer_files
 from edlm.likelihoods import Estimate
 from edlm.networks import Transformer
 from edlm.vocabulary import Vocabulary
@@ -72,7 +70,8 @@ def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
         return log_p.cpu()
 
     def encode(text: str) -> Tensor:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        # text that spells a special token is text
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         unknown = tokenizer.unk_token_id in ids and tokenizer.unk_token not in text
         if unknown or (text and not ids):
             raise ValueError(f"judge = {name!r} cannot spell the text {text[:40]!r}")
@@ -120,10 +119,7 @@ def torchtune_decoder(folder: str | Path, device: torch.device, batch_size: int 
     """
     file = Path(folder) / "tokenizer.json"
     network = decoders.load(large.read_autoregressive(folder, _CONTEXT)).to(device)
-    content = checkpoints.read_json(file)
-    content.update(truncation=None, padding=None)  # a file may ask to cut and pad every text
-    tokenizer = Tokenizer.from_str(json.dumps(content))
-    tokenizer.encode_special_tokens = True  # text that spells a special token is text
+    tokenizer = tokenizer_files.read(file)
 
     def score(tokens: Tensor) -> Tensor:
         tokens = tokens.to(device)

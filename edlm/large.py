@@ -17,8 +17,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from edlm import checkpoints, decoders
+from edlm import checkpoints, decoders, formats
 from edlm.decoders import Blueprint, DecoderNetwork, bidirectional
+from edlm.tokenizer_files import LARGEST_FILE
 from edlm.vocabulary import Vocabulary
 
 # Names of LLaDA's parameters as a Llama's: those above the blocks, and those of block i.
@@ -86,17 +87,23 @@ def read_autoregressive(
     return _read(Path(folder), families, max_length)
 
 
-def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> Vocabulary:
+def load_vocabulary(
+    folder: str | Path, tokenizer: str | Path | None = None, largest_file: int = LARGEST_FILE
+) -> Vocabulary:
     """The vocabulary of such a folder: its `tokenizer.json`, or another one, and the special ids of its config.
 
     Special tokens of the tokenizer from the mask's id on are left out, as no text stands for them; `size` counts the
     ids of the network. Dream's folder has no `tokenizer.json`: give that of Qwen 2.5, which Dream extends.
+    largest_file: bytes that the tokenizer's may have.
     Raises ValueError naming what is missing.
     """
     folder = Path(folder)
     config = checkpoints.read_json(folder / "config.json")
     mask_id = int(_need(folder, config, "mask_token_id"))
-    content = checkpoints.read_json(Path(tokenizer or folder / "tokenizer.json"))
+    file = Path(tokenizer or folder / "tokenizer.json")
+    if file.exists():
+        formats.require_size(file, largest_file, "largest_file")
+    content = checkpoints.read_json(file)
     content["added_tokens"] = [token for token in content.get("added_tokens", []) if token["id"] < mask_id]
     content.update(truncation=None, padding=None)  # a file may ask to cut and pad every text
     words = Tokenizer.from_str(json.dumps(content))
@@ -109,21 +116,29 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
 def require_same_tokens(vocabulary: Vocabulary, folder: str | Path) -> None:
     """Raise ValueError if the `tokenizer.json` of a folder, where there is one, gives text other ids than ours.
 
-    Special tokens are not compared: Dream has two that Qwen 2.5 has not.
+    Compared is all that decides an id: the normaliser, the cut into words, the model and the tokens added to it.
+    Special ones are not: Dream has two that Qwen 2.5 has not, and no text is encoded to them.
     """
     file = Path(folder) / "tokenizer.json"
     if not file.is_file():
         return
-    ours = json.loads(vocabulary.tokenizer.to_str())["model"]
-    theirs = checkpoints.read_json(file).get("model")
-    if not isinstance(theirs, dict) or _words_and_merges(ours) != _words_and_merges(theirs):
+    if _deciding(vocabulary.tokenizer.to_str()) != _deciding(json.dumps(checkpoints.read_json(file))):
         raise ValueError(f"{file}: another tokenizer than the denoiser's, so a token means another text to each")
 
 
-def _words_and_merges(model: Mapping[str, Any]) -> tuple[Any, list[Any]]:
-    """What decides a text's ids. Merges are pairs; older files have them as texts with a space between."""
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges") or []]
-    return model.get("vocab"), merges
+def _deciding(content: str) -> dict[str, Any] | None:
+    """What decides a text's ids, in the form of this version of `tokenizers`; None if it is no tokenizer."""
+    try:
+        parts = json.loads(Tokenizer.from_str(content).to_str(), object_hook=_without_offsets)
+    except Exception:  # `tokenizers` raises nothing more specific
+        return None
+    added = {token["content"]: token["id"] for token in parts["added_tokens"] if not token["special"]}
+    return {"added": added, **{name: parts[name] for name in ("normalizer", "pre_tokenizer", "model")}}
+
+
+def _without_offsets(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a tokenizer but for what changes the places of tokens alone."""
+    return {name: value for name, value in part.items() if not (name == "trim_offsets" and part.get("type"))}
 
 
 def _read(folder: Path, families: Mapping[str, Callable[..., Blueprint]], max_length: int) -> Blueprint:

@@ -4,6 +4,7 @@ What is where is arithmetic on block numbers, so that one file of tokens serves 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -87,33 +88,26 @@ def rows(tokens: Tokens, vocabulary: Vocabulary, length: int, layout: Layout, wr
         _require(
             enough, f"{name}: {total} tokens are fewer than one block of length = {length}, and there is no pad id"
         )
-        spans, count = _packed(total, room), -(-total // room)
+        spans, count = partial(_packed, total=total, room=room), -(-total // room)
     else:
         _require(vocabulary.pad_id is not None, "layout = 'padded' needs a vocabulary with a pad id")
         ends = (-((tokens.bounds[:, 0] - tokens.bounds[:, 1]) // room)).cumsum(0)
-        spans, count = _padded(tokens.bounds, ends, room), int(ends[-1])
+        spans, count = partial(_padded, bounds=tokens.bounds, ends=ends, room=room), int(ends[-1])
     return TokenRows(tokens, count, length, spans, wrap, vocabulary.pad_id)
 
 
-def _packed(total: int, room: int) -> Callable[[Tensor], _Span]:
-    def spans(number: Tensor) -> _Span:
-        start = (number * room).clamp(max=max(total - room, 0))
-        return _Span(start, torch.full_like(start, min(total, room)))
-
-    return spans
+def _packed(number: Tensor, total: int, room: int) -> _Span:
+    start = (number * room).clamp(max=max(total - room, 0))
+    return _Span(start, torch.full_like(start, min(total, room)))
 
 
-def _padded(bounds: Tensor, ends: Tensor, room: int) -> Callable[[Tensor], _Span]:
+def _padded(number: Tensor, bounds: Tensor, ends: Tensor, room: int) -> _Span:
     """`ends` (documents,): how many blocks a document and those before it fill."""
-
-    def spans(number: Tensor) -> _Span:
-        document = torch.searchsorted(ends, number, right=True)
-        first, last = bounds[document].unbind(-1)
-        blocks = -((first - last) // room)
-        start = first + (number - (ends[document] - blocks)) * room
-        return _Span(start, (last - start).clamp(max=room))
-
-    return spans
+    document = torch.searchsorted(ends, number, right=True)
+    first, last = bounds[document].unbind(-1)
+    blocks = -((first - last) // room)
+    start = first + (number - (ends[document] - blocks)) * room
+    return _Span(start, (last - start).clamp(max=room))
 
 
 def _require(condition: bool, message: str) -> None:

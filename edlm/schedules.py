@@ -6,12 +6,14 @@ t = 0 (data) to 0 at t = 1 (all masks), up to the `eps` or `sigma` limits of the
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _NO_TOKEN_LEFT = 1e-12  # float64 gives cos(pi / 2) = 6e-17; the published schedules end at 2e-9 or more
+_HALF_PI = math.pi / 2
 _TIME_ROUNDING = 1e-9  # a window that ends at a time of the grid, 0.56 of 100 steps, includes it however it is rounded
 
 
@@ -19,7 +21,7 @@ class Schedule(NamedTuple):
     """`alpha`: t in [0, 1] to the kept fraction; `alpha_slope`: d alpha / dt <= 0; `inverse`: alpha to t.
 
     Laws: `alpha` decreases; `alpha_slope` is its derivative; `inverse(alpha(t)) = t`. Each maps a tensor to a tensor
-    of the same shape and type.
+    of the same shape and type. Those built here are functions of this module with their numbers, so they pickle.
     """
 
     alpha: Callable[[Tensor], Tensor]
@@ -34,34 +36,19 @@ def log_linear(eps: float = 0.0) -> Schedule:
     Raises ValueError unless 0 <= eps < 1.
     """
     _require(0.0 <= eps < 1.0, f"log_linear: eps = {eps} must lie in [0, 1)")
-    rate = 1.0 - eps
-    return Schedule(
-        alpha=lambda t: 1.0 - rate * t,
-        alpha_slope=lambda t: torch.full_like(t, -rate),
-        inverse=lambda alpha: (1.0 - alpha) / rate,
-    )
+    return _schedule(_log_linear_alpha, _log_linear_slope, _log_linear_inverse, rate=1.0 - eps)
 
 
 def cosine(eps: float = 0.0) -> Schedule:
     """`alpha(t) = eps + (1 - eps) cos(pi t / 2)`. Raises ValueError unless 0 <= eps < 1."""
     _require(0.0 <= eps < 1.0, f"cosine: eps = {eps} must lie in [0, 1)")
-    rate, half_pi = 1.0 - eps, math.pi / 2
-    return Schedule(
-        alpha=lambda t: (eps + rate * torch.cos(half_pi * t)).clamp(min=0.0),  # float32 gives cos(pi / 2) < 0
-        alpha_slope=lambda t: -rate * half_pi * torch.sin(half_pi * t),
-        inverse=lambda alpha: torch.acos(((alpha - eps) / rate).clamp(0.0, 1.0)) / half_pi,
-    )
+    return _schedule(_cosine_alpha, _cosine_slope, _cosine_inverse, eps=eps, rate=1.0 - eps)
 
 
 def cosine_squared(eps: float = 0.0) -> Schedule:
     """`alpha(t) = eps + (1 - eps) cos(pi t / 2)^2`. Raises ValueError unless 0 <= eps < 1."""
     _require(0.0 <= eps < 1.0, f"cosine_squared: eps = {eps} must lie in [0, 1)")
-    rate, half_pi = 1.0 - eps, math.pi / 2
-    return Schedule(
-        alpha=lambda t: eps + rate * torch.cos(half_pi * t) ** 2,
-        alpha_slope=lambda t: -rate * half_pi * torch.sin(math.pi * t),
-        inverse=lambda alpha: torch.acos(((alpha - eps) / rate).clamp(0.0, 1.0).sqrt()) / half_pi,
-    )
+    return _schedule(_cosine_squared_alpha, _cosine_squared_slope, _cosine_squared_inverse, eps=eps, rate=1.0 - eps)
 
 
 def linear(sigma_min: float = 0.001, sigma_max: float = 7.0) -> Schedule:
@@ -72,11 +59,7 @@ def linear(sigma_min: float = 0.001, sigma_max: float = 7.0) -> Schedule:
     """
     _require(0.0 <= sigma_min < sigma_max, f"linear: need 0 <= sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
     rate = sigma_max - sigma_min
-    return Schedule(
-        alpha=lambda t: torch.exp(-(sigma_min + rate * t)),
-        alpha_slope=lambda t: -rate * torch.exp(-(sigma_min + rate * t)),
-        inverse=lambda alpha: (-alpha.log() - sigma_min) / rate,
-    )
+    return _schedule(_linear_alpha, _linear_slope, _linear_inverse, sigma_min=sigma_min, rate=rate)
 
 
 def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Schedule:
@@ -88,24 +71,13 @@ def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Schedule:
     _require(0.0 < sigma_min < sigma_max, f"geometric: need 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
     log_ratio = math.log(sigma_max / sigma_min)
 
-    def sigma(t: Tensor) -> Tensor:
-        return sigma_min * torch.exp(log_ratio * t)
-
-    return Schedule(
-        alpha=lambda t: torch.exp(-sigma(t)),
-        alpha_slope=lambda t: -log_ratio * sigma(t) * torch.exp(-sigma(t)),
-        inverse=lambda alpha: torch.log(-alpha.log() / sigma_min) / log_ratio,
-    )
+    return _schedule(_geometric_alpha, _geometric_slope, _geometric_inverse, sigma_min=sigma_min, log_ratio=log_ratio)
 
 
 def polynomial(power: float = 2.0) -> Schedule:
     """`alpha(t) = 1 - t^power`. Raises ValueError unless power >= 1 (below it the slope at 0 is infinite)."""
     _require(power >= 1.0, f"polynomial: power = {power} must be at least 1")
-    return Schedule(
-        alpha=lambda t: 1.0 - t**power,
-        alpha_slope=lambda t: -power * t ** (power - 1.0),
-        inverse=lambda alpha: (1.0 - alpha) ** (1.0 / power),
-    )
+    return _schedule(_polynomial_alpha, _polynomial_slope, _polynomial_inverse, power=power)
 
 
 def sigma(schedule: Schedule, t: Tensor) -> Tensor:
@@ -186,6 +158,89 @@ def importance_weight(schedule: Schedule, t: Tensor, low: float = 1e-3) -> Tenso
 def _log_masked(schedule: Schedule, t: float, like: Tensor) -> Tensor:
     """`log(1 - alpha(t))`, a float64 scalar on the device of `like`."""
     return torch.log1p(-schedule.alpha(torch.full((), t, dtype=torch.float64, device=like.device)))
+
+
+def _schedule(
+    alpha: Callable[..., Tensor], slope: Callable[..., Tensor], inverse: Callable[..., Tensor], **numbers: float
+) -> Schedule:
+    return Schedule(*(partial(function, **numbers) for function in (alpha, slope, inverse)))
+
+
+def _log_linear_alpha(t: Tensor, rate: float) -> Tensor:
+    return 1.0 - rate * t
+
+
+def _log_linear_slope(t: Tensor, rate: float) -> Tensor:
+    return torch.full_like(t, -rate)
+
+
+def _log_linear_inverse(alpha: Tensor, rate: float) -> Tensor:
+    return (1.0 - alpha) / rate
+
+
+def _cosine_alpha(t: Tensor, eps: float, rate: float) -> Tensor:
+    return (eps + rate * torch.cos(_HALF_PI * t)).clamp(min=0.0)  # float32 gives cos(pi / 2) < 0
+
+
+def _cosine_slope(t: Tensor, eps: float, rate: float) -> Tensor:
+    return -rate * _HALF_PI * torch.sin(_HALF_PI * t)
+
+
+def _cosine_inverse(alpha: Tensor, eps: float, rate: float) -> Tensor:
+    return torch.acos(((alpha - eps) / rate).clamp(0.0, 1.0)) / _HALF_PI
+
+
+def _cosine_squared_alpha(t: Tensor, eps: float, rate: float) -> Tensor:
+    return eps + rate * torch.cos(_HALF_PI * t) ** 2
+
+
+def _cosine_squared_slope(t: Tensor, eps: float, rate: float) -> Tensor:
+    return -rate * _HALF_PI * torch.sin(math.pi * t)
+
+
+def _cosine_squared_inverse(alpha: Tensor, eps: float, rate: float) -> Tensor:
+    return torch.acos(((alpha - eps) / rate).clamp(0.0, 1.0).sqrt()) / _HALF_PI
+
+
+def _linear_alpha(t: Tensor, sigma_min: float, rate: float) -> Tensor:
+    return torch.exp(-(sigma_min + rate * t))
+
+
+def _linear_slope(t: Tensor, sigma_min: float, rate: float) -> Tensor:
+    return -rate * torch.exp(-(sigma_min + rate * t))
+
+
+def _linear_inverse(alpha: Tensor, sigma_min: float, rate: float) -> Tensor:
+    return (-alpha.log() - sigma_min) / rate
+
+
+def _geometric_sigma(t: Tensor, sigma_min: float, log_ratio: float) -> Tensor:
+    return sigma_min * torch.exp(log_ratio * t)
+
+
+def _geometric_alpha(t: Tensor, sigma_min: float, log_ratio: float) -> Tensor:
+    return torch.exp(-_geometric_sigma(t, sigma_min, log_ratio))
+
+
+def _geometric_slope(t: Tensor, sigma_min: float, log_ratio: float) -> Tensor:
+    level = _geometric_sigma(t, sigma_min, log_ratio)
+    return -log_ratio * level * torch.exp(-level)
+
+
+def _geometric_inverse(alpha: Tensor, sigma_min: float, log_ratio: float) -> Tensor:
+    return torch.log(-alpha.log() / sigma_min) / log_ratio
+
+
+def _polynomial_alpha(t: Tensor, power: float) -> Tensor:
+    return 1.0 - t**power
+
+
+def _polynomial_slope(t: Tensor, power: float) -> Tensor:
+    return -power * t ** (power - 1.0)
+
+
+def _polynomial_inverse(alpha: Tensor, power: float) -> Tensor:
+    return (1.0 - alpha) ** (1.0 / power)
 
 
 def _require(condition: bool, message: str) -> None:

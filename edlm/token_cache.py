@@ -32,11 +32,16 @@ class Tokens(NamedTuple):
     """The ids of a split, mapped from disk.
 
     stream: int16 (the bits of uint16) or int32 (n,), documents with separators between them. bounds: int64
-    (documents, 2), where each begins and ends in the stream.
+    (documents, 2), where each begins and ends in the stream. stored: the folder and the split that they are mapped
+    from, by which they pickle: another process maps them itself.
     """
 
     stream: Tensor
     bounds: Tensor
+    stored: tuple[Path, str] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Tokens, tuple(self)) if self.stored is None else (_mapped, self.stored)
 
     def at(self, places: Tensor) -> Tensor:
         """The ids at int64 places of any shape: int64."""
@@ -59,12 +64,16 @@ def tokens(folder: Path, split: str, documents: Callable[[], Iterator[str]], voc
             warnings.warn(f"{folder}: {damage}; it is written anew", stacklevel=2)
         if damage is not None:
             _write(folder, split, documents(), vocabulary)
+    return _mapped(folder, split)
+
+
+def _mapped(folder: Path, split: str) -> Tokens:
     about = _read_about(folder, split)
     dtype = torch.int16 if about["bytes_per_token"] == 2 else torch.int32
     paths = _paths(folder, split)
     stream = torch.from_file(str(paths[0]), shared=False, size=about["tokens"], dtype=dtype)
     bounds = torch.from_file(str(paths[1]), shared=False, size=2 * about["documents"], dtype=torch.int64)
-    return Tokens(stream, bounds.view(-1, 2))
+    return Tokens(stream, bounds.view(-1, 2), (folder, split))
 
 
 def _write(folder: Path, split: str, documents: Iterable[str], vocabulary: Vocabulary) -> None:

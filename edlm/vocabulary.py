@@ -9,16 +9,19 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+
+from edlm import continuation, tokenizer_files
+from edlm.tokenizer_files import LARGEST_FILE
 
 MASK_SYMBOL = "_"  # how a mask is shown in decoded text
 END_OF_TEXT = "<|endoftext|>"  # the name of GPT-2's document separator
@@ -31,8 +34,7 @@ _PIECES_PER_CALL = 64  # of a long text, 4 million characters together
 _CUT = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 _RARE_LETTER = "\N{EGYPTIAN HIEROGLYPH A001}"
 _SHOWN_ALPHABET = 80
-
-_Parsed = TypeVar("_Parsed")
+_LARGEST_SIZE = 1 << 24  # sixteen times the largest published; a network has a row for every id
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +60,19 @@ class Vocabulary:
             f"mask_id = {self.mask_id} must lie above the tokenizer's {_own_size(self.tokenizer)} ids and below"
             f" size = {self.size}",
         )
+        _require(self.size <= _LARGEST_SIZE, f"size = {self.size:,} must be at most {_LARGEST_SIZE:,} ids")
         for name, value in named.items():
             _require(
                 value is None or (0 <= value < self.size and value != self.mask_id),
                 f"{name} = {value} must lie in [0, {self.size}) and differ from mask_id = {self.mask_id}",
             )
 
-    def encode(self, text: str) -> Tensor:
-        """Turn a text into ids, int64 (length,). Raises ValueError for a character outside of the vocabulary."""
-        return self.encode_documents([text])[0]
+    def encode(self, text: str, continued: bool = False) -> Tensor:
+        """Turn a text into ids, int64 (length,). Raises ValueError for a character outside of the vocabulary.
+
+        continued: the text goes on after a mask, so it gets none of the space that some tokenizers put before a text.
+        """
+        return (self._going_on if continued else self).encode_documents([text])[0]
 
     def encode_documents(self, documents: Sequence[str]) -> list[Tensor]:
         """Turn texts into ids, one int64 (length,) each. Raises ValueError for a character outside of the vocabulary.
@@ -125,6 +131,11 @@ class Vocabulary:
         _write_whole(folder / _TOKENIZER_FILE, self.tokenizer.to_str())
         _write_whole(folder / _SPECIALS_FILE, self._ids_json)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Whether text that spells a special token is text stands in no tokenizer's own state."""
+        ids = [getattr(self, field) for field in _ID_FIELDS]
+        return _restored, (self.tokenizer.to_str(), self.tokenizer.encode_special_tokens, *ids)
+
     @property
     def _ids_json(self) -> str:
         return json.dumps({field: getattr(self, field) for field in _ID_FIELDS}, indent=2)
@@ -150,6 +161,12 @@ class Vocabulary:
         model = json.loads(self.tokenizer.to_str())["model"]
         unknown = model.get("unk_id", model.get("unk_token"))
         return self.tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown
+
+    @cached_property
+    def _going_on(self) -> "Vocabulary":
+        """This vocabulary for what does not begin a text: without the space that is put there and taken away."""
+        tokenizer = continuation.of(self.tokenizer)
+        return self if tokenizer is self.tokenizer else replace(self, tokenizer=tokenizer)
 
     @cached_property
     def _cuts_at_spaces(self) -> bool:
@@ -213,19 +230,24 @@ class Vocabulary:
             if id_ is not None
         }
         symbols[self.mask_id] = MASK_SYMBOL
-        runs = groupby((id_ for id_ in ids if symbols.get(id_) != ""), key=symbols.get)
-        return "".join(
-            self.tokenizer.decode(list(run), skip_special_tokens=False) if symbol is None else symbol * len(list(run))
-            for symbol, run in runs
-        )
+        parts: list[str] = []
+        tokenizer = self.tokenizer
+        for symbol, run in groupby((id_ for id_ in ids if symbols.get(id_) != ""), key=symbols.get):
+            found = list(run)
+            if symbol is None:
+                parts.append(tokenizer.decode(found, skip_special_tokens=False))
+            else:
+                parts.append(symbol * len(found))
+            tokenizer = self._going_on.tokenizer if found[-1] == self.mask_id else self.tokenizer
+        return "".join(parts)
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
     """Read what `Vocabulary.save` wrote. Raises ValueError naming the file that is missing or broken."""
-    tokenizer = _read_tokenizer(folder / _TOKENIZER_FILE)
+    tokenizer = tokenizer_files.read(folder / _TOKENIZER_FILE)
     path = folder / _SPECIALS_FILE
     expected = f"JSON with the keys {', '.join(_ID_FIELDS)}"
-    return _parse(path, expected, lambda: Vocabulary(tokenizer, **json.loads(path.read_text("utf-8"))))
+    return tokenizer_files.parse(path, expected, lambda: Vocabulary(tokenizer, **json.loads(path.read_text("utf-8"))))
 
 
 def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence[str] = ()) -> Vocabulary:
@@ -254,23 +276,33 @@ def byte_level_bpe(vocab: str | Path, merges: str | Path, pad: bool = False) -> 
     Raises ValueError naming the file that is missing, empty or broken.
     """
     vocab, merges = Path(vocab), Path(merges)
-    _parse(vocab, "JSON from tokens to ids, all 256 byte symbols among them", lambda: _require_bytes(vocab))
-    model = _parse(merges, f"one merge of two tokens of {vocab} per line", lambda: _read_bpe(vocab, merges))
+    tokenizer_files.parse(
+        vocab, "JSON from tokens to ids, all 256 byte symbols among them", lambda: tokenizer_files.require_bytes(vocab)
+    )
+    model = tokenizer_files.parse(
+        merges, f"one merge of two tokens of {vocab} per line", lambda: tokenizer_files.read_bpe(vocab, merges)
+    )
     tokenizer = _byte_level_tokenizer(model)
     end = tokenizer.token_to_id(END_OF_TEXT)
     return _with_mask_on_top(tokenizer, bos_id=end, eos_id=end, pad_id=_own_size(tokenizer) if pad else None)
 
 
 def from_tokenizer_json(
-    path: str | Path, bos: str | None = None, eos: str | None = None, pad: str | None = None
+    path: str | Path,
+    bos: str | None = None,
+    eos: str | None = None,
+    pad: str | None = None,
+    largest_file: int = LARGEST_FILE,
 ) -> Vocabulary:
     """Any tokenizer in the one-file format; `bos`, `eos` and `pad` are the names of tokens it holds.
+
+    largest_file: bytes that it may have.
 
     The mask is added on top even where the tokenizer has one of its own. Whether decoding gives the text back is up
     to the tokenizer: a lower-casing one does not. Raises ValueError for a missing or broken file, an unknown name, and
     a tokenizer that silently drops what it cannot spell.
     """
-    tokenizer = _read_tokenizer(Path(path))
+    tokenizer = tokenizer_files.read(Path(path), largest_file)
     _require(
         bool(tokenizer.encode(_RARE_LETTER, add_special_tokens=False).ids),
         f"{path}: drops characters it does not know; expected a byte-level tokenizer or one with an unknown token",
@@ -301,6 +333,12 @@ def train_bpe(documents: Iterable[str], size: int) -> Vocabulary:
     return Vocabulary(tokenizer, size=size, mask_id=own_size + 1, bos_id=own_size, eos_id=own_size)
 
 
+def _restored(content: str, encode_special_tokens: bool, *ids: Any) -> Vocabulary:
+    tokenizer = Tokenizer.from_str(content)
+    tokenizer.encode_special_tokens = encode_special_tokens
+    return Vocabulary(tokenizer, *ids)
+
+
 def _with_mask_on_top(
     tokenizer: Tokenizer, bos_id: int | None = None, eos_id: int | None = None, pad_id: int | None = None
 ) -> Vocabulary:
@@ -324,33 +362,6 @@ def _byte_level_tokenizer(model: models.BPE) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    tokenizer = _parse(path, "a tokenizer.json of `tokenizers`", lambda: Tokenizer.from_str(path.read_text("utf-8")))
-    tokenizer.no_truncation()  # a file may ask to cut and pad every text
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # text that spells a special token is text
-    return tokenizer
-
-
-def _read_bpe(vocab: Path, merges: Path) -> models.BPE:
-    _require(bool(merges.read_text("utf-8").strip()), "the file is empty")
-    return models.BPE.from_file(str(vocab), str(merges))
-
-
-def _require_bytes(vocab: Path) -> None:
-    """Raise ValueError unless the file is a JSON object that can spell every byte."""
-    missing = set(pre_tokenizers.ByteLevel.alphabet()) - set(json.loads(vocab.read_text("utf-8")))
-    _require(not missing, f"{len(missing)} byte symbols are missing")
-
-
-def _parse(path: Path, expected: str, parser: Callable[[], _Parsed]) -> _Parsed:
-    """Run `parser`; whatever it raises becomes a ValueError that names the file and what is expected of it."""
-    try:
-        return parser()
-    except Exception as error:  # `tokenizers` raises nothing more specific
-        raise ValueError(f"{path}: expected {expected}; {error}") from error
 
 
 def _write_whole(path: Path, content: str) -> None:

@@ -276,10 +276,10 @@ class Generate:
 
 def encode_prompt(text: str, vocabulary: Vocabulary) -> Tensor:
     """Tokens (l,) of a text in which every `_` is one mask. Raises ValueError for a character it cannot hold."""
-    mask = torch.tensor([vocabulary.mask_id])
-    pieces: list[Tensor] = []
-    for index, piece in enumerate(text.split(MASK_SYMBOL)):
-        pieces += [mask] * (index > 0) + [vocabulary.encode(piece)] * bool(piece)
+    first, *others = text.split(MASK_SYMBOL)
+    pieces = [vocabulary.encode(first)]
+    for piece in others:
+        pieces += [torch.tensor([vocabulary.mask_id]), vocabulary.encode(piece, continued=True)]
     return torch.cat(pieces)
 
 

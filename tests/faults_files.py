@@ -90,8 +90,8 @@ FAULTS = [
     Fault(
         "the end of a split left out of its blocks",
         "layouts.py",
-        "_packed(total, room), -(-total // room)",
-        "_packed(total, room), max(1, total // room)",
+        "room=room), -(-total // room)",
+        "room=room), max(1, total // room)",
         "tests/test_layouts.py::test_packed_blocks_are_those_in_memory_and_the_last_one_reaches_back",
     ),
     Fault(

@@ -153,7 +153,7 @@ def test_a_file_that_cannot_serve_is_named(tmp_path: Path, content: bytes, messa
 
 
 def test_what_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"nowhere: no such file; expected UTF-8 text"):
+    with pytest.raises(ValueError, match="nowhere: no such file"):
         text_files(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no \*\.txt; expected train\.txt, valid\.txt, test\.txt, or one document"):
         text_files(tmp_path)

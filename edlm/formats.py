@@ -1,0 +1,204 @@
+"""What a file holds by its name, and its bytes as text, within limits: no small file takes much memory or time.
+
+Every error is a ValueError of one line that names the file, what is there, and what would be right.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import stat
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+Format = Literal["text", "json", "csv", "tsv", "parquet", "arrow", "zip"]
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "heldout"), "test"),
+}
+_FORMATS: dict[str, Format] = {
+    **dict.fromkeys(("", ".txt", ".text", ".raw", ".tokens", ".en", ".md", ".rst"), "text"),
+    **{f".{word}": "text" for word in SPLIT_WORDS},  # `news.en.heldout`
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), "json"),
+    **{".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".arrow": "arrow", ".zip": "zip"},
+}
+_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+READ = "txt, jsonl, csv, tsv, each also as gz, bz2 or xz, parquet, arrow or zip"
+_SHARD = re.compile(r"-\d+-of-\d+$")
+_BLOCK = 1 << 20
+_ALWAYS = 1 << 24  # bytes that any file may unpack to
+
+
+class Limits(NamedTuple):
+    """What a file may ask for.
+
+    document: bytes of one document; a record of JSON or CSV, which takes many times its size, may have a quarter.
+    inflation: how many times its own size a file may unpack to, if that is more than 16 MiB.
+    """
+
+    document: int = 1 << 27
+    inflation: int = 100
+
+    @property
+    def record(self) -> int:
+        """Bytes of a record."""
+        return self.document // 4
+
+    def require_document(self, size: int, where: str) -> None:
+        """Raise ValueError if a document is too large."""
+        if size > self.document:
+            raise ValueError(
+                f"{where}: a document of more than {self.document:,} bytes is above largest_document = "
+                f"{self.document}; raise it if that is wanted"
+            )
+
+    def require_record(self, size: int, where: str) -> None:
+        """Raise ValueError if a record is too large."""
+        if size > self.record:
+            raise ValueError(
+                f"{where}: a record of more than {self.record:,} bytes is above a quarter of largest_document = "
+                f"{self.document}; raise it if that is wanted"
+            )
+
+    def require_inflation(self, size: int, stored: int, where: str) -> None:
+        """Raise ValueError if so many bytes in memory are too many for those that are stored."""
+        if size > max(_ALWAYS, self.inflation * stored):
+            raise ValueError(
+                f"{where}: {stored:,} bytes unpack to {size:,} or more, above largest_inflation = {self.inflation} "
+                "times; raise it if that is wanted"
+            )
+
+
+class Kind(NamedTuple):
+    """A format, and how it is compressed: "" if it is not."""
+
+    format: Format
+    compression: str
+
+
+PLAIN_TEXT = Kind("text", "")
+
+
+def kind_of(name: str) -> Kind | None:
+    """What the name of a file says that it holds, in any case of its letters; None for an unknown suffix.
+
+    A name without a suffix is that of a plain text, as `text8` is. The number of a shard behind it is no part of it.
+    """
+    stem = _SHARD.sub("", name.lower())
+    compression = next((suffix for suffix in _OPENERS if stem.endswith(suffix)), "")
+    stem = _SHARD.sub("", stem.removesuffix(compression))
+    found = _FORMATS.get(Path(stem).suffix)
+    return None if found is None or (compression and found in ("parquet", "arrow", "zip")) else Kind(found, compression)
+
+
+def require_kind(file: Path) -> Kind:
+    """What the name of a file says that it holds. Raises ValueError naming a suffix that nothing here reads."""
+    found = kind_of(file.name)
+    if found is None:
+        suffix = "".join(file.suffixes[-2:]) if file.suffix.lower() in _OPENERS else file.suffix
+        raise ValueError(f"{file}: nothing reads {suffix}; expected {READ}; rename it, unpack it or move it away")
+    return found
+
+
+def require_file(file: Path) -> int:
+    """The size of a file. Raises ValueError for what is missing, a folder, a device or a pipe, or not all written."""
+    try:
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError(f"{file}: must be a file, and is {_what(about.st_mode)}")
+        with file.open("rb") as content:
+            _require_written(content.fileno(), about.st_size, file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: no such file") from error
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
+    return about.st_size
+
+
+def require_size(file: Path, most: int, key: str) -> None:
+    """Raise ValueError unless this is a file of at most so many bytes; key: what raises the limit."""
+    size = require_file(file)
+    if size > most:
+        raise ValueError(f"{file}: {size:,} bytes are above {key} = {most}; raise it if that is wanted")
+
+
+@contextmanager
+def opened(file: Path, limits: Limits) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked. Raises ValueError, then or while it is read, for one that is damaged."""
+    size, compression = require_file(file), require_kind(file).compression
+    try:
+        with _OPENERS[compression](file) if compression else file.open("rb") as content:
+            yield inflated(content, str(file), size, limits) if compression else content
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        what = f"{compression[1:]} file" if compression else "file"
+        raise ValueError(f"{file}: no {what} that can be read ({error})") from error
+
+
+def inflated(content: Any, where: str, stored: int, limits: Limits) -> IO[bytes]:
+    """Content that is unpacked while it is read, and refused as soon as it is too much for the bytes stored."""
+    return io.BufferedReader(_Inflated(content, where, stored, limits), _BLOCK)
+
+
+def lines(content: IO[bytes], where: str, limits: Limits) -> Iterator[str]:
+    """Lines of records with their line breaks, which are made \\n; no character of UTF-8 but this has its byte."""
+    offset = 0
+    while line := content.readline(limits.record + 1):
+        limits.require_record(len(line), where)
+        yield _decoded(line, offset, where)
+        offset += len(line)
+
+
+def blocks(content: IO[bytes], where: str, limits: Limits) -> Iterator[str]:
+    """Text of whole lines, about a mebibyte at once, its line breaks made \\n."""
+    offset = 0
+    while block := content.read(_BLOCK):
+        rest = b"" if block.endswith(b"\n") else content.readline(limits.document + 1)
+        limits.require_document(len(rest), where)
+        yield _decoded(block + rest, offset, where)
+        offset += len(block) + len(rest)
+
+
+class _Inflated(io.RawIOBase):
+    def __init__(self, content: Any, where: str, stored: int, limits: Limits) -> None:
+        self.content, self.where, self.stored, self.limits, self.read_so_far = content, where, stored, limits, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self.content.readinto(buffer))
+        self.read_so_far += count
+        self.limits.require_inflation(self.read_so_far, self.stored, self.where)
+        return count
+
+
+def _decoded(content: bytes, offset: int, where: str) -> str:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = f"byte {content[error.start]:#04x} at offset {offset + error.start}"
+        raise ValueError(f"{where}: not UTF-8, {place}") from error
+    text = text.removeprefix("\ufeff") if offset == 0 else text
+    return text.replace("\r\n", "\n")
+
+
+def _what(mode: int) -> str:
+    known = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((name for test, name in known.items() if test(mode)), "a device")
+
+
+def _require_written(descriptor: int, size: int, file: Path) -> None:
+    """Raise ValueError for a plain file with a hole: zeros that were never written, and may be of any size."""
+    found = kind_of(file.name)
+    if not size or (found is not None and found.format in ("parquet", "arrow")):
+        return  # an arrow file may have pages of zeros, which some file systems do not write
+    hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
+    if hole < size and os.pread(descriptor, 1, hole) == b"\0":
+        raise ValueError(f"{file}: nothing was ever written from byte {hole:,} on, of {size:,}: no text, or cut off")

@@ -1,0 +1,51 @@
+"""Files of tokenizers, their sizes known before they are read, and one line for what cannot be."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from edlm import formats
+
+LARGEST_FILE = 1 << 26  # bytes, of which the largest published tokenizers have half
+
+_Parsed = TypeVar("_Parsed")
+
+
+def read(path: Path, largest: int = LARGEST_FILE) -> Tokenizer:
+    """A tokenizer in the one-file format, which neither cuts nor pads, and to which a special token spelled is text."""
+    expected = "a tokenizer.json of `tokenizers`"
+    tokenizer = parse(path, expected, lambda: Tokenizer.from_str(path.read_text("utf-8")), largest)
+    tokenizer.no_truncation()  # a file may ask to cut and pad every text
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # text that spells a special token is text
+    return tokenizer
+
+
+def read_bpe(vocab: Path, merges: Path) -> models.BPE:
+    """The model of GPT-2's two files. Raises ValueError for merges that are empty."""
+    _require(bool(merges.read_text("utf-8").strip()), "the file is empty")
+    return models.BPE.from_file(str(vocab), str(merges))
+
+
+def require_bytes(vocab: Path) -> None:
+    """Raise ValueError unless the file is a JSON object that can spell every byte."""
+    missing = set(pre_tokenizers.ByteLevel.alphabet()) - set(json.loads(vocab.read_text("utf-8")))
+    _require(not missing, f"{len(missing)} byte symbols are missing")
+
+
+def parse(path: Path, expected: str, parser: Callable[[], _Parsed], largest: int = LARGEST_FILE) -> _Parsed:
+    """Run `parser`; whatever it raises becomes a ValueError that names the file and what is expected of it."""
+    if path.exists():
+        formats.require_size(path, largest, "largest_file")
+    try:
+        return parser()
+    except Exception as error:  # `tokenizers` raises nothing more specific
+        raise ValueError(f"{path}: expected {expected}; {error}") from error
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
