@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -43,6 +43,8 @@ class Vocabulary:
     `characters`, `byte_level_bpe` and `train_bpe`, for every text that `encode` accepts.
     Raises ValueError when an id lies outside [0, size), or the mask is not above the tokenizer's ids and alone.
     """
+
+    FILES: ClassVar[tuple[str, str]] = (_TOKENIZER_FILE, _SPECIALS_FILE)  # that `save` writes
 
     tokenizer: Tokenizer
     size: int
