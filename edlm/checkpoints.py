@@ -65,7 +65,7 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify:
     if verify:
         _verify(folder, description, _WEIGHTS)
         arguments = tensors.digest([description["class"], description["arguments"]])
-        tensors.require_hash(arguments, _hashes(folder, description), "arguments", folder, "network.json")
+        tensors.require_hash(arguments, _hashes(folder, description).get("arguments"), folder / "network.json")
     tensors.require_weights(weights, folder / _WEIGHTS)
     network = cls(**description["arguments"])
     network.load_state_dict(weights)
@@ -182,9 +182,9 @@ def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
     record = read_json(folder / "training.json")
     values = tensors.read_safetensors(folder / _STATE)
     if verify:
-        _verify(folder, record, _STATE, record="training.json")
+        _verify(folder, record, _STATE)
         state = tensors.digest(record.get("state"))
-        tensors.require_hash(state, _hashes(folder, record), "training.json", folder, "it")
+        tensors.require_hash(state, _hashes(folder, record).get("state"), folder / "training.json")
     try:
         return dict(_decode(record["state"], values))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -245,7 +245,7 @@ def _fill_state(target: Path, state: Mapping[str, Any]) -> None:
     values: dict[str, Tensor] = {}
     encoded = _encode(state, values)
     save_file(values, target / _STATE)
-    hashes = {_STATE: tensors.sha256(target / _STATE), "training.json": tensors.digest(encoded)}
+    hashes = {_STATE: tensors.sha256(target / _STATE), "state": tensors.digest(encoded)}
     write_json(target / "training.json", {"state": encoded, HASHES: hashes})
 
 
@@ -257,12 +257,12 @@ def _hashes(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _verify(folder: Path, content: Mapping[str, Any], *names: str, record: str = "network.json") -> None:
+def _verify(folder: Path, record: Mapping[str, Any], *names: str) -> None:
     """Raise ValueError for the first of these files that is not what its hash in the json file says."""
-    hashes = _hashes(folder, content)
+    hashes = _hashes(folder, record)
     for name in names:
         if name in hashes:
-            tensors.require_hash(tensors.sha256(folder / name), hashes, name, folder, record)
+            tensors.require_hash(tensors.sha256(folder / name), hashes[name], folder / name)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], still_good: Path | None = None) -> None:
@@ -300,9 +300,12 @@ def _require_shapes(outline: nn.Module, file: Path) -> None:
         raise ValueError(f"{file}: {'; '.join(sorted(problems)[:5])}")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object of a json file. Raises ValueError naming the file if it is missing, broken, too large or no object."""
-    limits.require_small(file, limits.JSON_BYTES)
+def read_json(file: Path, most: int = limits.JSON_BYTES) -> dict[str, Any]:
+    """The object of a json file of at most so many bytes.
+
+    Raises ValueError naming the file if it is missing, broken, larger or no object.
+    """
+    limits.require_small(file, most)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -67,7 +67,7 @@ def read(path: Path) -> Any:
         unknown = serialization.get_unsafe_globals_in_checkpoint(path)
         for name in sorted(named - set(unknown)):
             if not _is_plain(name):
-                raise pickle.UnpicklingError(f"names {name}, which takes as much memory as the file asks for")
+                raise pickle.UnpicklingError(f"names {name}, of no tensor of numbers and of no setting")
         # Only this file's names, only while it is read.
         with serialization.safe_globals([(_stand_in(name), name) for name in unknown]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -106,17 +106,20 @@ def _names(path: Path) -> set[str]:
             )
         pickled = archive.read(pickles[0])
     folder = pickles[0].filename.removesuffix("data.pkl")
-    _require_storages(path, pickled, {part.filename.removeprefix(f"{folder}data/"): part.file_size for part in parts})
+    sizes = {part.filename.removeprefix(f"{folder}data/"): part.file_size for part in parts}
+    _require_steps(path, pickled, sizes)
     return get_globals_in_pkl(io.BytesIO(pickled))
 
 
-def _require_storages(path: Path, pickled: bytes, sizes: Mapping[str, int]) -> None:
-    """Raise ValueError where the pickle takes more or less of a part for numbers than the part holds."""
+def _require_steps(path: Path, pickled: bytes, sizes: Mapping[str, int]) -> None:
+    """Raise ValueError for a pickle of too many steps, or that takes more or less of a part than the part holds."""
     memo: dict[Any, Any] = {}
     top: Any = None
     since_mark: list[Any] = []
-    for operation, argument, _ in pickletools.genops(pickled):
+    for step, (operation, argument, _) in enumerate(pickletools.genops(pickled)):
         name = operation.name
+        if step >= limits.PICKLE_STEPS:
+            limits.require(path, "steps of its pickle", step + 1, limits.PICKLE_STEPS)
         if name == "MARK":
             since_mark = []
             continue
@@ -135,6 +138,8 @@ def _require_storage(path: Path, named: Any, sizes: Mapping[str, int]) -> None:
     if not (isinstance(named, tuple) and len(named) == 5):
         raise ValueError("it names a part of the file in a way that torch.save does not")
     _, kind, key, _, count = named
+    if kind == "torch.storage UntypedStorage":  # of number types that are no weight's, refused by name
+        return
     taken = count * serialization.StorageType(str(kind).split()[-1]).dtype.itemsize
     if taken != sizes.get(key):
         raise _Refused(f"{path}: data/{key} is said to hold {taken} bytes, and holds {sizes.get(key)}")

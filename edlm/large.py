@@ -98,7 +98,7 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
     folder = Path(folder)
     config = checkpoints.read_json(folder / "config.json")
     mask_id = _count(folder, config, "mask_token_id")
-    content = checkpoints.read_json(Path(tokenizer or folder / "tokenizer.json"))
+    content = checkpoints.read_json(Path(tokenizer or folder / "tokenizer.json"), limits.TOKENIZER_BYTES)
     content["added_tokens"] = [token for token in content.get("added_tokens", []) if token["id"] < mask_id]
     content.update(truncation=None, padding=None)  # a file may ask to cut and pad every text
     words = Tokenizer.from_str(json.dumps(content))
@@ -129,7 +129,7 @@ def require_same_tokens(vocabulary: Vocabulary, folder: str | Path) -> None:
     if not file.is_file():
         return
     ours = json.loads(vocabulary.tokenizer.to_str())["model"]
-    theirs = checkpoints.read_json(file).get("model")
+    theirs = checkpoints.read_json(file, limits.TOKENIZER_BYTES).get("model")
     if not isinstance(theirs, dict) or _words_and_merges(ours) != _words_and_merges(theirs):
         raise ValueError(f"{file}: another tokenizer than the denoiser's, so a token means another text to each")
 

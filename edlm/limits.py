@@ -14,8 +14,10 @@ LAYERS = 1_000
 LENGTH = 1 << 17  # the longest text of a network
 TENSORS = 20_000  # in one file of weights or of training state
 HEADER_BYTES = 16 << 20  # of a safetensors file: names and shapes
-JSON_BYTES = 48 << 20
-PICKLE_BYTES = 6 << 20  # of a file of torch.save, beside its tensors; memory is up to 220 times that
+JSON_BYTES = 8 << 20
+TOKENIZER_BYTES = 64 << 20  # of a tokenizer.json
+PICKLE_BYTES = 6 << 20  # of a file of torch.save, beside its tensors
+PICKLE_STEPS = 1_000_000  # by which what stands beside its tensors is put together
 
 
 class TooLarge(ValueError):

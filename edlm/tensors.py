@@ -110,14 +110,13 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def require_hash(found: str, recorded: Mapping[str, Any], name: str, folder: Path, record: str) -> None:
-    """Raise ValueError unless what is found is the hash that `record`, a json file of the folder, has under `name`.
+def require_hash(found: str, recorded: Any, file: Path) -> None:
+    """Raise ValueError naming the file unless what is found is the hash that was written down when it was saved.
 
-    Nothing is compared where there is no such hash: folders of earlier versions have none.
+    None: nothing was, by an earlier version, and nothing is compared.
     """
-    wanted = recorded.get(name, found)
-    if found != wanted and not os.environ.get(UNVERIFIED):
+    if recorded is not None and found != recorded and not os.environ.get(UNVERIFIED):
         raise ValueError(
-            f"{folder}/{name}: damaged, or of another network: its sha256 is {found[:12]}..., {record} says "
-            f"{str(wanted)[:12]}...; verify=false ({UNVERIFIED}=1) reads it all the same"
+            f"{file}: damaged or exchanged since it was saved: its sha256 is {found[:12]}, and was "
+            f"{str(recorded)[:12]}; verify=false ({UNVERIFIED}=1) reads it all the same"
         )
