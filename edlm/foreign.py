@@ -162,7 +162,7 @@ def _settings(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
     Raises ValueError for a size that is no whole number.
     """
     found = [(ours, config.get(theirs)) for ours, theirs in names.items()]
-    numbers = {ours: value for ours, value in found if isinstance(value, int | float) and math.isfinite(value)}
+    numbers = {ours: value for ours, value in found if isinstance(value, int | float) and abs(value) < math.inf}
     for ours, value in numbers.items():
         if ours != "dropout" and value != int(value):
             raise ValueError(f"the file's settings say {names[ours]} = {value}, which must be a whole number")

@@ -297,7 +297,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
 
 def _need(folder: Path, config: Mapping[str, Any], name: str) -> Any:
     given = config.get(name)
-    if not isinstance(given, int | float) or isinstance(given, bool) or not math.isfinite(given):
+    if not isinstance(given, int | float) or isinstance(given, bool) or not abs(given) < math.inf:
         raise ValueError(f"{folder}/config.json: {name} = {config.get(name)!r} must be a number")
     return config[name]
 

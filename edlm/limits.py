@@ -41,7 +41,7 @@ def require(where: str | Path, what: str, found: int, limit: int) -> None:
     most = limit * factor()
     if found > most:
         raise TooLarge(
-            f"{where}: {what} = {found} must be at most {most:.0f}; {FACTOR}={math.ceil(found / limit)} (limits= of a "
+            f"{where}: {what} = {found} must be at most {most:.0f}; {FACTOR}={-(-found // limit)} (limits= of a "
             "recipe) allows it"
         )
 

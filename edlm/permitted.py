@@ -56,7 +56,7 @@ def schedule(note: Any, where: str) -> Schedule:
     for key, value in numbers.items():
         if key not in inspect.signature(SCHEDULES[name]).parameters:
             raise ValueError(f"{where}: schedule.{key} is not known; {name} takes {known}")
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not abs(value) < math.inf:
             raise ValueError(f"{where}: schedule.{key} = {value!r} must be a finite number")
     try:
         return SCHEDULES[name](**numbers)

@@ -195,7 +195,10 @@ class Vocabulary:
     def _tokenize(self, documents: Sequence[str]) -> list[Tensor]:
         for text in documents:
             _require_unicode(text)
-        encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        try:
+            encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        except Exception as error:  # `tokenizers` raises nothing more specific
+            raise ValueError(f"a text holds what the tokenizer cannot spell ({error})") from error
         rows = [encoding.ids for encoding in encodings]
         for text, ids in zip(documents, rows, strict=True):
             if self._unknown_id is not None and self._unknown_id in ids:
@@ -274,7 +277,7 @@ def from_tokenizer_json(
     """
     tokenizer = _read_tokenizer(Path(path))
     _require(
-        bool(tokenizer.encode(_RARE_LETTER, add_special_tokens=False).ids),
+        _says_what_it_cannot_spell(tokenizer),
         f"{path}: drops characters it does not know; expected a byte-level tokenizer or one with an unknown token",
     )
     named = {"bos": bos, "eos": eos, "pad": pad}
@@ -308,6 +311,14 @@ def _with_mask_on_top(
 ) -> Vocabulary:
     mask_id = max(_own_size(tokenizer), -1 if pad_id is None else pad_id + 1)
     return Vocabulary(tokenizer, size=mask_id + 1, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+
+
+def _says_what_it_cannot_spell(tokenizer: Tokenizer) -> bool:
+    """Whether an unknown character becomes some token, or an error, as one of whole words without an unknown gives."""
+    try:
+        return bool(tokenizer.encode(_RARE_LETTER, add_special_tokens=False).ids)
+    except Exception:  # `tokenizers` raises nothing more specific
+        return True
 
 
 def _own_size(tokenizer: Tokenizer) -> int:

@@ -86,6 +86,12 @@ def loss_steps(key: str, value: Any) -> None:
     (_settings.span if isinstance(value, list) else _settings.integer(1))(key, value)
 
 
+def schedule(key: str, value: Any) -> None:
+    """A schedule that a saved folder can name, so that what is trained by it can be loaded."""
+    _settings.component()(key, value)
+    permitted.schedule(value, key)
+
+
 def check(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for an objective without what it needs, or with what it does not read."""
     name, steps = settings["objective"], settings["loss_steps"]

@@ -101,6 +101,16 @@ def test_weights_keep_their_precision_and_the_rotary_table_stays_float32(family:
     close(found, expected, 0.05)
 
 
+@pytest.mark.parametrize(("given", "found"), [(3, 3), ([3, 4], 3), (None, None), ([], "[]"), ("3", "'3'"), ([[3]], "")])
+def test_a_special_id_may_be_a_list_of_ids(given: object, found: object, tmp_path: Path) -> None:
+    config = {"eos_token_id": given}
+    if found is None or isinstance(found, int):
+        assert large.special_id(tmp_path, config, "eos") == found
+        return
+    with pytest.raises(ValueError, match=r"config\.json: eos_token_id = .* must be an id, a list of ids, or null"):
+        large.special_id(tmp_path, config, "eos")
+
+
 @pytest.mark.parametrize(
     ("family", "change", "said"),
     [
