@@ -1,7 +1,8 @@
 """Saving and loading: networks as safetensors and json, training state beside them, nothing executed on loading.
 
-A network folder holds `network.json` (class, arguments, what it was trained on), `network.safetensors` and the files
-of its vocabulary. A run folder holds `checkpoints/step_<n>/`, each a network folder with the state of its training,
+A network folder holds `network.json` (class, arguments, what it was trained on, hashes of the other files),
+`network.safetensors` and the files of its vocabulary. A run folder holds `checkpoints/step_<n>/`, each a network folder
+with the state of its training,
 `checkpoints/last.json`, which names the newest whole one, and `checkpoints/best.json`, where a run keeps the best one.
 Everything is written under a temporary name first and renamed, so a crash or a full disk leaves the earlier checkpoint
 as it was.
@@ -14,17 +15,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edlm import networks
+from edlm import limits, networks, permitted, tensors
 from edlm.vocabulary import Vocabulary, load_vocabulary
 
-_CLASSES: dict[str, type[nn.Module]] = {
-    c.__name__: c for c in (networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
-}
 N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
+HASHES = "sha256"  # the key of both json files under which hashes stand
+OWN_KEYS = frozenset({"class", "arguments", "vocabulary", HASHES})  # of `network.json`, which are no notes
+_WEIGHTS, _STATE = "network.safetensors", "training.safetensors"
 _TENSOR = "tensor:"  # prefix of a name that stands for a tensor in the json of a training state
 
 
@@ -36,39 +38,58 @@ def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes
     write_folder(Path(folder), lambda target: _fill_network(target, network, vocabulary, notes))
 
 
-def load_network(path: str | Path, vocabulary: Vocabulary | None = None) -> nn.Module:
+def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify: bool = True) -> nn.Module:
     """Build the network of a network folder, or of the newest checkpoint of a run folder, in eval mode.
 
+    verify: whether the weights and the arguments have to be those whose hashes stand in `network.json`.
     Raises ValueError naming the file if it is missing, broken, of an unknown class, with arguments that the class does
-    not take, of other shapes than its `network.json` says, or trained on another vocabulary than the one given.
+    not take, of other shapes than its `network.json` says, changed since it was saved, not of finite floats, or trained
+    on another vocabulary than the one given.
     """
     folder = find_network(path)
     description = read_description(folder)
     if vocabulary is not None and description["vocabulary"] != vocabulary.fingerprint:
         found = description["vocabulary"]
         raise ValueError(f"{folder} was trained on vocabulary {found}, not {vocabulary.fingerprint}")
-    cls = _CLASSES.get(description["class"])
+    cls = permitted.NETWORKS.get(str(description["class"]))
     if cls is None:
-        raise ValueError(f"{folder}/network.json: class {description['class']!r} is not one of {', '.join(_CLASSES)}")
+        known = ", ".join(permitted.NETWORKS)
+        raise ValueError(f"{folder}/network.json: class {description['class']!r} is not one of {known}")
     try:
-        network = cls(**description["arguments"])
+        with torch.device("meta"):  # takes no memory, whatever the arguments say
+            outline = cls(**description["arguments"])
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{folder}/network.json: its arguments make no {cls.__name__} ({error})") from error
-    _load_weights(network, folder / "network.safetensors")
+    _require_shapes(outline, folder / _WEIGHTS)
+    weights = tensors.unwrapped(tensors.read_safetensors(folder / _WEIGHTS), folder / _WEIGHTS)
+    if verify:
+        _verify(folder, description, _WEIGHTS)
+        arguments = tensors.digest([description["class"], description["arguments"]])
+        tensors.require_hash(arguments, _hashes(folder, description).get("arguments"), folder / "network.json")
+    tensors.require_weights(weights, folder / _WEIGHTS)
+    network = cls(**description["arguments"])
+    network.load_state_dict(weights)
     return network.eval()
 
 
-def load_as(cls: type[N], path: str | Path, vocabulary: Vocabulary | None = None) -> N:
+def load_as(cls: type[N], path: str | Path, vocabulary: Vocabulary | None = None, verify: bool = True) -> N:
     """`load_network` for a network of a known class. Raises ValueError, too, if it is of another."""
-    network = load_network(path, vocabulary)
+    network = load_network(path, vocabulary, verify)
     if not isinstance(network, cls):
         raise ValueError(f"{path} holds a network of class {type(network).__name__}, not {cls.__name__}")
     return network
 
 
-def load_vocabulary_of(path: str | Path) -> Vocabulary:
-    """The vocabulary a network folder or run folder was trained with. Raises ValueError naming the file."""
-    return load_vocabulary(find_network(path))
+def load_vocabulary_of(path: str | Path, verify: bool = True) -> Vocabulary:
+    """The vocabulary a network folder or run folder was trained with, its files compared with their hashes.
+
+    Raises ValueError naming the file that is missing, broken or changed.
+    """
+    folder = find_network(path)
+    found = load_vocabulary(folder)
+    if verify:
+        _verify(folder, read_description(folder), *Vocabulary.FILES)
+    return found
 
 
 def require_same_vocabulary(first: str | Path, second: str | Path) -> None:
@@ -96,11 +117,15 @@ def find_network(path: str | Path) -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read `network.json`: class, arguments, vocabulary fingerprint and notes. Raises ValueError naming the file."""
+    """Read `network.json`: class, arguments, vocabulary fingerprint, hashes and notes; nothing it names is called.
+
+    Raises ValueError naming the file, and for a note that names what is not in the tables of `permitted`.
+    """
     description = read_json(folder / "network.json")
-    missing = {"class", "arguments", "vocabulary"} - set(description)
+    missing = OWN_KEYS - {HASHES} - set(description)
     if missing:
         raise ValueError(f"{folder}/network.json: lacks {', '.join(sorted(missing))}")
+    permitted.check_notes(description, f"{folder}/network.json")
     return description
 
 
@@ -148,10 +173,22 @@ def best_checkpoint(run: str | Path) -> Path | None:
     return _pointed(Path(run) / "checkpoints" / "best.json")
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """The training state of a checkpoint, as it was saved. Raises ValueError naming the file."""
-    tensors = read_safetensors(folder / "training.safetensors")
-    return _decode(read_json(folder / "training.json")["state"], tensors)
+def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
+    """The training state of a checkpoint, as it was saved.
+
+    verify: whether it has to be what the hashes in `training.json` say. Raises ValueError naming the file that is
+    missing, broken or changed.
+    """
+    record = read_json(folder / "training.json")
+    values = tensors.read_safetensors(folder / _STATE)
+    if verify:
+        _verify(folder, record, _STATE)
+        state = tensors.digest(record.get("state"))
+        tensors.require_hash(state, _hashes(folder, record).get("state"), folder / "training.json")
+    try:
+        return dict(_decode(record["state"], values))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{folder}/training.json: no state of training ({type(error).__name__}: {error})") from error
 
 
 def _pointed(pointer: Path) -> Path | None:
@@ -189,25 +226,43 @@ def _remove_old(checkpoints: Path, newest: str, keep_last: int) -> None:
 
 
 def _fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
-    description = {
-        "class": type(network).__name__,
-        "arguments": network.arguments,
-        "vocabulary": vocabulary.fingerprint,
-        **notes,
-    }
+    plain: Any = network
+    while hasattr(plain, "_orig_mod"):  # what `torch.compile` puts around a network
+        plain = plain._orig_mod
+    if type(plain).__name__ not in permitted.NETWORKS:
+        known = ", ".join(permitted.NETWORKS)
+        raise ValueError(f"{target}: only a {known} is saved, and this is a {type(plain).__name__}")
     vocabulary.save(target)
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()},
-        target / "network.safetensors",
-    )
-    write_json(target / "network.json", description)
+    weights = tensors.unwrapped(plain.state_dict(), target)
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, target / _WEIGHTS)
+    saved = {"class": type(plain).__name__, "arguments": plain.arguments, "vocabulary": vocabulary.fingerprint}
+    hashes = {name: tensors.sha256(target / name) for name in (_WEIGHTS, *Vocabulary.FILES)}
+    hashes["arguments"] = tensors.digest([saved["class"], json.loads(json.dumps(saved["arguments"]))])
+    write_json(target / "network.json", {**saved, **notes, HASHES: hashes})
 
 
 def _fill_state(target: Path, state: Mapping[str, Any]) -> None:
-    tensors: dict[str, Tensor] = {}
-    encoded = _encode(state, tensors)
-    save_file(tensors, target / "training.safetensors")
-    write_json(target / "training.json", {"state": encoded})
+    values: dict[str, Tensor] = {}
+    encoded = _encode(state, values)
+    save_file(values, target / _STATE)
+    hashes = {_STATE: tensors.sha256(target / _STATE), "state": tensors.digest(encoded)}
+    write_json(target / "training.json", {"state": encoded, HASHES: hashes})
+
+
+def _hashes(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The hashes that a json file of the folder holds, none in a folder of an earlier version."""
+    found = record.get(HASHES, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder}: {HASHES} = {found!r} must be a section of hashes by name")
+    return found
+
+
+def _verify(folder: Path, record: Mapping[str, Any], *names: str) -> None:
+    """Raise ValueError for the first of these files that is not what its hash in the json file says."""
+    hashes = _hashes(folder, record)
+    for name in names:
+        if name in hashes:
+            tensors.require_hash(tensors.sha256(folder / name), hashes[name], folder / name)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None], still_good: Path | None = None) -> None:
@@ -230,38 +285,32 @@ def write_folder(folder: Path, fill: Callable[[Path], None], still_good: Path | 
         raise ValueError(f"cannot write {folder}: {error}{kept}") from error
 
 
-def _load_weights(network: nn.Module, file: Path) -> None:
-    weights = read_safetensors(file)
-    expected = network.state_dict()
-    problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
-    problems += [f"{name} is not known" for name in weights.keys() - expected.keys()]
+def _require_shapes(outline: nn.Module, file: Path) -> None:
+    """Raise ValueError naming each parameter that the file lacks, has beside, or has in another shape."""
+    expected = {name: tuple(value.shape) for name, value in outline.state_dict().items()}
+    found = tensors.unwrapped(tensors.shapes(file), file)
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is not known" for name in found.keys() - expected.keys()]
     problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected.keys() & weights.keys()
-        if weights[name].shape != expected[name].shape
+        f"{name} has shape {found[name]}, not {expected[name]}"
+        for name in expected.keys() & found.keys()
+        if found[name] != expected[name]
     ]
     if problems:
         raise ValueError(f"{file}: {'; '.join(sorted(problems)[:5])}")
-    network.load_state_dict(weights)
 
 
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises ValueError naming the file if it is missing or broken."""
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error})") from error
+def read_json(file: Path, most: int = limits.JSON_BYTES) -> dict[str, Any]:
+    """The object of a json file of at most so many bytes.
 
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object of a json file. Raises ValueError naming the file if it is missing, broken or no object."""
+    Raises ValueError naming the file if it is missing, broken, larger or no object.
+    """
+    limits.require_small(file, most)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid json ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: not a json object")

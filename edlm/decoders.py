@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edlm import tensors
 from edlm.layers import Head
 
 
@@ -19,7 +20,8 @@ class DecoderNetwork(nn.Module):
 
     `shifted`: position i reads the state of position i - 1, which is the one that predicts token i in a model made
     from an autoregressive one; position 0, which nothing predicts, keeps its own. `rows_at_once` bounds memory: rows
-    are run that many at a time. `vocab_size`: ids from the decoder's own number up to it have probability zero. Noise
+    are run that many at a time. `vocab_size`: ids from the decoder's own number up to it have probability zero, and are
+    read as a row of zeros that the embedding is extended by, never as another token. Noise
     levels are not read: these models know none. The decoder's modules are taken over, its norms in float32.
     """
 
@@ -52,7 +54,8 @@ class DecoderNetwork(nn.Module):
         return hidden if positions is None else hidden.flatten(0, 1)[positions]
 
     def _run(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens.clamp(max=self.embedding.num_embeddings - 1))
+        known = self.embedding.num_embeddings
+        x = self.embedding(tokens.clamp(max=known - 1)).masked_fill((tokens >= known).unsqueeze(-1), 0.0)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
@@ -82,6 +85,7 @@ def load(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwo
         weights = blueprint.weights()
     except RuntimeError as error:  # torchtune's own, of sizes that fit no decoder
         raise ValueError(f"{unlike} ({_one_line(error)})") from error
+    tensors.require_weights(weights, blueprint.where)
     if dtype is not None:
         weights = {name: value.to(dtype) for name, value in weights.items()}
     try:

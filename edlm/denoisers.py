@@ -119,6 +119,9 @@ def _check(network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
     vocab_size = _vocab_size(network)
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id = {mask_id} is outside the network's vocabulary of {vocab_size}")
+    embedding = getattr(network, "embedding", None)
+    if isinstance(embedding, nn.Embedding) and mask_id >= embedding.num_embeddings:
+        raise ValueError(f"mask_id = {mask_id} is no id that the network reads: it embeds {embedding.num_embeddings}")
     if schedule is not None:
         schedules.require_finite_sigma(schedule, "denoiser")
 

@@ -136,6 +136,9 @@ def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int |
     for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
         if token is not None and not 0 <= token < vocab_size:
             raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
+    embedding = getattr(network, "embedding", None)
+    if bos_id is not None and isinstance(embedding, nn.Embedding) and bos_id >= embedding.num_embeddings:
+        raise ValueError(f"bos_id = {bos_id} is no id that the network reads: it embeds {embedding.num_embeddings}")
 
 
 def scaled(energy: TensorDictModuleBase, factor: float) -> TensorDictModuleBase:

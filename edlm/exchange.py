@@ -23,7 +23,6 @@ DEFAULT_HEADS, DEFAULT_LENGTH = 12, 1024
 _TEXT8_IDS = (*range(8, 35), 0, 1, 2, 3, 5, 6, 7, 4)
 _TEXT8_SPECIALS = {"bos_id": 29, "eos_id": 30, "pad_id": 31}
 _ARCHITECTURES = {"denoiser": "MDLM", "autoregressive": "AR", "energy": "EBM"}  # the published classes
-_OURS_ALONE = ("class", "arguments", "vocabulary")  # keys of `network.json` that are no notes
 
 Rows = list[tuple[str, str]]  # a table for people: what, and what was found
 
@@ -83,7 +82,7 @@ def export(path: str | Path, out: Path) -> Rows:
     if network.arguments["norm_bias"]:
         raise ValueError(f"{folder}: published norms have no biases; export the network that this one was folded from")
     words, description = checkpoints.load_vocabulary_of(folder), checkpoints.read_description(folder)
-    notes = {key: value for key, value in description.items() if key not in _OURS_ALONE}
+    notes = {key: value for key, value in description.items() if key not in checkpoints.OWN_KEYS}
 
     def fill(target: Path) -> None:
         words.save(target)

@@ -6,6 +6,7 @@ as safetensors. An EDLM checkpoint holds two networks, the energy it trained and
 one. What the names mean is the business of `published`.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import checkpoints, inert
+from edlm import checkpoints, inert, permitted, tensors
 
 # What stands before a parameter's name in a file, and which network it then belongs to; the first that fits counts.
 _ONLY = "only"
@@ -42,6 +43,7 @@ _TRAINER_SETTINGS = {
     "num_layers": "n_blocks",
     "conditioning_size": "cond_dim",
 }
+_NESTED = 8  # nodes around a value, of which OmegaConf writes one
 _SCHEDULE = {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}  # of every published network
 
 
@@ -67,7 +69,7 @@ def read(path: str | Path, part: str | None = None) -> Weights:
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
     if path.suffix == ".safetensors":
-        state = _part(_tensors(checkpoints.read_safetensors(path), path), part, path)
+        state = _part(_weights(tensors.read_safetensors(path), path), part, path)
         return Weights("weights in safetensors", state, None, {}, _notes({}))
     return _read_trainers(path, part)
 
@@ -75,34 +77,37 @@ def read(path: str | Path, part: str | None = None) -> Weights:
 def _read_folder(folder: Path, part: str | None) -> Weights:
     config = checkpoints.read_json(folder / "config.json")
     if config.get("model_type") != "mdlm":
-        found = repr(config.get("model_type"))
-        raise ValueError(f"{folder}: model_type = {found} must be mdlm; edlm.large reads llada and Dream")
+        raise ValueError(
+            f"{folder}: model_type = {config.get('model_type')!r} must be mdlm; edlm.large reads llada and Dream"
+        )
     file = folder / "model.safetensors"
     if file.is_file():
-        tensors = _tensors(checkpoints.read_safetensors(file), file)
+        found = _weights(tensors.read_safetensors(file), file)
     else:
         file = folder / "pytorch_model.bin"
         if not file.is_file():
             raise ValueError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
-        tensors = _tensors(inert.read(file), file)
-    notes = config["edlm"] if isinstance(config.get("edlm"), dict) else _notes(config)
-    return Weights("Hugging Face folder", _part(tensors, part, file), None, _settings(config, HF_SETTINGS), notes)
+        found = _weights(inert.read(file), file)
+    own = config.get("edlm")  # what `exchange.export` wrote, or anybody else
+    notes = permitted.known_notes(own, f"{folder}/config.json: edlm") if isinstance(own, dict) else _notes(config)
+    notes = {key: value for key, value in notes.items() if key not in checkpoints.OWN_KEYS}
+    return Weights("Hugging Face folder", _part(found, part, file), None, _settings(config, HF_SETTINGS), notes)
 
 
 def _read_trainers(file: Path, part: str | None) -> Weights:
     content = inert.read(file)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{file}: no checkpoint of a Lightning trainer, which has a state_dict")
-    tensors = _tensors(content["state_dict"], file)
-    config = _section(_section(_plain(content.get("hyper_parameters"))).get("config"))
+    found = _weights(content["state_dict"], file)
+    config = _plain(_plain(content.get("hyper_parameters")).get("config"))
     notes = _notes(config)
     if isinstance(content.get("global_step"), int):
         notes["step"] = content["global_step"]
     # The average is of what was trained, which in an EDLM checkpoint is the energy alone.
-    frozen = part == "denoiser" and any(_place(name)[0] == "energy" for name in tensors)
+    frozen = part == "denoiser" and any(_place(name)[0] == "energy" for name in found)
     average = None if frozen else _average(content.get("ema"), file)
-    settings = _settings(_section(config.get("model")), _TRAINER_SETTINGS)
-    return Weights("Lightning checkpoint", _part(tensors, part, file), average, settings, notes)
+    settings = _settings(_plain(config.get("model")), _TRAINER_SETTINGS)
+    return Weights("Lightning checkpoint", _part(found, part, file), average, settings, notes)
 
 
 def _average(ema: Any, file: Path) -> list[Tensor] | None:
@@ -112,16 +117,19 @@ def _average(ema: Any, file: Path) -> list[Tensor] | None:
     shadow = _section(ema).get("shadow_params")
     if not isinstance(shadow, list) or not all(isinstance(value, Tensor) for value in shadow):
         raise ValueError(f"{file}: its averaged weights, ema, are not a list of tensors under shadow_params")
+    tensors.require_held({f"ema[{i}]": value for i, value in enumerate(shadow)}, file)
     return shadow
 
 
-def _tensors(content: Any, file: Path) -> dict[str, Tensor]:
+def _weights(content: Any, file: Path) -> dict[str, Tensor]:
+    """Tensors by name, what a wrapper put into the names taken off."""
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file}: no weights by name")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{file}: {name} is no tensor")
-    return content
+    tensors.require_held(content, file, copies=2)  # an energy stands there twice, in one place
+    return tensors.unwrapped(content, file)
 
 
 def _place(name: str) -> tuple[str, str]:
@@ -130,13 +138,14 @@ def _place(name: str) -> tuple[str, str]:
     return part, name.removeprefix(prefix)
 
 
-def _part(tensors: Mapping[str, Tensor], part: str | None, file: Path) -> dict[str, Tensor]:
+def _part(found: Mapping[str, Tensor], part: str | None, file: Path) -> dict[str, Tensor]:
     """The weights of one network of a file, their prefix taken off."""
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
+    for name, value in found.items():
         owner, own_name = _place(name)
         earlier = parts.setdefault(owner, {}).setdefault(own_name, value)
-        if earlier is not value and not torch.equal(earlier, value):  # the energy stands in the file twice
+        same = earlier is value or (earlier.dtype == value.dtype and torch.equal(earlier, value))
+        if not same:  # the energy stands in the file twice
             raise ValueError(f"{file}: {own_name} of {owner} is there twice, with different weights")
     if len(parts) > 1 and _ONLY in parts:
         raise ValueError(f"{file}: {next(iter(parts[_ONLY]))} belongs neither to an energy nor to its denoiser")
@@ -148,8 +157,16 @@ def _part(tensors: Mapping[str, Tensor], part: str | None, file: Path) -> dict[s
 
 
 def _settings(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The numbers among the settings, by our names; an unresolved `${...}` is none."""
-    return {ours: config[theirs] for ours, theirs in names.items() if isinstance(config.get(theirs), int | float)}
+    """The finite numbers among the settings, by our names; an unresolved `${...}` is none.
+
+    Raises ValueError for a size that is no whole number.
+    """
+    found = [(ours, config.get(theirs)) for ours, theirs in names.items()]
+    numbers = {ours: value for ours, value in found if isinstance(value, int | float) and abs(value) < math.inf}
+    for ours, value in numbers.items():
+        if ours != "dropout" and value != int(value):
+            raise ValueError(f"the file's settings say {names[ours]} = {value}, which must be a whole number")
+    return numbers
 
 
 def _notes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,14 +175,19 @@ def _notes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"schedule": dict(_SCHEDULE), "time_conditioning": config.get("time_conditioning") is True, **trained}
 
 
-def _plain(value: Any) -> Any:
-    """Settings as plain dicts and lists, out of what stands for OmegaConf's nodes."""
-    if isinstance(value, inert.Inert):
+def _plain(value: Any) -> dict[str, Any]:
+    """One level of settings, out of what stands for OmegaConf's nodes; empty for what is no section."""
+    return {key: _content(item) for key, item in _section(_content(value)).items()}
+
+
+def _content(value: Any) -> Any:
+    """What a node of OmegaConf holds; None for one that holds nodes without end."""
+    for _ in range(_NESTED):
+        if not isinstance(value, inert.Inert):
+            return value
         state = _section(value.state)
-        return _plain(state.get("_content", state.get("_val")))
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        value = state.get("_content", state.get("_val"))
+    return None
 
 
 def _section(value: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ ways. A folder is read into a `Blueprint` first, which takes no memory.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,8 +18,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from edlm import checkpoints, decoders, formats
+from edlm import checkpoints, decoders, formats, limits
 from edlm.decoders import Blueprint, DecoderNetwork, bidirectional
+from edlm.tensors import read_safetensors, unwrapped
 from edlm.tokenizer_files import LARGEST_FILE
 from edlm.vocabulary import Vocabulary
 
@@ -99,18 +101,30 @@ def load_vocabulary(
     """
     folder = Path(folder)
     config = checkpoints.read_json(folder / "config.json")
-    mask_id = int(_need(folder, config, "mask_token_id"))
+    mask_id = _count(folder, config, "mask_token_id")
     file = Path(tokenizer or folder / "tokenizer.json")
     if file.exists():
         formats.require_size(file, largest_file, "largest_file")
-    content = checkpoints.read_json(file)
+    content = checkpoints.read_json(file, largest_file)
     content["added_tokens"] = [token for token in content.get("added_tokens", []) if token["id"] < mask_id]
     content.update(truncation=None, padding=None)  # a file may ask to cut and pad every text
     words = Tokenizer.from_str(json.dumps(content))
     words.encode_special_tokens = True  # text that spells a special token is text
-    size = int(config.get("embedding_size") or _need(folder, config, "vocab_size"))
-    specials = {f"{name}_id": config.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    size = _count(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
+    specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
     return Vocabulary(words, size=size, mask_id=mask_id, **specials)
+
+
+def special_id(folder: str | Path, config: Mapping[str, Any], name: str) -> int | None:
+    """The id of bos, eos or pad by a `config.json`, the first one where it lists several; None where it has none.
+
+    Raises ValueError for what is no id.
+    """
+    given = config.get(f"{name}_token_id")
+    found = given[0] if isinstance(given, list) and given else given
+    if found is not None and type(found) is not int:
+        raise ValueError(f"{folder}/config.json: {name}_token_id = {given!r} must be an id, a list of ids, or null")
+    return found
 
 
 def require_same_tokens(vocabulary: Vocabulary, folder: str | Path) -> None:
@@ -122,7 +136,9 @@ def require_same_tokens(vocabulary: Vocabulary, folder: str | Path) -> None:
     file = Path(folder) / "tokenizer.json"
     if not file.is_file():
         return
-    if _deciding(vocabulary.tokenizer.to_str()) != _deciding(json.dumps(checkpoints.read_json(file))):
+    if _deciding(vocabulary.tokenizer.to_str()) != _deciding(
+        json.dumps(checkpoints.read_json(file, limits.TOKENIZER_BYTES))
+    ):
         raise ValueError(f"{file}: another tokenizer than the denoiser's, so a token means another text to each")
 
 
@@ -161,9 +177,10 @@ def _llada(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprin
     from torchtune.models import convert_weights, llama3
 
     _require_fixed(folder, config, _LLADA_FIXED)
-    need = partial(_need, folder, config)
-    layers, heads, width = int(need("n_layers")), int(need("n_heads")), int(need("d_model"))
-    kv_heads = int(config.get("n_kv_heads") or heads)
+    need, count = partial(_need, folder, config), partial(_count, folder, config)
+    layers, heads, width = count("n_layers", limits.LAYERS), count("n_heads"), count("d_model")
+    kv_heads = count("n_kv_heads") if config.get("n_kv_heads") else heads
+    _require_heads(folder, heads, kv_heads, width)
     blocks = {
         f"model.transformer.blocks.{i}.{theirs}": f"model.layers.{i}.{llamas}"
         for i in range(layers)
@@ -171,14 +188,14 @@ def _llada(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprin
     }
     build = partial(
         llama3.llama3,
-        vocab_size=int(config.get("embedding_size") or need("vocab_size")),
+        vocab_size=count("embedding_size" if config.get("embedding_size") else "vocab_size"),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         embed_dim=width,
-        max_seq_len=min(max_length, int(need("max_sequence_length"))),
+        max_seq_len=min(max_length, count("max_sequence_length")),
         rope_base=need("rope_theta"),
-        intermediate_dim=int(need("mlp_hidden_size")),
+        intermediate_dim=count("mlp_hidden_size"),
         norm_eps=need("rms_norm_eps"),
     )
 
@@ -244,19 +261,21 @@ def _rotary_factor(folder: Path, stretched: Any) -> float:
 
 def _sizes(folder: Path, config: Mapping[str, Any], max_length: int) -> dict[str, Any]:
     """Arguments that torchtune's builders share, from a config in Hugging Face's names."""
-    need = partial(_need, folder, config)
-    heads, width = int(need("num_attention_heads")), int(need("hidden_size"))
+    need, count = partial(_need, folder, config), partial(_count, folder, config)
+    heads, width = count("num_attention_heads"), count("hidden_size")
+    kv_heads = count("num_key_value_heads") if config.get("num_key_value_heads") else heads
+    _require_heads(folder, heads, kv_heads, width)
     _require_fixed(
         folder, {**config, "head_dim": config.get("head_dim") or width // heads}, {"head_dim": width // heads}
     )
     return {
-        "vocab_size": int(need("vocab_size")),
-        "num_layers": int(need("num_hidden_layers")),
+        "vocab_size": count("vocab_size"),
+        "num_layers": count("num_hidden_layers", limits.LAYERS),
         "num_heads": heads,
-        "num_kv_heads": int(config.get("num_key_value_heads") or heads),
+        "num_kv_heads": kv_heads,
         "embed_dim": width,
-        "intermediate_dim": int(need("intermediate_size")),
-        "max_seq_len": min(max_length, int(need("max_position_embeddings"))),
+        "intermediate_dim": count("intermediate_size"),
+        "max_seq_len": min(max_length, count("max_position_embeddings")),
         "norm_eps": need("rms_norm_eps"),
         "rope_base": need("rope_theta"),
     }
@@ -272,7 +291,7 @@ def _llama_names(config: Mapping[str, Any], tied: bool, biases: tuple[str, ...] 
 
 def _named(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
     """All tensors of a folder by their new names, after a check of every old one."""
-    tensors = _read_shards(folder)
+    tensors = unwrapped(_read_shards(folder), folder)
     problems = [f"{name} is missing" for name in names.keys() - tensors.keys()]
     problems += [f"{name} is not known" for name in tensors.keys() - names.keys()]
     if problems:
@@ -283,20 +302,39 @@ def _named(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return checkpoints.read_safetensors(folder / "model.safetensors")
+        return read_safetensors(folder / "model.safetensors")
     where = checkpoints.read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(re.fullmatch(r"[\w.-]+\.safetensors", str(f)) for f in where.values()):
         raise ValueError(f"{index}: no weight_map from parameters to safetensors files beside it")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(where.values())):
-        tensors.update(checkpoints.read_safetensors(folder / name))
+        tensors.update(read_safetensors(folder / name))
     return tensors
 
 
 def _need(folder: Path, config: Mapping[str, Any], name: str) -> Any:
-    if not isinstance(config.get(name), int | float):
+    given = config.get(name)
+    if not isinstance(given, int | float) or isinstance(given, bool) or not abs(given) < math.inf:
         raise ValueError(f"{folder}/config.json: {name} = {config.get(name)!r} must be a number")
     return config[name]
+
+
+def _count(folder: Path, config: Mapping[str, Any], name: str, limit: int | None = None) -> int:
+    """A whole number of at least 1, and of no more than the limit."""
+    value = _need(folder, config, name)
+    if value < 1 or value != int(value):
+        raise ValueError(f"{folder}/config.json: {name} = {value!r} must be a whole number of at least 1")
+    if limit is not None:
+        limits.require(f"{folder}/config.json", name, int(value), limit)
+    return int(value)
+
+
+def _require_heads(folder: Path, heads: int, kv_heads: int, width: int) -> None:
+    """Raise ValueError for sizes of which torchtune's attention cannot be made."""
+    if width % heads or (width // heads) % 2 or heads % kv_heads:
+        raise ValueError(
+            f"{folder}/config.json: {heads} heads of which {kv_heads} hold keys do not fit a width of {width}"
+        )
 
 
 def _require_fixed(folder: Path, config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:

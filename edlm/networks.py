@@ -6,6 +6,7 @@ and noise levels only; what a mask or a time is, is said in `denoisers` and `ene
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from edlm import limits
 from edlm.layers import Block, Head, Past, Trunk
+
+_SIZES = ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "num_energy_layers")
 
 
 class Transformer(nn.Module):
@@ -39,6 +43,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.arguments = _own_arguments(locals())
+        _require_sizes(self.arguments)
         self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout, norm_bias)
@@ -106,6 +111,7 @@ class EnergyNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.arguments = _own_arguments(locals())
+        _require_sizes(self.arguments)
         self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.combine = nn.Linear(2 * hidden_size, hidden_size)
@@ -176,9 +182,8 @@ class JointNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.arguments = _own_arguments(locals())
+        _require_sizes(self.arguments)
         self.max_length = max_length
-        if num_energy_layers < 1:
-            raise ValueError(f"num_energy_layers = {num_energy_layers} must be at least 1")
         self.denoiser = Transformer(
             vocab_size,
             max_length,
@@ -268,6 +273,29 @@ def recompute(network: nn.Module) -> None:
     for block in blocks(network):
         for name in Block.PASSES:
             setattr(block, name, partial(checkpoint, getattr(block, name), use_reentrant=False))
+
+
+def _require_sizes(arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the argument, for sizes that make no network, or a larger one than `limits` allows."""
+    least = {"conditioning_size": 0} | dict.fromkeys(_SIZES, 1)
+    for name, low in least.items():
+        value = arguments.get(name, low)
+        if type(value) is not int:
+            raise ValueError(f"{name} = {value!r} must be a whole number")
+        if value < low:
+            raise ValueError(f"{name} = {value} must be at least {low}")
+    for name in ("causal", "norm_bias"):
+        if type(arguments.get(name, False)) is not bool:
+            raise ValueError(f"{name} = {arguments[name]!r} must be true or false")
+    dropout = arguments["dropout"]
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout = {dropout!r} must be a number of at least 0 and below 1")
+    layers, width = arguments["num_layers"] + arguments.get("num_energy_layers", 0), arguments["hidden_size"]
+    noise, in_blocks = arguments["conditioning_size"], 12 * layers * width * width
+    parameters = in_blocks + noise * (6 * layers * width + noise) + 2 * arguments["vocab_size"] * width
+    limits.require("network", "layers", layers, limits.LAYERS)
+    limits.require("network", "max_length", arguments["max_length"], limits.LENGTH)
+    limits.require("network", "parameters", parameters, limits.PARAMETERS)
 
 
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ heads and the longest sequence is read off the shapes.
 
 import re
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from edlm import tensors
 from edlm.networks import EnergyNetwork, Transformer
 
 N = TypeVar("N", Transformer, EnergyNetwork)
@@ -65,10 +67,11 @@ def load(
 def load_denoiser(
     state: Mapping[str, Tensor], num_heads: int, max_length: int = 1024, dropout: float = 0.0
 ) -> Transformer:
-    """Build the bidirectional, noise-conditioned network of a published denoiser, in eval mode and the state's dtype.
+    """Build the bidirectional, noise-conditioned network of a published denoiser, in eval mode.
 
-    Raises ValueError naming each parameter that is missing, unknown or of another shape, and for rotary frequencies
-    that are not those of the heads.
+    It has the widest of the types of its weights, in which each weight is exact. Raises ValueError naming each
+    parameter that is missing, unknown, of another shape or not of finite floats, and for rotary frequencies that are
+    not those of the heads.
     """
     sizes = _sizes(state, num_heads, max_length, dropout)
     return _filled(Transformer(**sizes, conditioning_size=_size(state, _CONDITIONING, 0)), state)
@@ -129,6 +132,8 @@ def _sizes(state: Mapping[str, Tensor], num_heads: int, max_length: int, dropout
 def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int:
     if name not in state:
         raise ValueError(f"published weights: {name} is missing")
+    if state[name].ndim != 2:
+        raise ValueError(f"published weights: {name} has shape {tuple(state[name].shape)}, not two dimensions")
     return state[name].shape[axis]
 
 
@@ -145,10 +150,12 @@ def _filled(network: N, state: Mapping[str, Tensor]) -> N:
         if given[name].shape != shapes[name]
     ]
     if problems:
-        raise ValueError(f"published weights: {'; '.join(sorted(problems))}")
+        raise ValueError(f"published weights: {'; '.join(sorted(problems)[:20])}")
+    tensors.require_weights(state, "published weights")
     if _FREQUENCIES in state:
         _check_frequencies(state[_FREQUENCIES], network.trunk.head_size)
-    network.to(given[_EMBEDDING].dtype).load_state_dict({ours[name]: value for name, value in given.items()})
+    widest = reduce(torch.promote_types, (value.dtype for value in given.values()))  # in which each is exact
+    network.to(widest).load_state_dict({ours[name]: value for name, value in given.items()})
     return network.eval()
 
 

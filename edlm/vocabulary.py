@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -45,6 +45,8 @@ class Vocabulary:
     `characters`, `byte_level_bpe` and `train_bpe`, for every text that `encode` accepts.
     Raises ValueError when an id lies outside [0, size), or the mask is not above the tokenizer's ids and alone.
     """
+
+    FILES: ClassVar[tuple[str, str]] = (_TOKENIZER_FILE, _SPECIALS_FILE)  # that `save` writes
 
     tokenizer: Tokenizer
     size: int
@@ -210,7 +212,10 @@ class Vocabulary:
     def _tokenize(self, documents: Sequence[str]) -> list[Tensor]:
         for text in documents:
             _require_unicode(text)
-        encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        try:
+            encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        except Exception as error:  # `tokenizers` raises nothing more specific
+            raise ValueError(f"a text holds what the tokenizer cannot spell ({error})") from error
         rows = [encoding.ids for encoding in encodings]
         for text, ids in zip(documents, rows, strict=True):
             if self._unknown_id is not None and self._unknown_id in ids:
@@ -304,7 +309,7 @@ def from_tokenizer_json(
     """
     tokenizer = tokenizer_files.read(Path(path), largest_file)
     _require(
-        bool(tokenizer.encode(_RARE_LETTER, add_special_tokens=False).ids),
+        _says_what_it_cannot_spell(tokenizer),
         f"{path}: drops characters it does not know; expected a byte-level tokenizer or one with an unknown token",
     )
     named = {"bos": bos, "eos": eos, "pad": pad}
@@ -344,6 +349,14 @@ def _with_mask_on_top(
 ) -> Vocabulary:
     mask_id = max(_own_size(tokenizer), -1 if pad_id is None else pad_id + 1)
     return Vocabulary(tokenizer, size=mask_id + 1, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+
+
+def _says_what_it_cannot_spell(tokenizer: Tokenizer) -> bool:
+    """Whether an unknown character becomes some token, or an error, as one of whole words without an unknown gives."""
+    try:
+        return bool(tokenizer.encode(_RARE_LETTER, add_special_tokens=False).ids)
+    except Exception:  # `tokenizers` raises nothing more specific
+        return True
 
 
 def _own_size(tokenizer: Tokenizer) -> int:

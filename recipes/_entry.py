@@ -11,12 +11,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from edlm.recipes import _processes
+from edlm import limits, tensors
+from edlm.recipes import _processes, _settings
 from edlm.recipes._settings import Schema, check
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # the shell's status of Ctrl-C
 _HEAD_START = 30.0  # seconds
+_GENERAL: Schema = {"verify": _settings.flag, "limits": _settings.number(0, above=True)}
 
 
 class Interrupted(Exception):
@@ -38,6 +40,7 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
 
     def checked(values: DictConfig) -> None:
         plain = OmegaConf.to_container(values, resolve=True)
+        _take_in_general(plain)
         check(schema, plain)
         with _processes.joined(plain.get("device", "cpu")):
             main(plain)
@@ -64,6 +67,17 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
         if os.environ.get("EDLM_DEBUG"):
             raise
         _exit(str(error), USAGE_ERROR)
+
+
+def _take_in_general(values: dict[str, Any]) -> None:
+    """Take out the keys that every recipe knows and no config has to hold: `verify` and `limits`, for this process."""
+    for key, check_value in _GENERAL.items():
+        if key in values:
+            check_value(key, values[key])
+    if values.pop("verify", True) is False:
+        os.environ[tensors.UNVERIFIED] = "1"
+    if "limits" in values:
+        os.environ[limits.FACTOR] = str(values.pop("limits"))
 
 
 def _require_pairs(words: Sequence[str]) -> None:

@@ -1,8 +1,6 @@
 """Networks of ours that a config names, and what a report has to say of each."""
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,13 +8,13 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from edlm import chain_rule, checkpoints, denoisers, energies, folding, joint
+from edlm import chain_rule, checkpoints, denoisers, energies, folding, joint, permitted, tensors
 from edlm.baselines import Reverse
 from edlm.checkpoints import N
 from edlm.contracts import Denoiser, Energy, Ordered
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.recipes import _parameterisations, _settings
+from edlm.recipes import _parameterisations
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
 
@@ -114,7 +112,7 @@ def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedu
     description = checkpoints.read_description(checkpoints.find_network(path))
     if "schedule" not in description:
         raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
-    schedule = _settings.build(description["schedule"])
+    schedule = permitted.schedule(description["schedule"], path)
     told = schedule if description["time_conditioning"] else None
     network: torch.nn.Module
     if _is_joint(path):
@@ -223,15 +221,6 @@ def _record(path: str) -> dict[str, Any]:
     folder = checkpoints.find_network(path)
     return {
         "folder": str(folder),
-        "weights_sha256": sha256(folder / "network.safetensors"),
+        "weights_sha256": tensors.sha256(folder / "network.safetensors"),
         "description": checkpoints.read_description(folder),
     }
-
-
-def sha256(file: Path) -> str:
-    """The hash of a file's content. Raises ValueError naming the file if it cannot be read."""
-    try:
-        with file.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error

@@ -7,7 +7,7 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
 
-from edlm import baselines, chain_rule, checkpoints, denoisers, folding, likelihoods, training
+from edlm import baselines, chain_rule, checkpoints, denoisers, folding, likelihoods, permitted, training
 from edlm.baselines import Reverse
 from edlm.networks import Transformer
 from edlm.recipes import _settings
@@ -86,6 +86,12 @@ def loss_steps(key: str, value: Any) -> None:
     (_settings.span if isinstance(value, list) else _settings.integer(1))(key, value)
 
 
+def schedule(key: str, value: Any) -> None:
+    """A schedule that a saved folder can name, so that what is trained by it can be loaded."""
+    _settings.component()(key, value)
+    permitted.schedule(value, key)
+
+
 def check(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for an objective without what it needs, or with what it does not read."""
     name, steps = settings["objective"], settings["loss_steps"]
@@ -136,7 +142,7 @@ def load(path: str, device: torch.device) -> Reverse:
     if name is None:
         raise ValueError(f"denoiser = {path!r} holds no baseline")
     description = checkpoints.read_description(checkpoints.find_network(path))
-    schedule = _settings.build(description["schedule"])
+    schedule = permitted.schedule(description["schedule"], path)
     told = schedule if description["time_conditioning"] else None
     network = checkpoints.load_as(Transformer, path)
     network = (network if told is not None else folding.fold_conditioning(network)).to(device)

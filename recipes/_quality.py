@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import checkpoints, corpora, judges, quality
+from edlm import checkpoints, corpora, judges, quality, tensors
 from edlm.judges import Judge, Judgement, Likeness
 from edlm.likelihoods import Estimate
-from edlm.recipes import _models, _processes, _report
+from edlm.recipes import _processes, _report
 from edlm.recipes._figures import finite
 from edlm.vocabulary import Vocabulary
 
@@ -88,7 +88,7 @@ def load_judge(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
     """A judge whose texts several processes share, and what it is, by the hashes of its files too."""
     judge, what = judges.load(path, device)
     if what["kind"] == "autoregressive":
-        what["weights_sha256"] = _models.sha256(checkpoints.find_network(path) / "network.safetensors")
+        what["weights_sha256"] = tensors.sha256(checkpoints.find_network(path) / "network.safetensors")
     else:
         what["files_sha256"] = files_sha256(what["path"])
     return _shared(judge), what
@@ -109,7 +109,7 @@ def files_sha256(path: str) -> dict[str, str]:
     """The hashes of a model's files by their names, none if it is no folder here."""
     folder = Path(path)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {file.name: _models.sha256(file) for file in files if file.suffix in _OF_A_MODEL}
+    return {file.name: tensors.sha256(file) for file in files if file.suffix in _OF_A_MODEL}
 
 
 def _shared(judge: Judge) -> Judge:

@@ -12,7 +12,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from edlm import chain_rule, checkpoints, decoders, denoisers, energies, large, memory, schedules
+from edlm import chain_rule, checkpoints, decoders, denoisers, energies, large, memory, schedules, tensors
 from edlm.baselines import Reverse
 from edlm.decoders import Blueprint, DecoderNetwork
 from edlm.denoisers import SubsDenoiser
@@ -134,7 +134,7 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
 def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """The hash of every network of ours that a config names, by key; large models stand for themselves."""
     folders = {key: checkpoints.find_network(path) for key, path in _ours(settings).items()}
-    return {key: _models.sha256(folder / "network.safetensors") for key, folder in folders.items()}
+    return {key: tensors.sha256(folder / "network.safetensors") for key, folder in folders.items()}
 
 
 def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -252,8 +252,8 @@ def _require_length(settings: Mapping[str, Any], longest: int, ar_longest: int) 
 def _bos_of(folder: Path, vocabulary: Vocabulary) -> int | None:
     """What the AR model's own config calls bos; else the denoiser's."""
     file = folder / "config.json"
-    found = checkpoints.read_json(file).get("bos_token_id") if file.is_file() else None
-    return int(found) if isinstance(found, int) else vocabulary.bos_id
+    found = large.special_id(folder, checkpoints.read_json(file), "bos") if file.is_file() else None
+    return vocabulary.bos_id if found is None else found
 
 
 def _folder_of(source: Any) -> Path:

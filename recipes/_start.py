@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from edlm import checkpoints
+from edlm import checkpoints, permitted, tensors
 from edlm.networks import Transformer
-from edlm.recipes import _models, _parameterisations, _processes, _settings, pretrain_denoiser
+from edlm.recipes import _parameterisations, _processes, pretrain_denoiser
 from edlm.recipes._training import SettingsChanged
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
@@ -53,8 +53,8 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Start:
     if "schedule" not in description:
         raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
     network = checkpoints.load_as(Transformer, folder).to(device).requires_grad_(False)
-    schedule = _settings.build(description["schedule"])
-    weights = _models.sha256(folder / "network.safetensors")
+    schedule = permitted.schedule(description["schedule"], str(folder))
+    weights = tensors.sha256(folder / "network.safetensors")
     return Start(network, schedule, checkpoints.load_vocabulary_of(folder), description, weights)
 
 

@@ -30,8 +30,14 @@ from edlm.vocabulary import Vocabulary
 
 
 def _optimizer(key: str, value: Any) -> None:
-    """A component that accepts its values for some weight: what it refuses is said before anything is trained."""
+    """A component; what a class of torch.optim refuses of its values is said before anything is trained.
+
+    No other is called before the run: a config is checked without running what it names.
+    """
     _settings.component("params")(key, value)
+    home, _, name = value["_component_"].rpartition(".")
+    if home != "torch.optim" or not isinstance(getattr(torch.optim, name), type):
+        return
     try:
         _settings.build(value, params=iter([torch.zeros(1, requires_grad=True)]))
     except ValueError as error:

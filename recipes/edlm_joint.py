@@ -115,7 +115,7 @@ class JointTraining:
                 "corpus": corpus.fingerprint,
                 "schedule": self.description["schedule"],
                 "time_conditioning": False,
-                "denoiser_step": self.description["step"],
+                "denoiser_step": self.description.get("step"),
                 "denoiser_weights": self.start_weights,
                 "scope": "transition",
             },

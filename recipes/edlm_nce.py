@@ -106,7 +106,7 @@ class EnergyByNCE:
                 "corpus": corpus.fingerprint,
                 "schedule": self.description["schedule"],
                 "time_conditioning": self.description["time_conditioning"],
-                "denoiser_step": self.description["step"],
+                "denoiser_step": self.description.get("step"),
                 "denoiser_weights": self.start_weights,
                 "dropout": settings["dropout"],
                 **self._unusual(),

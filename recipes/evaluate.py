@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import edlm
-from edlm import corpora
+from edlm import corpora, tensors
 from edlm.corpora import Excerpt
 from edlm.recipes import (
     _entry,
@@ -169,7 +169,7 @@ class Evaluate:
                 for texts in self.texts
             ],
             "figures": [figure.record() for figure in self.figures],
-            "samples": None if settings["samples"] is None else _models.sha256(Path(settings["samples"])),
+            "samples": None if settings["samples"] is None else tensors.sha256(Path(settings["samples"])),
             "judge": self.judged_by,
             "mauve": self.alike_by,
             "quality": _quality.record(self.quality),

@@ -25,7 +25,7 @@ MODEL: Schema = {
     "vocabulary": _settings.component(),
     "length": _settings.integer(1),
     "network": _settings.component("vocab_size", "max_length"),
-    "schedule": _settings.component(),
+    "schedule": _parameterisations.schedule,
     "time_conditioning": _settings.flag,
     "objective": _settings.choice(*PARAMETERISATIONS),
     "loss_steps": _settings.optional(_parameterisations.loss_steps),

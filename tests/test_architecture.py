@@ -15,6 +15,7 @@ PACKAGE = ROOT / "edlm"
 # A module may import only modules that stand before it.
 ORDER = [
     "contracts",
+    "limits",
     "noise",
     "categorical",
     "cross_entropy",
@@ -59,6 +60,8 @@ ORDER = [
     "catalogue",
     "datasets",
     "quality",
+    "permitted",
+    "tensors",
     "checkpoints",
     "published",
     "inert",

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -210,12 +211,25 @@ def test_other_shapes_are_refused_with_the_tensor_named(tmp_path: Path, characte
     [
         ({"width": 16}, "unexpected keyword argument 'width'"),
         ({"num_heads": 3}, r"hidden_size = 16 must be a multiple of 2 \* num_heads = 6"),
-        ({"num_heads": 0}, "modulo by zero"),
-        ({"vocab_size": -1}, "negative dimension"),
+        ({"num_heads": 0}, "num_heads = 0 must be at least 1"),
+        ({"vocab_size": -1}, "vocab_size = -1 must be at least 1"),
+        ({"max_length": 0}, "max_length = 0 must be at least 1"),
+        ({"conditioning_size": -8}, "conditioning_size = -8 must be at least 0"),
+        ({"hidden_size": 16.0}, r"hidden_size = 16\.0 must be a whole number"),
+        ({"num_layers": True}, "num_layers = True must be a whole number"),
+        ({"num_layers": "1"}, "num_layers = '1' must be a whole number"),
+        ({"dropout": 1.5}, r"dropout = 1\.5 must be a number of at least 0 and below 1"),
+        ({"dropout": float("nan")}, "dropout = nan must be a number"),
+        ({"causal": "false"}, "causal = 'false' must be true or false"),
+        ({"num_layers": 10**7}, "network: layers = 10000000 must be at most 1000; EDLM_LIMITS=10000"),
+        ({"hidden_size": 2**40}, "network: parameters = [0-9]+ must be at most 400000000"),
+        ({"vocab_size": 10**12}, "network: parameters = [0-9]+ must be at most 400000000"),
+        ({"conditioning_size": 10**15}, "network: parameters = [0-9]+ must be at most 400000000"),
+        ({"max_length": 10**12}, "network: max_length = 1000000000000 must be at most"),
     ],
 )
 def test_arguments_that_make_no_network_are_refused_with_the_file_named(
-    tmp_path: Path, characters: Vocabulary, changes: dict[str, int], said: str
+    tmp_path: Path, characters: Vocabulary, changes: dict[str, Any], said: str
 ) -> None:
     checkpoints.save_network(tmp_path / "n", small_network(), characters, {})
     file = tmp_path / "n" / "network.json"

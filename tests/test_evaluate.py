@@ -28,13 +28,14 @@ from edlm import (
     likelihoods,
     noise,
     schedules,
+    tensors,
     vocabulary,
 )
 from edlm.corpora import Excerpt
 from edlm.likelihoods import Estimate
 from edlm.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.noise import Stream
-from edlm.recipes import _figures, _models, _quality, _texts
+from edlm.recipes import _figures, _quality, _texts
 from edlm.recipes._figures import Figure, TextSet
 from edlm.recipes._scores import Scores
 
@@ -380,7 +381,7 @@ def test_samples_are_compared_with_held_out_text_and_judged(run, folder: Path) -
         log_p = energies.ar_log_prob(network, torch.stack([ABC.encode(t) for t in SAMPLES]), ABC.mask_id, ABC.mask_id)
     assert found["generative perplexity"]["samples"]["mean"] == pytest.approx(math.exp(-log_p.mean().item()), rel=1e-4)
     assert card["judge"]["kind"] == "autoregressive"
-    assert card["judge"]["weights_sha256"] == _models.sha256(folder / "ar" / "network.safetensors")
+    assert card["judge"]["weights_sha256"] == tensors.sha256(folder / "ar" / "network.safetensors")
     assert card["mauve"] is None
     assert len(card["samples"]) == 64
 
@@ -395,7 +396,7 @@ def test_a_model_in_hugging_faces_format_judges_and_the_card_says_which(run, fol
     assert found["held_out"] is not None
     judge = card["judge"]
     assert (judge["kind"], judge["context"], judge["precision"]) == ("causal_lm", CONTEXT, "float32")
-    assert judge["files_sha256"]["model.safetensors"] == _models.sha256(gpt2 / "model.safetensors")
+    assert judge["files_sha256"]["model.safetensors"] == tensors.sha256(gpt2 / "model.safetensors")
     assert {"config.json", "tokenizer.json"} < judge["files_sha256"].keys()
     assert judge["transformers"] == version("transformers")
 
@@ -408,7 +409,7 @@ def test_mauve_is_taken_by_the_command_line_and_the_card_says_of_what(run, folde
     assert "MAUVE" in shown
     [found] = [row for row in card["quality"] if row["figure"] == "MAUVE"]
     assert 0.0 < found["samples"]["mean"] <= 1.0
-    assert card["mauve"]["files_sha256"]["model.safetensors"] == _models.sha256(gpt2 / "model.safetensors")
+    assert card["mauve"]["files_sha256"]["model.safetensors"] == tensors.sha256(gpt2 / "model.safetensors")
     assert card["mauve"]["mauve-text"] == version("mauve-text")
 
 

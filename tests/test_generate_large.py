@@ -194,6 +194,33 @@ def test_a_folder_has_the_probabilities_of_plain_torch(family: str, tied: bool, 
 
 
 @pytest.mark.slow
+def test_ids_above_the_embedding_are_read_as_no_token(hub: Path) -> None:
+    """They are rows of zeros, so that no two of them differ and none is another token."""
+    network = ar_network(hub, "qwen2")
+    known = network.embedding.num_embeddings
+    x = torch.randint(0, known, (2, 6), generator=torch.Generator().manual_seed(0))
+    above, higher, last = (torch.cat([x[:, :2], torch.full((2, 1), id_), x[:, 3:]], 1) for id_ in (known, V, known - 1))
+    with torch.no_grad():
+        rows = network.embedding.weight.new_zeros(1, network.embedding.embedding_dim)
+        found, same, other = network(above), network(higher), network(last)
+        extended = torch.nn.Embedding.from_pretrained(torch.cat([network.embedding.weight, rows]))
+        network.embedding = extended
+        assert torch.equal(network(above), found)
+    assert torch.equal(found, same)
+    assert not torch.allclose(found[:, 2:], other[:, 2:])
+
+
+def test_a_mask_that_no_network_reads_makes_no_denoiser(hub: Path) -> None:
+    network = ar_network(hub, "qwen2")
+    known = network.embedding.num_embeddings
+    assert denoisers.subs(network, known - 1)
+    for made in (lambda: denoisers.subs(network, known), lambda: denoisers.d3pm(network, known)):
+        with pytest.raises(ValueError, match=f"mask_id = {known} is no id that the network reads: it embeds {known}"):
+            made()
+    with pytest.raises(ValueError, match=f"bos_id = {known} is no id that the network reads"):
+        energies.residual_ar(network, V - 1, bos_id=known, carry_over=True)
+
+
 def test_ids_that_a_decoder_does_not_know_are_impossible(hub: Path) -> None:
     network, own = ar_network(hub, "qwen2"), decoders.load(large.read_autoregressive(hub / "qwen2"))
     x = torch.tensor([[1, 2, 30, 4], [1, 38, 2, 4]])

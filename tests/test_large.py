@@ -101,6 +101,16 @@ def test_weights_keep_their_precision_and_the_rotary_table_stays_float32(family:
     close(found, expected, 0.05)
 
 
+@pytest.mark.parametrize(("given", "found"), [(3, 3), ([3, 4], 3), (None, None), ([], "[]"), ("3", "'3'"), ([[3]], "")])
+def test_a_special_id_may_be_a_list_of_ids(given: object, found: object, tmp_path: Path) -> None:
+    config = {"eos_token_id": given}
+    if found is None or isinstance(found, int):
+        assert large.special_id(tmp_path, config, "eos") == found
+        return
+    with pytest.raises(ValueError, match=r"config\.json: eos_token_id = .* must be an id, a list of ids, or null"):
+        large.special_id(tmp_path, config, "eos")
+
+
 @pytest.mark.parametrize(
     ("family", "change", "said"),
     [
@@ -111,10 +121,16 @@ def test_weights_keep_their_precision_and_the_rotary_table_stays_float32(family:
         ("llada", {"n_layers": 3}, r"model\.transformer\.blocks\.2\.attn_norm\.weight is missing"),
         ("llada", {"n_layers": 1}, r"model\.transformer\.blocks\.1\.attn_norm\.weight is not known"),
         ("llada", {"mlp_hidden_size": 23}, "the weights are not those of its config.json"),
-        ("llada", {"n_kv_heads": 3}, "the weights are not those of its config.json"),
+        ("llada", {"n_kv_heads": 3}, "4 heads of which 3 hold keys do not fit a width of 16"),
+        ("llada", {"n_heads": 0}, "n_heads = 0 must be a whole number of at least 1"),
+        ("llada", {"n_layers": 10**7}, "n_layers = 10000000 must be at most 1000; EDLM_LIMITS=10000"),
+        ("llada", {"d_model": 16.5}, r"d_model = 16\.5 must be a whole number"),
         ("dream", {"rope_scaling": {"type": "yarn"}}, "rope_scaling = .* must be None"),
         ("dream", {"tie_word_embeddings": True}, "tie_word_embeddings = True must be False"),
         ("dream", {"num_hidden_layers": 3}, r"model\.layers\.2\.input_layernorm\.weight is missing"),
+        ("dream", {"num_attention_heads": -1}, "num_attention_heads = -1 must be a whole number of at least 1"),
+        ("dream", {"num_hidden_layers": True}, "num_hidden_layers = True must be a number"),
+        ("dream", {"rms_norm_eps": float("nan")}, "rms_norm_eps = nan must be a number"),
         ("dream", {"vocab_size": 41}, "the weights are not those of its config.json"),
     ],
 )

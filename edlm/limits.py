@@ -1,0 +1,57 @@
+"""Limits on what a file or a config may cost, known before any memory is taken, and the one number that raises them.
+
+`EDLM_LIMITS=10`, or `limits=10` on the command line of a recipe, multiplies every limit of this table by ten.
+"""
+
+import math
+import os
+from pathlib import Path
+
+FACTOR = "EDLM_LIMITS"  # the environment variable
+
+PARAMETERS = 400_000_000  # of a network that is built: 1.6 GB in float32
+LAYERS = 1_000
+LENGTH = 1 << 17  # the longest text of a network
+TENSORS = 20_000  # in one file of weights or of training state
+HEADER_BYTES = 16 << 20  # of a safetensors file: names and shapes
+JSON_BYTES = 8 << 20
+TOKENIZER_BYTES = 64 << 20  # of a tokenizer.json
+PICKLE_BYTES = 6 << 20  # of a file of torch.save, beside its tensors
+PICKLE_STEPS = 1_000_000  # by which what stands beside its tensors is put together
+
+
+class TooLarge(ValueError):
+    """More than a limit allows; the message says what raises it."""
+
+
+def factor() -> float:
+    """Read what all limits are multiplied by, 1 unless it is set. Raises ValueError for what is no number above 0."""
+    given = os.environ.get(FACTOR, "1")
+    try:
+        found = float(given)
+    except ValueError:
+        found = math.nan
+    if not found > 0:
+        raise ValueError(f"{FACTOR} = {given!r} must be a number above 0, which multiplies every limit")
+    return found
+
+
+def require(where: str | Path, what: str, found: int, limit: int) -> None:
+    """Raise TooLarge, naming both numbers and what raises the limit, if more is found than the limit allows."""
+    most = limit * factor()
+    if found > most:
+        raise TooLarge(
+            f"{where}: {what} = {found} must be at most {most:.0f}; {FACTOR}={-(-found // limit)} (limits= of a "
+            "recipe) allows it"
+        )
+
+
+def require_small(file: Path, limit: int) -> None:
+    """Raise TooLarge for a file of more bytes than the limit, ValueError for what is no regular file.
+
+    A file that is missing is let by.
+    """
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file}: no regular file")
+    if file.is_file():
+        require(file, "bytes", file.stat().st_size, limit)
