@@ -4,11 +4,13 @@ A network folder holds `network.json` (class, arguments, what it was trained on)
 of its vocabulary. A run folder holds `checkpoints/step_<n>/`, each a network folder with the state of its training,
 `checkpoints/last.json`, which names the newest whole one, and `checkpoints/best.json`, where a run keeps the best one.
 Everything is written under a temporary name first and renamed, so a crash or a full disk leaves the earlier checkpoint
-as it was.
+as it was. Checkpoints that no `last.json` names are lost from sight, and are refused; those of a run that was cut off
+in its first save are told by `checkpoints/first.json`, which stands there only during that save.
 """
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +27,8 @@ _CLASSES: dict[str, type[nn.Module]] = {
     c.__name__: c for c in (networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
 }
 N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
+_FIRST = "first.json"
+_STEP = re.compile(r"step_\d{8,}")
 _TENSOR = "tensor:"  # prefix of a name that stands for a tensor in the json of a training state
 
 
@@ -128,10 +132,13 @@ def save_checkpoint(
 
     newest = last_checkpoint(run)
     if newest != folder:  # else a run that ends on a saving step
+        if newest is None:
+            _write_first(run / "checkpoints" / _FIRST, folder)
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut off before `last.json` named it
         write_folder(folder, fill, still_good=newest)
         _write_pointer(run / "checkpoints" / "last.json", {"folder": folder.name}, folder)
     best_folder = None if best is None else run / "checkpoints" / f"step_{best['step']:08d}"
+    (run / "checkpoints" / _FIRST).unlink(missing_ok=True)
     if best is not None and best_folder is not None and best_folder.is_dir():
         _write_pointer(run / "checkpoints" / "best.json", {"folder": best_folder.name, **best}, folder)
     _remove_old(run / "checkpoints", folder.name, keep_last)
@@ -139,28 +146,84 @@ def save_checkpoint(
 
 
 def last_checkpoint(run: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run folder, None if it has none. Raises ValueError if what it names is gone."""
-    return _pointed(Path(run) / "checkpoints" / "last.json")
+    """The newest whole checkpoint of a run folder, None if it has none.
+
+    Raises ValueError, which says what to do, if `last.json` is damaged, names what is gone, or is missing beside
+    checkpoints.
+    """
+    pointer = Path(run) / "checkpoints" / "last.json"
+    newest = _pointed(pointer)
+    if newest is None:
+        _refuse_lost(pointer)
+    return newest
 
 
 def best_checkpoint(run: str | Path) -> Path | None:
-    """The checkpoint of the least held-out loss, None if none was kept. Raises ValueError if what is named is gone."""
+    """The checkpoint of the least held-out loss, None if none was kept. Raises ValueError as `last_checkpoint` does."""
     return _pointed(Path(run) / "checkpoints" / "best.json")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """The training state of a checkpoint, as it was saved. Raises ValueError naming the file."""
-    tensors = read_safetensors(folder / "training.safetensors")
-    return _decode(read_json(folder / "training.json")["state"], tensors)
+    tensors, file = read_safetensors(folder / "training.safetensors"), folder / "training.json"
+    content = read_json(file)
+    try:
+        state = _decode(content["state"], tensors)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file}: its key 'state' holds no training state ({_said(error)})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file}: its key 'state' holds no training state, but {type(state).__name__}")
+    return state
 
 
 def _pointed(pointer: Path) -> Path | None:
-    if not pointer.is_file():
+    if not os.path.lexists(pointer):
         return None
-    folder = pointer.parent / str(read_json(pointer).get("folder"))
-    if not folder.is_dir():
-        raise ValueError(f"{pointer} names {folder.name}, which is not there")
-    return folder
+    try:
+        name = read_json(pointer).get("folder")
+        if not (isinstance(name, str) and _STEP.fullmatch(name)):
+            raise ValueError(f"{pointer}: folder = {name!r} must be the name of a checkpoint")
+    except ValueError as error:
+        raise ValueError(f"{error}{_remedy(pointer)}") from error
+    if not (pointer.parent / name).is_dir():
+        raise ValueError(f"{pointer} names {name}, which is not there{_remedy(pointer)}")
+    return pointer.parent / name
+
+
+def _refuse_lost(pointer: Path) -> None:
+    """Raise ValueError if checkpoints are there but no `last.json`, unless the first save of the run was cut off."""
+    there = _steps_in(pointer.parent)
+    first = pointer.with_name(_FIRST)
+    cut_off = {str(read_json(first).get("folder"))} if there and first.is_file() else set()
+    if set(there) - cut_off:
+        raise ValueError(f"{pointer} is missing, and {len(there)} checkpoints are there{_remedy(pointer)}")
+
+
+def _remedy(pointer: Path) -> str:
+    """What to do about a pointer that is lost or damaged."""
+    there = _steps_in(pointer.parent)
+    if not there:
+        return ""
+    content = json.dumps({"folder": there[-1]})
+    return (
+        f": write {content} into {pointer.name} to go on from the last of those there ({', '.join(there[-3:])}), or "
+        "use another output_dir; nothing was removed"
+    )
+
+
+def _steps_in(checkpoints: Path) -> list[str]:
+    """Names of the checkpoints there, the latest step last."""
+    found = [folder.name for folder in checkpoints.glob("step_*") if _STEP.fullmatch(folder.name)]
+    return sorted(found, key=lambda name: (len(name), name))
+
+
+def _write_first(marker: Path, folder: Path) -> None:
+    """Say that a run's first save is under way. Raises ValueError naming the folder if nothing can be written there."""
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        write_json(marker, {"folder": folder.name})
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error}") from error
 
 
 def _write_pointer(pointer: Path, content: Mapping[str, Any], still_good: Path) -> None:
@@ -261,7 +324,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid json ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: not a json object")
@@ -297,6 +360,10 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return [_encode(item, tensors) for item in value]
     return value
+
+
+def _said(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from edlm.recipes import _processes
+from edlm.recipes import _locks, _processes
 from edlm.recipes._settings import Schema, check
 
 USAGE_ERROR = 2
@@ -27,8 +27,10 @@ class Interrupted(Exception):
         self.status = status
 
 
-def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
+def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool = True) -> None:
     """Run a recipe on the config and overrides of the command line, and exit.
+
+    writes: whether it writes what `output_dir` or `output` names, on which a lock is held then.
 
     A mistake of the user's (ValueError), and a file system that refuses (OSError), is printed in one line and exits
     with 2; with EDLM_DEBUG set it is raised.
@@ -39,7 +41,7 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
     def checked(values: DictConfig) -> None:
         plain = OmegaConf.to_container(values, resolve=True)
         check(schema, plain)
-        with _processes.joined(plain.get("device", "cpu")):
+        with _processes.joined(plain.get("device", "cpu")), _locks.outputs(plain if writes else {}):
             main(plain)
 
     try:

@@ -22,7 +22,8 @@ def test_finished_lines_are_read_again_and_one_that_was_cut_off_is_written_anew(
         lines.add(name, {"bits": bits})
     path = tmp_path / "frontier.jsonl"
     whole = path.read_bytes()
-    assert list(map(json.loads, whole.splitlines())) == [{"name": "plain", "bits": 1.0}, {"name": "sir", "bits": 2.0}]
+    found = [{key: value for key, value in json.loads(line).items() if key != "sum"} for line in whole.splitlines()]
+    assert found == [{"name": "plain", "bits": 1.0}, {"name": "sir", "bits": 2.0}]
     for cut in (1, 2, 10):
         path.write_bytes(whole[:-cut])
         again = opened(tmp_path)
