@@ -14,7 +14,7 @@ WITHOUT = "without_log"
 def resume(key: str, value: Any) -> None:
     """A flag, or the word by which a run goes on whose log is lost."""
     if value != WITHOUT and not isinstance(value, bool):
-        raise ValueError(f"{key} = {value!r} must be true, false or {WITHOUT}")
+        raise ValueError(f"{key} = {value!r} must be true or false, or {WITHOUT}")
 
 
 def written(folder: Path) -> dict[str, _records.Extent]:

@@ -49,6 +49,26 @@ def read(path: Path, wrong: Callable[[int, dict[str, Any]], str | None], start: 
     return records
 
 
+def texts_done(path: Path, settings: str, seed: int) -> int:
+    """How many texts a file holds, each the one of its row; settings: the fingerprint of those it is drawn by.
+
+    Raises ValueError naming the file and the first line that is anything else.
+    """
+
+    def wrong(row: int, record: Mapping[str, Any]) -> str | None:
+        expected = {"settings": settings, "seed": seed, "row": row}
+        return next((f"{key} is not {value}" for key, value in expected.items() if record.get(key) != value), None)
+
+    def start(row: int) -> str:
+        return json.dumps({"row": row, "seed": seed, "settings": settings}).removesuffix("}")
+
+    try:
+        return len(read(path, wrong, start))
+    except ValueError as error:
+        said = f"output = {str(path)!r} holds other texts: remove it or choose another name"
+        raise ValueError(f"{said} ({error})") from error
+
+
 def extent(path: Path) -> Extent:
     """How many lines a file has and what they say, all of it on the disk then; a missing file is an empty one."""
     if path.is_file():

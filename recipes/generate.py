@@ -150,36 +150,16 @@ class Generate:
         Of several processes each draws a batch, and the first one writes them.
         """
         size, total, world = self.settings["batch_size"], self.settings["num_samples"], _processes.world()
-        done = _processes.from_first(self._resume)
+        done = _processes.from_first(lambda: _records.texts_done(self.output, self.fingerprint, self.settings["seed"]))
         batches = [(min(size, total - first), first) for first in range(done, total, size)]
         started = time.monotonic()
         with _processes.bar(total=total, initial=done, unit="text") as bar:
             for first in range(0, len(batches), world):
                 drawn = _processes.spread(lambda batch: self._drawn(*batch), batches[first : first + world])
                 records = list(itertools.chain.from_iterable(drawn))  # no file is made before the first texts are there
-                _report.append_jsonl(self.output, records)
+                _report.append_jsonl(self.output, map(_records.sealed, records))
                 bar.update(len(records))
         self.rate = max(0, total - done) / (time.monotonic() - started)
-
-    def _resume(self) -> int:
-        """How many texts the output holds already, each the one of its row under these settings.
-
-        Raises ValueError naming the first line that is anything else.
-        """
-        seed = self.settings["seed"]
-
-        def wrong(row: int, record: Mapping[str, Any]) -> str | None:
-            expected = {"settings": self.fingerprint, "seed": seed, "row": row}
-            return next((f"{key} is not {value}" for key, value in expected.items() if record.get(key) != value), None)
-
-        def start(row: int) -> str:
-            return json.dumps({"row": row, "seed": seed, "settings": self.fingerprint}).removesuffix("}")
-
-        try:
-            return len(_records.read(self.output, wrong, start))
-        except ValueError as error:
-            said = f"output = {str(self.output)!r} holds other texts: remove it or choose another name"
-            raise ValueError(f"{said} ({error})") from error
 
     def cleanup(self) -> None:
         """Show the first texts and say where all of them are."""
@@ -245,16 +225,14 @@ class Generate:
             tokens, figures = self._from_pipeline(count, first)
         texts = self.vocabulary.decode(tokens.cpu())
         return [
-            _records.sealed(
-                {
-                    "row": first + index,
-                    "seed": seed,
-                    "settings": self.fingerprint,
-                    "text": text,
-                    "tokens": tokens[index].tolist(),
-                    **{name: values[index] for name, values in figures.items()},
-                }
-            )
+            {
+                "row": first + index,
+                "seed": seed,
+                "settings": self.fingerprint,
+                "text": text,
+                "tokens": tokens[index].tolist(),
+                **{name: values[index] for name, values in figures.items()},
+            }
             for index, text in enumerate(texts)
         ]
 

@@ -5,7 +5,6 @@ edlm run pretrain_denoiser --config tiny objective=chain_rule loss_steps=[4,64] 
 edlm run pretrain_denoiser --config tiny_sedd           # or tiny_d3pm: the same network, data and batches
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
