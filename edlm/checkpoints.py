@@ -204,10 +204,11 @@ def _remedy(pointer: Path) -> str:
     there = _steps_in(pointer.parent)
     if not there:
         return ""
+    which = "to go on from the last of those there" if pointer.name == "last.json" else "or the best of those there"
     content = json.dumps({"folder": there[-1]})
     return (
-        f": write {content} into {pointer.name} to go on from the last of those there ({', '.join(there[-3:])}), or "
-        "use another output_dir; nothing was removed"
+        f": write {content} into {pointer.name} {which} ({', '.join(there[-3:])}), or use another output_dir; nothing "
+        "was removed"
     )
 
 

@@ -63,7 +63,7 @@ def _require_moments(checkpoint: Path, saved: Mapping[Any, Any], fresh: torch.op
             raise _refusal(checkpoint, where, f"must be of one of {len(parameters)} parameters, by its number")
         shape = parameters[index].shape
         known = wanted.setdefault(len(shape), _after_a_step(fresh, len(shape)))
-        if known and own and own.keys() != known.keys():
+        if known and own.keys() != known.keys():
             raise _refusal(checkpoint, where, f"must hold {', '.join(known)}")
         for name, value in own.items() if known else ():
             like = known[name]
@@ -91,7 +91,7 @@ def _after_a_step(fresh: torch.optim.Optimizer, dimensions: int) -> dict[str, An
 
 
 def _probe(dimensions: int) -> Tensor:
-    return torch.zeros(*range(2, 2 + dimensions))
+    return torch.zeros(tuple(range(2, 2 + dimensions)))
 
 
 def _alike(saved: Any, now: Any) -> bool:

@@ -172,6 +172,7 @@ class TrainingRun:
             return
         if not self.settings["resume"]:
             raise ValueError(f"{self.folder} holds a run already: set resume=true to go on, or another output_dir")
+        _processes.from_first(lambda: checkpoints.best_checkpoint(self.folder))  # else a save would find it damaged
         state = _state.load(newest)
         self._refuse_changes(state)
         average = checkpoints.load_network(newest, self.vocabulary).state_dict()

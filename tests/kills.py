@@ -135,7 +135,8 @@ def left(folder: Path) -> dict[str, Any]:
 
 def _without_clock(value: Any) -> Any:
     if isinstance(value, dict):
-        timed = any(CLOCK.search(key) for key in [*value, *value.get("figures", ())])
+        inner = value.get("figures")
+        timed = any(CLOCK.search(key) for key in [*value, *(inner if isinstance(inner, dict) else ())])
         left_out = {key for key in value if CLOCK.search(key) or (timed and key == _SUM)}
         return {key: _without_clock(item) for key, item in value.items() if key not in left_out}
     return [_without_clock(item) for item in value] if isinstance(value, list) else value
