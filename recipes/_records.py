@@ -1,7 +1,8 @@
 """Files of lines that an interrupted run goes on with: each is known to be what was written, or refused.
 
 A record carries the hash of the rest of it; a log is known by the number and hash of its lines when a checkpoint was
-written, but for what a clock said. Only what a kill leaves, half a last line, is cut off and written again.
+written. What a clock said is not hashed, so that equal runs have equal hashes. Only what a kill leaves, half a last
+line, is cut off and written again.
 """
 
 import hashlib
@@ -15,14 +16,14 @@ from edlm.recipes import _report
 
 SUM = "sum"  # the key of a record's hash
 
-_OF_A_CLOCK = "tokens_per_s"  # no two runs share it
+_OF_A_CLOCK = ("seconds", "tokens_per_s")
 
 Extent = dict[str, Any]  # `lines` and `sha256` of the beginning of a file
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with its hash."""
-    return {**record, SUM: _report.fingerprint(record)}
+    return {**record, SUM: _report.fingerprint(_timeless(record))}
 
 
 def read(path: Path, wrong: Callable[[int, dict[str, Any]], str | None], start: Callable[[int], str]) -> list[Any]:
@@ -117,7 +118,7 @@ def _hash(lines: Iterable[bytes]) -> str:
     for line in lines:
         record = _parsed(line)
         is_record = isinstance(record, dict)
-        found.update(json.dumps({**record, _OF_A_CLOCK: None}, sort_keys=True).encode() if is_record else line)
+        found.update(json.dumps(_timeless(record), sort_keys=True).encode() if is_record else line)
         found.update(b"\n")
     return found.hexdigest()
 
@@ -128,7 +129,20 @@ def _opened(line: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict) or SUM not in record:
         return None
     own = {key: value for key, value in record.items() if key != SUM}
-    return own if _report.fingerprint(own) == record[SUM] else None
+    return own if _report.fingerprint(_timeless(own)) == record[SUM] else None
+
+
+def _timeless(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose clock stood still."""
+    return {key: _stopped(value, key in _OF_A_CLOCK) for key, value in record.items()}
+
+
+def _stopped(value: Any, is_time: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _stopped(item, is_time or key in _OF_A_CLOCK) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_stopped(item, is_time) for item in value]
+    return 0 if is_time and isinstance(value, int | float) else value
 
 
 def _parsed(line: bytes) -> Any:

@@ -34,7 +34,6 @@ from edlm import cli
 from edlm.recipes import _entry
 
 CLOCK = re.compile(r"seconds|per_s$|per_second|median|elapsed")  # keys of what a clock said
-_SUM = "sum"  # of a record that holds such a figure
 _NAME = 20  # characters of a row of a table
 _DOUBLE = 0.3  # the share of killed runs that are killed once more
 
@@ -135,10 +134,7 @@ def left(folder: Path) -> dict[str, Any]:
 
 def _without_clock(value: Any) -> Any:
     if isinstance(value, dict):
-        inner = value.get("figures")
-        timed = any(CLOCK.search(key) for key in [*value, *(inner if isinstance(inner, dict) else ())])
-        left_out = {key for key in value if CLOCK.search(key) or (timed and key == _SUM)}
-        return {key: _without_clock(item) for key, item in value.items() if key not in left_out}
+        return {key: _without_clock(item) for key, item in value.items() if not CLOCK.search(key)}
     return [_without_clock(item) for item in value] if isinstance(value, list) else value
 
 

@@ -107,6 +107,14 @@ def test_any_record_is_read_as_it_was_sealed(record: dict[str, Any]) -> None:
         assert _records._opened(changed) in (None, record)
 
 
+def test_what_a_clock_said_is_in_no_hash_but_has_to_be_there() -> None:
+    record = {"name": "plain", "seconds": [0.5, 0.25], "figures": {"seconds": [1.0, 0.0], "kl": [2.0, 0.0]}}
+    other = {**record, "seconds": [7.0, 3.0], "figures": {"seconds": [2.0, 1.0], "kl": [2.0, 0.0]}}
+    assert _records.sealed(record)["sum"] == _records.sealed(other)["sum"]
+    for wrong in ({**record, "seconds": [0.5]}, {**record, "figures": {"kl": [2.0, 0.0]}}, {**record, "seconds": None}):
+        assert _records.sealed(record)["sum"] != _records.sealed(wrong)["sum"]
+
+
 # ---- Logs
 
 
