@@ -5,11 +5,13 @@ A network folder holds `network.json` (class, arguments, what it was trained on,
 with the state of its training,
 `checkpoints/last.json`, which names the newest whole one, and `checkpoints/best.json`, where a run keeps the best one.
 Everything is written under a temporary name first and renamed, so a crash or a full disk leaves the earlier checkpoint
-as it was.
+as it was. Checkpoints that no `last.json` names are lost from sight, and are refused; those of a run that was cut off
+in its first save are told by `checkpoints/first.json`, which stands there only during that save.
 """
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +29,8 @@ N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNet
 HASHES = "sha256"  # the key of both json files under which hashes stand
 OWN_KEYS = frozenset({"class", "arguments", "vocabulary", HASHES})  # of `network.json`, which are no notes
 _WEIGHTS, _STATE = "network.safetensors", "training.safetensors"
+_FIRST = "first.json"
+_STEP = re.compile(r"step_\d{8,}")
 _TENSOR = "tensor:"  # prefix of a name that stands for a tensor in the json of a training state
 
 
@@ -153,10 +157,13 @@ def save_checkpoint(
 
     newest = last_checkpoint(run)
     if newest != folder:  # else a run that ends on a saving step
+        if newest is None:
+            _write_first(run / "checkpoints" / _FIRST, folder)
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut off before `last.json` named it
         write_folder(folder, fill, still_good=newest)
         _write_pointer(run / "checkpoints" / "last.json", {"folder": folder.name}, folder)
     best_folder = None if best is None else run / "checkpoints" / f"step_{best['step']:08d}"
+    (run / "checkpoints" / _FIRST).unlink(missing_ok=True)
     if best is not None and best_folder is not None and best_folder.is_dir():
         _write_pointer(run / "checkpoints" / "best.json", {"folder": best_folder.name, **best}, folder)
     _remove_old(run / "checkpoints", folder.name, keep_last)
@@ -164,12 +171,20 @@ def save_checkpoint(
 
 
 def last_checkpoint(run: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run folder, None if it has none. Raises ValueError if what it names is gone."""
-    return _pointed(Path(run) / "checkpoints" / "last.json")
+    """The newest whole checkpoint of a run folder, None if it has none.
+
+    Raises ValueError, which says what to do, if `last.json` is damaged, names what is gone, or is missing beside
+    checkpoints.
+    """
+    pointer = Path(run) / "checkpoints" / "last.json"
+    newest = _pointed(pointer)
+    if newest is None:
+        _refuse_lost(pointer)
+    return newest
 
 
 def best_checkpoint(run: str | Path) -> Path | None:
-    """The checkpoint of the least held-out loss, None if none was kept. Raises ValueError if what is named is gone."""
+    """The checkpoint of the least held-out loss, None if none was kept. Raises ValueError as `last_checkpoint` does."""
     return _pointed(Path(run) / "checkpoints" / "best.json")
 
 
@@ -179,25 +194,70 @@ def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
     verify: whether it has to be what the hashes in `training.json` say. Raises ValueError naming the file that is
     missing, broken or changed.
     """
-    record = read_json(folder / "training.json")
+    file = folder / "training.json"
+    record = read_json(file)
     values = tensors.read_safetensors(folder / _STATE)
     if verify:
         _verify(folder, record, _STATE)
-        state = tensors.digest(record.get("state"))
-        tensors.require_hash(state, _hashes(folder, record).get("state"), folder / "training.json")
+        tensors.require_hash(tensors.digest(record.get("state")), _hashes(folder, record).get("state"), file)
     try:
-        return dict(_decode(record["state"], values))
+        state = _decode(record["state"], values)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{folder}/training.json: no state of training ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{file}: its key 'state' holds no training state ({_said(error)})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file}: its key 'state' holds no training state, but {type(state).__name__}")
+    return state
 
 
 def _pointed(pointer: Path) -> Path | None:
-    if not pointer.is_file():
+    if not os.path.lexists(pointer):
         return None
-    folder = pointer.parent / str(read_json(pointer).get("folder"))
-    if not folder.is_dir():
-        raise ValueError(f"{pointer} names {folder.name}, which is not there")
-    return folder
+    try:
+        name = read_json(pointer).get("folder")
+        if not (isinstance(name, str) and _STEP.fullmatch(name)):
+            raise ValueError(f"{pointer}: folder = {name!r} must be the name of a checkpoint")
+    except ValueError as error:
+        raise ValueError(f"{error}{_remedy(pointer)}") from error
+    if not (pointer.parent / name).is_dir():
+        raise ValueError(f"{pointer} names {name}, which is not there{_remedy(pointer)}")
+    return pointer.parent / name
+
+
+def _refuse_lost(pointer: Path) -> None:
+    """Raise ValueError if checkpoints are there but no `last.json`, unless the first save of the run was cut off."""
+    there = _steps_in(pointer.parent)
+    first = pointer.with_name(_FIRST)
+    cut_off = {str(read_json(first).get("folder"))} if there and first.is_file() else set()
+    if set(there) - cut_off:
+        raise ValueError(f"{pointer} is missing, and {len(there)} checkpoints are there{_remedy(pointer)}")
+
+
+def _remedy(pointer: Path) -> str:
+    """What to do about a pointer that is lost or damaged."""
+    there = _steps_in(pointer.parent)
+    if not there:
+        return ""
+    which = "to go on from the last of those there" if pointer.name == "last.json" else "or the best of those there"
+    content = json.dumps({"folder": there[-1]})
+    return (
+        f": write {content} into {pointer.name} {which} ({', '.join(there[-3:])}), or use another output_dir; nothing "
+        "was removed"
+    )
+
+
+def _steps_in(checkpoints: Path) -> list[str]:
+    """Names of the checkpoints there, the latest step last."""
+    found = [folder.name for folder in checkpoints.glob("step_*") if _STEP.fullmatch(folder.name)]
+    return sorted(found, key=lambda name: (len(name), name))
+
+
+def _write_first(marker: Path, folder: Path) -> None:
+    """Say that a run's first save is under way. Raises ValueError naming the folder if nothing can be written there."""
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        write_json(marker, {"folder": folder.name})
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error}") from error
 
 
 def _write_pointer(pointer: Path, content: Mapping[str, Any], still_good: Path) -> None:
@@ -346,6 +406,10 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return [_encode(item, tensors) for item in value]
     return value
+
+
+def _said(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:

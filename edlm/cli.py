@@ -182,7 +182,7 @@ def _validate(arguments: Sequence[str]) -> None:
     entry = importlib.import_module("edlm.recipes._entry")
     schema = importlib.import_module(f"edlm.recipes.{recipe}").SETTINGS
     sys.argv = ["edlm validate", "--config", str(path), *given.overrides]
-    entry.enter(lambda settings: print(f"{path}: a valid config of {recipe}"), schema)
+    entry.enter(lambda settings: print(f"{path}: a valid config of {recipe}"), schema, writes=False)
 
 
 def _convert(arguments: Sequence[str]) -> None:

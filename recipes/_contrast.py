@@ -1,17 +1,18 @@
 """What is said of an energy on held-out text: figures, also by noise level, and a warning if they are bad."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from edlm import calibration as calibrations
-from edlm import objectives, particles
+from edlm import contracts, objectives, particles
 from edlm.calibration import CalibrationError
 from edlm.likelihoods import Estimate, estimate
-from edlm.recipes import _report
+from edlm.recipes import _report, _training
 
 FIGURES = ("loss", "accuracy", "gap", "ess", "log_weight_std")  # per row
 ENERGIES = "energies"  # (n, 1 + k): the data's and its drafts', from which calibration is measured
@@ -124,6 +125,28 @@ def of_batch(energies: Tensor, t: Tensor, k: int, objective: str, num_negatives:
 def joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The batches of each figure one after the other."""
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def require_new(
+    corrupt: Callable[[TensorDict], TensorDictBase],
+    split: str,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Raise ValueError unless two rows of a split have anything new in a step, which the noise alone decides.
+
+    batches: numbers of rows (b,) and their texts (b, l). corrupt: the stage that puts texts before and after a step.
+    """
+    rows, found = sum(len(row) for row, _ in batches), 0
+    for row, x_0 in batches:
+        out = corrupt(_training.keyed(x_0, row, settings["seed"], _training.HELD_OUT_STEP, rows))
+        found += int((out[contracts.X_T] != out[contracts.X_S]).any(1).sum())
+    if found < 2:
+        raise ValueError(
+            f"valid_rows = {settings['valid_rows']}: in {found} of {rows} draws of the {split} split a step reveals "
+            f"anything, and an error bar needs 2: raise valid_rows, or lower transition_steps = "
+            f"{settings['transition_steps']}"
+        )
 
 
 def _plus_minus(value: Estimate) -> str:

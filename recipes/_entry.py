@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edlm import limits, tensors
-from edlm.recipes import _processes, _settings
+from edlm.recipes import _locks, _processes, _settings
 from edlm.recipes._settings import Schema, check
 
 USAGE_ERROR = 2
@@ -29,8 +29,10 @@ class Interrupted(Exception):
         self.status = status
 
 
-def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
+def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool = True) -> None:
     """Run a recipe on the config and overrides of the command line, and exit.
+
+    writes: whether it writes what `output_dir` or `output` names, on which a lock is held then.
 
     A mistake of the user's (ValueError), and a file system that refuses (OSError), is printed in one line and exits
     with 2; with EDLM_DEBUG set it is raised.
@@ -42,7 +44,7 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema) -> None:
         plain = OmegaConf.to_container(values, resolve=True)
         _take_in_general(plain)
         check(schema, plain)
-        with _processes.joined(plain.get("device", "cpu")):
+        with _processes.joined(plain.get("device", "cpu")), _locks.outputs(plain if writes else {}):
             main(plain)
 
     try:

@@ -104,6 +104,12 @@ def ar_texts(network: Any, vocabulary: Vocabulary, bos_id: int | None, seed: int
     return _records(vocabulary.decode(draws.tokens.cpu()), seed)
 
 
+def curves_are_drawn(folder: Path) -> bool:
+    """Whether there is a picture, and no figure that is newer."""
+    log, picture = folder / METRICS, folder / CURVES
+    return not log.is_file() or (picture.is_file() and picture.stat().st_mtime_ns >= log.stat().st_mtime_ns)
+
+
 def draw_curves(folder: Path) -> None:
     """Draw what `metrics.jsonl` holds as `curves.png`, whole or not at all: loss, rate, and each held-out figure.
 

@@ -1,12 +1,11 @@
 """Finished settings of a sweep, a line of json each: the same command goes on after the last of them."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edlm.recipes import _report
+from edlm.recipes import _records, _report
 
 # The settings are compared one by one, and networks by their weights; a line depends on no other line.
 _FREE_ON_RESUME = ("settings", "networks", "output_dir", "sweeps")
@@ -26,32 +25,42 @@ class Lines:
         now, beside = json.loads(json.dumps(card)), folder / f"{stem}.json"
         if self.path.is_file():
             _refuse_changes(folder, _read_card(beside), now)
+        elif (folder / f"{stem}.md").exists():
+            raise ValueError(f"{self.path} is missing beside {stem}.md: put it back, or use another output_dir")
+        self.records: dict[str, dict[str, Any]] = self._read()
         folder.mkdir(parents=True, exist_ok=True)
         _report.write_json(beside, now)
-        self.records: dict[str, dict[str, Any]] = self._read() if self.path.is_file() else {}
 
     def add(self, name: str, record: Mapping[str, Any]) -> None:
         """Write down a setting that is finished."""
-        _report.append_jsonl(self.path, [{"name": name, **record}])
+        _report.append_jsonl(self.path, [_records.sealed({"name": name, **record})])
         self.records[name] = dict(record)
 
     def _read(self) -> dict[str, dict[str, Any]]:
         """All whole lines; one that was cut off is removed."""
-        whole = [line for line in self.path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        os.truncate(self.path, len("".join(whole).encode()))
+        names: set[Any] = set()
+
+        def wrong(_: int, record: Mapping[str, Any]) -> str | None:
+            name = record.get("name")
+            if not isinstance(name, str) or name in names:
+                return f"name = {name!r} must be that of a setting, once"
+            names.add(name)
+            return None
+
         try:
-            return {record["name"]: record for record in map(json.loads, whole)}
-        except (ValueError, KeyError, TypeError) as error:
+            found = _records.read(self.path, wrong, lambda _: '{"name": "')
+        except ValueError as error:
             raise ValueError(
-                f"{self.path} holds something else than finished settings: use another output_dir"
+                f"{self.path} holds something else than finished settings: use another output_dir ({error})"
             ) from error
+        return {record["name"]: record for record in found}
 
 
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text("utf-8"))
         return {**card, "settings": dict(card["settings"]), "networks": dict(card.get("networks", {}))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no card of a sweep: use another output_dir") from error
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from edlm.recipes import _processes
 
+REPORT = "report.json"
+
 
 def table(rows: Sequence[tuple[str, str, str]]) -> str:
     """Lay out (what, value, remark) rows in aligned columns."""
@@ -50,26 +52,6 @@ def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
             file.writelines(json.dumps(record) + "\n" for record in records)
     except OSError as error:
         raise ValueError(f"output = {str(path)!r} cannot be written: {error.strerror}") from error
-
-
-def resume_jsonl(path: Path, settings: str) -> int:
-    """How many records a file of texts holds already, a last line that was cut off removed.
-
-    Raises ValueError if it holds anything else than records whose `settings` are the given fingerprint.
-    """
-    if not path.is_file():
-        return 0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    try:
-        same = all(json.loads(line)["settings"] == settings for line in whole)
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if not same:
-        raise ValueError(f"output = {str(path)!r} holds other texts: remove it or choose another name")
-    if len(whole) < len(lines):
-        os.truncate(path, len("".join(whole).encode()))
-    return len(whole)
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The denoiser that an energy's training starts from: loaded, and trained first where there is none."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import torch
 
 from edlm import checkpoints, permitted, tensors
 from edlm.networks import Transformer
-from edlm.recipes import _parameterisations, _processes, pretrain_denoiser
+from edlm.recipes import _following, _locks, _parameterisations, _processes, _report, _state, pretrain_denoiser
 from edlm.recipes._training import SettingsChanged
 from edlm.schedules import Schedule
 from edlm.vocabulary import Vocabulary
@@ -39,12 +40,8 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Start:
     if plan is not None and plan["patience"] is not None:
         raise ValueError(f"pretrain.patience = {plan['patience']} must be null: `edlm run pretrain_denoiser` has one")
     if plan is not None and not _processes.from_first(lambda: _finished(path, plan["steps"])):
-        print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
-        shared = {key: settings[key] for key in ("seed", "device", "threads", "corpus")}
-        try:
-            pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
-        except SettingsChanged as error:
-            raise ValueError(f"{error.what}; name another denoiser=, or take this one with pretrain=null") from error
+        with _locks.alone("denoiser", path):
+            _train(path, plan, {key: settings[key] for key in ("seed", "device", "threads", "corpus")})
     else:
         print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
     _parameterisations.require_subs(path)
@@ -58,9 +55,40 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Start:
     return Start(network, schedule, checkpoints.load_vocabulary_of(folder), description, weights)
 
 
+def _train(path: str, plan: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+    """Train the denoiser, or write the report of one that was stopped between its last step and its report."""
+    is_trained = _processes.from_first(lambda: _has_steps(path, plan["steps"]))
+    if is_trained:
+        print(f"the denoiser at {path} has no report: writing it", flush=True)
+    else:
+        print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
+    try:
+        pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
+    except SettingsChanged as error:
+        if is_trained:  # by another plan, whose report this one cannot write
+            print(f"denoiser: {checkpoints.find_network(path)}, without a report: {error.what}", flush=True)
+            return
+        raise ValueError(f"{error.what}; name another denoiser=, or take this one with pretrain=null") from error
+
+
 def _finished(path: str, steps: int) -> bool:
-    """Whether there is a network folder, or a run with so many steps."""
+    """Whether there is a network folder, or a run with so many steps and the report of its last one."""
     if (Path(path) / "network.json").is_file():
         return True
+    return _has_steps(path, steps) and (_has_report(path) or not os.access(path, os.W_OK))
+
+
+def _has_steps(path: str, steps: int) -> bool:
     newest = checkpoints.last_checkpoint(path)
-    return newest is not None and bool(checkpoints.load_state(newest)["step"] >= steps)
+    return newest is not None and bool(_state.load(newest)["step"] >= steps)
+
+
+def _has_report(path: str) -> bool:
+    """Whether the report and the picture of a run's newest checkpoint are there."""
+    newest, folder = checkpoints.last_checkpoint(path), Path(path)
+    if newest is None or not (folder / _following.CURVES).is_file():
+        return False
+    try:
+        return checkpoints.read_json(folder / _report.REPORT).get("step") == _state.load(newest)["step"]
+    except ValueError:  # missing or damaged
+        return False

@@ -4,7 +4,6 @@ The noise of a step, the order of the data and the dropout are functions of the 
 that was stopped and resumed is the run that was not, bit for bit.
 """
 
-import json
 import math
 import os
 import signal
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from edlm import checkpoints, contracts, corpora, execution, networks
 from edlm.corpora import Rows
-from edlm.recipes import _following, _forecast, _processes, _report, _settings
+from edlm.recipes import _following, _forecast, _logs, _processes, _settings, _state
 from edlm.recipes._entry import Interrupted
 from edlm.recipes._patience import Patience
 from edlm.recipes._settings import Schema
@@ -65,7 +64,7 @@ SETTINGS: Schema = {
     "keep_last": _settings.integer(1),
     "keep_best": _settings.flag,
     "patience": _settings.optional(_settings.integer(1)),
-    "resume": _settings.flag,
+    "resume": _logs.resume,
     **_following.SETTINGS,
 }
 # What may differ when a run is resumed: it changes no update, but for rounding.
@@ -173,24 +172,33 @@ class TrainingRun:
         Raises ValueError if there is one and `resume` is off, or if what it was trained with has changed.
         """
         newest = _processes.from_first(lambda: checkpoints.last_checkpoint(self.folder))
-        if newest is None:  # a run that ended before its first checkpoint may have left a log
-            self._cut_logs()
+        if newest is None:
+            how = self.folder, self.settings["resume"], self.settings["save_every"]
+            _processes.from_first(lambda: _logs.begin(*how))
             return
         if not self.settings["resume"]:
             raise ValueError(f"{self.folder} holds a run already: set resume=true to go on, or another output_dir")
-        state = checkpoints.load_state(newest)
+        _processes.from_first(lambda: checkpoints.best_checkpoint(self.folder))  # else a save would find it damaged
+        state = _state.load(newest)
         self._refuse_changes(state)
         average = checkpoints.load_network(newest, self.vocabulary).state_dict()
+        shapes = self.weights.shapes()
+        _state.require_weights(newest, "network", state["network"], shapes)
+        _state.require_weights(newest, "average", average, shapes)
+        _state.require_optimizer(newest, state["optimizer"], self.optimizer)
+        logged = self.folder, state["log"], state["step"], self.settings["resume"]
+        _processes.from_first(lambda: _logs.go_on(*logged))
         self.weights.load(state["network"], average, state["averaged"])
         self.weights.load_optimizer(self.optimizer, state["optimizer"])
         self.step = state["step"]
-        self.patience.load_state(state.get("best", {}))
-        self._losses = list(state.get("losses", []))
-        self._cut_logs()
+        self.patience.load_state(state["best"])
+        self._losses = list(state["losses"])
 
     def train(self) -> None:
         """Run the remaining steps. Raises ValueError when the loss is not finite, Interrupted after a signal."""
-        if self._finished():
+        if self._finished():  # perhaps killed before its picture was drawn
+            if _processes.is_first() and not _following.curves_are_drawn(self.folder):
+                _following.draw_curves(self.folder)
             self._restore_best()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -222,9 +230,14 @@ class TrainingRun:
             "losses": self._losses,
         }
         notes = {"weights": f"EMA {self.settings['ema_decay']}", **self.identity}
-        saved = (self.folder, self.step, self.average, self.vocabulary, notes, state)
+        saved = (self.folder, self.step, self.average, self.vocabulary, notes)
         best = self.patience.best if self._keeps_best else None
-        _processes.from_first(lambda: checkpoints.save_checkpoint(*saved, self.settings["keep_last"], best))
+
+        def save() -> None:
+            with_log = {**state, "log": _logs.written(self.folder)}
+            checkpoints.save_checkpoint(*saved, with_log, self.settings["keep_last"], best)
+
+        _processes.from_first(save)
 
     @property
     def _keeps_best(self) -> bool:
@@ -303,13 +316,6 @@ class TrainingRun:
         self.step += 1
         return total
 
-    def _cut_logs(self) -> None:
-        def cut() -> None:
-            for name in (_following.METRICS, _following.SAMPLES):
-                _cut_log(self.folder / name, self.step)
-
-        _processes.from_first(cut)
-
     def _agree(self, own: float) -> float:
         """The sum of the processes' losses; and all stop after this step if one was asked to."""
         asked = [float(self._asked is not None and self._asked[0] == number) for number in _SIGNALS]
@@ -384,10 +390,3 @@ def _require_rows(settings: Mapping[str, Any]) -> None:
     if settings["batch_size"] < processes * parts:
         among = f"{processes} processes x " if processes > 1 else ""
         raise ValueError(f"batch_size = {settings['batch_size']} must be at least {among}accumulate = {parts}")
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again."""
-    if path.is_file():
-        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        _report.write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= step))

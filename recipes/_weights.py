@@ -101,6 +101,10 @@ class Weights:
         """The average by name, whole."""
         return {name: _whole(value) for name, value in zip(self._names(), self._averages, strict=True)}
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the weights by name."""
+        return {name: master.shape for name, master in zip(self._names(), self.masters, strict=True)}
+
     @torch.no_grad()
     def load(self, masters: Mapping[str, Tensor], average: Mapping[str, Tensor], count: int) -> None:
         """Take up what was saved, by however many processes."""

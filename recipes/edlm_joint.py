@@ -101,6 +101,9 @@ class JointTraining:
         network = networks.JointNetwork(**{**sizes, **own}).to(self.device)
         networks.start_joint_from(network, self.start)
         network.denoiser.requires_grad_(settings["denoiser_rate"] > 0.0)  # what is not trained takes no backward pass
+        for split, rows in (("valid", settings["valid_rows"]), ("test", 4 * settings["valid_rows"])):
+            batches = self._batches(getattr(self.blocks, split), rows)
+            _contrast.require_new(self._stages(network).module["corrupt"], split, batches, settings)
         told = ("num_energy_layers", "denoiser_rate", "transition_steps", "objective", "num_negatives")
         self.run = TrainingRun(
             folder=self.folder,

@@ -42,7 +42,7 @@ from edlm.contracts import Denoiser
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
 from edlm.pipelines import Pipeline
-from edlm.recipes import _entry, _models, _processes, _report, _settings, _sources, _training
+from edlm.recipes import _entry, _models, _processes, _records, _report, _settings, _sources, _training
 from edlm.recipes._models import SPECULATIVE
 from edlm.recipes._settings import Schema
 from edlm.samplers import Kernel
@@ -150,16 +150,16 @@ class Generate:
         Of several processes each draws a batch, and the first one writes them.
         """
         size, total, world = self.settings["batch_size"], self.settings["num_samples"], _processes.world()
-        done = _processes.from_first(lambda: _report.resume_jsonl(self.output, self.fingerprint))
+        done = _processes.from_first(lambda: _records.texts_done(self.output, self.fingerprint, self.settings["seed"]))
         batches = [(min(size, total - first), first) for first in range(done, total, size)]
         started = time.monotonic()
         with _processes.bar(total=total, initial=done, unit="text") as bar:
             for first in range(0, len(batches), world):
                 drawn = _processes.spread(lambda batch: self._drawn(*batch), batches[first : first + world])
                 records = list(itertools.chain.from_iterable(drawn))  # no file is made before the first texts are there
-                _report.append_jsonl(self.output, records)
+                _report.append_jsonl(self.output, map(_records.sealed, records))
                 bar.update(len(records))
-        self.rate = (total - done) / (time.monotonic() - started)
+        self.rate = max(0, total - done) / (time.monotonic() - started)
 
     def cleanup(self) -> None:
         """Show the first texts and say where all of them are."""

@@ -5,7 +5,6 @@ edlm run pretrain_denoiser --config tiny objective=chain_rule loss_steps=[4,64] 
 edlm run pretrain_denoiser --config tiny_sedd           # or tiny_d3pm: the same network, data and batches
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -130,17 +129,23 @@ class PretrainDenoiser:
             ("perplexity bound", f"{bound.perplexity:.3f}", ""),
             ("steps, parameters", f"{self.run.step:,}, {parameters:,}", f"seed {self.settings['seed']}, EMA weights"),
         ]
-        levels = {f"{t:g}": self.masked_nll(t)._asdict() for t in NOISE_LEVELS}
+        levels = {f"{t:g}": self.masked_nll(t) for t in NOISE_LEVELS}
         rows += [
-            (f"bits left at t = {t}", f"{value['mean'] / math.log(2):.4f}", f"per masked {unit}")
+            (f"bits left at t = {t}", f"{value.bits:.4f}", f"per masked {unit}")
+            if value is not None
+            else (f"bits left at t = {t}", "left out", "fewer than two draws got a mask")
             for t, value in levels.items()
         ]
         print(f"\n{_report.table(rows)}\n\n  written to {self.folder}")
         figures = {**bound._asdict(), "bits": bound.bits, "bits_error": bound.bits_error, "step": self.run.step}
-        _report.write_json(self.folder / "report.json", {**figures, "masked_nll": levels})
+        told = {t: None if value is None else value._asdict() for t, value in levels.items()}
+        _report.write_json(self.folder / _report.REPORT, {**figures, "masked_nll": told})
 
-    def masked_nll(self, t: float) -> likelihoods.Estimate:
-        """What the EMA network, as a law of tokens, leaves unexplained of a mask of the test split at one time."""
+    def masked_nll(self, t: float) -> likelihoods.Estimate | None:
+        """What the EMA network, as a law of tokens, leaves unexplained of a mask of the test split at one time.
+
+        None where fewer than two draws got a mask, as happens to short blocks.
+        """
         row = torch.arange(self.settings["valid_rows"], device=self.device)
         x_0 = self.blocks.test[(row % len(self.blocks.test)).cpu()].to(self.device)
         denoiser = denoisers.subs(self.run.average, self.vocabulary.mask_id, self._told())
@@ -152,7 +157,8 @@ class PretrainDenoiser:
             return likelihoods.masked_nll(denoiser, self.schedule, x_0[part], times, seed, part, scored[part]).cpu()
 
         found = torch.cat(_processes.spread(score, row.split(self.settings["batch_size"])))
-        return likelihoods.estimate(found[~found.isnan()])
+        found = found[~found.isnan()]
+        return likelihoods.estimate(found) if len(found) > 1 else None
 
     def _denoiser(self, network: nn.Module) -> Any:
         return self.kind.build(network, self.vocabulary.mask_id, self._told())

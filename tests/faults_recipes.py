@@ -138,9 +138,9 @@ FAULTS = [
     ),
     Fault(
         "the log of a run killed before its first checkpoint goes on",
-        "recipes/_training.py",
-        "            self._cut_logs()\n            return",
-        "            return",
+        "recipes/_logs.py",
+        "_records.cut(folder / name, 0)",
+        "pass",
         "tests/test_resume.py::test_a_log_without_a_checkpoint_is_begun_anew",
     ),
     Fault(
@@ -160,7 +160,7 @@ FAULTS = [
     Fault(
         "losses since the last line of the log forgotten on resume",
         "recipes/_training.py",
-        'list(state.get("losses", []))',
+        'list(state["losses"])',
         "[]",
         "tests/test_resume.py::test_a_mean_over_steps_on_both_sides_of_a_stop_is_that_of_all",
     ),
@@ -181,7 +181,7 @@ FAULTS = [
     Fault(
         "patience starts anew on resume",
         "recipes/_training.py",
-        'self.patience.load_state(state.get("best", {}))',
+        'self.patience.load_state(state["best"])',
         "pass",
         "tests/test_energy_training.py::"
         "test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_best",

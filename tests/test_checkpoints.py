@@ -118,6 +118,54 @@ def test_a_later_checkpoint_that_was_never_named_does_not_push_out_the_last(
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.json", "step_00000003"]
 
 
+def test_checkpoints_that_nothing_names_are_refused_and_stay(tmp_path: Path, characters: Vocabulary) -> None:
+    """A lost `last.json`: the run is there, but nothing says which step is whole."""
+    for step in (1, 2):
+        checkpoints.save_checkpoint(tmp_path, step, small_network(), characters, {}, {"step": step})
+    folder = tmp_path / "checkpoints"
+    (folder / "last.json").unlink()
+    before = sorted(folder.rglob("*"))
+    said = r'last\.json is missing, and 2 checkpoints are there: write \{"folder": "step_00000002"\} into last\.json'
+    for act in (
+        checkpoints.last_checkpoint,
+        checkpoints.find_network,
+        lambda run: checkpoints.save_checkpoint(run, 3, small_network(), characters, {}, {"step": 3}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            act(tmp_path)
+    assert sorted(folder.rglob("*")) == before
+    (folder / "last.json").write_text('{"folder": "step_00000002"}')
+    assert checkpoints.find_network(tmp_path).name == "step_00000002", "what it says helps"
+
+
+@pytest.mark.parametrize("named", ["first.json", "last.json"])
+def test_a_first_save_that_was_cut_off_is_made_anew(tmp_path: Path, characters: Vocabulary, named: str) -> None:
+    """Killed before `last.json` named the first step, or before what tells so was taken away."""
+    folder = checkpoints.save_checkpoint(tmp_path, 1, small_network(), characters, {}, {"step": 1})
+    (folder.parent / "first.json").write_text('{"folder": "step_00000001"}')
+    if named == "first.json":
+        (folder.parent / "last.json").unlink()
+        assert checkpoints.last_checkpoint(tmp_path) is None
+    checkpoints.save_checkpoint(tmp_path, 1, small_network(), characters, {}, {"step": 1})
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["last.json", "step_00000001"]
+    (folder.parent / "first.json").write_text('{"folder": "step_00000009"}')
+    (folder.parent / "last.json").unlink()
+    with pytest.raises(ValueError, match=r"last\.json is missing, and 1 checkpoints are there"):
+        checkpoints.last_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"folder": null}', '{"folder": ["step_00000001"]}', "[" * 100_000]
+)
+def test_a_damaged_pointer_is_named_with_what_to_write_into_it(
+    tmp_path: Path, characters: Vocabulary, content: str
+) -> None:
+    folder = checkpoints.save_checkpoint(tmp_path, 1, small_network(), characters, {}, {"step": 1})
+    (folder.parent / "last.json").write_text(content)
+    with pytest.raises(ValueError, match=r'last\.json: .*: write \{"folder": "step_00000001"\} into last\.json'):
+        checkpoints.last_checkpoint(tmp_path)
+
+
 def test_the_best_checkpoint_stays_beside_the_last(tmp_path: Path, characters: Vocabulary) -> None:
     best = {"step": 1, "loss": 0.5}
     for step in (1, 2, 3):

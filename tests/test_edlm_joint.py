@@ -23,7 +23,7 @@ from edlm import (
     vocabulary,
 )
 from edlm.networks import JointNetwork, Transformer
-from edlm.recipes import _models, _sources
+from edlm.recipes import _contrast, _models, _sources
 
 SHORT = {**UPDATES, "valid_every": 6, "save_every": 6}  # a checkpoint and a look at held-out text at the end alone
 
@@ -254,3 +254,19 @@ def test_padding_is_not_scored(tmp_path: Path) -> None:
     bound = bounds.transition_nelbo(denoiser, joint.energy(network), *keys, num_particles=2, scored=few)
     for name, values in (("bound", bound.nats), ("gain", -bound.excess)):
         assert report[name] == pytest.approx(likelihoods.estimate(values, few.sum(1))._asdict(), abs=1e-5)
+
+
+def test_figures_of_too_few_steps_that_reveal_anything_are_refused_before_the_first_step() -> None:
+    """What a step reveals depends on noise alone, so it is known in advance whether there will be two rows."""
+    settings = {"seed": 0, "valid_rows": 8, "transition_steps": [4096, 4096]}
+    texts = torch.zeros(8, 2, dtype=torch.int64)
+    batches = [(row, texts[row]) for row in torch.arange(8).split(3)]
+    for steps, refused in (((4096, 4096), True), ((2, 2), False)):
+        stage = joint.contrastive(
+            denoisers.subs(JointNetwork(4, 2, **NETWORK), 3), schedules.log_linear(), steps
+        ).module["corrupt"]
+        if refused:
+            with pytest.raises(ValueError, match=r"^valid_rows = 8: in [01] of 8 draws of the test split"):
+                _contrast.require_new(stage, "test", batches, settings)
+        else:
+            _contrast.require_new(stage, "test", batches, settings)

@@ -1,11 +1,13 @@
 """What `pretrain_denoiser` is trained and measured by: its kind's own bound, padding left out, averaged weights."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from builders import randomise
-from smallest import denoiser_words, settings_of
+from smallest import denoiser_words, settings_of, train
 from torch import Tensor
 
 from edlm import baselines, contracts, denoisers, likelihoods, schedules
@@ -92,3 +94,26 @@ def test_what_is_left_at_a_time_is_that_of_the_averaged_network_as_a_law(tmp_pat
     values = values[~values.isnan()]
     assert made.masked_nll(0.1) == pytest.approx(likelihoods.estimate(values), rel=1e-5)
     assert len(values) < 8
+
+
+def test_a_figure_that_too_few_draws_carry_is_left_out_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a time near 0 a short block rarely has a mask, and no error bar is made of one row."""
+    made = recipe(tmp_path, "mdlm")
+    full, made.settings = made.settings, {**made.settings, "valid_rows": 1}
+    assert made.masked_nll(0.9) is None
+    made.settings = full
+    made.masked_nll = lambda t: None if t < 0.2 else likelihoods.Estimate(1.0, 0.1, 8)  # type: ignore[method-assign]
+    tmp_path.mkdir(exist_ok=True)
+    made.cleanup()
+    assert re.search(r"bits left at t = 0\.1 +left out +fewer than two draws got a mask", capsys.readouterr().out)
+    levels = json.loads((made.folder / "report.json").read_text("utf-8"))["masked_nll"]
+    assert [t for t, value in levels.items() if value is None] == ["0.1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_blocks_of_few_tokens_are_trained_and_reported(tmp_path: Path, length: int) -> None:
+    train("pretrain_denoiser", *denoiser_words(tmp_path), f"length={length}", "steps=2", "valid_rows=2")
+    assert (tmp_path / "report.json").is_file()

@@ -16,70 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from one_layer import CHARACTERS, train
 from together import fork, wait
-from torch import nn
 from tqdm import tqdm
 
-from edlm import checkpoints, denoisers, schedules, training, vocabulary
-from edlm.networks import Transformer
+from edlm import checkpoints
 from edlm.recipes import _following, _training
-from edlm.recipes._entry import Interrupted
 from edlm.recipes._patience import Patience
-from edlm.recipes._training import TrainingRun
 
-CHARACTERS = vocabulary.characters("ab")
-SETTINGS: dict[str, Any] = {
-    "batch_size": 2,
-    "accumulate": 1,
-    "optimizer": {"_component_": "torch.optim.AdamW", "lr": 0.01},
-    "warmup_steps": 2,
-    "decay": "constant",
-    "clip_norm": 1.0,
-    "ema_decay": 0.9,
-    "precision": "float32",
-    "parallel": "data",
-    "recompute": False,
-    "compile": False,
-    "time_low": 0.001,
-    "log_every": 2,  # its mean is over steps on both sides of a checkpoint
-    "valid_every": 1,
-    "valid_rows": 2,
-    "save_every": 1,
-    "keep_last": 1,
-    "keep_best": True,
-    "patience": None,
-    "resume": True,
-    "log_to": [],
-    "sample_every": None,
-}
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 NUM_KILLS = 100
-
-
-def train(folder: Path, steps: int = 3, seed: int = 3, **changed: Any) -> None:
-    """The smallest run there is: one layer, two rows, dropout, a checkpoint after every step."""
-    torch.manual_seed(0)
-    network = Transformer(3, 4, hidden_size=4, num_layers=1, num_heads=1, conditioning_size=2, dropout=0.2)
-    nn.init.normal_(network.head.weight)
-    schedule = schedules.log_linear()
-    run = TrainingRun(
-        folder=folder,
-        network=network,
-        stages=training.denoising(denoisers.subs(network, CHARACTERS.mask_id), schedule),
-        blocks=torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]]),
-        vocabulary=CHARACTERS,
-        settings={**SETTINGS, "steps": steps, **changed},
-        seed=seed,
-        identity={"objective": "nelbo"},
-        validate=lambda average: {"loss": float(average.head.weight.detach().square().mean())},
-    )
-    run.load_checkpoint()
-    try:
-        run.train()
-    except Interrupted as stop:
-        sys.exit(stop.status)
-    run.save_checkpoint()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -305,3 +251,49 @@ def test_what_has_changed_is_said_or_refused(tmp_path: Path, capsys: pytest.Capt
 def test_the_largest_seed_trains(tmp_path: Path) -> None:
     train(tmp_path / "run", steps=1, seed=2**63 - 1)
     assert readable(tmp_path / "run")
+
+
+def test_a_finished_run_whose_picture_is_missing_or_old_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its last checkpoint and the picture, perhaps beside the picture of fewer steps."""
+    drawn: list[Path] = []
+    train(tmp_path / "run", steps=2)
+    monkeypatch.setattr(_following, "draw_curves", drawn.append)
+    train(tmp_path / "run", steps=2)
+    assert drawn == [tmp_path / "run"]
+    (tmp_path / "run" / "curves.png").touch()
+    train(tmp_path / "run", steps=2)
+    assert len(drawn) == 1, "it is there"
+    os.utime(tmp_path / "run" / "curves.png", (0, 0))
+    train(tmp_path / "run", steps=2)
+    assert len(drawn) == 2, "it is older than the log"
+
+
+def test_without_resume_a_folder_that_holds_a_run_is_refused_and_stays(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=2, keep_last=2)
+    before = left(tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run already: set resume=true to go on, or another output_dir"):
+        train(tmp_path / "run", resume=False)
+    assert left(tmp_path / "run") == before
+    (tmp_path / "run" / "checkpoints" / "last.json").unlink()
+    for resume in (True, False):
+        with pytest.raises(ValueError, match=r"last\.json is missing, and 2 checkpoints are there"):
+            train(tmp_path / "run", resume=resume)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="checkpoints are gone" if resume else "holds a run already"):
+            train(tmp_path / "run", resume=resume)
+    assert left(tmp_path / "run").keys() == {"metrics.jsonl"}
+
+
+def test_a_run_whose_log_is_lost_goes_on_without_it_if_asked(
+    whole: tuple[dict[str, Any], int, float], tmp_path: Path
+) -> None:
+    train(tmp_path / "run", steps=2)
+    (tmp_path / "run" / "metrics.jsonl").write_text("notes")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is not what the run had written at step 2"):
+        train(tmp_path / "run")
+    train(tmp_path / "run", resume="without_log")
+    assert (tmp_path / "run" / "metrics.jsonl.damaged").read_text() == "notes"
+    assert [line["step"] for line in left(tmp_path / "run")["metrics.jsonl"]] == [3]

@@ -1,5 +1,6 @@
 """The denoiser that an energy's training starts from: trained where it is missing, frozen, and none of another kind."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,14 +10,14 @@ from builders import tiny_network
 from smallest import energy_words, settings_of
 
 from edlm import checkpoints, schedules, vocabulary
-from edlm.recipes import _start
+from edlm.recipes import _settings, _start
 from edlm.schedules import Schedule
 
 CPU = torch.device("cpu")
 
 
-def load(folder: Path, steps: int) -> _start.Start:
-    words = [f"pretrain.steps={steps}", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "seed=3"]
+def load(folder: Path, steps: int, *others: str) -> _start.Start:
+    words = [f"pretrain.steps={steps}", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "seed=3", *others]
     return _start.load(settings_of("edlm_nce", *energy_words(folder), *words), CPU)
 
 
@@ -32,9 +33,33 @@ def test_it_is_trained_until_it_has_its_steps_and_then_left_alone(
         assert (said in capsys.readouterr().out) == trains
         assert not any(parameter.requires_grad for parameter in start.network.parameters())
     time = torch.tensor(0.5)
-    expected: Schedule = _start._settings.build({"_component_": "edlm.schedules.log_linear", "eps": 0.01})
+    expected: Schedule = _settings.build({"_component_": "edlm.schedules.log_linear", "eps": 0.01})
     assert torch.equal(start.schedule.alpha(time), expected.alpha(time))
     assert not torch.equal(start.schedule.alpha(time), 1.0 - time)
+
+
+@pytest.mark.slow
+def test_a_denoiser_that_was_stopped_before_its_report_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between its last checkpoint and its report, or after fewer steps; another plan cannot write it."""
+    load(tmp_path, 2)
+    folder = tmp_path / "denoiser"
+    report, weights = (folder / "report.json").read_text(), load(tmp_path, 2).weights
+    for lost in ("report.json", "curves.png"):
+        (folder / lost).unlink()
+        capsys.readouterr()
+        assert load(tmp_path, 2).weights == weights
+        assert f"the denoiser at {folder} has no report: writing it" in capsys.readouterr().out
+        assert (folder / lost).is_file()
+        assert (folder / "report.json").read_text() == report
+    for content in (json.dumps({**json.loads(report), "step": 1}), "{"):
+        (folder / "report.json").write_text(content)
+        load(tmp_path, 2)
+        assert (folder / "report.json").read_text() == report
+    (folder / "report.json").unlink()
+    assert load(tmp_path, 2, "pretrain.batch_size=4").weights == weights
+    assert "without a report: cannot resume" in capsys.readouterr().out
 
 
 @pytest.mark.slow
