@@ -33,8 +33,11 @@ def _optimizer(key: str, value: Any) -> None:
     """A component that accepts its values for some weight: what it refuses is said before anything is trained."""
     _settings.component("params")(key, value)
     try:
-        _settings.build(value, params=iter([torch.zeros(1, requires_grad=True)]))
-    except ValueError as error:
+        weight = torch.zeros(1, requires_grad=True)
+        optimizer = _settings.build(value, "optimizer", params=iter([weight]))
+        weight.sum().backward()
+        optimizer.step()
+    except (ValueError, TypeError, RuntimeError) as error:  # some want a closure, or gradients of another kind
         raise ValueError(f"{key}: {error}") from error
 
 
@@ -147,7 +150,9 @@ class TrainingRun:
         if settings["recompute"]:  # around what is compiled, in which it could not be seen
             networks.recompute(network)
         groups = self.weights.grouped(rate_of)
-        self.optimizer = _settings.build(settings["optimizer"], params=iter([{"params": own} for _, own in groups]))
+        self.optimizer = _settings.build(
+            settings["optimizer"], "optimizer", params=iter([{"params": own} for _, own in groups])
+        )
         rates = zip(self.optimizer.param_groups, groups, strict=True)
         self.base_rates = [group["lr"] * share for group, (share, _) in rates]
         self.step = 0
