@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("EDLM_DEBUG"):
             raise
         message, status = explained(error)
-        print(f"edlm: {message}", file=sys.stderr)
+        print(f"edlm: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(status)
 
 

@@ -64,6 +64,8 @@ class Case(NamedTuple):
 def main() -> int:
     """Run the cases that were not run yet, and print the table; the status is 1 if one is at fault."""
     given = _arguments().parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.pop("EDLM_DEBUG", None)
     for name in (*_IMPORTED, *(f"edlm.recipes.{recipe}" for recipe in cli.recipes())):
         import_module(name)
     torch.set_num_threads(1)
