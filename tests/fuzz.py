@@ -38,7 +38,8 @@ SECONDS, MEMORY = 60, 2 << 30
 PATIENCE = 4  # seconds, after which a command line that was accepted is stopped by Ctrl-C
 ENDS = (0, cli.USAGE_ERROR, cli.INTERRUPTED)
 _IMPORTED = ("torchtune.config", "edlm.exchange", "edlm.doctor", "edlm.datasets", "matplotlib.pyplot", "transformers")
-_VOLATILE = {"seconds", "tokens_per_s", "passes_per_s", "written", "time", "folder", "path", "seconds_per_text"}
+# Parts of keys of what a command says of its files and of its time, and not of what it computed.
+_VOLATILE = ("second", "per_s", "sha256", "description", "written", "folder", "path")
 _NO_ROOM = ("MemoryError", "allocate memory", "out of memory", "not enough memory")
 
 
@@ -197,9 +198,9 @@ def _content(file: Path) -> Any:
 
 
 def _lasting(value: Any) -> Any:
-    """A value without its times."""
+    """A value without what is volatile."""
     if isinstance(value, dict):
-        return {key: _lasting(each) for key, each in value.items() if key not in _VOLATILE and "second" not in key}
+        return {key: _lasting(each) for key, each in value.items() if not any(word in key for word in _VOLATILE)}
     if isinstance(value, float):
         return float(f"{value:.4g}")  # what a batch is made of changes the last digits
     return [_lasting(each) for each in value] if isinstance(value, list) else value

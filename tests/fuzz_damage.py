@@ -147,7 +147,17 @@ def detectable(path: Path, what: str, damaged: bytes) -> bool:
         return False
     if path.suffix not in TEXT:
         return True
+    if path.parts[0] == "texts":  # documents, of which any number in any order is a corpus
+        return not _is_corpus(damaged)
     return not ("byte" in what and _is_json(path, damaged))
+
+
+def _is_corpus(content: bytes) -> bool:
+    try:
+        texts = [json.loads(line)["text"] for line in content.split(b"\n") if line.strip()]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return all(isinstance(part, str) for text in texts for part in (text if isinstance(text, list) else [text]))
 
 
 def _is_json(path: Path, content: bytes) -> bool:

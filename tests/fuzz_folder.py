@@ -147,7 +147,7 @@ RESUMED = {
     ),
     "texts": Reader(_run("generate", "output=drawn.jsonl", "num_samples=3"), ("drawn.jsonl",), ("drawn.jsonl",)),
     "sweep": Reader(
-        _run("frontier", "output_dir=swept", "sweeps=[{method: plain, num_steps: [2, 4, 6], temperature: [1.0]}]"),
+        _run("frontier", "output_dir=swept", f"sweeps={PLAIN.replace('4]', '4, 6]')}"),
         ("swept/*.json*",),
         ("swept/*.json*",),
     ),
