@@ -191,6 +191,7 @@ def _result(folder: Path, writes: tuple[str, ...]) -> dict[str, Any]:
 def _content(file: Path) -> Any:
     if file.suffix in (".json", ".jsonl"):
         lines = [file.read_text()] if file.suffix == ".json" else file.read_text().splitlines()
+        lines = sorted(lines) if file.parent.name == "swept" else lines  # settings, in the order in which they ended
         return json.loads(json.dumps([_lasting(json.loads(line)) for line in lines]))
     if file.suffix in (".png", ".csv", ".md"):
         return file.name
