@@ -12,13 +12,19 @@ import os
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 USAGE_ERROR = 2
+FAULT = 70  # ours, not the user's: sysexits.h calls it EX_SOFTWARE
+INTERRUPTED = 130  # the shell's status of Ctrl-C
 _UNFIT = 1
 _DEFAULT_CONFIG = "tiny"
 _PROCESSES = "--nproc_per_node"
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # as torch says it
+_SHOWN = 300  # characters of an error that nobody has foreseen
 _COUNTED = ("auto", "cpu", "gpu")  # as of torchrun: as many as there are
 # Those of torchrun for several machines, handed over as they are.
 _MACHINES = ("--nnodes", "--node_rank", "--master_addr", "--master_port", "--rdzv_backend", "--rdzv_endpoint")
@@ -38,7 +44,10 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exits with 2 on a mistake in it, with one line that says what would be right."""
+    """Run the command line; exits with 2 on a mistake in it, with one line that says what would be right.
+
+    What nothing has foreseen is a fault of ours: one line too, and 70. With EDLM_DEBUG set all errors are raised.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "run": _run,
@@ -58,11 +67,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:
         if os.environ.get("EDLM_DEBUG"):
             raise
-        print(f"edlm: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        print("edlm: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("EDLM_DEBUG"):
+            raise
+        message, status = explained(error)
+        print(f"edlm: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(status)
+
+
+def explained(error: Exception) -> tuple[str, int]:
+    """What a command says of an error, and its exit status.
+
+    2 for a mistake of the user's, a file system that refuses, and too little memory; 70 for what is a fault of ours.
+    """
+    if isinstance(error, ValueError | OSError):
+        return str(error), USAGE_ERROR
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN]}"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        return f"not enough memory for what was asked; smaller sizes or batches need less ({what})", USAGE_ERROR
+    return f"this is a fault of edlm, or of a part of your own ({what}); EDLM_DEBUG=1 shows where", FAULT
 
 
 def recipes_folder() -> Path:
@@ -106,7 +134,7 @@ def _run(arguments: Sequence[str]) -> None:
         _explain(file)
         return
     config = _config_file(file.stem, given.config or _DEFAULT_CONFIG)
-    named = _recipe_named_in(config) if file.parent == recipes_folder() else file.stem
+    named = _recipe_named_in(config).stem if _is_ours(file) else file.stem
     if named != file.stem:
         raise ValueError(f"{config} is a config of {named}, not of {file.stem}: edlm run {named} --config {config}")
     processes = [word for name in (_PROCESSES, *_MACHINES) for word in _option(name, given)]
@@ -114,7 +142,8 @@ def _run(arguments: Sequence[str]) -> None:
         _launch(processes, file, ["--config", str(config), *overrides])
         return
     sys.argv = [str(file), "--config", str(config), *overrides]
-    runpy.run_path(str(file), run_name="__main__")
+    with _naming(file):
+        runpy.run_path(str(file), run_name="__main__")
 
 
 def _option(name: str, given: argparse.Namespace) -> list[str]:
@@ -131,7 +160,7 @@ def _launch(processes: list[str], file: Path, arguments: list[str]) -> None:
     for name in ("agent.server.api", "multiprocessing.api"):  # what went wrong, the first process has said
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     alone = [] if any(name in processes for name in _MACHINES) else ["--standalone"]  # finds a free port itself
-    recipe = ["-m", f"edlm.recipes.{file.stem}"] if file.parent == recipes_folder() else [str(file)]
+    recipe = ["-m", f"edlm.recipes.{file.stem}"] if _is_ours(file) else [str(file)]
     try:
         run.run(run.parse_args([*alone, *processes, *recipe, *arguments]))
     except ChildFailedError as failed:
@@ -145,7 +174,7 @@ def _ls(arguments: Sequence[str]) -> None:
     """List recipes and configs, one line each."""
     argparse.ArgumentParser(prog="edlm ls", description=_ls.__doc__).parse_args(arguments)
     for name, file in recipes().items():
-        print(f"{name:<20} {_first_line(ast.get_docstring(ast.parse(file.read_text(encoding='utf-8'))) or '')}")
+        print(f"{name:<20} {_first_line(_description(file))}")
         for config, path in configs(name).items():
             print(f"  {config:<18} {_comments(path)[1] if len(_comments(path)) > 1 else ''}")
 
@@ -178,11 +207,11 @@ def _validate(arguments: Sequence[str]) -> None:
         if recipe not in recipes():
             raise ValueError(f"config {given.config!r} is no file, and no recipe/config that `edlm ls` lists")
         path = _config_file(recipe, name)
-    recipe = _recipe_named_in(path)
+    file = _recipe_named_in(path)
     entry = importlib.import_module("edlm.recipes._entry")
-    schema = importlib.import_module(f"edlm.recipes.{recipe}").SETTINGS
+    schema = _schema_of(file)
     sys.argv = ["edlm validate", "--config", str(path), *given.overrides]
-    entry.enter(lambda settings: print(f"{path}: a valid config of {recipe}"), schema, writes=False)
+    entry.enter(lambda settings: print(f"{path}: a valid config of {file.stem}"), schema, writes=False)
 
 
 def _convert(arguments: Sequence[str]) -> None:
@@ -243,7 +272,34 @@ def _config_file(recipe: str, name: str) -> Path:
     raise ValueError(f"config {name!r} is no file, and recipe {recipe} has {names}")
 
 
-def _recipe_named_in(path: Path) -> str:
+def _is_ours(file: Path) -> bool:
+    return file.parent == recipes_folder()
+
+
+def _schema_of(file: Path) -> Mapping[str, Any]:
+    """The `SETTINGS` of a recipe, of ours or of the user's own, which is imported. Raises ValueError if it has none."""
+    if _is_ours(file):
+        return importlib.import_module(f"edlm.recipes.{file.stem}").SETTINGS
+    with _naming(file):
+        found = runpy.run_path(str(file), run_name=file.stem).get("SETTINGS")
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{file} has no SETTINGS, a mapping of every key to its check, by which a config is validated")
+    return found
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Turn whatever a recipe of the user's own raises into a ValueError that names it; ours are let through."""
+    try:
+        yield
+    except Exception as error:
+        if _is_ours(file):
+            raise
+        raise ValueError(f"{file}: {type(error).__name__}: {error}; EDLM_DEBUG=1 shows where") from error
+
+
+def _recipe_named_in(path: Path) -> Path:
+    """The file of the recipe that a config is for."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -251,12 +307,18 @@ def _recipe_named_in(path: Path) -> str:
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key == "recipe":
-            return _recipe_file(value.split("#")[0].strip()).stem
+            return _recipe_file(value.split("#")[0].strip())
     raise ValueError(f"{path}: the key 'recipe' is missing; it names the recipe the config is for")
 
 
+def _description(file: Path) -> str:
+    """The docstring of a recipe. Raises ValueError for a file that is no Python."""
+    with _naming(file):
+        return ast.get_docstring(ast.parse(file.read_bytes())) or ""
+
+
 def _explain(file: Path) -> None:
-    print(ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or f"{file}: no description")
+    print(_description(file) or f"{file}: no description")
     known = configs(file.stem)
     if known:
         print(f"\nconfigs: {', '.join(known)}")

@@ -1,5 +1,6 @@
 """The way into every recipe: parse with torchtune, check every key, run, and turn a user's mistake into one line."""
 
+import itertools
 import logging
 import os
 import sys
@@ -11,14 +12,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from edlm import limits, tensors
+from edlm import cli, limits, tensors
 from edlm.recipes import _locks, _processes, _settings
 from edlm.recipes._settings import Schema, check
 
-USAGE_ERROR = 2
-INTERRUPTED = 130  # the shell's status of Ctrl-C
 _HEAD_START = 30.0  # seconds
 _GENERAL: Schema = {"verify": _settings.flag, "limits": _settings.number(0, above=True)}
+_SHOWN = 200  # characters of a value in a message
 
 
 class Interrupted(Exception):
@@ -35,13 +35,13 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool =
     writes: whether it writes what `output_dir` or `output` names, on which a lock is held then.
 
     A mistake of the user's (ValueError), and a file system that refuses (OSError), is printed in one line and exits
-    with 2; with EDLM_DEBUG set it is raised.
+    with 2, any other error with 70, as a fault of ours; with EDLM_DEBUG set it is raised.
     """
     logging.getLogger("torchao").setLevel(logging.ERROR)  # it reports at import that it has no kernels for this torch
     from torchtune import config
 
     def checked(values: DictConfig) -> None:
-        plain = OmegaConf.to_container(values, resolve=True)
+        plain = _resolved(values)
         _take_in_general(plain)
         check(schema, plain)
         with _processes.joined(plain.get("device", "cpu")), _locks.outputs(plain if writes else {}):
@@ -49,6 +49,7 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool =
 
     try:
         _require_pairs(sys.argv[1:])
+        _require_readable(sys.argv[1:])
         config.parse(checked)()
     except Interrupted as stop:  # in all processes after the same step: the first one speaks, then all of them end
         message, status = str(stop), stop.status
@@ -59,16 +60,15 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool =
             raise
         if _speaks():  # each process had the signal, and none waits for another
             _say("stopped by Ctrl-C")
-        sys.exit(INTERRUPTED)
-    except (yaml.YAMLError, TypeError):
-        unreadable = _unreadable(sys.argv[1:])
-        if unreadable is None or os.environ.get("EDLM_DEBUG"):
-            raise
-        _exit(unreadable, USAGE_ERROR)
-    except (ValueError, OSError, OmegaConfBaseException, config._errors.InstantiationError) as error:
+        sys.exit(cli.INTERRUPTED)
+    except (OmegaConfBaseException, config._errors.InstantiationError) as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
-        _exit(str(error), USAGE_ERROR)
+        _exit(str(error), cli.USAGE_ERROR)
+    except Exception as error:
+        if os.environ.get("EDLM_DEBUG"):
+            raise
+        _exit(*cli.explained(error))
 
 
 def _take_in_general(values: dict[str, Any]) -> None:
@@ -98,24 +98,75 @@ def _require_pairs(words: Sequence[str]) -> None:
             )
 
 
-def _unreadable(words: Sequence[str]) -> str | None:
-    """Which override, or config, cannot be read; None where all can be."""
-    if "--config" not in words[:-1]:
-        return None
-    path = words[words.index("--config") + 1]
-    try:
-        base = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        return f"{path} must be YAML ({error})"
+def _require_readable(words: Sequence[str]) -> None:
+    """Raise ValueError, naming it, for the config, or the first override, that torchtune could not read."""
+    path = _config_among(words)
+    if path is None:
+        return  # which argparse says
+    merged = _loaded(path)
     for word in words:
-        key, _, value = word.partition("=")
+        key, equals, value = word.partition("=")
+        if word.startswith("~"):
+            _require_key(OmegaConf.to_container(merged), key[1:])
+        if word.startswith(("-", "~")) or not equals:
+            continue
         try:
-            OmegaConf.merge(base, OmegaConf.from_dotlist([word]))
-        except yaml.YAMLError as error:
-            return f"{key} = {value!r} must be YAML, with a space after each colon ({error})"
-        except TypeError:
-            return f"{key} = {value!r} must be what the config has there: a list, or a section with keys of its own"
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([word]))
+        except TypeError as error:
+            wanted = "what the config has there: a list, or a section with keys of its own"
+            raise ValueError(f"{key} = {value!r} must be {wanted}") from error
+        except Exception as error:  # a YAML tag raises what it likes of a value
+            wanted = f"YAML, with a space after each colon ({_reason(error)})"
+            raise ValueError(f"{key} = {value[:_SHOWN]!r} must be {wanted}") from error
+
+
+def _config_among(words: Sequence[str]) -> str | None:
+    """The file after `--config`, or `--config=`."""
+    for word, after in itertools.pairwise([*words, ""]):
+        if word == "--config":
+            return after or None
+        if word.startswith("--config="):
+            return word.partition("=")[2]
     return None
+
+
+def _loaded(path: str) -> DictConfig:
+    """The config at a path. Raises ValueError, naming it, unless it is YAML of keys that are texts."""
+    try:
+        found = OmegaConf.load(path)
+    except OSError:
+        raise
+    except Exception as error:  # a YAML tag raises what it likes of a value
+        raise ValueError(f"{path} must be YAML ({_reason(error)})") from error
+    if not isinstance(found, DictConfig):
+        raise ValueError(f"{path} must be keys with their values, not a list")
+    for key in found:
+        if not isinstance(key, str):
+            raise ValueError(f"{path}: the key {key!r} must be a text")
+    if "config" in found:
+        raise ValueError(f"{path}: config: unknown key")
+    return found
+
+
+def _require_key(values: Any, dotted: str) -> None:
+    """Raise ValueError unless there is such a key to be left out."""
+    for key in dotted.split("."):
+        if not (isinstance(values, dict) and key in values):
+            raise ValueError(f"~{dotted}: the config has no such key to leave out")
+        values = values[key]
+
+
+def _resolved(values: DictConfig) -> dict[str, Any]:
+    """The settings as plain values. Raises ValueError for what refers to something that is not there."""
+    try:
+        return OmegaConf.to_container(values, resolve=True)
+    except Exception as error:  # a resolver raises what it likes
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    plain = isinstance(error, yaml.YAMLError | OmegaConfBaseException) and str(error)
+    return plain or f"{type(error).__name__}: {error}"
 
 
 def _exit(message: str, status: int) -> None:

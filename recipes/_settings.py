@@ -11,6 +11,20 @@ from typing import Any, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 
+_INT32 = 2**31 - 1
+_SHOWN = 200  # characters of a value in a message
+
+# What is asked of each thing that a config names by a `_component_`.
+_KINDS = {
+    "corpus": ("blocks", "fingerprint"),
+    "texts": ("test",),
+    "vocabulary": ("encode_documents", "mask_id", "size"),
+    "network": ("head", "max_length", "arguments"),
+    "schedule": ("alpha", "alpha_slope", "inverse"),
+    "source": ("num_symbols",),
+    "optimizer": ("param_groups", "step", "state_dict"),
+}
+
 Check = Callable[[str, Any], None]
 Schema = Mapping[str, Check]
 
@@ -35,17 +49,20 @@ def check(schema: Schema, values: Mapping[str, Any], where: str = "") -> None:
 
 
 def integer(low: int, high: int | None = None) -> Check:
-    """A whole number of at least `low` and at most `high`."""
+    """A whole number of at least `low` and at most `high`, which is what an int32 holds unless it is given."""
+    most = _INT32 if high is None else high
 
     def check_value(key: str, value: Any) -> None:
-        wanted = f"a whole number of at least {low}" + ("" if high is None else f" and at most {high}")
-        _require(isinstance(value, int) and not isinstance(value, bool), key, value, wanted)
-        _require(value >= low and (high is None or value <= high), key, value, wanted)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        told = high is not None or (whole and value > most)
+        wanted = f"a whole number of at least {low}" + (f" and at most {most}" if told else "")
+        _require(whole and low <= value <= most, key, value, wanted)
 
     return check_value
 
 
 seed = integer(0, 2**63 - 1)  # noise is keyed by an int64
+threads = integer(1, 256)
 
 
 def number(low: float, high: float = float("inf"), above: bool = False) -> Check:
@@ -64,7 +81,7 @@ def choice(*names: str) -> Check:
     """One of the given names."""
 
     def check_value(key: str, value: Any) -> None:
-        _require(value in names, key, value, f"one of {', '.join(names)}")
+        _require(isinstance(value, str) and value in names, key, value, f"one of {', '.join(names)}")
 
     return check_value
 
@@ -140,13 +157,20 @@ def component(*supplied: str) -> Check:
     def check_component(key: str, value: Any) -> None:
         _require(isinstance(value, dict) and "_component_" in value, key, value, "a section with a _component_")
         factory = _locate(f"{key}._component_", value["_component_"])
-        parameters = inspect.signature(factory).parameters
-        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-        arguments = {name: given for name, given in value.items() if name != "_component_"}
+        parameters, hints = _signature(f"{key}._component_", value["_component_"], factory)
+        arguments = {str(name): given for name, given in value.items() if name != "_component_"}
         for name, given in arguments.items():
             if name not in parameters or name in supplied:
                 raise ValueError(_unknown(f"{key}.{name}", name, [p for p in parameters if p not in supplied]))
             _check_type(f"{key}.{name}", given, hints.get(name))
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        for name in supplied:
+            _require(
+                takes_all or name in parameters,
+                f"{key}._component_",
+                value["_component_"],
+                f"a factory that takes {name}",
+            )
         for name, parameter in parameters.items():
             needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             if needed and name not in arguments and name not in supplied:
@@ -155,17 +179,42 @@ def component(*supplied: str) -> Check:
     return check_component
 
 
-def build(values: Mapping[str, Any], **supplied: Any) -> Any:
-    """Call the factory of a component section, through torchtune's `instantiate`; a ValueError of it tells its name."""
+def build(values: Mapping[str, Any], kind: str | None = None, **supplied: Any) -> Any:
+    """Call the factory of a component section, through torchtune's `instantiate`.
+
+    kind: one of `_KINDS`, what it must make. Raises ValueError that tells its name, for something of another kind, and
+    for whatever the factory raises of the values that it is given.
+    """
     from torchtune import config
 
     try:
-        return config.instantiate(OmegaConf.create(dict(values)), **supplied)
+        built = config.instantiate(OmegaConf.create(dict(values)), **supplied)
+        # Of the type first: a property of a data set would read all of it.
+        has = {name: hasattr(type(built), name) or hasattr(built, name) for name in _KINDS.get(kind or "", ())}
+        missing = [name for name, there in has.items() if not there]
+        if missing:
+            raise ValueError(f"makes no {kind}, but something of type {type(built).__name__} without {missing[0]!r}")
+        return built
     except ValueError as error:
         raise ValueError(f"{values['_component_']}: {error}") from error
-    except TypeError as error:  # a value that the factory itself finds it cannot use
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # a value that the factory itself finds it cannot use
         given = ", ".join(f"{name}={value!r}" for name, value in values.items() if name != "_component_")
-        raise ValueError(f"{values['_component_']}({given}): {error}") from error
+        raise ValueError(f"{values['_component_']}({given}): {type(error).__name__}: {error}") from error
+
+
+def _signature(
+    key: str, path: Any, factory: Callable[..., Any]
+) -> tuple[Mapping[str, inspect.Parameter], dict[str, Any]]:
+    """Parameters and type hints of a factory. Raises ValueError for one that does not say what it takes."""
+    try:
+        return inspect.signature(factory).parameters, get_type_hints(
+            factory.__init__ if inspect.isclass(factory) else factory
+        )
+    except (ValueError, TypeError, NameError, AttributeError) as error:
+        wanted = f"a function or a class that says what it takes ({error})"
+        raise ValueError(f"{key} = {path!r} must be {wanted}") from error
 
 
 def _check_type(key: str, given: Any, hint: Any) -> None:
@@ -183,7 +232,7 @@ def _locate(key: str, path: Any) -> Callable[..., Any]:
     module, _, name = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module of the user's own raises what it likes
         raise ValueError(f"{key} = {path!r} must be {wanted} ({error})") from error
     _require(callable(found), key, path, wanted)
     return found
@@ -191,7 +240,8 @@ def _locate(key: str, path: Any) -> Callable[..., Any]:
 
 def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
     if not condition:
-        raise ValueError(f"{key} = {value!r} must be {wanted}")
+        shown = repr(value)
+        raise ValueError(f"{key} = {shown if len(shown) <= _SHOWN else f'{shown[:_SHOWN]}...'} must be {wanted}")
 
 
 def _unknown(full: str, key: str, known: Any) -> str:

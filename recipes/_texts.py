@@ -20,7 +20,7 @@ def zero_shot(asked: str | Mapping[str, Any], folder: str | None, normalised: bo
     Raises ValueError for what is missing or not as expected.
     """
     if isinstance(asked, Mapping):
-        corpus = _settings.build(asked)
+        corpus = _settings.build(asked, "texts")
         name = str(asked.get("name", asked.get("path", asked["_component_"])))
         return name, list(getattr(corpus, getattr(corpus, "zero_shot", "test")))
     name, _, split = asked.partition(":")

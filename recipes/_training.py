@@ -38,8 +38,11 @@ def _optimizer(key: str, value: Any) -> None:
     if home != "torch.optim" or not isinstance(getattr(torch.optim, name), type):
         return
     try:
-        _settings.build(value, params=iter([torch.zeros(1, requires_grad=True)]))
-    except ValueError as error:
+        weight = torch.zeros(1, requires_grad=True)
+        optimizer = _settings.build(value, "optimizer", params=iter([weight]))
+        weight.sum().backward()
+        optimizer.step()
+    except (ValueError, TypeError, RuntimeError) as error:  # some want a closure, or gradients of another kind
         raise ValueError(f"{key}: {error}") from error
 
 
@@ -152,7 +155,9 @@ class TrainingRun:
         if settings["recompute"]:  # around what is compiled, in which it could not be seen
             networks.recompute(network)
         groups = self.weights.grouped(rate_of)
-        self.optimizer = _settings.build(settings["optimizer"], params=iter([{"params": own} for _, own in groups]))
+        self.optimizer = _settings.build(
+            settings["optimizer"], "optimizer", params=iter([{"params": own} for _, own in groups])
+        )
         rates = zip(self.optimizer.param_groups, groups, strict=True)
         self.base_rates = [group["lr"] * share for group, (share, _) in rates]
         self.step = 0

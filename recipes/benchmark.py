@@ -73,7 +73,7 @@ SETTINGS: Schema = {
     "output_dir": _settings.text,
     "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.integer(1)),
+    "threads": _settings.optional(_settings.threads),
     "dtype": _settings.choice("float32", "bfloat16"),
     "network": _settings.section(NETWORK),
     "modes": _settings.items(_settings.choice(*MODES), least=1),

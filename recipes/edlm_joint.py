@@ -51,7 +51,7 @@ SETTINGS: Schema = {
     "output_dir": _settings.text,
     "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.integer(1)),
+    "threads": _settings.optional(_settings.threads),
     "corpus": _settings.component(),
     "denoiser": _settings.text,
     "pretrain": _settings.optional(_settings.section(pretrain_denoiser.MODEL)),
@@ -93,7 +93,7 @@ class JointTraining:
     def setup(self) -> None:
         """Read the corpus, build the network from the denoiser, and the training pipeline."""
         settings = self.settings
-        corpus = _settings.build(settings["corpus"])
+        corpus = _settings.build(settings["corpus"], "corpus")
         self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.start.max_length)
         torch.manual_seed(settings["seed"])
         sizes = {key: value for key, value in self.start.arguments.items() if key != "causal"}

@@ -47,7 +47,7 @@ SETTINGS: Schema = {
     "output_dir": _settings.text,
     "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.integer(1)),
+    "threads": _settings.optional(_settings.threads),
     "corpus": _settings.component(),
     "denoiser": _settings.text,
     "pretrain": _settings.optional(_settings.section(pretrain_denoiser.MODEL)),
@@ -82,7 +82,7 @@ class EnergyByNCE:
     def setup(self) -> None:
         """Read the corpus, build the energy network and the contrastive pipeline."""
         settings = self.settings
-        corpus = _settings.build(settings["corpus"])
+        corpus = _settings.build(settings["corpus"], "corpus")
         self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.denoiser.max_length)
         torch.manual_seed(settings["seed"])
         sizes = {key: value for key, value in self.denoiser_network.arguments.items() if key != "causal"}

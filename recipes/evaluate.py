@@ -37,7 +37,7 @@ SETTINGS: Schema = {
     "output_dir": _settings.text,
     "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.integer(1)),
+    "threads": _settings.optional(_settings.threads),
     "denoiser": _settings.optional(_settings.text),
     "energy": _settings.optional(_settings.text),
     "transition": _settings.optional(_settings.text),
@@ -179,7 +179,7 @@ class Evaluate:
         """Documents of every set of texts, by name."""
         settings, found = self.settings, {}
         if settings["split"] is not None:
-            found[settings["split"]] = list(getattr(_settings.build(settings["corpus"]), settings["split"]))
+            found[settings["split"]] = list(getattr(_settings.build(settings["corpus"], "texts"), settings["split"]))
         for asked in settings["zero_shot"]:
             name, documents = _texts.zero_shot(asked, settings["zero_shot_files"], settings["normalised"])
             if name in found:

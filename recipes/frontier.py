@@ -39,7 +39,7 @@ SETTINGS: Schema = {
     "output_dir": _settings.text,
     "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.integer(1)),
+    "threads": _settings.optional(_settings.threads),
     "execution": _settings.choice("eager", "compile", "cudagraph"),
     "denoiser": _settings.text,
     "energy": _settings.optional(_settings.text),
@@ -91,7 +91,7 @@ class Frontier:
             _models.require_ordered(settings["denoiser"], denoiser)
         counts = (settings["num_samples"], settings["batch_size"], settings["seed"])
         self.drawing = Drawing(length, *counts, self.device, settings["execution"])
-        documents = list(getattr(_settings.build(settings["corpus"]), settings["split"]))
+        documents = list(getattr(_settings.build(settings["corpus"], "texts"), settings["split"]))
         found = _quality.held_out(documents, self.models.vocabulary, length, settings["num_samples"])
         if found is None:
             raise ValueError(f"split = {settings['split']!r} has fewer than 4 excerpts of length = {length}")

@@ -53,7 +53,7 @@ SETTINGS: Schema = {
     "output": _settings.text,
     "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.integer(1)),
+    "threads": _settings.optional(_settings.threads),
     **_sources.SETTINGS,
     "plan": _settings.flag,
     "num_samples": _settings.integer(1),

@@ -38,7 +38,7 @@ SETTINGS: Schema = {
     "recipe": _settings.choice("oracle"),
     "output_dir": _settings.text,
     "seed": _settings.seed,
-    "threads": _settings.optional(_settings.integer(1)),
+    "threads": _settings.optional(_settings.threads),
     "source": _settings.component(),
     "length": _settings.integer(2),
     "learn": _settings.optional(_settings.section(_oracle_learning.SETTINGS)),
@@ -69,7 +69,7 @@ class Oracle:
     def setup(self) -> None:
         """Build the source, its exact denoiser and energies, and what samplers are compared with."""
         settings, length = self.settings, self.settings["length"]
-        self.source = _settings.build(settings["source"])
+        self.source = _settings.build(settings["source"], "source")
         self.schedule = schedules.log_linear()
         self.grid = _frontier_grid.expand(settings["sweeps"], self.schedule, length)
         self.drawing = Drawing(length, settings["num_samples"], settings["batch_size"], settings["seed"], self.device)

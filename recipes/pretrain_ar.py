@@ -24,7 +24,7 @@ SETTINGS: Schema = {
     "output_dir": _settings.text,
     "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.integer(1)),
+    "threads": _settings.optional(_settings.threads),
     "corpus": _settings.component(),
     "vocabulary": _settings.component(),
     "length": _settings.integer(1),
@@ -44,8 +44,8 @@ class PretrainAr:
     def setup(self) -> None:
         """Read the corpus, build the network and the training pipeline."""
         settings = self.settings
-        corpus = _settings.build(settings["corpus"])
-        self.vocabulary: Vocabulary = _settings.build(settings["vocabulary"])
+        corpus = _settings.build(settings["corpus"], "corpus")
+        self.vocabulary: Vocabulary = _settings.build(settings["vocabulary"], "vocabulary")
         self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
         for name in ("valid", "test"):
             if len(getattr(self.blocks, name)) < 2:
@@ -54,6 +54,7 @@ class PretrainAr:
         torch.manual_seed(settings["seed"])
         network = _settings.build(
             settings["network"],
+            "network",
             vocab_size=self.vocabulary.size,
             max_length=settings["length"],
             causal=True,

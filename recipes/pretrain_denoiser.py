@@ -35,7 +35,7 @@ SETTINGS: Schema = {
     "output_dir": _settings.text,
     "seed": _settings.seed,
     "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.integer(1)),
+    "threads": _settings.optional(_settings.threads),
     "corpus": _settings.component(),
     **MODEL,
 }
@@ -55,13 +55,13 @@ class PretrainDenoiser:
     def setup(self) -> None:
         """Read the corpus, build the network and the training pipeline."""
         settings = self.settings
-        corpus = _settings.build(settings["corpus"])
-        self.vocabulary: Vocabulary = _settings.build(settings["vocabulary"])
+        corpus = _settings.build(settings["corpus"], "corpus")
+        self.vocabulary: Vocabulary = _settings.build(settings["vocabulary"], "vocabulary")
         self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
-        self.schedule = _settings.build(settings["schedule"])
+        self.schedule = _settings.build(settings["schedule"], "schedule")
         torch.manual_seed(settings["seed"])
         network = _settings.build(
-            settings["network"], vocab_size=self.vocabulary.size, max_length=settings["length"]
+            settings["network"], "network", vocab_size=self.vocabulary.size, max_length=settings["length"]
         ).to(self.device)
         self.run = TrainingRun(
             folder=self.folder,
