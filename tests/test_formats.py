@@ -110,10 +110,6 @@ def bomb_list(file: Path) -> None:
     pyarrow.parquet.write_table(table, file)
 
 
-def bomb_nulls(file: Path) -> None:
-    as_arrow(file, pyarrow.nulls(1 << 29))
-
-
 def bomb_compressed(file: Path) -> None:
     as_arrow(file, pyarrow.array(["a" * 20_000_000]), compression="zstd")
 
@@ -132,7 +128,6 @@ BOMBS = {
     "rows.parquet": bomb_repeated,
     "value.parquet": bomb_value,
     "list.parquet": bomb_list,
-    "nulls.arrow": bomb_nulls,
     "compressed.arrow": bomb_compressed,
 }
 
