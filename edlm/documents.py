@@ -128,7 +128,7 @@ def _documents(blocks: Iterator[str], unit: Unit, where: str, limits: Limits) ->
 def _json_lines(file: Path, columns: Sequence[str], limits: Limits) -> Iterator[str]:
     with formats.opened(file, limits) as content:
         for number, line in enumerate(formats.lines(content, str(file), limits), start=1):
-            if line.strip():
+            if line != "\n" and line.strip():
                 where = f"{file}: line {number}"
                 try:
                     record = json.loads(line)

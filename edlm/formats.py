@@ -149,10 +149,12 @@ def inflated(content: Any, where: str, stored: int, limits: Limits) -> IO[bytes]
 def lines(content: IO[bytes], where: str, limits: Limits) -> Iterator[str]:
     """Lines of records with their line breaks, which are made \\n; no character of UTF-8 but this has its byte."""
     offset = 0
-    while line := content.readline(limits.record + 1):
-        limits.require_record(len(line), where)
-        yield _decoded(line, offset, where)
-        offset += len(line)
+    while block := content.read(_BLOCK):
+        rest = b"" if block.endswith(b"\n") else content.readline(limits.record + 1)
+        for line in io.BytesIO(block + rest):
+            limits.require_record(len(line), where)
+            yield "\n" if line == b"\n" else _decoded(line, offset, where)
+            offset += len(line)
 
 
 def blocks(content: IO[bytes], where: str, limits: Limits) -> Iterator[str]:
