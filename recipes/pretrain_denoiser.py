@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edlm import corpora, denoisers, likelihoods
 from edlm.corpora import Blocks, Rows
-from edlm.recipes import _entry, _following, _parameterisations, _processes, _report, _settings, _training
+from edlm.recipes import _entry, _following, _padding, _parameterisations, _processes, _report, _settings, _training
 from edlm.recipes._parameterisations import KERNELS, PARAMETERISATIONS
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
@@ -24,7 +24,8 @@ from edlm.vocabulary import Vocabulary
 MODEL: Schema = {
     "vocabulary": _settings.component(),
     "length": _settings.integer(1),
-    "network": _settings.component("vocab_size", "max_length"),
+    "padding": _padding.check,
+    "network": _settings.component("vocab_size", "max_length", "pad_id"),
     "schedule": _settings.component(),
     "time_conditioning": _settings.flag,
     "objective": _settings.choice(*PARAMETERISATIONS),
@@ -57,13 +58,14 @@ class PretrainDenoiser:
         """Read the corpus, build the network and the training pipeline."""
         settings = self.settings
         corpus = _settings.build(settings["corpus"])
-        self.vocabulary: Vocabulary = _settings.build(settings["vocabulary"])
+        padding = settings["padding"]
+        self.vocabulary: Vocabulary = _padding.vocabulary(padding, _settings.build(settings["vocabulary"]))
         self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
         self.schedule = _settings.build(settings["schedule"])
         torch.manual_seed(settings["seed"])
-        network = _settings.build(
-            settings["network"], vocab_size=self.vocabulary.size, max_length=settings["length"]
-        ).to(self.device)
+        supplied = {"vocab_size": self.vocabulary.size, "max_length": settings["length"]}
+        supplied |= _padding.of_network(padding, self.blocks, self.vocabulary.pad_id)
+        network = _settings.build(settings["network"], **supplied).to(self.device)
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
@@ -80,9 +82,10 @@ class PretrainDenoiser:
                 "network": settings["network"],
                 "length": settings["length"],
                 **_parameterisations.notes(settings),
+                **_padding.notes(padding, self.blocks, self.vocabulary.filler_id),
             },
             validate=self.validate,
-            loss_scale=settings["length"],
+            per_token=True,
             sample=self.texts,
         )
 
