@@ -210,7 +210,9 @@ class TrainingRun:
         self._restore_best()
 
     def save_checkpoint(self) -> None:
-        """Write the EMA network and the state of training."""
+        """Write the EMA network and the state of training. Raises ValueError for weights that are not finite."""
+        if _processes.total([float(not self.weights.finite())], self.device)[0]:
+            raise self._not_finite("weights that are not finite")
         state = {
             "step": self.step,
             "averaged": self.weights.count,
@@ -283,7 +285,7 @@ class TrainingRun:
         torch.manual_seed((self.seed * 1_000_003 + self.step + (_processes.rank() << 48)) % 2**64)
         chosen = corpora.batch_at(self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed)
         batch = chosen[contracts.X_0]
-        self._num_tokens = self._count(batch)
+        self._num_tokens = int(likelihoods.not_padding(batch, self.vocabulary.pad_id).sum())
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * self._rate_factor()
         self.optimizer.zero_grad(set_to_none=True)
@@ -296,13 +298,16 @@ class TrainingRun:
         self.weights.collect_gradients()
         norm = self.weights.clip(settings["clip_norm"])
         if not (math.isfinite(total) and math.isfinite(norm)):
-            kept = checkpoints.last_checkpoint(self.folder)
-            kept_line = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is {kept}"
-            raise ValueError(f"loss {total} with gradient norm {norm} at step {self.step}: stopped; {kept_line}")
+            raise self._not_finite(f"loss {total} with gradient norm {norm}")
         self.optimizer.step()
         self.weights.stepped(settings["ema_decay"])
         self.step += 1
         return total
+
+    def _not_finite(self, what: str) -> ValueError:
+        kept = checkpoints.last_checkpoint(self.folder)
+        good = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is {kept}"
+        return ValueError(f"{what} at step {self.step}: stopped; {good}")
 
     def _cut_logs(self) -> None:
         def cut() -> None:
@@ -318,10 +323,6 @@ class TrainingRun:
         self._stop = next((number for number, count in zip(_SIGNALS, votes, strict=True) if count), None)
         return total
 
-    def _count(self, x_0: Tensor) -> int:
-        """How many tokens are not padding."""
-        return int(likelihoods.not_padding(x_0, self.vocabulary.pad_id).sum())
-
     def _loss(self, x_0: Tensor, row: Tensor, num_rows: int, num_tokens: int) -> Tensor:
         """This part's share of the mean loss of a batch of so many rows and tokens, whoever has the others."""
         half = self.settings["precision"] == "bfloat16"
@@ -332,7 +333,7 @@ class TrainingRun:
     def _some_loss(self, rows: int) -> Tensor:
         """The loss of a small batch, for a forecast."""
         x_0 = corpora.batch_at(self.blocks, step=self.step, batch_size=rows, seed=self.seed)[contracts.X_0]
-        return self._loss(x_0.to(self.device), torch.arange(rows, device=self.device), rows, self._count(x_0))
+        return self._loss(x_0.to(self.device), torch.arange(rows, device=self.device), rows, x_0.numel())
 
     def _rate_factor(self) -> float:
         """Linear warm-up, then constant or a half cosine to zero at the last step."""

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "edlm"
 # A module may import only modules that stand before it.
 ORDER = [
     "contracts",
+    "finite",
     "noise",
     "categorical",
     "cross_entropy",
