@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import OracleEnergy
 from tensordict.nn import TensorDictModule
+from test_following import no_picture, tiny_run
 from torch import Tensor, nn
 
 import edlm
@@ -23,8 +25,10 @@ from edlm import (
     bounds,
     categorical,
     chain_rule,
+    corpora,
     denoisers,
     joint,
+    judges,
     likelihoods,
     networks,
     particles,
@@ -32,7 +36,11 @@ from edlm import (
     samplers,
     schedules,
     speculative,
+    vocabulary,
 )
+from edlm.recipes import _figures, _models, _scores
+
+__all__ = ["no_picture"]  # a fixture
 
 LINEAR, MASK, LENGTH = schedules.log_linear(), 4, 6
 few = settings(max_examples=15, deadline=None)
@@ -315,3 +323,39 @@ def test_a_draw_of_no_law_is_a_token_at_no_probability(v: int, value: float, see
     for selection in SELECTIONS.values():
         chosen = selection(torch.tensor([[math.nan, 0.0], [0.0, math.nan], [math.inf, 0.0]]).double(), uniforms[:3, :2])
         assert ((chosen >= 0) & (chosen < 2)).all()
+
+
+# ---- Recipes
+
+
+def test_a_figure_that_is_no_number_names_its_model_and_its_texts() -> None:
+    texts = _figures.TextSet("test", [corpora.Excerpt(torch.tensor([1, 2, 3]), 0)] * 2, 2, 6)
+    wrong = denoisers.subs(broken(tiny_network(), math.nan), MASK)
+    score = _scores.continuous(_models.Diffusion(wrong, LINEAR, {}))
+    with pytest.raises(ValueError, match=r"^denoiser on test: the denoiser gives nan for \d+ of \d+ tokens"):
+        _figures.measure("denoiser", score, texts, 2, 0, torch.device("cpu"))
+    ar = _models.Autoregressive(broken(tiny_network(causal=True, conditioning_size=0), math.nan), MASK)
+    with pytest.raises(ValueError, match=r"^ar on test: the autoregressive model gives nan for 6 of 6 tokens"):
+        _figures.measure("ar", _scores.exact(ar, MASK), texts, 2, 0, torch.device("cpu"))
+
+
+def test_a_judge_that_gives_no_numbers_is_named() -> None:
+    network = broken(tiny_network(causal=True, conditioning_size=0), math.nan)
+    judge = judges.autoregressive(network, vocabulary.characters("abcd"), MASK)
+    with pytest.raises(ValueError, match=r"^the judge's logits are not finite for text 0$"):
+        judge(["abc", "dcb"])
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """An update may overflow though loss and gradient did not: what was saved before stays what it is."""
+    run = tiny_run(tmp_path, save_every=1, steps=1)
+    run.train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for value in (math.nan, math.inf):
+        with torch.no_grad():
+            run.weights.masters[0].view(-1)[3] = value
+        with pytest.raises(
+            ValueError, match=r"^weights that are not finite at step 1: stopped; the last good .* is .*1$"
+        ):
+            run.save_checkpoint()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

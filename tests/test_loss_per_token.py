@@ -1,7 +1,9 @@
 """The loss of training is one per token: neither padding, nor parts of a batch, nor processes change it."""
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +156,18 @@ def rows_of(
     x_0 = corpora.batch_at(blocks, step=0, batch_size=ROWS, seed=3)[contracts.X_0]
     keyed = _training.keyed(x_0, torch.arange(ROWS), 3, 0, ROWS, num_tokens)
     return stages_of(kind, network_of(kind).to(dtype), pad_id).train()(keyed)
+
+
+def test_tokens_per_second_are_those_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that says one second at every look after the first."""
+    times = itertools.chain([0.0], itertools.repeat(1.0))
+    monkeypatch.setattr(_training._following, "draw_curves", lambda _: None)  # a picture takes seconds
+    monkeypatch.setattr(_training, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    run = run_of("denoising", texts_of([1, 9, 3, 10, 2, 2, 7, 5]), steps=2)
+    run.folder = tmp_path
+    run.train()
+    logged = [json.loads(line)["tokens_per_s"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [39, 78], "tokens of the texts so far, in the second that has passed"
 
 
 # ---- Whole runs
