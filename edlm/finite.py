@@ -45,7 +45,7 @@ def require(flags: Sequence[Tensor], t: Tensor, row: Tensor) -> None:
     if not flags:
         return
     found = torch.stack(list(flags))  # (p, b, 3)
-    if not bool(found.any()):
+    if True not in found.flatten(1).any(1).tolist():
         return
     number, index, fault = found.nonzero()[0].tolist()
     raise ValueError(
@@ -83,6 +83,8 @@ def require_drawn(log_prob: Tensor) -> None:
     log_prob: (b, l), of drawn tokens, zero where nothing was drawn.
     """
     wrong = ~log_prob.isfinite()
-    if bool(wrong.any()):
-        row, position = wrong.nonzero()[wrong.nonzero()[:, 1].argmin()].tolist()
+    of_tokens = wrong.any(0).tolist()
+    if True in of_tokens:
+        position = of_tokens.index(True)
+        row = int(wrong[:, position].nonzero()[0])
         raise ValueError(f"the autoregressive network's logits are not finite at token {position} of row {row}")

@@ -126,15 +126,17 @@ def test_impossible_candidates_keep_their_meaning(selection: str) -> None:
 
 def test_energies_outside_the_window_do_not_count() -> None:
     """A pass in which one row is corrected weighs the others too, whose energies change nothing."""
+    seen: list[Tensor] = []
 
-    class Where(nn.Module):
-        def forward(self, candidates: Tensor, x_t: Tensor) -> Tensor:
-            energy = wave_energy(0, LENGTH)(candidates, x_t)
-            return torch.where((x_t == MASK).all(1, keepdim=True), torch.nan, energy)
+    class Early(nn.Module):
+        def forward(self, candidates: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+            seen.append(t)
+            return torch.where(t.unsqueeze(1) > 0.6, torch.nan, wave_energy(0, LENGTH)(candidates, x_t))
 
-    kernel = samplers.importance(LINEAR, tiny_denoiser(), energy_of(Where()), 3)
-    late = pipeline_of(kernel, None, window=(0.0, 0.4))
-    assert (edlm.sample(late, 4, seed=2)["tokens"] < MASK).all()
+    energy = TensorDictModule(Early(), in_keys=["candidates", "x_t", "t"], out_keys=["energy"])
+    late = pipeline_of(samplers.importance(LINEAR, tiny_denoiser(), energy, 3), None, window=(0.0, 0.6))
+    assert (edlm.sample(late, 6, seed=2)["tokens"] < MASK).all()
+    assert any(len((t > 0.6).unique()) == 2 for t in seen), "some rows of a pass inside and some outside"
 
 
 # ---- Denoisers
