@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -361,3 +362,23 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
         ):
             run.save_checkpoint()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value"),
+    [
+        *(
+            ("generate", key, value)
+            for key in ("temperature", "energy_temperature")
+            for value in (math.inf, math.nan, 0.0)
+        ),
+        ("generate", "energy_temperature", 1e-308),
+        ("evaluate", "energy_temperature", math.inf),
+        ("evaluate", "energy_temperature", 1e-308),
+    ],
+)
+def test_a_temperature_of_a_config_is_named_by_its_key(recipe: str, key: str, value: float) -> None:
+    schema = import_module(f"edlm.recipes.{recipe}").SETTINGS
+    with pytest.raises(ValueError, match=rf"^{key} = {re.escape(repr(value))} must be a number"):
+        schema[key](key, value)
+    schema[key](key, 0.7)

@@ -11,7 +11,25 @@ from hypothesis import strategies as st
 from revealing import LENGTH, MASK, Step, state_of, steps
 from torch import Tensor, nn
 
-from edlm import chain_rule, contracts, denoisers, energies, folding, joint, networks, vocabulary
+import edlm
+from edlm import (
+    adaptive,
+    bounds,
+    chain_rule,
+    contracts,
+    denoisers,
+    energies,
+    folding,
+    joint,
+    likelihoods,
+    networks,
+    pipelines,
+    samplers,
+    schedules,
+    speculative,
+    vocabulary,
+)
+from edlm.samplers import Kernel
 
 PAD, LONGEST = 5, LENGTH + 30
 SIZES = {"hidden_size": 16, "num_heads": 2, "conditioning_size": 8}
@@ -114,6 +132,64 @@ def test_a_pad_id_outside_the_vocabulary_is_an_error() -> None:
         for pad_id in (-1, 6):
             with pytest.raises(ValueError, match=f"pad_id = {pad_id} is outside the network's vocabulary of 6"):
                 kind(6, LONGEST, pad_id=pad_id, **SIZES)
+
+
+def kernels() -> dict[str, Kernel]:
+    """Samplers of every kind, whose networks never read a pad."""
+    denoiser, linear = denoisers.subs(network(), MASK), schedules.log_linear()
+    of_pairs = randomise(networks.EnergyNetwork(6, LONGEST, num_layers=2, **SIZES), 1).double()
+    two_heads = randomise(networks.JointNetwork(6, LONGEST, num_layers=2, pad_id=PAD, **SIZES), 2).double()
+    ar = tiny_network(3, 6, LONGEST, causal=True, conditioning_size=0)
+    drafts = samplers.importance(linear, denoiser, energies.learned(of_pairs, pad_id=PAD), 3)
+    residual = energies.residual_ar(ar, MASK, MASK, carry_over=False, pad_id=PAD)
+    return {
+        "plain": samplers.ancestral(linear, denoiser),
+        "drafts": drafts,
+        "in rounds": adaptive.in_rounds(drafts, 2.0),
+        "residual": samplers.importance(linear, denoiser, residual, 3),
+        "in order": chain_rule.importance(linear, denoiser, 3),
+        "speculative": speculative.ancestral(linear, denoiser),
+        "joint": joint.importance(linear, denoisers.subs(two_heads, MASK), 3),
+    }
+
+
+@pytest.mark.parametrize("num_steps", [3, None])
+@pytest.mark.parametrize("kind", list(kernels()))
+def test_a_prompt_that_ends_in_pads_is_a_shorter_text(kind: str, num_steps: int | None) -> None:
+    kernel = kernels()[kind]
+    for count in (1, 7):
+        prompt = longer(torch.full((LENGTH,), MASK).unsqueeze(0), count)[0]
+        short, long = (
+            edlm.sample(pipelines.sampling(kernel, length, num_steps), 3, seed=4, prompt=given)
+            for length, given in ((LENGTH, None), (LENGTH + count, prompt))
+        )
+        assert torch.equal(long["tokens"], longer(short["tokens"], count))
+        assert torch.equal(long["info", "denoiser_passes"], short["info", "denoiser_passes"])
+
+
+@few
+@given(st.integers(0, 2**40), pads)
+def test_the_bounds_of_a_text_are_those_of_the_text_alone(seed: int, count: int) -> None:
+    denoiser, linear, grid = denoisers.subs(network(), MASK), schedules.log_linear(), schedules.uniform_grid(3)
+    text = torch.randint(0, MASK, (2, LENGTH), generator=torch.Generator().manual_seed(seed))
+    keys = torch.tensor(seed), torch.arange(2)
+    of_pairs = randomise(networks.EnergyNetwork(6, LONGEST, num_layers=1, **SIZES), 1).double()
+    energy = energies.learned(of_pairs, pad_id=PAD)
+    scores = [
+        lambda x_0, scored: likelihoods.nelbo(denoiser, linear, x_0, *keys, scored),
+        lambda x_0, scored: bounds.t_step_nelbo(denoiser, linear, grid, x_0, *keys, scored=scored).nats,
+        lambda x_0, scored: (
+            bounds.sampler_nelbo(denoiser, energy, linear, grid, x_0, *keys, num_particles=2, scored=scored).nats
+        ),
+        lambda x_0, scored: (
+            bounds.transition_nelbo(
+                denoiser, chain_rule.energy(denoiser), linear, grid, x_0, *keys, num_particles=2, scored=scored
+            ).nats
+        ),
+    ]
+    long = longer(text, count)
+    for score in scores:
+        close(score(long, likelihoods.not_padding(long, PAD)), score(text, None), atol=1e-10)
 
 
 # ---- Padding that is learned
