@@ -28,6 +28,7 @@ from edlm import (
     chain_rule,
     corpora,
     denoisers,
+    energies,
     joint,
     judges,
     likelihoods,
@@ -165,6 +166,20 @@ def test_a_denoiser_without_a_law_is_named_whatever_the_sampler(value: float, pa
     for _, pipeline in samplers_of(broken(tiny_network(), value, part)):
         with pytest.raises(ValueError, match=r"^the denoiser's logits are not finite in pass 0 of text 0, at t = 1$"):
             edlm.sample(pipeline, 2)
+
+
+@pytest.mark.slow
+def test_compiled_steps_hand_on_what_they_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and not translated, which is what takes the time."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    energy = energies.scaled(tiny_energy(), math.nan)
+    of_energy = [BUILDS[name](LINEAR, tiny_denoiser(), energy, num_particles=4) for name in ("drafts", "in_rounds")]
+    faulty = [(pipeline_of(kernel), "the energy is nan") for kernel in of_energy]
+    of_denoiser = dict(samplers_of(broken(tiny_network(), math.nan)))
+    faulty += [(of_denoiser[name], "the denoiser's logits are not finite") for name in ("plain", "speculative")]
+    for pipeline, said in faulty:
+        with pytest.raises(ValueError, match=rf"^{said} in pass 0 of text 0, at t = 1$"):
+            edlm.sample(edlm.accelerate(pipeline, "compile"), 3)
 
 
 def test_a_joint_network_without_a_law_is_named() -> None:

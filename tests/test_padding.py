@@ -1,6 +1,8 @@
 """Padding that is never read: what a text says does not depend on the length of its block, in whatever reads it."""
 
+import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +18,11 @@ from edlm import (
     adaptive,
     bounds,
     chain_rule,
+    checkpoints,
     contracts,
     denoisers,
     energies,
+    exchange,
     folding,
     joint,
     likelihoods,
@@ -206,7 +210,7 @@ def test_a_text_is_cut_where_it_ends(text: str, after: str, count: int) -> None:
     assert ending.decode(ids.encode(text)) == text
 
 
-def test_a_vocabulary_with_an_end_is_another_one_and_is_kept(tmp_path) -> None:
+def test_a_vocabulary_with_an_end_is_another_one_and_is_kept(tmp_path: Path) -> None:
     ids = vocabulary.characters("ab", specials=["bos", "pad"])
     ending = ids.ending_by_pad()
     assert (ending.pad_id, ending.end_id, ending.filler_id, ids.filler_id) == (None, 3, 3, 3)
@@ -220,3 +224,25 @@ def test_a_vocabulary_with_an_end_is_another_one_and_is_kept(tmp_path) -> None:
         vocabulary.characters("ab").ending_by_pad()
     with pytest.raises(ValueError, match="end_id = 9 must lie in"):
         vocabulary.Vocabulary(ids.tokenizer, ids.size, ids.mask_id, end_id=9)
+
+
+def test_a_network_that_never_reads_padding_has_no_published_form(tmp_path: Path) -> None:
+    ids = vocabulary.characters("abcd", specials=["pad"])
+    checkpoints.save_network(tmp_path / "own", tiny_network(vocab_size=6, pad_id=ids.pad_id), ids, {})
+    with pytest.raises(ValueError, match=r"published networks read their padding, and this one never does"):
+        exchange.export(tmp_path / "own", tmp_path / "published")
+    assert checkpoints.load_network(tmp_path / "own").pad_id == ids.pad_id
+
+
+def test_a_network_older_than_the_choice_reads_its_padding(tmp_path: Path) -> None:
+    """Its folder says nothing of padding: the same network, bit for bit, and texts are not cut."""
+    ids, net = vocabulary.characters("abcd", specials=["pad"]), tiny_network(vocab_size=6)
+    checkpoints.save_network(tmp_path / "old", net, ids, {})
+    description = json.loads((tmp_path / "old" / "network.json").read_text("utf-8"))
+    del description["arguments"]["pad_id"]
+    (tmp_path / "old" / "network.json").write_text(json.dumps(description), encoding="utf-8")
+    loaded = checkpoints.load_network(tmp_path / "old")
+    text = torch.tensor([[1, 2, MASK + 1, ids.pad_id]])
+    assert loaded.pad_id is None
+    assert torch.equal(loaded(text), net.to(loaded.embedding.weight.dtype)(text))
+    assert checkpoints.load_vocabulary_of(tmp_path / "old").decode(torch.tensor([0, ids.pad_id, 1])) == "ab"
