@@ -16,6 +16,8 @@ from edlm import contracts, particles, samplers
 from edlm.contracts import Selection
 from edlm.samplers import Kernel, Looped
 
+_CHECKED = (contracts.ENERGY, contracts.LOG_RATIO)  # of all that was drawn, for `finite`; zero elsewhere
+
 
 def in_rounds(kernel: Kernel, target_ess: float, num_particles: int = 2) -> Kernel:
     """A kernel of k particles that doubles a row's particles from `num_particles` until `ESS >= target_ess`.
@@ -82,7 +84,7 @@ class Rounds(Looped):
         )
         self.out_keys = [
             *(*finish.out_keys, contracts.CHOSEN, contracts.PARTICLES),
-            *(contracts.ESS, contracts.LOG_WEIGHT_STD),
+            *(contracts.ESS, contracts.LOG_WEIGHT_STD, *_CHECKED),
         ]
 
     def with_parts(
@@ -103,7 +105,7 @@ class Rounds(Looped):
         going_on = torch.arange(b, device=x_t.device)
         for first, last in zip([0, *self.sizes], self.sizes, strict=False):
             found = self._round(expected, going_on, first, last)
-            for key in set(self.weigh.out_keys) & set(self.finish.in_keys):
+            for key in {*self.finish.in_keys, *_CHECKED} & set(self.weigh.out_keys):
                 whole = drawn.setdefault(key, found[key].new_zeros(b, k, *found[key].shape[2:]))
                 whole[going_on, first:last] = found[key]
             weights = self.log_weights(found[contracts.ENERGY]) + found[contracts.LOG_RATIO]
@@ -119,6 +121,7 @@ class Rounds(Looped):
         return TensorDict(
             {
                 **{key: out[key] for key in self.finish.out_keys},
+                **{key: drawn[key] for key in _CHECKED},
                 contracts.CHOSEN: chosen,
                 contracts.PARTICLES: count,
                 contracts.ESS: particles.ess(log_weights),

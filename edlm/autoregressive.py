@@ -7,7 +7,7 @@ keyed like that of every sampler here: a text does not depend on the batch it wa
 import torch
 from torch import Tensor
 
-from edlm import absorbing, categorical, energies, folding, noise
+from edlm import absorbing, categorical, energies, finite, folding, noise
 from edlm.categorical import Draws
 from edlm.networks import Transformer
 from edlm.noise import Stream
@@ -61,11 +61,10 @@ def complete(
     tokens (b, l), uniforms float64 (b, l), of which a mask uses its own. bos_id stands in front of the text; with None
     the first token has to be given. A temperature other than 1 draws from `p_AR^(1 / temperature)`. Returns tokens and
     the log-probabilities they were drawn with, zero where given, (b, l) each. The mask is never drawn; dropout is off.
-    Raises ValueError for temperature <= 0, a masked first token without a bos, an id outside the vocabulary, or a
-    network that is not causal.
+    Raises ValueError for a temperature that is not positive and finite, a masked first token without a bos, an id
+    outside the vocabulary, a network that is not causal, and one whose logits are no numbers.
     """
-    if not temperature > 0.0:
-        raise ValueError(f"temperature = {temperature} must be positive")
+    finite.require_temperature("temperature", temperature)
     energies.check_ar(network, mask_id, bos_id)
     masked = tokens == mask_id
     wanted = masked.any(0).tolist()  # read on the host once: which positions need a draw, and where to stop
@@ -82,9 +81,10 @@ def complete(
         for kept, new in zip(past, own, strict=True):  # the loop's own buffers: nobody else has seen them
             kept.index_copy_(3, position.unsqueeze(0), new.unsqueeze(3))
         if wanted[i]:
-            logits = energies.ar_logits(network, hidden, mask_id) / temperature
+            logits = categorical.cooled(energies.ar_logits(network, hidden, mask_id), temperature)
             draws = categorical.inverse_cdf(logits, uniforms[:, i : i + 1])
             filled[:, i] = torch.where(masked[:, i], draws.tokens[:, 0], tokens[:, i])
             log_prob[:, i] = torch.where(masked[:, i], draws.log_prob[:, 0], 0.0)
         before = filled[:, i]
+    finite.require_drawn(log_prob)
     return Draws(filled, log_prob)

@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, likelihoods, noise, pipelines, schedules
+from edlm import absorbing, categorical, contracts, finite, likelihoods, noise, pipelines, schedules
 from edlm.denoisers import D3pmDenoiser, SeddDenoiser
 from edlm.noise import Stream
 from edlm.schedules import Schedule
@@ -28,7 +28,7 @@ class Reverse(NamedTuple):
 
     log_law: hidden states (n, h) of masked positions at t and `alpha_t < alpha_s` (n,) to the log-probabilities (n, v)
         of what stands there at s, float64; the mask's column is that of staying masked.
-    step: `{x_t, t, s, positions, proposal_noise} -> {x_s}`, a sequence of the stages denoise and move.
+    step: `{x_t, t, s, positions, proposal_noise} -> {x_s, ...}`, a sequence of the stages denoise and move.
     Laws: a law sums to one; where `alpha_s = 1` the mask has probability zero; visible tokens never change; rows do not
     see each other; a step is a pure function of its input.
     """
@@ -94,7 +94,9 @@ def sample(
         if not len(running):
             break
         state = _state(tokens[running], row[running], t, s, seed, number, denoiser.mask_id)
-        tokens = tokens.index_copy(0, running, kernel.step(state)[contracts.X_S])
+        out = kernel.step(state)
+        finite.require_log_prob(out[contracts.LOG_P_GUESS], f"the denoiser, in pass {number} at t = {float(t):.6g},")
+        tokens = tokens.index_copy(0, running, out[contracts.X_S])
         passes = passes.index_add(0, running, torch.ones_like(running))
         if callback is not None:
             callback(TensorDict({contracts.X_T: tokens}), TensorDict({}))
@@ -152,7 +154,9 @@ def score_entropy(
 def _in_tiles(work: Callable[..., Tensor], denoiser: D3pmDenoiser | SeddDenoiser, *columns: Tensor) -> Tensor:
     """What the work gives for columns (n, ...), of which no more are at once in the vocabulary than is good: (n,)."""
     rows = categorical.rows_at_once(denoiser.vocab_size, columns[0].device)
-    return torch.cat([work(*tile) for tile in zip(*(column.split(rows) for column in columns), strict=True)])
+    found = torch.cat([work(*tile) for tile in zip(*(column.split(rows) for column in columns), strict=True)])
+    finite.require_log_prob(found)
+    return found
 
 
 def _divergence(kernel: Reverse, hidden: Tensor, token: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
@@ -188,18 +192,21 @@ def _analytic_law(denoiser: SeddDenoiser, hidden: Tensor, alpha_t: Tensor, alpha
 
 
 class _Move(nn.Module):
-    """What stands at the masked positions at s, one uniform each."""
+    """What stands at the masked positions at s, one uniform each: tokens (b, l), and log-probabilities (n,)."""
 
     def __init__(self, log_law: LogLaw, schedule: Schedule) -> None:
         super().__init__()
         self.log_law = log_law
         self.schedule = schedule
 
-    def forward(self, hidden: Tensor, x_t: Tensor, t: Tensor, s: Tensor, positions: Tensor, uniforms: Tensor) -> Tensor:
+    def forward(
+        self, hidden: Tensor, x_t: Tensor, t: Tensor, s: Tensor, positions: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
         owner = positions // x_t.shape[1]
         alphas = self.schedule.alpha(t)[owner], _alpha_end(self.schedule, s)[owner]
-        drawn = categorical.inverse_cdf(self.log_law(hidden, *alphas), uniforms).tokens.squeeze(-1)
-        return x_t.flatten().index_copy(0, positions, drawn).view_as(x_t)
+        drawn = categorical.inverse_cdf(self.log_law(hidden, *alphas), uniforms)
+        moved = x_t.flatten().index_copy(0, positions, drawn.tokens.squeeze(-1)).view_as(x_t)
+        return moved, drawn.log_prob.squeeze(-1)
 
 
 def _reverse(denoiser: D3pmDenoiser | SeddDenoiser, schedule: Schedule, log_law: LogLaw) -> Reverse:
@@ -213,7 +220,7 @@ def _reverse(denoiser: D3pmDenoiser | SeddDenoiser, schedule: Schedule, log_law:
             contracts.POSITIONS,
             contracts.PROPOSAL_NOISE,
         ],
-        out_keys=[contracts.X_S],
+        out_keys=[contracts.X_S, contracts.LOG_P_GUESS],
     )
     return Reverse(
         schedule, denoiser, log_law, TensorDictSequential({"denoise": denoiser, "move": move}, inplace=False)

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import absorbing, categorical, contracts, likelihoods, noise, particles, schedules
+from edlm import absorbing, categorical, contracts, finite, likelihoods, noise, particles, schedules
 from edlm.absorbing import RevealPlan
 from edlm.contracts import Denoiser, Energy, Positions
 from edlm.noise import Stream
@@ -337,7 +337,10 @@ def _weigh(
     nothing = log_p.new_zeros(kept.shape)
     state[contracts.LOG_P_CANDIDATES] = _onto(nothing, positions, log_p).transpose(1, 2)
     of_data = _onto(log_p.new_zeros(b, l, 1), positions, data_log_p).squeeze(-1)
-    return of_data.double(), energy(state)[contracts.ENERGY]
+    weighed = energy(state)[contracts.ENERGY]
+    finite.require_log_prob(data_log_p)
+    finite.require_energy(weighed)
+    return of_data.double(), weighed
 
 
 def _draw(

@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from edlm import finite
+
+_COLD, _HOT = 1e-3, 1e3  # temperatures between which logits are divided as they are
 BLOCK = 256  # tokens of the vocabulary, in which a draw is found
 # Logits that exist at once, so that memory hardly grows with rows, particles or vocabulary. On a CPU, tiles that the
 # allocator need not ask the system for are also the fastest; a GPU needs larger ones to be busy.
@@ -32,7 +35,7 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
 
     logits: (n, v), any float type, `-inf` allowed, not all of a row; uniforms: float64 (n, k) in [0, 1).
     A token of probability zero is never drawn, whatever the uniform. Log-probabilities come in float32, or float64
-    for float64 logits.
+    for float64 logits. Of logits that are no law (nan, inf, all -inf) some token is drawn, at a log-probability of nan.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     highest = logits.amax(-1, keepdim=True)
@@ -46,7 +49,7 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
     inside = _block(weights, block).to(torch.float64).cumsum(-1)  # (n, k, width)
     # A share of the block's own float64 sum, so that rounding of its float32 sum cuts no token off.
     offset = _first_above(inside, share.unsqueeze(-1) * inside[..., -1:]).squeeze(-1)
-    tokens = block * _width(logits) + offset
+    tokens = (block * _width(logits) + offset).clamp(max=logits.shape[-1] - 1)
     return Draws(tokens, logits.gather(-1, tokens) - highest - total.log().to(logits.dtype))
 
 
@@ -83,6 +86,20 @@ def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
     """`log p(token)` of given tokens: logits (n, v), tokens (n, k) to nats (n, k), float32 or better."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
+
+
+def cooled(logits: Tensor, temperature: float) -> Tensor:
+    """Logits of `p^(1 / temperature)`: (n, v), by their distance to the highest where a quotient could overflow.
+
+    Raises ValueError unless the temperature is positive and finite.
+    """
+    finite.require_temperature("temperature", temperature)
+    if temperature == 1.0:
+        return logits
+    if _COLD <= temperature <= _HOT and logits.dtype != torch.float16:
+        return logits / temperature
+    distance = logits.to(torch.float64) - logits.amax(-1, keepdim=True)
+    return torch.where(distance == 0.0, 0.0, distance / temperature)  # 0 / 5e-324 is not 0 everywhere
 
 
 def nucleus(logits: Tensor, mass: float) -> Tensor:
@@ -157,4 +174,5 @@ def _block(weights: Tensor, chosen: Tensor) -> Tensor:
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     """First index whose running sum exceeds the target, or the last one that adds mass if rounding leaves none."""
     last = torch.searchsorted(cumulative, cumulative[..., -1:].contiguous(), right=False)
+    last = last.clamp(max=cumulative.shape[-1] - 1)  # weights that are no numbers have no last one: see `finite`
     return torch.searchsorted(cumulative, target, right=True).minimum(last)

@@ -146,6 +146,13 @@ class _OfDenoiser(nn.Module):
         schedule = self.denoiser.module.schedule
         return None if schedule is None else schedules.sigma(schedule, t)
 
+    def _in_order(self, tokens: Tensor, where: Tensor, t: Tensor, context: Tensor, text: Tensor) -> Tensor:
+        """The network's states; text (b, l): for one that has to look for what it never reads."""
+        asked = tokens, where, self.denoiser.mask_id, context, self._told(t)
+        if getattr(self.network, "pad_id", None) is None:  # it need not take another argument
+            return self.network.in_order(*asked)
+        return self.network.in_order(*asked, text)
+
 
 class _Read(_OfDenoiser):
     """The denoiser's pass, and what is kept of it: states (n, h) at the positions, and the context."""
@@ -165,7 +172,7 @@ class States(_OfDenoiser):
         b, k, l = candidates.shape
         row, number = absorbing.numbered(positions, l)
         tokens = candidates.gather(2, new.clamp(max=l - 1).unsqueeze(1).expand(-1, k, -1))
-        hidden = self.network.in_order(tokens, new, self.denoiser.mask_id, context, self._told(t))
+        hidden = self._in_order(tokens, new, t, context, candidates[:, 0])
         return hidden[row.clamp(max=b - 1), :, (number - 1).clamp(0, new.shape[1] - 2)]  # padding may count further
 
 
@@ -229,8 +236,7 @@ class _ScoreInOrder(_OfDenoiser):
         new, l = x_t != x_s, x_t.shape[1]
         where = absorbing.places(new, max(1, int(new.sum(1).amax())))
         tokens = x_s.gather(1, where.clamp(max=l - 1))
-        told = self._told(t)
-        hidden = self.network.in_order(tokens.unsqueeze(1), where, self.denoiser.mask_id, context, told)[:, 0]
+        hidden = self._in_order(tokens.unsqueeze(1), where, t, context, x_t)[:, 0]
         later = where[:, 1:] < l
         of_later = self.denoiser.token_log_prob(hidden[later], tokens[:, 1:][later])
         first = new & (new.cumsum(1) == 1)

@@ -101,7 +101,7 @@ def require_same_vocabulary(first: str | Path, second: str | Path) -> None:
     one, other = load_vocabulary_of(first), load_vocabulary_of(second)
     if one.fingerprint == other.fingerprint:
         return
-    names = ("size", "mask_id", "bos_id", "eos_id", "pad_id")
+    names = ("size", "mask_id", "bos_id", "eos_id", "pad_id", "end_id")
     pairs = [(name, getattr(one, name), getattr(other, name)) for name in names]
     differing = [f"{name} = {a} and {b}" for name, a, b in pairs if a != b]
     if one.tokenizer.to_str() != other.tokenizer.to_str():

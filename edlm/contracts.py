@@ -51,6 +51,7 @@ SEED = "seed"  # () int64
 ROW = "row"  # (b,) int64, index of the row in the whole batch
 STEP = "step"  # () int64, number of the training step
 NUM_ROWS = "num_rows"  # () int64, rows of the whole batch, of which a process or a micro-batch holds a part
+NUM_TOKENS = "num_tokens"  # () int64, tokens of the whole batch that are not padding
 WEIGHT = "weight"  # (b,) weight of the NELBO at t
 LOG_PROB = "log_prob"  # (b, l) log-probability of the data's tokens, zero where none is predicted
 LOSS = "loss"  # (b,) what is differentiated
@@ -81,10 +82,10 @@ class Joint(Network, Protocol):
     """A network with a second head: the states of x_s, by which the next step draws, also tell the energy of x_s.
 
     Laws: those of a network, for what it is called with are tokens alone; `scalars` depends on the states of its own
-    row, and is zero at padded positions.
+    row, and is zero at padded positions. One with a `pad_id`, which it never reads, is shown the tokens of x_s too.
     """
 
-    def scalars(self, states: Tensor, expected: Tensor, positions: Tensor) -> Tensor:
+    def scalars(self, states: Tensor, expected: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """States (b, l, h) of x_s, and those (n, h) of x_t at new flat positions (n,), to nats (n,): E is their sum."""
         ...
 
@@ -95,7 +96,7 @@ class Ordered(Network, Protocol):
 
     Laws: `read` gives the states of a call; `in_order` gives for each new token but the first a law of it, in which
     that token and later ones have no part, so the product of all is a law of the new tokens; candidates and rows do
-    not see each other.
+    not see each other. One with a `pad_id`, which it never reads, is shown x_t, or a candidate, again as `text`.
     """
 
     def read(
@@ -105,7 +106,13 @@ class Ordered(Network, Protocol):
         ...
 
     def in_order(
-        self, tokens: Tensor, where: Tensor, mask_id: int, context: Tensor, sigma: Tensor | None = None
+        self,
+        tokens: Tensor,
+        where: Tensor,
+        mask_id: int,
+        context: Tensor,
+        sigma: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Tensor:
         """New tokens (b, k, m) at places (b, m), ascending, l for none, to states (b, k, m - 1, h) for the head."""
         ...

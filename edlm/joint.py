@@ -91,7 +91,8 @@ def contrastive(
     A text is put at a state x_s of a uniform grid, and one pass reads it beside `num_negatives` draws of what the step
     before revealed. `loss = nelbo_weight NELBO / l + energy_weight objective(E)`: the NELBO of the sampler with these
     steps, on what x_s still masks, and contrast on what is new. The draws are the network's own, as they are in
-    sampling: no gradient, dropout off, and the weights as they stand now.
+    sampling: no gradient, dropout off, and the weights as they stand now. With a pad_id the batch has to hold
+    `num_tokens` too, and l is `num_tokens / num_rows`: the mean of the first part is then one over tokens.
     num_steps: fewest and most steps of the grids to train for; their logarithm is uniform between them.
     Of the T + 1 states of a grid the first, all masks, has no step before it, the last nothing left to predict.
     Raises ValueError unless 1 <= fewest <= most and num_negatives >= 1, and for a denoiser as `importance` does.
@@ -102,6 +103,7 @@ def contrastive(
     if num_negatives < 1:
         raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
     network = _joint_network(denoiser)
+    counted = [] if pad_id is None else [contracts.NUM_TOKENS, contracts.NUM_ROWS]
     draft = TensorDictSequential(
         {"denoise": denoiser, "draw": training.negative_noise(num_negatives), "propose": samplers.propose(denoiser)},
         inplace=False,
@@ -129,7 +131,7 @@ def contrastive(
             "score": training.score(denoiser),
             "objective": TensorDictModule(
                 partial(_loss, nelbo_weight, energy_weight, objective),
-                in_keys=[contracts.LOG_PROB, contracts.WEIGHT, contracts.ENERGY],
+                in_keys=[contracts.LOG_PROB, contracts.WEIGHT, contracts.ENERGY, *counted],
                 out_keys=[contracts.LOSS],
             ),
         },
@@ -151,9 +153,10 @@ def _read(network: Joint) -> TensorDictModule:
 
 
 def _weigh(network: Joint) -> TensorDictModule:
+    shown = [] if getattr(network, "pad_id", None) is None else [contracts.CANDIDATES]
     return TensorDictModule(
         _Weigh(network),
-        in_keys=[contracts.CANDIDATE_STATES, contracts.HIDDEN, contracts.POSITIONS],
+        in_keys=[contracts.CANDIDATE_STATES, contracts.HIDDEN, contracts.POSITIONS, *shown],
         out_keys=[contracts.ENERGY],
     )
 
@@ -198,11 +201,13 @@ class _Weigh(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, states: Tensor, expected: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, states: Tensor, expected: Tensor, positions: Tensor, candidates: Tensor | None = None) -> Tensor:
         b, k, l, _ = states.shape
         everyone = energies.of_every_particle(positions, b, k, l)
         expected = expected.unsqueeze(1).expand(-1, k, -1).flatten(0, 1)
-        scalars = self.network.scalars(states.flatten(0, 1), expected, everyone)
+        asked = states.flatten(0, 1), expected, everyone
+        # A network that reads every token need not take a fourth argument.
+        scalars = self.network.scalars(*asked, *(() if candidates is None else (candidates.flatten(0, 1),)))
         scalars = scalars.to(torch.promote_types(scalars.dtype, torch.float32))
         owner = (everyone // l).clamp(max=b * k - 1)  # a padded position adds zero to the last
         return scalars.new_zeros(b * k).index_add(0, owner, scalars).view(b, k)
@@ -218,7 +223,8 @@ class _Energy(nn.Module):
 
     def forward(self, candidates: Tensor, x_t: Tensor, positions: Tensor) -> Tensor:
         expected = self.read.network(x_t, None, positions.clamp(max=x_t.numel() - 1))
-        return self.weigh(self.read(candidates), expected, positions)
+        shown = () if getattr(self.weigh.network, "pad_id", None) is None else (candidates,)
+        return self.weigh(self.read(candidates), expected, positions, *shown)
 
 
 class _AtState(nn.Module):
@@ -283,6 +289,9 @@ def _loss(
     log_prob: Tensor,
     weight: Tensor,
     energies_: Tensor,
+    num_tokens: Tensor | None = None,
+    num_rows: Tensor | None = None,
 ) -> Tensor:
-    bound = objectives.nelbo(log_prob, weight) / log_prob.shape[1]
+    length = log_prob.shape[1] if num_tokens is None or num_rows is None else num_tokens / num_rows
+    bound = objectives.nelbo(log_prob, weight) / length
     return nelbo_weight * bound + energy_weight * objective(energies_[:, 0], energies_[:, 1:])

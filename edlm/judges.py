@@ -223,4 +223,6 @@ def _judge(
             owner = torch.tensor(owners)
             nll.index_add_(0, owner, -score(torch.stack(rows)).double().sum(-1))
             tokens.index_add_(0, owner, torch.full_like(owner, length - behind))
+    if bool(nll.isnan().any()):
+        raise ValueError(f"the judge's logits are not finite for text {int(nll.isnan().nonzero()[0])}")
     return Judgement(nll, tokens)

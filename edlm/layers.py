@@ -169,11 +169,16 @@ class Block(nn.Module):
         return found
 
     def read(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], conditioning: Tensor | None, positions: Tensor | None = None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        conditioning: Tensor | None,
+        valid: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What `forward` gives, and the layer's keys and values (b, 2, heads, l, d); see `Attention.read`."""
         x, past = self._around(
-            lambda normed: self.attention.read(normed, rotary, None, positions), x, conditioning, positions
+            lambda normed: self.attention.read(normed, rotary, valid, positions), x, conditioning, positions
         )
         return x, torch.stack(past, dim=1)
 
@@ -258,25 +263,34 @@ class Trunk(nn.Module):
             x = block(x, rotary, conditioning, valid)
         return self._normed(last(x, rotary, conditioning, valid, positions), conditioning, positions, x.shape[1])
 
-    def read(self, x: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def read(
+        self, x: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What `forward` gives, and what `in_order` has to know of it: keys and values (b, layers, 2, heads, l, d)."""
         length = x.shape[1]
         rotary, conditioning = rope.table(length, self.head_size, x), self._conditioning(x, sigma)
         known = []
         for index, block in enumerate(self.blocks, start=1):
             where = positions if index == len(self.blocks) else None
-            x, past = block.read(x, rotary, conditioning, where)  # type: ignore[operator]
+            x, past = block.read(x, rotary, conditioning, valid, where)  # type: ignore[operator]
             known.append(past)
         return self._normed(x, conditioning, positions, length), torch.stack(known, dim=1)
 
     def in_order(
-        self, written: Tensor, blank: Tensor, where: Tensor, context: Tensor, sigma: Tensor | None = None
+        self,
+        written: Tensor,
+        blank: Tensor,
+        where: Tensor,
+        context: Tensor,
+        sigma: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """The states by which a text's new tokens are predicted one after the other, in one pass over them alone.
 
         written: embeddings (b, k, m, h) of the new tokens of k candidates for x_s; where: their places in x_t, int64
         (b, m), ascending, l where a row has fewer; blank: the embedding (h,) of a mask; context: what `read` says of
-        x_t. Returns states (b, k, m - 1, h) for all new tokens but the first, which is predicted from x_t alone.
+        x_t; valid: bool (b, l), False where nothing is read of x_t but what is new there. Returns states
+        (b, k, m - 1, h) for all new tokens but the first, which is predicted from x_t alone.
         Two streams (Yang et al. 2019, arXiv 1906.08237): a row for each token, which sees x_t, less the masks that are
         filled by then, and the new tokens up to itself; and a row that asks for it, which sees the new tokens before it
         and a mask in its own place. The states of x_t are those of the pass over x_t. Of the last block, the rows that
@@ -287,7 +301,7 @@ class Trunk(nn.Module):
             return written[:, :, 1:]
         asked = blank.expand(b, k, m - 1, h)
         x = torch.cat([written[:, :, :-1], asked], dim=2).flatten(1, 2)
-        order, conditioning = _order(where, context.shape[4], k, self.head_size, x), self._conditioning(x, sigma)
+        order, conditioning = _order(where, context.shape[4], k, self.head_size, x, valid), self._conditioning(x, sigma)
         length = x.shape[1]
         asking = torch.arange(b * length, device=x.device).view(b, k, 2, m - 1)[:, :, 1].flatten()
         for layer, block in enumerate(self.blocks, start=1):
@@ -349,11 +363,12 @@ def _modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> T
     return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def _order(where: Tensor, length: int, k: int, head_size: int, like: Tensor) -> Order:
+def _order(where: Tensor, length: int, k: int, head_size: int, like: Tensor, valid: Tensor | None = None) -> Order:
     """Who sees whom where m new tokens stand at `where` (b, m), ascending, `length` for none; see `Trunk.in_order`."""
     b, m = where.shape
     number = torch.arange(m, device=where.device)
-    filled_by = where.new_full((b, length + 1), m).scatter(1, where, number.expand(b, m))[:, :length]
+    given = where.new_full((b, length), m) if valid is None else torch.where(valid, m, 0)
+    filled_by = F.pad(given, (0, 1)).scatter(1, where, number.expand(b, m))[:, :length]
     own = torch.cat([number[:-1], number[1:]])  # a token's row, and the row that asks for one
     at = torch.cat([where[:, :-1], where[:, 1:]], dim=1)
     cos, sin = (table.view(b, len(own), head_size) for table in rope.at(at.flatten(), head_size, like))

@@ -37,9 +37,15 @@ class TokenRows:
         spans: Callable[[Tensor], _Span],
         wrap: tuple[int, int] | None,
         pad_id: int | None,
+        padded: bool,
     ) -> None:
         self.tokens, self.length, self.wrap, self.pad_id = tokens, length, wrap, pad_id
-        self._count, self._spans = count, spans
+        self._count, self._spans, self._padded = count, spans, padded
+
+    @property
+    def padded(self) -> bool:
+        """Whether blocks may be filled up, by the pad id or by the end of a text."""
+        return self._padded
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,16 +90,17 @@ def rows(tokens: Tokens, vocabulary: Vocabulary, length: int, layout: Layout, wr
         wrap = vocabulary.bos_id, vocabulary.eos_id
     total = len(tokens.stream)
     if layout == "packed":
-        enough = total >= room or vocabulary.pad_id is not None
+        enough = total >= room or vocabulary.filler_id is not None
         _require(
             enough, f"{name}: {total} tokens are fewer than one block of length = {length}, and there is no pad id"
         )
         spans, count = partial(_packed, total=total, room=room), -(-total // room)
     else:
-        _require(vocabulary.pad_id is not None, "layout = 'padded' needs a vocabulary with a pad id")
+        _require(vocabulary.filler_id is not None, "layout = 'padded' needs a vocabulary with a pad id")
         ends = (-((tokens.bounds[:, 0] - tokens.bounds[:, 1]) // room)).cumsum(0)
         spans, count = partial(_padded, bounds=tokens.bounds, ends=ends, room=room), int(ends[-1])
-    return TokenRows(tokens, count, length, spans, wrap, vocabulary.pad_id)
+    padded = layout == "padded" or total < room
+    return TokenRows(tokens, count, length, spans, wrap, vocabulary.filler_id, padded)
 
 
 def _packed(number: Tensor, total: int, room: int) -> _Span:

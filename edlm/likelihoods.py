@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import absorbing, categorical, contracts, noise
+from edlm import absorbing, categorical, contracts, finite, noise
 from edlm.contracts import Denoiser
 from edlm.noise import Stream
 from edlm.schedules import Schedule
@@ -110,6 +110,7 @@ def data_log_prob(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, posit
     """`log p_i(x_0^i | x_t)` at the flat positions (n,), zero elsewhere: nats, float64 (b, l).
 
     The head runs on these positions alone, on no more of them at once than `categorical.rows_at_once` says.
+    Raises ValueError for what is nan.
     """
     hidden = denoiser(TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}))[
         contracts.HIDDEN
@@ -120,6 +121,7 @@ def data_log_prob(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, posit
         categorical.token_log_prob(denoiser.logits(states), tokens)
         for states, tokens in zip(hidden.split(rows), wanted.split(rows), strict=True)
     ]
+    finite.require_log_prob(torch.cat(tiles))
     spread = torch.zeros(x_0.numel(), dtype=torch.float64, device=x_0.device)
     return spread.index_copy(0, positions, torch.cat(tiles).squeeze(-1).double()).view_as(x_0)
 

@@ -25,8 +25,10 @@ class Transformer(nn.Module):
     """A network over tokens with a vocabulary head that can be run on chosen positions alone.
 
     Bidirectional with adaLN it is a denoiser's network; `causal=True, conditioning_size=0` makes an autoregressive one
-    (`conditioning_size = 0` leaves adaLN out). Raises ValueError unless hidden_size is a multiple of 2 * num_heads and
-    num_layers at least 1.
+    (`conditioning_size = 0` leaves adaLN out). pad_id: what fills a block after its text and is never read, so that the
+    states of a text do not depend on how much of it there is; None: every token is read. A causal network, which reads
+    nothing that stands after a token, needs no telling. Raises ValueError unless hidden_size is a multiple of
+    2 * num_heads, num_layers at least 1, and pad_id in the vocabulary.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class Transformer(nn.Module):
         causal: bool = False,
         dropout: float = 0.0,
         norm_bias: bool = False,
+        pad_id: int | None = None,
     ) -> None:
         super().__init__()
         self.arguments = _own_arguments(locals())
         _require_sizes(self.arguments)
         self.max_length = max_length
+        self.pad_id = _checked(pad_id, vocab_size)
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout, norm_bias)
         self.head = Head(hidden_size, vocab_size)
@@ -54,23 +58,30 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,)."""
-        return self.trunk(self.embedding(tokens), sigma, positions=positions)
+        return self.trunk(self.embedding(tokens), sigma, self._valid(tokens), positions)
 
     def read(
         self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """What `forward` gives, and the keys and values (b, layers, 2, heads, l, d) that `in_order` wants of x_t."""
-        return self.trunk.read(self.embedding(tokens), sigma, positions)
+        return self.trunk.read(self.embedding(tokens), sigma, self._valid(tokens), positions)
 
     def in_order(
-        self, tokens: Tensor, where: Tensor, mask_id: int, context: Tensor, sigma: Tensor | None = None
+        self,
+        tokens: Tensor,
+        where: Tensor,
+        mask_id: int,
+        context: Tensor,
+        sigma: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Tensor:
         """States (b, k, m - 1, h) that predict new tokens, each from x_t and those before it; see `Trunk.in_order`.
 
         tokens: int64 (b, k, m), new in k candidates; where: int64 (b, m), their places, ascending, l for none.
+        text: x_t or any candidate, int64 (b, l), to which a network with a `pad_id` looks for what is never read.
         """
-        blank = self.embedding.weight[mask_id]
-        return self.trunk.in_order(self.embedding(tokens), blank, where, context, sigma)
+        blank, valid = self.embedding.weight[mask_id], None if text is None else self._valid(text)
+        return self.trunk.in_order(self.embedding(tokens), blank, where, context, sigma, valid)
 
     def step(self, tokens: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
         """One position of a causal network without conditioning: what `forward` gives there, at the cost of one token.
@@ -81,6 +92,10 @@ class Transformer(nn.Module):
         """
         hidden, own = self.trunk.step(self.embedding(tokens.unsqueeze(1)), position, past)
         return hidden.squeeze(1), own
+
+    def _valid(self, tokens: Tensor) -> Tensor | None:
+        """What is read of the tokens, bool (b, l); None: all of them, or all before a token."""
+        return None if self.pad_id is None or self.arguments["causal"] else tokens != self.pad_id
 
     def empty_past(self, b: int, length: int) -> Past:
         """Room for the keys and values of b rows of `length` positions, all zero."""
@@ -165,7 +180,8 @@ class JointNetwork(nn.Module):
 
     The trunk reads tokens alone, so its states give the denoiser's law whatever is new in x_s. The energy reads these
     states through `num_energy_layers` blocks of its own; what is new is marked there, by what the denoiser expected.
-    Raises ValueError unless hidden_size is a multiple of 2 * num_heads, and both numbers of layers are at least 1.
+    pad_id: as of `Transformer`; neither head reads it. Raises ValueError unless hidden_size is a multiple of
+    2 * num_heads, both numbers of layers are at least 1, and pad_id is in the vocabulary.
     """
 
     def __init__(
@@ -179,11 +195,12 @@ class JointNetwork(nn.Module):
         dropout: float = 0.0,
         norm_bias: bool = False,
         num_energy_layers: int = 1,
+        pad_id: int | None = None,
     ) -> None:
         super().__init__()
         self.arguments = _own_arguments(locals())
         _require_sizes(self.arguments)
-        self.max_length = max_length
+        self.max_length, self.pad_id = max_length, pad_id
         self.denoiser = Transformer(
             vocab_size,
             max_length,
@@ -193,6 +210,7 @@ class JointNetwork(nn.Module):
             conditioning_size,
             dropout=dropout,
             norm_bias=norm_bias,
+            pad_id=pad_id,
         )
         self.new = nn.Linear(hidden_size, hidden_size)
         self.energy_trunk = Trunk(hidden_size, num_energy_layers, num_heads, 0, False, dropout, norm_bias)
@@ -216,16 +234,18 @@ class JointNetwork(nn.Module):
         """Tokens (b, l) and noise levels (b,) to the denoiser's states (b, l, h), or (n, h) at flat positions (n,)."""
         return self.denoiser(tokens, sigma, positions)
 
-    def scalars(self, states: Tensor, expected: Tensor, positions: Tensor) -> Tensor:
+    def scalars(self, states: Tensor, expected: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The energy's scalars (n,) of what is new in x_s: states (b, l, h) of x_s, flat positions (n,) that are new.
 
         expected: the states (n, h) that x_t has at these positions. A position of b * l is padding, and zero.
+        tokens: x_s (b, l), which a network with a `pad_id` has to be shown.
         """
         size = states.shape[0] * states.shape[1]
         there, at = (positions < size).unsqueeze(-1), positions.clamp(max=size - 1)
         marks = torch.where(there, self.new(expected), 0.0).to(states.dtype)
         marked = states.flatten(0, 1).index_add(0, at, marks).view_as(states)
-        x = self.energy_trunk(marked, positions=at)
+        valid = None if self.pad_id is None or tokens is None else tokens != self.pad_id
+        x = self.energy_trunk(marked, valid=valid, positions=at)
         return torch.where(there, self.scalar(F.relu(self.hidden(x))), 0.0).squeeze(-1)
 
 
@@ -296,6 +316,12 @@ def _require_sizes(arguments: Mapping[str, Any]) -> None:
     limits.require("network", "layers", layers, limits.LAYERS)
     limits.require("network", "max_length", arguments["max_length"], limits.LENGTH)
     limits.require("network", "parameters", parameters, limits.PARAMETERS)
+
+
+def _checked(pad_id: int | None, vocab_size: int) -> int | None:
+    if pad_id is not None and not 0 <= pad_id < vocab_size:
+        raise ValueError(f"pad_id = {pad_id} is outside the network's vocabulary of {vocab_size}")
+    return pad_id
 
 
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,17 @@ import math
 import torch
 from torch import Tensor
 
+from edlm import finite
+
+COLDEST = 1e-100  # energies of any size that means something can be divided by it, and their squares be summed
+
 
 def log_weights(energy: Tensor, temperature: float = 1.0) -> Tensor:
     """`log w = -E / temperature`, float64 (b, k), for candidates drawn from the proposal (Xu et al. 2025, alg. 1).
 
-    Raises ValueError unless temperature > 0.
+    Raises ValueError unless the temperature is finite and at least `COLDEST`.
     """
-    if not temperature > 0.0:
-        raise ValueError(f"temperature = {temperature} must be positive (greedy selection has a rule of its own)")
+    finite.require_temperature("temperature", temperature, COLDEST)
     return -energy.to(torch.float64) / temperature
 
 
@@ -51,6 +54,7 @@ def sir(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     # Compared with the same running sum, so a particle of weight zero adds no width and is never chosen.
     target = uniforms[:, :1] * cumulative[:, -1:]
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous(), right=False)
+    last = last.clamp(max=cumulative.shape[-1] - 1)  # weights that are no numbers have no last one: see `finite`
     return torch.searchsorted(cumulative, target, right=True).minimum(last).squeeze(-1)
 
 

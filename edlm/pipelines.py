@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, contracts, noise, schedules
+from edlm import absorbing, contracts, finite, noise, schedules
 from edlm.absorbing import RevealPlan
 from edlm.noise import Stream
 from edlm.samplers import Kernel
@@ -89,7 +89,8 @@ def sample(
 
     `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), and per pass `t`, how many tokens it `revealed`,
     `corrected`, `particles`, `ess` and `log_weight_std` (b, p), the last two NaN where no energy was used.
-    Raises ValueError for num_samples < 1, a prompt that does not fit, or dropout left on (call `.eval()`).
+    Raises ValueError for num_samples < 1, a prompt that does not fit, dropout left on (call `.eval()`), and, when the
+    texts are there, for logits or energies that are no numbers, with the pass and the text: see `finite`.
     """
     kernel = pipeline.kernel
     check_evaluating(kernel.step)
@@ -169,6 +170,7 @@ def _run(
     before: Kernel | None = None
     state = TensorDict({})
     diagnostics: list[TensorDict] = []
+    flags: list[Tensor] = []
     for p, (running, count, most, any_corrected) in enumerate(passes):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
         rows = min(b, pipeline.pad_rows(running))
@@ -185,8 +187,10 @@ def _run(
         state = TensorDict({contracts.X_T: out[contracts.X_S], **carried})
         before = active
         diagnostics.append(_diagnostics(out, corrected[:, p]))
+        flags.append(finite.of_pass(out, corrected[:, p]))
         if callback is not None:
             callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics[-1][original])
+    finite.require(flags, plan.t, row)
     info = _info(plan, revealed, corrected, diagnostics, kernel.carries_states)
     return TensorDict({"tokens": tokens, "info": info}, batch_size=[b])[original]
 

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, noise, particles
+from edlm import absorbing, categorical, contracts, finite, noise, particles
 from edlm.contracts import Denoiser, Energy, Positions, Selection
 from edlm.noise import Stream
 from edlm.schedules import Schedule
@@ -106,7 +106,7 @@ def importance(
     """
     if num_particles < 1:
         raise ValueError(f"num_particles = {num_particles} must be at least 1")
-    _require_positive("proposal_temperature", proposal_temperature)
+    finite.require_temperature("proposal_temperature", proposal_temperature)
     step = TensorDictSequential(
         {
             "denoise": denoiser,
@@ -127,7 +127,7 @@ def propose(denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) 
     k is the width of the noise, and one pass over the logits serves all k.
     Raises ValueError unless temperature > 0 and 0 < nucleus <= 1.
     """
-    _require_positive("temperature", temperature)
+    finite.require_temperature("temperature", temperature)
     if not 0.0 < nucleus <= 1.0:
         raise ValueError(f"nucleus = {nucleus} must lie in (0, 1]")
     return TensorDictModule(
@@ -184,7 +184,8 @@ class _Propose(nn.Module):
         if self.temperature == 1.0 and self.nucleus == 1.0:
             drawn = categorical.inverse_cdf(logits, uniforms)
             return drawn.tokens, drawn.log_prob, drawn.log_prob
-        drawn = categorical.inverse_cdf(categorical.nucleus(logits / self.temperature, self.nucleus), uniforms)
+        law = categorical.nucleus(categorical.cooled(logits, self.temperature), self.nucleus)
+        drawn = categorical.inverse_cdf(law, uniforms)
         return drawn.tokens, categorical.token_log_prob(logits, drawn.tokens), drawn.log_prob
 
 
@@ -213,7 +214,7 @@ class _Select(nn.Module):
 
 
 def _select(selection: Selection, temperature: float) -> TensorDictModule:
-    _require_positive("temperature", temperature)
+    finite.require_temperature("temperature", temperature, particles.COLDEST)
     return TensorDictModule(
         _Select(selection, temperature),
         in_keys=[contracts.ENERGY, contracts.LOG_RATIO, contracts.SELECTION_NOISE, contracts.CORRECTED],
@@ -242,8 +243,3 @@ def _keep(candidates: Tensor, chosen: Tensor) -> Tensor:
     """The chosen particle of each row: (b, k, l) and (b,) to (b, l)."""
     index = chosen[:, None, None].expand(-1, 1, candidates.shape[-1])
     return candidates.gather(1, index).squeeze(1)
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not value > 0.0:
-        raise ValueError(f"{name} = {value} must be positive")

@@ -30,6 +30,7 @@ from edlm.denoisers import SubsDenoiser
 from edlm.samplers import Kernel, Looped
 from edlm.schedules import Schedule
 
+_NO_LAW = "no_law"
 _NUMBERS = 3  # uniforms of a position: its guess, whether that is kept, and what is put in its place
 
 
@@ -70,7 +71,7 @@ class Speculation(Looped):
             *(contracts.X_T, contracts.T, contracts.POSITIONS, contracts.NEW, contracts.REVEAL, contracts.CORRECTED),
             contracts.PROPOSAL_NOISE,
         ]
-        self.out_keys = [contracts.X_S, contracts.PARTICLES]
+        self.out_keys = [contracts.X_S, contracts.PARTICLES, contracts.LOG_RATIO]
 
     def with_parts(
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
@@ -86,20 +87,26 @@ class Speculation(Looped):
         count = tensordict[contracts.REVEAL].sum(1)
         matters = number + 1 < torch.cat([count, count.new_zeros(1)])[row]  # others depend on it; not on padding
         tokens, rounds = state[contracts.GUESS], torch.zeros_like(count)
+        no_law = _per_row(~state[contracts.LOG_P_GUESS].isfinite(), row, len(x_t))
         (going_on,) = torch.where(tensordict[contracts.CORRECTED] & (count > 1))
         for _ in range(tensordict[contracts.NEW].shape[1] - 1):
             if not len(going_on):
                 break
-            taken, found = self._round(state, going_on, _written(x_t, positions, tokens))
+            taken, found, wrong = self._round(state, going_on, _written(x_t, positions, tokens))
+            no_law = no_law | _per_row(wrong, row[taken], len(x_t))
             rounds = rounds.index_add(0, going_on, torch.ones_like(going_on))
             changed = ((found != tokens[taken]) & matters[taken]).long()
             tokens = tokens.index_copy(0, taken, found)
             going_on = going_on[torch.zeros_like(count).index_add(0, row[taken], changed)[going_on] > 0]
         x_s = absorbing.reveal(x_t, _written(x_t, positions, tokens), tensordict[contracts.REVEAL])
-        return TensorDict({contracts.X_S: x_s, contracts.PARTICLES: rounds})
+        ratio = torch.where(no_law, torch.nan, 0.0).unsqueeze(-1)  # for `finite`: nothing is weighed here
+        return TensorDict({contracts.X_S: x_s, contracts.PARTICLES: rounds, contracts.LOG_RATIO: ratio})
 
-    def _round(self, state: TensorDict, rows: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
-        """Check some rows of what is written (b, l): which of the positions are theirs, and what should stand there."""
+    def _round(self, state: TensorDict, rows: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Check some rows of what is written (b, l): which of the positions are theirs, and what should stand there.
+
+        Last, bool, at which of them the network gave no law.
+        """
         b, l = written.shape
         taken, own = samplers.of_rows(state[contracts.POSITIONS], rows, b, l)
         some = samplers.padded(taken, self.pad, 0)
@@ -114,10 +121,10 @@ class Speculation(Looped):
                 }
             )
         )
-        guess = state[contracts.GUESS][taken]
+        guess, wrong = state[contracts.GUESS][taken], checked[_NO_LAW][: len(taken)]
         (refused,) = torch.where(~checked[contracts.KEPT][: len(taken)])
         if not len(refused):
-            return taken, guess
+            return taken, guess, wrong
         some = samplers.padded(refused, self.pad, 0)
         replaced = self.replace(
             TensorDict(
@@ -128,7 +135,7 @@ class Speculation(Looped):
                 }
             )
         )
-        return taken, guess.index_copy(0, refused, replaced[contracts.GUESS][: len(refused)])
+        return taken, guess.index_copy(0, refused, replaced[contracts.GUESS][: len(refused)]), wrong
 
 
 class _Law(nn.Module):
@@ -140,7 +147,7 @@ class _Law(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         logits: Tensor = self.denoiser.logits(states)
-        return categorical.nucleus(logits if self.temperature == 1.0 else logits / self.temperature, self.nucleus)
+        return categorical.nucleus(categorical.cooled(logits, self.temperature), self.nucleus)
 
     def tiles(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The same rows of tensors (n, ...), so many at a time as may have their logits at once."""
@@ -165,15 +172,19 @@ class _Guess(_OfLaw):
 
 
 class _Check(_OfLaw):
-    """Whether each guess stays, bool (n,): with probability `min(1, q / p)`; a row's first one is a draw of q."""
+    """Whether each guess stays, bool (n,): with probability `min(1, q / p)`; a row's first one is a draw of q.
+
+    And whether q is no law, bool (n,), where it is asked.
+    """
 
     def forward(
         self, candidates: Tensor, positions: Tensor, in_order: Tensor, guess: Tensor, log_p: Tensor, uniforms: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         _, number = absorbing.numbered(positions, candidates.shape[2])
         tiles = self.law.tiles(in_order, guess.unsqueeze(-1))
         log_q = torch.cat([categorical.token_log_prob(self.law(states), own) for states, own in tiles]).squeeze(-1)
-        return (number == 0) | (uniforms[:, 1].log() + log_p < log_q)
+        first = number == 0
+        return first | (uniforms[:, 1].log() + log_p < log_q), ~first & log_q.isnan()
 
 
 class _Replace(_OfLaw):
@@ -211,7 +222,7 @@ def _stages(denoiser: SubsDenoiser, law: _Law) -> dict[str, TensorDictModule]:
                 *(contracts.CANDIDATES, contracts.POSITIONS, contracts.IN_ORDER),
                 *(contracts.GUESS, contracts.LOG_P_GUESS, contracts.PROPOSAL_NOISE),
             ],
-            out_keys=[contracts.KEPT],
+            out_keys=[contracts.KEPT, _NO_LAW],
         ),
         "replace": TensorDictModule(
             _Replace(law),
@@ -220,6 +231,11 @@ def _stages(denoiser: SubsDenoiser, law: _Law) -> dict[str, TensorDictModule]:
         ),
     }
     return found
+
+
+def _per_row(found: Tensor, row: Tensor, b: int) -> Tensor:
+    """Whether anything was found in each row, bool (b,): found (n,), the rows of each (n,), of which b is padding."""
+    return torch.zeros(b + 1, dtype=torch.int64, device=row.device).index_add(0, row, found.long())[:-1] > 0
 
 
 def _written(x_t: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:

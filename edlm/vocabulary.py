@@ -41,8 +41,10 @@ _LARGEST_SIZE = 1 << 24  # sixteen times the largest published; a network has a 
 class Vocabulary:
     """A tokenizer and its special ids. Compare two of them by `fingerprint`.
 
-    `size` counts all ids, the mask included. Law: `decode(encode(text)) == text` for the vocabularies built by
-    `characters`, `byte_level_bpe` and `train_bpe`, for every text that `encode` accepts.
+    `size` counts all ids, the mask included. pad_id fills a block after its text and is no part of it; end_id does so
+    too, but is a token like others, by which a text says that it is over: see `ending_by_pad`.
+    Law: `decode(encode(text)) == text` for the vocabularies built by `characters`, `byte_level_bpe` and `train_bpe`,
+    for every text that `encode` accepts.
     Raises ValueError when an id lies outside [0, size), or the mask is not above the tokenizer's ids and alone.
     """
 
@@ -54,9 +56,10 @@ class Vocabulary:
     bos_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
+    end_id: int | None = None
 
     def __post_init__(self) -> None:
-        named = {"bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
+        named = {name: getattr(self, name) for name in ("bos_id", "eos_id", "pad_id", "end_id")}
         _require(
             _own_size(self.tokenizer) <= self.mask_id < self.size,
             f"mask_id = {self.mask_id} must lie above the tokenizer's {_own_size(self.tokenizer)} ids and below"
@@ -105,7 +108,7 @@ class Vocabulary:
     def decode(self, ids: Tensor, show_specials: bool = False) -> str | list[str]:
         """Turn ids (l,) into a text, or (b, l) into a list of them; a mask is shown as `MASK_SYMBOL`.
 
-        The ids bos, eos and pad leave no trace unless `show_specials`.
+        The ids bos, eos and pad leave no trace unless `show_specials`, nor does the first end id with all after it.
         Raises ValueError for an id outside [0, size) and for another number of dimensions.
         """
         _require(ids.ndim in (1, 2), f"decode: ids must have shape (l,) or (b, l), got {tuple(ids.shape)}")
@@ -127,6 +130,20 @@ class Vocabulary:
         """What one id stands for, "character" or "token": figures are per unit."""
         return "token" if self._character_ids is None else "character"
 
+    @property
+    def filler_id(self) -> int | None:
+        """What fills a block after its text, whether it is a part of it or not; None if nothing can."""
+        return self.pad_id if self.end_id is None else self.end_id
+
+    def ending_by_pad(self) -> "Vocabulary":
+        """The same tokens, with the pad id as a token by which a text ends, which is learned and scored like others.
+
+        Raises ValueError if there is no pad id.
+        """
+        if self.pad_id is None:
+            raise ValueError("a vocabulary without a pad id has nothing by which a text could end")
+        return replace(self, pad_id=None, end_id=self.pad_id)
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `vocabulary.json`; a file is either there whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +157,8 @@ class Vocabulary:
 
     @property
     def _ids_json(self) -> str:
-        return json.dumps({field: getattr(self, field) for field in _ID_FIELDS}, indent=2)
+        own = {} if self.end_id is None else {"end_id": self.end_id}
+        return json.dumps({**{field: getattr(self, field) for field in _ID_FIELDS}, **own}, indent=2)
 
     @cached_property
     def _character_ids(self) -> Tensor | None:
@@ -228,7 +246,9 @@ class Vocabulary:
         return f"{text[start:end]!r} at offset {start} is nothing the tokenizer can spell"
 
     def _decode_row(self, ids: list[int], show_specials: bool) -> str:
-        specials = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
+        if self.end_id in ids and not show_specials:
+            ids = ids[: ids.index(self.end_id)]
+        specials = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "end": self.end_id}
         symbols = {
             id_: (self.tokenizer.id_to_token(id_) or f"<{name}>") if show_specials else ""
             for name, id_ in specials.items()

@@ -119,7 +119,7 @@ def batches(texts: TextSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor, T
 def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int, device: torch.device) -> list[Figure]:
     """Score all excerpts and average over tokens: one figure for each that `score` names.
 
-    Several processes share the batches.
+    Several processes share the batches. Raises ValueError naming the model and the texts for what is no number.
     """
     nats: dict[str, list[Tensor]] = {}
     passes: dict[str, float] = {}
@@ -128,7 +128,10 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
 
     def work(batch: tuple[Tensor, Tensor, Tensor]) -> Scores:
         tokens, scored, row = (part.to(device) for part in batch)
-        return score(tokens, scored, key, row).cpu()
+        try:
+            return score(tokens, scored, key, row).cpu()
+        except ValueError as error:
+            raise ValueError(f"{model} on {texts.name}: {error}") from error
 
     parts = list(batches(texts, batch_size))
     for (_, scored, _), scores in zip(parts, _processes.spread(work, parts, f"{texts.name}: {model}"), strict=True):

@@ -46,7 +46,7 @@ _MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one p
 
 _TEMPERATURES: Schema = {
     "method": _settings.text,
-    "temperature": _settings.items(_settings.number(0, above=True), least=1),
+    "temperature": _settings.items(_settings.temperature(), least=1),
 }
 _STEPS: Schema = {**_TEMPERATURES, "num_steps": _settings.items(_settings.optional(_settings.integer(1)), least=1)}
 _PARTICLES: Schema = {

@@ -166,7 +166,7 @@ def _joint(learning: Learning, start: Transformer) -> Diffusion:
     """A joint network over a denoiser that it keeps as it is, as `edlm_joint` with `denoiser_rate: 0`."""
     settings, mask_id = learning.settings, learning.models.vocabulary.mask_id
     torch.manual_seed(learning.seed)
-    sizes = {key: value for key, value in start.arguments.items() if key != "causal"}
+    sizes = {key: value for key, value in start.arguments.items() if key not in ("causal", "pad_id")}
     network = JointNetwork(**{**sizes, "num_energy_layers": settings["num_energy_layers"]})
     networks.start_joint_from(network, start)
     network.denoiser.requires_grad_(False)

@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import baselines, bounds, contracts, energies, likelihoods, schedules
+from edlm import baselines, bounds, contracts, energies, finite, likelihoods, schedules
 from edlm.baselines import Reverse
 from edlm.contracts import Energy
 from edlm.denoisers import SeddDenoiser
@@ -199,6 +199,7 @@ def exact(ar: Autoregressive, mask_id: int) -> Score:
     @torch.no_grad()
     def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
         log_p = energies.ar_log_prob(ar.network, x_0, mask_id, ar.bos_id)
+        finite.require_log_prob(log_p, "the autoregressive model")
         nats = -torch.where(scored, log_p.double(), 0.0).sum(-1) / scored.sum(-1)
         return Scores({"exact_nll": nats}, {"ar": len(row)})
 

@@ -6,6 +6,7 @@ torchtune accepts a misspelt key silently; here an unknown one is an error that 
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_args, get_type_hints
 
@@ -75,6 +76,12 @@ def number(low: float, high: float = float("inf"), above: bool = False) -> Check
         _require((value > low if above else value >= low) and value <= high, key, value, wanted)
 
     return check_value
+
+
+def temperature(coldest: float = 0.0) -> Check:
+    """A finite number above 0, and of at least the coldest one that can be divided by."""
+    most = sys.float_info.max
+    return number(coldest, most) if coldest else number(0, most, above=True)
 
 
 def choice(*names: str) -> Check:

@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import checkpoints, contracts, corpora, execution, networks
+from edlm import checkpoints, contracts, corpora, execution, likelihoods, networks
 from edlm.corpora import Rows
 from edlm.recipes import _following, _forecast, _logs, _processes, _settings, _state
 from edlm.recipes._entry import Interrupted
@@ -102,9 +102,13 @@ def writable(key: str, value: str) -> Path:
     return folder
 
 
-def keyed(x_0: Tensor, row: Tensor, seed: int, step: int, num_rows: int) -> TensorDict:
-    """What a training pipeline reads: tokens (b, l), the rows' numbers (b,) and the keys of their noise."""
-    keys = {contracts.SEED: seed, contracts.STEP: step, contracts.NUM_ROWS: num_rows}
+def keyed(x_0: Tensor, row: Tensor, seed: int, step: int, num_rows: int, num_tokens: int | None = None) -> TensorDict:
+    """What a training pipeline reads: tokens (b, l), the rows' numbers (b,) and the keys of their noise.
+
+    num_rows, num_tokens: of the whole batch, of which these rows may be a part; None: no token of it is padding.
+    """
+    count = num_rows * x_0.shape[1] if num_tokens is None else num_tokens
+    keys = {contracts.SEED: seed, contracts.STEP: step, contracts.NUM_ROWS: num_rows, contracts.NUM_TOKENS: count}
     scalars = {name: torch.tensor(value, device=x_0.device) for name, value in keys.items()}
     return TensorDict({contracts.X_0: x_0, contracts.ROW: row, **scalars})
 
@@ -120,7 +124,8 @@ class SettingsChanged(ValueError):
 class TrainingRun:
     """One network, one objective, one folder: updates, EMA, log, checkpoints.
 
-    stages: a training pipeline whose `loss` (b,) is averaged and divided by `loss_scale`. validate: called with the
+    stages: a training pipeline whose `loss` (b,) is averaged over the batch, over its rows or, `per_token`, over its
+    tokens, padding left out. validate: called with the
     EMA network; the first of its figures, if any, is the held-out loss. identity: what must be the same when the run is
     resumed, beside the settings. sample: texts of the EMA network, for those who follow the run. rate_of: the share of
     the learning rate that a parameter, by its name, trains at. Of several processes each takes its rows of every batch,
@@ -138,14 +143,14 @@ class TrainingRun:
         seed: int,
         identity: Mapping[str, Any],
         validate: Callable[[nn.Module], Metrics],
-        loss_scale: float = 1.0,
+        per_token: bool = False,
         sample: _following.Sample | None = None,
         rate_of: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         self.folder, self.network, self.stages, self.blocks = folder, network, stages, blocks
         self.vocabulary, self.settings, self.seed, self.validate = vocabulary, settings, seed, validate
         self.identity = {**identity, "seed": seed}
-        self.loss_scale, self.sample = loss_scale, sample
+        self.per_token, self.sample = per_token, sample
         self.device = next(network.parameters()).device
         _require_rows(settings)
         _require_validation_at_the_end(settings)
@@ -162,6 +167,7 @@ class TrainingRun:
         self.base_rates = [group["lr"] * share for group, (share, _) in rates]
         self.step = 0
         self.patience = Patience(settings["patience"])
+        self._num_tokens = 0  # of the last batch, padding left out
         self._losses: list[float] = []  # of the steps since the last line of the log
         self._asked: tuple[int, float] | None = None  # the signal that came, and when
         self._stop: int | None = None  # the signal on which all processes agree
@@ -223,7 +229,9 @@ class TrainingRun:
         self._restore_best()
 
     def save_checkpoint(self) -> None:
-        """Write the EMA network and the state of training."""
+        """Write the EMA network and the state of training. Raises ValueError for weights that are not finite."""
+        if _processes.total([float(not self.weights.finite())], self.device)[0]:
+            raise self._not_finite("weights that are not finite")
         state = {
             "step": self.step,
             "averaged": self.weights.count,
@@ -267,7 +275,7 @@ class TrainingRun:
         with bar, _following.Log(self.folder, settings["log_to"]) as log:
             while not self._finished():
                 losses.append(self._update())
-                tokens += settings["batch_size"] * self.blocks.shape[1]
+                tokens += self._num_tokens
                 bar.update()
                 rate = tokens / (time.monotonic() - started)
                 bar.set_postfix_str(f"loss {losses[-1]:.3f}, {rate:,.0f} tokens/s", refresh=False)
@@ -301,25 +309,29 @@ class TrainingRun:
         torch.manual_seed((self.seed * 1_000_003 + self.step + (_processes.rank() << 48)) % 2**64)
         chosen = corpora.batch_at(self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed)
         batch = chosen[contracts.X_0]
+        self._num_tokens = int(likelihoods.not_padding(batch, self.vocabulary.pad_id).sum())
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * self._rate_factor()
         self.optimizer.zero_grad(set_to_none=True)
         own = 0.0
         for part in _processes.rows_of_rank(torch.arange(len(batch))).tensor_split(settings["accumulate"]):
-            loss = self._loss(batch[part].to(self.device), part.to(self.device), len(batch))
+            loss = self._loss(batch[part].to(self.device), part.to(self.device), len(batch), self._num_tokens)
             loss.backward()
             own += float(loss.detach())
         total = self._agree(own)
         self.weights.collect_gradients()
         norm = self.weights.clip(settings["clip_norm"])
         if not (math.isfinite(total) and math.isfinite(norm)):
-            kept = checkpoints.last_checkpoint(self.folder)
-            kept_line = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is {kept}"
-            raise ValueError(f"loss {total} with gradient norm {norm} at step {self.step}: stopped; {kept_line}")
+            raise self._not_finite(f"loss {total} with gradient norm {norm}")
         self.optimizer.step()
         self.weights.stepped(settings["ema_decay"])
         self.step += 1
         return total
+
+    def _not_finite(self, what: str) -> ValueError:
+        kept = checkpoints.last_checkpoint(self.folder)
+        good = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is {kept}"
+        return ValueError(f"{what} at step {self.step}: stopped; {good}")
 
     def _agree(self, own: float) -> float:
         """The sum of the processes' losses; and all stop after this step if one was asked to."""
@@ -328,17 +340,17 @@ class TrainingRun:
         self._stop = next((number for number, count in zip(_SIGNALS, votes, strict=True) if count), None)
         return total
 
-    def _loss(self, x_0: Tensor, row: Tensor, num_rows: int) -> Tensor:
-        """This part's share of the batch's mean loss."""
+    def _loss(self, x_0: Tensor, row: Tensor, num_rows: int, num_tokens: int) -> Tensor:
+        """This part's share of the mean loss of a batch of so many rows and tokens, whoever has the others."""
         half = self.settings["precision"] == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            out = self.stages(keyed(x_0, row, self.seed, self.step, num_rows))
-        return out[contracts.LOSS].sum() / (num_rows * self.loss_scale)
+            out = self.stages(keyed(x_0, row, self.seed, self.step, num_rows, num_tokens))
+        return out[contracts.LOSS].sum() / (num_tokens if self.per_token else num_rows)
 
     def _some_loss(self, rows: int) -> Tensor:
         """The loss of a small batch, for a forecast."""
         x_0 = corpora.batch_at(self.blocks, step=self.step, batch_size=rows, seed=self.seed)[contracts.X_0]
-        return self._loss(x_0.to(self.device), torch.arange(rows, device=self.device), rows)
+        return self._loss(x_0.to(self.device), torch.arange(rows, device=self.device), rows, x_0.numel())
 
     def _rate_factor(self) -> float:
         """Linear warm-up, then constant or a half cosine to zero at the last step."""

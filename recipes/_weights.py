@@ -93,6 +93,10 @@ class Weights:
         torch._foreach_lerp_(_local(self._averages), _local(self.masters), 1.0 - kept)
         self.count += 1
 
+    def finite(self) -> bool:
+        """Whether every weight that this process holds, and its average, is a finite number."""
+        return all(bool(each.isfinite().all()) for each in (*_local(self.masters), *_local(self._averages)))
+
     def state(self) -> dict[str, Tensor | None]:
         """The masters by name, whole, for the first process to save; the others get None for each."""
         return {name: _saved(value) for name, value in zip(self._names(), self.masters, strict=True)}

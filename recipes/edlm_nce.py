@@ -85,7 +85,9 @@ class EnergyByNCE:
         corpus = _settings.build(settings["corpus"], "corpus")
         self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.denoiser.max_length)
         torch.manual_seed(settings["seed"])
-        sizes = {key: value for key, value in self.denoiser_network.arguments.items() if key != "causal"}
+        sizes = {
+            key: value for key, value in self.denoiser_network.arguments.items() if key not in ("causal", "pad_id")
+        }
         network = networks.EnergyNetwork(**{**sizes, "dropout": settings["dropout"]}).to(self.device)
         if settings["start_from"] == "denoiser":
             networks.start_energy_from(network, self.denoiser_network)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import edlm
-from edlm import corpora, tensors
+from edlm import corpora, particles, tensors
 from edlm.corpora import Excerpt
 from edlm.recipes import (
     _entry,
@@ -59,7 +59,7 @@ SETTINGS: Schema = {
     "num_particles": _settings.integer(1),
     "num_completions": _settings.integer(1),
     "window": _settings.window,
-    "energy_temperature": _settings.number(0, above=True),
+    "energy_temperature": _settings.temperature(particles.COLDEST),
     "log_z_particles": _settings.integer(2),
     "samples": _settings.optional(_settings.text),
     "judge": _settings.optional(_settings.text),

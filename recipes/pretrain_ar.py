@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edlm import contracts, corpora, likelihoods, training
 from edlm.corpora import Blocks
-from edlm.recipes import _entry, _following, _processes, _report, _settings, _training
+from edlm.recipes import _entry, _following, _padding, _processes, _report, _settings, _training
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
 from edlm.vocabulary import Vocabulary
@@ -28,7 +28,8 @@ SETTINGS: Schema = {
     "corpus": _settings.component(),
     "vocabulary": _settings.component(),
     "length": _settings.integer(1),
-    "network": _settings.component("vocab_size", "max_length", "causal", "conditioning_size"),
+    "padding": _padding.check,
+    "network": _settings.component("vocab_size", "max_length", "causal", "conditioning_size", "pad_id"),
     **TRAINING,
 }
 
@@ -45,7 +46,8 @@ class PretrainAr:
         """Read the corpus, build the network and the training pipeline."""
         settings = self.settings
         corpus = _settings.build(settings["corpus"], "corpus")
-        self.vocabulary: Vocabulary = _settings.build(settings["vocabulary"], "vocabulary")
+        padding, vocabulary = settings["padding"], _settings.build(settings["vocabulary"], "vocabulary")
+        self.vocabulary: Vocabulary = _padding.vocabulary(padding, vocabulary)
         self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
         for name in ("valid", "test"):
             if len(getattr(self.blocks, name)) < 2:
@@ -74,9 +76,10 @@ class PretrainAr:
                 "bos_id": self.bos_id,
                 "network": settings["network"],
                 "length": settings["length"],
+                **_padding.notes(padding, self.blocks, self.vocabulary.filler_id),
             },
             validate=self.validate,
-            loss_scale=settings["length"],
+            per_token=True,
             sample=lambda network: _following.ar_texts(network, self.vocabulary, self.bos_id, settings["seed"]),
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edlm import corpora, denoisers, likelihoods
 from edlm.corpora import Blocks, Rows
-from edlm.recipes import _entry, _following, _parameterisations, _processes, _report, _settings, _training
+from edlm.recipes import _entry, _following, _padding, _parameterisations, _processes, _report, _settings, _training
 from edlm.recipes._parameterisations import KERNELS, PARAMETERISATIONS
 from edlm.recipes._settings import Schema
 from edlm.recipes._training import Metrics, TrainingRun
@@ -23,7 +23,8 @@ from edlm.vocabulary import Vocabulary
 MODEL: Schema = {
     "vocabulary": _settings.component(),
     "length": _settings.integer(1),
-    "network": _settings.component("vocab_size", "max_length"),
+    "padding": _padding.check,
+    "network": _settings.component("vocab_size", "max_length", "pad_id"),
     "schedule": _parameterisations.schedule,
     "time_conditioning": _settings.flag,
     "objective": _settings.choice(*PARAMETERISATIONS),
@@ -56,13 +57,14 @@ class PretrainDenoiser:
         """Read the corpus, build the network and the training pipeline."""
         settings = self.settings
         corpus = _settings.build(settings["corpus"], "corpus")
-        self.vocabulary: Vocabulary = _settings.build(settings["vocabulary"], "vocabulary")
+        padding, vocabulary = settings["padding"], _settings.build(settings["vocabulary"], "vocabulary")
+        self.vocabulary: Vocabulary = _padding.vocabulary(padding, vocabulary)
         self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
         self.schedule = _settings.build(settings["schedule"], "schedule")
         torch.manual_seed(settings["seed"])
-        network = _settings.build(
-            settings["network"], "network", vocab_size=self.vocabulary.size, max_length=settings["length"]
-        ).to(self.device)
+        supplied = {"vocab_size": self.vocabulary.size, "max_length": settings["length"]}
+        supplied |= _padding.of_network(padding, self.blocks, self.vocabulary.pad_id)
+        network = _settings.build(settings["network"], "network", **supplied).to(self.device)
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
@@ -79,9 +81,10 @@ class PretrainDenoiser:
                 "network": settings["network"],
                 "length": settings["length"],
                 **_parameterisations.notes(settings),
+                **_padding.notes(padding, self.blocks, self.vocabulary.filler_id),
             },
             validate=self.validate,
-            loss_scale=settings["length"],
+            per_token=True,
             sample=self.texts,
         )
 

@@ -3,6 +3,7 @@
 import faults_files
 import faults_maths
 import faults_networks
+import faults_numbers
 import faults_published
 import faults_recipes
 import faults_sampling
@@ -14,6 +15,7 @@ OWN = [
     *faults_sampling.FAULTS,
     *faults_files.FAULTS,
     *faults_recipes.FAULTS,
+    *faults_numbers.FAULTS,
 ]
 
 

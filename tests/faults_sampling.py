@@ -89,9 +89,9 @@ FAULTS = [
     ),
     Fault(
         "proposal temperature inverted",
-        "samplers.py",
-        "logits / self.temperature",
-        "logits * self.temperature",
+        "categorical.py",
+        "return logits / temperature",
+        "return logits * temperature",
         "tests/test_samplers.py::test_temperature_of_plain_sampling_divides_the_logits",
     ),
     Fault(

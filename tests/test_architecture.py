@@ -16,6 +16,7 @@ PACKAGE = ROOT / "edlm"
 ORDER = [
     "contracts",
     "limits",
+    "finite",
     "noise",
     "categorical",
     "cross_entropy",

@@ -60,7 +60,7 @@ def tiny_run(folder: Path, **changes: Any) -> TrainingRun:
     def validate(average: nn.Module) -> dict[str, float]:
         return {"nelbo": 1.5, "nelbo_error": 0.1, "accuracy": 0.5}
 
-    return TrainingRun(folder, network, stages, blocks, abcd, settings, 0, {}, validate, LENGTH, sample)
+    return TrainingRun(folder, network, stages, blocks, abcd, settings, 0, {}, validate, True, sample)
 
 
 draw_curves = _following.draw_curves

@@ -113,7 +113,8 @@ class TableHead(nn.Module):
 
 
 def keyed(x_0: Tensor, seed: int = 0, step: int = 0) -> TensorDict:
-    numbers = {contracts.SEED: seed, contracts.STEP: step, contracts.NUM_ROWS: len(x_0)}
+    whole = {contracts.NUM_ROWS: len(x_0), contracts.NUM_TOKENS: x_0.numel()}
+    numbers = {contracts.SEED: seed, contracts.STEP: step, **whole}
     keys = {name: torch.tensor(value) for name, value in numbers.items()}
     return TensorDict({contracts.X_0: x_0, contracts.ROW: torch.arange(len(x_0)), **keys})
 
