@@ -10,8 +10,7 @@ from builders import tiny_network
 from smallest import energy_words, settings_of
 
 from edlm import checkpoints, schedules, vocabulary
-from edlm.recipes import _settings, _start
-from edlm.schedules import Schedule
+from edlm.recipes import _start
 
 CPU = torch.device("cpu")
 
@@ -33,7 +32,7 @@ def test_it_is_trained_until_it_has_its_steps_and_then_left_alone(
         assert (said in capsys.readouterr().out) == trains
         assert not any(parameter.requires_grad for parameter in start.network.parameters())
     time = torch.tensor(0.5)
-    expected: Schedule = _settings.build({"_component_": "edlm.schedules.log_linear", "eps": 0.01})
+    expected = schedules.log_linear(0.01)
     assert torch.equal(start.schedule.alpha(time), expected.alpha(time))
     assert not torch.equal(start.schedule.alpha(time), 1.0 - time)
 
