@@ -82,8 +82,9 @@ def _after_a_step(fresh: torch.optim.Optimizer, dimensions: int) -> dict[str, An
     probe = torch.nn.Parameter(_probe(dimensions))
     probe.grad = torch.ones_like(probe)
     defaults = {name: value for name, value in fresh.param_groups[0].items() if name != "params"}
+    build: Any = type(fresh)
     try:
-        other = type(fresh)([{"params": [probe], **defaults}])
+        other = build([{"params": [probe], **defaults}])
         other.step()
     except Exception:  # an optimiser of the user's own, with arguments of its own
         return {}
