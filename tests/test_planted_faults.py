@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +9,10 @@ from pathlib import Path
 import pytest
 from fault import Fault
 from faults import OWN, PUBLISHED, table
+from planting import package_in
 
 ROOT = Path(__file__).parents[1]
 PASSED, FAILED = 0, 1  # exit statuses of pytest
-
-
-def package_in(folder: Path) -> None:
-    """Copy the package as it is installed: the recipes inside of it."""
-    shutil.copytree(ROOT / "edlm", folder / "edlm", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "recipes", folder / "edlm" / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def run_tests(*wanted: tuple[Path, list[str]]) -> list[tuple[int, str]]:
