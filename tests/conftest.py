@@ -15,7 +15,6 @@ from edlm import checkpoints, vocabulary
 from edlm.networks import Transformer
 
 _MOST_WORKERS = 8  # each imports torch for itself
-_FAST = "not slow"  # what pyproject.toml gives `-m`
 
 torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they save, and one thread keeps sums in order
 settings.register_profile("edlm", deadline=None, derandomize=True, print_blob=True)
@@ -25,8 +24,9 @@ settings.load_profile("edlm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Run tests that are asked for by their names, whatever their marks."""
-    if config.option.markexpr == _FAST and config.args and all("::" in name for name in config.args):
+    """Run tests that are asked for by their names whatever their marks, unless `-m` is given too."""
+    marks_given = any(str(word).startswith("-m") for word in config.invocation_params.args)
+    if config.args and all("::" in name for name in config.args) and not marks_given:
         config.option.markexpr = ""
 
 
