@@ -176,9 +176,16 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "context": _context(config),
         "precision": "float32",
-        "revision": getattr(config, "_commit_hash", None),
+        "revision": _commit(name),
         "transformers": transformers.__version__,
     }
+
+
+def _commit(name: str) -> str | None:
+    """The commit of a name's files, by the folder of the hub's cache that they lie in; None for a folder's."""
+    from transformers.utils import cached_file
+
+    return None if Path(name).is_dir() else Path(cached_file(name, "config.json")).parent.name
 
 
 def load(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:

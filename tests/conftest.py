@@ -1,5 +1,6 @@
 """One thread, the same examples in every run, and what several files run or read."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,26 @@ from running import Runner
 from edlm import checkpoints, vocabulary
 from edlm.networks import Transformer
 
+_MOST_WORKERS = 8  # each imports torch for itself
+
 torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they save, and one thread keeps sums in order
 settings.register_profile("edlm", deadline=None, derandomize=True, print_blob=True)
 # For planted faults: that a test fails is all that is asked, not its smallest example.
 settings.register_profile("no-shrinking", settings.get_profile("edlm"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("edlm")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Run tests that are asked for by their names whatever their marks, unless `-m` is given too."""
+    marks_given = any(str(word).startswith("-m") for word in config.invocation_params.args)
+    if config.args and all("::" in name for name in config.args) and not marks_given:
+        config.option.markexpr = ""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Share the whole suite between the cores; some files start sooner in this process."""
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    return min(len(os.sched_getaffinity(0)), _MOST_WORKERS) if whole else 0
 
 
 @pytest.fixture

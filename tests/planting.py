@@ -7,23 +7,39 @@ each. A child imports the package from its folder, because nothing of it has bee
 import io
 import json
 import os
+import select
+import shutil
+import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import pytest
 import scipy.stats  # noqa: F401  imported here, once, for all children
 import tensordict.nn  # noqa: F401
 import torch
 
-OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
+ROOT = Path(__file__).parents[1]
+OPTIONS = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
+OUT_OF_TIME = -9  # the status of a child that was stopped
 
 
-def run_in_child(folder: str, names: list[str]) -> tuple[int, str]:
-    """Exit status of pytest and what it printed, from a forked child."""
+def package_in(folder: Path) -> None:
+    """Copy the package as it is installed: the recipes inside of it."""
+    shutil.copytree(ROOT / "edlm", folder / "edlm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "recipes", folder / "edlm" / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def run_in_child(folder: str, names: list[str], words: str = "not slow", limit: float | None = None) -> tuple[int, str]:
+    """Exit status of pytest and what it printed, from a forked child that is stopped after `limit` seconds.
+
+    `words` choose tests by their marks, as `pytest -m`; by default those run that `pytest` alone would run.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
+        os.setsid()  # what a test starts is stopped with it
         sys.path.insert(0, folder)
         os.environ["PYTHONPATH"] = folder  # for the processes a test starts itself
         os.chdir(folder)
@@ -31,14 +47,17 @@ def run_in_child(folder: str, names: list[str]) -> tuple[int, str]:
         status = -1
         try:
             with redirect_stdout(printed), redirect_stderr(printed):
-                status = int(pytest.main([*OPTIONS, *names]))
+                status = int(pytest.main([*OPTIONS, "-m", words, *names]))
         finally:  # a child never goes on as its parent
             with os.fdopen(write, "w") as pipe:
                 json.dump([status, printed.getvalue()[-3000:]], pipe)
             os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
-        status, output = json.load(pipe)
+        in_time = bool(select.select([pipe], [], [], limit)[0])
+        status, output = json.load(pipe) if in_time else (OUT_OF_TIME, "")
+    if not in_time:
+        os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return status, output
 

@@ -185,7 +185,6 @@ def test_the_law_of_what_is_filled_in_sums_to_one(start):
     close(law(MASK, start).sum(), torch.ones((), dtype=torch.float64))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 @pytest.mark.parametrize(("name", "bos_id"), [*((name, MASK) for name in STARTS), ("prefix", None), ("suffix", None)])
 def test_samples_have_the_enumerated_law(name, bos_id, temperature):
@@ -256,7 +255,6 @@ def test_one_step_of_many_drafts_under_the_carry_over_energy_approaches_it(name)
         assert distance[False][-1] > 50 * nearest
 
 
-@pytest.mark.slow
 def test_the_sampler_with_that_energy_has_that_law():
     """Chi-square of 8,000 samples against the exact law of 8 drafts: false alarms 1e-4, and that of 9 drafts fails."""
     start, n = STARTS["infilling"], 8_000

@@ -94,7 +94,6 @@ def test_with_exact_predictions_the_sampler_is_the_ancestral_one_of_the_exact_de
     torch.testing.assert_close(ours, sampler_law(EXACT, alphas), rtol=0.0, atol=1e-12)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wrong"), [("d3pm", {"p_mask": 0.6}), ("sedd", {"factor": 0.5}), ("sedd", {"factor": 2})]
 )

@@ -59,7 +59,6 @@ def test_a_choice_without_what_it_needs_gets_one_line(run: Runner, tmp_path: Pat
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_a_checkpoint_says_what_it_holds_and_a_report_what_was_measured(trained: Path) -> None:
     described = {
         name: checkpoints.read_description(checkpoints.find_network(trained / name))
@@ -89,7 +88,6 @@ def test_a_checkpoint_says_what_it_holds_and_a_report_what_was_measured(trained:
     assert report["mean"] == pytest.approx(float(torch.cat(expected).mean()), rel=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sedd", "d3pm"])
 def test_generate_draws_a_baseline_with_its_own_kernel(run: Runner, trained: Path, tmp_path: Path, name: str) -> None:
     texts = []
@@ -112,7 +110,6 @@ def test_generate_draws_a_baseline_with_its_own_kernel(run: Runner, trained: Pat
     assert texts[0] == baselines.sample(kernel, 32, 5, 3, seed=0, prompt=prompt)["tokens"].tolist()
 
 
-@pytest.mark.slow
 def test_texts_on_the_way_are_drawn_as_the_kind_that_is_trained(trained: Path) -> None:
     schedule, ids = schedules.log_linear(1e-3), checkpoints.load_vocabulary_of(trained / "tiny")
     plain, sedd, d3pm = (
@@ -130,7 +127,6 @@ def test_texts_on_the_way_are_drawn_as_the_kind_that_is_trained(trained: Path) -
         assert [json.loads(line) for line in lines] == [{"step": 6, **text} for text in texts]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sedd", "d3pm"])
 def test_evaluate_scores_a_baseline_by_its_own_bounds(run: Runner, trained: Path, tmp_path: Path, name: str) -> None:
     words = [f"denoiser={trained / f'tiny_{name}'}", "energy=null", "ar=null", "rows=8", f"output_dir={tmp_path}"]
@@ -145,7 +141,6 @@ def test_evaluate_scores_a_baseline_by_its_own_bounds(run: Runner, trained: Path
         assert (status, "whose bound is one of a number" in error) == (2, True), error
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "words", "said"),
     [
@@ -176,7 +171,6 @@ def test_what_a_baseline_cannot_do_gets_one_line(
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_resuming_as_another_kind_is_refused(run: Runner, trained: Path) -> None:
     words = [*smallest.denoiser_words(trained / "tiny_sedd"), "time_conditioning=true", "schedule.eps=1.0e-3"]
     status, _, error = run("pretrain_denoiser", *words)
@@ -184,7 +178,6 @@ def test_resuming_as_another_kind_is_refused(run: Runner, trained: Path) -> None
     assert "objective was 'score_entropy', is 'nelbo'" in error
 
 
-@pytest.mark.slow
 def test_under_subs_the_scores_are_a_law_that_costs_no_more(trained: Path) -> None:
     """The same network read as a denoiser: row by row its NELBO is at most the score-entropy bound."""
     network, schedule = checkpoints.load_as(Transformer, trained / "tiny_sedd"), schedules.log_linear(1e-3)

@@ -93,7 +93,6 @@ def test_files_in_the_format_of_the_hub(tmp_path: Path, name: str, suffix: str) 
         assert BPE.decode(blocks.test[:1])[0] in expected(name, "test")[0] + "".join(expected(name, "test")[1:2])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "streaming"), [("ptb", False), ("ptb", True), ("openwebtext", False)])
 @pytest.mark.usefixtures("few")
 def test_the_hub_gives_the_same(tmp_path: Path, name: str, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,6 @@ def test_the_denoiser_it_starts_from_is_the_one_of_its_own_recipe_and_the_energy
     assert differing == {"recipe", "output_dir"}
 
 
-@pytest.mark.slow
 def test_it_reports_what_the_denoiser_paid_and_what_the_bound_gained(trained: Path):
     report = json.loads((trained / "joint" / "report.json").read_text())
     network, start = (checkpoints.load_network(trained / name) for name in ("joint", "denoiser"))
@@ -79,7 +78,6 @@ def test_it_reports_what_the_denoiser_paid_and_what_the_bound_gained(trained: Pa
     assert report["contrast"]["n"] < 32 == report["nelbo"]["n"], "a step that reveals nothing is not counted"
 
 
-@pytest.mark.slow
 def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoiser(trained: Path):
     own, output = trained / "joint", trained / "x.jsonl"
     few = words_of({"num_samples": 3, "num_steps": 4, "num_particles": 5, "energy_temperature": 1e-3, "threads": 1})
@@ -103,7 +101,6 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
         train("generate", f"denoiser={own}", "energy=chain_rule", f"output={trained / 'y.jsonl'}")
 
 
-@pytest.mark.slow
 def test_evaluate_and_frontier_take_it_with_its_own_denoiser(trained: Path):
     """Its bound is the one that the run reports; as an energy for another denoiser, or for its own, it is not taken."""
     own, cpu = str(trained / "joint"), torch.device("cpu")
@@ -119,7 +116,6 @@ def test_evaluate_and_frontier_take_it_with_its_own_denoiser(trained: Path):
             _models.load({"denoiser": own, key: own}, cpu)
 
 
-@pytest.mark.slow
 def test_what_came_from_the_denoiser_trains_at_its_share_of_the_rate_and_may_be_kept(trained: Path, tmp_path: Path):
     """Adam's first step is the rate times the sign of the gradient; a denoiser that is kept costs its NELBO nothing."""
     short = {**SHORT, "steps": 1, "valid_every": 1, "warmup_steps": 0, "decay": "constant", "clip_norm": 1e9}
@@ -142,7 +138,6 @@ def test_what_came_from_the_denoiser_trains_at_its_share_of_the_rate_and_may_be_
     assert sum(float(each.abs().sum()) for each in moved[1.0].values()) > 1.0
 
 
-@pytest.mark.slow
 def test_a_denoiser_that_is_told_the_time_cannot_be_shared(tmp_path: Path):
     network = Transformer(28, 32, **NETWORK)
     notes = {"schedule": {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}, "time_conditioning": True}
@@ -164,7 +159,6 @@ def test_a_loss_of_nothing_is_refused(tmp_path: Path):
         train("edlm_joint", "nelbo_weight=0", "energy_weight=0.0", f"output_dir={tmp_path / 'joint'}")
 
 
-@pytest.mark.slow
 def test_an_energy_that_learns_nothing_is_noticed(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,7 +173,6 @@ def test_an_energy_that_learns_nothing_is_noticed(
     assert json.loads((trained / "joint" / "report.json").read_text())["warning"] != warning
 
 
-@pytest.mark.slow
 def test_the_held_out_loss_is_what_is_trained(trained: Path) -> None:
     """It comes first, so patience and the best checkpoint go by it."""
     lines = (trained / "joint" / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -190,7 +183,6 @@ def test_the_held_out_loss_is_what_is_trained(trained: Path) -> None:
     assert last["valid_loss"] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.slow
 def test_before_it_learns_it_is_the_denoiser_that_it_starts_from(trained: Path, tmp_path: Path) -> None:
     """Ranked among one draw, as it is trained, and not among the four that the weights are reported of."""
     words = words_of({**SHORT, "steps": 1, "optimizer.lr": 0.0, "report_particles": 4, "pretrain": None, "threads": 1})
@@ -202,7 +194,6 @@ def test_before_it_learns_it_is_the_denoiser_that_it_starts_from(trained: Path, 
     assert report["contrast"]["mean"] == pytest.approx(math.log(2))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "was", "now"),
     [
@@ -226,7 +217,6 @@ def test_what_it_was_trained_with_is_kept_on_resume(trained: Path, key: str, was
 SAMPLER = {"samples.num_steps": 3, "samples.num_particles": 2, "samples.num_samples": 1}
 
 
-@pytest.mark.slow
 def test_padding_is_not_scored(tmp_path: Path) -> None:
     """Texts of 4, 6 and 16 tokens: each counts by its tokens in what the denoiser pays and in the bound."""
     (tmp_path / "text").mkdir()

@@ -120,7 +120,6 @@ def test_what_is_logged_starts_with_the_loss_and_has_every_figure_of_every_noise
     assert not any("t0.2" in name for name in _contrast.metrics(empty, "nce", 1))
 
 
-@pytest.mark.slow
 def test_figures_by_noise_level_are_logged_while_an_energy_learns_and_no_warning_is_given(
     run: Run, denoiser: Path, tmp_path: Path
 ) -> None:
@@ -161,7 +160,6 @@ def test_a_planted_sign_is_warned_of_while_training_and_at_the_end(denoiser: Pat
     assert report["gap"]["mean"] < 0
 
 
-@pytest.mark.slow
 def test_an_energy_that_learns_nothing_is_warned_of(run: Run, denoiser: Path, tmp_path: Path) -> None:
     words = [*energy_words(tmp_path, denoiser), "optimizer.lr=0.0", "start_from=scratch", "steps=3"]
     status, shown, error = run("edlm_nce", *words)
@@ -170,7 +168,6 @@ def test_an_energy_that_learns_nothing_is_warned_of(run: Run, denoiser: Path, tm
     assert "  warning: the energy is constant, it does not tell data from draws (mean gap 0.0000" in shown
 
 
-@pytest.mark.slow
 def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
     """Texts of 4, 6 and 16 tokens: the contrast, the denoiser's bound and the sampler's are those without it."""
     (tmp_path / "text").mkdir()
@@ -242,7 +239,6 @@ def test_an_energy_in_half_precision_leaves_the_embedding_of_its_denoiser_as_it_
     assert denoiser.embedding.weight.dtype == torch.float32
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("start_from", ["denoiser", "scratch"])
 def test_by_config_the_energy_reads_tokens_as_the_denoiser_does(
     run: Run, denoiser: Path, tmp_path: Path, start_from: str
@@ -300,7 +296,6 @@ STANDING_STILL = [
 ]
 
 
-@pytest.mark.slow
 def test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_best(run: Run, tmp_path: Path) -> None:
     """And a run cut in two stops where the whole one does, bit for bit."""
     for folder, ends in (("whole", [30]), ("parts", [6, 30])):

@@ -79,7 +79,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-@pytest.mark.slow
 def test_a_run_leaves_figures_texts_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +273,6 @@ def test_a_report_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         _report.write_json(tmp_path / "report.json", {})
 
 
-@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     (tmp_path / ".curves.png.partial").mkdir()

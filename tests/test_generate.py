@@ -29,7 +29,6 @@ from edlm.networks import Transformer
 from edlm.recipes import generate
 
 
-@pytest.mark.slow
 def test_every_sample_is_written_whatever_the_batch_size(run: Runner, trained: Path, tmp_path: Path) -> None:
     texts = []
     for batch_size in (2, 3):
@@ -41,7 +40,6 @@ def test_every_sample_is_written_whatever_the_batch_size(run: Runner, trained: P
     assert texts[0] == texts[1]
 
 
-@pytest.mark.slow
 def test_texts_belong_to_the_weights_that_drew_them(run: Runner, trained: Path, tmp_path: Path) -> None:
     """The same command after more training draws anew elsewhere, and does not take old texts for its own."""
     folder = shutil.copytree(checkpoints.find_network(trained / "denoiser"), tmp_path / "denoiser")
@@ -58,7 +56,6 @@ def test_texts_belong_to_the_weights_that_drew_them(run: Runner, trained: Path, 
     assert (status, "holds other texts" in error) == (2, True)
 
 
-@pytest.mark.slow
 def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
     run: Runner, trained_ar: Path, tmp_path: Path
 ) -> None:
@@ -87,7 +84,6 @@ def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
         assert record["log_prob"] == pytest.approx(float(log_prob[0, 8:].double().sum()), abs=1e-3)
 
 
-@pytest.mark.slow
 def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
     run: Runner, trained: Path, tmp_path: Path
 ) -> None:
@@ -124,7 +120,6 @@ def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
     assert (status, "weighs transitions and must weigh drafts" in error) == (2, True)
 
 
-@pytest.mark.slow
 def test_the_word_chain_rule_is_the_energy_that_the_denoiser_has_in_itself(
     run: Runner, trained: Path, tmp_path: Path
 ) -> None:
@@ -167,7 +162,6 @@ def test_the_word_chain_rule_is_the_energy_that_the_denoiser_has_in_itself(
     assert "effective particles" not in shown
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["posterior", "carry_over"])
 def test_an_ar_model_beside_a_denoiser_corrects_it(run: Runner, trained_ar: Path, tmp_path: Path, form: str) -> None:
     base = [f"denoiser={trained_ar / 'denoiser'}", "energy=null", f"ar={trained_ar / 'ar'}", f"ar_form={form}"]
@@ -183,7 +177,6 @@ def test_an_ar_model_beside_a_denoiser_corrects_it(run: Runner, trained_ar: Path
     assert recipe.energy.module.bos_id == 27, "every position counts in both parts"
 
 
-@pytest.mark.slow
 def test_rules_of_sampling_come_from_the_config(run: Runner, trained_ar: Path, tmp_path: Path) -> None:
     """A text of one and a half windows, by a sharper nucleus, with as many particles as it takes."""
     output = tmp_path / "x.jsonl"
@@ -196,7 +189,6 @@ def test_rules_of_sampling_come_from_the_config(run: Runner, trained_ar: Path, t
         assert 2 * record["denoiser_passes"] <= record["energy_passes"] <= 4 * record["denoiser_passes"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -247,7 +239,6 @@ def test_networks_that_do_not_go_together_get_one_line(
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -92,7 +92,6 @@ def drawn(hub: Path, ar: decoders.DecoderNetwork, carry_over: bool = True, promp
 # ---- Sampling
 
 
-@pytest.mark.slow
 def test_dream_with_a_torchtune_builder_and_checkpointer_as_its_energy(hub: Path, run: Run, tmp_path: Path) -> None:
     output = tmp_path / "x.jsonl"
     status, shown, error = run("dream_qwen_energy", *dream(hub, output), *section(hub))
@@ -108,7 +107,6 @@ def test_dream_with_a_torchtune_builder_and_checkpointer_as_its_energy(hub: Path
         assert record["energy_passes"] == 8 * record["denoiser_passes"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("family", "form"), [("qwen2", "carry_over"), ("llama", "carry_over"), ("qwen2", "posterior")])
 def test_dream_with_a_folder_of_the_hub_as_its_energy(
     hub: Path, run: Run, tmp_path: Path, family: str, form: str
@@ -119,7 +117,6 @@ def test_dream_with_a_folder_of_the_hub_as_its_energy(
     assert texts(output) == drawn(hub, ar_network(hub, family), form == "carry_over").tolist()
 
 
-@pytest.mark.slow
 def test_neither_batches_nor_rows_at_once_change_a_text(hub: Path, run: Run, tmp_path: Path) -> None:
     found = []
     for index, changes in enumerate((["batch_size=1"], ["batch_size=3", "energy_rows=1"], ["energy_rows=null"])):
@@ -136,7 +133,6 @@ def test_neither_batches_nor_rows_at_once_change_a_text(hub: Path, run: Run, tmp
     assert found[0][0]["tokens"][1:5] == list(prompt[:4])
 
 
-@pytest.mark.slow
 def test_llada_alone_runs_on_the_exact_masking_process(hub: Path, run: Run, tmp_path: Path) -> None:
     output = tmp_path / "x.jsonl"
     status, shown, error = run("llada", f"denoiser={hub / 'llada'}", *small(output))
@@ -149,7 +145,6 @@ def test_llada_alone_runs_on_the_exact_masking_process(hub: Path, run: Run, tmp_
     assert {record["denoiser_passes"] for record in records(output)} == {LENGTH // 2}
 
 
-@pytest.mark.slow
 def test_precision_is_that_of_the_files_or_of_the_config(hub: Path, tmp_path: Path) -> None:
     for precision, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
         settings = plain_settings(hub, tmp_path, precision=precision)
@@ -164,7 +159,6 @@ def plain_settings(hub: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return {**OmegaConf.to_container(merged), **changes}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_large_models_keep_the_laws_and_are_one_graph(hub: Path, family: str) -> None:
     denoiser = denoisers.subs(large.load_diffusion(hub / family), MASK)
@@ -178,7 +172,6 @@ def test_large_models_keep_the_laws_and_are_one_graph(hub: Path, family: str) ->
 # ---- Autoregressive folders
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_folder_has_the_probabilities_of_plain_torch(family: str, tied: bool, tmp_path: Path) -> None:
@@ -233,7 +226,6 @@ def test_ids_that_a_decoder_does_not_know_are_impossible(hub: Path) -> None:
     assert log_p.isinf().tolist() == [[False] * 4, [False, True, False, False]]
 
 
-@pytest.mark.slow
 def test_llamas_stretched_rotary_positions(tmp_path: Path) -> None:
     """Long wavelengths are divided by the factor, short ones kept, those between interpolated."""
     scaling = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -274,7 +266,6 @@ def test_merges_are_compared_however_they_are_written(tmp_path: Path) -> None:
 # ---- The memory plan
 
 
-@pytest.mark.slow
 def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path, run: Run, tmp_path: Path) -> None:
     for family in ("dream", "qwen2"):
         bare = tmp_path / family
@@ -306,7 +297,6 @@ def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path,
 # ---- Mistakes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -349,7 +339,6 @@ def test_a_mistake_gets_one_line(hub: Path, run: Run, tmp_path: Path, overrides:
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.slow
 def test_folders_that_do_not_go_together_get_one_line(hub: Path, run: Run, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write(other, "qwen2", random_weights("qwen2"), shards=1)

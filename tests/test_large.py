@@ -230,7 +230,6 @@ def loaded(name: str, folder: Path, seed: int = 0) -> Any:
     return decoder.eval()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama3_2", "qwen2", "qwen2_tied", "gemma", "mistral", "phi3"])
 def test_a_decoder_is_an_energy_with_the_decoders_own_probabilities(name: str, tmp_path: Path) -> None:
     decoder = loaded(name, tmp_path / "hf")
@@ -251,7 +250,6 @@ def test_a_decoder_is_an_energy_with_the_decoders_own_probabilities(name: str, t
     assert network.max_length == 32
 
 
-@pytest.mark.slow
 def test_qwens_probabilities_are_those_of_plain_torch(tmp_path: Path) -> None:
     """The same blocks as Dream's, looking back only; the reference reads Hugging Face's names."""
     decoder = loaded("qwen2", tmp_path / "hf")
@@ -266,7 +264,6 @@ def test_qwens_probabilities_are_those_of_plain_torch(tmp_path: Path) -> None:
         close(network.head(network(x)), reference("dream", state, x, causal=True))
 
 
-@pytest.mark.slow
 def test_a_decoder_that_looks_ahead_is_no_autoregressive_energy() -> None:
     decoder = families_of_torchtune()["qwen2"][1]()
     decoder.layers[1].attn.is_causal = False
@@ -284,7 +281,6 @@ def test_a_diffusion_model_is_no_autoregressive_energy_of_another(family: str, t
 # ---- Both together
 
 
-@pytest.mark.slow
 def test_dream_samples_with_qwen_as_its_energy_and_chunks_change_no_text(tmp_path: Path) -> None:
     dream = large.load_diffusion(write(tmp_path / "dream", "dream", random_weights("dream")))
     texts = []
@@ -302,7 +298,6 @@ def test_dream_samples_with_qwen_as_its_energy_and_chunks_change_no_text(tmp_pat
     assert torch.equal(texts[0], texts[2])
 
 
-@pytest.mark.slow
 def test_the_documented_way_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,7 +316,6 @@ def test_the_documented_way_runs(
     assert (out["tokens"] != MASK).all()
 
 
-@pytest.mark.slow
 def test_weights_that_are_not_the_decoders_are_refused() -> None:
     build = families_of_torchtune()["qwen2"][1]
     state = build().state_dict()

@@ -43,7 +43,6 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("vocab_size", [40, 300, 2000])
 @pytest.mark.parametrize(("b", "k", "rows_at_once"), [(1, 8, None), (1, 8, 1), (3, 2, 2), (2, 1, None)])
 def test_the_memory_plan_bounds_what_a_step_takes(b: int, k: int, rows_at_once: int | None, vocab_size: int) -> None:
@@ -57,7 +56,6 @@ def test_the_memory_plan_bounds_what_a_step_takes(b: int, k: int, rows_at_once: 
     assert live.peak <= plan.peak - plan.weights <= 3 * live.peak
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("b", [1, 3])
 def test_the_plan_without_an_energy_bounds_what_a_step_takes(b: int, tmp_path: Path) -> None:
     network = large.load_diffusion(write(tmp_path / "m", "llada", random_weights("llada")), 32)
@@ -82,7 +80,6 @@ _LLADA = {"d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp
 _LLADA |= {"vocab_size": 126_464, "embedding_size": 126_464, "max_sequence_length": 4096}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "family", "sizes", "energy", "rows", "length"),
     [
@@ -106,7 +103,6 @@ def test_the_documented_plans_are_those_of_the_published_sizes(
     assert line in (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text("utf-8")
 
 
-@pytest.mark.slow
 def test_the_plan_of_published_sizes_needs_no_memory_to_make() -> None:
     """Dream-7B with Qwen 2.5 0.5B in bf16: 15.2 GB and 1.0 GB of weights, by their published sizes."""
     with torch.device("meta"):

@@ -169,7 +169,6 @@ def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: di
     assert {id(each) for each in energy.values()} <= {id(each) for each in then.average.parameters()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

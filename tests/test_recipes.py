@@ -140,7 +140,6 @@ def test_an_ar_model_has_no_times_and_is_always_causal(
     assert (status, said in error) == (2, True), error
 
 
-@pytest.mark.slow
 def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(run: Runner, tmp_path: Path) -> None:
     constant = ["decay=constant", "network.dropout=0.2"]
     assert run("pretrain_ar", *ar_words(tmp_path / "whole"), *constant)[0] == 0
@@ -177,7 +176,6 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in newest.iterdir()}
 
 
-@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Runner, tmp_path: Path) -> None:
     constant = ["decay=constant", "network.dropout=0.2"]
     assert run("pretrain_denoiser", *denoiser_words(tmp_path / "whole"), *constant)[0] == 0
@@ -192,7 +190,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Runner, tmp_pat
     assert [record["step"] for record in logged] == sorted({record["step"] for record in logged})
 
 
-@pytest.mark.slow
 def test_a_checkpoint_holds_the_averaged_weights(trained: Path) -> None:
     """The average of the paths so far, not where training stands: that is in the state of training."""
     folder = checkpoints.find_network(trained / "denoiser")
@@ -202,7 +199,6 @@ def test_a_checkpoint_holds_the_averaged_weights(trained: Path) -> None:
     torch.testing.assert_close(average["head.weight"], raw["head.weight"], rtol=0.5, atol=0.01)
 
 
-@pytest.mark.slow
 def test_accumulation_changes_no_update_beyond_rounding(run: Runner, tmp_path: Path) -> None:
     for parts in (1, 3):
         overrides = [*denoiser_words(tmp_path / str(parts)), f"accumulate={parts}", "network.dropout=0.0"]
@@ -212,7 +208,6 @@ def test_accumulation_changes_no_update_beyond_rounding(run: Runner, tmp_path: P
         torch.testing.assert_close(three[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.slow
 def test_resuming_with_another_setting_is_refused_with_both_values(run: Runner, tmp_path: Path) -> None:
     overrides = denoiser_words(tmp_path)
     assert run("pretrain_denoiser", *overrides)[0] == 0
@@ -224,7 +219,6 @@ def test_resuming_with_another_setting_is_refused_with_both_values(run: Runner, 
     assert "holds a run already: set resume=true to go on, or another output_dir" in error
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(run: Runner, tmp_path: Path) -> None:
     overrides = [*denoiser_words(tmp_path), "save_every=1", "optimizer.lr=1.0e+30", "warmup_steps=0"]
     status, _, error = run("pretrain_denoiser", *overrides)

@@ -20,7 +20,6 @@ def load(folder: Path, steps: int, *others: str) -> _start.Start:
     return _start.load(settings_of("edlm_nce", *energy_words(folder), *words), CPU)
 
 
-@pytest.mark.slow
 def test_it_is_trained_until_it_has_its_steps_and_then_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +60,6 @@ def test_a_denoiser_that_was_stopped_before_its_report_writes_it(
     assert "without a report: cannot resume" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_a_network_folder_is_taken_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint by its path, or published weights: nothing is trained into their folder."""
     last = checkpoints.find_network(_trained(tmp_path))
@@ -72,7 +70,6 @@ def test_a_network_folder_is_taken_as_it_is(tmp_path: Path, capsys: pytest.Captu
     assert {file.name for file in kept.iterdir()} == {file.name for file in last.iterdir()}
 
 
-@pytest.mark.slow
 def test_a_run_of_another_plan_is_named_with_what_to_do(tmp_path: Path) -> None:
     _trained(tmp_path)
     words = ["pretrain.steps=4", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "pretrain.batch_size=3"]

@@ -1,0 +1,109 @@
+"""What pictures show: every figure in a panel that can be seen, no place without one, at the right values."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from edlm.recipes import _following, _plots
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, which are not drawn: that takes seconds."""
+    figures: list[Figure] = []
+
+    def keep(figure: Figure, path: Path, **options: Any) -> None:
+        assert options["format"] == "png"
+        figures.append(figure)
+        Path(path).write_bytes(b"\x89PNG")
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def shown(axes: Sequence[Any]) -> list[Any]:
+    """Panels that can be seen; those that are empty must not be."""
+    seen = [panel for panel in axes if panel.axison and panel.get_visible()]
+    assert all(panel.lines or panel.patches or panel.containers for panel in seen)
+    assert not [panel for panel in axes if panel not in seen and (panel.lines or panel.containers)]
+    return seen
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_every_figure_of_a_run_has_its_panel(count: int, tmp_path: Path, drawn: list[Figure]) -> None:
+    names = [f"valid_{number}" for number in range(count)]
+    records = [{"step": 5, **dict.fromkeys(names, 1.0)}, {"step": 9, **{name: i + 2.0 for i, name in enumerate(names)}}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    _following.draw_curves(tmp_path)
+    [figure] = drawn
+    seen = shown(figure.axes)
+    assert [panel.get_title() for panel in seen] == names
+    for number, panel in enumerate(seen):
+        assert panel.get_xlabel() == "step"
+        assert panel.get_legend() is None, "one line says what it is by the title"
+        line = panel.lines[0]
+        assert [list(line.get_xdata()), list(line.get_ydata())] == [[5, 9], [1.0, number + 2.0]]
+    columns = min(count, 3)
+    assert len(figure.axes) == -(-count // columns) * columns
+    assert figure.get_size_inches() == pytest.approx([4.2 * columns, 3.0 * -(-count // columns)])
+    assert (tmp_path / "curves.png").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_figures_that_share_a_panel_are_named_and_have_their_errors(tmp_path: Path, drawn: list[Figure]) -> None:
+    records = [
+        {"step": 1, "loss": 3.0},
+        {"step": 2, "loss": 2.0, "valid_nelbo": 2.5, "valid_nelbo_error": 0.25},
+        {"step": 3, "loss": None, "valid_nelbo": 2.25},
+    ]
+    lines = [json.dumps(record) for record in records]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "lo']), "utf-8")
+    _following.draw_curves(tmp_path)
+    [panel] = shown(drawn[0].axes)
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["loss", "valid_nelbo"]
+    loss, held_out = panel.containers
+    assert list(loss.lines[0].get_xdata()) == [1, 2]
+    assert not loss.has_yerr
+    assert held_out.has_yerr
+    ends = [list(end) for end in held_out.lines[2][0].get_segments()]
+    assert [[low[1], high[1]] for low, high in ends] == [[2.25, 2.75], [2.25, 2.25]]
+
+
+def sweep(number: int) -> dict[str, Any]:
+    return {
+        "name": f"sweep {number}",
+        "axis": "length",
+        "values": [8, 16],
+        "medians": {"eager": [1.0, 2.0 + number]},
+        "exponents": {"eager": {"exponent": 1.25}},
+    }
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_every_case_has_its_bars_and_every_sweep_its_panel(count: int, tmp_path: Path, drawn: list[Figure]) -> None:
+    ratio = {"median": 4.0, "low": 3.0, "high": 6.0}
+    cases = [
+        {"name": "one", "ratios": {"eager": ratio, "compile": ratio}, "targets": {"target": 2.0}},
+        {"name": "other", "ratios": {"eager": ratio}, "targets": {"target": None}},
+    ]
+    _plots.draw(tmp_path / "x.png", cases, [sweep(number) for number in range(count)])
+    [figure] = drawn
+    bars, *panels = figure.axes
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["one", "other"]
+    assert list(bars.get_yticks()) == [0.5, 3.0]
+    assert [(patch.get_x(), patch.get_width()) for patch in bars.patches] == [(1, 3.0)] * 3
+    assert [patch.get_y() + patch.get_height() / 2 for patch in bars.patches] == pytest.approx([0.0, 1.0, 3.0])
+    [targets] = [line for line in bars.lines if line.get_linestyle() == ":"]
+    assert [list(targets.get_xdata()), list(targets.get_ydata())] == [[2.0, 2.0], [-0.6, 1.6]]
+    assert {text.get_text() for text in bars.texts} == {"4"}
+    assert [text.get_text() for text in bars.get_legend().get_texts()] == ["eager", "compile"]
+    seen = shown(panels)
+    assert [panel.get_title() for panel in seen] == [f"sweep {number}" for number in range(count)]
+    for number, panel in enumerate(seen):
+        assert [list(panel.lines[0].get_xdata()), list(panel.lines[0].get_ydata())] == [[8, 16], [1.0, 2.0 + number]]
+        assert [text.get_text() for text in panel.get_legend().get_texts()] == ["eager: 1.25"]
+        assert panel.get_xlabel() == "length"
