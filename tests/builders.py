@@ -17,12 +17,12 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 import edlm
-from edlm import contracts, noise, particles, pipelines, samplers, schedules, transition
+from edlm import contracts, noise, particles, pipelines, samplers, schedules
 from edlm.contracts import Positions
 from edlm.denoisers import SubsDenoiser
+from edlm.kernel import Kernel
 from edlm.noise import Stream
 from edlm.pipelines import Pipeline
-from edlm.samplers import Kernel
 from edlm.schedules import Schedule
 
 SELECTIONS = {"sir": particles.sir, "imh": particles.imh, "greedy": particles.greedy}

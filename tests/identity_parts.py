@@ -6,29 +6,28 @@ Where the library's interface changes this file changes, and the record never do
 from typing import Any, NamedTuple
 
 import torch
-from builders import randomise, tiny_denoiser, tiny_energy, tiny_network
+from builders import randomise, tiny_energy, tiny_network
 from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
 from edlm import (
-    adaptive,
     bounds,
     chain_rule,
     contracts,
+    corrections,
     denoisers,
     energies,
     joint,
-    particles,
     pipelines,
-    samplers,
+    plans,
     schedules,
-    speculative,
     training,
     transition,
 )
 from edlm.denoisers import SubsDenoiser
 from edlm.pipelines import Pipeline
+from edlm.samplers import Proposal, Sampler, UntilEss
 
 MASK, LENGTH, ROWS = 4, 6, 3
 SEED = 11
@@ -83,13 +82,13 @@ def denoiser_of(case: Case) -> SubsDenoiser:
         network = randomise(edlm.networks.JointNetwork(MASK + 1, 8, **sizes), 3).double()
         with torch.no_grad():
             network.scalar.weight.mul_(60.0)
-        return denoisers.subs(network, MASK)
-    found = tiny_denoiser(0, MASK, _TOLD if case.told else None, num_layers=2)
+        return denoisers.subs(network, MASK, schedule=_SCHEDULE)
+    found = denoisers.subs(tiny_network(0, num_layers=2), MASK, _TOLD if case.told else None, schedule_of(case))
     if case.correction == "chain_rule":
         with torch.no_grad():  # so that what is new matters to what is new beside it
-            for block in found.module.network.trunk.blocks:
+            for block in found.network.trunk.blocks:
                 block.attention.qkv.weight.mul_(4.0)
-            found.module.network.head.weight.mul_(20.0)
+            found.network.head.weight.mul_(20.0)
     return found
 
 
@@ -101,7 +100,7 @@ def energy_of(case: Case, denoiser: SubsDenoiser) -> Any:
     if case.correction == "chain_rule":
         return chain_rule.energy(denoiser)
     if case.correction == "joint":
-        return joint.energy(denoiser.module.network)
+        return joint.energy(denoiser.network)
     own = tiny_energy(1)
     if case.correction == "draft":
         return own
@@ -118,28 +117,37 @@ def schedule_of(case: Case) -> schedules.Schedule:
 
 def pipeline_of(case: Case) -> Pipeline:
     """The sampler with its length."""
-    denoiser, schedule = denoiser_of(case), schedule_of(case)
+    denoiser = denoiser_of(case)
     heat, nucleus = (0.8, 0.9) if case.changed else (1.0, 1.0)
     window = (0.3, 0.9) if case.changed else (0.0, 1.0)
-    if case.correction is None:
-        kernel = samplers.ancestral(schedule, denoiser, heat, nucleus)
-    elif case.selection == "speculative":
-        kernel = speculative.ancestral(schedule, denoiser, heat, nucleus)
-    else:
-        most = AT_MOST if case.candidates is None else case.candidates
-        rules = (most, 0.7 if case.changed else 1.0, getattr(particles, case.selection), heat, nucleus)
-        if case.correction == "joint":
-            kernel = joint.importance(schedule, denoiser, *rules)
-        elif case.correction == "chain_rule":
-            kernel = chain_rule.importance(schedule, denoiser, *rules)
-        else:
-            kernel = samplers.importance(schedule, denoiser, energy_of(case, denoiser), *rules)
-        if case.correction == "transition":
-            kernel = transition.of_transitions(kernel)
-        if case.candidates is None:
-            kernel = adaptive.in_rounds(kernel, TARGET_ESS, 2)
-    steps, group = {"grid": (3, 1), "first hitting": (None, 1), "two a pass": (None, 2)}[case.plan]
-    return pipelines.sampling(kernel, LENGTH, steps, window, tokens_per_pass=group)
+    plan = {"grid": plans.Grid(3), "first hitting": plans.TokensPerPass(1), "two a pass": plans.TokensPerPass(2)}
+    sampler = Sampler(denoiser, plan[case.plan], Proposal(heat, nucleus))
+    if case.correction is not None:
+        temperature = 0.7 if case.changed and case.selection != "speculative" else 1.0
+        sampler = sampler.replace(
+            correction=correction_of(case, denoiser, temperature),
+            candidates=UntilEss(TARGET_ESS, AT_MOST) if case.candidates is None else case.candidates,
+            selection=case.selection,
+            window=window,
+        )
+    return pipelines.pipeline(sampler, LENGTH)
+
+
+def correction_of(case: Case, denoiser: SubsDenoiser, temperature: float) -> Any:
+    """The correction of a case."""
+    if case.correction == "joint":
+        return corrections.Joint(temperature)
+    if case.correction == "chain_rule":
+        return corrections.ChainRule(temperature)
+    return corrections.OfEnergy(energy_of(case, denoiser), temperature=temperature)
+
+
+def info_of(case: Case, info: TensorDict) -> dict[str, Tensor]:
+    """What is said of passes, as 0.1.0 named it: `particles` of speculation were its rounds."""
+    found = dict(info.items())
+    if case.selection == "speculative":
+        found["particles"] = info["rounds"]
+    return found
 
 
 def bound_of(case: Case, x_0: Tensor, num_passes: int | None = None) -> bounds.Bound:

@@ -55,7 +55,7 @@ def tiny_run(folder: Path, **changes: Any) -> TrainingRun:
     def sample(average: nn.Module) -> _following.Texts:
         own = tiny_denoiser()
         own.module.network = average
-        return _following.denoiser_texts(own, schedules.log_linear(), abcd, seed=1)
+        return _following.denoiser_texts(own, abcd, seed=1)
 
     def validate(average: nn.Module) -> dict[str, float]:
         return {"nelbo": 1.5, "nelbo_error": 0.1, "accuracy": 0.5}
@@ -132,7 +132,7 @@ def test_the_best_network_is_kept_if_asked_for_and_reported_where_it_ends_a_run(
 
 def test_texts_on_the_way_have_the_same_noise(tmp_path: Path) -> None:
     denoiser, abcd = tiny_denoiser(), vocabulary.characters("abcd")
-    drawn = [_following.denoiser_texts(denoiser, schedules.log_linear(), abcd, seed=s) for s in (1, 1, 2)]
+    drawn = [_following.denoiser_texts(denoiser, abcd, seed=s) for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     network = tiny_network(causal=True, conditioning_size=0)
     texts = _following.ar_texts(network, abcd, 4, seed=1)

@@ -30,12 +30,12 @@ TEXTS = torch.arange(5 * LENGTH).view(5, LENGTH).mul(7).add(3) % 11 % MASK
 def drawn(case: Case) -> dict[str, Tensor]:
     prompt = torch.tensor([MASK, 2, MASK, MASK, 1]) if case.changed else None
     out = edlm.sample(identity_parts.pipeline_of(case), ROWS, seed=SEED, prompt=prompt, first_row=4)
-    return parts(out["tokens"], out["info"])
+    return parts(out["tokens"], identity_parts.info_of(case, out["info"]))
 
 
 def extended(case: Case) -> dict[str, Tensor]:
     out = edlm.extend(identity_parts.pipeline_of(case), 2 * LENGTH + 1, 4, ROWS, seed=SEED)
-    return parts(out["tokens"], out["info"])
+    return parts(out["tokens"], identity_parts.info_of(case, out["info"]))
 
 
 def parts(tokens: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:
