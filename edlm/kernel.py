@@ -45,6 +45,7 @@ class Looped(TensorDictModuleBase):
     """A step with a loop of its own, whose end depends on what is drawn: the host has its say between its parts."""
 
     parts: tuple[TensorDictModuleBase, ...]  # in the order in which they are first run
+    repeated: tuple[int, ...]  # which of them the loop repeats
 
     def with_parts(
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]

@@ -56,6 +56,8 @@ class Rounds(Looped):
     Its parts `expect` and `weigh` are what an execution mode can compile; `pad` rounds numbers of positions up for it.
     """
 
+    repeated = (1,)
+
     def __init__(
         self,
         expect: TensorDictModuleBase,

@@ -154,7 +154,8 @@ def describe(sampler: Sampler) -> str:
     if not isinstance(step, Looped):
         return stages.describe(step)  # type: ignore[arg-type]
     lines = [stages.describe(part) for part in step.parts]  # type: ignore[arg-type]
-    lines[1] = "\n".join(f"| {line}" for line in lines[1].splitlines())
+    for index in step.repeated:
+        lines[index] = "\n".join(f"| {line}" for line in lines[index].splitlines())
     return "\n".join([lines[0], f"in rounds, {_rounds(sampler)}:", *lines[1:]])
 
 
@@ -245,7 +246,9 @@ def _rounds(sampler: Sampler) -> str:
 def _check(sampler: Sampler) -> None:
     """Raise ValueError for values of axes that do not fit together."""
     selection, correction, candidates = sampler.chooses, sampler.correction, sampler.candidates
-    stages.propose(sampler.denoiser, *sampler.proposal)
+    stages.require_positive("proposal.temperature", sampler.proposal.temperature)
+    if not 0.0 < sampler.proposal.nucleus <= 1.0:
+        raise ValueError(f"proposal.nucleus = {sampler.proposal.nucleus} must lie in (0, 1]")
     schedules.check_window(sampler.window)
     if sampler.remasking is not None:
         raise ValueError(f"remasking = {sampler.remasking!r}: there is no rule but None")

@@ -5,7 +5,7 @@ A denoiser that is read in order has a law of its own for what a step reveals, t
     q(x^S | x_t) = prod_{i in S} q(x_i | x_t, x^{S<i}),
 
 to which weighing candidates tends as their number grows. Here it is drawn from, exactly. What plain sampling draws,
-`a_i ~ p_theta(x_i | x_t)`, is a proposal, and with two numbers u_i, u'_i of its own token i is a function of those before:
+`a_i ~ p_theta(x_i | x_t)`, is proposed, and with two numbers u_i, u'_i of its own token i follows from those before:
 
     x_i = a_i if u_i p_theta(a_i | x_t) < q(a_i | x_t, x^{S<i}), else drawn by u'_i from (q - p_theta)_+, normalised,
 
@@ -58,6 +58,8 @@ def step(
 
 class Speculation(Looped):
     """The step: what is new is proposed, then verified in rounds, for the rows where it still changes."""
+
+    repeated = (1, 2)
 
     def __init__(
         self,

@@ -117,6 +117,11 @@ def schedule_of(case: Case) -> schedules.Schedule:
 
 def pipeline_of(case: Case) -> Pipeline:
     """The sampler with its length."""
+    return pipelines.pipeline(sampler_of(case), LENGTH)
+
+
+def sampler_of(case: Case) -> Sampler:
+    """The sampler."""
     denoiser = denoiser_of(case)
     heat, nucleus = (0.8, 0.9) if case.changed else (1.0, 1.0)
     window = (0.3, 0.9) if case.changed else (0.0, 1.0)
@@ -130,7 +135,7 @@ def pipeline_of(case: Case) -> Pipeline:
             selection=case.selection,
             window=window,
         )
-    return pipelines.pipeline(sampler, LENGTH)
+    return sampler
 
 
 def correction_of(case: Case, denoiser: SubsDenoiser, temperature: float) -> Any:
@@ -152,22 +157,11 @@ def info_of(case: Case, info: TensorDict) -> dict[str, Tensor]:
 
 def bound_of(case: Case, x_0: Tensor, num_passes: int | None = None) -> bounds.Bound:
     """One draw of the bound that a sampler has; there is none of greedy choice, of IMH and of rounds."""
-    denoiser = denoiser_of(case)
-    seed, row = torch.tensor(SEED), torch.arange(len(x_0))
     scored = torch.ones_like(x_0, dtype=torch.bool)
     scored[:, :2] = not case.changed
-    grid = schedules.uniform_grid(3) if case.plan == "grid" else None
-    how: dict[str, Any] = {"num_passes": num_passes, "scored": scored}
-    if case.correction is None:
-        return bounds.t_step_nelbo(denoiser, schedule_of(case), grid, x_0, seed, row, **how)
-    parts = (denoiser, energy_of(case, denoiser), schedule_of(case), grid, x_0, seed, row)
-    how["window"] = (0.3, 0.9) if case.changed else (0.0, 1.0)
-    if case.selection == "speculative":
-        return bounds.transition_nelbo(*parts, num_particles=None, **how)
-    how |= {"num_particles": case.candidates, "temperature": 0.7 if case.changed else 1.0}
-    if case.correction in ("transition", "chain_rule", "joint"):
-        return bounds.transition_nelbo(*parts, **how)
-    return bounds.sampler_nelbo(*parts, num_completions=2, **how)
+    sampler = sampler_of(case).replace(proposal=Proposal())
+    keys = torch.tensor(SEED), torch.arange(len(x_0))
+    return bounds.of_sampler(sampler, x_0, *keys, num_completions=2, num_passes=num_passes, scored=scored)
 
 
 def paper_of(case: Case, x_0: Tensor) -> bounds.PaperNelbo:

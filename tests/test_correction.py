@@ -1,25 +1,27 @@
 """What is shown of an energy at the end of its training: texts with it off and on, and the bound that it lowers."""
 
+import builders
 import pytest
 import torch
 from builders import tiny_denoiser
 from tensordict.nn import TensorDictModule
 
-from edlm import bounds, contracts, likelihoods, pipelines, samplers, schedules, vocabulary
+from edlm import bounds, contracts, likelihoods, pipelines, schedules, vocabulary
 from edlm.recipes import _correction
+from edlm.samplers import Sampler
 
 ABCD = vocabulary.characters("abcd")
-OFF = samplers.ancestral(schedules.log_linear(), tiny_denoiser())
+OFF = builders.ancestral(schedules.log_linear(), tiny_denoiser())
 MORE_A = TensorDictModule(
     lambda candidates: -10.0 * (candidates == 0).sum(-1).double(),
     in_keys=[contracts.CANDIDATES],
     out_keys=[contracts.ENERGY],
 )
-ON = samplers.importance(schedules.log_linear(), tiny_denoiser(), MORE_A, 16)
+ON = builders.importance(schedules.log_linear(), tiny_denoiser(), MORE_A, 16)
 
 
-def drawn(kernel: samplers.Kernel, window: tuple[float, float]) -> list[str]:
-    tokens = pipelines.sample(pipelines.sampling(kernel, 8, 3, window), 4, seed=5)["tokens"]
+def drawn(kernel: Sampler, window: tuple[float, float]) -> list[str]:
+    tokens = pipelines.sample(builders.sampling(kernel, 8, 3, window), 4, seed=5)["tokens"]
     return ABCD.decode(tokens)
 
 

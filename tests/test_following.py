@@ -48,13 +48,13 @@ def tiny_run(folder: Path, **changes: Any) -> TrainingRun:
     torch.manual_seed(0)
     abcd = vocabulary.characters("abcd")
     denoiser, settings = tiny_denoiser(), {**SETTINGS, **changes}
-    network = denoiser.module.network.float()
+    network = denoiser.network.float()
     blocks = torch.randint(4, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     stages = training.denoising(denoiser, schedules.log_linear())
 
     def sample(average: nn.Module) -> _following.Texts:
         own = tiny_denoiser()
-        own.module.network = average
+        own.network = average
         return _following.denoiser_texts(own, abcd, seed=1)
 
     def validate(average: nn.Module) -> dict[str, float]:
