@@ -156,7 +156,7 @@ def test_the_word_chain_rule_is_the_energy_that_the_denoiser_has_in_itself(
     out = edlm.sample(builders.sampling(builders.speculative(schedules.log_linear(), denoiser, 0.8), 32, 3), 4, seed=0)
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [record["tokens"] for record in records] == out["tokens"].tolist()
-    passes = (2 * out["info", "particles"] * (out["info", "revealed"] - 1)).sum(-1) / 32
+    passes = (2 * out["info", "rounds"] * (out["info", "revealed"] - 1)).sum(-1) / 32
     assert [record["energy_passes"] for record in records] == passes.tolist()
     assert [record["ess"] for record in records] == [None] * 4
     assert "effective particles" not in shown
@@ -174,8 +174,8 @@ def test_an_ar_model_beside_a_denoiser_corrects_it(run: Runner, trained_ar: Path
     assert [record["energy_passes"] for record in records] == [3 * record["denoiser_passes"] for record in records]
     recipe = generate.Generate(settings_of("generate", *base, f"output={tmp_path / 'y.jsonl'}"))
     recipe.load_checkpoint()
-    assert recipe.energy.module.carry_over == (form == "carry_over")
-    assert recipe.energy.module.bos_id == 27, "every position counts in both parts"
+    assert recipe.correction.energy.module.carry_over == (form == "carry_over")
+    assert recipe.correction.energy.module.bos_id == 27, "every position counts in both parts"
 
 
 @pytest.mark.slow
