@@ -164,7 +164,7 @@ def test_it_does_so_where_guesses_are_changed_again_and_again(temperature: float
     plain = builders.ancestral(LINEAR, sampler.own, temperature)
     guessed = edlm.sample(builders.sampling(plain, LENGTH, 1), 80, seed=0)["tokens"]
     assert (out["tokens"] != guessed).sum() > 15
-    assert out["info", "particles"].max() >= 2
+    assert out["info", "rounds"].max() >= 2
     with torch.no_grad():
         assert out["tokens"].tolist() == [one_after_the_other(sampler, 0, row, None) for row in range(80)]
 
@@ -180,8 +180,8 @@ def test_rows_out_of_the_window_are_left_alone_beside_those_that_are_in_it() -> 
 def test_a_change_of_the_last_token_is_not_checked_again() -> None:
     """Nothing comes after it: two new tokens take one round, whatever the rows beside them take."""
     info = edlm.sample(Sampler(strict(), 3, (0.0, 1.0), 1.0, 1.0).pipeline, 1000, seed=0)["info"]
-    assert info["particles"].max() > 1
-    assert (info["particles"][info["revealed"] == 2] == 1).all()
+    assert info["rounds"].max() > 1
+    assert (info["rounds"][info["revealed"] == 2] == 1).all()
 
 
 @settings(max_examples=25)
@@ -192,9 +192,12 @@ def test_as_many_rounds_as_later_tokens_are_the_most_there_are(
     """One at least where two tokens are new and the energy corrects, none elsewhere."""
     info = edlm.sample(sampler.pipeline, 6, seed=seed, prompt=prompt)["info"]
     several = info["corrected"] & (info["revealed"] > 1)
-    assert (info["particles"] <= (info["revealed"] - 1).clamp(min=0)).all()
-    assert torch.equal(info["particles"] > 0, several)
-    assert torch.equal(info["energy_passes"], info["particles"].sum(1))
+    assert (info["rounds"] <= (info["revealed"] - 1).clamp(min=0)).all()
+    assert torch.equal(info["rounds"] > 0, several)
+    read = 2 * info["rounds"] * (info["revealed"] - 1).clamp(min=0)
+    assert torch.equal(info["energy_tokens"], read)
+    torch.testing.assert_close(info["energy_passes"], read.sum(1).double() / LENGTH)
+    assert not info["particles"].any()
     assert info["ess"].isnan().all()
 
 
@@ -206,7 +209,7 @@ def test_a_token_at_a_time_it_is_plain_sampling(prompt: Tensor | None) -> None:
         for build in (builders.speculative, builders.ancestral)
     )
     assert torch.equal(ours["tokens"], plain["tokens"])
-    assert (ours["info", "particles"] == 0).all()
+    assert (ours["info", "rounds"] == 0).all()
 
 
 def test_outside_the_window_it_is_plain_sampling_and_inside_it_is_not() -> None:
@@ -235,7 +238,7 @@ def test_a_round_reads_two_rows_per_later_token_of_the_rows_that_go_on(monkeypat
     residual = categorical.residual
     monkeypatch.setattr(categorical, "residual", lambda q, p, u: refused.append(len(u)) or residual(q, p, u))
     out = edlm.sample(builders.sampling(builders.speculative(LINEAR, own), LENGTH, 2), 1, seed=2)
-    revealed, rounds = (out["info", key][0].tolist() for key in ("revealed", "particles"))
+    revealed, rounds = (out["info", key][0].tolist() for key in ("revealed", "rounds"))
     assert max(rounds) > 1
     assert read == [
         n for count, times in zip(revealed, rounds, strict=True) for n in (LENGTH, *[2 * (count - 1)] * times)
@@ -319,7 +322,7 @@ def test_what_is_wrapped_around_its_parts_changes_no_token(b: int, monkeypatch: 
     for prompt in PROMPTS:
         ours, expected = (edlm.sample(each, b, prompt=prompt) for each in (fast, slow))
         assert torch.equal(ours["tokens"], expected["tokens"])
-        assert torch.equal(ours["info", "particles"], expected["info", "particles"])
+        assert torch.equal(ours["info", "rounds"], expected["info", "rounds"])
     assert len(wrapped) >= 4  # two draws of noise, the guess, the check, and what is put in place
 
 
@@ -334,4 +337,4 @@ def test_compiled_and_eager_give_the_same_tokens(fresh_compiler: None) -> None:
     slow = builders.sampling(builders.speculative(LINEAR, denoiser(1)), LENGTH, 2)
     ours, expected = (edlm.sample(each, 4, seed=4) for each in (edlm.accelerate(slow, "compile"), slow))
     assert torch.equal(ours["tokens"], expected["tokens"])
-    assert torch.equal(ours["info", "particles"], expected["info", "particles"])
+    assert torch.equal(ours["info", "rounds"], expected["info", "rounds"])
