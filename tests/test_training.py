@@ -14,7 +14,6 @@ from torch import Tensor
 import edlm
 from edlm import contracts, noise, objectives, schedules, stages, training, transition
 from edlm.noise import Stream
-from edlm.samplers import kernel
 from edlm.schedules import Schedule
 
 quick = settings(max_examples=60, deadline=None)
@@ -271,7 +270,7 @@ def test_next_token_is_the_exact_likelihood_of_what_is_not_padding(bos_id: int |
         (stages_of("contrastive"), ["corrupt", "draft", "pair", "weigh", "objective"]),
         (stages_of("transition"), ["corrupt", "draft", "pair", "weigh", "objective"]),
         (training.next_token(tiny_network(conditioning_size=0, causal=True), 4, 3), ["score", "objective"]),
-        (kernel(Spec().kernel()).step, ["denoise", "propose", "weigh", "select", "reveal", "count"]),
+        (Spec().kernel().step, ["denoise", "propose", "weigh", "select", "reveal", "count"]),
     ],
 )
 def test_a_pipeline_prints_a_line_per_stage(made: TensorDictSequential, names: list[str]):

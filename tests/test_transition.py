@@ -186,7 +186,7 @@ def test_an_energy_of_drafts_leaves_a_candidate_with_masks_no_weight():
 
 @pytest.mark.parametrize("num_particles", [0, -1])
 def test_no_particles_is_an_error(num_particles: int):
-    with pytest.raises(ValueError, match=f"num_particles = {num_particles} must be at least 1"):
+    with pytest.raises(ValueError, match=f"candidates = {num_particles} must be at least 1"):
         of_transitions(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles)
 
 
