@@ -165,10 +165,11 @@ def sampling(
     length: int,
     num_steps: int | None = None,
     window: tuple[float, float] = (0.0, 1.0),
-    spacing: str = "uniform",
+    grid: Callable[[int], Tensor] = schedules.uniform_grid,
     tokens_per_pass: int = 1,
 ) -> Pipeline:
     """A sampler in so many steps, or so many tokens a pass; plain sampling has no window."""
+    spacing = next(name for name, times in plans.SPACINGS.items() if times is grid)
     plan = plans.TokensPerPass(tokens_per_pass) if num_steps is None else plans.Grid(num_steps, spacing)
     where = {"window": window} if sampler.correction is not None else {}
     return pipelines.pipeline(sampler.replace(plan=plan, **where), length)

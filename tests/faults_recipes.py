@@ -124,9 +124,9 @@ FAULTS = [
     ),
     Fault(
         "a joint network given twice held twice",
-        "recipes/_models.py",
-        "return joint.energy(own)",
-        "return joint.energy(found)",
+        "corrections.py",
+        "network = joint.network_of(_subs(self.name, denoiser))",
+        'network = __import__("copy").deepcopy(joint.network_of(_subs(self.name, denoiser)))',
         "tests/test_edlm_joint.py::test_generate_draws_from_one_network_given_twice_and_refuses_another_denoiser",
     ),
     Fault(

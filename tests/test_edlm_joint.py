@@ -95,7 +95,8 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
     assert all(record["energy_passes"] <= 20 for record in records)
     found = _sources.load(settings_of("generate", *both), torch.device("cpu"))
     held = {id(weight) for weight in found.denoiser.parameters()}
-    assert {id(weight) for weight in found.energy.parameters()} == held, "one set of weights in memory"
+    own_energy = found.correction.parts(found.denoiser).energy
+    assert {id(weight) for weight in own_energy.parameters()} == held, "one set of weights in memory"
     train("generate", f"denoiser={own}", "energy=null", f"output={trained / 'plain.jsonl'}", *few)
     train("generate", *both, f"output={trained / 'more.jsonl'}", "target_ess=2")
     with pytest.raises(ValueError, match=f"the energy of '{own}' corrects the denoiser of the same network alone"):

@@ -86,7 +86,7 @@ def drawn(hub: Path, ar: decoders.DecoderNetwork, carry_over: bool = True, promp
     denoiser = denoisers.subs(large.load_diffusion(hub / "dream", LENGTH), MASK)
     energy = energies.residual_ar(ar, MASK, None, carry_over)
     kernel = builders.importance(schedules.log_linear(), denoiser, energy, 8)
-    pipeline = edlm.builders.sampling(kernel, LENGTH, None, (0.0, 1.0), tokens_per_pass=2)
+    pipeline = builders.sampling(kernel, LENGTH, None, (0.0, 1.0), tokens_per_pass=2)
     return edlm.sample(pipeline, 3, seed=0, prompt=torch.tensor([BOS, *prompt]))["tokens"]
 
 
@@ -145,7 +145,7 @@ def test_llada_alone_runs_on_the_exact_masking_process(hub: Path, run: Run, tmp_
     assert "at most" in shown
     denoiser = denoisers.subs(large.load_diffusion(hub / "llada", LENGTH), MASK)
     kernel = builders.ancestral(schedules.log_linear(), denoiser)
-    pipeline = edlm.builders.sampling(kernel, LENGTH, None, tokens_per_pass=2)
+    pipeline = builders.sampling(kernel, LENGTH, None, tokens_per_pass=2)
     assert texts(output) == edlm.sample(pipeline, 3, seed=0)["tokens"].tolist()
     assert {record["denoiser_passes"] for record in records(output)} == {LENGTH // 2}
 
@@ -155,7 +155,7 @@ def test_precision_is_that_of_the_files_or_of_the_config(hub: Path, tmp_path: Pa
     for precision, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
         settings = plain_settings(hub, tmp_path, precision=precision)
         found = _sources.load(settings, torch.device("cpu"))
-        for name, parameter in (*found.denoiser.named_parameters(), *found.energy.named_parameters()):
+        for name, parameter in (*found.denoiser.named_parameters(), *found.correction.energy.named_parameters()):
             assert parameter.dtype == (torch.float32 if name.endswith("scale") else expected), name
 
 

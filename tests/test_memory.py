@@ -50,7 +50,7 @@ class Live(TorchDispatchMode):
 def test_the_memory_plan_bounds_what_a_step_takes(b: int, k: int, rows_at_once: int | None, vocab_size: int) -> None:
     """At most three times what lives at once; what operations take inside themselves is not seen here."""
     kernel, dream, qwen = dream_with_qwen(k, rows_at_once, vocab_size)
-    pipeline = edlm.builders.sampling(kernel, 32, num_steps=2, window=(0.0, 1.0))
+    pipeline = builders.sampling(kernel, 32, num_steps=2, window=(0.0, 1.0))
     plan = memory.memory_plan(dream, qwen, b, k, 32)
     with Live() as live, torch.no_grad():
         edlm.sample(pipeline, b, seed=0)
@@ -65,7 +65,7 @@ def test_the_plan_without_an_energy_bounds_what_a_step_takes(b: int, tmp_path: P
     kernel = builders.ancestral(schedules.log_linear(), denoisers.subs(network, MASK))
     plan = memory.memory_plan(network, None, b, 8, 32)
     with Live() as live, torch.no_grad():
-        edlm.sample(edlm.builders.sampling(kernel, 32, num_steps=1), b, seed=0)
+        edlm.sample(builders.sampling(kernel, 32, num_steps=1), b, seed=0)
     assert plan.weigh == 0
     assert live.peak <= plan.peak - plan.weights <= 3 * live.peak
 

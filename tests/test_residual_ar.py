@@ -383,7 +383,7 @@ def test_a_sampler_weighs_by_it(carry_over):
     """Frequencies of a three-step sampler against enumeration; the laws of the two forms are 0.07 apart."""
     denoiser, count = OracleDenoiser(Lookup(MARGINALS), MASK, LENGTH), 20_000
     kernel = builders.importance(schedules.log_linear(), denoiser, with_bos(carry_over), num_particles=3)
-    tokens = edlm.sample(edlm.builders.sampling(kernel, LENGTH, num_steps=3), count, seed=0)["tokens"]
+    tokens = edlm.sample(builders.sampling(kernel, LENGTH, num_steps=3), count, seed=0)["tokens"]
     alphas = torch.linspace(0.0, 1.0, 4, dtype=torch.float64)
     distance = {
         form: total_variation(
