@@ -101,7 +101,7 @@ def importance(
     nucleus: float = 1.0,
 ) -> Sampler:
     """Whole drafts weighed by an energy, whatever it says that it weighs."""
-    correction = corrections.OfEnergy(scoped(energy, "draft"), temperature=temperature)
+    correction = corrections.OfEnergy(scoped(energy, "draft"), "draft", temperature)
     return corrected(schedule, denoiser, correction, num_particles, selection, proposal_temperature, nucleus)
 
 
@@ -109,7 +109,7 @@ def of_transitions(schedule: Schedule, denoiser: Denoiser, energy: Energy, *argu
     """Importance sampling over what a step reveals; arguments of `importance`."""
     found = importance(schedule, denoiser, energy, *arguments, **options)
     temperature = found.correction.temperature
-    return found.replace(correction=corrections.OfEnergy(scoped(energy, "transition"), temperature=temperature))
+    return found.replace(correction=corrections.OfEnergy(scoped(energy, "transition"), "transition", temperature))
 
 
 def in_order(
