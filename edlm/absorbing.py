@@ -87,7 +87,7 @@ def reveal_plan(
         start, num_steps = reveal_times(uniforms, schedule), uniforms.shape[-1]
     else:
         grid = grid.to(uniforms)
-        _check_grid(grid)
+        check_grid(grid)
         step = _grid_step(uniforms, schedule, grid)
         start, num_steps = grid[step], grid.shape[0] - 1
     return _compact(step, start, masked, num_steps)
@@ -115,7 +115,8 @@ def _alpha_at_one(schedule: Schedule, reference: Tensor) -> Tensor:
     return schedule.alpha(torch.ones((), dtype=torch.float64, device=reference.device))
 
 
-def _check_grid(grid: Tensor) -> None:
+def check_grid(grid: Tensor) -> None:
+    """Raise ValueError for times (T + 1,) that do not fall from 1 to 0."""
     ends = grid.ndim == 1 and len(grid) >= 2 and float(grid[0]) == 1.0 and float(grid[-1]) == 0.0
     if not (ends and bool((grid.diff() < 0.0).all())):
         raise ValueError(f"grid = {grid.tolist()} must fall from 1 to 0")

@@ -95,7 +95,7 @@ def sample(
             break
         state = _state(tokens[running], row[running], t, s, seed, number, denoiser.mask_id)
         out = kernel.step(state)
-        finite.require_log_prob(out[contracts.LOG_P_GUESS], f"the denoiser, in pass {number} at t = {float(t):.6g},")
+        finite.require_log_prob(out[contracts.LOG_P_PROPOSED], f"the denoiser, in pass {number} at t = {float(t):.6g},")
         tokens = tokens.index_copy(0, running, out[contracts.X_S])
         passes = passes.index_add(0, running, torch.ones_like(running))
         if callback is not None:
@@ -220,7 +220,7 @@ def _reverse(denoiser: D3pmDenoiser | SeddDenoiser, schedule: Schedule, log_law:
             contracts.POSITIONS,
             contracts.PROPOSAL_NOISE,
         ],
-        out_keys=[contracts.X_S, contracts.LOG_P_GUESS],
+        out_keys=[contracts.X_S, contracts.LOG_P_PROPOSED],
     )
     return Reverse(
         schedule, denoiser, log_law, TensorDictSequential({"denoise": denoiser, "move": move}, inplace=False)

@@ -11,10 +11,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import absorbing, categorical, contracts, finite, likelihoods, noise, particles, schedules
+from edlm import absorbing, categorical, contracts, finite, likelihoods, noise, particles, passes, schedules
 from edlm.absorbing import RevealPlan
-from edlm.contracts import Denoiser, Energy, Positions
+from edlm.contracts import Denoiser, Energy, Scope
 from edlm.noise import Stream
+from edlm.samplers import Sampler
 from edlm.schedules import Schedule
 
 RELIABLE_STD = 3.0  # nats; beyond it the leave-one-out pair misses log Z by many nats (Deng et al. 2020)
@@ -30,7 +31,7 @@ class Bound(NamedTuple):
     excess: how much of it the energy adds to the plain sampler's bound on the same passes, negative where it helps.
     ess, log_weight_std: means over corrected passes of the k weights of the formula, the data among them; NaN if none,
     or where no candidates are drawn beside the data.
-    denoiser_passes, energy_passes: texts of this row that each network has read.
+    denoiser_passes, energy_passes: texts of this row that each network has read, parts of a text by their tokens.
     """
 
     nats: Tensor
@@ -61,6 +62,76 @@ class _Term(NamedTuple):
     weight: Tensor
 
 
+def missing(sampler: Sampler) -> str:
+    """Why a sampler has no bound; an empty text if it has one."""
+    selection = sampler.chooses
+    if sampler.proposal != (1.0, 1.0):
+        return f"no bound is known of a proposal that is not the denoiser's own law: {sampler.proposal}"
+    if sampler.correction is None or (sampler.candidates == 1 and not selection.in_order):
+        return ""
+    if not isinstance(sampler.candidates, int):
+        return f"no bound is known of candidates drawn until an ESS is reached: {sampler.candidates}"
+    return "" if selection.bound is not None else f"no bound is known of selection = {selection.name!r}"
+
+
+def name(sampler: Sampler) -> str:
+    """What the bound of a sampler is called: after what is weighed."""
+    parts = sampler.parts
+    return (
+        "t_step_nelbo" if parts is None else {"draft": "sampler_nelbo", "transition": "transition_nelbo"}[parts.scope]
+    )
+
+
+def of_sampler(
+    sampler: Sampler,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    *,
+    num_completions: int = 1,
+    num_passes: int | None = None,
+    scored: Tensor | None = None,
+) -> Bound:
+    """One unbiased draw per row of an upper bound of `-log q(x_0)`, q the law of the sampler as it runs.
+
+    A pass reveals S and leaves R masked. The bound is a sum over the passes of a drawn plan of
+    `sum_{i in S} -log p_i(x_0^i | x_t)` and, where the pass is corrected, of what the correction adds to it.
+
+    Of drafts, with `x = (x_0^S, x^R)`, `x^R ~ p_theta`, and k - 1 rivals `x_j ~ p_theta`, that is
+
+        -E log( k w(x) / (w(x) + sum_j w(x_j)) ),
+
+    the density of SIR (Cremer et al. 2017, arXiv 1704.02916) and Jensen's inequality; with m completions the share
+    `w / (w + sum_j w_j)` is averaged over them inside the logarithm, which is tighter. Of transitions, with x_s of the
+    text, k - 1 draws of the revealed tokens beside it, and `w = exp(-E(x_s, x_t) / temperature)`, no token has to be
+    completed, and it is `E log( (w(x_s) + sum_{j=2..k} w_j) / (k w(x_s)) )`. Of the limit, under an energy with Z = 1
+    in every state, it is `E(x_s, x_t)`, exact, and nothing is drawn beside the text.
+
+    x_0 (b, l); seed: int64 (); row: int64 (b,), the key of a row's noise. num_completions: m, of drafts alone.
+    num_passes: so many passes of a row, evenly spread from a random one on, stand for all, without bias; None: all of
+    them. scored: bool (b, l), the positions that count, the others are given, as a prompt is; None: all. A row's terms
+    do not depend on the rows beside it, except which passes stand for all.
+    Raises ValueError, with the reason, for a sampler that has no bound, unless num_completions and num_passes are at
+    least 1, and for a row without a scored position.
+    """
+    reason = missing(sampler)
+    if reason:
+        raise ValueError(f"{sampler}: {reason}")
+    if num_completions < 1:
+        raise ValueError(f"num_completions = {num_completions} must be at least 1")
+    likelihoods.check_scored(scored)
+    wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
+    uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
+    plan = sampler.plan.draw(uniforms, wanted, sampler.denoiser.schedule)
+    parts, correction = sampler.parts, sampler.correction
+    if parts is None or correction is None:
+        return _sum(sampler.denoiser, None, "draft", plan, x_0, seed, row, (0.0, 1.0), 1, 1, 1.0, num_passes)
+    k = None if sampler.chooses.bound == "limit" else sampler.most
+    m = num_completions if parts.scope == "draft" else 1
+    how = (sampler.window, k, m, correction.temperature, num_passes)
+    return _sum(sampler.denoiser, parts.energy, parts.scope, plan, x_0, seed, row, *how)
+
+
 def t_step_nelbo(
     denoiser: Denoiser,
     schedule: Schedule,
@@ -78,7 +149,7 @@ def t_step_nelbo(
     pass reveals. Arguments as of `sampler_nelbo`, to which it is equal at one particle, term by term.
     """
     plan = _plan(schedule, grid, x_0, seed, row, scored)
-    return _sum(denoiser, None, "revealed", plan, x_0, seed, row, (0.0, 1.0), 1, 1, 1.0, num_passes)
+    return _sum(denoiser, None, "transition", plan, x_0, seed, row, (0.0, 1.0), 1, 1, 1.0, num_passes)
 
 
 def sampler_nelbo(
@@ -119,7 +190,7 @@ def sampler_nelbo(
             raise ValueError(f"{name} = {value} must be at least 1")
     plan = _plan(schedule, grid, x_0, seed, row, scored)
     how = (window, num_particles, num_completions, temperature, num_passes)
-    return _sum(denoiser, energy, "masked", plan, x_0, seed, row, *how)
+    return _sum(denoiser, energy, "draft", plan, x_0, seed, row, *how)
 
 
 def transition_nelbo(
@@ -155,7 +226,7 @@ def transition_nelbo(
         raise ValueError(f"temperature = {temperature} must be 1 where num_particles is None: Z = 1 of E alone")
     plan = _plan(schedule, grid, x_0, seed, row, scored)
     how = (window, num_particles, 1, temperature, num_passes)
-    return _sum(denoiser, energy, "revealed", plan, x_0, seed, row, *how)
+    return _sum(denoiser, energy, "transition", plan, x_0, seed, row, *how)
 
 
 @torch.no_grad()
@@ -207,7 +278,7 @@ def _plan(
 def _sum(
     denoiser: Denoiser,
     energy: Energy | None,
-    proposes: Positions,
+    scope: Scope,
     plan: RevealPlan,
     x_0: Tensor,
     seed: Tensor,
@@ -225,7 +296,8 @@ def _sum(
     corrected = schedules.inside(plan.t[terms.row, terms.number], window)
     if energy is None or k == 1:
         corrected = torch.zeros_like(corrected)
-    plain, excess, ess, spread = (torch.zeros(len(row), dtype=torch.float64, device=row.device) for _ in range(4))
+    plain, excess, ess, spread, read = torch.zeros(5, len(row), dtype=torch.float64, device=row.device)
+    reads = passes.of_energy(energy)
     for part in _parts(terms, ~corrected, len(row)):
         x_t, t, now, _ = _before(denoiser, plan, x_0, part)
         positions = _flat(now, int(now.sum()))
@@ -235,21 +307,22 @@ def _sum(
         x_t, t, now, masked = _before(denoiser, plan, x_0, part)
         keys = (seed, row[part.row], part.number + 1)  # number 0 is the plan's
         assert energy is not None
-        drawn = now if proposes == "revealed" else masked
+        drawn = now if scope == "transition" else masked
         log_p, weighed = _weigh(denoiser, energy, x_0[part.row], x_t, t, drawn, int(drawn.sum()), now, free, m, *keys)
         log_w = particles.log_weights(weighed, temperature)
         gain = log_w.squeeze(-1) if k is None else _gain(log_w, k, m)
         plain.index_add_(0, part.row, -part.weight * torch.where(now, log_p, 0.0).sum(-1))
         excess.index_add_(0, part.row, -part.weight * gain)
+        read.index_add_(0, part.row, passes.tokens(reads, free + m, drawn.sum(-1), x_0.shape[1]).double())
         ess.index_add_(0, part.row, particles.ess(log_w[:, : free + 1]))
         spread.index_add_(0, part.row, particles.log_weight_std(log_w[:, : free + 1]))
-    passes = torch.bincount(terms.row, minlength=len(row))
+    denoised = torch.bincount(terms.row, minlength=len(row))
     weighed_passes = torch.bincount(terms.row[corrected], minlength=len(row))
     plain, excess = (nats / (plan.order >= 0).sum(-1) for nats in (plain, excess))
     ess, spread = ess / weighed_passes, spread / weighed_passes
     if k is None:  # a text alone is compared with nothing
         ess = spread = torch.full_like(ess, torch.nan)
-    return Bound(plain + excess, excess, ess, spread, passes, (free + m) * weighed_passes)
+    return Bound(plain + excess, excess, ess, spread, denoised, read / x_0.shape[1])
 
 
 def _terms(plan: RevealPlan, num_passes: int | None, seed: Tensor, row: Tensor) -> _Term:

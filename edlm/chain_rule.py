@@ -15,12 +15,13 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, particles, samplers, schedules, training, transition
-from edlm.contracts import Denoiser, Ordered, Selection
+from edlm import absorbing, categorical, contracts, energies, schedules, training, transition
+from edlm.contracts import Denoiser, Ordered, Reads
 from edlm.denoisers import SubsDenoiser
-from edlm.samplers import Kernel
 from edlm.schedules import Schedule
+from edlm.stages import stage
 
+READS = Reads(candidates=0, new=2)  # of a candidate, beside a pass over x_t: each token and the mask in its place
 _IN_ORDER = "log_prob_in_order"
 
 
@@ -30,32 +31,27 @@ def energy(denoiser: SubsDenoiser) -> TensorDictModule:
     `E = sum_{i in S} [ log p_theta(x_i | x_t) - log q(x_i | x_t, x^{S<i}) ]`, S the positions that candidates fill in
     and q the network's law as it is read in order. Whatever the weights, q is a law: `sum p_theta(x^S | x_t) e^-E = 1`,
     Z = 1. Zero where one token is new. Here x_t is read once more, and the host waits for the most new tokens of a row;
-    `importance` needs neither. Raises ValueError for a network that is no `contracts.Ordered`.
+    `read` and `weigh`, the stages of a sampler, need neither. Raises ValueError for a network that is no
+    `contracts.Ordered`.
     """
-    return _weigh(_Alone(denoiser), contracts.X_T)
+    found = _weigh(_Alone(denoiser), contracts.X_T)
+    return energies.declare(found, ("transition", "draft"), Reads(texts=1, candidates=0, new=READS.new, calls=2))
 
 
-def importance(
-    schedule: Schedule,
-    denoiser: SubsDenoiser,
-    num_particles: int,
-    temperature: float = 1.0,
-    selection: Selection = particles.sir,
-    proposal_temperature: float = 1.0,
-    nucleus: float = 1.0,
-) -> Kernel:
-    """Importance sampling of transitions by `energy`: the denoiser's pass over x_t is all that reads the text.
+def weigh(denoiser: SubsDenoiser) -> TensorDictModule:
+    """Build the stage that weighs candidates from the context of `read`: beside it `2 k (|S| - 1)` tokens are read.
 
-    The tokens are those of `transition.of_transitions(samplers.importance(...))` with `energy(denoiser)`, up to
-    rounding. Beside its pass over x_t, a step reads `2 k (|S| - 1)` tokens, so a text costs at most 2 k passes more, in
-    however many steps. Raises ValueError as `samplers.importance` and `energy` do.
+    The energies are those of `energy`, up to rounding. Raises ValueError as `energy` does.
     """
-    settings = (num_particles, temperature, selection, proposal_temperature, nucleus)
-    fixed = samplers.importance(schedule, denoiser, energy(denoiser), *settings)
-    stages = dict(fixed.step.module.items())
-    stages["denoise"] = read(denoiser)
-    stages["weigh"] = _weigh(_InOrder(denoiser), contracts.CONTEXT, contracts.NEW)
-    return fixed._replace(step=TensorDictSequential(stages, inplace=False), proposes="revealed")
+    return _weigh(_InOrder(denoiser), contracts.CONTEXT, contracts.NEW)
+
+
+def order(denoiser: SubsDenoiser) -> TensorDictModule:
+    """Build the stage that gives the states (n, h) which predict each new token of one candidate from those before it.
+
+    Raises ValueError as `energy` does.
+    """
+    return stage("candidates, t, positions, context, new -> in_order", _Order(denoiser))
 
 
 def read(denoiser: SubsDenoiser) -> TensorDictModule:
@@ -63,11 +59,7 @@ def read(denoiser: SubsDenoiser) -> TensorDictModule:
 
     Raises ValueError for a network that is no `contracts.Ordered`.
     """
-    return TensorDictModule(
-        _Read(denoiser),
-        in_keys=[contracts.X_T, contracts.T, contracts.POSITIONS],
-        out_keys=[contracts.HIDDEN, contracts.CONTEXT],
-    )
+    return stage("x_t, t, positions -> hidden, context", _Read(denoiser))
 
 
 def denoising(
@@ -118,7 +110,8 @@ def exact_energy(denoiser: Denoiser) -> TensorDictModule:
     denoiser per token of S, for which plain steps would write as many.
     """
     keys = [contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.LOG_P_CANDIDATES]
-    return TensorDictModule(_Exact(denoiser), in_keys=keys, out_keys=[contracts.ENERGY])
+    found = TensorDictModule(_Exact(denoiser), in_keys=keys, out_keys=[contracts.ENERGY])
+    return energies.declare(found, ("transition", "draft"), Reads(candidates=0, in_turn=1))
 
 
 def _weigh(module: nn.Module, *keys: str) -> TensorDictModule:
@@ -127,7 +120,7 @@ def _weigh(module: nn.Module, *keys: str) -> TensorDictModule:
 
 
 def _ordered(denoiser: SubsDenoiser) -> Ordered:
-    network = denoiser.module.network
+    network = denoiser.network
     if not isinstance(network, Ordered):
         raise ValueError(f"a network of class {type(network).__name__} cannot be read in order, as a Transformer can")
     return network
@@ -143,8 +136,8 @@ class _OfDenoiser(nn.Module):
 
     def _told(self, t: Tensor) -> Tensor | None:
         """The noise levels (b,) that the network is told, if it is told any."""
-        schedule = self.denoiser.module.schedule
-        return None if schedule is None else schedules.sigma(schedule, t)
+        told = self.denoiser.told
+        return None if told is None else schedules.sigma(told, t)
 
     def _in_order(self, tokens: Tensor, where: Tensor, t: Tensor, context: Tensor, text: Tensor) -> Tensor:
         """The network's states; text (b, l): for one that has to look for what it never reads."""
@@ -174,6 +167,13 @@ class States(_OfDenoiser):
         tokens = candidates.gather(2, new.clamp(max=l - 1).unsqueeze(1).expand(-1, k, -1))
         hidden = self._in_order(tokens, new, t, context, candidates[:, 0])
         return hidden[row.clamp(max=b - 1), :, (number - 1).clamp(0, new.shape[1] - 2)]  # padding may count further
+
+
+class _Order(States):
+    """The states (n, h) of one candidate."""
+
+    def forward(self, candidates: Tensor, t: Tensor, positions: Tensor, context: Tensor, new: Tensor) -> Tensor:
+        return super().forward(candidates, t, positions, context, new).squeeze(1)
 
 
 class _InOrder(nn.Module):

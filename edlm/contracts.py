@@ -12,7 +12,8 @@ Time `t` lies in [0, 1]: 0 is data, 1 is all masks; a step goes from `t` down to
 Logarithms are natural, energies and log-probabilities are in nats, and **low energy means likely**.
 """
 
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from tensordict import TensorDict
 from torch import Tensor
@@ -35,14 +36,20 @@ CONTEXT = "context"  # (b, layers, 2, heads, l, d) keys and values of the denois
 CANDIDATE_STATES = "candidate_states"  # (b, k, l, h) those of the candidates
 CANDIDATES = "candidates"  # (b, k, l) whole drafts, or x_s: drafts of what a step reveals, masks elsewhere
 LOG_P_CANDIDATES = "log_p_candidates"  # (b, k, l) log p_theta of each drawn token, zero where none was drawn
-GUESS = "guess"  # (n,) tokens drawn at the positions, one for each
-LOG_P_GUESS = "log_p_guess"  # (n,) their log-probability under that law
+PROPOSED = "proposed"  # (n,) tokens drawn at the positions, one for each
+LOG_P_PROPOSED = "log_p_proposed"  # (n,) their log-probability under that law
 IN_ORDER = "in_order"  # (n, h) states that predict the positions from x_t and the new tokens before them
-KEPT = "kept"  # (n,) bool: the guess stays what it is
+ACCEPTED = "accepted"  # (n,) bool: what was proposed stays
+NO_LAW = "no_law"  # (n,) bool: the network gave no law there
 LOG_RATIO = "log_ratio"  # (b, k) log p_theta less the log-probability of what really proposed the draft
 ENERGY = "energy"  # (b, k)
 CHOSEN = "chosen"  # (b,) index of the particle that was kept
-PARTICLES = "particles"  # (b,) how many candidates were read: weighed, or guessed one after the other
+PARTICLES = "particles"  # (b,) how many candidates were weighed
+ROUNDS = "rounds"  # (b,) how often candidates were proposed and weighed, or what was proposed was verified
+CALLS = "calls"  # (b,) calls of a network one after the other
+DENOISER_TOKENS = "denoiser_tokens"  # (b,) tokens that the denoiser's pass over x_t has read
+ENERGY_TOKENS = "energy_tokens"  # (b,) tokens that the correction has read, parts of a text too
+OWED = "owed"  # (b,) tokens read for the states that a kernel carries, counted by the step that uses them
 ESS = "ess"  # (b,) effective sample size of the step, in [1, k]
 LOG_WEIGHT_STD = "log_weight_std"  # (b,) standard deviation of the log-weights over particles
 
@@ -56,7 +63,52 @@ WEIGHT = "weight"  # (b,) weight of the NELBO at t
 LOG_PROB = "log_prob"  # (b, l) log-probability of the data's tokens, zero where none is predicted
 LOSS = "loss"  # (b,) what is differentiated
 
+# The shape of each, by the letters above: what a loop slices and what an execution mode lets vary follow from it.
+SHAPES = {
+    **dict.fromkeys((X_0, X_T, X_S, REVEAL, LOG_PROB), "b l"),
+    **dict.fromkeys((T, S, CORRECTED, CHOSEN, PARTICLES, ESS, LOG_WEIGHT_STD), "b"),
+    **dict.fromkeys((ROUNDS, CALLS, DENOISER_TOKENS, ENERGY_TOKENS, OWED, ROW, WEIGHT, LOSS), "b"),
+    **dict.fromkeys((POSITIONS, PROPOSED, LOG_P_PROPOSED, ACCEPTED, NO_LAW), "n"),
+    **dict.fromkeys((HIDDEN, IN_ORDER), "n h"),
+    **dict.fromkeys((CANDIDATES, LOG_P_CANDIDATES), "b k l"),
+    **dict.fromkeys((SELECTION_NOISE, LOG_RATIO, ENERGY), "b k"),
+    **dict.fromkeys((SEED, STEP, NUM_ROWS, NUM_TOKENS), ""),
+    NEW: "b m",
+    PROPOSAL_NOISE: "n k",
+    STATES: "b l h",
+    CONTEXT: "b layers 2 heads l d",
+    CANDIDATE_STATES: "b k l h",
+}
+
 Positions = Literal["revealed", "masked"]  # which positions a kernel proposes tokens for
+Scope = Literal["draft", "transition"]  # what an energy weighs: whole drafts, or what a step reveals
+
+
+class Schedule(NamedTuple):
+    """`alpha`: t in [0, 1] to the kept fraction; `alpha_slope`: d alpha / dt <= 0; `inverse`: alpha to t.
+
+    Laws: `alpha` decreases; `alpha_slope` is its derivative; `inverse(alpha(t)) = t`. Each maps a tensor to a tensor
+    of the same shape and type.
+    """
+
+    alpha: Callable[[Tensor], Tensor]
+    alpha_slope: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+
+
+class Reads(NamedTuple):
+    """What an energy reads of one row: whole texts, whole texts of each candidate, and tokens of what is new.
+
+    texts: passes over x_t, whatever the number of candidates; candidates: passes over each of them; new: tokens read of
+    a candidate for each new token of it but the first; in_turn: passes for each of these, one after the other.
+    calls: of a network, one after the other, where anything is read.
+    """
+
+    texts: int = 0
+    candidates: int = 1
+    new: int = 0
+    in_turn: int = 0
+    calls: int = 1
 
 
 @runtime_checkable
@@ -129,6 +181,7 @@ class Denoiser(Protocol):
     mask_id: int
     vocab_size: int
     max_length: int  # the longest sequence the network was built for
+    schedule: Schedule  # of the masking process that it inverts
 
     def __call__(self, tensordict: TensorDict) -> TensorDict:
         """Write the hidden states (n, h) of `positions`."""
@@ -146,6 +199,9 @@ class Energy(Protocol):
     The target is `p ~ p_theta(candidate | x_t) * exp(-energy)`, in nats. A candidate is any token tensor (b, k, l),
     masks allowed; in a row that is corrected, positions are those that the candidates fill in. Laws: particles and rows
     do not see each other; adding a constant per row changes no sample.
+
+    It may say in `scopes` what it can weigh, its own first, and in `reads` what it reads; an energy that does not is
+    one of either scope that reads every candidate once.
     """
 
     in_keys: list[str]

@@ -6,6 +6,7 @@ token is drawn.
 """
 
 import math
+from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -19,15 +20,29 @@ from edlm.schedules import Schedule
 class _OfNetwork(TensorDictModule):
     """Hidden states of a network at the positions that are wanted, whatever they are read as."""
 
-    def __init__(self, network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
+    def __init__(
+        self, network: nn.Module, mask_id: int, told: Schedule | None, schedule: Schedule | None = None
+    ) -> None:
         super().__init__(
-            _HiddenAt(network, schedule),
+            _HiddenAt(network, told),
             in_keys=[contracts.X_T, contracts.T, contracts.POSITIONS],
             out_keys=[contracts.HIDDEN],
         )
         self.mask_id = mask_id
         self.vocab_size = _vocab_size(network)
         self.max_length = int(network.max_length)  # type: ignore[arg-type]
+        self.schedule = schedule or told or schedules.log_linear()
+
+    @property
+    def network(self) -> Any:
+        """The network whose states are read: a `contracts.Network`, and a module."""
+        return self.module.network
+
+    @property
+    def told(self) -> Schedule | None:
+        """The schedule whose noise level the network is told, None for one that is told no time."""
+        found: Schedule | None = self.module.schedule
+        return found
 
 
 class SubsDenoiser(_OfNetwork):
@@ -35,7 +50,7 @@ class SubsDenoiser(_OfNetwork):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
-        head, width = self.module.network.head, categorical.columns_at_once(self.vocab_size, hidden.device)
+        head, width = self.network.head, categorical.columns_at_once(self.vocab_size, hidden.device)
         if width < self.vocab_size and not hidden.requires_grad:
             columns = categorical.slices(self.vocab_size, width)
             logits = torch.cat([head(hidden, each) for each in columns], dim=-1)
@@ -49,23 +64,26 @@ class SubsDenoiser(_OfNetwork):
 
         expected (n,): the gradient of the result up to one factor, if it is known; see `cross_entropy.log_prob`.
         """
-        head = self.module.network.head
+        head = self.network.head
         if isinstance(head, Head):
             return head.log_prob(hidden, tokens, self.mask_id, expected)
         return categorical.token_log_prob(self.logits(hidden), tokens.unsqueeze(-1)).squeeze(-1)
 
 
-def subs(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> SubsDenoiser:
+def subs(
+    network: nn.Module, mask_id: int, told: Schedule | None = None, schedule: Schedule | None = None
+) -> SubsDenoiser:
     """`p_theta(x_0 | x_t) = prod_i p_i`, mask excluded, revealed tokens kept (SUBS, Sahoo et al. 2024, section 3).
 
-    A revealed position is never asked for, so it keeps its own token by construction. Without a schedule the network
-    is told sigma = 0 at every time, as the published models without time conditioning are; with one it is told
-    `sigma(t) = -log alpha(t)`.
+    A revealed position is never asked for, so it keeps its own token by construction. told: the schedule of whose
+    `sigma(t) = -log alpha(t)` the network is told; None tells it sigma = 0 at every time, as the published models
+    without time conditioning are. schedule: that of the masking process, which a sampler takes from here; None is
+    `told`, or the log-linear one.
 
-    Raises ValueError if mask_id is outside the vocabulary, or if the schedule's sigma(1) is infinite.
+    Raises ValueError if mask_id is outside the vocabulary, or if the sigma(1) that the network is told is infinite.
     """
-    _check(network, mask_id, schedule)
-    return SubsDenoiser(network, mask_id, schedule)
+    _check(network, mask_id, told)
+    return SubsDenoiser(network, mask_id, told, schedule)
 
 
 class D3pmDenoiser(_OfNetwork):
@@ -73,7 +91,7 @@ class D3pmDenoiser(_OfNetwork):
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Hidden states (n, h) to log-probabilities (n, v), the mask among the tokens; float32 or better."""
-        logits = self.module.network.head(hidden)
+        logits = self.network.head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
@@ -96,7 +114,7 @@ class SeddDenoiser(_OfNetwork):
 
         `log s_y = logit_y - log expm1(sigma) - log(v - 1)`: logits of zero are the exact score of uniform data.
         """
-        logits = self.module.network.head(hidden)
+        logits = self.network.head(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         columns = torch.arange(logits.shape[-1], device=logits.device)
         offset = alpha.logit().to(logits.dtype) - math.log(logits.shape[-1] - 1)  # -log expm1(sigma) is logit(alpha)

@@ -141,12 +141,12 @@ def _sampling() -> Finding:
     """Texts of an untrained network are whole, and one alone is the text that it is among others."""
     import torch
 
-    from edlm import denoisers, networks, pipelines, samplers, schedules
+    from edlm import denoisers, networks, pipelines, plans, samplers
 
     started = time.monotonic()
     network = networks.Transformer(28, _LENGTH, hidden_size=32, num_layers=1, num_heads=2).eval()
-    kernel = samplers.ancestral(schedules.log_linear(), denoisers.subs(network, mask_id=27))
-    pipeline = pipelines.sampling(kernel, _LENGTH, _STEPS)
+    sampler = samplers.Sampler(denoisers.subs(network, mask_id=27), plans.Grid(_STEPS))
+    pipeline = pipelines.pipeline(sampler, _LENGTH)
     together = pipelines.sample(pipeline, _TEXTS, seed=0)["tokens"]
     alone = pipelines.sample(pipeline, 1, seed=0, first_row=_TEXTS - 1)["tokens"]
     whole, same = bool((together != 27).all()), torch.equal(alone[0], together[-1])

@@ -6,6 +6,7 @@ An energy is a TensorDict module that reads `candidates` (b, k, l) and whichever
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +14,31 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import categorical, contracts, schedules
+from edlm import categorical, contracts, passes, schedules
+from edlm.contracts import Energy, Reads, Scope
 from edlm.layers import Attention, Head
 from edlm.networks import EnergyNetwork
 from edlm.schedules import Schedule
 
+E = TypeVar("E", bound=nn.Module)
+
 
 def zero() -> TensorDictModule:
     """`E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
-    return TensorDictModule(_Zero(), in_keys=[contracts.CANDIDATES], out_keys=[contracts.ENERGY])
+    found = TensorDictModule(_Zero(), in_keys=[contracts.CANDIDATES], out_keys=[contracts.ENERGY])
+    return declare(found, ("draft", "transition"), passes.NOTHING)
+
+
+def declare(energy: E, scopes: tuple[Scope, ...], reads: Reads | None = None) -> E:
+    """Have an energy say what it can weigh, its own scope first, and what it reads; None: every candidate once."""
+    energy.scopes, energy.reads = scopes, Reads() if reads is None else reads  # type: ignore[assignment]
+    return energy
+
+
+def scopes_of(energy: Energy) -> tuple[Scope, ...]:
+    """What an energy says that it can weigh; either, if it says nothing."""
+    found: tuple[Scope, ...] = getattr(energy, "scopes", ("draft", "transition"))
+    return found
 
 
 def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | None = None) -> TensorDictModule:
@@ -30,7 +47,7 @@ def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | 
     With a schedule the network is told `sigma(t)`, else zero. Positions that x_t gives as `pad_id` do not count.
     Raises ValueError if the schedule's sigma(1) is infinite.
     """
-    return _of_network(_Learned(network, schedule, pad_id))
+    return declare(_of_network(_Learned(network, schedule, pad_id)), ("draft",))
 
 
 def learned_transition(
@@ -42,7 +59,7 @@ def learned_transition(
     over a long text would drown the few positions that differ. Zero if nothing is new. Arguments and errors are those
     of `learned`.
     """
-    return _of_network(_LearnedTransition(network, schedule, pad_id))
+    return declare(_of_network(_LearnedTransition(network, schedule, pad_id)), ("transition",))
 
 
 def _of_network(module: "_Learned") -> TensorDictModule:
@@ -71,11 +88,12 @@ def residual_ar(
     Raises ValueError as `check_ar` does.
     """
     check_ar(network, mask_id, bos_id, pad_id)
-    return TensorDictModule(
+    found = TensorDictModule(
         _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
         in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES],
         out_keys=[contracts.ENERGY],
     )
+    return declare(found, ("draft",))  # a mask has no chance under an AR model
 
 
 def ar_log_prob(
@@ -236,12 +254,18 @@ class _Sum(TensorDictModuleBase):
         self.in_keys = list(dict.fromkeys(key for term in terms for key in term.in_keys))
         self.out_keys = [contracts.ENERGY]
         self.terms = nn.ModuleList(terms)
-        self.reads = [list(term.in_keys) for term in terms]
+        self.shown = [list(term.in_keys) for term in terms]
         self.factors = list(factors)
+        scopes = [scopes_of(term) for term in terms]
+        declare(
+            self,
+            tuple(scope for scope in scopes[0] if all(scope in each for each in scopes)),
+            passes.together(*(passes.of_energy(term) for term in terms)),
+        )
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
         found = [
             factor * term(tensordict.select(*keys))[contracts.ENERGY].double()
-            for term, keys, factor in zip(self.terms, self.reads, self.factors, strict=True)
+            for term, keys, factor in zip(self.terms, self.shown, self.factors, strict=True)
         ]
         return tensordict.set(contracts.ENERGY, torch.stack(found).sum(0))

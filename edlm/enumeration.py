@@ -6,23 +6,22 @@ then the sampler itself and no histogram of its texts.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import contracts
+from edlm import contracts, energies, plans, selections
 from edlm.contracts import Denoiser, Energy, Positions
+from edlm.samplers import Sampler
 from edlm.schedules import Schedule
+from edlm.selections import Law
 
 MOST_TRANSITIONS = 1 << 20
 _SOME_TIMES = (0.25, 1.0)  # a law that is asked once for all steps must be the same at any time
-_QUADRATURE_STEP, _TAIL = 0.25, 40.0  # in log s, and how far to go beyond the largest and the smallest weight
 _ROUNDING = 1e-6
-
-Choice = Callable[[Tensor, Tensor, int], Tensor]  # log q, log w of d candidates (b, d) and k -> law of the kept one
 
 
 class Transitions(NamedTuple):
@@ -38,40 +37,46 @@ class Transitions(NamedTuple):
     law: Tensor
 
 
-def sir(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
-    """The law of the candidate that SIR keeps of k independent draws, (b, d), by quadrature to about 1e-9.
+def law(sampler: Sampler, length: int) -> Tensor:
+    """The law of what a sampler draws, float64 (m,) * l of the m symbols; the mask's id is m.
 
-    `k q w E[1 / (w + sum_{j=2..k} w_j)] = k q w int_0^inf e^(-s w) (E e^(-s w_j))^(k - 1) ds`; where every weight is
-    zero the first is kept.
+    Raises ValueError where there are more than `MOST_TRANSITIONS`, where denoiser or energy change with the time t, and
+    for a window, a nucleus, candidates until an ESS is reached and a selection whose law is not known.
     """
-    if num_particles == 1:
-        return log_q.exp()
-    possible = torch.where(log_q > -torch.inf, log_w, -torch.inf)
-    log_w = possible - possible.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
-    w, kept = log_w.exp(), torch.zeros_like(log_w)
-    smallest = float(log_w[w > 0.0].min()) if (w > 0.0).any() else 0.0
-    for log_s in torch.arange(-_TAIL, _TAIL - smallest, _QUADRATURE_STEP, dtype=torch.float64):
-        s = log_s.exp()
-        decay = (-s * w).exp()
-        others = (log_q.exp() * decay).sum(-1, keepdim=True) ** (num_particles - 1)
-        kept = kept + s * decay * others
-    nothing = (log_q.exp() * (w == 0.0)).sum(-1, keepdim=True) ** (num_particles - 1)
-    return log_q.exp() * (num_particles * w * _QUADRATURE_STEP * kept + (w == 0.0) * nothing)
+    return law_of(transitions_of(sampler, length), sampler, length)
 
 
-def imh(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
-    """The law of an independent Metropolis-Hastings chain that starts at a draw and is offered k - 1 more, (b, d)."""
-    q, law = log_q.exp(), log_q.exp()
-    rise = log_w.unsqueeze(1) - log_w.unsqueeze(2)  # (b, from, to)
-    accepted = torch.where(rise.isnan(), 0.0, rise.clamp(max=0.0).exp()) * q.unsqueeze(1)
-    for _ in range(num_particles - 1):
-        law = law * (1.0 - accepted.sum(2)) + (law.unsqueeze(1) @ accepted).squeeze(1)
-    return law
+def transitions_of(sampler: Sampler, length: int) -> Transitions:
+    """Every transition of a sampler's step, the same for every plan; errors as of `law`."""
+    reason = missing(sampler)
+    if reason:
+        raise ValueError(f"{sampler}: {reason}")
+    parts, correction, found = sampler.parts, sampler.correction, sampler.chooses.law
+    assert found is not None
+    if parts is None or correction is None:
+        heat = sampler.proposal.temperature
+        return transitions(sampler.denoiser, length, None, 1, found, "revealed", heat)
+    energy = parts.energy
+    if correction.temperature != 1.0:
+        energy = energies.scaled(energy, 1.0 / correction.temperature)
+    k = 2 if sampler.chooses.in_order else sampler.most  # the limit does not read it, and one would weigh nothing
+    proposes: Positions = "masked" if parts.scope == "draft" else "revealed"
+    return transitions(sampler.denoiser, length, energy, k, found, proposes, sampler.proposal.temperature)
 
 
-def many(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
-    """The law that SIR and IMH tend to with more and more candidates, (b, d): `q w` over its sum, k not read."""
-    return (log_q + log_w).softmax(-1)
+def missing(sampler: Sampler) -> str:
+    """Why the law of a sampler cannot be enumerated, whatever the space; an empty text if it can."""
+    selection, (temperature, nucleus) = sampler.chooses, sampler.proposal
+    if nucleus != 1.0:
+        return f"the law of a nucleus is not enumerated: {nucleus}"
+    if selection.in_order and temperature != 1.0:
+        return f"the law in order is enumerated at the denoiser's own temperature, not at {temperature}"
+    if selection.law is None:
+        return f"the law of selection = {selection.name!r} is not known"
+    if not isinstance(sampler.candidates, int):
+        return f"the law of candidates until an ESS is reached is not known: {sampler.candidates}"
+    always = tuple(sampler.window) == (0.0, 1.0)
+    return "" if always else f"the law of a window is not enumerated: {list(sampler.window)}"
 
 
 def sampler_law(
@@ -81,7 +86,7 @@ def sampler_law(
     length: int,
     energy: Energy | None = None,
     num_particles: int = 1,
-    choice: Choice = sir,
+    choice: Law = selections.sir_law,
     proposes: Positions = "masked",
     proposal_temperature: float = 1.0,
 ) -> Tensor:
@@ -95,11 +100,22 @@ def sampler_law(
     return law_after(steps, schedule, grid, denoiser.mask_id, length)
 
 
+def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
+    """The law of texts after the passes of a sampler's plan, (m,) * l, from all masks."""
+    denoiser = sampler.denoiser
+    return _after(steps, sampler.plan.chances(denoiser.schedule, length), denoiser.mask_id, length)
+
+
 def law_after(steps: Transitions, schedule: Schedule, grid: Tensor | None, symbols: int, length: int) -> Tensor:
     """The law of texts after the steps of a grid, (m,) * l, from all masks; see `sampler_law`."""
+    plan = plans.TokensPerPass(1) if grid is None else plans.Times(tuple(grid.tolist()))
+    return _after(steps, plan.chances(schedule, length), symbols, length)
+
+
+def _after(steps: Transitions, tables: Sequence[Tensor], symbols: int, length: int) -> Tensor:
     mass = torch.zeros((symbols + 1) ** length, dtype=torch.float64)
     mass[-1] = 1.0  # all masks
-    for chance in _chances(schedule, grid, length):
+    for chance in tables:
         flow = mass[steps.before] * steps.law * chance[steps.masked, steps.revealed]
         mass = torch.zeros_like(mass).index_add(0, steps.after, flow)
     return mass.view((symbols + 1,) * length)[(slice(symbols),) * length]
@@ -111,7 +127,7 @@ def transitions(
     length: int,
     energy: Energy | None,
     num_particles: int,
-    choice: Choice,
+    choice: Law,
     proposes: Positions,
     proposal_temperature: float = 1.0,
 ) -> Transitions:
@@ -194,7 +210,7 @@ def _weighed(
     return log_q, per_token.sum(-1) - log_q - asked[-1]
 
 
-def _chosen(weighed: Sequence[tuple[Tensor, Tensor]], choice: Choice, num_particles: int) -> list[Tensor]:
+def _chosen(weighed: Sequence[tuple[Tensor, Tensor]], choice: Law, num_particles: int) -> list[Tensor]:
     """The law (b, d) of what is kept of each, those with equally many candidates chosen from in one call."""
     laws: list[Tensor] = [torch.empty(0)] * len(weighed)
     for size in {log_q.shape[1] for log_q, _ in weighed}:
@@ -224,25 +240,6 @@ def _named(x_t: Tensor, revealed: Sequence[int], num_masked: int, symbols: int, 
     count = torch.ones_like(after)
     columns = (before, after, num_masked * count, len(revealed) * count, law)
     return Transitions(*(column.flatten() for column in columns))
-
-
-def _chances(schedule: Schedule, grid: Tensor | None, length: int) -> list[Tensor]:
-    """For each step the chance to reveal one given set of r of n masks: a table (l + 1, l + 1) by n and r.
-
-    On a grid each mask is revealed independently; one at a time each is as likely to be the next.
-    """
-    n = torch.arange(length + 1, dtype=torch.float64).unsqueeze(-1)
-    r = torch.arange(length + 1, dtype=torch.float64)
-    if grid is None:
-        one = torch.where((r == 1) & (n > 0), 1.0 / n.clamp(min=1.0), 0.0)
-        return [torch.where((n == 0) & (r == 0), 1.0, one)] * length
-    still = 1.0 - schedule.alpha(grid.double())
-    still[-1] = 0.0  # whatever the schedule, the last step leaves no mask
-    tables = []
-    for before, after in itertools.pairwise(still.tolist()):
-        p = 1.0 - after / before
-        tables.append(torch.where(r <= n, p**r * (1.0 - p) ** (n - r).clamp(min=0.0), 0.0))
-    return tables
 
 
 def _joint(log_p: Tensor) -> Tensor:

@@ -18,29 +18,12 @@ from tensordict.nn import CudaGraphModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, networks
-from edlm.contracts import (
-    CONTEXT,
-    CORRECTED,
-    GUESS,
-    HIDDEN,
-    IN_ORDER,
-    LOG_P_GUESS,
-    NEW,
-    POSITIONS,
-    PROPOSAL_NOISE,
-    REVEAL,
-    SELECTION_NOISE,
-    STATES,
-    X_T,
-    T,
-)
+from edlm.contracts import NEW, POSITIONS, PROPOSAL_NOISE, SHAPES, X_T
+from edlm.kernel import Kernel, Looped
 from edlm.layers import Block
 from edlm.pipelines import Pipeline
-from edlm.samplers import Kernel, Looped
 
 Mode = Literal["eager", "compile", "cudagraph"]
-_PER_ROW = (X_T, T, REVEAL, CORRECTED, SELECTION_NOISE, STATES, CONTEXT, NEW)
-_PER_POSITION = (POSITIONS, PROPOSAL_NOISE, HIDDEN, GUESS, LOG_P_GUESS, IN_ORDER)
 _SMALLEST_GRAPH = 16
 _FEWEST_NEW = 3  # one less are read in order, and a single one is a size of its own to the compiler
 
@@ -161,9 +144,7 @@ class _CompiledStep(nn.Module):
         inputs = tensordict.select(*self.in_keys)  # another key set would be another graph
         count = inputs[PROPOSAL_NOISE if PROPOSAL_NOISE in inputs else POSITIONS].shape[0]
         size = 0 if count <= self.one_tile else count
-        _mark_dynamic(inputs, _PER_ROW)
-        if not size:
-            _mark_dynamic(inputs, _PER_POSITION)
+        _mark_dynamic(inputs, "b" if size else "bn")
         if NEW in inputs and inputs[NEW].shape[1] >= _FEWEST_NEW:
             torch._dynamo.mark_dynamic(inputs[NEW], 1)
         if size not in self._runs:
@@ -201,11 +182,12 @@ class _GraphedStep(nn.Module):
         return self._graphs[shape](inputs).clone()  # the graph's own output is overwritten by its next replay
 
 
-def _mark_dynamic(inputs: TensorDict, keys: tuple[str, ...]) -> None:
-    """Let the first size of these tensors vary; a single row is a size of its own to the compiler."""
-    for key in keys:
-        if key in inputs and inputs[key].shape[0] > 1:
-            torch._dynamo.mark_dynamic(inputs[key], 0)
+def _mark_dynamic(inputs: TensorDict, axes: str) -> None:
+    """Let the first size vary where it is one of these axes; a single row is a size of its own to the compiler."""
+    for key, value in inputs.items():
+        first = SHAPES.get(key, "").split(" ", 1)[0]
+        if first and first in axes and value.shape[0] > 1:
+            torch._dynamo.mark_dynamic(value, 0)
 
 
 def _with_own_graphs(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,66 +14,42 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import contracts, energies, noise, objectives, particles, samplers, schedules, training, transition
-from edlm.contracts import Joint, Selection
+from edlm import contracts, energies, noise, objectives, passes, schedules, stages, training, transition
+from edlm.contracts import Joint, Reads
 from edlm.denoisers import SubsDenoiser
 from edlm.noise import Stream
-from edlm.samplers import Kernel
 from edlm.schedules import Schedule
+from edlm.stages import stage
 
 
 def energy(network: Joint) -> TensorDictModule:
     """The energy of transitions of a joint network as one of its own, `{candidates, x_t, positions} -> {energy}`.
 
-    What `importance` computes, for any other kernel or bound; it reads x_t too, one pass more than is needed there.
+    What `read` and `weigh` compute, for any other kernel or bound; it reads x_t too, one pass more than they need.
     """
-    return TensorDictModule(
-        _Energy(network),
-        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS],
-        out_keys=[contracts.ENERGY],
-    )
+    found = stage("candidates, x_t, positions -> energy", _Energy(network))
+    return energies.declare(found, ("transition", "draft"), Reads(texts=1, candidates=1, calls=2))
 
 
-def importance(
-    schedule: Schedule,
-    denoiser: SubsDenoiser,
-    num_particles: int,
-    temperature: float = 1.0,
-    selection: Selection = particles.sir,
-    proposal_temperature: float = 1.0,
-    nucleus: float = 1.0,
-) -> Kernel:
-    """Importance sampling of transitions by a joint network: k candidates are read per step, and nothing else is.
+def recall() -> TensorDictModule:
+    """Build the stage that takes hidden states from those that a sampler carries: `{states, positions} -> {hidden}`."""
+    return stage("states, positions -> hidden", _states_at)
 
-    The tokens are those of `transition.of_transitions(samplers.importance(...))` with the denoiser and `energy` of the
-    network, up to rounding, and so those of `samplers.ancestral` with one particle or outside the window. A text of T
-    steps costs one pass of the denoiser and T of k candidates; where a window begins, one pass of the denoiser more.
-    Raises ValueError as `samplers.importance` does, for a denoiser without a joint network, and for one that is told
-    the time.
-    """
-    network = _joint_network(denoiser)
-    settings = (num_particles, temperature, selection, proposal_temperature, nucleus)
-    fixed = samplers.importance(schedule, denoiser, energy(network), *settings)
-    stages = fixed.step.module
-    step = TensorDictSequential(
-        {
-            "recall": TensorDictModule(
-                _states_at, in_keys=[contracts.STATES, contracts.POSITIONS], out_keys=[contracts.HIDDEN]
-            ),
-            "propose": stages["propose"],
-            "read": _read(network),
-            "weigh": _weigh(network),
-            "select": stages["select"],
-            "reveal": stages["reveal"],
-            "carry": TensorDictModule(
-                _states_of_chosen,
-                in_keys=[contracts.CANDIDATE_STATES, contracts.CHOSEN],
-                out_keys=[contracts.STATES],
-            ),
-        },
-        inplace=False,
-    )
-    return fixed._replace(init=partial(_first, network), step=step, proposes="revealed", carries_states=True)
+
+def read(network: Joint) -> TensorDictModule:
+    """Build the one pass, that over the candidates: `{candidates} -> {candidate_states}`."""
+    return stage("candidates -> candidate_states", _Read(network))
+
+
+def weigh(network: Joint) -> TensorDictModule:
+    """Build the stage that weighs candidates by their states: `{candidate_states, hidden, positions} -> {energy}`."""
+    shown = "" if getattr(network, "pad_id", None) is None else ", candidates"
+    return stage(f"candidate_states, hidden, positions{shown} -> energy", _Weigh(network))
+
+
+def carry() -> TensorDictModule:
+    """Build the stage that keeps the winner's states for the next step: `{candidate_states, chosen} -> {states}`."""
+    return stage("candidate_states, chosen -> states", _states_of_chosen)
 
 
 def contrastive(
@@ -95,17 +71,17 @@ def contrastive(
     `num_tokens` too, and l is `num_tokens / num_rows`: the mean of the first part is then one over tokens.
     num_steps: fewest and most steps of the grids to train for; their logarithm is uniform between them.
     Of the T + 1 states of a grid the first, all masks, has no step before it, the last nothing left to predict.
-    Raises ValueError unless 1 <= fewest <= most and num_negatives >= 1, and for a denoiser as `importance` does.
+    Raises ValueError unless 1 <= fewest <= most and num_negatives >= 1, and for a denoiser as `network_of` does.
     """
     fewest, most = num_steps
     if not 1 <= fewest <= most:
         raise ValueError(f"num_steps = ({fewest}, {most}) must be the fewest and the most steps, 1 <= fewest <= most")
     if num_negatives < 1:
         raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
-    network = _joint_network(denoiser)
+    network = network_of(denoiser)
     counted = [] if pad_id is None else [contracts.NUM_TOKENS, contracts.NUM_ROWS]
     draft = TensorDictSequential(
-        {"denoise": denoiser, "draw": training.negative_noise(num_negatives), "propose": samplers.propose(denoiser)},
+        {"denoise": denoiser, "draw": training.negative_noise(num_negatives), "propose": stages.propose(denoiser)},
         inplace=False,
     )
     return TensorDictSequential(
@@ -121,8 +97,8 @@ def contrastive(
                 in_keys=[contracts.X_S, contracts.CANDIDATES],
                 out_keys=[contracts.CANDIDATES],
             ),
-            "read": _read(network),
-            "weigh": _weigh(network),
+            "read": read(network),
+            "weigh": weigh(network),
             "remain": TensorDictModule(
                 partial(_still_masked, denoiser.mask_id),
                 in_keys=[contracts.X_S, contracts.CANDIDATE_STATES],
@@ -139,26 +115,14 @@ def contrastive(
     )
 
 
-def _joint_network(denoiser: SubsDenoiser) -> Joint:
-    network = denoiser.module.network
+def network_of(denoiser: SubsDenoiser) -> Joint:
+    """The joint network of a denoiser. Raises ValueError for one without, and for one that is told the time."""
+    network = denoiser.network
     if not isinstance(network, Joint):
         raise ValueError(f"a network of class {type(network).__name__} has no energy: a joint network has two heads")
-    if denoiser.module.schedule is not None:
+    if denoiser.told is not None:
         raise ValueError("a joint network is told no time: build its denoiser without a schedule")
     return network
-
-
-def _read(network: Joint) -> TensorDictModule:
-    return TensorDictModule(_Read(network), in_keys=[contracts.CANDIDATES], out_keys=[contracts.CANDIDATE_STATES])
-
-
-def _weigh(network: Joint) -> TensorDictModule:
-    shown = [] if getattr(network, "pad_id", None) is None else [contracts.CANDIDATES]
-    return TensorDictModule(
-        _Weigh(network),
-        in_keys=[contracts.CANDIDATE_STATES, contracts.HIDDEN, contracts.POSITIONS, *shown],
-        out_keys=[contracts.ENERGY],
-    )
 
 
 class _AsItStands(TensorDictModuleBase):
@@ -259,9 +223,9 @@ class _AtState(nn.Module):
         return x_t, ((left + 1) / num_steps).clamp(max=1.0), x_s, positions, (num_steps + 1) * share
 
 
-def _first(network: Joint, tokens: Tensor) -> TensorDict:
+def first(network: Joint, tokens: Tensor) -> TensorDict:
     """The state before the first step: the denoiser's only pass of its own."""
-    return TensorDict({contracts.X_T: tokens, contracts.STATES: network(tokens)})
+    return TensorDict({contracts.X_T: tokens, contracts.STATES: network(tokens), contracts.OWED: passes.owed(tokens)})
 
 
 def _states_at(states: Tensor, positions: Tensor) -> Tensor:

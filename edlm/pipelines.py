@@ -4,6 +4,7 @@ A pipeline is a value. The loop draws the reveal plan first and reads its counts
 follows from them, so nothing inside the loop waits for the device, and a row that is finished is worked on no more.
 """
 
+import html
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -11,30 +12,29 @@ from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, contracts, finite, noise, schedules
+from edlm import absorbing, contracts, finite, noise, samplers, schedules
 from edlm.absorbing import RevealPlan
+from edlm.kernel import Kernel
 from edlm.noise import Stream
-from edlm.samplers import Kernel
+from edlm.samplers import Sampler
 
 Callback = Callable[[TensorDict, TensorDict], None]
+_READ = (contracts.DENOISER_TOKENS, contracts.ENERGY_TOKENS, contracts.CALLS)
 
 
 class Pipeline(NamedTuple):
-    """Everything `sample` needs but the number of samples and the seed.
+    """Everything `sample` needs but the number of samples and the seed: a sampler and a length; see `pipeline`.
 
-    grid: times of the steps from 1 to 0, None for `tokens_per_pass` positions at a time; window: the times [low, high]
-    at which the energy corrects; pad_rows, pad_positions, pad_new: the numbers of rows, of positions and of a row's
-    new tokens a step is padded to, more than needed only where an execution mode wants few distinct shapes.
+    kernel: what takes the sampler's steps, in whatever execution mode; pad_rows, pad_positions, pad_new: the numbers of
+    rows, of positions and of a row's new tokens a step is padded to, more than needed only where an execution mode
+    wants few distinct shapes.
     """
 
-    kernel: Kernel
+    sampler: Sampler
     length: int
-    grid: Tensor | None
-    tokens_per_pass: int = 1
-    window: tuple[float, float] = (0.0, 1.0)
+    kernel: Kernel
     pad_rows: Callable[[int], int] = lambda count: count
     pad_positions: Callable[[int], int] = lambda count: count
     pad_new: Callable[[int], int] = lambda count: count
@@ -44,31 +44,25 @@ class Pipeline(NamedTuple):
         """Where the kernel's parameters and buffers are; the CPU if it has none."""
         return device_of(self.kernel.step)
 
+    def __repr__(self) -> str:
+        """The algorithm: what it is called, and what a step reads and writes."""
+        lines = samplers.describe(self.sampler).splitlines()
+        return "\n".join([f"{self.sampler}, {self.length} tokens", *(f"  {line}" for line in lines)])
 
-def sampling(
-    kernel: Kernel,
-    length: int,
-    num_steps: int | None = None,
-    window: tuple[float, float] = (0.0, 1.0),
-    grid: Callable[[int], Tensor] = schedules.uniform_grid,
-    tokens_per_pass: int = 1,
-) -> Pipeline:
-    """Compose a kernel, a length and a step grid into a pipeline.
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
-    num_steps: how many steps `grid` places; None reveals `tokens_per_pass` positions in every pass, in random order
-    (one: first-hitting). window: the energy is used at steps that start at a time in it, and costs nothing elsewhere.
-    Raises ValueError for a length outside 1..max_length of the network, num_steps or tokens_per_pass below 1, both of
-    them given, or a window that is reversed or leaves [0, 1].
+
+def pipeline(sampler: Sampler, length: int) -> Pipeline:
+    """Compose a sampler and a length into a pipeline.
+
+    Raises ValueError for a length outside 1..max_length of the network.
     """
-    max_length = kernel.denoiser.max_length
+    max_length = sampler.denoiser.max_length
     if not 1 <= length <= max_length:
         raise ValueError(f"length = {length} must lie in 1..{max_length}, the longest the denoiser was built for")
-    schedules.check_window(window)
-    if tokens_per_pass < 1:
-        raise ValueError(f"tokens_per_pass = {tokens_per_pass} must be at least 1")
-    if num_steps is not None and tokens_per_pass > 1:
-        raise ValueError(f"tokens_per_pass = {tokens_per_pass} needs num_steps = None, not {num_steps}")
-    return Pipeline(kernel, length, None if num_steps is None else grid(num_steps), tokens_per_pass, window)
+    return Pipeline(sampler, length, samplers.kernel(sampler))
 
 
 @torch.no_grad()
@@ -87,8 +81,10 @@ def sample(
     with masks, (l,) or (b, l), filled up with masks on the right; what it gives never changes, so a prefix, a suffix
     and an infilling are one thing. callback: called after each pass with the state `{x_t}` and the pass's info.
 
-    `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), and per pass `t`, how many tokens it `revealed`,
-    `corrected`, `particles`, `ess` and `log_weight_std` (b, p), the last two NaN where no energy was used.
+    `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), parts of a text counted by their tokens, and per
+    pass `t`, how many tokens it `revealed`, `corrected`, `particles`, `ess` and `log_weight_std` (b, p), the last two
+    NaN where no candidates were weighed, and what was read for the row: `denoiser_tokens`, `energy_tokens`, `calls` of
+    a network one after the other, and `rounds` (b, p). It tells of a text alone, whatever else is in its batch.
     Raises ValueError for num_samples < 1, a prompt that does not fit, dropout left on (call `.eval()`), and, when the
     texts are there, for logits or energies that are no numbers, with the pass and the text: see `finite`.
     """
@@ -156,7 +152,7 @@ def _run(
     kernel, b, length = pipeline.kernel, *tokens.shape
     masked = tokens == kernel.denoiser.mask_id
     reveal_noise = noise.grid(seed, row, first_pass, Stream.REVEAL, length)
-    plan = absorbing.reveal_plan(reveal_noise, masked, kernel.schedule, pipeline.grid, pipeline.tokens_per_pass)
+    plan = pipeline.sampler.plan.draw(reveal_noise, masked, kernel.denoiser.schedule)
     # Rows with the most passes first: those that still run are then always the first ones.
     order = plan.passes.argsort(descending=True, stable=True)
     original = order.argsort()
@@ -186,12 +182,12 @@ def _run(
         carried = {key: out[key] for key, _ in state.items() if key != contracts.X_T}
         state = TensorDict({contracts.X_T: out[contracts.X_S], **carried})
         before = active
-        diagnostics.append(_diagnostics(out, corrected[:, p]))
+        diagnostics.append(_diagnostics(out, corrected[:, p], plan.passes > p))
         flags.append(finite.of_pass(out, corrected[:, p]))
         if callback is not None:
             callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics[-1][original])
     finite.require(flags, plan.t, row)
-    info = _info(plan, revealed, corrected, diagnostics, kernel.carries_states)
+    info = _info(plan, revealed, corrected, diagnostics, length)
     return TensorDict({"tokens": tokens, "info": info}, batch_size=[b])[original]
 
 
@@ -208,13 +204,6 @@ def device_of(step: nn.Module) -> torch.device:
     return next((each.device for each in chain(step.parameters(), step.buffers())), torch.device("cpu"))
 
 
-def describe(stages: TensorDictSequential) -> str:
-    """A pipeline as the algorithm it is: one line per stage, what it reads and what it writes."""
-    named = stages.module.items()
-    width = max(len(name) for name, _ in named)
-    return "\n".join(f"{name:<{width}}  {', '.join(m.in_keys)} -> {', '.join(m.out_keys)}" for name, m in named)
-
-
 def check_evaluating(step: nn.Module) -> None:
     """Raise ValueError naming the first dropout that is on."""
     for name, module in step.named_modules():
@@ -225,7 +214,7 @@ def check_evaluating(step: nn.Module) -> None:
 def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     """Whether each row's pass is corrected by the energy: bool (b, p)."""
     running = torch.arange(plan.t.shape[1], device=plan.t.device) < plan.passes.unsqueeze(-1)
-    inside = schedules.inside(plan.t, pipeline.window) & running
+    inside = schedules.inside(plan.t, pipeline.sampler.window) & running
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
 
 
@@ -276,30 +265,26 @@ def _contiguous(column: Tensor) -> Tensor:
     return column.clone(memory_format=torch.contiguous_format)
 
 
-def _diagnostics(out: TensorDict, corrected: Tensor) -> TensorDict:
-    """Number of particles, ESS and log-weight s.d. of one pass (b,): 0 and NaN for rows that were not corrected."""
+def _diagnostics(out: TensorDict, corrected: Tensor, running: Tensor) -> TensorDict:
+    """What one pass says of every row (b,): 0 and NaN of weights where it was not corrected, 0 where it is finished."""
     nothing = torch.full(corrected.shape, torch.nan, dtype=torch.float64, device=corrected.device)
-    absent = {
-        contracts.PARTICLES: torch.zeros_like(corrected, dtype=torch.int64),
-        contracts.ESS: nothing,
-        contracts.LOG_WEIGHT_STD: nothing,
-    }
+    none = torch.zeros_like(corrected, dtype=torch.int64)
+    kinds = [(contracts.PARTICLES, none, corrected), (contracts.ESS, nothing, corrected)]
+    kinds += [(contracts.LOG_WEIGHT_STD, nothing, corrected), (contracts.ROUNDS, none, corrected)]
+    kinds += [(key, none, running) for key in _READ]
     values = {
-        key: torch.where(corrected, torch.cat([out[key], none[len(out[key]) :]]), none) if key in out else none
-        for key, none in absent.items()
+        key: torch.where(told, torch.cat([out[key], absent[len(out[key]) :]]), absent) if key in out else absent
+        for key, absent, told in kinds
     }
     return TensorDict(values, batch_size=corrected.shape)
 
 
 def _info(
-    plan: RevealPlan, revealed: Tensor, corrected: Tensor, diagnostics: list[TensorDict], carries_states: bool
+    plan: RevealPlan, revealed: Tensor, corrected: Tensor, diagnostics: list[TensorDict], length: int
 ) -> TensorDict:
-    """Per-row and per-pass record of a run, the passes those of a text alone, whatever else is in its batch.
-
-    carries_states: a corrected pass that follows another one takes no pass of the denoiser.
-    """
-    saved = corrected[:, 1:] & corrected[:, :-1] if carries_states else torch.zeros_like(corrected[:, 1:])
-    kinds = {contracts.ESS: plan.t, contracts.LOG_WEIGHT_STD: plan.t, contracts.PARTICLES: plan.passes}
+    """Per-row and per-pass record of a run, the passes those of a text alone, whatever else is in its batch."""
+    kinds = {contracts.ESS: plan.t, contracts.LOG_WEIGHT_STD: plan.t}
+    kinds |= dict.fromkeys((contracts.PARTICLES, contracts.ROUNDS, *_READ), plan.passes)
     measured = {
         key: torch.stack([each[key] for each in diagnostics], dim=1) if diagnostics else kind.new_zeros(plan.t.shape)
         for key, kind in kinds.items()
@@ -310,8 +295,8 @@ def _info(
             "revealed": revealed,
             "corrected": corrected,
             **measured,
-            "denoiser_passes": plan.passes - saved.sum(-1),
-            "energy_passes": measured[contracts.PARTICLES].sum(-1),
+            "denoiser_passes": measured[contracts.DENOISER_TOKENS].sum(-1).double() / length,
+            "energy_passes": measured[contracts.ENERGY_TOKENS].sum(-1).double() / length,
         },
         batch_size=[len(corrected)],
     )

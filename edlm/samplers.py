@@ -1,245 +1,282 @@
-"""Sampling kernels: how one step turns `x_t` into `x_s`. A kernel is a value, its step a TensorDict pipeline.
+"""A sampler as one value: axes that know nothing of each other, and all that follows from them.
 
-Printing `kernel.step` prints the algorithm: the stages denoise, propose, weigh, select, reveal, in their order.
-Noise is an input of the step, and so is what the step reveals; the kernel keeps no state and draws no number itself.
+| axis | says | values |
+|---|---|---|
+| plan | which positions a pass reveals | `edlm.plans` |
+| proposal | the law of each token | `Proposal`: temperature, nucleus |
+| correction | how what is proposed is put right | None, or of `edlm.corrections` |
+| candidates | how many are weighed | a number, or `rounds.UntilEss` |
+| selection | which is kept | `edlm.selections`, or the name of one |
+| remasking | whether a revealed token may be masked again | None |
+| window | at which times the correction acts | [low, high] |
+
+Its texts are `pipelines.sample`, its bound `bounds.of_sampler`, its law on a small space `enumeration.law`; `kernel`
+builds its step from stages, which print as the algorithm, `expected` says what it costs, `str` what it is called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
-from torch import Tensor, nn
+from tensordict.nn import TensorDictSequential
 
-from edlm import absorbing, categorical, contracts, finite, noise, particles
-from edlm.contracts import Denoiser, Energy, Positions, Selection
-from edlm.noise import Stream
-from edlm.schedules import Schedule
+from edlm import corrections, finite, particles, passes, plans, schedules, selections, speculative, stages
+from edlm import kernel as kernels
+from edlm.contracts import Denoiser, Energy, Positions
+from edlm.corrections import Correction, Parts
+from edlm.kernel import Kernel, Looped
+from edlm.plans import Expected, Plan
+from edlm.rounds import Rounds, UntilEss
+from edlm.selections import Selection
+
+_VERIFICATIONS = 2  # rounds that a step in order takes, about
 
 
-class Kernel(NamedTuple):
-    """One way to take a step.
+class Proposal(NamedTuple):
+    """The law of each token: `p_theta^(1 / temperature)`, cut to the fewest tokens that hold the nucleus."""
 
-    init: tokens with masks (b, l) to the state of the first step: `{x_t}`, and what else a kernel carries along.
-    draw: `(seed, row, pass, positions, length)` to the uniforms of one step.
-    step: `{x_t, t, positions, reveal, corrected, proposal_noise, selection_noise} -> {x_s, ...diagnostics}`, most often
-        a sequence of the stages; what else the state holds it reads and writes.
-    proposes: whether tokens are drawn at the positions revealed now or at all masked ones.
-    num_particles: most candidates per row; a step takes one pass of the denoiser and as many of the energy, or as few
-        as its diagnostics say.
-    outside: the kernel for passes in which no row is corrected, None if there is no energy. A pass that corrects some
-        rows is taken by this one, which keeps the first candidate of the others.
-    carries_states: the denoiser's one pass is in init; a step makes the states of the next by weighing its candidates.
-    Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
-    drawn; rows do not see each other; a step is a pure function of its input.
+    temperature: float = 1.0
+    nucleus: float = 1.0
+
+
+_FIRST_HITTING, _FAITHFUL = plans.TokensPerPass(1), Proposal()
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How texts are drawn from a denoiser, of whose masking process the schedule is.
+
+    Plain sampling draws the revealed positions from `p_theta(x_0 | x_t)`, each from its own law. With a correction k
+    candidates are weighed by `exp(-E / temperature)` at the times of the window, and one is kept (Xu et al. 2025,
+    alg. 1); with one candidate, or outside the window, the tokens are those of plain sampling one for one. Candidates
+    may be proposed by a law `q` other than `p_theta`: the weight is then `p_theta / q exp(-E / temperature)`, and the
+    target stays what it was, on the nucleus.
+
+    Raises ValueError, with the reason, for a combination that makes no sense.
     """
 
-    schedule: Schedule
-    denoiser: Denoiser
-    init: Callable[[Tensor], TensorDict]
-    draw: Callable[..., TensorDict]
-    step: TensorDictModuleBase
-    proposes: Positions
-    num_particles: int
-    outside: "Kernel | None" = None
-    carries_states: bool = False
+    denoiser: Denoiser = field(repr=False)
+    plan: Plan = _FIRST_HITTING
+    proposal: Proposal = _FAITHFUL
+    correction: Correction | None = None
+    candidates: int | UntilEss = 1
+    selection: str | Selection = "sir"
+    remasking: None = None
+    window: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __str__(self) -> str:
+        return name(self)
+
+    def replace(self, **changes: Any) -> "Sampler":
+        """The same sampler with other values on some axes."""
+        return replace(self, **changes)
+
+    @property
+    def chooses(self) -> Selection:
+        """The selection, by name or not."""
+        return selections.of(self.selection)
+
+    @property
+    def parts(self) -> Parts | None:
+        """What the correction adds to a step, None without one."""
+        return None if self.correction is None else self.correction.parts(self.denoiser)
+
+    @property
+    def most(self) -> int:
+        """The most candidates of a row."""
+        return self.candidates if isinstance(self.candidates, int) else self.candidates.at_most
 
 
-class Looped(TensorDictModuleBase):
-    """A step with a loop of its own, whose end depends on what is drawn: the host has its say between its parts."""
-
-    def with_parts(
-        self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
-    ) -> "Looped":
-        """The same step with its parts wrapped, as an execution mode does; pad: numbers of positions, rounded up."""
-        raise NotImplementedError
-
-
-def of_rows(positions: Tensor, rows: Tensor, b: int, l: int) -> tuple[Tensor, Tensor]:
-    """Which flat positions (n,) of (b, l) are those of some rows, and what they are among these rows alone: (n',) each.
-
-    rows: int64 (r,), ascending; padded positions belong to none. The host waits for their number.
-    """
-    place = torch.full((b + 1,), -1, device=positions.device)  # where a row stands among the wanted ones
-    place[rows] = torch.arange(len(rows), device=positions.device)
-    owner = place[positions // l]
-    (taken,) = torch.where(owner >= 0)
-    return taken, owner[taken] * l + positions[taken] % l
-
-
-def padded(indices: Tensor, pad: Callable[[int], int], fill: int) -> Tensor:
-    """Indices (n,) filled up to as many as `pad` wants."""
-    return torch.cat([indices, indices.new_full((pad(len(indices)) - len(indices),), fill)])
+def name(sampler: Sampler) -> str:
+    """What a sampler is called in tables: the values of its axes, those that change nothing left out."""
+    correction, (low, high) = sampler.correction, sampler.window
+    temperature, nucleus = sampler.proposal
+    found = ["plain"]
+    if correction is not None:
+        found = [sampler.chooses.name, getattr(correction, "called", correction.name)]
+    found.append(str(sampler.plan))
+    if correction is not None and not sampler.chooses.in_order:
+        found.append(f"k={sampler.candidates}" if isinstance(sampler.candidates, int) else str(sampler.candidates))
+    if not _always(sampler):
+        found.append(f"t in [{low:g}, {high:g}]")
+    if temperature != 1.0:
+        found.append(f"temperature {temperature:g}")
+    if nucleus != 1.0:
+        found.append(f"nucleus {nucleus:g}")
+    if correction is not None and correction.temperature != 1.0:
+        found.append(f"energy temperature {correction.temperature:g}")
+    return ", ".join(found)
 
 
-def ancestral(schedule: Schedule, denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> Kernel:
-    """Plain sampling: draw the revealed positions from `p_theta(x_0 | x_t)`, each from its own law.
-
-    A temperature other than 1 draws from `p_theta^(1 / temperature)`, a nucleus below 1 from the fewest most likely
-    tokens that hold that much probability. Raises ValueError unless temperature > 0 and 0 < nucleus <= 1.
-    """
-    step = TensorDictSequential(
-        {"denoise": denoiser, "propose": propose(denoiser, temperature, nucleus), "reveal": _reveal_only()},
-        inplace=False,
+def kernel(sampler: Sampler) -> Kernel:
+    """Build what takes a sampler's steps: the one place where stages are put together."""
+    parts, denoiser = sampler.parts, sampler.denoiser
+    proposed = {"propose": stages.propose(denoiser, *sampler.proposal)}
+    plain = stages.sequence(
+        {"denoise": denoiser, **proposed, "reveal": stages.reveal_first(), "count": passes.plain()}  # type: ignore[dict-item]
     )
-    return Kernel(schedule, denoiser, init, partial(draw, 1), step, "revealed", num_particles=1)
-
-
-def importance(
-    schedule: Schedule,
-    denoiser: Denoiser,
-    energy: Energy,
-    num_particles: int,
-    temperature: float = 1.0,
-    selection: Selection = particles.sir,
-    proposal_temperature: float = 1.0,
-    nucleus: float = 1.0,
-) -> Kernel:
-    """Draw k whole drafts from the denoiser, weigh them by `exp(-E / temperature)`, keep one (Xu et al. 2025, alg. 1).
-
-    Only the kept draft's tokens at this step's positions are revealed. With one particle, or outside the window, it
-    gives the tokens of `ancestral` one for one. Drafts may be proposed by another law `q` than `p_theta`, sharper or
-    cut to a nucleus: the weight is then `p_theta / q exp(-E / temperature)`, and the target stays what it was, on the
-    nucleus. Raises ValueError unless num_particles >= 1, both temperatures > 0 and 0 < nucleus <= 1.
-    """
-    if num_particles < 1:
-        raise ValueError(f"num_particles = {num_particles} must be at least 1")
-    finite.require_temperature("proposal_temperature", proposal_temperature)
-    step = TensorDictSequential(
-        {
-            "denoise": denoiser,
-            "propose": propose(denoiser, proposal_temperature, nucleus),
-            "weigh": energy,
-            "select": _select(selection, temperature),
-            "reveal": reveal_chosen(),
-        },
-        inplace=False,
-    )
-    outside = ancestral(schedule, denoiser, proposal_temperature, nucleus)
-    return Kernel(schedule, denoiser, init, partial(draw, num_particles), step, "masked", num_particles, outside)
-
-
-def propose(denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> TensorDictModule:
-    """Build the stage that draws k drafts: `{hidden, x_t, positions, proposal_noise} -> {candidates, ...}`.
-
-    k is the width of the noise, and one pass over the logits serves all k.
-    Raises ValueError unless temperature > 0 and 0 < nucleus <= 1.
-    """
-    finite.require_temperature("temperature", temperature)
-    if not 0.0 < nucleus <= 1.0:
-        raise ValueError(f"nucleus = {nucleus} must lie in (0, 1]")
-    return TensorDictModule(
-        _Propose(denoiser, temperature, nucleus),
-        in_keys=[contracts.HIDDEN, contracts.X_T, contracts.POSITIONS, contracts.PROPOSAL_NOISE],
-        out_keys=[contracts.CANDIDATES, contracts.LOG_P_CANDIDATES, contracts.LOG_RATIO],
-    )
-
-
-def init(tokens: Tensor) -> TensorDict:
-    """The state of a kernel that remembers nothing but its tokens."""
-    return TensorDict({contracts.X_T: tokens})
-
-
-def draw(k: int, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, length: int) -> TensorDict:
-    """Uniforms of one step, proposal (n, k) and selection (b, k), keyed by the row's number and its own pass.
-
-    row: int64 (b,); step: int64 (); positions: int64 (n,), where `b * length` is padding.
-    """
-    owner = row[(positions // length).clamp(max=row.shape[0] - 1)]
-    proposal = noise.uniforms(seed, owner, step, Stream.PROPOSAL, positions % length, count=k)
-    selection = noise.uniforms(seed, row, step, Stream.SELECTION, count=k)
-    return TensorDict({contracts.PROPOSAL_NOISE: proposal, contracts.SELECTION_NOISE: selection})
-
-
-class _Propose(nn.Module):
-    """k drafts of every row from one pass over the logits: candidates, their log p_theta, and its ratio to q."""
-
-    def __init__(self, denoiser: Denoiser, temperature: float, nucleus: float) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.temperature = temperature
-        self.nucleus = nucleus
-
-    def forward(
-        self, hidden: Tensor, x_t: Tensor, positions: Tensor, uniforms: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        vocab_size = self.denoiser.vocab_size
-        rows = categorical.rows_at_once(vocab_size, hidden.device, torch.compiler.is_compiling())
-        tiles = [self._draw(*tile) for tile in zip(hidden.split(rows), uniforms.split(rows), strict=True)]
-        drawn, log_p, log_q = (torch.cat(parts) for parts in zip(*tiles, strict=True))
-        # Contiguous before it is written to: torch.compile writes into an expanded tensor as if k were 1.
-        tokens = x_t.unsqueeze(-1).expand(-1, -1, uniforms.shape[-1]).contiguous()
-        ratio = (log_p - log_q).to(torch.float64)
-        return (
-            _spread(drawn, tokens, positions).transpose(1, 2),
-            _spread(log_p, log_p.new_zeros(tokens.shape), positions).transpose(1, 2),
-            _spread(ratio, ratio.new_zeros(tokens.shape), positions).sum(1),
+    outside = Kernel(denoiser, kernels.init, partial(kernels.draw, 1), plain, "revealed", 1)
+    if parts is None or sampler.correction is None:
+        return outside
+    choose = sampler.chooses.choose
+    if choose is None:
+        assert parts.order is not None
+        step: Looped | TensorDictSequential = speculative.step(
+            denoiser, parts.before, parts.order, parts.reads, *sampler.proposal
         )
-
-    def _draw(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (n, k) from q with their log-probabilities under p_theta and under q."""
-        logits = self.denoiser.logits(hidden)
-        if self.temperature == 1.0 and self.nucleus == 1.0:
-            drawn = categorical.inverse_cdf(logits, uniforms)
-            return drawn.tokens, drawn.log_prob, drawn.log_prob
-        law = categorical.nucleus(categorical.cooled(logits, self.temperature), self.nucleus)
-        drawn = categorical.inverse_cdf(law, uniforms)
-        return drawn.tokens, categorical.token_log_prob(logits, drawn.tokens), drawn.log_prob
-
-
-def _spread(values: Tensor, onto: Tensor, positions: Tensor) -> Tensor:
-    """Write values (n, k) at flat positions (n,) of (b, l, k); padded positions write into a row that is cut off."""
-    b, l, k = onto.shape
-    longer = torch.cat([onto.view(b * l, k), onto.new_zeros(1, k)])
-    return longer.index_copy(0, positions, values)[:-1].view(b, l, k)
-
-
-class _Select(nn.Module):
-    """Which candidate is kept, and how even the weights were: outside the window always the first."""
-
-    def __init__(self, selection: Selection, temperature: float) -> None:
-        super().__init__()
-        self.selection = selection
-        self.temperature = temperature
-
-    def forward(
-        self, energy: Tensor, log_ratio: Tensor, uniforms: Tensor, corrected: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        log_weights = particles.log_weights(energy, self.temperature) + log_ratio
-        chosen = torch.where(corrected, self.selection(log_weights, uniforms), 0)
-        count = torch.full_like(chosen, energy.shape[1])
-        return chosen, count, particles.ess(log_weights), particles.log_weight_std(log_weights)
+        draw = partial(kernels.draw, speculative.NUMBERS)
+        return Kernel(denoiser, parts.init, draw, step, "revealed", 1, outside)
+    temperature = sampler.correction.temperature
+    weigh = {**proposed, **parts.weigh}
+    finish = {
+        "reveal": stages.reveal_chosen(),
+        **parts.after,
+        "count": passes.weighed(parts.reads, parts.scope, denoiser.mask_id, parts.carries),
+    }
+    if isinstance(sampler.candidates, UntilEss):
+        log_weights = partial(particles.log_weights, temperature=temperature)
+        expect, weigh_, finish_ = (stages.sequence(each) for each in (parts.before, weigh, finish))
+        step = Rounds(expect, weigh_, finish_, log_weights, choose, sampler.candidates)
+    else:
+        step = stages.sequence({**parts.before, **weigh, "select": stages.select(choose, temperature), **finish})
+    proposes: Positions = "masked" if parts.scope == "draft" else "revealed"
+    draw = partial(kernels.draw, sampler.most)
+    return Kernel(denoiser, parts.init, draw, step, proposes, sampler.most, outside)
 
 
-def _select(selection: Selection, temperature: float) -> TensorDictModule:
-    finite.require_temperature("temperature", temperature, particles.COLDEST)
-    return TensorDictModule(
-        _Select(selection, temperature),
-        in_keys=[contracts.ENERGY, contracts.LOG_RATIO, contracts.SELECTION_NOISE, contracts.CORRECTED],
-        out_keys=[contracts.CHOSEN, contracts.PARTICLES, contracts.ESS, contracts.LOG_WEIGHT_STD],
-    )
+def describe(sampler: Sampler) -> str:
+    """The algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them."""
+    step = kernel(sampler).step
+    if not isinstance(step, Looped):
+        return stages.describe(step)  # type: ignore[arg-type]
+    lines = [stages.describe(part) for part in step.parts]  # type: ignore[arg-type]
+    for index in step.repeated:
+        lines[index] = "\n".join(f"| {line}" for line in lines[index].splitlines())
+    return "\n".join([lines[0], f"in rounds, {_rounds(sampler)}:", *lines[1:]])
 
 
-def _reveal_only() -> TensorDictModule:
-    return TensorDictModule(
-        lambda x_t, candidates, positions: absorbing.reveal(x_t, candidates[:, 0], positions),
-        in_keys=[contracts.X_T, contracts.CANDIDATES, contracts.REVEAL],
-        out_keys=[contracts.X_S],
-    )
+def expected(sampler: Sampler, length: int) -> Expected:
+    """What the plan of a text of so many masks is expected to take; see `plans.Expected`."""
+    return sampler.plan.expected(sampler.denoiser.schedule, length, sampler.window)
 
 
-def reveal_chosen() -> TensorDictModule:
-    """Build the stage that reveals the kept draft's tokens: `{x_t, candidates, chosen, reveal} -> {x_s}`."""
-    return TensorDictModule(
-        lambda x_t, candidates, chosen, positions: absorbing.reveal(x_t, _keep(candidates, chosen), positions),
-        in_keys=[contracts.X_T, contracts.CANDIDATES, contracts.CHOSEN, contracts.REVEAL],
-        out_keys=[contracts.X_S],
-    )
+def expected_passes(sampler: Sampler, length: int) -> float:
+    """Expected number of texts that networks read for one text, parts of a text by their tokens.
+
+    Until an ESS is reached at most as many; in order about as many as `_VERIFICATIONS` rounds take.
+    """
+    plan, parts = expected(sampler, length), sampler.parts
+    if parts is None:
+        return plan.passes
+    k = _VERIFICATIONS if sampler.chooses.in_order else sampler.most
+    masked = length * plan.revealed if parts.scope == "transition" else plan.corrected * (length + 1) / 2
+    read = passes.tokens(parts.reads, k, 1.0, length) * plan.corrected
+    read += passes.tokens(parts.reads._replace(texts=0, candidates=0), k, masked - plan.corrected + 1.0, length)
+    denoised = plan.passes - plan.corrected + plan.entered if parts.carries else plan.passes
+    return denoised + read / length
 
 
-def _keep(candidates: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen particle of each row: (b, k, l) and (b,) to (b, l)."""
-    index = chosen[:, None, None].expand(-1, 1, candidates.shape[-1])
-    return candidates.gather(1, index).squeeze(1)
+def config(sampler: Sampler) -> dict[str, Any]:
+    """The axes of a sampler as plain values, as `from_config` reads them; networks are named, not held."""
+    plan, correction, candidates = sampler.plan, sampler.correction, sampler.candidates
+    return {
+        "plan": {"name": plan.name, **_fields(plan)},
+        "proposal": sampler.proposal._asdict(),
+        "correction": None if correction is None else {"name": correction.name, **_fields(correction)},
+        "candidates": candidates if isinstance(candidates, int) else _fields(candidates),
+        "selection": sampler.chooses.name,
+        "window": list(sampler.window),
+    }
+
+
+def from_config(values: Mapping[str, Any], denoiser: Denoiser, energies: Mapping[str, Energy] | None = None) -> Sampler:
+    """Build a sampler from what `config` gives; axes that are left out have their plain values.
+
+    energies: those that a correction can name. Raises ValueError that names the axis for a value that it has not.
+    """
+    unknown = set(values) - {each.name for each in fields(Sampler)}
+    if unknown:
+        raise ValueError(f"sampler.{min(unknown)} is no axis of a sampler")
+    found = dict(values)
+    if "plan" in found:
+        found["plan"] = _built("plan", found["plan"], plans.PLANS)
+    if "proposal" in found:
+        found["proposal"] = Proposal(**found["proposal"])
+    if found.get("correction") is not None:
+        known = {name: partial(build, energies or {}) for name, build in corrections.CORRECTIONS.items()}
+        found["correction"] = _built("correction", found["correction"], known)
+    if isinstance(found.get("candidates"), Mapping):
+        found["candidates"] = UntilEss(**found["candidates"])
+    if "window" in found:
+        found["window"] = tuple(found["window"])
+    return Sampler(denoiser, **found)
+
+
+def _always(sampler: Sampler) -> bool:
+    return tuple(sampler.window) == (0.0, 1.0)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The plain values of a value of an axis."""
+    named = {each.name: getattr(value, each.name) for each in fields(value) if each.repr}
+    return {key: found for key, found in named.items() if key != "name"}
+
+
+def _built(axis: str, values: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]) -> Any:
+    options = dict(values)
+    chosen = options.pop("name", None)
+    if chosen not in known:
+        raise ValueError(f"{axis}.name = {chosen!r} must be one of {', '.join(known)}")
+    try:
+        return known[chosen](**options)
+    except TypeError as error:
+        raise ValueError(f"{axis} {chosen!r}: {error}") from error
+
+
+def _rounds(sampler: Sampler) -> str:
+    if isinstance(sampler.candidates, UntilEss):
+        return f"at most {len(sampler.candidates.sizes)}, for the rows whose ESS is below {sampler.candidates.ess:g}"
+    return "at most one less than there are new tokens, for the rows where something changed"
+
+
+def _check(sampler: Sampler) -> None:
+    """Raise ValueError for values of axes that do not fit together."""
+    selection, correction, candidates = sampler.chooses, sampler.correction, sampler.candidates
+    finite.require_temperature("proposal.temperature", sampler.proposal.temperature)
+    if not 0.0 < sampler.proposal.nucleus <= 1.0:
+        raise ValueError(f"proposal.nucleus = {sampler.proposal.nucleus} must lie in (0, 1]")
+    schedules.check_window(sampler.window)
+    if sampler.remasking is not None:
+        raise ValueError(f"remasking = {sampler.remasking!r}: there is no rule but None")
+    if isinstance(candidates, int) and candidates < 1:
+        raise ValueError(f"candidates = {candidates} must be at least 1")
+    if correction is None:
+        unused = {
+            "candidates": (candidates, 1),
+            "selection": (selection, selections.SIR),
+            "window": (sampler.window, (0.0, 1.0)),
+        }
+        for axis, (value, plain) in unused.items():
+            if value != plain:
+                raise ValueError(
+                    f"{axis} = {getattr(sampler, axis)!r} needs a correction: without one nothing is weighed"
+                )
+        return
+    parts = correction.parts(sampler.denoiser)
+    if selection.in_order:
+        if parts.order is None:
+            raise ValueError(
+                f"selection = {selection.name!r} needs a correction with a law of its own for new tokens in order, as "
+                f"chain_rule has: {correction.name!r} has none"
+            )
+        if candidates != 1:
+            raise ValueError(f"candidates = {candidates}: selection = {selection.name!r} weighs none, so give 1")
+        if correction.temperature != 1.0:
+            raise ValueError(
+                f"temperature = {correction.temperature} of the correction must be 1: at another one its weights tend "
+                f"to no law that {selection.name!r} could draw from"
+            )

@@ -7,26 +7,17 @@ t = 0 (data) to 0 at t = 1 (all masks), up to the `eps` or `sigma` limits of the
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from edlm import contracts
+
+Schedule = contracts.Schedule
+
 _NO_TOKEN_LEFT = 1e-12  # float64 gives cos(pi / 2) = 6e-17; the published schedules end at 2e-9 or more
 _HALF_PI = math.pi / 2
 _TIME_ROUNDING = 1e-9  # a window that ends at a time of the grid, 0.56 of 100 steps, includes it however it is rounded
-
-
-class Schedule(NamedTuple):
-    """`alpha`: t in [0, 1] to the kept fraction; `alpha_slope`: d alpha / dt <= 0; `inverse`: alpha to t.
-
-    Laws: `alpha` decreases; `alpha_slope` is its derivative; `inverse(alpha(t)) = t`. Each maps a tensor to a tensor
-    of the same shape and type. Those built here are functions of this module with their numbers, so they pickle.
-    """
-
-    alpha: Callable[[Tensor], Tensor]
-    alpha_slope: Callable[[Tensor], Tensor]
-    inverse: Callable[[Tensor], Tensor]
 
 
 def log_linear(eps: float = 0.0) -> Schedule:

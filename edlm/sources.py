@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import categorical, contracts, noise
+from edlm import categorical, contracts, energies, noise, schedules
 from edlm.noise import Stream
 
 _SUM_TOLERANCE = 1e-9
@@ -146,6 +146,7 @@ class SourceDenoiser(TensorDictModule):
         self.mask_id = source.num_symbols
         self.vocab_size = source.num_symbols + 1
         self.max_length = max_length
+        self.schedule = schedules.log_linear()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Laws of the hidden state (n, h) to log-probabilities of the token (n, v); the mask has probability zero."""
@@ -168,7 +169,8 @@ def energy(source: Source) -> TensorDictModule:
     from `log_p_candidates`. Float64 (b, k); +inf where q is zero.
     """
     keys = [contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES]
-    return TensorDictModule(_Residual(source), in_keys=keys, out_keys=[contracts.ENERGY])
+    found = TensorDictModule(_Residual(source), in_keys=keys, out_keys=[contracts.ENERGY])
+    return energies.declare(found, ("draft", "transition"))
 
 
 def carry_over_energy(source: Source) -> TensorDictModule:
@@ -179,7 +181,7 @@ def carry_over_energy(source: Source) -> TensorDictModule:
     +inf where a factor of q is zero.
     """
     keys = [contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES]
-    return TensorDictModule(_CarryOver(source), in_keys=keys, out_keys=[contracts.ENERGY])
+    return energies.declare(TensorDictModule(_CarryOver(source), in_keys=keys, out_keys=[contracts.ENERGY]), ("draft",))
 
 
 class _StateLawAt(nn.Module):

@@ -5,7 +5,7 @@ A denoiser that is read in order has a law of its own for what a step reveals, t
     q(x^S | x_t) = prod_{i in S} q(x_i | x_t, x^{S<i}),
 
 to which weighing candidates tends as their number grows. Here it is drawn from, exactly. What plain sampling draws,
-`a_i ~ p_theta(x_i | x_t)`, is a guess, and with two numbers u_i, u'_i of its own token i is a function of those before:
+`a_i ~ p_theta(x_i | x_t)`, is proposed, and with two numbers u_i, u'_i of its own token i follows from those before:
 
     x_i = a_i if u_i p_theta(a_i | x_t) < q(a_i | x_t, x^{S<i}), else drawn by u'_i from (q - p_theta)_+, normalised,
 
@@ -18,76 +18,82 @@ where tokens hardly depend on each other one or two do. Masked models that check
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, chain_rule, contracts, samplers
-from edlm.denoisers import SubsDenoiser
-from edlm.samplers import Kernel, Looped
-from edlm.schedules import Schedule
+from edlm import absorbing, categorical, contracts, kernel, passes
+from edlm.contracts import Denoiser, Reads
+from edlm.kernel import Looped
+from edlm.stages import Stages, sequence, stage
 
-_NO_LAW = "no_law"
-_NUMBERS = 3  # uniforms of a position: its guess, whether that is kept, and what is put in its place
+NUMBERS = 3  # uniforms of a position: what is proposed, whether that is accepted, and what is resampled in its place
 
 
-def ancestral(schedule: Schedule, denoiser: SubsDenoiser, temperature: float = 1.0, nucleus: float = 1.0) -> Kernel:
-    """Sampling from `prod_{i in S} q(x_i | x_t, x^{S<i})` at every step, with no particle and no weight.
+def step(
+    denoiser: Denoiser,
+    before: Stages,
+    order: TensorDictModuleBase,
+    reads: Reads,
+    temperature: float = 1.0,
+    nucleus: float = 1.0,
+) -> "Speculation":
+    """Build the step that draws from `prod_{i in S} q(x_i | x_t, x^{S<i})`, with no particle and no weight.
 
-    A round reads `2 (|S| - 1)` tokens beside the step's one pass over x_t; `info["particles"]` counts the rounds. Where
-    one token is new, and outside the window, the tokens are those of `samplers.ancestral`. temperature, nucleus: of
-    every law, p_theta and q alike, so tokens are drawn as those of an autoregressive model would be. The host waits in
-    every round for which rows go on. Raises ValueError as `samplers.ancestral` does, and for a network that is no
-    `contracts.Ordered`.
+    before: the stages that end in hidden states; order: that which gives the states of q, of one candidate; reads: what
+    it reads, in every round. Where one token is new, and outside the window, the tokens are those of plain sampling.
+    temperature, nucleus: of every law, p_theta and q alike, so tokens are drawn as those of an autoregressive model
+    would be. The host waits in every round for which rows go on.
     """
-    outside = samplers.ancestral(schedule, denoiser, temperature, nucleus)
-    stages = _stages(denoiser, _Law(denoiser, temperature, nucleus))
-    step = Speculation(
-        *(
-            TensorDictSequential({name: stages[name] for name in part}, inplace=False)
-            for part in (("denoise", "guess"), ("order", "check"), ("replace",))
-        )
+    law = _Law(denoiser, temperature, nucleus)
+    return Speculation(
+        sequence({**before, "propose": stage("hidden, proposal_noise -> proposed, log_p_proposed", _Propose(law))}),
+        sequence({"order": order, "verify": stage(_VERIFY, _Verify(law))}),
+        sequence({"resample": stage("hidden, in_order, proposal_noise -> proposed", _Resample(law))}),
+        reads,
     )
-    draw = partial(samplers.draw, _NUMBERS)
-    return Kernel(schedule, denoiser, samplers.init, draw, step, "revealed", num_particles=1, outside=outside)
 
 
 class Speculation(Looped):
-    """The step: a guess of what is new, then rounds of checking it in order, for the rows where it still changes."""
+    """The step: what is new is proposed, then verified in rounds, for the rows where it still changes."""
+
+    repeated = (1, 2)
 
     def __init__(
         self,
-        guess: TensorDictModuleBase,
-        check: TensorDictModuleBase,
-        replace: TensorDictModuleBase,
+        propose: TensorDictModuleBase,
+        verify: TensorDictModuleBase,
+        resample: TensorDictModuleBase,
+        reads: Reads,
         pad: Callable[[int], int] = lambda count: count,
     ) -> None:
         super().__init__()
-        self.guess, self.check, self.replace, self.pad = guess, check, replace, pad
+        self.propose, self.verify, self.resample = propose, verify, resample
+        self.parts = (propose, verify, resample)
+        self.reads, self.pad = reads, pad
         self.in_keys = [
             *(contracts.X_T, contracts.T, contracts.POSITIONS, contracts.NEW, contracts.REVEAL, contracts.CORRECTED),
             contracts.PROPOSAL_NOISE,
         ]
-        self.out_keys = [contracts.X_S, contracts.PARTICLES, contracts.LOG_RATIO]
+        self.out_keys = [contracts.X_S, contracts.LOG_RATIO, *passes.KEYS]
 
     def with_parts(
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
     ) -> "Speculation":
         """The same step with its parts wrapped."""
-        return Speculation(wrap(self.guess), wrap(self.check), wrap(self.replace), pad)
+        return Speculation(wrap(self.propose), wrap(self.verify), wrap(self.resample), self.reads, pad)
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
-        """Take the step; `particles` says how many rounds each row took."""
+        """Take the step; no candidate is weighed, and `rounds` says how many each row took."""
         x_t, positions = tensordict[contracts.X_T], tensordict[contracts.POSITIONS]
-        state = TensorDict({**tensordict, **self.guess(tensordict)})
+        state = TensorDict({**tensordict, **self.propose(tensordict)})
         row, number = absorbing.numbered(positions, x_t.shape[1])
         count = tensordict[contracts.REVEAL].sum(1)
         matters = number + 1 < torch.cat([count, count.new_zeros(1)])[row]  # others depend on it; not on padding
-        tokens, rounds = state[contracts.GUESS], torch.zeros_like(count)
-        no_law = _per_row(~state[contracts.LOG_P_GUESS].isfinite(), row, len(x_t))
+        tokens, rounds = state[contracts.PROPOSED], torch.zeros_like(count)
+        no_law = _per_row(~state[contracts.LOG_P_PROPOSED].isfinite(), row, len(x_t))
         (going_on,) = torch.where(tensordict[contracts.CORRECTED] & (count > 1))
         for _ in range(tensordict[contracts.NEW].shape[1] - 1):
             if not len(going_on):
@@ -99,49 +105,43 @@ class Speculation(Looped):
             tokens = tokens.index_copy(0, taken, found)
             going_on = going_on[torch.zeros_like(count).index_add(0, row[taken], changed)[going_on] > 0]
         x_s = absorbing.reveal(x_t, _written(x_t, positions, tokens), tensordict[contracts.REVEAL])
+        counted = dict(zip(passes.KEYS, (*passes.verified(self.reads, x_t, count, rounds), rounds), strict=True))
         ratio = torch.where(no_law, torch.nan, 0.0).unsqueeze(-1)  # for `finite`: nothing is weighed here
-        return TensorDict({contracts.X_S: x_s, contracts.PARTICLES: rounds, contracts.LOG_RATIO: ratio})
+        return TensorDict({contracts.X_S: x_s, contracts.LOG_RATIO: ratio, **counted})
 
     def _round(self, state: TensorDict, rows: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Check some rows of what is written (b, l): which of the positions are theirs, and what should stand there.
+        """Verify some rows of what is written (b, l): which positions are theirs, and what should stand there.
 
         Last, bool, at which of them the network gave no law.
         """
         b, l = written.shape
-        taken, own = samplers.of_rows(state[contracts.POSITIONS], rows, b, l)
-        some = samplers.padded(taken, self.pad, 0)
-        of_positions = (contracts.GUESS, contracts.LOG_P_GUESS, contracts.PROPOSAL_NOISE)
-        checked = self.check(
-            TensorDict(
-                {
-                    contracts.CANDIDATES: written[rows].unsqueeze(1),
-                    contracts.POSITIONS: samplers.padded(own, self.pad, len(rows) * l),
-                    **{key: state[key][rows] for key in (contracts.T, contracts.CONTEXT, contracts.NEW)},
-                    **{key: state[key][some] for key in of_positions},
-                }
-            )
-        )
-        guess, wrong = state[contracts.GUESS][taken], checked[_NO_LAW][: len(taken)]
-        (refused,) = torch.where(~checked[contracts.KEPT][: len(taken)])
+        taken, own = kernel.of_rows(state[contracts.POSITIONS], rows, b, l)
+        some = kernel.padded(taken, self.pad, 0)
+        given = kernel.part_of(state, [key for key in self.verify.in_keys if key in state], rows, some)
+        given[contracts.CANDIDATES] = written[rows].unsqueeze(1)
+        given[contracts.POSITIONS] = kernel.padded(own, self.pad, len(rows) * l)
+        verified = self.verify(TensorDict(given))
+        proposed, wrong = state[contracts.PROPOSED][taken], verified[contracts.NO_LAW][: len(taken)]
+        (refused,) = torch.where(~verified[contracts.ACCEPTED][: len(taken)])
         if not len(refused):
-            return taken, guess, wrong
-        some = samplers.padded(refused, self.pad, 0)
-        replaced = self.replace(
+            return taken, proposed, wrong
+        some = kernel.padded(refused, self.pad, 0)
+        resampled = self.resample(
             TensorDict(
                 {
                     contracts.HIDDEN: state[contracts.HIDDEN][taken[some]],
-                    contracts.IN_ORDER: checked[contracts.IN_ORDER][some],
+                    contracts.IN_ORDER: verified[contracts.IN_ORDER][some],
                     contracts.PROPOSAL_NOISE: state[contracts.PROPOSAL_NOISE][taken[some]],
                 }
             )
         )
-        return taken, guess.index_copy(0, refused, replaced[contracts.GUESS][: len(refused)]), wrong
+        return taken, proposed.index_copy(0, refused, resampled[contracts.PROPOSED][: len(refused)]), wrong
 
 
 class _Law(nn.Module):
     """What tokens are drawn from: logits (n, v) of states (n, h), cooled, and cut to a nucleus."""
 
-    def __init__(self, denoiser: SubsDenoiser, temperature: float, nucleus: float) -> None:
+    def __init__(self, denoiser: Denoiser, temperature: float, nucleus: float) -> None:
         super().__init__()
         self.denoiser, self.temperature, self.nucleus = denoiser, temperature, nucleus
 
@@ -161,7 +161,7 @@ class _OfLaw(nn.Module):
         self.law = law
 
 
-class _Guess(_OfLaw):
+class _Propose(_OfLaw):
     """Plain sampling's draws (n,) and their log-probabilities (n,)."""
 
     def forward(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,66 +171,31 @@ class _Guess(_OfLaw):
         return tokens, log_p
 
 
-class _Check(_OfLaw):
-    """Whether each guess stays, bool (n,): with probability `min(1, q / p)`; a row's first one is a draw of q.
+class _Verify(_OfLaw):
+    """Whether each stays as proposed, bool (n,): with probability `min(1, q / p)`; a row's first one is a draw of q.
 
     And whether q is no law, bool (n,), where it is asked.
     """
 
     def forward(
-        self, candidates: Tensor, positions: Tensor, in_order: Tensor, guess: Tensor, log_p: Tensor, uniforms: Tensor
+        self, candidates: Tensor, positions: Tensor, in_order: Tensor, proposed: Tensor, log_p: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
         _, number = absorbing.numbered(positions, candidates.shape[2])
-        tiles = self.law.tiles(in_order, guess.unsqueeze(-1))
+        tiles = self.law.tiles(in_order, proposed.unsqueeze(-1))
         log_q = torch.cat([categorical.token_log_prob(self.law(states), own) for states, own in tiles]).squeeze(-1)
         first = number == 0
         return first | (uniforms[:, 1].log() + log_p < log_q), ~first & log_q.isnan()
 
 
-class _Replace(_OfLaw):
-    """What is put in place of a guess that does not stay: tokens (n,)."""
+class _Resample(_OfLaw):
+    """What is put in the place of a token that is not accepted: (n,)."""
 
     def forward(self, hidden: Tensor, in_order: Tensor, uniforms: Tensor) -> Tensor:
         tiles = self.law.tiles(in_order, hidden, uniforms[:, 2])
         return torch.cat([categorical.residual(self.law(own), self.law(states), u) for own, states, u in tiles])
 
 
-class _Order(chain_rule.States):
-    """The states (n, h) of one candidate."""
-
-    def forward(self, candidates: Tensor, t: Tensor, positions: Tensor, context: Tensor, new: Tensor) -> Tensor:
-        return super().forward(candidates, t, positions, context, new).squeeze(1)
-
-
-def _stages(denoiser: SubsDenoiser, law: _Law) -> dict[str, TensorDictModule]:
-    """By name, with what each reads and writes."""
-    found = {
-        "denoise": chain_rule.read(denoiser),
-        "guess": TensorDictModule(
-            _Guess(law),
-            in_keys=[contracts.HIDDEN, contracts.PROPOSAL_NOISE],
-            out_keys=[contracts.GUESS, contracts.LOG_P_GUESS],
-        ),
-        "order": TensorDictModule(
-            _Order(denoiser),
-            in_keys=[contracts.CANDIDATES, contracts.T, contracts.POSITIONS, contracts.CONTEXT, contracts.NEW],
-            out_keys=[contracts.IN_ORDER],
-        ),
-        "check": TensorDictModule(
-            _Check(law),
-            in_keys=[
-                *(contracts.CANDIDATES, contracts.POSITIONS, contracts.IN_ORDER),
-                *(contracts.GUESS, contracts.LOG_P_GUESS, contracts.PROPOSAL_NOISE),
-            ],
-            out_keys=[contracts.KEPT, _NO_LAW],
-        ),
-        "replace": TensorDictModule(
-            _Replace(law),
-            in_keys=[contracts.HIDDEN, contracts.IN_ORDER, contracts.PROPOSAL_NOISE],
-            out_keys=[contracts.GUESS],
-        ),
-    }
-    return found
+_VERIFY = "candidates, positions, in_order, proposed, log_p_proposed, proposal_noise -> accepted, no_law"
 
 
 def _per_row(found: Tensor, row: Tensor, b: int) -> Tensor:

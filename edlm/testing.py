@@ -12,9 +12,10 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import contracts, execution, noise, particles, pipelines, samplers, schedules
+from edlm import contracts, corrections, energies, execution, noise, pipelines, plans, schedules
 from edlm.contracts import Denoiser, Selection
 from edlm.noise import Stream
+from edlm.samplers import Sampler
 
 ENERGY_KEYS = (contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES)
 _DENOISER_KEYS = (contracts.X_T, contracts.T, contracts.POSITIONS)
@@ -189,6 +190,7 @@ class _EvenDenoiser(TensorDictModule):
     def __init__(self, vocab_size: int, mask_id: int, length: int, device: torch.device) -> None:
         super().__init__(_Even(vocab_size, device), in_keys=[contracts.POSITIONS], out_keys=[contracts.HIDDEN])
         self.mask_id, self.vocab_size, self.max_length = mask_id, vocab_size, length
+        self.schedule = schedules.log_linear()
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden.index_fill(-1, torch.tensor(self.mask_id, device=hidden.device), -torch.inf)
@@ -216,8 +218,9 @@ def _check_constant(
     denoiser = _EvenDenoiser(vocab_size, mask_id, length, device)
     texts = []
     for each in (energy, _Shifted(energy)):
-        kernel = samplers.importance(schedules.log_linear(), denoiser, each, k, selection=particles.imh)
-        pipeline = pipelines.sampling(kernel, length, num_steps=2)
+        correction = corrections.OfEnergy(each, energies.scopes_of(energy)[0])
+        sampler = Sampler(denoiser, plans.Grid(2), correction=correction, candidates=k, selection="imh")
+        pipeline = pipelines.pipeline(sampler, length)
         prompt = torch.full((length,), mask_id, device=device)
         texts.append(pipelines.sample(pipeline, rows, seed=seed, prompt=prompt)["tokens"])
     _require_rows("a constant per row changes no sample", (texts[0] == texts[1]).all(1))

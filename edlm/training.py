@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, denoisers, energies, noise, objectives, samplers, schedules
+from edlm import absorbing, categorical, contracts, denoisers, energies, noise, objectives, schedules, stages
 from edlm.contracts import Denoiser, Energy
 from edlm.denoisers import D3pmDenoiser, SeddDenoiser
 from edlm.noise import Stream
@@ -130,7 +130,7 @@ def against_draws(
         {
             "denoise": denoiser,
             "draw": negative_noise(num_negatives),
-            "propose": samplers.propose(denoiser),
+            "propose": stages.propose(denoiser),
         },
         inplace=False,
     )

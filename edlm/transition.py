@@ -18,19 +18,7 @@ from torch import Tensor, nn
 from edlm import absorbing, contracts, noise, objectives, schedules, training
 from edlm.contracts import Denoiser, Energy
 from edlm.noise import Stream
-from edlm.samplers import Kernel
 from edlm.schedules import Schedule
-
-
-def of_transitions(kernel: Kernel) -> Kernel:
-    """The kernel of `samplers.importance`, in rounds or not, over candidates for what a step reveals.
-
-    k candidates for the revealed tokens are weighed by `exp(-E(x_s, x_t) / temperature)` and one is kept. Tokens are
-    drawn at the revealed positions alone, so the vocabulary head costs what it costs in plain sampling. With one
-    particle, or outside the window, it gives the tokens of `samplers.ancestral` one for one. As k grows the law of a
-    step tends to `p(x^S | x_t)`.
-    """
-    return kernel._replace(proposes="revealed")
 
 
 def contrastive(

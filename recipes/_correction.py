@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edlm import bounds, pipelines, schedules
-from edlm.contracts import Energy
+from edlm import bounds, pipelines, plans
+from edlm.contracts import Denoiser
 from edlm.corpora import Rows
+from edlm.corrections import Correction
 from edlm.denoisers import SubsDenoiser
 from edlm.likelihoods import Estimate, estimate, not_padding
 from edlm.recipes import _processes, _settings
 from edlm.recipes._settings import Schema
-from edlm.samplers import Kernel
-from edlm.schedules import Schedule
+from edlm.samplers import Sampler
 from edlm.vocabulary import Vocabulary
 
 SAMPLES: Schema = {
@@ -26,14 +26,15 @@ SAMPLES: Schema = {
 }
 
 
-def texts(off: Kernel, on: Kernel, wanted: Mapping[str, Any], vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """A few samples of two kernels at equal seeds, as the section `samples` of a config wants them."""
-    drawn = {}
-    for name, kernel in (("off", off), ("on", on)):
-        how = (kernel.denoiser.max_length, wanted["num_steps"], tuple(wanted["window"]))
-        tokens = pipelines.sample(pipelines.sampling(kernel, *how), wanted["num_samples"], seed=wanted["seed"])[
-            "tokens"
-        ]
+def texts(
+    denoiser: Denoiser, correction: Correction, wanted: Mapping[str, Any], vocabulary: Vocabulary
+) -> list[dict[str, Any]]:
+    """A few samples with and without a correction at equal seeds, as the section `samples` of a config wants them."""
+    off, drawn = Sampler(denoiser, plans.Grid(wanted["num_steps"])), {}
+    on = off.replace(correction=correction, candidates=wanted["num_particles"], window=tuple(wanted["window"]))
+    for name, sampler in (("off", off), ("on", on)):
+        pipeline = pipelines.pipeline(sampler, denoiser.max_length)
+        tokens = pipelines.sample(pipeline, wanted["num_samples"], seed=wanted["seed"])["tokens"]
         drawn[name] = vocabulary.decode(tokens.cpu())
     return [
         {"row": row, "seed": wanted["seed"], "energy": name, "text": drawn[name][row]}
@@ -44,8 +45,7 @@ def texts(off: Kernel, on: Kernel, wanted: Mapping[str, Any], vocabulary: Vocabu
 
 def transition_bounds(
     denoiser: SubsDenoiser,
-    energy: Energy,
-    schedule: Schedule,
+    correction: Correction,
     blocks: Rows,
     settings: Mapping[str, Any],
     pad_id: int | None = None,
@@ -55,13 +55,14 @@ def transition_bounds(
     Padding is neither scored nor masked, and a row counts by its tokens.
     """
     wanted, device = settings["samples"], next(denoiser.parameters()).device
-    grid, seed = schedules.uniform_grid(wanted["num_steps"]), torch.tensor(settings["seed"], device=device)
+    sampler = Sampler(denoiser, plans.Grid(wanted["num_steps"]))
+    sampler = sampler.replace(correction=correction, candidates=wanted["num_particles"])
+    seed = torch.tensor(settings["seed"], device=device)
 
     def score(row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_0 = blocks[(row % len(blocks)).cpu()].to(device)
         scored = not_padding(x_0, pad_id)
-        keys = schedule, grid, x_0, seed, row
-        bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=wanted["num_particles"], scored=scored)
+        bound = bounds.of_sampler(sampler, x_0, seed, row, scored=scored)
         return bound.nats.cpu(), bound.excess.cpu(), scored.sum(1).cpu()
 
     rows = torch.arange(settings["valid_rows"], device=device).split(settings["batch_size"])

@@ -13,12 +13,12 @@ from typing import Any, Self
 from torch import nn
 from tqdm import tqdm
 
-from edlm import autoregressive, baselines, pipelines, samplers
+from edlm import autoregressive, baselines, pipelines, plans
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
 from edlm.recipes import _processes, _report, _settings
 from edlm.recipes._settings import Schema
-from edlm.schedules import Schedule
+from edlm.samplers import Sampler
 from edlm.vocabulary import Vocabulary
 
 SETTINGS: Schema = {
@@ -81,10 +81,10 @@ class Log:
             tqdm.write(f"step {step}: {' '.join(texts[-1]['text'].split())[:_SHOWN]}")
 
 
-def denoiser_texts(denoiser: SubsDenoiser, schedule: Schedule, vocabulary: Vocabulary, seed: int) -> Texts:
+def denoiser_texts(denoiser: SubsDenoiser, vocabulary: Vocabulary, seed: int) -> Texts:
     """Draw a few texts of a denoiser, the same noise each time, so that what differs is what was learned."""
     steps = min(_NUM_STEPS, denoiser.max_length)
-    pipeline = pipelines.sampling(samplers.ancestral(schedule, denoiser), denoiser.max_length, steps)
+    pipeline = pipelines.pipeline(Sampler(denoiser, plans.Grid(steps)), denoiser.max_length)
     tokens = pipelines.sample(pipeline, _NUM_TEXTS, seed=seed)["tokens"]
     return _records(vocabulary.decode(tokens.cpu()), seed)
 

@@ -5,33 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDict
-from tensordict.nn import TensorDictSequential
 from torch import Tensor
 
-from edlm import (
-    autoregressive,
-    chain_rule,
-    energies,
-    execution,
-    joint,
-    particles,
-    pipelines,
-    quality,
-    samplers,
-    speculative,
-    transition,
-)
-from edlm.contracts import Energy
-from edlm.denoisers import SubsDenoiser
+from edlm import autoregressive, corrections, energies, execution, pipelines, plans, quality
+from edlm.contracts import Energy, Scope
+from edlm.corrections import Correction
 from edlm.execution import Mode
 from edlm.judges import Judge
 from edlm.pipelines import Pipeline
-from edlm.recipes import _models, _processes, _timing
+from edlm.recipes import _processes, _timing
 from edlm.recipes._frontier_grid import ENERGIES, FLIPPED, ZERO_JOINT, ZEROS, Setting
 from edlm.recipes._models import Diffusion, Models
 from edlm.recipes._quality import Texts
-from edlm.samplers import Kernel
+from edlm.samplers import Proposal, Sampler
 
 PER_TEXT = ("denoiser_passes", "energy_passes", "passes", "calls", "ess", "log_weight_std")
 _Batch = tuple[Tensor, Mapping[str, list[Any]]]  # tokens, and what each text cost
@@ -59,48 +45,34 @@ class Reference(NamedTuple):
 
 
 def pipeline(setting: Setting, models: Models, length: int) -> Pipeline:
+    """The sampler of a setting with a denoiser, and its length."""
+    return pipelines.pipeline(sampler(setting, models), length)
+
+
+def sampler(setting: Setting, models: Models) -> Sampler:
     """The sampler of a setting with a denoiser."""
-    if setting.is_speculative:
-        denoiser, schedule, _ = denoising(setting, models)
-        assert isinstance(denoiser, SubsDenoiser)
-        kernel = speculative.ancestral(schedule, denoiser, setting.temperature)
-    elif setting.of_joint or (setting.of_chain_rule and setting.has_network):
-        kernel = _of_one_network(setting, models)
-    else:
-        kernel = _of_two_networks(setting, models)
-    return pipelines.sampling(kernel, length, setting.num_steps, setting.window)
-
-
-def _of_one_network(setting: Setting, models: Models) -> Kernel:
-    """The kernel of a network that both denoises and weighs; as controls its energy times zero, or minus one."""
-    denoiser, schedule, _ = denoising(setting, models)
-    assert setting.energy is not None
-    assert isinstance(denoiser, SubsDenoiser)
-    selection = getattr(particles, setting.method)
-    how = {"selection": selection, "proposal_temperature": setting.temperature}
-    importance = joint.importance if setting.of_joint else chain_rule.importance
-    kernel = importance(schedule, denoiser, setting.num_particles, **how)
-    assert isinstance(kernel.step, TensorDictSequential)
-    factor = 0.0 if setting.energy == ZERO_JOINT else -1.0 if setting.energy.startswith(FLIPPED) else 1.0
-    stages = dict(kernel.step.module.items())
-    stages["weigh"] = energies.scaled(stages["weigh"], factor)
-    return kernel._replace(step=TensorDictSequential(stages, inplace=False))
-
-
-def _of_two_networks(setting: Setting, models: Models) -> Kernel:
-    denoiser, schedule, _ = denoising(setting, models)
-    heat = setting.temperature
+    plan = plans.TokensPerPass(1) if setting.num_steps is None else plans.Grid(setting.num_steps)
+    plain = Sampler(denoising(setting, models).denoiser, plan, Proposal(setting.temperature))
     if setting.energy is None:
-        return samplers.ancestral(schedule, denoiser, temperature=heat)
-    kernel = samplers.importance(
-        schedule,
-        denoiser,
-        energy(setting, models),
-        setting.num_particles,
-        selection=getattr(particles, setting.method),
-        proposal_temperature=heat,
+        return plain
+    return plain.replace(
+        correction=_correction(setting, models),
+        candidates=setting.num_particles,
+        selection=setting.method,
+        window=setting.window,
     )
-    return transition.of_transitions(kernel) if setting.of_transitions else kernel
+
+
+def _correction(setting: Setting, models: Models) -> Correction:
+    """What corrects the denoiser; as controls its energy times zero, or minus one."""
+    assert setting.energy is not None
+    factor = 0.0 if setting.energy == ZERO_JOINT else -1.0 if setting.energy.startswith(FLIPPED) else 1.0
+    if setting.of_joint:
+        return corrections.Joint(factor=factor)
+    if setting.of_chain_rule and setting.has_network:
+        return corrections.ChainRule(factor=factor)
+    scope: Scope = "transition" if setting.of_transitions else "draft"
+    return corrections.OfEnergy(energy(setting, models), scope, called=setting.energy)
 
 
 def denoising(setting: Setting, models: Models) -> Diffusion:
@@ -204,31 +176,21 @@ def _autoregressive(setting: Setting, models: Models, drawing: Drawing) -> Calla
 
 def _sampler(setting: Setting, models: Models, drawing: Drawing) -> Callable[[int, int], _Batch]:
     """So many texts of a sampler with a denoiser from a number on."""
-    sampler = execution.accelerate(pipeline(setting, models, drawing.length), drawing.execution)
+    fast = execution.accelerate(pipeline(setting, models, drawing.length), drawing.execution)
 
     def batch(count: int, first: int) -> _Batch:
-        out = pipelines.sample(sampler, count, seed=drawing.seed, first_row=first)
+        out = pipelines.sample(fast, count, seed=drawing.seed, first_row=first)
         info = out["info"].cpu()
-        denoised, weighed = info["denoiser_passes"], _energy_passes(setting, info, drawing.length)
-        weighing = info["particles" if setting.is_speculative else "corrected"].sum(-1)  # a round is a call
         return out["tokens"].cpu(), {
-            "denoiser_passes": denoised.tolist(),
-            "energy_passes": weighed.tolist(),
-            "passes": (denoised + weighed).tolist(),
-            "calls": (denoised + int(setting.has_network) * weighing).tolist(),
+            "denoiser_passes": info["denoiser_passes"].tolist(),
+            "energy_passes": info["energy_passes"].tolist(),
+            "passes": (info["denoiser_passes"] + info["energy_passes"]).tolist(),
+            "calls": info["calls"].sum(-1).tolist(),
             "ess": _means(info["ess"]),
             "log_weight_std": _means(info["log_weight_std"]),
         }
 
     return batch
-
-
-def _energy_passes(setting: Setting, info: TensorDict, length: int) -> Tensor:
-    """Passes of the network that weighs, of each text (b,); zero where none does."""
-    if setting.of_chain_rule and setting.has_network:
-        return _models.passes_in_order(info, length)
-    passes: Tensor = int(setting.has_network) * info["energy_passes"]
-    return passes
 
 
 def _means(values: Tensor) -> list[float | None]:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edlm import denoisers, energies, execution, folding, pipelines, samplers, schedules
+from edlm import corrections, denoisers, energies, execution, folding, pipelines, plans
 from edlm.networks import Transformer
 from edlm.pipelines import Pipeline
 from edlm.recipes import _textbook, _timing
 from edlm.recipes._timing import Clock
+from edlm.samplers import Sampler
 
 BOS_ID = 0
 _WARM_UP_STEPS = 2
@@ -99,8 +100,8 @@ def textbook(case: Case, networks: Networks, seed: int, device: torch.device) ->
 
 def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Method:
     """The library's sampler, in the mode the pipeline is put in; see `build_pipeline`."""
-    pipeline = pipeline._replace(grid=schedules.uniform_grid(case.num_steps))
-    short = pipeline._replace(grid=schedules.uniform_grid(min(_WARM_UP_STEPS, case.num_steps)))
+    pipeline = _with_steps(pipeline, case.num_steps)
+    short = _with_steps(pipeline, min(_WARM_UP_STEPS, case.num_steps))
 
     def observe(clock: Clock) -> object:
         kernel = pipeline.kernel._replace(draw=clock.timed(pipeline.kernel.draw, "noise"))
@@ -119,13 +120,17 @@ def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Metho
 
 def build_pipeline(case: Case, networks: Networks, mode: execution.Mode) -> Pipeline:
     """The library's sampler of a case in an execution mode, good for every number of steps."""
-    mask_id, schedule = case.vocab_size - 1, schedules.log_linear()
-    denoiser = denoisers.subs(networks.folded, mask_id)
-    kernel = samplers.ancestral(schedule, denoiser)
+    mask_id = case.vocab_size - 1
+    sampler = Sampler(denoisers.subs(networks.folded, mask_id), plans.Grid(case.num_steps))
     if case.method != "plain":
         energy = energies.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
-        kernel = samplers.importance(schedule, denoiser, energy, case.num_particles)
-    return execution.accelerate(pipelines.sampling(kernel, case.length, case.num_steps), mode)
+        sampler = sampler.replace(correction=corrections.OfEnergy(energy), candidates=case.num_particles)
+    return execution.accelerate(pipelines.pipeline(sampler, case.length), mode)
+
+
+def _with_steps(pipeline: Pipeline, num_steps: int) -> Pipeline:
+    """The same, with what is compiled of it, in another number of steps."""
+    return pipeline._replace(sampler=pipeline.sampler.replace(plan=plans.Grid(num_steps)))
 
 
 def missing_for(mode: str, device: torch.device) -> str | None:

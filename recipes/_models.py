@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
-from torch import Tensor
 
 from edlm import chain_rule, checkpoints, denoisers, energies, folding, joint, permitted, tensors
 from edlm.baselines import Reverse
@@ -119,12 +117,12 @@ def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedu
         network = _network(JointNetwork, path, told, device)
     else:
         network = _network(Transformer, path, told, device)
-    return denoisers.subs(network, checkpoints.load_vocabulary_of(path).mask_id, told), schedule
+    return denoisers.subs(network, checkpoints.load_vocabulary_of(path).mask_id, told, schedule), schedule
 
 
 def require_ordered(path: str, denoiser: SubsDenoiser) -> None:
     """Raise ValueError for a denoiser whose network is not read in order, and so has no `chain_rule`."""
-    network = denoiser.module.network
+    network = denoiser.network
     if not isinstance(network, Ordered):
         raise ValueError(
             f"energy {CHAIN_RULE!r} needs a network that is read in order, as a Transformer is: "
@@ -132,21 +130,12 @@ def require_ordered(path: str, denoiser: SubsDenoiser) -> None:
         )
 
 
-def passes_in_order(info: TensorDict, length: int) -> Tensor:
-    """Passes over a text that `chain_rule` took in a run of so many tokens, by what the run says of itself (b,).
-
-    Passes over part of a text count by their tokens: a candidate is read twice at each new token but the first.
-    """
-    read = 2 * info["particles"] * (info["revealed"] - 1)  # no particles where nothing was corrected
-    return read.sum(-1).double() / length
-
-
 def load_joint(path: str, device: torch.device) -> Diffusion:
     """The denoiser of a joint network with its own energy. Raises ValueError for a network with one head."""
     if not _is_joint(path):
         raise ValueError(f"joint = {path!r} holds a network with one head: `edlm run edlm_joint` trains one with two")
     denoiser, schedule = load_denoiser(path, device)
-    return Diffusion(denoiser, schedule, {"joint": joint.energy(denoiser.module.network)})
+    return Diffusion(denoiser, schedule, {"joint": joint.energy(denoiser.network)})
 
 
 def load_ar(path: str, device: torch.device) -> Autoregressive:
@@ -164,7 +153,7 @@ def load_energy(
 
     Raises ValueError for the energy of a joint network beside any denoiser but that network.
     """
-    told = denoiser.module.schedule
+    told = denoiser.told
     if _is_joint(path):
         return _own_energy(path, denoiser, ids, device), "joint"
     network = _network(EnergyNetwork, path, told, device, ids)
@@ -179,7 +168,7 @@ def _is_joint(path: str) -> bool:
 
 def _own_energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device) -> TensorDictModule:
     """The energy of the network that the denoiser is made of, one set of weights in memory."""
-    found, own = _network(JointNetwork, path, None, device, ids), denoiser.module.network
+    found, own = _network(JointNetwork, path, None, device, ids), denoiser.network
     weights = found.state_dict()
     same = isinstance(own, JointNetwork) and own.arguments == found.arguments
     if not same or not all(torch.equal(value, weights[name]) for name, value in own.state_dict().items()):
@@ -193,7 +182,7 @@ def _load_diffusion(
     """The denoiser and every energy there is for it: its own, those learned, and the AR model's in both forms."""
     denoiser, schedule = load_denoiser(named["denoiser"], device)
     found: dict[str, Energy] = {}
-    if isinstance(denoiser.module.network, Ordered):
+    if isinstance(denoiser.network, Ordered):
         found[CHAIN_RULE] = chain_rule.energy(denoiser)
     for key, wanted in {"energy": "draft", "transition": "transition"}.items():
         if key in named:

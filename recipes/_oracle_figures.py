@@ -8,21 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import bounds, enumeration, quality, schedules, sources
+from edlm import bounds, enumeration, quality, sources
 from edlm.enumeration import Transitions
 from edlm.likelihoods import Estimate, estimate
 from edlm.recipes import _frontier_draws
 from edlm.recipes._frontier_grid import Setting
-from edlm.recipes._models import SPECULATIVE, Models
+from edlm.recipes._models import Models
 from edlm.sources import Source
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]
-_CHOICES = {
-    "plain": enumeration.sir,
-    "sir": enumeration.sir,
-    "imh": enumeration.imh,
-    SPECULATIVE: enumeration.many,
-}
 
 
 class Beside(NamedTuple):
@@ -63,21 +57,21 @@ def of_setting(setting: Setting, models: Models, beside: Beside) -> Figures:
     IMH and tempered proposals.
     """
     figures: Figures = {}
-    if beside.is_small and setting.window == (0.0, 1.0):
+    sampler = _frontier_draws.sampler(setting, models)
+    if beside.is_small and not enumeration.missing(sampler):
         figures |= _exact(setting, models, beside)
-    bound = _bound(setting, models, beside)
-    if bound is not None:
+    if not bounds.missing(sampler):
+        keys = (torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
+        bound = bounds.of_sampler(sampler, beside.bounded, *keys).nats
         found = estimate(bound + sources.log_prob(beside.source, beside.bounded) / beside.length)
         figures["kl_bound"] = [found.mean, found.standard_error]
     return figures
 
 
 def _exact(setting: Setting, models: Models, beside: Beside) -> Figures:
-    grid = None if setting.num_steps is None else schedules.uniform_grid(setting.num_steps)
     steps = _transitions(setting._replace(num_steps=None), _Same(models), beside.length)
     symbols = beside.source.num_symbols
-    schedule = _frontier_draws.denoising(setting, models).schedule
-    law = enumeration.law_after(steps, schedule, grid, symbols, beside.length).flatten()
+    law = enumeration.law_of(steps, _frontier_draws.sampler(setting, models), beside.length).flatten()
     digits = symbols ** torch.arange(beside.length - 1, -1, -1)
     texts = torch.arange(symbols**beside.length).unsqueeze(-1) // digits % symbols
     log_q = sources.log_prob(beside.source, texts)
@@ -101,32 +95,7 @@ class _Same(NamedTuple):
 @cache
 def _transitions(setting: Setting, of: _Same, length: int) -> Transitions:
     """What a step writes: the same for every grid, so settings that differ in steps alone share it."""
-    energy = None if setting.energy is None else _frontier_draws.energy(setting, of.models)
-    return enumeration.transitions(
-        _frontier_draws.denoising(setting, of.models).denoiser,
-        length,
-        energy,
-        2 if setting.is_speculative else setting.num_particles,
-        _CHOICES[setting.method],
-        "revealed" if setting.of_transitions else "masked",
-        setting.temperature,
-    )
-
-
-def _bound(setting: Setting, models: Models, beside: Beside) -> Tensor | None:
-    """A bound of `-log p` of the setting's sampler for each bounded text, nats per token (n,); None: there is none."""
-    denoiser, schedule, _ = _frontier_draws.denoising(setting, models)
-    grid = None if setting.num_steps is None else schedules.uniform_grid(setting.num_steps)
-    keys = (beside.bounded, torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
-    if setting.temperature != 1.0 or (setting.method == "imh" and setting.num_particles > 1):
-        return None
-    if setting.energy is None or (setting.num_particles == 1 and not setting.is_speculative):
-        return bounds.t_step_nelbo(denoiser, schedule, grid, *keys).nats
-    parts, k = (denoiser, _frontier_draws.energy(setting, models), schedule, grid, *keys), setting.num_particles
-    if not setting.of_transitions:
-        return bounds.sampler_nelbo(*parts, num_particles=k, window=setting.window).nats
-    several = None if setting.is_speculative else k
-    return bounds.transition_nelbo(*parts, num_particles=several, window=setting.window).nats
+    return enumeration.transitions_of(_frontier_draws.sampler(setting, of.models), length)
 
 
 def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:

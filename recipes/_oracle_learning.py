@@ -119,7 +119,7 @@ def learn(wanted: Collection[str], learning: Learning) -> Models:
     if start is not None and JOINT in wanted:
         models = models._replace(joint=_joint(learning, start))
     if start is not None and CHAIN_RULE in wanted:
-        denoiser = denoisers.subs(start, models.vocabulary.mask_id)
+        denoiser = denoisers.subs(start, models.vocabulary.mask_id, schedule=learning.exact.schedule)
         own = {CHAIN_RULE: chain_rule.energy(denoiser)}
         models = models._replace(learned=Diffusion(denoiser, learning.exact.schedule, own))
     return models
@@ -183,7 +183,11 @@ def _joint(learning: Learning, start: Transformer) -> Diffusion:
 
     told = ("objective", "num_negatives", "transition_steps", "num_energy_layers")
     trained: JointNetwork = learning.train(JOINT, network, stages, *told, scope="transition")
-    return Diffusion(denoisers.subs(trained, mask_id), learning.exact.schedule, {JOINT: joint.energy(trained)})
+    return Diffusion(
+        denoisers.subs(trained, mask_id, schedule=learning.exact.schedule),
+        learning.exact.schedule,
+        {JOINT: joint.energy(trained)},
+    )
 
 
 def _stages(scope: Scope, learning: Learning, network: EnergyNetwork) -> TensorDictSequential:

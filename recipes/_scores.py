@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import baselines, bounds, contracts, energies, finite, likelihoods, schedules
+from edlm import baselines, bounds, corrections, energies, finite, likelihoods, plans
 from edlm.baselines import Reverse
-from edlm.contracts import Energy
+from edlm.contracts import Denoiser, Energy
+from edlm.corrections import Correction
 from edlm.denoisers import SeddDenoiser
 from edlm.recipes._models import CHAIN_RULE, SPECULATIVE, Autoregressive, Diffusion, Models
+from edlm.samplers import Sampler
 
 
 class Scores(NamedTuple):
@@ -47,23 +48,19 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
             raise ValueError(f"num_steps is null: {settings['denoiser']!r} holds d3pm, whose bound is one of a number")
         if settings["num_steps"] is not None:
             yield "denoiser", baseline_t_step(models.baseline, settings["num_steps"])
-    if models.diffusion is not None:
-        yield "denoiser", continuous(models.diffusion)
-        yield "denoiser", t_step(models.diffusion, settings)
-        for name, energy in models.diffusion.energies.items():
-            if name == "transition":
-                yield name, transitions(models.diffusion, energy, settings)
-            elif name == CHAIN_RULE:
-                yield name, in_order(models.diffusion, energy, settings)
-                if settings["energy_temperature"] == 1.0:  # at another one there is nothing that it tends to
-                    yield SPECULATIVE, in_order(models.diffusion, energy, {**settings, "num_particles": None})
-            else:
-                yield name, sampler(models.diffusion, energy, settings)
-                yield name, paper(models.diffusion, energy, settings)
-    if models.joint is not None:
-        yield "joint", continuous(models.joint)
-        yield "joint", t_step(models.joint, settings)
-        yield "joint", transitions(models.joint, models.joint.energies["joint"], settings)
+    for diffusion in (models.diffusion, models.joint):
+        if diffusion is None:
+            continue
+        own = "joint" if diffusion is models.joint else "denoiser"
+        yield own, continuous(diffusion)
+        yield own, sampler(_plain(diffusion.denoiser, settings), settings)
+        for name in diffusion.energies:
+            drawn = _corrected(diffusion, name, settings)
+            yield name, sampler(drawn, settings)
+            if drawn.parts is not None and drawn.parts.scope == "draft":
+                yield name, paper(diffusion, diffusion.energies[name], settings)
+            if name == CHAIN_RULE and settings["energy_temperature"] == 1.0:  # at another one it tends to nothing
+                yield SPECULATIVE, sampler(drawn.replace(candidates=1, selection=SPECULATIVE), settings)
     if models.ar is not None:
         yield "ar", exact(models.ar, models.vocabulary.mask_id)
 
@@ -98,85 +95,19 @@ def baseline_t_step(baseline: Reverse, num_steps: int) -> Score:
     return score
 
 
-def t_step(diffusion: Diffusion, settings: Mapping[str, Any]) -> Score:
-    """Build the T-step NELBO of the denoiser."""
+def sampler(drawn: Sampler, settings: Mapping[str, Any]) -> Score:
+    """Build the bound of a sampler, named after what it weighs."""
 
     def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        keys = diffusion.schedule, _grid(settings), x_0, seed, row
-        bound = bounds.t_step_nelbo(diffusion.denoiser, *keys, num_passes=settings["num_passes"], scored=scored)
-        return Scores({"t_step_nelbo": bound.nats}, {"denoiser": int(bound.denoiser_passes.sum())})
+        how = {"num_completions": settings["num_completions"], "num_passes": settings["num_passes"]}
+        bound = bounds.of_sampler(drawn, x_0, seed, row, scored=scored, **how)
+        nats = {bounds.name(drawn): bound.nats}
+        if drawn.correction is None:
+            return Scores(nats, {"denoiser": int(bound.denoiser_passes.sum())})
+        passes = {"denoiser": int(bound.denoiser_passes.sum()), "energy": float(bound.energy_passes.sum())}
+        return Scores(nats, passes, bound.ess, bound.log_weight_std, bound.excess)
 
     return score
-
-
-def sampler(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
-    """Build the bound of the sampler with an energy."""
-
-    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        bound = bounds.sampler_nelbo(
-            diffusion.denoiser,
-            energy,
-            diffusion.schedule,
-            _grid(settings),
-            x_0,
-            seed,
-            row,
-            num_particles=settings["num_particles"],
-            num_completions=settings["num_completions"],
-            window=tuple(settings["window"]),
-            temperature=settings["energy_temperature"],
-            num_passes=settings["num_passes"],
-            scored=scored,
-        )
-        passes = {"denoiser": int(bound.denoiser_passes.sum()), "energy": int(bound.energy_passes.sum())}
-        return Scores({"sampler_nelbo": bound.nats}, passes, bound.ess, bound.log_weight_std, bound.excess)
-
-    return score
-
-
-def transitions(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
-    """Build the bound of the sampler with an energy of transitions."""
-
-    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        keys = diffusion.schedule, _grid(settings), x_0, seed, row
-        bound = bounds.transition_nelbo(
-            diffusion.denoiser,
-            energy,
-            *keys,
-            num_particles=settings["num_particles"],
-            window=tuple(settings["window"]),
-            temperature=settings["energy_temperature"],
-            num_passes=settings["num_passes"],
-            scored=scored,
-        )
-        passes = {"denoiser": int(bound.denoiser_passes.sum()), "energy": int(bound.energy_passes.sum())}
-        return Scores({"transition_nelbo": bound.nats}, passes, bound.ess, bound.log_weight_std, bound.excess)
-
-    return score
-
-
-def in_order(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
-    """Build the bound of the sampler with the energy that the denoiser has in itself; no particles: speculative."""
-
-    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        counted = _InOrder(energy)
-        found = transitions(diffusion, counted, settings)(x_0, scored, seed, row)
-        return found._replace(passes={**found.passes, "energy": counted.passes})
-
-    return score
-
-
-class _InOrder:
-    """An energy that reads x_t, and a candidate at its new tokens but the first alone, twice: and how much that was."""
-
-    def __init__(self, energy: Energy) -> None:
-        self.energy, self.in_keys, self.passes = energy, energy.in_keys, 0.0
-
-    def __call__(self, tensordict: TensorDict) -> TensorDict:
-        """Write the energies (b, k)."""
-        b, k, l = tensordict[contracts.CANDIDATES].shape
-        self.passes += b + 2 * k * (len(tensordict[contracts.POSITIONS]) - b) / l  # each row has a first one
-        return self.energy(tensordict)
 
 
 def paper(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
@@ -206,5 +137,17 @@ def exact(ar: Autoregressive, mask_id: int) -> Score:
     return score
 
 
-def _grid(settings: Mapping[str, Any]) -> Tensor | None:
-    return None if settings["num_steps"] is None else schedules.uniform_grid(settings["num_steps"])
+def _plain(denoiser: Denoiser, settings: Mapping[str, Any]) -> Sampler:
+    return Sampler(
+        denoiser, plans.TokensPerPass(1) if settings["num_steps"] is None else plans.Grid(settings["num_steps"])
+    )
+
+
+def _corrected(diffusion: Diffusion, name: str, settings: Mapping[str, Any]) -> Sampler:
+    """The sampler with an energy, which the denoiser may have in itself."""
+    temperature = settings["energy_temperature"]
+    correction: Correction = corrections.ChainRule(temperature)
+    if name != CHAIN_RULE:
+        correction = corrections.OfEnergy(diffusion.energies[name], temperature=temperature, called=name)
+    k, window = settings["num_particles"], tuple(settings["window"])
+    return _plain(diffusion.denoiser, settings).replace(correction=correction, candidates=k, window=window)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from edlm import chain_rule, checkpoints, decoders, denoisers, energies, large, memory, schedules, tensors
+from edlm import checkpoints, corrections, decoders, denoisers, energies, large, memory, schedules, tensors
 from edlm.baselines import Reverse
+from edlm.corrections import Correction
 from edlm.decoders import Blueprint, DecoderNetwork
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
@@ -58,11 +58,10 @@ class Sources(NamedTuple):
     vocabulary: Vocabulary
     schedule: Schedule = schedules.log_linear()
     denoiser: SubsDenoiser | None = None
-    energy: TensorDictModuleBase | None = None
+    correction: Correction | None = None
     ar: Transformer | None = None
     bos_id: int | None = None
     opening: tuple[int, ...] = ()
-    scope: str = "draft"  # or "transition": what the energy weighs; "joint", "chain_rule": in the denoiser
     baseline: Reverse | None = None  # in the place of a denoiser
 
 
@@ -124,10 +123,12 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
     assert found.denoiser is not None
     if settings["energy"] == CHAIN_RULE:
         _models.require_ordered(path, found.denoiser)
-        return found._replace(energy=chain_rule.energy(found.denoiser), scope=CHAIN_RULE)
+        return found._replace(correction=corrections.ChainRule(settings["energy_temperature"]))
     if settings["energy"] is not None:
         energy, scope = _models.load_energy(settings["energy"], found.denoiser, found.vocabulary, device)
-        return found._replace(energy=energy, scope=scope)
+        heat = settings["energy_temperature"]
+        of_energy = corrections.Joint(heat) if scope == "joint" else corrections.OfEnergy(energy, temperature=heat)
+        return found._replace(correction=of_energy)
     return found if settings["ar"] is None else _with_ar(settings, found, device)
 
 
@@ -220,7 +221,8 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     carry_over = settings["ar_form"] == "carry_over"
     pad_id = None if _is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text
     energy = energies.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
-    return found._replace(energy=energy, bos_id=bos_id)
+    correction = corrections.OfEnergy(energy, temperature=settings["energy_temperature"])
+    return found._replace(correction=correction, bos_id=bos_id)
 
 
 def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:

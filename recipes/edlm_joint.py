@@ -17,6 +17,7 @@ from tqdm import tqdm
 from edlm import (
     contracts,
     corpora,
+    corrections,
     denoisers,
     joint,
     likelihoods,
@@ -24,7 +25,6 @@ from edlm import (
     objectives,
     particles,
 )
-from edlm import samplers as kernels
 from edlm.corpora import Rows
 from edlm.denoisers import SubsDenoiser
 from edlm.likelihoods import Estimate, estimate, not_padding
@@ -215,15 +215,13 @@ class JointTraining:
     def texts(self) -> list[dict[str, Any]]:
         """A few samples of the joint network at equal seeds with the energy off and on."""
         wanted, denoiser = self.settings["samples"], self._denoiser(self.run.average.eval())
-        on = joint.importance(self.schedule, denoiser, wanted["num_particles"])
-        return _correction.texts(kernels.ancestral(self.schedule, denoiser), on, wanted, self.vocabulary)
+        return _correction.texts(denoiser, corrections.Joint(), wanted, self.vocabulary)
 
     def transition_bounds(self, blocks: Rows) -> dict[str, Estimate]:
         """The bound of the sampler of `texts`."""
         denoiser = self._denoiser(self.run.average.eval())
-        energy = joint.energy(denoiser.module.network)
-        known = denoiser, energy, self.schedule, blocks, self.settings, self.vocabulary.pad_id
-        return _correction.transition_bounds(*known)
+        known = corrections.Joint(), blocks, self.settings, self.vocabulary.pad_id
+        return _correction.transition_bounds(denoiser, *known)
 
     def _batches(self, blocks: Rows, rows: int) -> list[tuple[Tensor, Tensor]]:
         """Numbers of rows (b,) and their texts (b, l), the blocks gone through as often as needed."""
@@ -264,7 +262,7 @@ class JointTraining:
         return getattr(objectives, self.settings["objective"])(positive, negative)
 
     def _denoiser(self, network: nn.Module) -> SubsDenoiser:
-        return denoisers.subs(network, self.vocabulary.mask_id)
+        return denoisers.subs(network, self.vocabulary.mask_id, schedule=self.schedule)
 
     def _stages(self, network: nn.Module, num_negatives: int | None = None) -> Any:
         settings = self.settings

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from edlm import (
     contracts,
     corpora,
+    corrections,
     denoisers,
     energies,
     networks,
@@ -25,7 +26,6 @@ from edlm import (
     training,
     transition,
 )
-from edlm import samplers as kernels
 from edlm.calibration import CalibrationError
 from edlm.likelihoods import Estimate, estimate
 from edlm.recipes import (
@@ -77,7 +77,7 @@ class EnergyByNCE:
         start = _start.load(self.settings, self.device)
         self.denoiser_network, self.schedule, self.vocabulary, self.description, self.start_weights = start
         self.told = self.schedule if self.description["time_conditioning"] else None
-        self.denoiser = denoisers.subs(self.denoiser_network, self.vocabulary.mask_id, self.told)
+        self.denoiser = denoisers.subs(self.denoiser_network, self.vocabulary.mask_id, self.told, self.schedule)
 
     def setup(self) -> None:
         """Read the corpus, build the energy network and the contrastive pipeline."""
@@ -179,17 +179,15 @@ class EnergyByNCE:
     def texts(self) -> list[dict[str, Any]]:
         """A few samples at equal seeds with the energy off and on."""
         wanted, energy = self.settings["samples"], self._energy(self.run.average.eval())
-        on = kernels.importance(self.schedule, self.denoiser, energy, wanted["num_particles"])
-        on = transition.of_transitions(on) if self.settings["scope"] == "transition" else on
-        return _correction.texts(kernels.ancestral(self.schedule, self.denoiser), on, wanted, self.vocabulary)
+        return _correction.texts(self.denoiser, corrections.OfEnergy(energy), wanted, self.vocabulary)
 
     def transition_bounds(self, blocks: corpora.Rows) -> dict[str, Estimate]:
         """The bound of the sampler of `texts` where its energy has one."""
         if self.settings["scope"] == "draft":
             return {}
-        energy = self._energy(self.run.average.eval())
-        known = self.denoiser, energy, self.schedule, blocks, self.settings, self.vocabulary.pad_id
-        return _correction.transition_bounds(*known)
+        correction = corrections.OfEnergy(self._energy(self.run.average.eval()))
+        known = correction, blocks, self.settings, self.vocabulary.pad_id
+        return _correction.transition_bounds(self.denoiser, *known)
 
     def _summary(
         self,

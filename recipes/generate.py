@@ -23,29 +23,14 @@ from tensordict import TensorDict
 from torch import Tensor
 from tqdm import tqdm
 
-from edlm import (
-    adaptive,
-    autoregressive,
-    baselines,
-    chain_rule,
-    contracts,
-    execution,
-    joint,
-    particles,
-    pipelines,
-    speculative,
-    transition,
-)
-from edlm import samplers as kernels
+from edlm import autoregressive, baselines, contracts, execution, particles, pipelines, plans, selections
 from edlm.baselines import Reverse
-from edlm.contracts import Denoiser
 from edlm.denoisers import SubsDenoiser
 from edlm.networks import Transformer
 from edlm.pipelines import Pipeline
-from edlm.recipes import _entry, _models, _processes, _records, _report, _settings, _sources, _training
-from edlm.recipes._models import SPECULATIVE
+from edlm.recipes import _entry, _processes, _records, _report, _settings, _sources, _training
 from edlm.recipes._settings import Schema
-from edlm.samplers import Kernel
+from edlm.samplers import Proposal, Sampler, UntilEss
 from edlm.vocabulary import MASK_SYMBOL, Vocabulary
 
 SETTINGS: Schema = {
@@ -65,7 +50,7 @@ SETTINGS: Schema = {
     "num_particles": _settings.integer(1),
     "window": _settings.window,
     "target_ess": _settings.optional(_settings.number(0, above=True)),
-    "selection": _settings.choice("sir", "imh", "greedy", SPECULATIVE),
+    "selection": _settings.choice(*selections.SELECTIONS),
     "energy_temperature": _settings.temperature(particles.COLDEST),
     "temperature": _settings.temperature(),
     "nucleus": _settings.number(0, 1, above=True),
@@ -110,7 +95,7 @@ class Generate:
             print(f"\n{plan}\n", flush=True)
         found = _sources.load(self.settings, self.device)
         self.vocabulary, self.schedule, self.opening = found.vocabulary, found.schedule, found.opening
-        self.denoiser, self.energy, self.scope = found.denoiser, found.energy, found.scope
+        self.denoiser, self.correction = found.denoiser, found.correction
         self.ar, self.bos_id, self.baseline = found.ar, found.bos_id, found.baseline
 
     def setup(self) -> None:
@@ -135,13 +120,7 @@ class Generate:
                 f"length = {self.length} is more than the denoiser's {window}: give a stride below {window}, by which "
                 "its window moves on"
             )
-        pipeline = pipelines.sampling(
-            self._kernel(self.denoiser),
-            min(self.length, window),
-            settings["num_steps"],
-            tuple(settings["window"]),
-            tokens_per_pass=settings["tokens_per_pass"],
-        )
+        pipeline = pipelines.pipeline(self._sampler(self.denoiser), min(self.length, window))
         self.pipeline: Pipeline = execution.accelerate(pipeline, settings["execution"])
 
     def generate(self) -> None:
@@ -177,33 +156,23 @@ class Generate:
             rows.append(("texts per second", f"{self.rate:.3g}", how))
         print(f"\n{_report.table(rows)}\n\n  written to {self.output}")
 
-    def _kernel(self, denoiser: Denoiser) -> Kernel:
-        """The denoiser alone, or corrected with a fixed number of particles or with as many as it takes."""
-        settings, parts = self.settings, (self.schedule, denoiser)
-        proposal = {"temperature": settings["temperature"], "nucleus": settings["nucleus"]}
-        if self.energy is None:
-            return kernels.ancestral(*parts, **proposal)
-        if settings["selection"] == SPECULATIVE:
-            assert isinstance(denoiser, SubsDenoiser)
-            return speculative.ancestral(self.schedule, denoiser, **proposal)
-        rules = {
-            "temperature": settings["energy_temperature"],
-            "selection": getattr(particles, settings["selection"]),
-            "proposal_temperature": proposal["temperature"],
-            "nucleus": proposal["nucleus"],
-        }
+    def _sampler(self, denoiser: SubsDenoiser) -> Sampler:
+        """The denoiser alone, or corrected with a fixed number of candidates or with as many as it takes."""
+        settings = self.settings
+        steps = settings["num_steps"]
+        plan = plans.TokensPerPass(settings["tokens_per_pass"]) if steps is None else plans.Grid(steps)
+        plain = Sampler(denoiser, plan, Proposal(settings["temperature"], settings["nucleus"]))
+        if self.correction is None:
+            return plain
         most, target_ess = settings["num_particles"], settings["target_ess"]
-        if self.scope == "joint":
-            assert isinstance(denoiser, SubsDenoiser)
-            kernel = joint.importance(self.schedule, denoiser, most, **rules)
-        elif self.scope == _models.CHAIN_RULE:
-            assert isinstance(denoiser, SubsDenoiser)
-            kernel = chain_rule.importance(self.schedule, denoiser, most, **rules)
-        else:
-            kernel = kernels.importance(*parts, self.energy, most, **rules)
-        if target_ess is not None:
-            kernel = adaptive.in_rounds(kernel, target_ess, min(2, most))
-        return transition.of_transitions(kernel) if self.scope == "transition" else kernel
+        candidates = most if target_ess is None else UntilEss(target_ess, most, min(2, most))
+        in_order = selections.of(settings["selection"]).in_order
+        return plain.replace(
+            correction=self.correction,
+            candidates=1 if in_order else candidates,
+            selection=settings["selection"],
+            window=tuple(settings["window"]),
+        )
 
     def _live(self) -> Callable[[TensorDict, TensorDict], None] | None:
         """What shows texts as they form, where that is wanted; of several processes in the first."""
@@ -242,12 +211,9 @@ class Generate:
             sample = partial(pipelines.extend, self.pipeline, self.length, self.settings["stride"])
         out = sample(count, seed=self.settings["seed"], prompt=self.prompt, first_row=first, callback=self._live())
         info = out["info"].cpu()
-        weighed = info["energy_passes"]
-        if self.scope == _models.CHAIN_RULE:
-            weighed = _models.passes_in_order(info, self.pipeline.length)
         return out["tokens"], {
             "denoiser_passes": info["denoiser_passes"].tolist(),
-            "energy_passes": weighed.tolist(),
+            "energy_passes": info["energy_passes"].tolist(),
             "ess": [None if math.isnan(value) else value for value in info["ess"].nanmean(-1).tolist()],
         }
 

@@ -107,7 +107,7 @@ class PretrainDenoiser:
         baseline = KERNELS.get(self.settings["objective"])
         if baseline is not None:
             return _following.baseline_texts(baseline(denoiser, self.schedule), self.vocabulary, seed)
-        return _following.denoiser_texts(denoiser, self.schedule, self.vocabulary, seed)
+        return _following.denoiser_texts(denoiser, self.vocabulary, seed)
 
     def held_out_bound(self, network: nn.Module, blocks: Rows, rows: int) -> likelihoods.Estimate:
         """The bound of this kind in nats per token over `rows` draws, the blocks gone through as often as needed."""

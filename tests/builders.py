@@ -3,6 +3,7 @@
 Unlike the tables of `oracles` the parts here cost nothing to build, so a property can be tried on many of them.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +18,28 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 import edlm
-from edlm import contracts, noise, particles, pipelines, samplers, schedules, transition
-from edlm.contracts import Positions
+from edlm import (
+    contracts,
+    corrections,
+    energies,
+    noise,
+    particles,
+    passes,
+    pipelines,
+    plans,
+    samplers,
+    schedules,
+    selections,
+)
+from edlm.contracts import Denoiser, Energy, Positions, Scope
+from edlm.corrections import Correction
 from edlm.denoisers import SubsDenoiser
+from edlm.kernel import Kernel
 from edlm.noise import Stream
 from edlm.pipelines import Pipeline
-from edlm.samplers import Kernel
+from edlm.samplers import Proposal, Sampler, UntilEss
 from edlm.schedules import Schedule
+from edlm.selections import Selection
 
 SELECTIONS = {"sir": particles.sir, "imh": particles.imh, "greedy": particles.greedy}
 
@@ -61,14 +77,114 @@ def masked_positions(x_t: Tensor, mask_id: int) -> Tensor:
     return (x_t == mask_id).flatten().nonzero().squeeze(-1)
 
 
-def of_transitions(*arguments: Any, **options: Any) -> Kernel:
-    """Importance sampling over what a step reveals; arguments of `samplers.importance`."""
-    return transition.of_transitions(samplers.importance(*arguments, **options))
-
-
 def energy_module(energy: EnergyFn) -> TensorDictModule:
     """Wrap a function of candidates and x_t."""
     return TensorDictModule(energy, in_keys=[contracts.CANDIDATES, contracts.X_T], out_keys=[contracts.ENERGY])
+
+
+# ---- Samplers, by what each is made of
+
+
+def ancestral(schedule: Schedule, denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> Sampler:
+    """Plain sampling."""
+    return Sampler(on(denoiser, schedule), proposal=Proposal(temperature, nucleus))
+
+
+def importance(
+    schedule: Schedule,
+    denoiser: Denoiser,
+    energy: Energy,
+    num_particles: int,
+    temperature: float = 1.0,
+    selection: contracts.Selection = particles.sir,
+    proposal_temperature: float = 1.0,
+    nucleus: float = 1.0,
+) -> Sampler:
+    """Whole drafts weighed by an energy, whatever it says that it weighs."""
+    correction = corrections.OfEnergy(scoped(energy, "draft"), "draft", temperature)
+    return corrected(schedule, denoiser, correction, num_particles, selection, proposal_temperature, nucleus)
+
+
+def of_transitions(schedule: Schedule, denoiser: Denoiser, energy: Energy, *arguments: Any, **options: Any) -> Sampler:
+    """Importance sampling over what a step reveals; arguments of `importance`."""
+    found = importance(schedule, denoiser, energy, *arguments, **options)
+    temperature = found.correction.temperature
+    return found.replace(correction=corrections.OfEnergy(scoped(energy, "transition"), "transition", temperature))
+
+
+def in_order(
+    schedule: Schedule, denoiser: Denoiser, num_particles: int, temperature: float = 1.0, *rest: Any, **options: Any
+) -> Sampler:
+    """What a step reveals weighed by the denoiser's own chain rule."""
+    return corrected(schedule, denoiser, corrections.ChainRule(temperature), num_particles, *rest, **options)
+
+
+def two_heads(
+    schedule: Schedule, denoiser: Denoiser, num_particles: int, temperature: float = 1.0, *rest: Any, **options: Any
+) -> Sampler:
+    """What a step reveals weighed by a joint network."""
+    return corrected(schedule, denoiser, corrections.Joint(temperature), num_particles, *rest, **options)
+
+
+def speculative(schedule: Schedule, denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> Sampler:
+    """What a step reveals drawn in order."""
+    plain = ancestral(schedule, denoiser, temperature, nucleus)
+    return plain.replace(correction=corrections.ChainRule(), selection="speculative")
+
+
+def corrected(
+    schedule: Schedule,
+    denoiser: Denoiser,
+    correction: Correction,
+    num_particles: int,
+    selection: contracts.Selection = particles.sir,
+    proposal_temperature: float = 1.0,
+    nucleus: float = 1.0,
+) -> Sampler:
+    """So many candidates of any correction; a selection may be a function."""
+    named = {each.choose: each for each in selections.SELECTIONS.values()}
+    return ancestral(schedule, denoiser, proposal_temperature, nucleus).replace(
+        correction=correction,
+        candidates=num_particles,
+        selection=named.get(selection) or Selection("own", selection),
+    )
+
+
+def in_rounds(sampler: Sampler, target_ess: float, num_particles: int = 2) -> Sampler:
+    """At most as many candidates as the sampler has, drawn until their ESS suffices."""
+    return sampler.replace(candidates=UntilEss(target_ess, sampler.most, num_particles))
+
+
+def with_rounds(pipeline: Pipeline, target_ess: float, num_particles: int = 2) -> Pipeline:
+    """The same pipeline, with candidates until their ESS suffices."""
+    return pipelines.pipeline(in_rounds(pipeline.sampler, target_ess, num_particles), pipeline.length)
+
+
+def sampling(
+    sampler: Sampler,
+    length: int,
+    num_steps: int | None = None,
+    window: tuple[float, float] = (0.0, 1.0),
+    grid: Callable[[int], Tensor] = schedules.uniform_grid,
+    tokens_per_pass: int = 1,
+) -> Pipeline:
+    """A sampler in so many steps, or so many tokens a pass; plain sampling has no window."""
+    spacing = next(name for name, times in plans.SPACINGS.items() if times is grid)
+    plan = plans.TokensPerPass(tokens_per_pass) if num_steps is None else plans.Grid(num_steps, spacing)
+    where = {"window": window} if sampler.correction is not None else {}
+    return pipelines.pipeline(sampler.replace(plan=plan, **where), length)
+
+
+def on(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
+    """The same denoiser of another masking process."""
+    found = copy.copy(denoiser)
+    found.schedule = schedule
+    return found
+
+
+def scoped(energy: Energy, scope: Scope) -> Energy:
+    """The same energy, taken at its word that it weighs this."""
+    return energies.declare(copy.copy(energy), (scope,), passes.of_energy(energy))
 
 
 # ---- Specifications: every choice a sampler is made of, so that it can be built with one of them changed
@@ -96,16 +212,19 @@ class Spec(NamedTuple):
 
     def pipeline(self, **changes: object) -> Pipeline:
         """Build it, with changes to the kernel's energy or selection."""
-        kernel = self.kernel(**changes)
         group = self.tokens_per_pass if self.num_steps is None else 1
-        return pipelines.sampling(kernel, self.length, self.num_steps, self.window, tokens_per_pass=group)
+        return sampling(self.sampler(**changes), self.length, self.num_steps, self.window, tokens_per_pass=group)
 
-    def kernel(self, energy: EnergyFn | None = None, selection: contracts.Selection | None = None) -> Kernel:
-        """Build the kernel alone."""
+    def kernel(self, **changes: Any) -> Kernel:
+        """Build what takes its steps alone."""
+        return samplers.kernel(self.sampler(**changes))
+
+    def sampler(self, energy: EnergyFn | None = None, selection: contracts.Selection | None = None) -> Sampler:
+        """Build it without its plan and window."""
         denoiser = OracleDenoiser(wave_marginals(self.seed, self.symbols, self.length), self.mask_id)
         if self.selection is None:
-            return samplers.ancestral(self.schedule, denoiser, self.temperature)
-        build = samplers.importance if self.proposes == "masked" else of_transitions
+            return ancestral(self.schedule, denoiser, self.temperature)
+        build = importance if self.proposes == "masked" else of_transitions
         return build(
             self.schedule,
             denoiser,

@@ -293,7 +293,7 @@ FAULTS = [
     Fault(
         "the transition bound weighs whole drafts",
         "bounds.py",
-        'drawn = now if proposes == "revealed" else masked',
+        'drawn = now if scope == "transition" else masked',
         "drawn = masked",
         "tests/test_transition_bound.py::test_draws_of_the_bound_have_it_as_their_mean",
     ),

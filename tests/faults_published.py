@@ -110,7 +110,7 @@ FAULTS = [
     ),
     Fault(
         "a draw is discarded before the one that counts",
-        "samplers.py",
+        "stages.py",
         "absorbing.reveal(x_t, _keep(candidates, chosen), positions)",
         "absorbing.reveal(x_t, candidates[:, 0], positions)",
         "tests/test_samplers.py::test_energy_decides",

@@ -110,9 +110,9 @@ FAULTS = [
     ),
     Fault(
         "an energy of transitions sampled as one of drafts",
-        "recipes/generate.py",
-        'transition.of_transitions(kernel) if self.scope == "transition" else kernel',
-        "kernel",
+        "corrections.py",
+        "scope = self.scope or energies.scopes_of(self.energy)[0]",
+        'scope = self.scope or "draft"',
         "tests/test_generate.py::test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one",
     ),
     Fault(
@@ -124,16 +124,16 @@ FAULTS = [
     ),
     Fault(
         "a joint network given twice held twice",
-        "recipes/_models.py",
-        "return joint.energy(own)",
-        "return joint.energy(found)",
+        "corrections.py",
+        "network = joint.network_of(_subs(self.name, denoiser))",
+        'network = __import__("copy").deepcopy(joint.network_of(_subs(self.name, denoiser)))',
         "tests/test_edlm_joint.py::test_generate_draws_from_one_network_given_twice_and_refuses_another_denoiser",
     ),
     Fault(
         "a joint network beside a source told with the exact denoiser",
-        "recipes/_oracle_figures.py",
-        "_frontier_draws.denoising(setting, of.models).denoiser",
-        "of.models.diffusion.denoiser",
+        "recipes/_frontier_draws.py",
+        "plain = Sampler(denoising(setting, models).denoiser, plan",
+        "plain = Sampler(models.diffusion.denoiser, plan",
         "tests/test_oracle_recipe.py::test_a_joint_network_is_its_own_denoiser_beside_the_source",
     ),
     Fault(
@@ -196,8 +196,8 @@ FAULTS = [
     Fault(
         "an energy of transitions sampled as one of drafts in the frontier",
         "recipes/_frontier_draws.py",
-        "transition.of_transitions(kernel) if setting.of_transitions else kernel",
-        "kernel",
+        '"transition" if setting.of_transitions else "draft"',
+        '"draft"',
         "tests/test_frontier_draws.py::test_an_energy_of_transitions_weighs_what_a_step_reveals",
     ),
     Fault(

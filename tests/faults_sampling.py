@@ -5,21 +5,21 @@ from fault import Fault
 FAULTS = [
     Fault(
         "a proposal's weight inverted",
-        "samplers.py",
+        "stages.py",
         "ratio = (log_p - log_q)",
         "ratio = (log_q - log_p)",
         "tests/test_laws.py::test_another_proposal_is_weighed_against_the_denoiser",
     ),
     Fault(
         "a row that has enough particles draws on with the others",
-        "adaptive.py",
+        "rounds.py",
         "going_on = going_on[few & corrected[going_on]]",
         "going_on = going_on if (few & corrected[going_on]).any() else going_on[:0]",
         "tests/test_adaptive.py::test_what_a_row_draws_does_not_depend_on_the_others",
     ),
     Fault(
         "particles of an adaptive kernel weighed as if they were the denoiser's own",
-        "adaptive.py",
+        "rounds.py",
         "self.log_weights(found[contracts.ENERGY]) + found[contracts.LOG_RATIO]",
         "self.log_weights(found[contracts.ENERGY])",
         "tests/test_adaptive.py::test_a_proposal_of_its_own_is_weighed_in_rounds_as_at_once",
@@ -54,9 +54,9 @@ FAULTS = [
     ),
     Fault(
         "the energy used outside its window",
-        "samplers.py",
-        "torch.where(corrected, self.selection(log_weights, uniforms), 0)",
-        "self.selection(log_weights, uniforms)",
+        "stages.py",
+        "torch.where(corrected, selection(log_weights, uniforms), 0)",
+        "selection(log_weights, uniforms)",
         "tests/test_samplers.py::test_a_row_outside_the_window_keeps_its_first_candidate_whatever_the_energies",
     ),
     Fault(
@@ -75,14 +75,14 @@ FAULTS = [
     ),
     Fault(
         "noise reused between steps",
-        "samplers.py",
+        "kernel.py",
         "noise.uniforms(seed, owner, step, Stream.PROPOSAL",
         "noise.uniforms(seed, owner, 0, Stream.PROPOSAL",
         "tests/test_samplers.py::test_no_two_draws_share_a_number",
     ),
     Fault(
         "wrong axis in the gather of the chosen particle",
-        "samplers.py",
+        "stages.py",
         "candidates.gather(1, index)",
         "candidates.flip(1).gather(1, index)",
         "tests/test_samplers.py::test_energy_decides",
@@ -124,9 +124,9 @@ FAULTS = [
     ),
     Fault(
         "whole drafts drawn where a transition is weighed",
-        "transition.py",
-        'return kernel._replace(proposes="revealed")',
-        "return kernel",
+        "samplers.py",
+        '"masked" if parts.scope == "draft" else "revealed"',
+        '"masked"',
         "tests/test_transition.py::test_the_energy_sees_the_new_tokens_and_masks_elsewhere",
     ),
     Fault(
@@ -201,7 +201,7 @@ FAULTS = [
     ),
     Fault(
         "k draws beside the kept one in the enumerated law of SIR",
-        "enumeration.py",
+        "selections.py",
         ".sum(-1, keepdim=True) ** (num_particles - 1)\n        kept",
         ".sum(-1, keepdim=True) ** num_particles\n        kept",
         "tests/test_enumeration.py::test_it_is_the_oracle_s_law",

@@ -5,12 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import builders
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torchtune.models import qwen2
 
-from edlm import decoders, denoisers, energies, samplers, schedules
+from edlm import decoders, denoisers, energies, schedules
 
 V, H, FFN, LAYERS, HEADS, KV = 40, 16, 24, 2, 4, 2
 THETA, EPS, LENGTH = 500.0, 1e-5, 12
@@ -173,4 +174,4 @@ def dream_with_qwen(k: int, rows_at_once: int | None = None, vocab_size: int = V
     dream = decoders.DecoderNetwork(decoders.bidirectional(first), shifted=True).eval()
     qwen = decoders.autoregressive(second, rows_at_once=rows_at_once)
     energy = energies.residual_ar(qwen, MASK, bos_id=3, carry_over=True)
-    return samplers.importance(schedules.log_linear(), denoisers.subs(dream, MASK), energy, k), dream, qwen
+    return builders.importance(schedules.log_linear(), denoisers.subs(dream, MASK), energy, k), dream, qwen

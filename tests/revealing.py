@@ -21,7 +21,7 @@ def sharp(num_layers: int) -> SubsDenoiser:
     """Of three symbols and length 3, its laws so far from even that the order of tokens matters."""
     own = tiny_denoiser(0, 3, vocab_size=4, max_length=3, num_layers=num_layers)
     with torch.no_grad():
-        own.module.network.head.weight.mul_(3.0)
+        own.network.head.weight.mul_(3.0)
     return own
 
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import builders
 import pytest
 import torch
 from builders import SELECTIONS, Spec, tiny_denoiser, tiny_energy, wave_energy, wave_marginals
@@ -20,9 +21,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 import edlm
-from edlm import adaptive, execution, particles, pipelines, samplers, schedules, transition
+from edlm import execution, particles, schedules
 from edlm.pipelines import Pipeline
-from edlm.samplers import Kernel
+from edlm.samplers import Sampler, UntilEss, kernel
 
 SYMBOLS, LENGTH, MASK = 2, 3, 2
 
@@ -34,7 +35,8 @@ def spiky(x: Tensor, x_t: Tensor) -> Tensor:
 
 def pipeline(target_ess: float, spec: Spec, first: int = 1, most: int = 4) -> Pipeline:
     """The sampler of a Spec with as many particles as it takes."""
-    kernel = samplers.importance(
+    build = builders.importance if spec.proposes == "masked" else builders.of_transitions
+    kernel = build(
         spec.schedule,
         OracleDenoiser(wave_marginals(spec.seed, spec.symbols, spec.length), spec.mask_id),
         OracleEnergy(wave_energy(spec.seed, spec.length)),
@@ -42,12 +44,12 @@ def pipeline(target_ess: float, spec: Spec, first: int = 1, most: int = 4) -> Pi
         spec.temperature,
         SELECTIONS[spec.selection or "sir"],
     )
-    kernel = adaptive.in_rounds(kernel, target_ess, first)
-    return pipelines.sampling(kernel, spec.length, spec.num_steps, spec.window)
+    kernel = builders.in_rounds(kernel, target_ess, first)
+    return builders.sampling(kernel, spec.length, spec.num_steps, spec.window)
 
 
-def tiny_kernel(k: int, temperature: float = 1.0) -> Kernel:
-    return samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), k, temperature)
+def tiny_kernel(k: int, temperature: float = 1.0) -> Sampler:
+    return builders.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), k, temperature)
 
 
 def test_the_enumerated_law_has_the_fixed_ones_as_limits():
@@ -102,9 +104,9 @@ def test_in_one_step_each_size_is_the_fixed_kernels_and_the_first_that_suffices_
 
 def test_a_proposal_of_its_own_is_weighed_in_rounds_as_at_once():
     how = {"proposal_temperature": 0.5, "nucleus": 0.8}
-    fixed = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 4, **how)
+    fixed = builders.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 4, **how)
     ours, expected = (
-        edlm.sample(pipelines.sampling(kernel, 8, 3), 6) for kernel in (adaptive.in_rounds(fixed, 9.0, 1), fixed)
+        edlm.sample(builders.sampling(kernel, 8, 3), 6) for kernel in (builders.in_rounds(fixed, 9.0, 1), fixed)
     )
     assert torch.equal(ours["tokens"], expected["tokens"])
     torch.testing.assert_close(ours["info", "ess"], expected["info", "ess"], equal_nan=True)
@@ -112,10 +114,10 @@ def test_a_proposal_of_its_own_is_weighed_in_rounds_as_at_once():
 
 def test_rows_that_go_on_are_told_their_own_times():
     schedule = schedules.log_linear(1e-3)
-    network = tiny_energy().module.network
+    network = tiny_energy().network
     parts = tiny_denoiser(schedule=schedule), edlm.energies.learned(network, schedule)
-    kernel = adaptive.in_rounds(samplers.importance(schedule, *parts, 8, 0.3), 2.5, 1)
-    batch = pipelines.sampling(kernel, 8, num_steps=None, tokens_per_pass=2)
+    kernel = builders.in_rounds(builders.importance(schedule, *parts, 8, 0.3), 2.5, 1)
+    batch = builders.sampling(kernel, 8, num_steps=None, tokens_per_pass=2)
     together = edlm.sample(batch, 6)
     assert (together["info", "particles"] > 1).any()
     for row in range(6):
@@ -161,7 +163,7 @@ def test_what_wraps_the_parts_gets_both_and_positions_as_many_as_it_asks_for():
     """What pads them changes no token."""
     wrapped: list[TensorDictModuleBase] = []
     positions: list[int] = []
-    slow = pipelines.sampling(adaptive.in_rounds(tiny_kernel(6, temperature=0.3), 2.0), 6, num_steps=3)
+    slow = builders.sampling(builders.in_rounds(tiny_kernel(6, temperature=0.3), 2.0), 6, num_steps=3)
     step = slow.kernel.step
 
     def wrap(part: TensorDictModuleBase) -> TensorDictModuleBase:
@@ -180,8 +182,8 @@ def test_what_wraps_the_parts_gets_both_and_positions_as_many_as_it_asks_for():
 @pytest.mark.parametrize("b", [1, 3])
 def test_compiled_rounds_give_the_same_tokens(b: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    kernel = adaptive.in_rounds(tiny_kernel(6, temperature=0.3), 2.0)
-    slow = pipelines.sampling(kernel, 6, num_steps=3)
+    kernel = builders.in_rounds(tiny_kernel(6, temperature=0.3), 2.0)
+    slow = builders.sampling(kernel, 6, num_steps=3)
     fast = execution.accelerate(slow, "compile")
     assert torch.equal(edlm.sample(fast, b)["tokens"], edlm.sample(slow, b)["tokens"])
     assert len(edlm.sample(slow, 3)["info", "particles"].unique()) > 1
@@ -192,8 +194,8 @@ def test_each_part_is_one_graph(monkeypatch: pytest.MonkeyPatch):
     """Traced but not translated, which is what takes the time."""
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    kernel = adaptive.in_rounds(tiny_kernel(4, temperature=0.3), 2.0)
-    slow = pipelines.sampling(kernel, 6, num_steps=3)
+    kernel = builders.in_rounds(tiny_kernel(4, temperature=0.3), 2.0)
+    slow = builders.sampling(kernel, 6, num_steps=3)
     fast = execution.accelerate(slow, "compile")
     for seed in range(3):
         assert torch.equal(edlm.sample(fast, 3, seed=seed)["tokens"], edlm.sample(slow, 3, seed=seed)["tokens"])
@@ -203,25 +205,22 @@ def test_each_part_is_one_graph(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((2.0, 5), "num_particles = 5 must lie in 1..4, those of the kernel"),
-        ((2.0, 0), "num_particles = 0 must lie in 1..4, those of the kernel"),
+        ((2.0, 5), "first = 5 must lie in 1..4, the most candidates"),
+        ((2.0, 0), "first = 0 must lie in 1..4, the most candidates"),
         ((0.0, 2), "target_ess = 0.0 must be positive"),
     ],
 )
 def test_bad_input_is_named(arguments: tuple[float, int], message: str):
     with pytest.raises(ValueError, match=message):
-        adaptive.in_rounds(tiny_kernel(4), *arguments)
+        builders.in_rounds(tiny_kernel(4), *arguments)
 
 
-def test_a_kernel_that_has_no_rounds_to_take_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(execution, "missing_compiler", lambda device: "")
-    plain = samplers.ancestral(schedules.log_linear(), tiny_denoiser())
-    twice = adaptive.in_rounds(tiny_kernel(4), 2.0)
-    fast = execution.accelerate(pipelines.sampling(tiny_kernel(4), 6, num_steps=3), "compile").kernel
-    for kernel in (plain, twice, fast):
-        with pytest.raises(ValueError, match=r"in_rounds needs a kernel whose step proposes and selects"):
-            adaptive.in_rounds(kernel, 2.0, 1)
+def test_a_sampler_that_has_no_rounds_to_take_is_refused():
+    plain = builders.ancestral(schedules.log_linear(), tiny_denoiser())
+    with pytest.raises(ValueError, match=r"candidates = UntilEss\(.*\) needs a correction"):
+        builders.in_rounds(plain, 2.0, 1)
+    with pytest.raises(ValueError, match=r"candidates = .* weighs none"):
+        builders.speculative(schedules.log_linear(), tiny_denoiser()).replace(candidates=UntilEss(2.0, 4))
 
 
 def test_the_spread_of_the_log_weights_is_over_the_particles_that_were_drawn():
@@ -233,14 +232,16 @@ def test_the_spread_of_the_log_weights_is_over_the_particles_that_were_drawn():
 
 def test_the_kernel_is_the_fixed_one_but_for_its_step():
     fixed = tiny_kernel(6)
-    assert adaptive.in_rounds(fixed, 2.0)._replace(step=fixed.step) == fixed
+    built = kernel(fixed)
+    adaptive = kernel(builders.in_rounds(fixed, 2.0))
+    assert (adaptive.denoiser, adaptive.init, adaptive.proposes) == (built.denoiser, built.init, built.proposes)
+    assert adaptive.num_particles == built.num_particles
 
 
 def test_rounds_over_what_is_revealed_have_the_fixed_numbers_as_limits():
     spec = Spec(num_steps=2)
     for target_ess, k in ((1.0, 2), (5.0, 5)):
-        ours = pipeline(target_ess, spec, first=2, most=5)
-        ours = ours._replace(kernel=transition.of_transitions(ours.kernel))
+        ours = pipeline(target_ess, spec._replace(proposes="revealed"), first=2, most=5)
         fixed = spec._replace(num_particles=k, proposes="revealed").pipeline()
         for seed in range(5):
             found, expected = edlm.sample(ours, 4, seed=seed), edlm.sample(fixed, 4, seed=seed)

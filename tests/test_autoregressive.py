@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import builders
 import pytest
 import torch
 from builders import tiny_network
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import autoregressive, contracts, energies, layers, pipelines, samplers, schedules
+from edlm import autoregressive, contracts, energies, layers, schedules
 from edlm.networks import Transformer
 
 SYMBOLS, LENGTH = 3, 4
@@ -260,8 +261,8 @@ def test_the_sampler_with_that_energy_has_that_law():
     start, n = STARTS["infilling"], 8_000
     denoiser = OracleDenoiser(Lookup(random_marginals(5, SYMBOLS, LENGTH)), MASK, LENGTH)
     energy = energies.residual_ar(SMALL, MASK, MASK, carry_over=True)
-    kernel = samplers.importance(schedules.log_linear(), denoiser, energy, num_particles=8)
-    drawn = edlm.sample(pipelines.sampling(kernel, LENGTH, num_steps=1), n, seed=1, prompt=start)["tokens"]
+    kernel = builders.importance(schedules.log_linear(), denoiser, energy, num_particles=8)
+    drawn = edlm.sample(builders.sampling(kernel, LENGTH, num_steps=1), n, seed=1, prompt=start)["tokens"]
     p, w, drafts = one_step("infilling", carry_over=True)
     counts = torch.bincount(index_of(drawn, SYMBOLS), minlength=len(SEQUENCES))[index_of(drafts, SYMBOLS)]
     assert counts.sum() == n

@@ -245,7 +245,7 @@ def stages_of(name: str, **options: object):
 def test_the_loss_is_the_objective_of_the_networks_answer_at_every_mask(name):
     stages, inputs = stages_of(name), batch()
     out = stages(inputs)
-    network, x_0, x_t, t = stages["denoise"].module.network, inputs[contracts.X_0], out[contracts.X_T], out[contracts.T]
+    network, x_0, x_t, t = stages["denoise"].network, inputs[contracts.X_0], out[contracts.X_T], out[contracts.T]
     masked = x_t == 4
     assert masked.any()
     assert not masked.all()

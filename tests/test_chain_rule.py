@@ -4,6 +4,7 @@ import math
 from functools import partial
 from pathlib import Path
 
+import builders
 import pytest
 import torch
 from builders import assert_whole_graphs, of_transitions
@@ -16,7 +17,6 @@ from torch import Tensor
 
 import edlm
 from edlm import (
-    adaptive,
     bounds,
     chain_rule,
     contracts,
@@ -28,12 +28,13 @@ from edlm import (
     pipelines,
     samplers,
     schedules,
+    selections,
     sources,
     transition,
 )
 from edlm.contracts import Denoiser
 from edlm.denoisers import SubsDenoiser
-from edlm.samplers import Kernel
+from edlm.samplers import Sampler
 
 LINEAR = schedules.log_linear()
 TOLD = schedules.log_linear(1e-3)
@@ -91,7 +92,7 @@ def test_where_one_token_is_new_it_is_zero(step: Step) -> None:
 
 def test_a_network_that_cannot_be_read_in_order_is_an_error() -> None:
     joint = networks.JointNetwork(5, LENGTH, hidden_size=16, num_layers=1, num_heads=2)
-    for build in (chain_rule.energy, lambda own: chain_rule.importance(LINEAR, own, 2)):
+    for build in (chain_rule.energy, lambda own: builders.in_order(LINEAR, own, 2)):
         with pytest.raises(ValueError, match="class JointNetwork cannot be read in order, as a Transformer can"):
             build(denoisers.subs(joint, MASK))
 
@@ -142,7 +143,7 @@ def test_token_by_token_it_asks_for_what_is_still_masked(monkeypatch: pytest.Mon
 # ---- Sampling
 
 
-def apart(num_particles: int, own: SubsDenoiser, **options: object) -> Kernel:
+def apart(num_particles: int, own: SubsDenoiser, **options: object) -> Sampler:
     return of_transitions(own.module.schedule or LINEAR, own, chain_rule.energy(own), num_particles, **options)
 
 
@@ -165,21 +166,23 @@ def test_it_gives_the_tokens_of_the_energy_as_one_of_its_own(
 ) -> None:
     """Rows that reveal different numbers of tokens, that end earlier, that are in the window and out of it at once."""
     own, group = denoiser(schedule=schedule), 1 if num_steps else 2
-    kernels = chain_rule.importance(schedule or LINEAR, own, 3), apart(3, own)
+    kernels = builders.in_order(schedule or LINEAR, own, 3), apart(3, own)
     ours, theirs = (
         edlm.sample(
-            pipelines.sampling(each, LENGTH, num_steps, window, tokens_per_pass=group), b, seed=seed, prompt=prompt
+            builders.sampling(each, LENGTH, num_steps, window, tokens_per_pass=group), b, seed=seed, prompt=prompt
         )
         for each in kernels
     )
     assert torch.equal(ours["tokens"], theirs["tokens"])
-    for key in ("t", "revealed", "corrected", "particles", "denoiser_passes", "energy_passes"):
+    for key in ("t", "revealed", "corrected", "particles", "denoiser_passes"):
         assert torch.equal(ours["info", key], theirs["info", key])
+    again = ours["info", "corrected"].sum(-1)  # by itself the energy reads x_t once more
+    torch.testing.assert_close(ours["info", "energy_passes"] + again, theirs["info", "energy_passes"])
     torch.testing.assert_close(ours["info", "ess"], theirs["info", "ess"], equal_nan=True)
-    in_rounds = [adaptive.in_rounds(each, 2.5) for each in kernels]
+    in_rounds = [builders.in_rounds(each, 2.5) for each in kernels]
     ours, theirs = (
         edlm.sample(
-            pipelines.sampling(each, LENGTH, num_steps, window, tokens_per_pass=group), b, seed=seed, prompt=prompt
+            builders.sampling(each, LENGTH, num_steps, window, tokens_per_pass=group), b, seed=seed, prompt=prompt
         )
         for each in in_rounds
     )
@@ -190,13 +193,13 @@ def test_it_gives_the_tokens_of_the_energy_as_one_of_its_own(
 def test_windows_that_move_on_and_one_particle() -> None:
     own = denoiser()
     longer = [
-        edlm.extend(pipelines.sampling(each, LENGTH, 3), 13, 4, 3)
-        for each in (chain_rule.importance(LINEAR, own, 4), apart(4, own))
+        edlm.extend(builders.sampling(each, LENGTH, 3), 13, 4, 3)
+        for each in (builders.in_order(LINEAR, own, 4), apart(4, own))
     ]
     assert torch.equal(longer[0]["tokens"], longer[1]["tokens"])
     single, plain = (
-        edlm.sample(pipelines.sampling(each, LENGTH, 3), 5)["tokens"]
-        for each in (chain_rule.importance(LINEAR, own, 1), samplers.ancestral(LINEAR, own))
+        edlm.sample(builders.sampling(each, LENGTH, 3), 5)["tokens"]
+        for each in (builders.in_order(LINEAR, own, 1), builders.ancestral(LINEAR, own))
     )
     assert torch.equal(single, plain)
 
@@ -204,7 +207,7 @@ def test_windows_that_move_on_and_one_particle() -> None:
 def test_a_pass_reveals_what_is_masked_and_no_more() -> None:
     """`info`: as many tokens as the prompt leaves, some in every pass of a row, none in those it does not take."""
     prompt = torch.tensor([4, 2, 4, 4, 1])
-    info = edlm.sample(pipelines.sampling(samplers.ancestral(LINEAR, denoiser()), LENGTH, 4), 20, prompt=prompt)["info"]
+    info = edlm.sample(builders.sampling(builders.ancestral(LINEAR, denoiser()), LENGTH, 4), 20, prompt=prompt)["info"]
     assert (info["revealed"].sum(1) == 6).all()
     assert torch.equal(info["revealed"] > 0, info["t"] > 0)
 
@@ -214,10 +217,10 @@ def test_a_text_is_read_once_per_step_and_two_rows_per_candidate_and_later_token
 ) -> None:
     """And the vocabulary head runs on what is drawn, and on that once per candidate."""
     own, k, read, asked = denoiser(), 3, [], []
-    first = own.module.network.trunk.blocks[0].attention.qkv
+    first = own.network.trunk.blocks[0].attention.qkv
     first.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[:-1].numel()))
-    own.module.network.head.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
-    out = edlm.sample(pipelines.sampling(chain_rule.importance(LINEAR, own, k), LENGTH, 3), 1, seed=1)
+    own.network.head.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+    out = edlm.sample(builders.sampling(builders.in_order(LINEAR, own, k), LENGTH, 3), 1, seed=1)
     revealed = out["info", "revealed"][0].tolist()
     assert max(revealed) > 1
     wanted = [[LENGTH, *([2 * k * (count - 1)] if count > 1 else [])] for count in revealed]
@@ -230,12 +233,12 @@ def test_the_texts_it_draws_have_the_enumerated_law() -> None:
     """k = 2, two layers, 20,000 texts of 3 symbols and length 3; wrong with probability 1e-6."""
     n, own = 20_000, sharp(2)
     grid = schedules.uniform_grid(1)
-    law = enumeration.sampler_law(own, LINEAR, grid, 3, chain_rule.energy(own), 2, enumeration.sir, "revealed")
-    drawn = edlm.sample(pipelines.sampling(chain_rule.importance(LINEAR, own, 2), 3, 1), n, seed=5)["tokens"]
+    law = enumeration.sampler_law(own, LINEAR, grid, 3, chain_rule.energy(own), 2, selections.sir_law, "revealed")
+    drawn = edlm.sample(builders.sampling(builders.in_order(LINEAR, own, 2), 3, 1), n, seed=5)["tokens"]
     found, law = empirical_law(drawn, 3), law.flatten()
     # P(TV > mean + e) <= exp(-2 n e^2), and the mean is at most half of sum sqrt(p (1 - p) / n).
     bound = 0.5 * float((law * (1 - law) / n).sqrt().sum()) + math.sqrt(math.log(1e6) / (2 * n))
-    plain = enumeration.sampler_law(own, LINEAR, grid, 3, None, 1, enumeration.sir, "revealed").flatten()
+    plain = enumeration.sampler_law(own, LINEAR, grid, 3, None, 1, selections.sir_law, "revealed").flatten()
     assert total_variation(found, law) < bound < total_variation(law, plain)
 
 
@@ -246,12 +249,12 @@ def test_with_more_particles_a_step_tends_to_writing_from_left_to_right() -> Non
     told = torch.zeros(len(words), dtype=torch.float64)
     for place in range(3):
         text = torch.where(torch.arange(3) < place, words, 3)
-        law = own.logits(own.module.network(text)[:, place]).log_softmax(-1)
+        law = own.logits(own.network(text)[:, place]).log_softmax(-1)
         told += law.gather(-1, words[:, place : place + 1]).squeeze(-1)
     far = [
         total_variation(
             enumeration.sampler_law(
-                own, LINEAR, schedules.uniform_grid(1), 3, energy, k, enumeration.sir, "revealed"
+                own, LINEAR, schedules.uniform_grid(1), 3, energy, k, selections.sir_law, "revealed"
             ).flatten(),
             told.exp(),
         )
@@ -270,7 +273,7 @@ def test_the_bound_falls_by_what_the_denoiser_knows() -> None:
     texts, rows = words.repeat_interleave(reps, 0), torch.arange(len(words) * reps)
     found = bounds.transition_nelbo(own, energy, LINEAR, grid, texts, torch.tensor(0), rows, num_particles=16)
     fall = (told * found.excess.view(-1, reps).mean(1)).sum() * 3
-    law = enumeration.sampler_law(own, LINEAR, grid, 3, None, 1, enumeration.sir, "revealed").flatten()
+    law = enumeration.sampler_law(own, LINEAR, grid, 3, None, 1, selections.sir_law, "revealed").flatten()
     most = (told * (law.log() - told.log())).sum()  # the KL of the two laws
     assert float(most) < -0.03
     assert float(most) < float(fall) < 0.7 * float(most)
@@ -278,23 +281,23 @@ def test_the_bound_falls_by_what_the_denoiser_knows() -> None:
 
 def test_dropout_left_on_is_an_error() -> None:
     net = networks.Transformer(5, LENGTH, hidden_size=16, num_layers=1, num_heads=2, dropout=0.1).train()
-    kernel = chain_rule.importance(LINEAR, denoisers.subs(net, MASK), 2)
+    kernel = builders.in_order(LINEAR, denoisers.subs(net, MASK), 2)
     with pytest.raises(ValueError, match="dropout is on at "):
-        edlm.sample(pipelines.sampling(kernel, LENGTH, 2))
+        edlm.sample(builders.sampling(kernel, LENGTH, 2))
 
 
 def test_a_step_is_printed_as_the_documents_show_it() -> None:
     document = Path(__file__).parents[1] / "docs" / "transition.md"
-    assert pipelines.describe(chain_rule.importance(LINEAR, denoiser(), 2).step) in document.read_text("utf-8")
+    assert samplers.describe(builders.in_order(LINEAR, denoiser(), 2)) in document.read_text("utf-8")
 
 
 # ---- Execution
 
 
 def in_and_out_of_its_window(in_rounds: bool = False) -> pipelines.Pipeline:
-    kernel = chain_rule.importance(LINEAR, denoiser(), 3)
-    kernel = adaptive.in_rounds(kernel, 2.5) if in_rounds else kernel
-    return pipelines.sampling(kernel, LENGTH, None, (0.3, 1.0), tokens_per_pass=3)
+    kernel = builders.in_order(LINEAR, denoiser(), 3)
+    kernel = builders.in_rounds(kernel, 2.5) if in_rounds else kernel
+    return builders.sampling(kernel, LENGTH, None, (0.3, 1.0), tokens_per_pass=3)
 
 
 @pytest.mark.parametrize("in_rounds", [False, True])
@@ -328,7 +331,7 @@ def test_as_an_energy_of_its_own_it_is_one_graph_too(fresh_compiler: None) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(bool(execution.missing_compiler(torch.device("cpu"))), reason="needs a C++ compiler")
 def test_compiled_and_eager_give_the_same_tokens(fresh_compiler: None) -> None:
-    slow = pipelines.sampling(chain_rule.importance(LINEAR, denoiser(1), 3), LENGTH, 2)
+    slow = builders.sampling(builders.in_order(LINEAR, denoiser(1), 3), LENGTH, 2)
     fast = edlm.accelerate(slow, "compile")
     ours, expected = (edlm.sample(each, 4, seed=4) for each in (fast, slow))
     assert torch.equal(ours["tokens"], expected["tokens"])

@@ -1,32 +1,34 @@
 """What is shown of an energy at the end of its training: texts with it off and on, and the bound that it lowers."""
 
+import builders
 import pytest
 import torch
 from builders import tiny_denoiser
 from tensordict.nn import TensorDictModule
 
-from edlm import bounds, contracts, likelihoods, pipelines, samplers, schedules, vocabulary
+from edlm import bounds, contracts, corrections, likelihoods, pipelines, schedules, vocabulary
 from edlm.recipes import _correction
+from edlm.samplers import Sampler
 
 ABCD = vocabulary.characters("abcd")
-OFF = samplers.ancestral(schedules.log_linear(), tiny_denoiser())
+OFF = builders.ancestral(schedules.log_linear(), tiny_denoiser())
 MORE_A = TensorDictModule(
     lambda candidates: -10.0 * (candidates == 0).sum(-1).double(),
     in_keys=[contracts.CANDIDATES],
     out_keys=[contracts.ENERGY],
 )
-ON = samplers.importance(schedules.log_linear(), tiny_denoiser(), MORE_A, 16)
+ON = builders.importance(schedules.log_linear(), tiny_denoiser(), MORE_A, 16)
 
 
-def drawn(kernel: samplers.Kernel, window: tuple[float, float]) -> list[str]:
-    tokens = pipelines.sample(pipelines.sampling(kernel, 8, 3, window), 4, seed=5)["tokens"]
+def drawn(kernel: Sampler, window: tuple[float, float]) -> list[str]:
+    tokens = pipelines.sample(builders.sampling(kernel, 8, 3, window), 4, seed=5)["tokens"]
     return ABCD.decode(tokens)
 
 
 @pytest.mark.parametrize("window", [(0.0, 1.0), (0.9, 1.0)])
 def test_texts_are_those_of_both_kernels_in_the_window_at_the_seed(window: tuple[float, float]) -> None:
     wanted = {"num_samples": 4, "num_steps": 3, "num_particles": 16, "window": list(window), "seed": 5}
-    records = _correction.texts(OFF, ON, wanted, ABCD)
+    records = _correction.texts(OFF.denoiser, ON.correction, wanted, ABCD)
     assert [(record["row"], record["energy"]) for record in records] == [
         (row, name) for row in range(4) for name in ("off", "on")
     ]
@@ -46,7 +48,8 @@ def test_the_bound_is_that_of_the_samplers_steps_and_particles_text_by_text() ->
     samples = {"num_samples": 1, "num_steps": 3, "num_particles": 4, "window": [0.5, 1.0], "seed": 5}
     settings = {"samples": samples, "seed": 7, "valid_rows": 5, "batch_size": 2, "report_particles": 2}
     denoiser, schedule = tiny_denoiser(), schedules.log_linear()
-    found = _correction.transition_bounds(denoiser, MORE_A, schedule, texts, settings, pad_id=3)
+    correction = corrections.OfEnergy(MORE_A, "transition")
+    found = _correction.transition_bounds(denoiser, correction, texts, settings, pad_id=3)
     per_text: dict[str, list[float]] = {"plain_bound": [], "bound": [], "gain": []}
     x_0 = texts[torch.tensor([0, 1, 2, 0, 1])]
     for row in torch.arange(5).split(1):

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import builders
 import pytest
 import torch
 from builders import tiny_denoiser, tiny_energy
 from commands import Run, in_markdown, in_prose, run_of
 
-from edlm import checkpoints, cli, networks, pipelines, samplers, schedules, vocabulary
+from edlm import checkpoints, cli, networks, samplers, schedules, vocabulary
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,5 +104,5 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
 
 
 def test_the_step_is_printed_as_the_documents_show_it() -> None:
-    kernel = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=8)
-    assert pipelines.describe(kernel.step) in (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    kernel = builders.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=8)
+    assert samplers.describe(kernel) in (ROOT / "docs" / "architecture.md").read_text("utf-8")

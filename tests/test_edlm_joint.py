@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import builders
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -85,14 +86,15 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
     train("generate", *both, f"output={output}", "window=[0,1]")
     records = [json.loads(line) for line in output.read_text().splitlines()]
     denoiser = denoisers.subs(checkpoints.load_network(own), 27)
-    kernel = joint.importance(schedules.log_linear(), denoiser, 5, 1e-3)
-    tokens = pipelines.sample(pipelines.sampling(kernel, 32, 4), 3, seed=records[0]["seed"])["tokens"]
+    kernel = builders.two_heads(schedules.log_linear(), denoiser, 5, 1e-3)
+    tokens = pipelines.sample(builders.sampling(kernel, 32, 4), 3, seed=records[0]["seed"])["tokens"]
     assert [record["tokens"] for record in records] == tokens.tolist()
     assert {record["denoiser_passes"] for record in records} == {1}
     assert all(record["energy_passes"] <= 20 for record in records)
     found = _sources.load(settings_of("generate", *both), torch.device("cpu"))
     held = {id(weight) for weight in found.denoiser.parameters()}
-    assert {id(weight) for weight in found.energy.parameters()} == held, "one set of weights in memory"
+    own_energy = found.correction.parts(found.denoiser).energy
+    assert {id(weight) for weight in own_energy.parameters()} == held, "one set of weights in memory"
     train("generate", f"denoiser={own}", "energy=null", f"output={trained / 'plain.jsonl'}", *few)
     train("generate", *both, f"output={trained / 'more.jsonl'}", "target_ess=2")
     with pytest.raises(ValueError, match=f"the energy of '{own}' corrects the denoiser of the same network alone"):

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import builders
 import pytest
 import torch
 from builders import of_transitions, tiny_denoiser, tiny_energy
@@ -21,7 +22,7 @@ from oracles import sampler_law as oracle_law
 from oracles import sir as oracle_sir
 from torch import Tensor
 
-from edlm import energies, enumeration, particles, pipelines, samplers, schedules, sources
+from edlm import energies, enumeration, particles, pipelines, schedules, selections, sources
 from edlm.contracts import Positions
 
 SYMBOLS, LENGTH = 2, 3
@@ -30,7 +31,7 @@ JOINT = sources.log_prob(SOURCE, all_sequences(SYMBOLS, LENGTH)).exp().view((SYM
 TABLE = marginal_table(JOINT)
 DENOISER, ENERGY = sources.denoiser(SOURCE, LENGTH), sources.energy(SOURCE)
 LINEAR = schedules.log_linear()
-CHOICES = {"sir": (enumeration.sir, oracle_sir), "imh": (enumeration.imh, oracle_imh)}
+CHOICES = {"sir": (selections.sir_law, oracle_sir), "imh": (selections.imh_law, oracle_imh)}
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -47,7 +48,7 @@ def test_it_is_the_oracle_s_law(choice: str, proposes: Positions, num_particles:
 
 @pytest.mark.parametrize("proposes", ["masked", "revealed"])
 def test_one_position_at_a_time_is_the_oracle_s_law(proposes: Positions) -> None:
-    found = enumeration.sampler_law(DENOISER, LINEAR, None, LENGTH, ENERGY, 3, enumeration.sir, proposes)
+    found = enumeration.sampler_law(DENOISER, LINEAR, None, LENGTH, ENERGY, 3, selections.sir_law, proposes)
     wanted = first_hitting_law(TABLE, residual_energy(JOINT), oracle_sir(3), proposes)
     torch.testing.assert_close(found.flatten(), wanted, rtol=1e-8, atol=1e-12)
 
@@ -58,12 +59,12 @@ def test_it_is_the_law_of_the_texts_that_the_library_draws(proposes: Positions) 
     n, linear = 10_000, schedules.cosine()
     network = tiny_energy(1, SYMBOLS + 1, LENGTH)
     energy = energies.scaled(network, 20.0)
-    build = of_transitions if proposes == "revealed" else samplers.importance
+    build = of_transitions if proposes == "revealed" else builders.importance
     kernel = build(linear, DENOISER, energy, 3, selection=particles.sir, proposal_temperature=0.7)
-    drawn = pipelines.sample(pipelines.sampling(kernel, LENGTH, 2), n, seed=0)["tokens"]
+    drawn = pipelines.sample(builders.sampling(kernel, LENGTH, 2), n, seed=0)["tokens"]
     grid = schedules.uniform_grid(2)
     laws = [
-        enumeration.sampler_law(DENOISER, linear, grid, LENGTH, each, k, enumeration.sir, proposes, heat)
+        enumeration.sampler_law(DENOISER, linear, grid, LENGTH, each, k, selections.sir_law, proposes, heat)
         for each, k, heat in ((energy, 3, 0.7), (energy, 1, 0.7), (None, 1, 1.0))
     ]
     limit = math.sqrt(SYMBOLS**LENGTH / n) / 2 + math.sqrt(math.log(1e6) / (2 * n))
@@ -80,7 +81,9 @@ def test_it_is_the_law_of_the_texts_that_the_library_draws(proposes: Positions) 
 def test_the_quadrature_is_exact(q: list[float], log_w: list[float], k: int) -> None:
     log_q = torch.tensor([q], dtype=torch.float64).log().log_softmax(-1)
     weights = torch.tensor([log_w], dtype=torch.float64)
-    torch.testing.assert_close(enumeration.sir(log_q, weights, k), oracle_sir(k)(log_q, weights), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        selections.sir_law(log_q, weights, k), oracle_sir(k)(log_q, weights), rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -94,7 +97,7 @@ def test_a_candidate_without_weight_is_kept_only_among_its_like(name: str) -> No
 
 def law_of(steps: int | None, proposes: Positions, k: int) -> Tensor:
     grid = None if steps is None else schedules.uniform_grid(steps)
-    return enumeration.sampler_law(DENOISER, LINEAR, grid, LENGTH, ENERGY, k, enumeration.sir, proposes)
+    return enumeration.sampler_law(DENOISER, LINEAR, grid, LENGTH, ENERGY, k, selections.sir_law, proposes)
 
 
 def test_the_exact_energy_leads_to_the_data_and_drafts_spoil_single_tokens() -> None:
@@ -107,11 +110,11 @@ def test_the_exact_energy_leads_to_the_data_and_drafts_spoil_single_tokens() -> 
 def test_what_more_and_more_candidates_tend_to_is_the_law_of_many() -> None:
     """With the exact energy the data's own, at one step."""
     limit = partial(enumeration.sampler_law, DENOISER, LINEAR, schedules.uniform_grid(1), LENGTH, ENERGY)
-    torch.testing.assert_close(limit(2, enumeration.many, "revealed"), JOINT, rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(limit(2, selections.limit_law, "revealed"), JOINT, rtol=1e-8, atol=0.0)
     log_q, log_w = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     log_q = log_q.log_softmax(-1)
-    for choice in (enumeration.sir, enumeration.imh):
-        near, far = ((choice(log_q, log_w, k) - enumeration.many(log_q, log_w, k)).abs().sum() for k in (256, 4))
+    for choice in (selections.sir_law, selections.imh_law):
+        near, far = ((choice(log_q, log_w, k) - selections.limit_law(log_q, log_w, k)).abs().sum() for k in (256, 4))
         assert near < 0.02 < far
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import builders
 import pytest
 import torch
 from builders import of_transitions, randomise, tiny_denoiser, tiny_energy
@@ -13,34 +14,34 @@ from tensordict import TensorDict
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import chain_rule, denoisers, execution, joint, networks, pipelines, samplers, schedules, speculative
+from edlm import denoisers, execution, networks, schedules
 from edlm.pipelines import Pipeline
-from edlm.samplers import Kernel
+from edlm.samplers import Sampler
 
 LENGTH, MASK = 6, 4
 
 
-def in_order(schedule: schedules.Schedule, denoiser: denoisers.SubsDenoiser, _: object, num_particles: int) -> Kernel:
+def in_order(schedule: schedules.Schedule, denoiser: denoisers.SubsDenoiser, _: object, num_particles: int) -> Sampler:
     """The denoiser's own energy in place of another."""
-    return chain_rule.importance(schedule, denoiser, num_particles)
+    return builders.in_order(schedule, denoiser, num_particles)
 
 
-def two_heads(schedule: schedules.Schedule, _denoiser: object, _energy: object, num_particles: int) -> Kernel:
+def two_heads(schedule: schedules.Schedule, _denoiser: object, _energy: object, num_particles: int) -> Sampler:
     """A joint network in place of both."""
     network = networks.JointNetwork(MASK + 1, 8, hidden_size=16, num_layers=1, num_heads=2)
     denoiser = denoisers.subs(randomise(network, 0).double(), MASK)
-    return joint.importance(schedule, denoiser, num_particles)
+    return builders.two_heads(schedule, denoiser, num_particles)
 
 
-KERNELS = {"drafts": samplers.importance, "transitions": of_transitions, "in_order": in_order, "two_heads": two_heads}
-both_kernels = pytest.mark.parametrize("build", [samplers.importance, of_transitions], ids=["drafts", "transitions"])
+KERNELS = {"drafts": builders.importance, "transitions": of_transitions, "in_order": in_order, "two_heads": two_heads}
+both_kernels = pytest.mark.parametrize("build", [builders.importance, of_transitions], ids=["drafts", "transitions"])
 every_kernel = pytest.mark.parametrize("build", KERNELS.values(), ids=KERNELS)
 
 
-def eager(num_steps: int | None = 3, build: Callable[..., Kernel] = samplers.importance) -> Pipeline:
+def eager(num_steps: int | None = 3, build: Callable[..., Sampler] = builders.importance) -> Pipeline:
     """Networks, an energy in a window, and rows that are in and out of it at the same pass without a grid."""
     kernel = build(schedules.log_linear(), tiny_denoiser(), tiny_energy(), 3)
-    return pipelines.sampling(kernel, LENGTH, num_steps, window=(0.5, 1.0))
+    return builders.sampling(kernel, LENGTH, num_steps, window=(0.5, 1.0))
 
 
 def plain(pipeline: Pipeline) -> Pipeline:
@@ -77,7 +78,7 @@ def test_compiled_and_eager_give_the_same_tokens_and_nothing_is_compiled_twice(f
 @pytest.mark.slow
 @both_kernels
 def test_graphs_are_whole_and_serve_any_batch_size(
-    fresh_compiler: None, monkeypatch: pytest.MonkeyPatch, build: Callable[..., Kernel]
+    fresh_compiler: None, monkeypatch: pytest.MonkeyPatch, build: Callable[..., Sampler]
 ):
     """Traced but not translated, which is what takes the time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
@@ -100,7 +101,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("b", [1, 2, 5])
 @every_kernel
 def test_what_is_wrapped_around_a_step_changes_no_token(
-    no_compiler: None, num_steps: int | None, b: int, build: Callable[..., Kernel]
+    no_compiler: None, num_steps: int | None, b: int, build: Callable[..., Sampler]
 ):
     slow = eager(num_steps, build)
     for prompt in PROMPTS:
@@ -158,8 +159,8 @@ def test_a_graph_is_replayed_at_its_own_number_of_new_tokens(no_compiler: None, 
     """Of a step that reads them in order, with as many rows and positions: three are not the five of another pass."""
     monkeypatch.setattr(execution, "CudaGraphModule", _FixedShapes)
     _FixedShapes.made = []
-    kernel = chain_rule.importance(schedules.log_linear(), tiny_denoiser(), 2)
-    slow = pipelines.sampling(kernel, LENGTH, 2)
+    kernel = builders.in_order(schedules.log_linear(), tiny_denoiser(), 2)
+    slow = builders.sampling(kernel, LENGTH, 2)
     fast = captured(slow)
     for seed in range(8):
         ours, expected = (edlm.sample(each, 2, seed=seed) for each in (fast, slow))
@@ -250,12 +251,12 @@ def test_the_spy_sees_what_the_host_reads():
 @pytest.mark.parametrize("num_steps", [1, 3, None])
 @every_kernel
 def test_once_the_plan_is_known_nothing_in_the_loop_is_read_by_the_host(
-    num_steps: int | None, build: Callable[..., Kernel]
+    num_steps: int | None, build: Callable[..., Sampler]
 ):
     pipeline = eager(num_steps, build)
     reads = HostReads()
 
-    def watched(kernel: Kernel) -> Kernel:
+    def watched(kernel: Sampler) -> Sampler:
         def init(tokens: torch.Tensor) -> TensorDict:
             if not begun:
                 begun.append(reads.__enter__())
@@ -291,7 +292,7 @@ def on_device(request: pytest.FixtureRequest, fresh_compiler: None) -> _OnDevice
     return _OnDevice(eager(build=KERNELS[name]), pipeline, edlm.accelerate(pipeline, mode))
 
 
-def waits_for_nothing(kernel: Kernel) -> Kernel:
+def waits_for_nothing(kernel: Sampler) -> Sampler:
     """The kernel with an init that makes the device refuse to be waited for: the loop starts with it."""
 
     def init(tokens: torch.Tensor) -> TensorDict:
@@ -327,7 +328,7 @@ def test_on_a_device_all_modes_give_the_tokens_of_the_cpu_without_waiting(on_dev
 def test_on_a_device_what_is_written_in_order_is_that_of_the_cpu(mode: execution.Mode, fresh_compiler: None):
     """A step whose end the host has to see is compiled in parts."""
     on_cpu, moved = (
-        pipelines.sampling(speculative.ancestral(schedules.log_linear(), tiny_denoiser()), LENGTH, 2) for _ in range(2)
+        builders.sampling(builders.speculative(schedules.log_linear(), tiny_denoiser()), LENGTH, 2) for _ in range(2)
     )
     moved.kernel.step.to("cuda")
     fast = edlm.accelerate(moved, mode)

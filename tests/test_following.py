@@ -48,14 +48,14 @@ def tiny_run(folder: Path, **changes: Any) -> TrainingRun:
     torch.manual_seed(0)
     abcd = vocabulary.characters("abcd")
     denoiser, settings = tiny_denoiser(), {**SETTINGS, **changes}
-    network = denoiser.module.network.float()
+    network = denoiser.network.float()
     blocks = torch.randint(4, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     stages = training.denoising(denoiser, schedules.log_linear())
 
     def sample(average: nn.Module) -> _following.Texts:
         own = tiny_denoiser()
-        own.module.network = average
-        return _following.denoiser_texts(own, schedules.log_linear(), abcd, seed=1)
+        own.network = average
+        return _following.denoiser_texts(own, abcd, seed=1)
 
     def validate(average: nn.Module) -> dict[str, float]:
         return {"nelbo": 1.5, "nelbo_error": 0.1, "accuracy": 0.5}
@@ -131,7 +131,7 @@ def test_the_best_network_is_kept_if_asked_for_and_reported_where_it_ends_a_run(
 
 def test_texts_on_the_way_have_the_same_noise(tmp_path: Path) -> None:
     denoiser, abcd = tiny_denoiser(), vocabulary.characters("abcd")
-    drawn = [_following.denoiser_texts(denoiser, schedules.log_linear(), abcd, seed=s) for s in (1, 1, 2)]
+    drawn = [_following.denoiser_texts(denoiser, abcd, seed=s) for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     network = tiny_network(causal=True, conditioning_size=0)
     texts = _following.ar_texts(network, abcd, 4, seed=1)

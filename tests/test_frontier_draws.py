@@ -2,6 +2,7 @@
 
 import itertools
 
+import builders
 import frontier_folder
 import pytest
 import torch
@@ -13,19 +14,16 @@ from edlm import (
     chain_rule,
     contracts,
     energies,
-    joint,
     particles,
     pipelines,
-    samplers,
     schedules,
-    speculative,
-    transition,
 )
 from edlm.denoisers import SubsDenoiser
 from edlm.recipes import _frontier_draws, _frontier_grid, _models, _timing
 from edlm.recipes._frontier_draws import Drawing
 from edlm.recipes._frontier_grid import Setting, expected_passes
 from edlm.recipes._models import Models
+from edlm.samplers import Sampler
 
 LINEAR = schedules.log_linear()
 FULL = (0.0, 1.0)
@@ -159,8 +157,8 @@ def test_an_energy_of_transitions_weighs_what_a_step_reveals(models: Models) -> 
         assert _frontier_draws.pipeline(each, models, LENGTH).kernel.proposes == "revealed"
     assert models.diffusion is not None
     parts = (models.diffusion.schedule, models.diffusion.denoiser, models.diffusion.energies["transition"])
-    kernel = transition.of_transitions(samplers.importance(*parts, 3))
-    wanted = pipelines.sample(pipelines.sampling(kernel, LENGTH, 4), 6, seed=0)
+    kernel = builders.of_transitions(*parts, 3)
+    wanted = pipelines.sample(builders.sampling(kernel, LENGTH, 4), 6, seed=0)
     tokens, costs = _frontier_draws.draw(setting, models, drawing())
     assert torch.equal(tokens, wanted["tokens"])
     assert costs["energy_passes"] == (3 * wanted["info"]["denoiser_passes"]).tolist()
@@ -174,12 +172,12 @@ def test_a_joint_network_is_drawn_by_its_own_kernel_and_its_denoiser_is_its_cont
     assert models.joint is not None
     denoiser, schedule = models.joint.denoiser, models.joint.schedule
     assert isinstance(denoiser, SubsDenoiser)
-    kernel = joint.importance(schedule, denoiser, 3)
-    wanted = pipelines.sample(pipelines.sampling(kernel, LENGTH, 4), 6, seed=0)
+    kernel = builders.two_heads(schedule, denoiser, 3)
+    wanted = pipelines.sample(builders.sampling(kernel, LENGTH, 4), 6, seed=0)
     tokens, costs = _frontier_draws.draw(setting, models, drawing())
     assert torch.equal(tokens, wanted["tokens"])
     assert costs["denoiser_passes"] == [1] * 6
-    plain = pipelines.sample(pipelines.sampling(samplers.ancestral(schedule, denoiser), LENGTH, 4), 6, seed=0)
+    plain = pipelines.sample(builders.sampling(builders.ancestral(schedule, denoiser), LENGTH, 4), 6, seed=0)
     drawn = {}
     for name in ("one_particle", "zero", "flipped"):
         control = _frontier_grid.control(name, setting, LINEAR, LENGTH)
@@ -188,10 +186,8 @@ def test_a_joint_network_is_drawn_by_its_own_kernel_and_its_denoiser_is_its_cont
         if name == "zero":
             assert found["ess"] == pytest.approx([3.0] * 6)
     assert torch.equal(drawn["one_particle"], plain["tokens"])
-    apart = transition.of_transitions(
-        samplers.importance(schedule, denoiser, energies.scaled(models.joint.energies["joint"], -1.0), 3)
-    )
-    flipped = pipelines.sample(pipelines.sampling(apart, LENGTH, 4), 6, seed=0)["tokens"]
+    apart = builders.of_transitions(schedule, denoiser, energies.scaled(models.joint.energies["joint"], -1.0), 3)
+    flipped = pipelines.sample(builders.sampling(apart, LENGTH, 4), 6, seed=0)["tokens"]
     assert torch.equal(drawn["flipped"], flipped)
     assert len({str(each.tolist()) for each in (tokens, flipped, plain["tokens"])}) == 3
     control = _frontier_grid.control("equal_passes", setting._replace(num_steps=8), LINEAR, 256)
@@ -206,28 +202,28 @@ def test_a_denoiser_is_drawn_with_its_own_energy_by_the_kernel_that_reads_new_to
     assert isinstance(own, SubsDenoiser)
     learned = tiny_denoiser(1, ABC.mask_id, vocab_size=ABC.size)
     with torch.no_grad():
-        learned.module.network.trunk.blocks[0].attention.out.weight.mul_(20.0)  # more of what other tokens say
+        learned.network.trunk.blocks[0].attention.out.weight.mul_(20.0)  # more of what other tokens say
     beside = models._replace(learned=models.diffusion._replace(denoiser=learned))
 
     def drawn(setting: Setting, models: Models) -> torch.Tensor:
         return _frontier_draws.draw(setting, models, drawing(40))[0]
 
-    def wanted(kernel: samplers.Kernel) -> torch.Tensor:
-        return pipelines.sample(pipelines.sampling(kernel, LENGTH, 4), 40, seed=0)["tokens"]
+    def wanted(kernel: Sampler) -> torch.Tensor:
+        return pipelines.sample(builders.sampling(kernel, LENGTH, 4), 40, seed=0)["tokens"]
 
     flipped, zero = (_frontier_grid.control(name, setting, LINEAR, LENGTH) for name in ("flipped", "zero"))
     assert (flipped.energy, zero.energy) == ("flipped chain_rule", "zero chain_rule")
     minus = energies.scaled(chain_rule.energy(learned), -1.0)
     better, worse = drawn(setting, beside), drawn(flipped, beside)
-    assert torch.equal(better, wanted(chain_rule.importance(schedule, learned, 3)))
-    assert torch.equal(worse, wanted(transition.of_transitions(samplers.importance(schedule, learned, minus, 3))))
+    assert torch.equal(better, wanted(builders.in_order(schedule, learned, 3)))
+    assert torch.equal(worse, wanted(builders.of_transitions(schedule, learned, minus, 3)))
     assert not torch.equal(better, worse)
-    by_imh = wanted(chain_rule.importance(schedule, learned, 3, selection=particles.imh))
+    by_imh = wanted(builders.in_order(schedule, learned, 3, selection=particles.imh))
     assert torch.equal(drawn(setting._replace(method="imh"), beside), by_imh)
     one = setting._replace(num_particles=1)
-    assert torch.equal(drawn(one, beside), wanted(samplers.ancestral(schedule, learned)))
-    assert torch.equal(drawn(one, models), wanted(samplers.ancestral(schedule, own)))
-    assert torch.equal(drawn(setting, models), wanted(chain_rule.importance(schedule, own, 3)))
+    assert torch.equal(drawn(one, beside), wanted(builders.ancestral(schedule, learned)))
+    assert torch.equal(drawn(one, models), wanted(builders.ancestral(schedule, own)))
+    assert torch.equal(drawn(setting, models), wanted(builders.in_order(schedule, own, 3)))
     assert torch.equal(drawn(Setting.plain(4), beside), drawn(one, models)), "no other setting is of the learned one"
 
 
@@ -264,10 +260,10 @@ def test_written_in_order_it_is_of_the_denoiser_with_its_own_energy(models: Mode
     learned = tiny_denoiser(1, ABC.mask_id, vocab_size=ABC.size)
     beside = models._replace(learned=models.diffusion._replace(denoiser=learned))
     tokens, costs = _frontier_draws.draw(setting, beside, drawing(40))
-    kernel = speculative.ancestral(models.diffusion.schedule, learned, 1.3)
-    out = pipelines.sample(pipelines.sampling(kernel, LENGTH, 2, (0.2, 1.0)), 40, seed=0)
+    kernel = builders.speculative(models.diffusion.schedule, learned, 1.3)
+    out = pipelines.sample(builders.sampling(kernel, LENGTH, 2, (0.2, 1.0)), 40, seed=0)
     assert torch.equal(tokens, out["tokens"])
-    rounds, revealed = out["info", "particles"], out["info", "revealed"]
+    rounds, revealed = out["info", "rounds"], out["info", "revealed"]
     assert costs["calls"] == (out["info", "denoiser_passes"] + rounds.sum(-1)).tolist()
     assert costs["energy_passes"] == (2.0 * (rounds * (revealed - 1)).sum(-1) / LENGTH).tolist()
     assert len(set(costs["calls"])) > 1

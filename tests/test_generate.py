@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 import torch
 from builders import of_transitions
@@ -14,15 +15,11 @@ from smallest import energy_words, settings_of
 
 import edlm
 from edlm import (
-    adaptive,
-    chain_rule,
     checkpoints,
     denoisers,
     energies,
     pipelines,
-    samplers,
     schedules,
-    speculative,
     vocabulary,
 )
 from edlm.networks import Transformer
@@ -110,10 +107,10 @@ def test_an_energy_of_transitions_is_trained_bounded_and_sampled_as_one(
     parts = (schedules.log_linear(), denoisers.subs(denoiser, 27))
     kernels = (
         of_transitions(*parts, energies.learned_transition(energy), 5, 1e-4),
-        samplers.importance(*parts, energies.learned(energy), 5, 1e-4),
+        builders.importance(*parts, energies.learned(energy), 5, 1e-4),
     )
     as_one, as_draft = (
-        pipelines.sample(pipelines.sampling(kernel, 32, 2), 4, seed=0)["tokens"].tolist() for kernel in kernels
+        pipelines.sample(builders.sampling(kernel, 32, 2), 4, seed=0)["tokens"].tolist() for kernel in kernels
     )
     assert drawn == as_one != as_draft
     status, _, error = run("evaluate", paths[0], paths[1], "ar=null", "rows=2", f"output_dir={tmp_path / 'card'}")
@@ -127,36 +124,34 @@ def test_the_word_chain_rule_is_the_energy_that_the_denoiser_has_in_itself(
     base = [f"denoiser={trained / 'denoiser'}", "energy=chain_rule", "num_samples=4", "num_steps=3", "num_particles=5"]
     base += ["window=[0,1]", "threads=1", "energy_temperature=1e-3"]  # a denoiser of 6 steps decides little
     denoiser = denoisers.subs(checkpoints.load_network(trained / "denoiser"), 27)
-    fixed = chain_rule.importance(schedules.log_linear(), denoiser, 5, 1e-3)
+    fixed = builders.in_order(schedules.log_linear(), denoiser, 5, 1e-3)
     for name, kernel, words in (
         ("all", fixed, []),
-        ("rounds", adaptive.in_rounds(fixed, 1.5), ["target_ess=1.5"]),
+        ("rounds", builders.in_rounds(fixed, 1.5), ["target_ess=1.5"]),
     ):
         output = tmp_path / f"{name}.jsonl"
         status, shown, error = run("generate", *base, *words, f"output={output}")
         assert status == 0, error
         assert "energy passes" in shown
         records = [json.loads(line) for line in output.read_text().splitlines()]
-        out = edlm.sample(pipelines.sampling(kernel, 32, 3), 4, seed=0)
+        out = edlm.sample(builders.sampling(kernel, 32, 3), 4, seed=0)
         assert [record["tokens"] for record in records] == out["tokens"].tolist()
         info = out["info"]
         passes = (2 * info["particles"] * (info["revealed"] - 1)).sum(-1) / 32
         assert [record["energy_passes"] for record in records] == passes.tolist()
         assert passes.max() <= 2 * 5
         assert [record["denoiser_passes"] for record in records] == info["denoiser_passes"].tolist()
-    plain = edlm.sample(pipelines.sampling(samplers.ancestral(schedules.log_linear(), denoiser), 32, 3), 4, seed=0)
+    plain = edlm.sample(builders.sampling(builders.ancestral(schedules.log_linear(), denoiser), 32, 3), 4, seed=0)
     assert [record["tokens"] for record in records] != plain["tokens"].tolist()
     status, _, error = run("generate", *base, f"output={tmp_path / 'long.jsonl'}", "length=40", "stride=8")
     assert status == 0, error
     output, words = tmp_path / "in_order.jsonl", ["selection=speculative", "energy_temperature=1", "temperature=0.8"]
     status, shown, error = run("generate", *base, *words, f"output={output}")
     assert status == 0, error
-    out = edlm.sample(
-        pipelines.sampling(speculative.ancestral(schedules.log_linear(), denoiser, 0.8), 32, 3), 4, seed=0
-    )
+    out = edlm.sample(builders.sampling(builders.speculative(schedules.log_linear(), denoiser, 0.8), 32, 3), 4, seed=0)
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert [record["tokens"] for record in records] == out["tokens"].tolist()
-    passes = (2 * out["info", "particles"] * (out["info", "revealed"] - 1)).sum(-1) / 32
+    passes = (2 * out["info", "rounds"] * (out["info", "revealed"] - 1)).sum(-1) / 32
     assert [record["energy_passes"] for record in records] == passes.tolist()
     assert [record["ess"] for record in records] == [None] * 4
     assert "effective particles" not in shown
@@ -173,8 +168,8 @@ def test_an_ar_model_beside_a_denoiser_corrects_it(run: Runner, trained_ar: Path
     assert [record["energy_passes"] for record in records] == [3 * record["denoiser_passes"] for record in records]
     recipe = generate.Generate(settings_of("generate", *base, f"output={tmp_path / 'y.jsonl'}"))
     recipe.load_checkpoint()
-    assert recipe.energy.module.carry_over == (form == "carry_over")
-    assert recipe.energy.module.bos_id == 27, "every position counts in both parts"
+    assert recipe.correction.energy.module.carry_over == (form == "carry_over")
+    assert recipe.correction.energy.module.bos_id == 27, "every position counts in both parts"
 
 
 def test_rules_of_sampling_come_from_the_config(run: Runner, trained_ar: Path, tmp_path: Path) -> None:

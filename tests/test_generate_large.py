@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 import torch
 from large_folders import KV, LENGTH, MASK, V, close, random_weights, reference, tokens_of, write
@@ -14,7 +15,7 @@ from running import Ran, Runner
 from torch import Tensor
 
 import edlm
-from edlm import cli, decoders, denoisers, energies, large, memory, samplers, schedules, testing, vocabulary
+from edlm import cli, decoders, denoisers, energies, large, memory, schedules, testing, vocabulary
 from edlm.recipes import _sources
 
 BOS = 3
@@ -84,8 +85,8 @@ def drawn(hub: Path, ar: decoders.DecoderNetwork, carry_over: bool = True, promp
     """What the config dream_qwen_energy is to give, in code."""
     denoiser = denoisers.subs(large.load_diffusion(hub / "dream", LENGTH), MASK)
     energy = energies.residual_ar(ar, MASK, None, carry_over)
-    kernel = samplers.importance(schedules.log_linear(), denoiser, energy, 8)
-    pipeline = edlm.pipelines.sampling(kernel, LENGTH, None, (0.0, 1.0), tokens_per_pass=2)
+    kernel = builders.importance(schedules.log_linear(), denoiser, energy, 8)
+    pipeline = builders.sampling(kernel, LENGTH, None, (0.0, 1.0), tokens_per_pass=2)
     return edlm.sample(pipeline, 3, seed=0, prompt=torch.tensor([BOS, *prompt]))["tokens"]
 
 
@@ -139,8 +140,8 @@ def test_llada_alone_runs_on_the_exact_masking_process(hub: Path, run: Run, tmp_
     assert status == 0, error
     assert "at most" in shown
     denoiser = denoisers.subs(large.load_diffusion(hub / "llada", LENGTH), MASK)
-    kernel = samplers.ancestral(schedules.log_linear(), denoiser)
-    pipeline = edlm.pipelines.sampling(kernel, LENGTH, None, tokens_per_pass=2)
+    kernel = builders.ancestral(schedules.log_linear(), denoiser)
+    pipeline = builders.sampling(kernel, LENGTH, None, tokens_per_pass=2)
     assert texts(output) == edlm.sample(pipeline, 3, seed=0)["tokens"].tolist()
     assert {record["denoiser_passes"] for record in records(output)} == {LENGTH // 2}
 
@@ -149,7 +150,7 @@ def test_precision_is_that_of_the_files_or_of_the_config(hub: Path, tmp_path: Pa
     for precision, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
         settings = plain_settings(hub, tmp_path, precision=precision)
         found = _sources.load(settings, torch.device("cpu"))
-        for name, parameter in (*found.denoiser.named_parameters(), *found.energy.named_parameters()):
+        for name, parameter in (*found.denoiser.named_parameters(), *found.correction.energy.named_parameters()):
             assert parameter.dtype == (torch.float32 if name.endswith("scale") else expected), name
 
 

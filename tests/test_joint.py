@@ -45,7 +45,6 @@ from torch import Tensor, nn
 
 import edlm
 from edlm import (
-    adaptive,
     checkpoints,
     contracts,
     denoisers,
@@ -361,14 +360,15 @@ def one_network(spec: Spec, read: list[int] | None = None) -> Pipeline:
     network = TableJoint(marginals, energy, spec.mask_id, spec.length)
     if read is not None:
         network.register_forward_hook(lambda _, inputs, __: read.append(len(inputs[0])) if len(inputs) == 1 else None)
-    kernel = joint.importance(
+    kernel = builders.two_heads(
         spec.schedule,
         denoisers.subs(network, spec.mask_id),
         spec.num_particles,
         spec.temperature,
         SELECTIONS[spec.selection],
     )
-    return two_networks(spec)._replace(kernel=kernel)
+    twin = two_networks(spec)
+    return pipelines.pipeline(kernel.replace(plan=twin.sampler.plan, window=twin.sampler.window), twin.length)
 
 
 @settings(max_examples=40)
@@ -397,7 +397,8 @@ def test_with_one_particle_or_outside_the_window_it_is_the_plain_sampler(spec: S
     plain = edlm.sample(spec.plain(), b, seed=seed)["tokens"]
     single = one_network(spec._replace(num_particles=1, window=(0.0, 1.0)))
     assert torch.equal(edlm.sample(single, b, seed=seed)["tokens"], plain)
-    never = one_network(spec)._replace(window=(2.0, 2.0))
+    never = one_network(spec)
+    never = never._replace(kernel=never.kernel.outside)
     assert torch.equal(edlm.sample(never, b, seed=seed)["tokens"], plain)
 
 
@@ -433,8 +434,8 @@ def test_the_passes_of_a_text_are_those_it_takes_alone_whatever_is_beside_it(spe
 def test_a_text_of_t_steps_costs_one_pass_of_the_denoiser_and_one_of_k_candidates_per_step():
     network, read = joint_network(), []
     network.denoiser.register_forward_hook(lambda _, inputs, __: read.append(len(inputs[0])))
-    kernel = joint.importance(schedules.log_linear(), denoisers.subs(network, 4), num_particles=3)
-    out = edlm.sample(pipelines.sampling(kernel, 8, num_steps=None, tokens_per_pass=2), 1)
+    kernel = builders.two_heads(schedules.log_linear(), denoisers.subs(network, 4), num_particles=3)
+    out = edlm.sample(builders.sampling(kernel, 8, num_steps=None, tokens_per_pass=2), 1)
     assert read == [1, 3, 3, 3, 3]
     assert int(out["info", "denoiser_passes"]) == 1
     assert int(out["info", "energy_passes"]) == 12
@@ -442,30 +443,31 @@ def test_a_text_of_t_steps_costs_one_pass_of_the_denoiser_and_one_of_k_candidate
 
 def test_one_set_of_weights_is_all_that_a_kernel_holds():
     network = joint_network()
-    kernel = joint.importance(schedules.log_linear(), denoisers.subs(network, 4), num_particles=3)
+    kernel = builders.two_heads(schedules.log_linear(), denoisers.subs(network, 4), num_particles=3)
     own = {id(each) for each in network.parameters()}
-    for each in (kernel, adaptive.in_rounds(kernel, 2.0), kernel.outside):
+    built = samplers.kernel(kernel)
+    for each in (built, samplers.kernel(builders.in_rounds(kernel, 2.0)), built.outside):
         held = {id(weight) for weight in each.step.parameters()}
         assert held
         assert held <= own
-    assert {id(weight) for weight in kernel.step.parameters()} == own
+    assert {id(weight) for weight in built.step.parameters()} == own
 
 
 @pytest.mark.parametrize("window", [(0.0, 1.0), (0.4, 0.8), (0.0, 0.5)])
 def test_a_network_of_ours_gives_the_tokens_of_its_two_heads_taken_apart(window: tuple[float, float]):
     denoiser, schedule = denoisers.subs(joint_network(), 4), schedules.log_linear()
-    energy = joint.energy(denoiser.module.network)
-    shared = joint.importance(schedule, denoiser, 4)
+    energy = joint.energy(denoiser.network)
+    shared = builders.two_heads(schedule, denoiser, 4)
     apart = builders.of_transitions(schedule, denoiser, energy, 4)
     prompt = torch.tensor([4, 2, 4, 4, 1])
     ours, theirs, plain = (
-        edlm.sample(pipelines.sampling(kernel, 8, 5, window), 6, prompt=prompt)
-        for kernel in (shared, apart, samplers.ancestral(schedule, denoiser))
+        edlm.sample(builders.sampling(kernel, 8, 5, window), 6, prompt=prompt)
+        for kernel in (shared, apart, builders.ancestral(schedule, denoiser))
     )
     assert torch.equal(ours["tokens"], theirs["tokens"])
     assert not torch.equal(ours["tokens"], plain["tokens"])
     torch.testing.assert_close(ours["info", "ess"], theirs["info", "ess"], equal_nan=True)
-    longer = [edlm.extend(pipelines.sampling(kernel, 8, 5, window), 13, 4, 3) for kernel in (shared, apart)]
+    longer = [edlm.extend(builders.sampling(kernel, 8, 5, window), 13, 4, 3) for kernel in (shared, apart)]
     assert torch.equal(longer[0]["tokens"], longer[1]["tokens"])
     assert (longer[0]["info", "denoiser_passes"] < longer[1]["info", "denoiser_passes"]).all()
 
@@ -479,8 +481,7 @@ def test_in_rounds_it_gives_the_tokens_of_two_networks_and_carries_the_winners_s
     shared, apart = one_network(spec), two_networks(spec)
     first = min(2, spec.num_particles)
     ours, theirs = (
-        edlm.sample(each._replace(kernel=adaptive.in_rounds(each.kernel, target_ess, first)), b, seed=seed)
-        for each in (shared, apart)
+        edlm.sample(builders.with_rounds(each, target_ess, first), b, seed=seed) for each in (shared, apart)
     )
     assert torch.equal(ours["tokens"], theirs["tokens"])
     for key in ("particles", "energy_passes"):
@@ -492,21 +493,21 @@ def test_in_rounds_it_gives_the_tokens_of_two_networks_and_carries_the_winners_s
 
 def test_dropout_left_on_in_a_joint_network_is_an_error():
     network = joint_network(dropout=0.1).train()
-    kernel = joint.importance(schedules.log_linear(), denoisers.subs(network, 4), 2)
+    kernel = builders.two_heads(schedules.log_linear(), denoisers.subs(network, 4), 2)
     with pytest.raises(ValueError, match="dropout is on at "):
-        edlm.sample(pipelines.sampling(kernel, 8, 2))
+        edlm.sample(builders.sampling(kernel, 8, 2))
 
 
 def test_a_step_is_printed_as_the_documents_show_it():
-    kernel = joint.importance(schedules.log_linear(), denoisers.subs(joint_network(), 4), 2)
+    kernel = builders.two_heads(schedules.log_linear(), denoisers.subs(joint_network(), 4), 2)
     document = Path(__file__).parents[1] / "docs" / "transition.md"
-    assert pipelines.describe(kernel.step) in document.read_text("utf-8")
+    assert samplers.describe(kernel) in document.read_text("utf-8")
 
 
 def in_and_out_of_its_window() -> Pipeline:
     """Rows that are in the window and out of it at the same pass, and leave it at different ones."""
-    kernel = joint.importance(schedules.log_linear(), denoisers.subs(joint_network(), 4), 3)
-    return pipelines.sampling(kernel, 8, None, (0.3, 0.8))
+    kernel = builders.two_heads(schedules.log_linear(), denoisers.subs(joint_network(), 4), 3)
+    return builders.sampling(kernel, 8, None, (0.3, 0.8))
 
 
 @pytest.mark.parametrize("in_rounds", [False, True])
@@ -515,7 +516,7 @@ def test_what_is_wrapped_around_a_step_changes_no_token(b: int, in_rounds: bool,
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     slow = in_and_out_of_its_window()
     if in_rounds:
-        slow = slow._replace(kernel=adaptive.in_rounds(slow.kernel, 2.0))
+        slow = builders.with_rounds(slow, 2.0)
     for prompt in (None, torch.tensor([4, 2, 4, 1, 0, 3, 2, 4])):
         ours, expected = (edlm.sample(each, b, prompt=prompt) for each in (edlm.accelerate(slow, "compile"), slow))
         assert torch.equal(ours["tokens"], expected["tokens"])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 import torch
 from large_folders import (
@@ -34,7 +35,7 @@ from torchtune.models.qwen2._convert_weights import qwen2_tune_to_hf
 from torchtune.training import FullModelHFCheckpointer
 
 import edlm
-from edlm import contracts, decoders, denoisers, energies, large, samplers, schedules, vocabulary
+from edlm import contracts, decoders, denoisers, energies, large, schedules, vocabulary
 
 families = pytest.mark.parametrize("family", ["llada", "dream"])
 
@@ -287,8 +288,8 @@ def test_dream_samples_with_qwen_as_its_energy_and_chunks_change_no_text(tmp_pat
     for rows_at_once in (None, 1, 3):
         _, _, qwen = dream_with_qwen(4, rows_at_once)
         energy = energies.residual_ar(qwen, MASK, bos_id=3, carry_over=True)
-        kernel = samplers.importance(schedules.log_linear(), denoisers.subs(dream, MASK), energy, 4)
-        pipeline = edlm.pipelines.sampling(kernel, LENGTH, num_steps=4, window=(0.0, 1.0))
+        kernel = builders.importance(schedules.log_linear(), denoisers.subs(dream, MASK), energy, 4)
+        pipeline = builders.sampling(kernel, LENGTH, num_steps=4, window=(0.0, 1.0))
         prompt = torch.full((LENGTH,), MASK)
         prompt[0] = 3
         texts.append(edlm.sample(pipeline, 3, seed=0, prompt=prompt)["tokens"])
@@ -312,7 +313,7 @@ def test_the_documented_way_runs(
     names: dict[str, Any] = {}
     exec(compile(code.replace('"cuda"', '"cpu"').replace("1024", "32"), "checkpoints.md", "exec"), names)
     assert capsys.readouterr().out.endswith(" GB\n")
-    out = edlm.sample(edlm.pipelines.sampling(names["kernel"], 8, num_steps=2, window=(0.0, 1.0)), 2, seed=0)
+    out = edlm.sample(builders.sampling(names["kernel"], 8, num_steps=2, window=(0.0, 1.0)), 2, seed=0)
     assert (out["tokens"] != MASK).all()
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import builders
 import pytest
 import torch
 from builders import SELECTIONS, of_transitions
@@ -44,7 +45,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import adaptive, categorical, contracts, energies, pipelines, samplers, schedules, training
+from edlm import categorical, contracts, energies, schedules, training
 from edlm.contracts import Positions
 from edlm.schedules import Schedule
 
@@ -141,12 +142,12 @@ class Case(NamedTuple):
     def sample(self, energy: EnergyFn = ENERGY, samples: int = SAMPLES) -> TensorDict:
         """Draw with the library."""
         denoiser, schedule = OracleDenoiser(Lookup(MARGINALS), SYMBOLS), SCHEDULES[self.schedule]
-        kernel = samplers.ancestral(schedule, denoiser)
+        kernel = builders.ancestral(schedule, denoiser)
         if self.k > 1:
             selection = SELECTIONS[self.selection]
-            build = samplers.importance if self.proposes == "masked" else of_transitions
+            build = builders.importance if self.proposes == "masked" else of_transitions
             kernel = build(schedule, denoiser, OracleEnergy(energy), self.k, self.temperature, selection)
-        pipeline = pipelines.sampling(kernel, LENGTH, self.num_steps, self.window, self.grid)
+        pipeline = builders.sampling(kernel, LENGTH, self.num_steps, self.window, self.grid)
         return edlm.sample(pipeline, samples, seed=2024, prompt=torch.tensor(self.start))
 
     def law(self, energy: EnergyFn = ENERGY, choose: Choose | None = None) -> Tensor:
@@ -254,10 +255,10 @@ def test_corrected_sampling(num_steps: int | None, selection: str, k: int):
 def test_a_fixed_number_of_tokens_per_pass(k: int):
     laws = {size: grouped_law(size, sir(k)) for size in (1, 2, 3)}
     torch.testing.assert_close(laws[1], first_hitting_law(MARGINALS, ENERGY, sir(k)))
-    kernel = samplers.importance(
+    kernel = builders.importance(
         schedules.log_linear(), OracleDenoiser(Lookup(MARGINALS), SYMBOLS), OracleEnergy(ENERGY), k
     )
-    tokens = edlm.sample(pipelines.sampling(kernel, LENGTH, tokens_per_pass=2), SAMPLES)["tokens"]
+    tokens = edlm.sample(builders.sampling(kernel, LENGTH, tokens_per_pass=2), SAMPLES)["tokens"]
     twins = {"one at a time": laws[1], "all at once": laws[3], "two steps": Case(2, k=k).law()}
     judge(counts_of(tokens), laws[2], twins)
 
@@ -292,8 +293,8 @@ def test_experts_multiply():
     """The law of a sampler with a product is that of the sum of energies, and of neither expert alone."""
     other = residual_energy(random_joint(7, SYMBOLS, LENGTH, 1.5), MARGINALS)
     case, product = Case(2, k=3), energies.product(OracleEnergy(ENERGY), energies.scaled(OracleEnergy(other), 0.5))
-    kernel = samplers.importance(schedules.log_linear(), OracleDenoiser(Lookup(MARGINALS), SYMBOLS), product, case.k)
-    tokens = edlm.sample(pipelines.sampling(kernel, LENGTH, case.num_steps), SAMPLES, seed=2024)["tokens"]
+    kernel = builders.importance(schedules.log_linear(), OracleDenoiser(Lookup(MARGINALS), SYMBOLS), product, case.k)
+    tokens = edlm.sample(builders.sampling(kernel, LENGTH, case.num_steps), SAMPLES, seed=2024)["tokens"]
     twins = {"the first alone": case.law(), "the second alone": case.law(lambda x, x_t: 0.5 * other(x, x_t))}
     counts = torch.bincount(index_of(tokens, SYMBOLS), minlength=SYMBOLS**LENGTH)
     judge(counts, case.law(lambda x, x_t: ENERGY(x, x_t) + 0.5 * other(x, x_t)), twins)
@@ -328,8 +329,8 @@ def test_zero_energy_leaves_the_plain_law(selection: str):
 
 def test_the_plain_temperature_divides_the_logits():
     tempered = (MARGINALS / 0.5).log_softmax(-1)
-    kernel = samplers.ancestral(schedules.log_linear(), OracleDenoiser(Lookup(MARGINALS), SYMBOLS), temperature=0.5)
-    tokens = edlm.sample(pipelines.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"]
+    kernel = builders.ancestral(schedules.log_linear(), OracleDenoiser(Lookup(MARGINALS), SYMBOLS), temperature=0.5)
+    tokens = edlm.sample(builders.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"]
     alphas = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     hot = sampler_law((MARGINALS * 0.5).log_softmax(-1), alphas)
     judge(counts_of(tokens), sampler_law(tempered, alphas), {"none": Case(2).law(), "inverted": hot})
@@ -354,7 +355,7 @@ def corrected_for(proposal: Tensor) -> EnergyFn:
 @pytest.mark.parametrize(("temperature", "nucleus"), [(0.6, 1.0), slow(1.7, 1.0), (1.0, 0.75), slow(0.8, 0.9)])
 def test_another_proposal_is_weighed_against_the_denoiser(temperature: float, nucleus: float):
     denoiser, proposal = OracleDenoiser(Lookup(MARGINALS), SYMBOLS), proposed(temperature, nucleus)
-    kernel = samplers.importance(
+    kernel = builders.importance(
         schedules.log_linear(),
         denoiser,
         OracleEnergy(ENERGY),
@@ -362,7 +363,7 @@ def test_another_proposal_is_weighed_against_the_denoiser(temperature: float, nu
         proposal_temperature=temperature,
         nucleus=nucleus,
     )
-    counts = counts_of(edlm.sample(pipelines.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"])
+    counts = counts_of(edlm.sample(builders.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"])
     alphas = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     law = sampler_law(proposal, alphas, corrected_for(proposal), sir(3))
     twins = {"proposed by the denoiser": Case(2, k=3).law(), "plain": sampler_law(proposal, alphas)}
@@ -377,8 +378,8 @@ def test_another_proposal_is_weighed_against_the_denoiser(temperature: float, nu
 @pytest.mark.parametrize("nucleus", [0.6, 0.8])
 def test_plain_sampling_from_a_nucleus(nucleus: float):
     denoiser, alphas = OracleDenoiser(Lookup(MARGINALS), SYMBOLS), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
-    kernel = samplers.ancestral(schedules.log_linear(), denoiser, nucleus=nucleus)
-    counts = counts_of(edlm.sample(pipelines.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"])
+    kernel = builders.ancestral(schedules.log_linear(), denoiser, nucleus=nucleus)
+    counts = counts_of(edlm.sample(builders.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"])
     law = sampler_law(proposed(1.0, nucleus), alphas)
     possible = law > 0
     assert counts[~possible].sum() == 0
@@ -389,21 +390,21 @@ def test_plain_sampling_from_a_nucleus(nucleus: float):
 @pytest.mark.parametrize("target_ess", [1.5, slow(1.9)])
 def test_particles_drawn_until_they_suffice(target_ess: float):
     denoiser = OracleDenoiser(Lookup(MARGINALS), SYMBOLS)
-    fixed = samplers.importance(schedules.log_linear(), denoiser, OracleEnergy(ENERGY), 4)
-    kernel = adaptive.in_rounds(fixed, target_ess, 1)
-    tokens = edlm.sample(pipelines.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"]
+    fixed = builders.importance(schedules.log_linear(), denoiser, OracleEnergy(ENERGY), 4)
+    kernel = builders.in_rounds(fixed, target_ess, 1)
+    tokens = edlm.sample(builders.sampling(kernel, LENGTH, 2), SAMPLES)["tokens"]
     law = Case(2).law(choose=adaptive_sir([1, 2, 4], target_ess), energy=ENERGY)
     judge(counts_of(tokens), law, {f"always {k}": Case(2, k=k).law() for k in (1, 2, 4)})
 
 
 def test_a_sliding_window_continues_by_the_law_of_what_it_still_sees():
-    kernel = samplers.importance(
+    kernel = builders.importance(
         schedules.log_linear(),
         OracleDenoiser(Lookup(MARGINALS), SYMBOLS, LENGTH),
         OracleEnergy(ENERGY),
         num_particles=2,
     )
-    pipeline = pipelines.sampling(kernel, LENGTH, 2)
+    pipeline = builders.sampling(kernel, LENGTH, 2)
     tokens = edlm.extend(pipeline, LENGTH + 1, 1, SAMPLES, seed=7)["tokens"]
     first = Case(2, k=2).law()
     law, swapped = torch.zeros(2, 2, 2, 2, dtype=torch.float64), torch.zeros(2, 2, 2, 2, dtype=torch.float64)
@@ -452,10 +453,10 @@ def test_two_fair_bits_agree_as_often_as_enumeration_says():
     table = marginal_table(joint)
     energy = residual_energy(joint)
     for k, failures in ((1, 1 / 2), (2, 1 / 4), (4, 1 / 16)):
-        kernel = samplers.importance(
+        kernel = builders.importance(
             schedules.log_linear(), OracleDenoiser(Lookup(table), 2), OracleEnergy(energy), num_particles=k
         )
-        tokens = edlm.sample(pipelines.sampling(kernel, 2, 1), SAMPLES)["tokens"]
+        tokens = edlm.sample(builders.sampling(kernel, 2, 1), SAMPLES)["tokens"]
         expected = torch.tensor([1 - failures, failures, failures, 1 - failures], dtype=torch.float64) / 2
         twin = torch.tensor([1 - failures, 2 * failures, 0.0, 1 - failures], dtype=torch.float64) / 2
         assert fits(counts_of(tokens), expected)

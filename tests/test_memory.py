@@ -4,6 +4,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 import torch
 from large_folders import MASK, dream_with_qwen, random_weights, write
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torchtune.models import qwen2
 
 import edlm
-from edlm import categorical, decoders, denoisers, large, memory, samplers, schedules
+from edlm import categorical, decoders, denoisers, large, memory, schedules
 
 
 class Live(TorchDispatchMode):
@@ -48,7 +49,7 @@ class Live(TorchDispatchMode):
 def test_the_memory_plan_bounds_what_a_step_takes(b: int, k: int, rows_at_once: int | None, vocab_size: int) -> None:
     """At most three times what lives at once; what operations take inside themselves is not seen here."""
     kernel, dream, qwen = dream_with_qwen(k, rows_at_once, vocab_size)
-    pipeline = edlm.pipelines.sampling(kernel, 32, num_steps=2, window=(0.0, 1.0))
+    pipeline = builders.sampling(kernel, 32, num_steps=2, window=(0.0, 1.0))
     plan = memory.memory_plan(dream, qwen, b, k, 32)
     with Live() as live, torch.no_grad():
         edlm.sample(pipeline, b, seed=0)
@@ -59,10 +60,10 @@ def test_the_memory_plan_bounds_what_a_step_takes(b: int, k: int, rows_at_once: 
 @pytest.mark.parametrize("b", [1, 3])
 def test_the_plan_without_an_energy_bounds_what_a_step_takes(b: int, tmp_path: Path) -> None:
     network = large.load_diffusion(write(tmp_path / "m", "llada", random_weights("llada")), 32)
-    kernel = samplers.ancestral(schedules.log_linear(), denoisers.subs(network, MASK))
+    kernel = builders.ancestral(schedules.log_linear(), denoisers.subs(network, MASK))
     plan = memory.memory_plan(network, None, b, 8, 32)
     with Live() as live, torch.no_grad():
-        edlm.sample(edlm.pipelines.sampling(kernel, 32, num_steps=1), b, seed=0)
+        edlm.sample(builders.sampling(kernel, 32, num_steps=1), b, seed=0)
     assert plan.weigh == 0
     assert live.peak <= plan.peak - plan.weights <= 3 * live.peak
 

@@ -113,7 +113,7 @@ def test_the_chain_rule_is_that_of_the_learned_denoiser(asked: dict[str, Asked],
     models = _oracle_learning.learn(["chain_rule"], own)
     assert set(asked) == {"denoiser"}
     assert models.learned is not None
-    assert models.learned.denoiser.module.network is asked["denoiser"].average  # type: ignore[attr-defined]
+    assert models.learned.denoiser.network is asked["denoiser"].average  # type: ignore[attr-defined]
     assert set(models.learned.energies) == {"chain_rule"}
     assert models.diffusion is not None
     assert models.diffusion.denoiser is own.exact.denoiser
@@ -161,8 +161,8 @@ def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: di
     assert first.trained
     assert then.trained
     assert not any(name.startswith("denoiser.") for name in then.trained)
-    assert isinstance(found.denoiser.module.network, JointNetwork)
-    assert found.denoiser.module.network is then.average, "the averaged weights, of the denoiser and of the energy"
+    assert isinstance(found.denoiser.network, JointNetwork)
+    assert found.denoiser.network is then.average, "the averaged weights, of the denoiser and of the energy"
     assert set(found.energies) == {"joint"}
     energy = dict(found.energies["joint"].named_parameters())
     assert energy

@@ -2,6 +2,7 @@
 
 import math
 
+import builders
 import pytest
 import torch
 from builders import Spec, filled_up, prompts, specs, tiny_denoiser, tiny_energy, tiny_network
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import contracts, pipelines, samplers, schedules
+from edlm import contracts, plans, samplers, schedules
 
 quick = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**63 - 1)
@@ -98,8 +99,8 @@ def test_rows_are_the_same_at_any_batch_size(num_steps: int | None):
 def test_no_gradient_is_kept_and_networks_stay_as_they_are():
     denoiser, energy = tiny_denoiser(), tiny_energy()
     before = [p.clone() for p in (*denoiser.parameters(), *energy.parameters())]
-    kernel = samplers.importance(schedules.log_linear(), denoiser, energy, num_particles=2)
-    edlm.sample(pipelines.sampling(kernel, 6, 3), 2)
+    kernel = builders.importance(schedules.log_linear(), denoiser, energy, num_particles=2)
+    edlm.sample(builders.sampling(kernel, 6, 3), 2)
     after = [*denoiser.parameters(), *energy.parameters()]
     assert all(torch.equal(p, q) and q.grad is None for p, q in zip(before, after, strict=True))
     assert torch.is_grad_enabled()
@@ -132,7 +133,7 @@ def test_info_counts_passes_and_times(data: st.DataObject | None, spec: Spec, b:
     inside = (spec.window[0] <= t) & (t <= spec.window[1]) & running
     assert torch.equal(corrected, inside & (spec.selection is not None))
     assert torch.equal(info["energy_passes"], corrected.sum(1) * spec.num_particles)
-    assert (t.dtype, passes.dtype, corrected.dtype) == (torch.float64, torch.int64, torch.bool)
+    assert (t.dtype, passes.dtype, corrected.dtype) == (torch.float64, torch.float64, torch.bool)
 
 
 @quick
@@ -170,7 +171,7 @@ def test_networks_are_told_the_time_at_which_each_row_s_pass_starts(num_steps: i
         in_keys=[contracts.CANDIDATES, contracts.T],
         out_keys=[contracts.ENERGY],
     )
-    kernel = samplers.importance(spec.schedule, denoiser, energy, num_particles=2)
+    kernel = samplers.kernel(builders.importance(spec.schedule, denoiser, energy, num_particles=2))
     info = edlm.sample(spec.pipeline()._replace(kernel=kernel), 5)["info"]
     assert (info["t"].diff() < 0).any(1).all()
     for times in told.values():
@@ -262,8 +263,8 @@ class _Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("num_steps", [4, None])
 def test_the_loop_reads_nothing_on_the_host(num_steps: int | None):
-    kernel = samplers.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=3)
-    pipeline, calls, so_far = pipelines.sampling(kernel, 6, num_steps, window=(0.3, 1.0)), _Calls(), []
+    kernel = builders.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=3)
+    pipeline, calls, so_far = builders.sampling(kernel, 6, num_steps, window=(0.3, 1.0)), _Calls(), []
     with calls:
         edlm.sample(pipeline, 4, callback=lambda *_: so_far.append(len(calls.waiting)))
     assert so_far[0] > 0  # before the first pass the plan is read, so the spy does see something
@@ -286,12 +287,12 @@ def test_the_vocabulary_head_runs_on_wanted_positions_only():
     network = tiny_network()
     network.head = head = _Counting(network.head)
     denoiser = edlm.denoisers.subs(network, mask_id=4)
-    kernel = samplers.ancestral(schedules.log_linear(), denoiser)
-    edlm.sample(pipelines.sampling(kernel, 8, 3), 5)
+    kernel = builders.ancestral(schedules.log_linear(), denoiser)
+    edlm.sample(builders.sampling(kernel, 8, 3), 5)
     assert sum(head.rows) == 5 * 8  # every position once, when it is revealed
     head.rows.clear()
-    kernel = samplers.importance(schedules.log_linear(), denoiser, tiny_energy(), num_particles=7)
-    info = edlm.sample(pipelines.sampling(kernel, 8, None), 5)["info"]
+    kernel = builders.importance(schedules.log_linear(), denoiser, tiny_energy(), num_particles=7)
+    info = edlm.sample(builders.sampling(kernel, 8, None), 5)["info"]
     assert head.rows == [5 * masked for masked in range(8, 0, -1)]  # all masked ones, whatever k is
     assert info["denoiser_passes"].tolist() == [8] * 5
 
@@ -313,24 +314,21 @@ def test_a_window_that_is_none_is_an_error(window: tuple[float, float]):
 
 @pytest.mark.parametrize("length", [0, -3, 9])
 def test_a_length_the_denoiser_was_not_built_for_is_an_error(length: int):
-    kernel = samplers.ancestral(schedules.log_linear(), tiny_denoiser(max_length=8))
+    kernel = builders.ancestral(schedules.log_linear(), tiny_denoiser(max_length=8))
     with pytest.raises(ValueError, match=rf"length = {length} must lie in 1\.\.8"):
-        pipelines.sampling(kernel, length)
+        builders.sampling(kernel, length)
 
 
 @pytest.mark.parametrize("num_steps", [0, -1])
-@pytest.mark.parametrize("grid", [schedules.uniform_grid, schedules.cosine_grid])
-def test_no_steps_is_an_error(num_steps: int, grid):
+@pytest.mark.parametrize("spacing", list(plans.SPACINGS))
+def test_no_steps_is_an_error(num_steps: int, spacing: str):
     with pytest.raises(ValueError, match=f"num_steps = {num_steps} must be at least 1"):
-        pipelines.sampling(Spec().kernel(), 4, num_steps, grid=grid)
+        plans.Grid(num_steps, spacing)
 
 
-def test_tokens_per_pass_go_without_steps():
-    kernel = Spec().kernel()
+def test_no_tokens_in_a_pass_is_an_error():
     with pytest.raises(ValueError, match="tokens_per_pass = 0 must be at least 1"):
-        pipelines.sampling(kernel, 4, tokens_per_pass=0)
-    with pytest.raises(ValueError, match="tokens_per_pass = 2 needs num_steps = None, not 3"):
-        pipelines.sampling(kernel, 4, 3, tokens_per_pass=2)
+        plans.TokensPerPass(0)
 
 
 @pytest.mark.parametrize(("prompt", "bad"), [([0, 4], 4), ([[-1], [0]], -1), ([[0, 1], [99, 1]], 99)])
@@ -348,8 +346,8 @@ def test_a_prompt_that_does_not_fit_is_an_error(shape: tuple[int, ...]):
 @pytest.mark.parametrize("noisy", ["denoiser", "energy"])
 def test_dropout_left_on_is_an_error(noisy: str):
     denoiser, energy = tiny_denoiser(dropout=0.1), tiny_energy(dropout=0.1)
-    kernel = samplers.importance(schedules.log_linear(), denoiser, energy, num_particles=2)
-    pipeline = pipelines.sampling(kernel, 4, 2)
+    kernel = builders.importance(schedules.log_linear(), denoiser, energy, num_particles=2)
+    pipeline = builders.sampling(kernel, 4, 2)
     edlm.sample(pipeline)  # the networks are in eval mode
     (denoiser if noisy == "denoiser" else energy).train()
     with pytest.raises(ValueError, match=r"dropout is on at .*: call \.eval\(\)"):
@@ -359,7 +357,7 @@ def test_dropout_left_on_is_an_error(noisy: str):
 
 
 def test_a_network_without_dropout_may_stay_in_train_mode():
-    pipeline = pipelines.sampling(samplers.ancestral(schedules.log_linear(), tiny_denoiser().train()), 4, 2)
+    pipeline = builders.sampling(builders.ancestral(schedules.log_linear(), tiny_denoiser().train()), 4, 2)
     assert (edlm.sample(pipeline)["tokens"] != 4).all()
 
 

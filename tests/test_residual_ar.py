@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import builders
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import categorical, contracts, energies, networks, samplers, schedules
+from edlm import categorical, contracts, energies, networks, schedules
 
 SYMBOLS, LENGTH = 3, 3
 MASK, BOS = SYMBOLS, SYMBOLS + 1
@@ -381,8 +382,8 @@ def test_one_graph_without_breaks(carry_over):
 def test_a_sampler_weighs_by_it(carry_over):
     """Frequencies of a three-step sampler against enumeration; the laws of the two forms are 0.07 apart."""
     denoiser, count = OracleDenoiser(Lookup(MARGINALS), MASK, LENGTH), 20_000
-    kernel = samplers.importance(schedules.log_linear(), denoiser, with_bos(carry_over), num_particles=3)
-    tokens = edlm.sample(edlm.pipelines.sampling(kernel, LENGTH, num_steps=3), count, seed=0)["tokens"]
+    kernel = builders.importance(schedules.log_linear(), denoiser, with_bos(carry_over), num_particles=3)
+    tokens = edlm.sample(builders.sampling(kernel, LENGTH, num_steps=3), count, seed=0)["tokens"]
     alphas = torch.linspace(0.0, 1.0, 4, dtype=torch.float64)
     distance = {
         form: total_variation(

@@ -2,6 +2,7 @@
 
 import math
 
+import builders
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ from oracles import (
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import bounds, contracts, pipelines, samplers, schedules, sources, testing
+from edlm import bounds, contracts, pipelines, schedules, sources, testing
 from edlm.sources import Source
 
 SYMBOLS, LENGTH = 3, 4
@@ -189,7 +190,7 @@ def test_a_sampler_of_exact_parts_is_that_of_the_oracle_s() -> None:
     table = OracleDenoiser(lambda x_t: posterior_marginals(joint(source), x_t), SYMBOLS, LENGTH)
     linear = schedules.log_linear()
     drawn = [
-        pipelines.sample(pipelines.sampling(samplers.ancestral(linear, each), LENGTH, 2), 64, seed=0)["tokens"]
+        pipelines.sample(builders.sampling(builders.ancestral(linear, each), LENGTH, 2), 64, seed=0)["tokens"]
         for each in (table, sources.denoiser(source, LENGTH))
     ]
     assert torch.equal(*drawn)

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import builders
 import pytest
 import torch
 from builders import assert_whole_graphs
@@ -24,9 +25,7 @@ from edlm import (
     networks,
     noise,
     pipelines,
-    samplers,
     schedules,
-    speculative,
 )
 from edlm.denoisers import SubsDenoiser
 from edlm.noise import Stream
@@ -71,8 +70,8 @@ def strict(num_layers: int = 2, seed: int = 0, schedule: schedules.Schedule | No
     """Laws far enough from even that a token before another one matters."""
     own = denoiser(num_layers, seed, schedule)
     with torch.no_grad():
-        own.module.network.embedding.weight.mul_(4.0)
-        own.module.network.head.weight.mul_(12.0)
+        own.network.embedding.weight.mul_(4.0)
+        own.network.head.weight.mul_(12.0)
     return own
 
 
@@ -88,9 +87,9 @@ class Sampler(NamedTuple):
     @property
     def pipeline(self) -> pipelines.Pipeline:
         schedule = self.own.module.schedule or LINEAR
-        kernel = speculative.ancestral(schedule, self.own, self.temperature, self.nucleus)
+        kernel = builders.speculative(schedule, self.own, self.temperature, self.nucleus)
         group = 1 if self.num_steps else 3
-        return pipelines.sampling(kernel, LENGTH, self.num_steps, self.window, tokens_per_pass=group)
+        return builders.sampling(kernel, LENGTH, self.num_steps, self.window, tokens_per_pass=group)
 
     def law(self, hidden: Tensor) -> Tensor:
         """Probabilities (1, v) of a state (1, h)."""
@@ -99,7 +98,7 @@ class Sampler(NamedTuple):
 
 def one_after_the_other(sampler: Sampler, seed: int, row: int, prompt: Tensor | None) -> list[int]:
     """A text by a slow loop: every token when those before it in its step are there."""
-    network = sampler.own.module.network
+    network = sampler.own.network
     schedule = sampler.own.module.schedule
     text = torch.full((1, LENGTH), MASK)
     if prompt is not None:
@@ -162,10 +161,10 @@ def test_it_does_so_where_guesses_are_changed_again_and_again(temperature: float
     """Cooler, few tokens are left to replace a guess by, and checks are many; hotter, it is the other way round."""
     sampler = Sampler(strict(), 1, (0.0, 1.0), temperature, 1.0)
     out = edlm.sample(sampler.pipeline, 80, seed=0)
-    plain = samplers.ancestral(LINEAR, sampler.own, temperature)
-    guessed = edlm.sample(pipelines.sampling(plain, LENGTH, 1), 80, seed=0)["tokens"]
+    plain = builders.ancestral(LINEAR, sampler.own, temperature)
+    guessed = edlm.sample(builders.sampling(plain, LENGTH, 1), 80, seed=0)["tokens"]
     assert (out["tokens"] != guessed).sum() > 15
-    assert out["info", "particles"].max() >= 2
+    assert out["info", "rounds"].max() >= 2
     with torch.no_grad():
         assert out["tokens"].tolist() == [one_after_the_other(sampler, 0, row, None) for row in range(80)]
 
@@ -181,8 +180,8 @@ def test_rows_out_of_the_window_are_left_alone_beside_those_that_are_in_it() -> 
 def test_a_change_of_the_last_token_is_not_checked_again() -> None:
     """Nothing comes after it: two new tokens take one round, whatever the rows beside them take."""
     info = edlm.sample(Sampler(strict(), 3, (0.0, 1.0), 1.0, 1.0).pipeline, 1000, seed=0)["info"]
-    assert info["particles"].max() > 1
-    assert (info["particles"][info["revealed"] == 2] == 1).all()
+    assert info["rounds"].max() > 1
+    assert (info["rounds"][info["revealed"] == 2] == 1).all()
 
 
 @settings(max_examples=25)
@@ -193,9 +192,12 @@ def test_as_many_rounds_as_later_tokens_are_the_most_there_are(
     """One at least where two tokens are new and the energy corrects, none elsewhere."""
     info = edlm.sample(sampler.pipeline, 6, seed=seed, prompt=prompt)["info"]
     several = info["corrected"] & (info["revealed"] > 1)
-    assert (info["particles"] <= (info["revealed"] - 1).clamp(min=0)).all()
-    assert torch.equal(info["particles"] > 0, several)
-    assert torch.equal(info["energy_passes"], info["particles"].sum(1))
+    assert (info["rounds"] <= (info["revealed"] - 1).clamp(min=0)).all()
+    assert torch.equal(info["rounds"] > 0, several)
+    read = 2 * info["rounds"] * (info["revealed"] - 1).clamp(min=0)
+    assert torch.equal(info["energy_tokens"], read)
+    torch.testing.assert_close(info["energy_passes"], read.sum(1).double() / LENGTH)
+    assert not info["particles"].any()
     assert info["ess"].isnan().all()
 
 
@@ -203,18 +205,18 @@ def test_as_many_rounds_as_later_tokens_are_the_most_there_are(
 def test_a_token_at_a_time_it_is_plain_sampling(prompt: Tensor | None) -> None:
     own = denoiser()
     ours, plain = (
-        edlm.sample(pipelines.sampling(build(LINEAR, own), LENGTH), 9, prompt=prompt)
-        for build in (speculative.ancestral, samplers.ancestral)
+        edlm.sample(builders.sampling(build(LINEAR, own), LENGTH), 9, prompt=prompt)
+        for build in (builders.speculative, builders.ancestral)
     )
     assert torch.equal(ours["tokens"], plain["tokens"])
-    assert (ours["info", "particles"] == 0).all()
+    assert (ours["info", "rounds"] == 0).all()
 
 
 def test_outside_the_window_it_is_plain_sampling_and_inside_it_is_not() -> None:
     own = denoiser()
-    plain = edlm.sample(pipelines.sampling(samplers.ancestral(LINEAR, own), LENGTH, 2), 50)["tokens"]
+    plain = edlm.sample(builders.sampling(builders.ancestral(LINEAR, own), LENGTH, 2), 50)["tokens"]
     for window, same in (((0.6, 0.9), True), ((0.0, 1.0), False)):
-        ours = edlm.sample(pipelines.sampling(speculative.ancestral(LINEAR, own), LENGTH, 2, window), 50)["tokens"]
+        ours = edlm.sample(builders.sampling(builders.speculative(LINEAR, own), LENGTH, 2, window), 50)["tokens"]
         assert torch.equal(ours, plain) == same
 
 
@@ -229,14 +231,14 @@ def test_a_text_does_not_depend_on_those_beside_it(sampler: Sampler, seed: int, 
 def test_a_round_reads_two_rows_per_later_token_of_the_rows_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the head runs on what is guessed, on that once per round, and twice on what is refused."""
     own, read, asked = strict(), [], []
-    first = own.module.network.trunk.blocks[0].attention.qkv
+    first = own.network.trunk.blocks[0].attention.qkv
     first.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[:-1].numel()))
-    own.module.network.head.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+    own.network.head.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
     refused: list[int] = []
     residual = categorical.residual
     monkeypatch.setattr(categorical, "residual", lambda q, p, u: refused.append(len(u)) or residual(q, p, u))
-    out = edlm.sample(pipelines.sampling(speculative.ancestral(LINEAR, own), LENGTH, 2), 1, seed=2)
-    revealed, rounds = (out["info", key][0].tolist() for key in ("revealed", "particles"))
+    out = edlm.sample(builders.sampling(builders.speculative(LINEAR, own), LENGTH, 2), 1, seed=2)
+    revealed, rounds = (out["info", key][0].tolist() for key in ("revealed", "rounds"))
     assert max(rounds) > 1
     assert read == [
         n for count, times in zip(revealed, rounds, strict=True) for n in (LENGTH, *[2 * (count - 1)] * times)
@@ -262,11 +264,11 @@ def test_the_texts_it_draws_have_the_law_of_the_chain_rule(num_layers: int) -> N
     """One step, 20,000 texts of 3 symbols and length 3; wrong with probability 1e-6 each."""
     n, own = 20_000, sharp(num_layers)
     law = in_order(own, all_sequences(3, 3))
-    drawn = edlm.sample(pipelines.sampling(speculative.ancestral(LINEAR, own), 3, 1), n, seed=5)["tokens"]
+    drawn = edlm.sample(builders.sampling(builders.speculative(LINEAR, own), 3, 1), n, seed=5)["tokens"]
     found = empirical_law(drawn, 3)
     # P(TV > mean + e) <= exp(-2 n e^2), and the mean is at most half of sum sqrt(p (1 - p) / n).
     bound = 0.5 * float((law * (1 - law) / n).sqrt().sum()) + math.sqrt(math.log(1e6) / (2 * n))
-    plain = edlm.sample(pipelines.sampling(samplers.ancestral(LINEAR, own), 3, 1), n, seed=5)["tokens"]
+    plain = edlm.sample(builders.sampling(builders.ancestral(LINEAR, own), 3, 1), n, seed=5)["tokens"]
     assert total_variation(found, law) < bound < 0.5 * total_variation(law, empirical_law(plain, 3))
 
 
@@ -280,7 +282,7 @@ def test_its_bound_is_the_law_that_it_draws_from(num_layers: int) -> None:
 
 
 def test_windows_that_move_on_are_filled() -> None:
-    found = edlm.extend(pipelines.sampling(speculative.ancestral(LINEAR, denoiser()), LENGTH, 3), 13, 4, 3)["tokens"]
+    found = edlm.extend(builders.sampling(builders.speculative(LINEAR, denoiser()), LENGTH, 3), 13, 4, 3)["tokens"]
     assert found.shape == (3, 13)
     assert (found != MASK).all()
 
@@ -291,24 +293,24 @@ def test_windows_that_move_on_are_filled() -> None:
 def test_what_it_cannot_be_built_of_is_an_error() -> None:
     joint = networks.JointNetwork(5, LENGTH, hidden_size=16, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match="class JointNetwork cannot be read in order, as a Transformer can"):
-        speculative.ancestral(LINEAR, denoisers.subs(joint, MASK))
+        builders.speculative(LINEAR, denoisers.subs(joint, MASK))
     with pytest.raises(ValueError, match=r"temperature = 0.0 must be positive"):
-        speculative.ancestral(LINEAR, denoiser(), temperature=0.0)
+        builders.speculative(LINEAR, denoiser(), temperature=0.0)
     with pytest.raises(ValueError, match=r"nucleus = 0.0 must lie in \(0, 1\]"):
-        speculative.ancestral(LINEAR, denoiser(), nucleus=0.0)
+        builders.speculative(LINEAR, denoiser(), nucleus=0.0)
 
 
 def test_dropout_left_on_is_an_error() -> None:
     net = networks.Transformer(5, LENGTH, hidden_size=16, num_layers=1, num_heads=2, dropout=0.1).train()
     with pytest.raises(ValueError, match="dropout is on at "):
-        edlm.sample(pipelines.sampling(speculative.ancestral(LINEAR, denoisers.subs(net, MASK)), LENGTH, 2))
+        edlm.sample(builders.sampling(builders.speculative(LINEAR, denoisers.subs(net, MASK)), LENGTH, 2))
 
 
 # ---- Execution
 
 
 def in_and_out_of_its_window() -> pipelines.Pipeline:
-    return pipelines.sampling(speculative.ancestral(LINEAR, denoiser()), LENGTH, None, (0.3, 1.0), tokens_per_pass=3)
+    return builders.sampling(builders.speculative(LINEAR, denoiser()), LENGTH, None, (0.3, 1.0), tokens_per_pass=3)
 
 
 @pytest.mark.parametrize("b", [1, 2, 5])
@@ -320,7 +322,7 @@ def test_what_is_wrapped_around_its_parts_changes_no_token(b: int, monkeypatch: 
     for prompt in PROMPTS:
         ours, expected = (edlm.sample(each, b, prompt=prompt) for each in (fast, slow))
         assert torch.equal(ours["tokens"], expected["tokens"])
-        assert torch.equal(ours["info", "particles"], expected["info", "particles"])
+        assert torch.equal(ours["info", "rounds"], expected["info", "rounds"])
     assert len(wrapped) >= 4  # two draws of noise, the guess, the check, and what is put in place
 
 
@@ -332,7 +334,7 @@ def test_its_parts_are_graphs_for_any_number_of_rows(fresh_compiler: None, monke
 @pytest.mark.slow
 @pytest.mark.skipif(bool(execution.missing_compiler(torch.device("cpu"))), reason="needs a C++ compiler")
 def test_compiled_and_eager_give_the_same_tokens(fresh_compiler: None) -> None:
-    slow = pipelines.sampling(speculative.ancestral(LINEAR, denoiser(1)), LENGTH, 2)
+    slow = builders.sampling(builders.speculative(LINEAR, denoiser(1)), LENGTH, 2)
     ours, expected = (edlm.sample(each, 4, seed=4) for each in (edlm.accelerate(slow, "compile"), slow))
     assert torch.equal(ours["tokens"], expected["tokens"])
-    assert torch.equal(ours["info", "particles"], expected["info", "particles"])
+    assert torch.equal(ours["info", "rounds"], expected["info", "rounds"])

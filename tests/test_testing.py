@@ -7,7 +7,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from edlm import chain_rule, contracts, energies, execution, particles, schedules, testing, vocabulary
+from edlm import chain_rule, contracts, energies, execution, particles, schedules, selections, testing, vocabulary
 from edlm.networks import EnergyNetwork
 
 V, MASK, PAD = 6, 4, 5
@@ -167,7 +167,8 @@ def test_positions_of_other_rows_may_not_matter() -> None:
 
 
 def test_a_constant_is_checked_with_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(particles, "imh", lambda log_w, u: (log_w.exp() > 0.1).long().argmax(-1))
+    broken = selections.Selection("imh", lambda log_w, u: (log_w.exp() > 0.1).long().argmax(-1))
+    monkeypatch.setitem(selections.SELECTIONS, "imh", broken)
     with pytest.raises(AssertionError, match="a constant per row changes no sample; rows"):
         testing.check_energy(of(mean_token), V, MASK)
 

@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
 import edlm
-from edlm import contracts, noise, objectives, pipelines, schedules, training, transition
+from edlm import contracts, noise, objectives, schedules, stages, training, transition
 from edlm.noise import Stream
 from edlm.schedules import Schedule
 
@@ -154,7 +154,7 @@ def test_the_gradient_reaches_every_parameter_that_is_trained(objective: str):
 
 def test_the_gradient_of_denoising_is_that_of_the_loss():
     pipeline, inputs = stages_of("denoising"), batch(b=4)
-    weight = pipeline["denoise"].module.network.head.weight
+    weight = pipeline["denoise"].network.head.weight
     pipeline(inputs)[contracts.LOSS].mean().backward()
     for index in ((0, 0), (3, 5)):
         ends = []
@@ -210,7 +210,7 @@ def test_the_denoiser_of_contrast_is_frozen_in_eval_mode():
     pipeline = training.contrastive(denoiser, energy, schedules.log_linear(), num_negatives=4)
     evaluated = pipeline.eval()(inputs)
     trained = pipeline.train()(inputs)
-    assert energy.module.network.training
+    assert energy.network.training
     assert not torch.equal(
         trained[contracts.ENERGY], evaluated[contracts.ENERGY]
     )  # the energy does have its dropout on
@@ -264,18 +264,18 @@ def test_next_token_is_the_exact_likelihood_of_what_is_not_padding(bos_id: int |
 
 
 @pytest.mark.parametrize(
-    ("stages", "names"),
+    ("made", "names"),
     [
         (stages_of("denoising"), ["corrupt", "denoise", "score", "objective"]),
         (stages_of("contrastive"), ["corrupt", "draft", "pair", "weigh", "objective"]),
         (stages_of("transition"), ["corrupt", "draft", "pair", "weigh", "objective"]),
         (training.next_token(tiny_network(conditioning_size=0, causal=True), 4, 3), ["score", "objective"]),
-        (Spec().kernel().step, ["denoise", "propose", "weigh", "select", "reveal"]),
+        (Spec().kernel().step, ["denoise", "propose", "weigh", "select", "reveal", "count"]),
     ],
 )
-def test_a_pipeline_prints_a_line_per_stage(stages: TensorDictSequential, names: list[str]):
-    lines = pipelines.describe(stages).splitlines()
+def test_a_pipeline_prints_a_line_per_stage(made: TensorDictSequential, names: list[str]):
+    lines = stages.describe(made).splitlines()
     assert [line.split()[0] for line in lines] == names
-    for line, module in zip(lines, stages.module.values(), strict=True):
+    for line, module in zip(lines, made.module.values(), strict=True):
         assert isinstance(module, TensorDictModuleBase)
         assert line.split("  ")[-1].strip() == f"{', '.join(module.in_keys)} -> {', '.join(module.out_keys)}"

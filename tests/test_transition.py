@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 
+import builders
 import pytest
 import torch
 from builders import of_transitions, tiny_denoiser, tiny_energy
@@ -38,7 +39,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
 
 import edlm
-from edlm import contracts, energies, networks, objectives, particles, pipelines, schedules, transition
+from edlm import contracts, energies, networks, objectives, particles, schedules, transition
 from edlm.contracts import Positions
 from edlm.schedules import Schedule
 
@@ -86,7 +87,7 @@ def test_many_particles_of_the_library_draw_the_law_of_the_data():
         selection=particles.imh,
     )
     for num_steps in (1, 2):
-        tokens = edlm.sample(pipelines.sampling(kernel, LENGTH, num_steps), samples)["tokens"]
+        tokens = edlm.sample(builders.sampling(kernel, LENGTH, num_steps), samples)["tokens"]
         assert total_variation(law(table, JOINT, num_steps, imh(k)), JOINT) < 1e-3
         assert total_variation(empirical_law(tokens, SYMBOLS), JOINT) < 0.0202 + 1e-3
         assert total_variation(law(table, JOINT, num_steps, imh(2)), JOINT) > 0.05
@@ -150,7 +151,7 @@ def test_the_energy_sees_the_new_tokens_and_masks_elsewhere():
 
     kernel = of_transitions(schedules.log_linear(), tiny_denoiser(), OracleEnergy(energy), num_particles=3)
     states = []
-    edlm.sample(pipelines.sampling(kernel, 8, 3), 4, callback=lambda state, _: states.append(state[contracts.X_T]))
+    edlm.sample(builders.sampling(kernel, 8, 3), 4, callback=lambda state, _: states.append(state[contracts.X_T]))
     for candidates, x_t in seen:
         given_tokens = (x_t != mask).unsqueeze(1).expand_as(candidates)
         assert torch.equal(candidates[given_tokens], x_t.unsqueeze(1).expand_as(candidates)[given_tokens])
@@ -163,9 +164,9 @@ def test_the_energy_sees_the_new_tokens_and_masks_elsewhere():
 
 def test_the_vocabulary_head_runs_on_revealed_positions_only():
     denoiser, rows = tiny_denoiser(), []
-    denoiser.module.network.head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    denoiser.network.head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     kernel = of_transitions(schedules.log_linear(), denoiser, tiny_energy(), num_particles=7)
-    info = edlm.sample(pipelines.sampling(kernel, 8, 3), 5)["info"]
+    info = edlm.sample(builders.sampling(kernel, 8, 3), 5)["info"]
     assert sum(rows) == 5 * 8
     assert torch.equal(info["energy_passes"], 7 * info["denoiser_passes"])
 
@@ -178,14 +179,14 @@ def test_an_energy_of_drafts_leaves_a_candidate_with_masks_no_weight():
     for carry_over in (False, True):
         energy = energies.residual_ar(network.eval(), mask_id=4, bos_id=3, carry_over=carry_over)
         kernel = of_transitions(schedules.log_linear(), tiny_denoiser(), energy, num_particles=2)
-        info = edlm.sample(pipelines.sampling(kernel, 8, tokens_per_pass=4), 3)["info"]
+        info = edlm.sample(builders.sampling(kernel, 8, tokens_per_pass=4), 3)["info"]
         assert (info["ess"][:, 0] == 0).all()
         assert (info["ess"][:, 1] > 0).all()  # nothing is masked after the last pass
 
 
 @pytest.mark.parametrize("num_particles", [0, -1])
 def test_no_particles_is_an_error(num_particles: int):
-    with pytest.raises(ValueError, match=f"num_particles = {num_particles} must be at least 1"):
+    with pytest.raises(ValueError, match=f"candidates = {num_particles} must be at least 1"):
         of_transitions(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles)
 
 
@@ -299,7 +300,7 @@ def texts(n: int, joint: Tensor = JOINT, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("schedule", [None, schedules.log_linear(1e-3)])
 def test_a_learned_energy_is_a_sum_of_scalars_over_the_new_positions(schedule: Schedule | None):
-    network = tiny_energy().module.network
+    network = tiny_energy().network
     x_t = torch.tensor([[4, 1, 4, 4], [4, 4, 2, 2]])
     x_s = torch.tensor([[[4, 1, 3, 0], [4, 1, 2, 2]], [[4, 4, 2, 2], [1, 0, 2, 2]]])
     t = torch.tensor([0.9, 0.3], dtype=torch.float64)

@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from edlm import schedules
 from edlm.contracts import CANDIDATES, ENERGY, HIDDEN, POSITIONS, X_T, T
 from oracles.energies import EnergyFn
 from oracles.laws import at
@@ -38,6 +39,7 @@ class OracleDenoiser(TensorDictModuleBase):
         self.in_keys, self.out_keys = [X_T, T, POSITIONS], [HIDDEN]
         self.marginals = marginals
         self.mask_id, self.vocab_size, self.max_length = mask_id, mask_id + 1, max_length
+        self.schedule = schedules.log_linear()
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
         """Write the log-probabilities of the flat positions; a padded position gets the uniform law."""

@@ -1,0 +1,105 @@
+"""What takes a step: a value of pure functions, whose step is a TensorDict pipeline of named stages.
+
+Printing the stages of a step prints the algorithm. Noise is an input of the step, and so is what the step reveals; a
+kernel keeps no state and draws no number itself. `samplers.kernel` builds one from a sampler.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from edlm import contracts, noise
+from edlm.contracts import Denoiser, Positions
+from edlm.noise import Stream
+
+
+class Kernel(NamedTuple):
+    """One way to take a step.
+
+    init: tokens with masks (b, l) to the state of the first step: `{x_t}`, and what else a kernel carries along.
+    draw: `(seed, row, pass, positions, length)` to the uniforms of one step.
+    step: `{x_t, t, positions, reveal, corrected, proposal_noise, selection_noise} -> {x_s, ...diagnostics}`, most often
+        a sequence of the stages; what else the state holds it reads and writes.
+    proposes: whether tokens are drawn at the positions revealed now or at all masked ones.
+    num_particles: most candidates per row.
+    outside: the kernel for passes in which no row is corrected, None if there is no correction. A pass that corrects
+        some rows is taken by this one, which keeps the first candidate of the others.
+    Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
+    drawn; rows do not see each other; a step is a pure function of its input, and writes what it has read.
+    """
+
+    denoiser: Denoiser
+    init: Callable[[Tensor], TensorDict]
+    draw: Callable[..., TensorDict]
+    step: TensorDictModuleBase
+    proposes: Positions
+    num_particles: int
+    outside: "Kernel | None" = None
+
+
+class Looped(TensorDictModuleBase):
+    """A step with a loop of its own, whose end depends on what is drawn: the host has its say between its parts."""
+
+    parts: tuple[TensorDictModuleBase, ...]  # in the order in which they are first run
+    repeated: tuple[int, ...]  # which of them the loop repeats
+
+    def with_parts(
+        self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
+    ) -> "Looped":
+        """The same step with its parts wrapped, as an execution mode does; pad: numbers of positions, rounded up."""
+        raise NotImplementedError
+
+
+def init(tokens: Tensor) -> TensorDict:
+    """The state of a kernel that remembers nothing but its tokens."""
+    return TensorDict({contracts.X_T: tokens})
+
+
+def draw(k: int, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, length: int) -> TensorDict:
+    """Uniforms of one step, proposal (n, k) and selection (b, k), keyed by the row's number and its own pass.
+
+    row: int64 (b,); step: int64 (); positions: int64 (n,), where `b * length` is padding.
+    """
+    owner = row[(positions // length).clamp(max=row.shape[0] - 1)]
+    proposal = noise.uniforms(seed, owner, step, Stream.PROPOSAL, positions % length, count=k)
+    selection = noise.uniforms(seed, row, step, Stream.SELECTION, count=k)
+    return TensorDict({contracts.PROPOSAL_NOISE: proposal, contracts.SELECTION_NOISE: selection})
+
+
+def part_of(
+    state: TensorDict, keys: list[str], rows: Tensor, taken: Tensor, particles: slice | None = None
+) -> dict[str, Tensor]:
+    """The entries of some rows, positions and particles, by their declared shapes.
+
+    rows: int64 (r,); taken: which of the flat positions are theirs (n',); particles: None for all of them.
+    """
+    found = {}
+    for key in keys:
+        axes, value = contracts.SHAPES.get(key, "b").split(), state[key]
+        if axes and axes[0] in "bn":
+            value = value[rows if axes[0] == "b" else taken]
+        if particles is not None and "k" in axes:
+            value = value[(slice(None),) * axes.index("k") + (particles,)]
+        found[key] = value
+    return found
+
+
+def of_rows(positions: Tensor, rows: Tensor, b: int, l: int) -> tuple[Tensor, Tensor]:
+    """Which flat positions (n,) of (b, l) are those of some rows, and what they are among these rows alone: (n',) each.
+
+    rows: int64 (r,), ascending; padded positions belong to none. The host waits for their number.
+    """
+    place = torch.full((b + 1,), -1, device=positions.device)  # where a row stands among the wanted ones
+    place[rows] = torch.arange(len(rows), device=positions.device)
+    owner = place[positions // l]
+    (taken,) = torch.where(owner >= 0)
+    return taken, owner[taken] * l + positions[taken] % l
+
+
+def padded(indices: Tensor, pad: Callable[[int], int], fill: int) -> Tensor:
+    """Indices (n,) filled up to as many as `pad` wants."""
+    return torch.cat([indices, indices.new_full((pad(len(indices)) - len(indices),), fill)])

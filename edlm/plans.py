@@ -1,0 +1,206 @@
+"""Which positions a pass reveals: a family of values, of which a sampler has one.
+
+A plan of this file is drawn before the first pass and depends on no token; `draw` fixes it for every row. What follows
+from it alone follows here: how many passes are expected, and the chances by which a law is enumerated.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from edlm import absorbing, schedules
+from edlm.absorbing import RevealPlan
+from edlm.schedules import Schedule
+
+
+class Expected(NamedTuple):
+    """What a text of a plan is expected to take: passes, those inside a window, and what they reveal, and whether any.
+
+    revealed: share of the positions that passes inside the window reveal; entered: chance that there is such a pass.
+    """
+
+    passes: float
+    corrected: float
+    revealed: float
+    entered: float
+
+
+class Plan(Protocol):
+    """Which positions a pass reveals, drawn before the first pass. `str` is what it is called in tables.
+
+    Laws: a row's passes depend on its own uniforms and masks; every mask is revealed once; times fall.
+    """
+
+    name: ClassVar[str]
+
+    def draw(self, uniforms: Tensor, masked: Tensor, schedule: Schedule) -> RevealPlan:
+        """Fix the passes of rows: uniforms float64 (b, l), masked bool (b, l)."""
+        ...
+
+    def expected(self, schedule: Schedule, length: int, window: tuple[float, float]) -> Expected:
+        """What a text of so many masks is expected to take."""
+        ...
+
+    def chances(self, schedule: Schedule, length: int) -> list[Tensor]:
+        """For each step the chance to reveal one given set of r of n masks: tables (l + 1, l + 1) by n and r."""
+        ...
+
+
+SPACINGS: dict[str, Callable[[int], Tensor]] = {"uniform": schedules.uniform_grid, "cosine": schedules.cosine_grid}
+
+
+@dataclass(frozen=True)
+class Times:
+    """Steps between given times that fall from 1 to 0, each of which reveals what falls into it."""
+
+    at: tuple[float, ...]
+    name: ClassVar[str] = "times"
+
+    def __post_init__(self) -> None:
+        absorbing.check_grid(self.times)
+
+    def __str__(self) -> str:
+        return f"T={len(self.at) - 1} at times"
+
+    @property
+    def times(self) -> Tensor:
+        """The times (T + 1,), float64."""
+        return torch.tensor(self.at, dtype=torch.float64)
+
+    def draw(self, uniforms: Tensor, masked: Tensor, schedule: Schedule) -> RevealPlan:
+        """Fix the passes of rows: those of the steps that reveal something; ancestral sampling on this grid."""
+        return absorbing.reveal_plan(uniforms, masked, schedule, self.times)
+
+    def expected(self, schedule: Schedule, length: int, window: tuple[float, float]) -> Expected:
+        """Step j reveals something with probability `1 - (1 - p_j)^l`, `p_j` the share of positions it reveals."""
+        shares, inside = revealed_before(schedule, self.times).diff(), schedules.inside(self.times[:-1], window)
+        busy, share = 1.0 - (1.0 - shares) ** length, float(shares[inside].sum())
+        return Expected(float(busy.sum()), float(busy[inside].sum()), share, 1.0 - (1.0 - share) ** length)
+
+    def chances(self, schedule: Schedule, length: int) -> list[Tensor]:
+        """Each mask is revealed independently of the others."""
+        n, r = _numbers(length)
+        still = 1.0 - schedule.alpha(self.times)
+        still[-1] = 0.0  # whatever the schedule, the last step leaves no mask
+        tables = []
+        for before, after in itertools.pairwise(still.tolist()):
+            p = 1.0 - after / before
+            tables.append(torch.where(r <= n, p**r * (1.0 - p) ** (n - r).clamp(min=0.0), 0.0))
+        return tables
+
+
+@dataclass(frozen=True)
+class Grid:
+    """So many steps, placed by the name of a spacing."""
+
+    num_steps: int
+    spacing: str = "uniform"
+    name: ClassVar[str] = "grid"
+
+    def __post_init__(self) -> None:
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"spacing = {self.spacing!r} must be one of {', '.join(SPACINGS)}")
+        SPACINGS[self.spacing](self.num_steps)  # it says what is wrong with a number
+
+    def __str__(self) -> str:
+        return f"T={self.num_steps}" + ("" if self.spacing == "uniform" else f" {self.spacing}")
+
+    @property
+    def placed(self) -> Times:
+        """The times of its steps."""
+        return Times(tuple(SPACINGS[self.spacing](self.num_steps).tolist()))
+
+    def draw(self, uniforms: Tensor, masked: Tensor, schedule: Schedule) -> RevealPlan:
+        """Fix the passes of rows; see `Times`."""
+        return self.placed.draw(uniforms, masked, schedule)
+
+    def expected(self, schedule: Schedule, length: int, window: tuple[float, float]) -> Expected:
+        """See `Times`."""
+        return self.placed.expected(schedule, length, window)
+
+    def chances(self, schedule: Schedule, length: int) -> list[Tensor]:
+        """See `Times`."""
+        return self.placed.chances(schedule, length)
+
+
+@dataclass(frozen=True)
+class TokensPerPass:
+    """So many positions in every pass, in random order: one is the first-hitting sampler."""
+
+    count: int = 1
+    name: ClassVar[str] = "tokens_per_pass"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"tokens_per_pass = {self.count} must be at least 1")
+
+    def __str__(self) -> str:
+        return "one by one" if self.count == 1 else f"{self.count} a pass"
+
+    def draw(self, uniforms: Tensor, masked: Tensor, schedule: Schedule) -> RevealPlan:
+        """Fix the passes of rows: masks in the order of their reveal times, so many at a time."""
+        return absorbing.reveal_plan(uniforms, masked, schedule, None, self.count)
+
+    def expected(self, schedule: Schedule, length: int, window: tuple[float, float]) -> Expected:
+        """Pass j starts inside the window if at most `j count` positions are revealed above it, and more in it."""
+        low, high = window
+        ends = revealed_before(schedule, torch.tensor([high, low], dtype=torch.float64))
+        first = torch.arange(0, length, self.count)
+        at_most = [_binomial(length, float(share)).cumsum(0)[first] for share in ends]
+        inside = (at_most[0] - at_most[1]).clamp(min=0.0)
+        size = (length - first).clamp(max=self.count)
+        share = float(ends[1] - ends[0]) if self.count == 1 else float((size * inside).sum()) / length
+        entered = 1.0 - (1.0 - float(ends[1] - ends[0])) ** length
+        return Expected(float(len(first)), float(inside.sum()), share, entered)
+
+    def chances(self, schedule: Schedule, length: int) -> list[Tensor]:
+        """Every set of as many masks as a pass reveals is as likely."""
+        n, r = _numbers(length)
+        ways = torch.tensor([[float(math.comb(i, j)) for j in range(length + 1)] for i in range(length + 1)])
+        table = torch.where(r == n.clamp(max=self.count), 1.0 / ways.double().clamp(min=1.0), 0.0)
+        return [table] * math.ceil(length / self.count)
+
+
+PLANS: dict[str, Callable[..., Plan]] = {}
+
+
+def register(plan: Any) -> None:
+    """Give a class of plans its own `name` in configs. Raises ValueError for a name that is taken."""
+    if plan.name in PLANS:
+        raise ValueError(f"plan {plan.name!r} is registered already")
+    PLANS[plan.name] = plan
+
+
+register(Grid)
+register(Times)
+register(TokensPerPass)
+
+
+def first_hitting() -> TokensPerPass:
+    """One position in every pass, in random order (Zheng et al. 2024, arXiv 2409.02908)."""
+    return TokensPerPass(1)
+
+
+def revealed_before(schedule: Schedule, t: Tensor) -> Tensor:
+    """Expected share of the positions that are revealed before time t is reached, 0 at 1 and 1 at 0."""
+    at_one = schedule.alpha(torch.ones((), dtype=torch.float64))
+    return torch.where(t > 0.0, (schedule.alpha(t) - at_one) / (1.0 - at_one), 1.0)
+
+
+def _numbers(length: int) -> tuple[Tensor, Tensor]:
+    numbers = torch.arange(length + 1, dtype=torch.float64)
+    return numbers.unsqueeze(-1), numbers
+
+
+def _binomial(n: int, p: float) -> Tensor:
+    """The law of how many of n happen, each with probability p: float64 (n + 1,)."""
+    numbers = torch.arange(n + 1, dtype=torch.float64)
+    if p in (0.0, 1.0):
+        return (numbers == n * p).double()
+    ways = math.lgamma(n + 1) - torch.lgamma(numbers + 1) - torch.lgamma(n - numbers + 1)
+    return (ways + numbers * math.log(p) + (n - numbers) * math.log1p(-p)).exp()

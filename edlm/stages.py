@@ -1,0 +1,139 @@
+"""The stages that steps are made of, each declared by what it reads and writes.
+
+`stage("x_t, candidates, chosen, reveal -> x_s", function)` names the keys of `contracts`, whose shapes are known there.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torch import Tensor, nn
+
+from edlm import absorbing, categorical, contracts, finite, particles
+from edlm.contracts import Denoiser, Selection
+
+Stages = Mapping[str, TensorDictModuleBase]
+
+
+def stage(keys: str, function: Callable[..., Any]) -> TensorDictModule:
+    """Declare a stage: `"a, b -> c"` names what the function takes, in its order, and what it returns.
+
+    A function that needs weights is a module, so that they are found. Raises ValueError for a key that `contracts` has
+    no shape of.
+    """
+    read, written = ([key.strip() for key in side.split(",")] for side in keys.split("->"))
+    unknown = [key for key in (*read, *written) if key not in contracts.SHAPES]
+    if unknown:
+        raise ValueError(f"stage {keys!r}: {', '.join(unknown)} must be among the keys of edlm.contracts.SHAPES")
+    return TensorDictModule(function, in_keys=read, out_keys=written)
+
+
+def sequence(stages: Stages) -> TensorDictSequential:
+    """Stages one after the other, which edit nothing they are given."""
+    return TensorDictSequential(dict(stages), inplace=False)
+
+
+def describe(stages: TensorDictSequential) -> str:
+    """A pipeline as the algorithm it is: one line per stage, what it reads and what it writes."""
+    named = stages.module.items()
+    width = max(len(name) for name, _ in named)
+    return "\n".join(f"{name:<{width}}  {', '.join(m.in_keys)} -> {', '.join(m.out_keys)}" for name, m in named)
+
+
+def propose(denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> TensorDictModule:
+    """Build the stage that draws k drafts: `{hidden, x_t, positions, proposal_noise} -> {candidates, ...}`.
+
+    k is the width of the noise, and one pass over the logits serves all k.
+    Raises ValueError unless temperature > 0 and 0 < nucleus <= 1.
+    """
+    finite.require_temperature("temperature", temperature)
+    if not 0.0 < nucleus <= 1.0:
+        raise ValueError(f"nucleus = {nucleus} must lie in (0, 1]")
+    return stage(
+        "hidden, x_t, positions, proposal_noise -> candidates, log_p_candidates, log_ratio",
+        _Propose(denoiser, temperature, nucleus),
+    )
+
+
+def select(selection: Selection, temperature: float) -> TensorDictModule:
+    """Build the stage that keeps one candidate, outside the window always the first; how even the weights were too."""
+    return stage(
+        "energy, log_ratio, selection_noise, corrected -> chosen, particles, rounds, ess, log_weight_std",
+        partial(_select, selection, temperature),
+    )
+
+
+def reveal_first() -> TensorDictModule:
+    """Build the stage that reveals the tokens of the only draft."""
+    return stage(
+        "x_t, candidates, reveal -> x_s",
+        lambda x_t, candidates, positions: absorbing.reveal(x_t, candidates[:, 0], positions),
+    )
+
+
+def reveal_chosen() -> TensorDictModule:
+    """Build the stage that reveals the kept draft's tokens: `{x_t, candidates, chosen, reveal} -> {x_s}`."""
+    return stage(
+        "x_t, candidates, chosen, reveal -> x_s",
+        lambda x_t, candidates, chosen, positions: absorbing.reveal(x_t, _keep(candidates, chosen), positions),
+    )
+
+
+class _Propose(nn.Module):
+    """k drafts of every row from one pass over the logits: candidates, their log p_theta, and its ratio to q."""
+
+    def __init__(self, denoiser: Denoiser, temperature: float, nucleus: float) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.temperature = temperature
+        self.nucleus = nucleus
+
+    def forward(
+        self, hidden: Tensor, x_t: Tensor, positions: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        vocab_size = self.denoiser.vocab_size
+        rows = categorical.rows_at_once(vocab_size, hidden.device, torch.compiler.is_compiling())
+        tiles = [self._draw(*tile) for tile in zip(hidden.split(rows), uniforms.split(rows), strict=True)]
+        drawn, log_p, log_q = (torch.cat(parts) for parts in zip(*tiles, strict=True))
+        # Contiguous before it is written to: torch.compile writes into an expanded tensor as if k were 1.
+        tokens = x_t.unsqueeze(-1).expand(-1, -1, uniforms.shape[-1]).contiguous()
+        ratio = (log_p - log_q).to(torch.float64)
+        return (
+            _spread(drawn, tokens, positions).transpose(1, 2),
+            _spread(log_p, log_p.new_zeros(tokens.shape), positions).transpose(1, 2),
+            _spread(ratio, ratio.new_zeros(tokens.shape), positions).sum(1),
+        )
+
+    def _draw(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (n, k) from q with their log-probabilities under p_theta and under q."""
+        logits = self.denoiser.logits(hidden)
+        if self.temperature == 1.0 and self.nucleus == 1.0:
+            drawn = categorical.inverse_cdf(logits, uniforms)
+            return drawn.tokens, drawn.log_prob, drawn.log_prob
+        law = categorical.nucleus(categorical.cooled(logits, self.temperature), self.nucleus)
+        drawn = categorical.inverse_cdf(law, uniforms)
+        return drawn.tokens, categorical.token_log_prob(logits, drawn.tokens), drawn.log_prob
+
+
+def _spread(values: Tensor, onto: Tensor, positions: Tensor) -> Tensor:
+    """Write values (n, k) at flat positions (n,) of (b, l, k); padded positions write into a row that is cut off."""
+    b, l, k = onto.shape
+    longer = torch.cat([onto.view(b * l, k), onto.new_zeros(1, k)])
+    return longer.index_copy(0, positions, values)[:-1].view(b, l, k)
+
+
+def _select(
+    selection: Selection, temperature: float, energy: Tensor, log_ratio: Tensor, uniforms: Tensor, corrected: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    log_weights = particles.log_weights(energy, temperature) + log_ratio
+    chosen = torch.where(corrected, selection(log_weights, uniforms), 0)
+    count, rounds = torch.full_like(chosen, energy.shape[1]), torch.ones_like(chosen)
+    return chosen, count, rounds, particles.ess(log_weights), particles.log_weight_std(log_weights)
+
+
+def _keep(candidates: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen particle of each row: (b, k, l) and (b,) to (b, l)."""
+    index = chosen[:, None, None].expand(-1, 1, candidates.shape[-1])
+    return candidates.gather(1, index).squeeze(1)
