@@ -160,6 +160,8 @@ def bound_of(case: Case, x_0: Tensor, num_passes: int | None = None) -> bounds.B
     scored = torch.ones_like(x_0, dtype=torch.bool)
     scored[:, :2] = not case.changed
     sampler = sampler_of(case).replace(proposal=Proposal())
+    if case.plan == "two a pass":  # of which 0.1.0 had no bound: what it said was that of one position a pass
+        sampler = sampler.replace(plan=plans.TokensPerPass(1))
     keys = torch.tensor(SEED), torch.arange(len(x_0))
     return bounds.of_sampler(sampler, x_0, *keys, num_completions=2, num_passes=num_passes, scored=scored)
 
