@@ -91,9 +91,9 @@ FAULTS = [
     ),
     Fault(
         "energies in rounds not handed on to be looked at",
-        "adaptive.py",
-        "                **{key: drawn[key] for key in _CHECKED},\n",
-        "",
+        "rounds.py",
+        "checked = {key: drawn[key] for key in _CHECKED}",
+        "checked = {key: torch.zeros_like(drawn[key]) for key in _CHECKED}",
         f"{_FINITE}::test_an_energy_that_is_no_number_is_named_with_its_pass",
     ),
     Fault(

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 import torch
 from builders import SELECTIONS, Spec, of_transitions, randomise, tiny_denoiser, tiny_energy, tiny_network, wave_energy
@@ -20,27 +21,23 @@ from torch import Tensor, nn
 
 import edlm
 from edlm import (
-    adaptive,
     autoregressive,
     baselines,
     bounds,
     categorical,
-    chain_rule,
     corpora,
     denoisers,
     energies,
-    joint,
     judges,
     likelihoods,
     networks,
     particles,
     pipelines,
-    samplers,
     schedules,
-    speculative,
     vocabulary,
 )
 from edlm.recipes import _figures, _models, _scores
+from edlm.samplers import Sampler
 
 __all__ = ["no_picture"]  # a fixture
 
@@ -67,14 +64,14 @@ def energy_of(module: nn.Module) -> TensorDictModule:
     return TensorDictModule(module, in_keys=["candidates", "x_t"], out_keys=["energy"])
 
 
-def pipeline_of(kernel: samplers.Kernel, num_steps: int | None = 3, **options: Any) -> pipelines.Pipeline:
-    return pipelines.sampling(kernel, LENGTH, num_steps, **options)
+def pipeline_of(sampler: Sampler, num_steps: int | None = 3, **options: Any) -> pipelines.Pipeline:
+    return builders.sampling(sampler, LENGTH, num_steps, **options)
 
 
-BUILDS: dict[str, Callable[..., samplers.Kernel]] = {
-    "drafts": samplers.importance,
+BUILDS: dict[str, Callable[..., Sampler]] = {
+    "drafts": builders.importance,
     "transitions": of_transitions,
-    "in_rounds": lambda *parts, **options: adaptive.in_rounds(samplers.importance(*parts, **options), 1.9, 2),
+    "in_rounds": lambda *parts, **options: builders.in_rounds(builders.importance(*parts, **options), 1.9, 2),
 }
 
 
@@ -95,10 +92,8 @@ def test_an_energy_that_is_no_number_is_named_with_its_pass(
 def test_the_first_pass_and_the_text_are_the_right_ones(call: int, row: int, seed: int) -> None:
     """In the order in which rows are worked on, those with the most passes first; and as many calls as passes."""
     module = From(math.nan, call, row)
-    pipeline = pipeline_of(samplers.importance(LINEAR, tiny_denoiser(), energy_of(module), 3), 6)
-    plain = edlm.sample(
-        pipeline._replace(kernel=samplers.ancestral(LINEAR, tiny_denoiser())), 3, seed=seed, first_row=10
-    )
+    pipeline = pipeline_of(builders.importance(LINEAR, tiny_denoiser(), energy_of(module), 3), 6)
+    plain = edlm.sample(pipeline_of(builders.ancestral(LINEAR, tiny_denoiser()), 6), 3, seed=seed, first_row=10)
     passes = plain["info", "denoiser_passes"]
     order = passes.argsort(descending=True, stable=True)
     running = int((passes > call).sum())
@@ -112,7 +107,7 @@ def test_the_first_pass_and_the_text_are_the_right_ones(call: int, row: int, see
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_impossible_candidates_keep_their_meaning(selection: str) -> None:
     """+inf is a number: such a candidate is never kept while there is another, and of none but such the first is."""
-    kernel = samplers.importance(LINEAR, tiny_denoiser(), energy_of(From(math.inf)), 4, selection=SELECTIONS[selection])
+    kernel = builders.importance(LINEAR, tiny_denoiser(), energy_of(From(math.inf)), 4, selection=SELECTIONS[selection])
     assert (edlm.sample(pipeline_of(kernel), 3)["tokens"] < MASK).all()
 
     class Impossible(nn.Module):
@@ -120,8 +115,8 @@ def test_impossible_candidates_keep_their_meaning(selection: str) -> None:
             return torch.full(candidates.shape[:2], math.inf, dtype=torch.float64)
 
     options = {"num_particles": 4, "selection": SELECTIONS[selection]}
-    first = samplers.importance(LINEAR, tiny_denoiser(), energy_of(Impossible()), **options)
-    plain = samplers.ancestral(LINEAR, tiny_denoiser())
+    first = builders.importance(LINEAR, tiny_denoiser(), energy_of(Impossible()), **options)
+    plain = builders.ancestral(LINEAR, tiny_denoiser())
     found, wanted = (edlm.sample(pipeline_of(kernel), 3)["tokens"] for kernel in (first, plain))
     assert torch.equal(found, wanted)
 
@@ -136,7 +131,7 @@ def test_energies_outside_the_window_do_not_count() -> None:
             return torch.where(t.unsqueeze(1) > 0.6, torch.nan, wave_energy(0, LENGTH)(candidates, x_t))
 
     energy = TensorDictModule(Early(), in_keys=["candidates", "x_t", "t"], out_keys=["energy"])
-    late = pipeline_of(samplers.importance(LINEAR, tiny_denoiser(), energy, 3), None, window=(0.0, 0.6))
+    late = pipeline_of(builders.importance(LINEAR, tiny_denoiser(), energy, 3), None, window=(0.0, 0.6))
     assert (edlm.sample(late, 6, seed=2)["tokens"] < MASK).all()
     assert any(len((t > 0.6).unique()) == 2 for t in seen), "some rows of a pass inside and some outside"
 
@@ -152,12 +147,12 @@ def broken(network: nn.Module, value: float, part: str = "head") -> nn.Module:
 
 def samplers_of(network: nn.Module) -> Iterator[tuple[str, pipelines.Pipeline]]:
     denoiser = denoisers.subs(network, MASK)
-    yield "plain", pipeline_of(samplers.ancestral(LINEAR, denoiser))
-    yield "cooled", pipeline_of(samplers.ancestral(LINEAR, denoiser, 0.7, 0.9))
-    yield "drafts", pipeline_of(samplers.importance(LINEAR, denoiser, tiny_energy(), 3))
+    yield "plain", pipeline_of(builders.ancestral(LINEAR, denoiser))
+    yield "cooled", pipeline_of(builders.ancestral(LINEAR, denoiser, 0.7, 0.9))
+    yield "drafts", pipeline_of(builders.importance(LINEAR, denoiser, tiny_energy(), 3))
     yield "in rounds", pipeline_of(BUILDS["in_rounds"](LINEAR, denoiser, tiny_energy(), num_particles=4))
-    yield "in order", pipeline_of(chain_rule.importance(LINEAR, denoiser, 3))
-    yield "speculative", pipeline_of(speculative.ancestral(LINEAR, denoiser))
+    yield "in order", pipeline_of(builders.in_order(LINEAR, denoiser, 3))
+    yield "speculative", pipeline_of(builders.speculative(LINEAR, denoiser))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -187,10 +182,10 @@ def test_a_joint_network_without_a_law_is_named() -> None:
     network = randomise(networks.JointNetwork(5, 8, **sizes), 0).double()
     broken(network, math.nan, "scalar")
     with pytest.raises(ValueError, match=r"^the energy is nan in pass 0 of text 0, at t = 1$"):
-        edlm.sample(pipeline_of(joint.importance(LINEAR, denoisers.subs(network, MASK), 3)), 2)
+        edlm.sample(pipeline_of(builders.two_heads(LINEAR, denoisers.subs(network, MASK), 3)), 2)
     broken(network, math.nan, "denoiser.head")
     with pytest.raises(ValueError, match=r"^the denoiser's logits are not finite in pass 0 of text 0, at t = 1$"):
-        edlm.sample(pipeline_of(joint.importance(LINEAR, denoisers.subs(network, MASK), 3)), 2)
+        edlm.sample(pipeline_of(builders.two_heads(LINEAR, denoisers.subs(network, MASK), 3)), 2)
 
 
 def test_a_law_that_fails_only_in_order_is_named() -> None:
@@ -202,8 +197,8 @@ def test_a_law_that_fails_only_in_order_is_named() -> None:
 
     network.in_order = nothing
     for kernel in (
-        speculative.ancestral(LINEAR, denoisers.subs(network, MASK)),
-        chain_rule.importance(LINEAR, denoisers.subs(network, MASK), 2),
+        builders.speculative(LINEAR, denoisers.subs(network, MASK)),
+        builders.in_order(LINEAR, denoisers.subs(network, MASK), 2),
     ):
         with pytest.raises(
             ValueError, match=r"^the (denoiser's logits are not finite|energy is nan) in pass 0 of text"
@@ -266,11 +261,11 @@ def test_a_temperature_is_positive_and_finite(temperature: float) -> None:
     ar = tiny_network(causal=True, conditioning_size=0)
     parts = LINEAR, denoiser, energy, 2
     for name, work in (
-        ("temperature", partial(samplers.ancestral, LINEAR, denoiser, temperature)),
-        ("temperature", partial(samplers.importance, *parts, temperature)),
-        ("proposal_temperature", partial(samplers.importance, *parts, proposal_temperature=temperature)),
-        ("temperature", partial(speculative.ancestral, LINEAR, denoiser, temperature)),
-        ("temperature", partial(chain_rule.importance, LINEAR, denoiser, 2, temperature)),
+        ("proposal.temperature", partial(builders.ancestral, LINEAR, denoiser, temperature)),
+        ("temperature", partial(builders.importance, *parts, temperature)),
+        ("proposal.temperature", partial(builders.importance, *parts, proposal_temperature=temperature)),
+        ("proposal.temperature", partial(builders.speculative, LINEAR, denoiser, temperature)),
+        ("temperature", partial(builders.in_order, LINEAR, denoiser, 2, temperature)),
         ("temperature", partial(autoregressive.sample, ar, 1, LENGTH, MASK, MASK, temperature=temperature)),
         ("temperature", partial(particles.log_weights, torch.zeros(1, 2), temperature)),
         ("temperature", partial(categorical.cooled, torch.zeros(1, 2), temperature)),
@@ -282,7 +277,7 @@ def test_a_temperature_is_positive_and_finite(temperature: float) -> None:
 @pytest.mark.parametrize("temperature", [1e-308, 5e-324])
 def test_energies_are_not_divided_by_what_overflows(temperature: float) -> None:
     with pytest.raises(ValueError, match=f"^temperature = {temperature} must be at least 1e-100"):
-        samplers.importance(LINEAR, tiny_denoiser(), tiny_energy(), 2, temperature)
+        builders.importance(LINEAR, tiny_denoiser(), tiny_energy(), 2, temperature)
     assert particles.log_weights(torch.tensor([[1e3, -1e3]]), particles.COLDEST).isfinite().all()
 
 
@@ -306,11 +301,11 @@ def test_the_coldest_law_is_its_likeliest_token_and_the_hottest_an_even_one(
 @pytest.mark.parametrize("temperature", [1e-308, 1e-20, 0.7, 1e20, 1e308])
 def test_every_sampler_draws_at_any_temperature(temperature: float) -> None:
     denoiser, network = tiny_denoiser(), tiny_network(causal=True, conditioning_size=0).float()
-    denoiser.module.network.float()
+    denoiser.network.float()
     for kernel in (
-        samplers.ancestral(LINEAR, denoiser, temperature),
-        samplers.importance(LINEAR, denoiser, tiny_energy(), 2, proposal_temperature=temperature),
-        speculative.ancestral(LINEAR, denoiser, temperature),
+        builders.ancestral(LINEAR, denoiser, temperature),
+        builders.importance(LINEAR, denoiser, tiny_energy(), 2, proposal_temperature=temperature),
+        builders.speculative(LINEAR, denoiser, temperature),
     ):
         assert (edlm.sample(pipeline_of(kernel), 2)["tokens"] < MASK).all()
     drawn = autoregressive.sample(network, 2, LENGTH, MASK, MASK, temperature=temperature)

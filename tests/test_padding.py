@@ -4,6 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import builders
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 import edlm
 from edlm import (
-    adaptive,
     bounds,
     chain_rule,
     checkpoints,
@@ -27,13 +27,10 @@ from edlm import (
     joint,
     likelihoods,
     networks,
-    pipelines,
-    samplers,
     schedules,
-    speculative,
     vocabulary,
 )
-from edlm.samplers import Kernel
+from edlm.samplers import Sampler
 
 PAD, LONGEST = 5, LENGTH + 30
 SIZES = {"hidden_size": 16, "num_heads": 2, "conditioning_size": 8}
@@ -138,22 +135,22 @@ def test_a_pad_id_outside_the_vocabulary_is_an_error() -> None:
                 kind(6, LONGEST, pad_id=pad_id, **SIZES)
 
 
-def kernels() -> dict[str, Kernel]:
+def kernels() -> dict[str, Sampler]:
     """Samplers of every kind, whose networks never read a pad."""
     denoiser, linear = denoisers.subs(network(), MASK), schedules.log_linear()
     of_pairs = randomise(networks.EnergyNetwork(6, LONGEST, num_layers=2, **SIZES), 1).double()
     two_heads = randomise(networks.JointNetwork(6, LONGEST, num_layers=2, pad_id=PAD, **SIZES), 2).double()
     ar = tiny_network(3, 6, LONGEST, causal=True, conditioning_size=0)
-    drafts = samplers.importance(linear, denoiser, energies.learned(of_pairs, pad_id=PAD), 3)
+    drafts = builders.importance(linear, denoiser, energies.learned(of_pairs, pad_id=PAD), 3)
     residual = energies.residual_ar(ar, MASK, MASK, carry_over=False, pad_id=PAD)
     return {
-        "plain": samplers.ancestral(linear, denoiser),
+        "plain": builders.ancestral(linear, denoiser),
         "drafts": drafts,
-        "in rounds": adaptive.in_rounds(drafts, 2.0),
-        "residual": samplers.importance(linear, denoiser, residual, 3),
-        "in order": chain_rule.importance(linear, denoiser, 3),
-        "speculative": speculative.ancestral(linear, denoiser),
-        "joint": joint.importance(linear, denoisers.subs(two_heads, MASK), 3),
+        "in rounds": builders.in_rounds(drafts, 2.0),
+        "residual": builders.importance(linear, denoiser, residual, 3),
+        "in order": builders.in_order(linear, denoiser, 3),
+        "speculative": builders.speculative(linear, denoiser),
+        "joint": builders.two_heads(linear, denoisers.subs(two_heads, MASK), 3),
     }
 
 
@@ -164,7 +161,7 @@ def test_a_prompt_that_ends_in_pads_is_a_shorter_text(kind: str, num_steps: int 
     for count in (1, 7):
         prompt = longer(torch.full((LENGTH,), MASK).unsqueeze(0), count)[0]
         short, long = (
-            edlm.sample(pipelines.sampling(kernel, length, num_steps), 3, seed=4, prompt=given)
+            edlm.sample(builders.sampling(kernel, length, num_steps), 3, seed=4, prompt=given)
             for length, given in ((LENGTH, None), (LENGTH + count, prompt))
         )
         assert torch.equal(long["tokens"], longer(short["tokens"], count))
