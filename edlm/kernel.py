@@ -1,7 +1,7 @@
 """What takes a step: a value of pure functions, whose step is a TensorDict pipeline of named stages.
 
 Printing the stages of a step prints the algorithm. Noise is an input of the step, and so is what the step reveals; a
-kernel keeps no state and draws no number itself. `samplers.kernel` builds one from a sampler.
+kernel keeps no state and draws no number itself. `samplers.kernel_of` builds one from a sampler.
 """
 
 from collections.abc import Callable

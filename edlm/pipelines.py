@@ -62,7 +62,7 @@ def pipeline(sampler: Sampler, length: int) -> Pipeline:
     max_length = sampler.denoiser.max_length
     if not 1 <= length <= max_length:
         raise ValueError(f"length = {length} must lie in 1..{max_length}, the longest the denoiser was built for")
-    return Pipeline(sampler, length, samplers.kernel(sampler))
+    return Pipeline(sampler, length, samplers.kernel_of(sampler))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@
 | remasking | whether a revealed token may be masked again | None |
 | window | at which times the correction acts | [low, high] |
 
-Its texts are `pipelines.sample`, its bound `bounds.of_sampler`, its law on a small space `enumeration.law`; `kernel`
+Its texts are `pipelines.sample`, its bound `bounds.of_sampler`, its law on a small space `enumeration.law`; `kernel_of`
 builds its step from stages, which print as the algorithm, `expected` says what it costs, `str` what it is called.
 """
 
@@ -112,7 +112,7 @@ def name(sampler: Sampler) -> str:
     return ", ".join(found)
 
 
-def kernel(sampler: Sampler) -> Kernel:
+def kernel_of(sampler: Sampler) -> Kernel:
     """Build what takes a sampler's steps: the one place where stages are put together."""
     parts, denoiser = sampler.parts, sampler.denoiser
     proposed = {"propose": stages.propose(denoiser, *sampler.proposal)}
@@ -150,7 +150,7 @@ def kernel(sampler: Sampler) -> Kernel:
 
 def describe(sampler: Sampler) -> str:
     """The algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them."""
-    step = kernel(sampler).step
+    step = kernel_of(sampler).step
     if not isinstance(step, Looped):
         return stages.describe(step)  # type: ignore[arg-type]
     lines = [stages.describe(part) for part in step.parts]  # type: ignore[arg-type]

@@ -217,7 +217,7 @@ class Spec(NamedTuple):
 
     def kernel(self, **changes: Any) -> Kernel:
         """Build what takes its steps alone."""
-        return samplers.kernel(self.sampler(**changes))
+        return samplers.kernel_of(self.sampler(**changes))
 
     def sampler(self, energy: EnergyFn | None = None, selection: contracts.Selection | None = None) -> Sampler:
         """Build it without its plan and window."""

@@ -23,7 +23,7 @@ from torch import Tensor
 import edlm
 from edlm import execution, particles, schedules
 from edlm.pipelines import Pipeline
-from edlm.samplers import Sampler, UntilEss, kernel
+from edlm.samplers import Sampler, UntilEss, kernel_of
 
 SYMBOLS, LENGTH, MASK = 2, 3, 2
 
@@ -232,8 +232,8 @@ def test_the_spread_of_the_log_weights_is_over_the_particles_that_were_drawn():
 
 def test_the_kernel_is_the_fixed_one_but_for_its_step():
     fixed = tiny_kernel(6)
-    built = kernel(fixed)
-    adaptive = kernel(builders.in_rounds(fixed, 2.0))
+    built = kernel_of(fixed)
+    adaptive = kernel_of(builders.in_rounds(fixed, 2.0))
     assert (adaptive.denoiser, adaptive.init, adaptive.proposes) == (built.denoiser, built.init, built.proposes)
     assert adaptive.num_particles == built.num_particles
 

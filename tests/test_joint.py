@@ -445,8 +445,8 @@ def test_one_set_of_weights_is_all_that_a_kernel_holds():
     network = joint_network()
     kernel = builders.two_heads(schedules.log_linear(), denoisers.subs(network, 4), num_particles=3)
     own = {id(each) for each in network.parameters()}
-    built = samplers.kernel(kernel)
-    for each in (built, samplers.kernel(builders.in_rounds(kernel, 2.0)), built.outside):
+    built = samplers.kernel_of(kernel)
+    for each in (built, samplers.kernel_of(builders.in_rounds(kernel, 2.0)), built.outside):
         held = {id(weight) for weight in each.step.parameters()}
         assert held
         assert held <= own

@@ -171,7 +171,7 @@ def test_networks_are_told_the_time_at_which_each_row_s_pass_starts(num_steps: i
         in_keys=[contracts.CANDIDATES, contracts.T],
         out_keys=[contracts.ENERGY],
     )
-    kernel = samplers.kernel(builders.importance(spec.schedule, denoiser, energy, num_particles=2))
+    kernel = samplers.kernel_of(builders.importance(spec.schedule, denoiser, energy, num_particles=2))
     info = edlm.sample(spec.pipeline()._replace(kernel=kernel), 5)["info"]
     assert (info["t"].diff() < 0).any(1).all()
     for times in told.values():

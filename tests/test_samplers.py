@@ -222,7 +222,7 @@ def test_temperature_of_plain_sampling_divides_the_logits(spec: Spec, seed: int)
     spec = spec._replace(selection=None)
     marginals = wave_marginals(spec.seed, spec.symbols, spec.length)
     tempered = OracleDenoiser(lambda x_t: marginals(x_t) / spec.temperature, spec.mask_id)
-    expected = spec.pipeline()._replace(kernel=samplers.kernel(builders.ancestral(spec.schedule, tempered)))
+    expected = spec.pipeline()._replace(kernel=samplers.kernel_of(builders.ancestral(spec.schedule, tempered)))
     assert torch.equal(tokens_of(spec.pipeline(), 3, seed=seed), tokens_of(expected, 3, seed=seed))
 
 
