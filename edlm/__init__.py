@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edlm import (
         absorbing,
         adaptive,
+        attention,
         autoregressive,
         baselines,
         bounds,
@@ -73,6 +74,7 @@ __all__ = [
     "absorbing",
     "accelerate",
     "adaptive",
+    "attention",
     "autoregressive",
     "baselines",
     "bounds",

@@ -14,7 +14,8 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, contracts, schedules
-from edlm.layers import Attention, Head
+from edlm.attention import Attention
+from edlm.layers import Head
 from edlm.networks import EnergyNetwork
 from edlm.schedules import Schedule
 

@@ -23,6 +23,7 @@ ORDER = [
     "absorbing",
     "particles",
     "rope",
+    "attention",
     "layers",
     "networks",
     "folding",
