@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edlm import (
         absorbing,
+        attention,
         autoregressive,
         baselines,
         bounds,
@@ -86,6 +87,7 @@ __all__ = [
     "Pipeline",
     "absorbing",
     "accelerate",
+    "attention",
     "autoregressive",
     "baselines",
     "bounds",

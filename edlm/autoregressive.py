@@ -4,8 +4,11 @@ The keys and values of earlier positions are kept, so a token costs one position
 keyed like that of every sampler here: a text does not depend on the batch it was drawn in.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edlm import absorbing, categorical, energies, finite, folding, noise
 from edlm.categorical import Draws
@@ -71,20 +74,33 @@ def complete(
     if bos_id is None and wanted[0]:
         raise ValueError("without a bos_id the first token has no law of its own: give it in the prompt")
     network = folding.fold_conditioning(network)
-    past = network.empty_past(*tokens.shape)
+    cache = network.empty_cache(*tokens.shape)
     filled, log_prob = tokens.clone(), torch.zeros_like(uniforms)
     first = 0 if bos_id is not None else 1
     before = tokens[:, 0] if bos_id is None else torch.full_like(tokens[:, 0], bos_id)
-    for i in range(first, 1 + max((i for i, any_masked in enumerate(wanted) if any_masked), default=-1)):
-        position = torch.full((), i - first, device=tokens.device)
-        hidden, own = network.step(before, position, past)
-        for kept, new in zip(past, own, strict=True):  # the loop's own buffers: nobody else has seen them
-            kept.index_copy_(3, position.unsqueeze(0), new.unsqueeze(3))
-        if wanted[i]:
-            logits = categorical.cooled(energies.ar_logits(network, hidden, mask_id), temperature)
-            draws = categorical.inverse_cdf(logits, uniforms[:, i : i + 1])
-            filled[:, i] = torch.where(masked[:, i], draws.tokens[:, 0], tokens[:, i])
-            log_prob[:, i] = torch.where(masked[:, i], draws.log_prob[:, 0], 0.0)
-        before = filled[:, i]
+    with _dropout_off(network):
+        for i in range(first, 1 + max((i for i, any_masked in enumerate(wanted) if any_masked), default=-1)):
+            position = torch.full((), i - first, device=tokens.device)
+            hidden, own = network.step(before, position, cache)
+            for kept, new in zip(cache, own, strict=True):  # the loop's own buffers: nobody else has seen them
+                kept.index_copy_(3, position.unsqueeze(0), new.unsqueeze(3))
+            if wanted[i]:
+                logits = categorical.cooled(energies.ar_logits(network, hidden, mask_id), temperature)
+                draws = categorical.inverse_cdf(logits, uniforms[:, i : i + 1])
+                filled[:, i] = torch.where(masked[:, i], draws.tokens[:, 0], tokens[:, i])
+                log_prob[:, i] = torch.where(masked[:, i], draws.log_prob[:, 0], 0.0)
+            before = filled[:, i]
     finite.require_drawn(log_prob)
     return Draws(filled, log_prob)
+
+
+@contextmanager
+def _dropout_off(network: nn.Module) -> Iterator[None]:
+    """Have a network in eval mode for a while."""
+    training_now = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training_now:
+            module.training = True

@@ -151,7 +151,7 @@ class _Read(_OfDenoiser):
     """The denoiser's pass, and what is kept of it: states (n, h) at the positions, and the context."""
 
     def forward(self, x_t: Tensor, t: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.read(x_t, self._told(t), positions.clamp(max=x_t.numel() - 1))
+        return self.network(x_t, self._told(t), positions.clamp(max=x_t.numel() - 1), keep=True)
 
 
 class States(_OfDenoiser):

@@ -13,7 +13,7 @@ Logarithms are natural, energies and log-probabilities are in nats, and **low en
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, overload, runtime_checkable
 
 from tensordict import TensorDict
 from torch import Tensor
@@ -146,15 +146,21 @@ class Joint(Network, Protocol):
 class Ordered(Network, Protocol):
     """A network that can be asked for the tokens of a step one after the other, all in one pass over them alone.
 
-    Laws: `read` gives the states of a call; `in_order` gives for each new token but the first a law of it, in which
-    that token and later ones have no part, so the product of all is a law of the new tokens; candidates and rows do
-    not see each other. One with a `pad_id`, which it never reads, is shown x_t, or a candidate, again as `text`.
+    Laws: what a call gives does not depend on `keep`; `in_order` gives for each new token but the first a law of it, in
+    which that token and later ones have no part, so the product of all is a law of the new tokens; candidates and rows
+    do not see each other. One with a `pad_id`, which it never reads, is shown x_t, or a candidate, again as `text`.
     """
 
-    def read(
-        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None
+    @overload
+    def __call__(
+        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None, keep: Literal[False] = False
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None, *, keep: Literal[True]
     ) -> tuple[Tensor, Tensor]:
-        """What a call gives, and what `in_order` has to know of x_t, its first size b."""
+        """With `keep`: the states, and what `in_order` has to know of x_t, its first size b."""
         ...
 
     def in_order(

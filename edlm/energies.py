@@ -15,8 +15,9 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, contracts, passes, schedules
+from edlm.attention import Attention
 from edlm.contracts import Energy, Reads, Scope
-from edlm.layers import Attention, Head
+from edlm.layers import Head
 from edlm.networks import EnergyNetwork
 from edlm.schedules import Schedule
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +19,7 @@ from tensordict.nn import CudaGraphModule, TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import categorical, networks
+from edlm.attention import Cache, Mask
 from edlm.contracts import NEW, POSITIONS, PROPOSAL_NOISE, SHAPES, X_T
 from edlm.kernel import Kernel, Looped
 from edlm.layers import Block
@@ -25,6 +27,7 @@ from edlm.pipelines import Pipeline
 
 Mode = Literal["eager", "compile", "cudagraph"]
 _SMALLEST_GRAPH = 16
+_ASKED = ((False, False), (False, True), (True, False))  # in training: whether a block reads a cache, and keeps one
 _FEWEST_NEW = 3  # one less are read in order, and a single one is a size of its own to the compiler
 
 
@@ -82,9 +85,10 @@ def compile_blocks(network: nn.Module) -> None:
     if missing:
         warnings.warn(f"compile needs a C++ compiler and found no {missing}: running eager", stacklevel=2)
         return
+    apart = {asked: _with_own_graphs(Block.forward) for asked in _ASKED}
     for block in blocks:
-        for name in Block.PASSES:
-            setattr(block, name, torch.compile(getattr(block, name)))
+        runs = {asked: torch.compile(MethodType(forward, block)) for asked, forward in apart.items()}
+        block.forward = partial(_as_asked, runs)  # type: ignore[method-assign]
 
 
 def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,6 +100,20 @@ def missing_compiler(device: torch.device) -> str:
     """The name of the C++ compiler that inductor will call for the CPU, if it is not there; else an empty text."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     return "" if device.type != "cpu" or shutil.which(name) else name
+
+
+def _as_asked(
+    runs: dict[tuple[bool, bool], Callable[..., Any]],
+    x: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    conditioning: Tensor | None = None,
+    mask: Mask | None = None,
+    cache: Cache | None = None,
+    positions: Tensor | None = None,
+    keep: bool = False,
+) -> Any:
+    """Run a block by the graphs for whether it reads a cache and whether it keeps one: `Block.forward`."""
+    return runs[cache is not None, keep](x, rotary, conditioning, mask, cache, positions, keep)
 
 
 def _one_tile(kernel: Kernel, device: torch.device) -> int:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edlm import limits
-from edlm.layers import Block, Head, Past, Trunk
+from edlm import limits, rope
+from edlm.attention import Cache, readable, two_streams
+from edlm.layers import Block, Head, Trunk
 
 _SIZES = ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "num_energy_layers")
 
@@ -56,15 +57,18 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,)."""
-        return self.trunk(self.embedding(tokens), sigma, self._valid(tokens), positions)
+    def forward(
+        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None, keep: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,).
 
-    def read(
-        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, and the keys and values (b, layers, 2, heads, l, d) that `in_order` wants of x_t."""
-        return self.trunk.read(self.embedding(tokens), sigma, self._valid(tokens), positions)
+        keep: return keys and values (b, layers, 2, heads, l, d) too, the context that `in_order` reads of x_t.
+        """
+        mask = readable(self._valid(tokens))
+        states, kept = self.trunk(self.embedding(tokens), sigma=sigma, mask=mask, positions=positions, keep=keep)
+        if not keep:
+            return states
+        return states, torch.stack([part for own in kept for part in own], dim=1).unflatten(1, (-1, 2))
 
     def in_order(
         self,
@@ -75,34 +79,52 @@ class Transformer(nn.Module):
         sigma: Tensor | None = None,
         text: Tensor | None = None,
     ) -> Tensor:
-        """States (b, k, m - 1, h) that predict new tokens, each from x_t and those before it; see `Trunk.in_order`.
+        """States (b, k, m - 1, h) by which new tokens are predicted one after the other, in one pass over them alone.
 
-        tokens: int64 (b, k, m), new in k candidates; where: int64 (b, m), their places, ascending, l for none.
+        tokens: int64 (b, k, m), new in k candidates for x_s; where: int64 (b, m), their places in x_t, ascending, l
+        where a row has fewer; context: what a pass over x_t keeps. The first new token is predicted from x_t alone.
         text: x_t or any candidate, int64 (b, l), to which a network with a `pad_id` looks for what is never read.
+        See `attention.two_streams` for who sees whom. The states of x_t are those of the pass over x_t; of the last
+        block, the rows that ask are all that is needed.
         """
-        blank, valid = self.embedding.weight[mask_id], None if text is None else self._valid(text)
-        return self.trunk.in_order(self.embedding(tokens), blank, where, context, sigma, valid)
+        b, k, m = tokens.shape
+        written = self.embedding(tokens)
+        if m == 1:
+            return written[:, :, 1:]
+        asked = self.embedding.weight[mask_id].expand(b, k, m - 1, written.shape[-1])
+        x = torch.cat([written[:, :, :-1], asked], dim=2).flatten(1, 2)
+        valid = None if text is None else self._valid(text)
+        rotary, mask = two_streams(where, context.shape[4], k, self.trunk.head_size, x, valid)
+        cache = [Cache(*of_layer.unbind(1)) for of_layer in context.unbind(1)]
+        asking = torch.arange(b * x.shape[1], device=x.device).view(b, k, 2, m - 1)[:, :, 1].flatten()
+        states, _ = self.trunk(x, rotary, sigma, mask, cache, asking)
+        return states.view(b, k, m - 1, -1)
 
-    def step(self, tokens: Tensor, position: Tensor, past: Past) -> tuple[Tensor, Past]:
+    def step(self, tokens: Tensor, position: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """One position of a causal network without conditioning: what `forward` gives there, at the cost of one token.
 
-        tokens (b,) at `position`, int64 (); past: (layers, b, heads, l, d), of which the first `position` are read.
-        Returns the hidden states (b, h), without dropout, and the position's own keys and values (layers, b, heads, d).
-        No shape depends on the position.
+        tokens (b,) at `position`, int64 (); cache: (layers, b, heads, l, d), of which the first `position` are read.
+        Returns the hidden states (b, h) and the position's own keys and values (layers, b, heads, d); the cache is not
+        written to. No shape depends on the position.
         """
-        hidden, own = self.trunk.step(self.embedding(tokens.unsqueeze(1)), position, past)
-        return hidden.squeeze(1), own
+        x, length = self.embedding(tokens.unsqueeze(1)), cache.keys.shape[3]
+        rotary = rope.at(position.unsqueeze(0), self.trunk.head_size, x)
+        seen = x.new_zeros(1, length + 1)  # the last is the position itself
+        seen[:, :-1].masked_fill_(torch.arange(length, device=x.device) >= position, -torch.inf)
+        hidden, own = self.trunk(x, rotary, mask=(seen,), cache=[*map(Cache, *cache)], keep=True)
+        keys, values = (torch.stack(parts).squeeze(3) for parts in zip(*own, strict=True))
+        return hidden.squeeze(1), Cache(keys, values)
 
     def _valid(self, tokens: Tensor) -> Tensor | None:
         """What is read of the tokens, bool (b, l); None: all of them, or all before a token."""
         return None if self.pad_id is None or self.arguments["causal"] else tokens != self.pad_id
 
-    def empty_past(self, b: int, length: int) -> Past:
+    def empty_cache(self, b: int, length: int) -> Cache:
         """Room for the keys and values of b rows of `length` positions, all zero."""
         heads = self.arguments["num_heads"]
         like = self.embedding.weight
         keys = like.new_zeros(self.arguments["num_layers"], b, heads, length, like.shape[1] // heads)
-        return Past(keys, torch.zeros_like(keys))
+        return Cache(keys, torch.zeros_like(keys))
 
 
 class EnergyNetwork(nn.Module):
@@ -157,7 +179,8 @@ class EnergyNetwork(nn.Module):
         return self._scalar(self._states(x_t, x_s, sigma, valid))
 
     def _states(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None, valid: Tensor | None) -> Tensor:
-        return self.trunk(self._combined(x_t, x_0), sigma, valid)
+        states, _ = self.trunk(self._combined(x_t, x_0), sigma=sigma, mask=readable(valid))
+        return states
 
     def _combined(self, x_t: Tensor, x_0: Tensor) -> Tensor:
         """Both embeddings as one vector; where tokens are fewer than positions, each is worked on once."""
@@ -245,7 +268,7 @@ class JointNetwork(nn.Module):
         marks = torch.where(there, self.new(expected), 0.0).to(states.dtype)
         marked = states.flatten(0, 1).index_add(0, at, marks).view_as(states)
         valid = None if self.pad_id is None or tokens is None else tokens != self.pad_id
-        x = self.energy_trunk(marked, valid=valid, positions=at)
+        x, _ = self.energy_trunk(marked, mask=readable(valid), positions=at)
         return torch.where(there, self.scalar(F.relu(self.hidden(x))), 0.0).squeeze(-1)
 
 
@@ -291,8 +314,7 @@ def recompute(network: nn.Module) -> None:
     `execution.compile_blocks`, which sees nothing of what is inside.
     """
     for block in blocks(network):
-        for name in Block.PASSES:
-            setattr(block, name, partial(checkpoint, getattr(block, name), use_reentrant=False))
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def _require_sizes(arguments: Mapping[str, Any]) -> None:

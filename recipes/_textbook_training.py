@@ -38,7 +38,8 @@ def contrast(network: EnergyNetwork, x_0: Tensor, drafts: Tensor, x_t: Tensor) -
 def energy(network: EnergyNetwork, x_t: Tensor, x_0: Tensor) -> Tensor:
     """The network's scalar of each row (b,), layer by layer over all positions, every row told noise level zero."""
     x = network.combine(torch.cat([network.embedding(x_t), network.embedding(x_0)], dim=-1))
-    x = network.project(network.trunk(x, torch.zeros(len(x_t), device=x_t.device)))
+    states, _ = network.trunk(x, sigma=torch.zeros(len(x_t), device=x_t.device))
+    x = network.project(states)
     return network.scalar(F.relu(network.hidden(x.mean(1)))).squeeze(-1)
 
 

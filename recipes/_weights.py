@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from edlm import networks
 from edlm.recipes import _processes
 
-# By which training runs a network or its blocks, beside forward; what only comes after them needs a network kept whole.
-_PASSES, _PASSES_OF_BLOCKS = ("per_position", "read"), ("read", "in_order")
+# By which training runs a network, beside forward; what reads the results of a pass needs a network kept whole.
+_PASS = "per_position"
 
 PURE = "pure_bfloat16"
 
@@ -153,9 +153,8 @@ def _shard(network: nn.Module, rounded: bool) -> None:
         sharded: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not kept)
         sharded.set_gradient_divide_factor(1.0)  # the loss is divided by all rows already
         sharded.set_force_sum_reduction_for_comms(True)  # gloo can only sum
-        for name in _PASSES if kept else _PASSES_OF_BLOCKS:
-            if hasattr(module, name):
-                register_fsdp_forward_method(module, name)
+    if hasattr(network, _PASS):
+        register_fsdp_forward_method(network, _PASS)
 
 
 def _whole(value: Any) -> Any:

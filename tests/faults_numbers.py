@@ -40,7 +40,7 @@ FAULTS = [
     ),
     Fault(
         "padding read by new tokens that are read in order",
-        "layers.py",
+        "attention.py",
         "torch.where(valid, m, 0)",
         "torch.where(valid, m, m)",
         "tests/test_padding.py::test_energies_of_transitions_are_those_of_the_texts_alone",
@@ -48,7 +48,7 @@ FAULTS = [
     Fault(
         "padding read by the energy of a joint network",
         "networks.py",
-        "self.energy_trunk(marked, valid=valid, positions=at)",
+        "self.energy_trunk(marked, mask=readable(valid), positions=at)",
         "self.energy_trunk(marked, positions=at)",
         "tests/test_padding.py::test_energies_of_transitions_are_those_of_the_texts_alone",
     ),

@@ -208,14 +208,14 @@ FAULTS = [
     ),
     Fault(
         "a new token read in order that sees those after it",
-        "layers.py",
+        "attention.py",
         "m - 1, dtype=torch.bool, device=where.device).tril()",
         "m - 1, dtype=torch.bool, device=where.device)",
         "tests/test_in_order.py::test_a_token_changes_what_comes_after_it_and_nothing_else",
     ),
     Fault(
         "a mask that is filled by then seen beside its token",
-        "layers.py",
+        "attention.py",
         "(filled_by.unsqueeze(1) > own.unsqueeze(-1))",
         "(filled_by.unsqueeze(1) >= own.unsqueeze(-1))",
         "tests/test_in_order.py::test_one_layer_read_in_order_is_as_many_passes",

@@ -27,6 +27,7 @@ ORDER = [
     "stages",
     "passes",
     "rope",
+    "attention",
     "layers",
     "networks",
     "folding",

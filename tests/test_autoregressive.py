@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import autoregressive, contracts, energies, layers, schedules
+from edlm import attention, autoregressive, contracts, energies, schedules
 from edlm.networks import Transformer
 
 SYMBOLS, LENGTH = 3, 4
@@ -66,17 +66,17 @@ def log_prob(tokens: Tensor, bos_id: int | None, network: Transformer = NETWORK,
 def test_a_step_is_the_forward_pass_at_that_position(seed, b, length, room):
     network = ar_network(seed % 5, num_heads=[1, 2, 4][seed % 3], max_length=12)
     tokens = torch.randint(SYMBOLS + 2, (b, length), generator=torch.Generator().manual_seed(seed))
-    whole, past = network(tokens), network.empty_past(b, length + room)
+    whole, past = network(tokens), network.empty_cache(b, length + room)
     for i in range(length):
         hidden, own = network.step(tokens[:, i], torch.tensor(i), past)
         close(hidden, whole[:, i])
-        past = layers.Past(*(kept.clone() for kept in past))
+        past = attention.Cache(*(kept.clone() for kept in past))
         past.keys[:, :, :, i], past.values[:, :, :, i] = own
         past.keys[:, :, :, i + 1 :] = past.values[:, :, :, i + 1 :] = 1e6  # what is not read yet cannot matter
 
 
 def test_a_step_writes_into_nothing():
-    past = NETWORK.empty_past(2, 3)
+    past = NETWORK.empty_cache(2, 3)
     before = [kept.clone() for kept in past]
     NETWORK.step(torch.tensor([0, 1]), torch.tensor(1), past)
     assert all(torch.equal(kept, old) for kept, old in zip(past, before, strict=True))
@@ -85,7 +85,7 @@ def test_a_step_writes_into_nothing():
 def test_half_precision_steps_are_the_forward_pass_too():
     network = ar_network().bfloat16()
     tokens = SEQUENCES[::5]
-    whole, past = network(tokens), network.empty_past(*tokens.shape)
+    whole, past = network(tokens), network.empty_cache(*tokens.shape)
     for i in range(LENGTH):
         hidden, own = network.step(tokens[:, i], torch.tensor(i), past)
         torch.testing.assert_close(hidden, whole[:, i], rtol=0.05, atol=0.05)

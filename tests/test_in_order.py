@@ -18,11 +18,13 @@ def network(num_layers: int = 2, seed: int = 0, **changes: object) -> networks.T
 
 
 @given(steps, st.sampled_from([{}, {"conditioning_size": 0}, {"norm_bias": True}]))
-def test_reading_gives_the_states_of_a_call(step: Step, changes: dict[str, object]) -> None:
+def test_a_pass_that_keeps_its_context_gives_the_states_of_one_that_does_not(
+    step: Step, changes: dict[str, object]
+) -> None:
     net, sigma = network(**changes), torch.linspace(0.1, 1.0, len(step.x_t), dtype=torch.float64)
     for told in (None, sigma):
         for positions in (None, step.positions):
-            states, context = net.read(step.x_t, told, positions)
+            states, context = net(step.x_t, told, positions, keep=True)
             assert torch.equal(states, net(step.x_t, told, positions))
             assert context.shape == (len(step.x_t), 2, 2, 2, LENGTH, 8)
 
@@ -32,7 +34,7 @@ def test_one_layer_read_in_order_is_as_many_passes(step: Step, changes: dict[str
     """One layer reads tokens alone and no states, so nothing of x_t is out of date: equal to a pass for each token."""
     net = network(1, **changes)
     sigma = torch.linspace(0.1, 1.0, len(step.x_t), dtype=torch.float64) if told else None
-    states = net.in_order(step.tokens(step.where), step.where, MASK, net.read(step.x_t, sigma)[1], sigma)
+    states = net.in_order(step.tokens(step.where), step.where, MASK, net(step.x_t, sigma, keep=True)[1], sigma)
     for row, places in enumerate(step.where.tolist()):
         for candidate in range(step.candidates.shape[1]):
             text = step.x_t[row].clone()
@@ -47,7 +49,7 @@ def test_one_layer_read_in_order_is_as_many_passes(step: Step, changes: dict[str
 def test_a_token_changes_what_comes_after_it_and_nothing_else(step: Step, seed: int, data: st.DataObject) -> None:
     """Not the law of its own place, not those before it, no other candidate and no other row."""
     net = network(2, seed)
-    context = net.read(step.x_t)[1]
+    context = net(step.x_t, keep=True)[1]
     tokens = step.tokens(step.where)
     row, candidate = (data.draw(st.integers(0, size - 1)) for size in tokens.shape[:2])
     number = data.draw(st.integers(0, int(step.new[row].sum()) - 1))
@@ -64,7 +66,7 @@ def test_a_token_changes_what_comes_after_it_and_nothing_else(step: Step, seed: 
 @given(steps, st.integers(1, 3))
 def test_rows_padded_with_no_place_change_nothing(step: Step, extra: int) -> None:
     net = network()
-    context = net.read(step.x_t)[1]
+    context = net(step.x_t, keep=True)[1]
     wider = torch.cat([step.where, step.where.new_full((len(step.where), extra), LENGTH)], dim=1)
     narrow, wide = (net.in_order(step.tokens(each), each, MASK, context) for each in (step.where, wider))
     close(wide[:, :, : narrow.shape[2]], narrow)

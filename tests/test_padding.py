@@ -60,9 +60,9 @@ def test_the_states_of_a_text_are_those_of_the_text_alone(step: Step, count: int
     wanted = net(x_t)
     close(net(longer(x_t, count))[:, :LENGTH], wanted)
     close(net(longer(x_t, count), None, moved(step.positions, count)), wanted.flatten(0, 1)[step.positions])
-    states, context = net.read(longer(x_t, count))
+    states, context = net(longer(x_t, count), keep=True)
     close(states[:, :LENGTH], wanted)
-    close(context[..., :LENGTH, :], net.read(x_t)[1])
+    close(context[..., :LENGTH, :], net(x_t, keep=True)[1])
     if not net.arguments["causal"]:
         folded = folding.fold_conditioning(net)
         close(folded(longer(x_t, count))[:, :LENGTH], wanted)
@@ -96,7 +96,7 @@ def test_energies_of_transitions_are_those_of_the_texts_alone(step: Step, count:
 def test_a_pad_that_a_step_writes_is_no_mask_before_it_is_written() -> None:
     """It may be drawn like any token: until then its place is a mask, in whichever candidate the text is looked up."""
     step, net = Step(3), network()
-    context, tokens = net.read(step.x_t)[1], step.tokens(step.where)
+    context, tokens = net(step.x_t, keep=True)[1], step.tokens(step.where)
     texts = step.candidates[:, 0], torch.where(step.new, PAD, step.x_t), step.x_t
     one, *others = (net.in_order(tokens, step.where, MASK, context, None, text) for text in texts)
     for other in others:

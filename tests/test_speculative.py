@@ -112,7 +112,7 @@ def one_after_the_other(sampler: Sampler, seed: int, row: int, prompt: Tensor | 
         sigma = None if schedule is None else schedules.sigma(schedule, t)
         uniforms = noise.uniforms(seed, key[0], number, Stream.PROPOSAL, torch.arange(LENGTH), count=3)
         places = (plan.order[0] == number).nonzero().squeeze(-1)
-        states, context = network.read(text, sigma)
+        states, context = network(text, sigma, keep=True)
         in_window = bool(schedules.inside(t, sampler.window))
         before = text.clone()
         for index, place in enumerate(places.tolist()):

@@ -1,0 +1,117 @@
+"""Rotary attention: over a whole text, and from a cache of what was read before for rows that come after it."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edlm import rope
+
+_TOGETHER = 4  # candidates in one attention: more share the keys of x_t, and leave more of each other out
+Mask = Tensor | tuple[Tensor, ...]
+
+
+class Cache(NamedTuple):
+    """Keys and values of a layer, (b, heads, l, d); of all layers (layers, b, heads, l, d)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions, (b, l, h) to (b, l, h)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, causal: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.num_heads = num_heads
+        self.causal = causal
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Mask | None = None,
+        cache: Cache | None = None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, Cache]:
+        """Mix rows (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,); returns their keys and values too.
+
+        rotary: cosines and sines, (l, d) or (b, l, d). mask: as `F.scaled_dot_product_attention` takes it.
+        cache: what was read before, which is not written to. The rows then come in groups, and mask is a tuple with one
+        for each, (..., g, cached + g), zero or -inf: what the g rows of a group see of the cache and of each other.
+        """
+        q, k, v = self._heads(x, rotary)
+        if cache is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)  # type: ignore[arg-type]
+        else:
+            mixed = _in_groups(cache, q, k, v, mask)  # type: ignore[arg-type]
+        return self.out(rows_at(mixed.transpose(1, 2).flatten(-2), positions)), Cache(k, v)
+
+    def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (b, heads, l, d), the first two turned by their positions, (l, d) or (b, l, d)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        cos, sin = (table.unsqueeze(-2) for table in rotary)
+        return rope.rotate(q, cos, sin).transpose(1, 2), rope.rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
+
+
+def readable(valid: Tensor | None) -> Tensor | None:
+    """The mask by which a whole pass reads nothing where `valid`, bool (b, l), is False; None: everything is read."""
+    return None if valid is None else valid[:, None, None]
+
+
+def rows_at(x: Tensor, positions: Tensor | None) -> Tensor:
+    """Rows (n, h) of (b, l, h) at flat positions (n,), or all of it."""
+    return x if positions is None else x.flatten(0, 1).index_select(0, positions)
+
+
+def two_streams(
+    where: Tensor, length: int, k: int, head_size: int, like: Tensor, valid: Tensor | None = None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Say where the rows of k candidates stand, and what they see of x_t and of each other: rotary and mask of a pass.
+
+    where: places of m new tokens in x_t, int64 (b, m), ascending, `length` where a row has fewer; valid: bool (b, l),
+    False where nothing is read of x_t but what is new there. A candidate has 2 (m - 1) rows, for (b, k 2 (m - 1), h).
+    Two streams (Yang et al. 2019, arXiv 1906.08237): a row for each token but the last, which sees x_t, less the masks
+    that are filled by then, and the new tokens up to itself; and a row that asks for each but the first, which sees the
+    new tokens before it and a mask in its own place.
+    """
+    b, m = where.shape
+    number = torch.arange(m, device=where.device)
+    given = where.new_full((b, length), m) if valid is None else torch.where(valid, m, 0)
+    filled_by = F.pad(given, (0, 1)).scatter(1, where, number.expand(b, m))[:, :length]
+    own = torch.cat([number[:-1], number[1:]])  # a token's row, and the row that asks for one
+    at = torch.cat([where[:, :-1], where[:, 1:]], dim=1)
+    tables = rope.at(at.flatten(), head_size, like)
+    cos, sin = (table.view(b, len(own), head_size).repeat(1, k, 1) for table in tables)
+    up_to = torch.ones(m - 1, m - 1, dtype=torch.bool, device=where.device).tril()
+    alone = torch.eye(m - 1, dtype=torch.bool, device=where.device)
+    of_new = torch.cat([torch.cat([up_to, torch.zeros_like(alone)], dim=1), torch.cat([up_to, alone], dim=1)])
+    count = min(k, _TOGETHER)
+    of_text = (filled_by.unsqueeze(1) > own.unsqueeze(-1)).repeat(1, count, 1)
+    same = torch.eye(count, dtype=torch.bool, device=where.device)
+    among = (same[:, None, :, None] & of_new[None, :, None, :]).flatten(2, 3).flatten(0, 1)
+    seen = torch.cat([of_text, among.expand(b, *among.shape)], dim=2).unsqueeze(1)
+    mask = like.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    rows = [len(own) * min(_TOGETHER, k - first) for first in range(0, k, _TOGETHER)]
+    return (cos, sin), tuple(mask[:, :, :size, : length + size] for size in rows)
+
+
+def _in_groups(cache: Cache, q: Tensor, k: Tensor, v: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+    """Mix the rows of every group with the cache and with each other: (b, heads, l, d)."""
+    sizes = [mask.shape[-2] for mask in masks]
+    groups = zip(*(part.split(sizes, dim=2) for part in (q, k, v)), masks, strict=True)
+    return torch.cat([_after(cache, *group) for group in groups], dim=2)
+
+
+def _after(cache: Cache, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Mix the g rows of a group, (b, heads, g, d) each; for a single row nothing of the cache is copied."""
+    if q.shape[2] > 1:
+        keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    scores = torch.cat([q @ cache.keys.mT, (q * k).sum(-1, keepdim=True)], dim=-1) / math.sqrt(q.shape[-1]) + mask
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+    return weights[..., :-1] @ cache.values + weights[..., -1:] * v
