@@ -1,6 +1,6 @@
 """Energy-based diffusion language models: masked diffusion corrected by an energy over the whole sequence.
 
-`edlm.sample(pipeline)` draws texts; the modules are the parts that pipelines are made of, by name.
+`edlm.sample(pipeline)` draws texts; the domain names are the parts that pipelines are made of.
 Names are imported when they are first used, so that the command line answers without loading torch.
 """
 
@@ -8,158 +8,73 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edlm import (
-        absorbing,
-        attention,
-        autoregressive,
-        baselines,
-        bounds,
-        calibration,
-        catalogue,
-        categorical,
-        chain_rule,
-        checkpoints,
-        columns,
-        continuation,
-        contracts,
-        corpora,
-        corrections,
-        cross_entropy,
-        datasets,
-        decoders,
-        denoisers,
-        detokenizers,
-        doctor,
-        documents,
-        energies,
-        enumeration,
-        exchange,
-        execution,
-        finite,
-        folders,
-        folding,
-        foreign,
-        formats,
-        inert,
-        joint,
-        judges,
-        kernel,
-        large,
-        layers,
-        layouts,
-        likelihoods,
-        limits,
-        memory,
-        networks,
-        noise,
-        objectives,
-        particles,
-        passes,
-        permitted,
-        pipelines,
-        plans,
-        published,
-        quality,
-        rope,
-        rounds,
-        samplers,
-        schedules,
-        selections,
-        sources,
-        speculative,
-        stages,
-        tensors,
-        testing,
-        token_cache,
-        tokenizer_files,
-        training,
-        transition,
-        vocabulary,
-    )
-    from edlm.execution import accelerate
-    from edlm.pipelines import Pipeline, extend, sample
+    from edlm import samplers, testing
+    from edlm.data import corpora, datasets, vocabulary
+    from edlm.likelihood import bounds, enumeration
+    from edlm.models import denoisers, energies
+    from edlm.nn import networks
+    from edlm.process import schedules
+    from edlm.samplers import pipelines, plans
+    from edlm.samplers.execution import accelerate
+    from edlm.samplers.pipelines import Pipeline, extend, sample
+    from edlm.weights import checkpoints, large
 
 __version__ = "0.1.0"
 
-_FACE = {"accelerate": "execution", "Pipeline": "pipelines", "extend": "pipelines", "sample": "pipelines"}
+_MODULES = {
+    "bounds": "edlm.likelihood.bounds",
+    "checkpoints": "edlm.weights.checkpoints",
+    "corpora": "edlm.data.corpora",
+    "datasets": "edlm.data.datasets",
+    "denoisers": "edlm.models.denoisers",
+    "energies": "edlm.models.energies",
+    "enumeration": "edlm.likelihood.enumeration",
+    "large": "edlm.weights.large",
+    "networks": "edlm.nn.networks",
+    "pipelines": "edlm.samplers.pipelines",
+    "plans": "edlm.samplers.plans",
+    "samplers": "edlm.samplers",
+    "schedules": "edlm.process.schedules",
+    "testing": "edlm.testing",
+    "vocabulary": "edlm.data.vocabulary",
+}
+_FUNCTIONS = {
+    "Pipeline": "edlm.samplers.pipelines",
+    "accelerate": "edlm.samplers.execution",
+    "extend": "edlm.samplers.pipelines",
+    "sample": "edlm.samplers.pipelines",
+}
 
 __all__ = [
     "Pipeline",
-    "absorbing",
     "accelerate",
-    "attention",
-    "autoregressive",
-    "baselines",
     "bounds",
-    "calibration",
-    "catalogue",
-    "categorical",
-    "chain_rule",
     "checkpoints",
-    "columns",
-    "continuation",
-    "contracts",
     "corpora",
-    "corrections",
-    "cross_entropy",
     "datasets",
-    "decoders",
     "denoisers",
-    "detokenizers",
-    "doctor",
-    "documents",
     "energies",
     "enumeration",
-    "exchange",
-    "execution",
     "extend",
-    "finite",
-    "folders",
-    "folding",
-    "foreign",
-    "formats",
-    "inert",
-    "joint",
-    "judges",
-    "kernel",
     "large",
-    "layers",
-    "layouts",
-    "likelihoods",
-    "limits",
-    "memory",
     "networks",
-    "noise",
-    "objectives",
-    "particles",
-    "passes",
-    "permitted",
     "pipelines",
     "plans",
-    "published",
-    "quality",
-    "rope",
-    "rounds",
     "sample",
     "samplers",
     "schedules",
-    "selections",
-    "sources",
-    "speculative",
-    "stages",
-    "tensors",
     "testing",
-    "token_cache",
-    "tokenizer_files",
-    "training",
-    "transition",
     "vocabulary",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FACE:
-        return getattr(import_module(f"edlm.{_FACE[name]}"), name)
-    if name in __all__:
-        return import_module(f"edlm.{name}")
+    if name in _FUNCTIONS:
+        return getattr(import_module(_FUNCTIONS[name]), name)
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     raise AttributeError(f"module 'edlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -125,7 +125,7 @@ class Network(Protocol):
         ...
 
     def head(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
-        """Hidden states (..., h) to logits (..., v), or to some columns of them: `layers.Head` does both."""
+        """Hidden states (..., h) to logits (..., v), or to some columns of them: `blocks.Head` does both."""
         ...
 
 

@@ -12,10 +12,13 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import contracts, corrections, energies, execution, noise, pipelines, plans, schedules
+from edlm import contracts
 from edlm.contracts import Denoiser, Selection
-from edlm.noise import Stream
-from edlm.samplers import Sampler
+from edlm.models import energies
+from edlm.process import noise, schedules
+from edlm.process.noise import Stream
+from edlm.samplers import corrections, execution, pipelines, plans
+from edlm.samplers.sampler import Sampler
 
 ENERGY_KEYS = (contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES)
 _DENOISER_KEYS = (contracts.X_T, contracts.T, contracts.POSITIONS)

@@ -14,75 +14,68 @@ from typing import Any
 import torch
 
 from edlm import __version__
-from edlm.pipelines import Pipeline
-from edlm.recipes import (
-    _comparison,
-    _entry,
-    _methods,
-    _plots,
-    _processes,
-    _report,
-    _settings,
-    _timing,
-    _training,
-    _training_cases,
-)
-from edlm.recipes._comparison import TEXTBOOK, Verdict
-from edlm.recipes._methods import Case, Method, Networks
-from edlm.recipes._settings import Check, Schema
+from edlm.benchmark import comparison, plots, training_cases
+from edlm.benchmark import methods as benchmark_methods
+from edlm.benchmark.comparison import TEXTBOOK, Verdict
+from edlm.benchmark.methods import Case, Method, Networks
+from edlm.runs import entry, files, processes, timing
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Check, Schema
+from edlm.samplers.pipelines import Pipeline
+from edlm.training import loop
 
 MODES = ("eager", "compile", "cudagraph")
 AXES = ("num_steps", "length", "num_particles", "rows", "vocab_size")
 
 
 def _number_or_several(check_value: Check) -> Check:
-    several = _settings.items(check_value, least=2)
+    several = schemas.items(check_value, least=2)
     return lambda key, value: (several if isinstance(value, list) else check_value)(key, value)
 
 
 SIZES: Schema = {
-    "vocab_size": _settings.integer(3),
-    "length": _settings.integer(1),
-    "rows": _settings.integer(1),
-    "num_steps": _settings.integer(1),
-    "num_particles": _settings.integer(1),
+    "vocab_size": schemas.integer(3),
+    "length": schemas.integer(1),
+    "rows": schemas.integer(1),
+    "num_steps": schemas.integer(1),
+    "num_particles": schemas.integer(1),
 }
 RUNS: Schema = {
-    "method": _settings.choice("plain", "posterior", "carry_over"),
-    "repeats": _settings.integer(1),
-    "textbook_steps": _settings.optional(_settings.integer(1)),
+    "method": schemas.choice("plain", "posterior", "carry_over"),
+    "repeats": schemas.integer(1),
+    "textbook_steps": schemas.optional(schemas.integer(1)),
 }
 TARGETS: Schema = {
-    "target": _settings.optional(_settings.number(0, above=True)),
-    "memory_target": _settings.optional(_settings.number(0, above=True)),
-    "machinery_target": _settings.optional(_settings.number(0, 1)),
+    "target": schemas.optional(schemas.number(0, above=True)),
+    "memory_target": schemas.optional(schemas.number(0, above=True)),
+    "machinery_target": schemas.optional(schemas.number(0, 1)),
 }
 NETWORK: Schema = {
-    "hidden_size": _settings.integer(2),
-    "num_layers": _settings.integer(1),
-    "num_heads": _settings.integer(1),
-    "conditioning_size": _settings.integer(0),
+    "hidden_size": schemas.integer(2),
+    "num_layers": schemas.integer(1),
+    "num_heads": schemas.integer(1),
+    "conditioning_size": schemas.integer(0),
 }
 SWEEP: Schema = {
     **{name: _number_or_several(check_value) for name, check_value in SIZES.items()},
     **RUNS,
-    "last_over_previous": _settings.optional(_settings.number(0, above=True)),
+    "last_over_previous": schemas.optional(schemas.number(0, above=True)),
 }
 SETTINGS: Schema = {
-    "recipe": _settings.choice("benchmark"),
-    "output_dir": _settings.text,
-    "seed": _settings.seed,
-    "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.threads),
-    "dtype": _settings.choice("float32", "bfloat16"),
-    "network": _settings.section(NETWORK),
-    "modes": _settings.items(_settings.choice(*MODES), least=1),
-    "only": _settings.optional(_settings.items(_settings.integer(0), least=1)),
-    "cases": _settings.items(_settings.section({**SIZES, **RUNS, **TARGETS})),
-    "growth": _settings.items(_settings.section(SWEEP)),
-    "training": _settings.items(_settings.section(_training_cases.SCHEMA)),
-    "only_training": _settings.optional(_settings.items(_settings.integer(0), least=1)),
-    "peak_flops": _settings.optional(_settings.number(0, above=True)),
+    "recipe": schemas.choice("benchmark"),
+    "output_dir": schemas.text,
+    "seed": schemas.seed,
+    "device": schemas.choice("auto", "cpu", "cuda"),
+    "threads": schemas.optional(schemas.threads),
+    "dtype": schemas.choice("float32", "bfloat16"),
+    "network": schemas.section(NETWORK),
+    "modes": schemas.items(schemas.choice(*MODES), least=1),
+    "only": schemas.optional(schemas.items(schemas.integer(0), least=1)),
+    "cases": schemas.items(schemas.section({**SIZES, **RUNS, **TARGETS})),
+    "growth": schemas.items(schemas.section(SWEEP)),
+    "training": schemas.items(schemas.section(training_cases.SCHEMA)),
+    "only_training": schemas.optional(schemas.items(schemas.integer(0), least=1)),
+    "peak_flops": schemas.optional(schemas.number(0, above=True)),
 }
 
 
@@ -90,14 +83,14 @@ class Benchmark:
     """Set up, measure the cases, training and growth, report."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        _processes.require_one("benchmark")
+        processes.require_one("benchmark")
         self.settings = settings
-        self.folder = _training.writable("output_dir", settings["output_dir"])
-        self.device = _training.device_of(settings)
+        self.folder = loop.writable("output_dir", settings["output_dir"])
+        self.device = loop.device_of(settings)
         self.dtype: torch.dtype = getattr(torch, settings["dtype"])
         self.cases = _chosen(settings)
         self.sweeps = [_sweep(f"growth[{index}]", each) for index, each in enumerate(settings["growth"])]
-        self.training = _training_cases.cases_of(settings)
+        self.training = training_cases.cases_of(settings)
         if not (self.cases or self.sweeps or self.training):
             raise ValueError("cases, growth and training are all empty: nothing to measure")
         self._built: dict[int, Networks] = {}
@@ -107,7 +100,7 @@ class Benchmark:
         """Say what is measured on what, and which modes this machine cannot run; measure its largest rate."""
         self.modes: list[str] = []
         for mode in self.settings["modes"]:
-            needed = _methods.missing_for(mode, self.device)
+            needed = benchmark_methods.missing_for(mode, self.device)
             if needed is None:
                 self.modes.append(mode)
             else:
@@ -115,17 +108,17 @@ class Benchmark:
         if not self.modes:
             raise ValueError(f"modes = {self.settings['modes']} has none that this machine can run; add eager")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.rate = _timing.matmul_rate(self.device, self.dtype)
+        self.rate = timing.matmul_rate(self.device, self.dtype)
         self.report: dict[str, Any] = {"environment": environment(self.device, self.rate), "settings": self.settings}
         self.report |= {"cases": [], "training": [], "growth": [], "verdicts": []}
         shown = [(name, _shown(value), "") for name, value in self.report["environment"].items() if value is not None]
-        print(_report.table(shown), flush=True)
+        print(files.table(shown), flush=True)
 
     def measure_cases(self) -> None:
         """Every case: the textbook and all modes in turns, with what each holds and does."""
         for case, targets in self.cases:
             record = self._measure(case, {}, detailed=True)
-            self._judge(record["name"], _comparison.judge(record, targets))
+            self._judge(record["name"], comparison.judge(record, targets))
             self.report["cases"].append({**record, "targets": targets})
             self._save()
 
@@ -133,11 +126,11 @@ class Benchmark:
         """Every training case: the textbook's step and ours in turns."""
         settings = self.settings
         peak = settings["peak_flops"] or self.rate
-        shared = _training_cases.Setting(settings["network"], self.device, self.dtype, settings["seed"], peak)
+        shared = training_cases.Setting(settings["network"], self.device, self.dtype, settings["seed"], peak)
         for case, targets in self.training:
-            record = _training_cases.measure(case, shared, self.modes, self.rate)
-            print(f"\n{_training_cases.table(record)}\n", flush=True)
-            self._judge(record["name"], _training_cases.judge(record, targets))
+            record = training_cases.measure(case, shared, self.modes, self.rate)
+            print(f"\n{training_cases.table(record)}\n", flush=True)
+            self._judge(record["name"], training_cases.judge(record, targets))
             self.report["training"].append({**record, "targets": targets})
             self._save()
 
@@ -155,27 +148,27 @@ class Benchmark:
     def conclude(self) -> None:
         """Draw the picture, list every target as met or missed, and say where all of it is."""
         cases = [*self.report["cases"], *self.report["training"]]
-        _plots.draw(self.folder / "benchmark.png", cases, self.report["growth"])
+        plots.draw(self.folder / "benchmark.png", cases, self.report["growth"])
         if self.verdicts:
             print("targets")
-            print("\n".join(f"{_comparison.say(verdict)}  ({name})" for name, verdict in self.verdicts))
+            print("\n".join(f"{comparison.say(verdict)}  ({name})" for name, verdict in self.verdicts))
         print(f"\n  written to {self.folder / 'benchmark.json'} and {self.folder / 'benchmark.png'}")
 
     def _measure(self, case: Case, pipelines: dict[Any, Pipeline], detailed: bool) -> dict[str, Any]:
         networks = self._networks(case.vocab_size)
-        methods = {TEXTBOOK: _methods.textbook(case, networks, self.settings["seed"], self.device)}
+        methods = {TEXTBOOK: benchmark_methods.textbook(case, networks, self.settings["seed"], self.device)}
         for mode in self.modes:
             methods[mode] = self._ours(case, networks, mode, pipelines)
-        record = _comparison.measure(case, methods, self.device, self.rate, detailed)
-        print(f"\n{_comparison.table(record)}\n", flush=True)
+        record = comparison.measure(case, methods, self.device, self.rate, detailed)
+        print(f"\n{comparison.table(record)}\n", flush=True)
         return record
 
     def _ours(self, case: Case, networks: Networks, mode: Any, pipelines: dict[Any, Pipeline]) -> Method:
         """The library in a mode; what was compiled for one number of steps serves the others of a sweep."""
         key = (case._replace(num_steps=0), mode)
         if key not in pipelines:
-            pipelines[key] = _methods.build_pipeline(case, networks, mode)
-        method = _methods.ours(case, networks, pipelines[key], self.settings["seed"])
+            pipelines[key] = benchmark_methods.build_pipeline(case, networks, mode)
+        method = benchmark_methods.ours(case, networks, pipelines[key], self.settings["seed"])
         return method if mode == "eager" else method._replace(observe=None)
 
     def _networks(self, vocab_size: int) -> Networks:
@@ -183,17 +176,19 @@ class Benchmark:
         if vocab_size not in self._built:
             cases = [case for case, _ in self.cases] + [case for _, swept in self.sweeps for case in swept]
             longest, sizes, seed = max(case.length for case in cases), self.settings["network"], self.settings["seed"]
-            self._built[vocab_size] = _methods.build_networks(sizes, vocab_size, longest, seed, self.device, self.dtype)
+            self._built[vocab_size] = benchmark_methods.build_networks(
+                sizes, vocab_size, longest, seed, self.device, self.dtype
+            )
         return self._built[vocab_size]
 
     def _judge(self, name: str, verdicts: list[Verdict]) -> None:
         for verdict in verdicts:
-            print(_comparison.say(verdict), flush=True)
+            print(comparison.say(verdict), flush=True)
             self.verdicts.append((name, verdict))
             self.report["verdicts"].append({"name": name, **verdict._asdict()})
 
     def _save(self) -> None:
-        _report.write_json(self.folder / "benchmark.json", self.report)
+        files.write_json(self.folder / "benchmark.json", self.report)
 
 
 def summarise(axis: str, cases: list[Case], records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -206,7 +201,7 @@ def summarise(axis: str, cases: list[Case], records: list[dict[str, Any]]) -> di
         "axis": axis,
         "values": values,
         "medians": medians,
-        "exponents": {name: _timing.growth(values, medians[name])._asdict() for name in names},
+        "exponents": {name: timing.growth(values, medians[name])._asdict() for name in names},
     }
 
 
@@ -271,7 +266,7 @@ def _growth_table(sweep: Mapping[str, Any]) -> str:
     for name, fit in sweep["exponents"].items():
         error = "" if fit["error"] is None else f" ± {fit['error']:.2f}"
         rows.append([name, *(f"{value:.4g}" for value in sweep["medians"][name]), f"{fit['exponent']:.2f}{error}"])
-    return _report.columns(rows)
+    return files.columns(rows)
 
 
 def _shown(value: Any) -> str:
@@ -296,4 +291,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _entry.enter(main, SETTINGS)
+    entry.enter(main, SETTINGS)

@@ -14,57 +14,50 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from edlm import (
-    contracts,
-    corpora,
-    corrections,
-    denoisers,
-    joint,
-    likelihoods,
-    networks,
-    objectives,
-    particles,
-)
-from edlm.corpora import Rows
-from edlm.denoisers import SubsDenoiser
-from edlm.likelihoods import Estimate, estimate, not_padding
-from edlm.recipes import (
-    _contrast,
-    _correction,
-    _entry,
-    _processes,
-    _report,
-    _settings,
-    _start,
-    _training,
-    pretrain_denoiser,
-)
-from edlm.recipes._settings import Schema
-from edlm.recipes._training import Metrics, TrainingRun
+from edlm import contracts
+from edlm.data import corpora
+from edlm.data.corpora import Rows
+from edlm.evaluation import contrast as contrasts
+from edlm.evaluation import correction
+from edlm.likelihood import nelbo
+from edlm.likelihood.nelbo import Estimate, estimate, not_padding
+from edlm.models import denoisers, joint
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn import networks
+from edlm.objectives import losses
+from edlm.process import particles
+from edlm.recipes import pretrain_denoiser
+from edlm.runs import entry, files, processes
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.samplers import corrections
+from edlm.training import loop
+from edlm.training import start as starts
+from edlm.training.loop import Metrics, TrainingRun
 
 TRAINING: Schema = {
-    **{key: check for key, check in _training.SETTINGS.items() if key != "time_low"},
-    "valid_rows": _settings.integer(8),  # some of them reveal nothing, and an error needs two that do
+    **{key: check for key, check in loop.SETTINGS.items() if key != "time_low"},
+    "valid_rows": schemas.integer(8),  # some of them reveal nothing, and an error needs two that do
 }
 SETTINGS: Schema = {
-    "recipe": _settings.choice("edlm_joint"),
-    "output_dir": _settings.text,
-    "seed": _settings.seed,
-    "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.threads),
-    "corpus": _settings.component(),
-    "denoiser": _settings.text,
-    "pretrain": _settings.optional(_settings.section(pretrain_denoiser.MODEL)),
-    "dropout": _settings.number(0, 0.9),
-    "num_energy_layers": _settings.integer(1),
-    "denoiser_rate": _settings.number(0),
-    "transition_steps": _settings.span,
-    "nelbo_weight": _settings.number(0),
-    "energy_weight": _settings.number(0),
-    "objective": _settings.choice("nce", "info_nce"),
-    "num_negatives": _settings.integer(1),
-    "report_particles": _settings.integer(2),
-    "samples": _settings.section(_correction.SAMPLES),
+    "recipe": schemas.choice("edlm_joint"),
+    "output_dir": schemas.text,
+    "seed": schemas.seed,
+    "device": schemas.choice("auto", "cpu", "cuda"),
+    "threads": schemas.optional(schemas.threads),
+    "corpus": schemas.component(),
+    "denoiser": schemas.text,
+    "pretrain": schemas.optional(schemas.section(pretrain_denoiser.MODEL)),
+    "dropout": schemas.number(0, 0.9),
+    "num_energy_layers": schemas.integer(1),
+    "denoiser_rate": schemas.number(0),
+    "transition_steps": schemas.span,
+    "nelbo_weight": schemas.number(0),
+    "energy_weight": schemas.number(0),
+    "objective": schemas.choice("nce", "info_nce"),
+    "num_negatives": schemas.integer(1),
+    "report_particles": schemas.integer(2),
+    "samples": schemas.section(correction.SAMPLES),
     **TRAINING,
 }
 FIGURES = ("contrast", "accuracy", "gap", "ess", "log_weight_std")
@@ -75,8 +68,8 @@ class JointTraining:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = _training.writable("output_dir", settings["output_dir"])
-        self.device = _training.device_of(settings)
+        self.folder = loop.writable("output_dir", settings["output_dir"])
+        self.device = loop.device_of(settings)
         if settings["energy_weight"] == 0 == settings["nelbo_weight"] * settings["denoiser_rate"]:
             raise ValueError(
                 "energy_weight = 0 and nelbo_weight or denoiser_rate = 0: nothing would be trained; give energy_weight"
@@ -84,7 +77,7 @@ class JointTraining:
 
     def load_denoiser(self) -> None:
         """Load the denoiser to start from; train it first where there is none and the config says how."""
-        start = _start.load(self.settings, self.device)
+        start = starts.load(self.settings, self.device)
         self.start, self.schedule, self.vocabulary, self.description, self.start_weights = start
         if self.description["time_conditioning"]:
             path = self.settings["denoiser"]
@@ -93,7 +86,7 @@ class JointTraining:
     def setup(self) -> None:
         """Read the corpus, build the network from the denoiser, and the training pipeline."""
         settings = self.settings
-        corpus = _settings.build(settings["corpus"], "corpus")
+        corpus = schemas.build(settings["corpus"], "corpus")
         self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.start.max_length)
         torch.manual_seed(settings["seed"])
         sizes = {key: value for key, value in self.start.arguments.items() if key != "causal"}
@@ -103,7 +96,7 @@ class JointTraining:
         network.denoiser.requires_grad_(settings["denoiser_rate"] > 0.0)  # what is not trained takes no backward pass
         for split, rows in (("valid", settings["valid_rows"]), ("test", 4 * settings["valid_rows"])):
             batches = self._batches(getattr(self.blocks, split), rows)
-            _contrast.require_new(self._stages(network).module["corrupt"], split, batches, settings)
+            contrasts.require_new(self._stages(network).module["corrupt"], split, batches, settings)
         told = ("num_energy_layers", "denoiser_rate", "transition_steps", "objective", "num_negatives")
         self.run = TrainingRun(
             folder=self.folder,
@@ -139,8 +132,8 @@ class JointTraining:
         """The loss, what it is made of, and weight diagnostics of the EMA network on held-out blocks."""
         settings, rows = self.settings, self.settings["valid_rows"]
         per_row = self.held_out(network, self.blocks.valid, rows)
-        warning = _contrast.warning(per_row)
-        if warning is not None and _processes.is_first():
+        warning = contrasts.warning(per_row)
+        if warning is not None and processes.is_first():
             tqdm.write(f"step {self.run.step}: {warning}", file=sys.stderr)
         found = {name: estimate(per_row[name]) for name in FIGURES}
         found |= self.nelbos(network, self.blocks.valid, rows)
@@ -156,17 +149,17 @@ class JointTraining:
 
         def score(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
             row, x_0 = batch
-            out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
+            out = stages(loop.keyed(x_0, row, settings["seed"], step=loop.HELD_OUT_STEP, num_rows=rows))
             energies = out[contracts.ENERGY][(out[contracts.X_T] != out[contracts.X_S]).any(1)]
             positive, negative = energies[:, 0], energies[:, 1:]
             log_weights = particles.log_weights(negative[:, :k])
             contrast = self._objective(positive, negative[:, : settings["num_negatives"]])
-            accuracy, gap = objectives.nce_accuracy(positive, negative), negative.mean(-1) - positive
+            accuracy, gap = losses.nce_accuracy(positive, negative), negative.mean(-1) - positive
             weights = particles.ess(log_weights), particles.log_weight_std(log_weights)
             return tuple(values.cpu() for values in (contrast, accuracy, gap, *weights, energies))
 
-        found = zip(*_processes.spread(score, self._batches(blocks, rows), "held-out text"), strict=True)
-        names = (*FIGURES, _contrast.ENERGIES)
+        found = zip(*processes.spread(score, self._batches(blocks, rows), "held-out text"), strict=True)
+        names = (*FIGURES, contrasts.ENERGIES)
         return {name: torch.cat(values) for name, values in zip(names, found, strict=True)}
 
     def nelbos(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Estimate]:
@@ -180,10 +173,10 @@ class JointTraining:
         def score(batch: tuple[Tensor, Tensor], each: nn.Module) -> Tensor:
             row, x_0 = batch
             scored = not_padding(x_0, self.vocabulary.pad_id)
-            return likelihoods.nelbo(self._denoiser(each), self.schedule, x_0, seed, row, scored).cpu()
+            return nelbo.nelbo(self._denoiser(each), self.schedule, x_0, seed, row, scored).cpu()
 
         values = {
-            name: torch.cat(_processes.spread(partial(score, each=each), batches, name.replace("_", " ")))
+            name: torch.cat(processes.spread(partial(score, each=each), batches, name.replace("_", " ")))
             for name, each in (("nelbo", network.eval()), ("start_nelbo", self.start))
         }
         values["cost"] = values["nelbo"] - values["start_nelbo"]
@@ -198,13 +191,13 @@ class JointTraining:
         """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
         settings, blocks, rows = self.settings, self.blocks.test, 4 * self.settings["valid_rows"]
         per_row = self.held_out(self.run.average, blocks, rows)
-        figures, warning = {name: estimate(per_row[name]) for name in FIGURES}, _contrast.warning(per_row)
+        figures, warning = {name: estimate(per_row[name]) for name in FIGURES}, contrasts.warning(per_row)
         nelbos = {**self.nelbos(self.run.average, blocks, rows), **self.transition_bounds(blocks)}
         texts = self.texts()
         report: dict[str, Any] = {name: value._asdict() for name, value in {**nelbos, **figures}.items()}
         report["warning"] = warning
-        _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
-        _report.write_jsonl(self.folder / "samples.jsonl", texts)
+        files.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
+        files.write_jsonl(self.folder / "samples.jsonl", texts)
         print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(nelbos, figures)}")
         if warning is not None:
             print(f"  {warning}")
@@ -215,13 +208,13 @@ class JointTraining:
     def texts(self) -> list[dict[str, Any]]:
         """A few samples of the joint network at equal seeds with the energy off and on."""
         wanted, denoiser = self.settings["samples"], self._denoiser(self.run.average.eval())
-        return _correction.texts(denoiser, corrections.Joint(), wanted, self.vocabulary)
+        return correction.texts(denoiser, corrections.Joint(), wanted, self.vocabulary)
 
     def transition_bounds(self, blocks: Rows) -> dict[str, Estimate]:
         """The bound of the sampler of `texts`."""
         denoiser = self._denoiser(self.run.average.eval())
         known = corrections.Joint(), blocks, self.settings, self.vocabulary.pad_id
-        return _correction.transition_bounds(denoiser, *known)
+        return correction.transition_bounds(denoiser, *known)
 
     def _batches(self, blocks: Rows, rows: int) -> list[tuple[Tensor, Tensor]]:
         """Numbers of rows (b,) and their texts (b, l), the blocks gone through as often as needed."""
@@ -256,10 +249,10 @@ class JointTraining:
             (name.replace("_", " "), f"{value.mean:.4f} ± {value.standard_error:.4f}", told[name])
             for name, value in figures.items()
         ]
-        return _report.table(lines)
+        return files.table(lines)
 
     def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:
-        return getattr(objectives, self.settings["objective"])(positive, negative)
+        return getattr(losses, self.settings["objective"])(positive, negative)
 
     def _denoiser(self, network: nn.Module) -> SubsDenoiser:
         return denoisers.subs(network, self.vocabulary.mask_id, schedule=self.schedule)
@@ -290,4 +283,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _entry.enter(main, SETTINGS)
+    entry.enter(main, SETTINGS)

@@ -15,52 +15,43 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from edlm import (
-    contracts,
-    corpora,
-    corrections,
-    denoisers,
-    energies,
-    networks,
-    objectives,
-    training,
-    transition,
-)
-from edlm.calibration import CalibrationError
-from edlm.likelihoods import Estimate, estimate
-from edlm.recipes import (
-    _contrast,
-    _correction,
-    _entry,
-    _processes,
-    _report,
-    _settings,
-    _start,
-    _training,
-    pretrain_denoiser,
-)
-from edlm.recipes._settings import Schema
-from edlm.recipes._training import Metrics, TrainingRun
+from edlm import contracts
+from edlm.data import corpora
+from edlm.evaluation import contrast
+from edlm.evaluation import correction as _correction
+from edlm.evaluation.calibration import CalibrationError
+from edlm.likelihood.nelbo import Estimate, estimate
+from edlm.models import denoisers, energies
+from edlm.nn import networks
+from edlm.objectives import denoising, losses, transition
+from edlm.recipes import pretrain_denoiser
+from edlm.runs import entry, files, processes
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.samplers import corrections
+from edlm.training import loop
+from edlm.training import start as starts
+from edlm.training.loop import Metrics, TrainingRun
 
 SETTINGS: Schema = {
-    "recipe": _settings.choice("edlm_nce"),
-    "output_dir": _settings.text,
-    "seed": _settings.seed,
-    "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.threads),
-    "corpus": _settings.component(),
-    "denoiser": _settings.text,
-    "pretrain": _settings.optional(_settings.section(pretrain_denoiser.MODEL)),
-    "start_from": _settings.choice("denoiser", "scratch"),
-    "embedding": _settings.choice("own", "shared"),
-    "dropout": _settings.number(0, 0.9),
-    "scope": _settings.choice("draft", "transition"),
-    "transition_steps": _settings.span,
-    "objective": _settings.choice("nce", "info_nce"),
-    "num_negatives": _settings.integer(1),
-    "report_particles": _settings.integer(2),
-    "samples": _settings.section(_correction.SAMPLES),
-    **_training.SETTINGS,
+    "recipe": schemas.choice("edlm_nce"),
+    "output_dir": schemas.text,
+    "seed": schemas.seed,
+    "device": schemas.choice("auto", "cpu", "cuda"),
+    "threads": schemas.optional(schemas.threads),
+    "corpus": schemas.component(),
+    "denoiser": schemas.text,
+    "pretrain": schemas.optional(schemas.section(pretrain_denoiser.MODEL)),
+    "start_from": schemas.choice("denoiser", "scratch"),
+    "embedding": schemas.choice("own", "shared"),
+    "dropout": schemas.number(0, 0.9),
+    "scope": schemas.choice("draft", "transition"),
+    "transition_steps": schemas.span,
+    "objective": schemas.choice("nce", "info_nce"),
+    "num_negatives": schemas.integer(1),
+    "report_particles": schemas.integer(2),
+    "samples": schemas.section(_correction.SAMPLES),
+    **loop.SETTINGS,
 }
 
 
@@ -69,12 +60,12 @@ class EnergyByNCE:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = _training.writable("output_dir", settings["output_dir"])
-        self.device = _training.device_of(settings)
+        self.folder = loop.writable("output_dir", settings["output_dir"])
+        self.device = loop.device_of(settings)
 
     def load_denoiser(self) -> None:
         """Load the frozen denoiser; train it first where there is none and the config says how."""
-        start = _start.load(self.settings, self.device)
+        start = starts.load(self.settings, self.device)
         self.denoiser_network, self.schedule, self.vocabulary, self.description, self.start_weights = start
         self.told = self.schedule if self.description["time_conditioning"] else None
         self.denoiser = denoisers.subs(self.denoiser_network, self.vocabulary.mask_id, self.told, self.schedule)
@@ -82,7 +73,7 @@ class EnergyByNCE:
     def setup(self) -> None:
         """Read the corpus, build the energy network and the contrastive pipeline."""
         settings = self.settings
-        corpus = _settings.build(settings["corpus"], "corpus")
+        corpus = schemas.build(settings["corpus"], "corpus")
         self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.denoiser.max_length)
         torch.manual_seed(settings["seed"])
         sizes = {
@@ -99,7 +90,7 @@ class EnergyByNCE:
             stages=self._stages(network, settings["num_negatives"]),
             blocks=self.blocks.train,
             vocabulary=self.vocabulary,
-            settings={key: settings[key] for key in _training.SETTINGS},
+            settings={key: settings[key] for key in loop.SETTINGS},
             seed=settings["seed"],
             identity={
                 "objective": settings["objective"],
@@ -128,10 +119,10 @@ class EnergyByNCE:
     def validate(self, network: nn.Module) -> Metrics:
         """Loss, accuracy, calibration and weights of the EMA network on held-out blocks, by noise level too."""
         per_row = self.held_out(network, self.blocks.valid, self.settings["valid_rows"])
-        warning = _contrast.warning(per_row)
-        if warning is not None and _processes.is_first():
+        warning = contrast.warning(per_row)
+        if warning is not None and processes.is_first():
             tqdm.write(f"step {self.run.step}: {warning}", file=sys.stderr)
-        return _contrast.metrics(per_row, *self._classifier())
+        return contrast.metrics(per_row, *self._classifier())
 
     @torch.no_grad()
     def held_out(self, network: nn.Module, blocks: corpora.Rows, rows: int) -> dict[str, Tensor]:
@@ -142,12 +133,12 @@ class EnergyByNCE:
 
         def score(row: Tensor) -> dict[str, Tensor]:
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
-            out = stages(_training.keyed(x_0, row, settings["seed"], step=_training.HELD_OUT_STEP, num_rows=rows))
-            found = _contrast.of_batch(out[contracts.ENERGY], out[contracts.T], k, *self._classifier())
+            out = stages(loop.keyed(x_0, row, settings["seed"], step=loop.HELD_OUT_STEP, num_rows=rows))
+            found = contrast.of_batch(out[contracts.ENERGY], out[contracts.T], k, *self._classifier())
             return {name: values.cpu() for name, values in found.items()}
 
         parts = torch.arange(rows, device=self.device).split(settings["batch_size"])
-        return _contrast.joined(_processes.spread(score, parts, "held-out text"))
+        return contrast.joined(processes.spread(score, parts, "held-out text"))
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -159,17 +150,17 @@ class EnergyByNCE:
         scored = self.denoiser, self.schedule, blocks, rows, settings, self.vocabulary.pad_id
         bound = pretrain_denoiser.continuous_nelbo(*scored)
         per_row = self.held_out(self.run.average, blocks, rows)
-        figures = {name: estimate(per_row[name]) for name in _contrast.FIGURES}
-        levels, warning = _contrast.by_noise_level(per_row, *self._classifier()), _contrast.warning(per_row)
-        calibration = _contrast.calibration_error(per_row, *self._classifier())
+        figures = {name: estimate(per_row[name]) for name in contrast.FIGURES}
+        levels, warning = contrast.by_noise_level(per_row, *self._classifier()), contrast.warning(per_row)
+        calibration = contrast.calibration_error(per_row, *self._classifier())
         texts, gains = self.texts(), self.transition_bounds(blocks)
         report: dict[str, Any] = {name: value._asdict() for name, value in {**figures, **gains}.items()}
         report |= {"nelbo": bound._asdict(), "calibration": calibration._asdict(), "warning": warning}
-        _report.write_json(self.folder / "report.json", {"settings": dict(settings), **report, "by_time": levels})
-        _report.write_jsonl(self.folder / "samples.jsonl", texts)
+        files.write_json(self.folder / "report.json", {"settings": dict(settings), **report, "by_time": levels})
+        files.write_jsonl(self.folder / "samples.jsonl", texts)
         print(f"\nheld-out text (test split, seed {settings['seed']}):")
         print(self._summary(bound, figures, calibration, gains))
-        print(f"\n{_contrast.levels_table(levels, settings['report_particles'])}")
+        print(f"\n{contrast.levels_table(levels, settings['report_particles'])}")
         if warning is not None:
             print(f"  {warning}")
         for text in texts:
@@ -199,11 +190,11 @@ class EnergyByNCE:
         wanted, unit = self.settings["samples"], self.vocabulary.unit
         lines = [
             ("denoiser NELBO", f"{bound.bits:.4f} ± {bound.bits_error:.4f}", f"bits/{unit}, n = {bound.n} draws"),
-            *_contrast.figure_lines(figures, calibration, self.settings["report_particles"], *self._classifier()),
+            *contrast.figure_lines(figures, calibration, self.settings["report_particles"], *self._classifier()),
         ]
         how = f"bits/{unit}, {wanted['num_steps']} steps, {wanted['num_particles']} particles"
         lines += [(name.replace("_", " "), f"{x.bits:.4f} ± {x.bits_error:.4f}", how) for name, x in gains.items()]
-        return _report.table(lines)
+        return files.table(lines)
 
     def _energy(self, network: nn.Module) -> Any:
         build: Any = energies.learned_transition if self.settings["scope"] == "transition" else energies.learned
@@ -211,10 +202,10 @@ class EnergyByNCE:
 
     def _stages(self, network: nn.Module, num_negatives: int) -> Any:
         settings, parts = self.settings, (self.denoiser, self._energy(network), self.schedule)
-        how = num_negatives, getattr(objectives, settings["objective"]), self.vocabulary.pad_id
+        how = num_negatives, getattr(losses, settings["objective"]), self.vocabulary.pad_id
         if settings["scope"] == "transition":
             return transition.contrastive(*parts, tuple(settings["transition_steps"]), *how)
-        return training.contrastive(*parts, how[0], settings["time_low"], *how[1:])
+        return denoising.contrastive(*parts, how[0], settings["time_low"], *how[1:])
 
     def _classifier(self) -> tuple[str, int]:
         return self.settings["objective"], self.settings["num_negatives"]
@@ -237,4 +228,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _entry.enter(main, SETTINGS)
+    entry.enter(main, SETTINGS)

@@ -15,57 +15,52 @@ from typing import Any
 import torch
 
 import edlm
-from edlm import corpora, particles, tensors
-from edlm.corpora import Excerpt
-from edlm.recipes import (
-    _entry,
-    _figures,
-    _models,
-    _processes,
-    _quality,
-    _report,
-    _scores,
-    _settings,
-    _texts,
-    _training,
-)
-from edlm.recipes._figures import Figure, TextSet
-from edlm.recipes._settings import Schema
+from edlm.data import corpora
+from edlm.data.corpora import Excerpt
+from edlm.evaluation import figures, samples, scores
+from edlm.evaluation import texts as text_sets
+from edlm.evaluation.figures import Figure, TextSet
+from edlm.process import particles
+from edlm.runs import entry, files, processes
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.training import loop
+from edlm.weights import named, tensors
 
 SETTINGS: Schema = {
-    "recipe": _settings.choice("evaluate"),
-    "output_dir": _settings.text,
-    "seed": _settings.seed,
-    "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.threads),
-    "denoiser": _settings.optional(_settings.text),
-    "energy": _settings.optional(_settings.text),
-    "transition": _settings.optional(_settings.text),
-    "joint": _settings.optional(_settings.text),
-    "ar": _settings.optional(_settings.text),
-    "corpus": _settings.component(),
-    "split": _settings.optional(_settings.choice("train", "valid", "test")),
-    "zero_shot": _settings.items(_settings.either(_settings.text, _settings.component())),
-    "zero_shot_files": _settings.optional(_settings.text),
-    "normalised": _settings.flag,
-    "documents": _settings.choice("joined", "separate"),
-    "wrapped": _settings.flag,
-    "length": _settings.optional(_settings.integer(1)),
-    "context": _settings.integer(0),
-    "rows": _settings.optional(_settings.integer(2)),
-    "batch_size": _settings.integer(1),
-    "num_steps": _settings.optional(_settings.integer(1)),
-    "num_passes": _settings.optional(_settings.integer(1)),
-    "num_particles": _settings.integer(1),
-    "num_completions": _settings.integer(1),
-    "window": _settings.window,
-    "energy_temperature": _settings.temperature(particles.COLDEST),
-    "log_z_particles": _settings.integer(2),
-    "samples": _settings.optional(_settings.text),
-    "judge": _settings.optional(_settings.text),
-    "mauve": _settings.optional(_settings.text),
-    "ngrams": _settings.items(_settings.integer(1), least=1),
-    "replicates": _settings.integer(2),
+    "recipe": schemas.choice("evaluate"),
+    "output_dir": schemas.text,
+    "seed": schemas.seed,
+    "device": schemas.choice("auto", "cpu", "cuda"),
+    "threads": schemas.optional(schemas.threads),
+    "denoiser": schemas.optional(schemas.text),
+    "energy": schemas.optional(schemas.text),
+    "transition": schemas.optional(schemas.text),
+    "joint": schemas.optional(schemas.text),
+    "ar": schemas.optional(schemas.text),
+    "corpus": schemas.component(),
+    "split": schemas.optional(schemas.choice("train", "valid", "test")),
+    "zero_shot": schemas.items(schemas.either(schemas.text, schemas.component())),
+    "zero_shot_files": schemas.optional(schemas.text),
+    "normalised": schemas.flag,
+    "documents": schemas.choice("joined", "separate"),
+    "wrapped": schemas.flag,
+    "length": schemas.optional(schemas.integer(1)),
+    "context": schemas.integer(0),
+    "rows": schemas.optional(schemas.integer(2)),
+    "batch_size": schemas.integer(1),
+    "num_steps": schemas.optional(schemas.integer(1)),
+    "num_passes": schemas.optional(schemas.integer(1)),
+    "num_particles": schemas.integer(1),
+    "num_completions": schemas.integer(1),
+    "window": schemas.window,
+    "energy_temperature": schemas.temperature(particles.COLDEST),
+    "log_z_particles": schemas.integer(2),
+    "samples": schemas.optional(schemas.text),
+    "judge": schemas.optional(schemas.text),
+    "mauve": schemas.optional(schemas.text),
+    "ngrams": schemas.items(schemas.integer(1), least=1),
+    "replicates": schemas.integer(2),
 }
 CARD, TABLE = "metric_card.json", "perplexities.md"
 _PRECISION = "networks float32, sums float64"
@@ -76,21 +71,21 @@ class Evaluate:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = _training.writable("output_dir", settings["output_dir"])
-        self.device = _training.device_of(settings)
+        self.folder = loop.writable("output_dir", settings["output_dir"])
+        self.device = loop.device_of(settings)
 
     def load_checkpoint(self) -> None:
         """Load the networks that the config names."""
-        self.models = _models.load(self.settings, self.device)
+        self.models = named.load(self.settings, self.device)
         self.judge, self.judged_by, self.likeness, self.alike_by = None, None, None, None
         if self.settings["judge"] is not None:
             if self.settings["samples"] is None:
                 raise ValueError(f"judge = {self.settings['judge']!r} has nothing to judge: name samples")
-            self.judge, self.judged_by = _quality.load_judge(self.settings["judge"], self.device)
+            self.judge, self.judged_by = samples.load_judge(self.settings["judge"], self.device)
         if self.settings["mauve"] is not None:
             if self.settings["samples"] is None:
                 raise ValueError(f"mauve = {self.settings['mauve']!r} has nothing to compare: name samples")
-            self.likeness, self.alike_by = _quality.load_likeness(self.settings["mauve"], self.device)
+            self.likeness, self.alike_by = samples.load_likeness(self.settings["mauve"], self.device)
 
     def setup(self) -> None:
         """Read the texts and the samples, and cut the texts into excerpts."""
@@ -106,17 +101,17 @@ class Evaluate:
                 found = self._excerpts(documents, length)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            self.texts.append(_figures.choose(name, found, settings["rows"], vocabulary, least_given))
-        self.samples = None if settings["samples"] is None else _quality.read_samples(settings["samples"], vocabulary)
+            self.texts.append(figures.choose(name, found, settings["rows"], vocabulary, least_given))
+        self.samples = None if settings["samples"] is None else samples.read_samples(settings["samples"], vocabulary)
         if not self.texts and self.samples is None:
             raise ValueError("split is null, zero_shot is empty and samples is null: there is nothing to evaluate")
 
     def evaluate(self) -> None:
         """Judge the samples, whose texts may be refused, then score every set of texts; show each table when ready."""
         settings = self.settings
-        self.quality: list[_quality.Row] = []
+        self.quality: list[samples.Row] = []
         if self.samples is not None:
-            self.quality = _quality.rows(
+            self.quality = samples.rows(
                 self.samples,
                 self._real_text(),
                 settings["ngrams"],
@@ -125,23 +120,23 @@ class Evaluate:
                 settings["replicates"],
                 self.likeness,
             )
-            print(f"\n{settings['samples']}, {len(self.samples.tokens)} texts:\n{_quality.table(self.quality)}")
+            print(f"\n{settings['samples']}, {len(self.samples.tokens)} texts:\n{samples.table(self.quality)}")
         self.figures: list[Figure] = []
         for texts in self.texts:
             own: list[Figure] = []
-            for model, score in _scores.scorers(self.models, settings):
-                own += _figures.measure(model, score, texts, settings["batch_size"], settings["seed"], self.device)
-            print(f"\n{self._heading(texts)}\n{_figures.table(own, self.models.vocabulary.unit)}", flush=True)
+            for model, score in scores.scorers(self.models, settings):
+                own += figures.measure(model, score, texts, settings["batch_size"], settings["seed"], self.device)
+            print(f"\n{self._heading(texts)}\n{figures.table(own, self.models.vocabulary.unit)}", flush=True)
             self.figures += own
         if len(self.texts) > 1:
-            print(f"\nall sets of texts:\n{_figures.comparison(self.figures)}", flush=True)
+            print(f"\nall sets of texts:\n{figures.comparison(self.figures)}", flush=True)
 
     def save_card(self) -> None:
         """Write the figures with everything that is needed to repeat them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _report.write_json(self.folder / CARD, self.card())
+        files.write_json(self.folder / CARD, self.card())
         if len(self.texts) > 1:
-            _report.write_text(self.folder / TABLE, _figures.markdown(self.figures, self._sampler()))
+            files.write_text(self.folder / TABLE, figures.markdown(self.figures, self._sampler()))
         print(f"\n  everything needed to repeat this: {self.folder / CARD}")
 
     def card(self) -> dict[str, Any]:
@@ -152,14 +147,14 @@ class Evaluate:
             "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else f"cpu, {platform.machine()}",
             "threads": torch.get_num_threads(),
-            "processes": _processes.world(),
+            "processes": processes.world(),
             "precision": _PRECISION,
             "vocabulary": self.models.vocabulary.fingerprint,
             "networks": self.models.records,
             "texts": [
                 {
                     "name": texts.name,
-                    "fingerprint": _report.fingerprint({"documents": self.documents[texts.name]}),
+                    "fingerprint": files.fingerprint({"documents": self.documents[texts.name]}),
                     "documents": len(self.documents[texts.name]),
                     "excerpts": len(texts.excerpts),
                     "of": texts.num_all,
@@ -172,16 +167,16 @@ class Evaluate:
             "samples": None if settings["samples"] is None else tensors.sha256(Path(settings["samples"])),
             "judge": self.judged_by,
             "mauve": self.alike_by,
-            "quality": _quality.record(self.quality),
+            "quality": samples.record(self.quality),
         }
 
     def _documents(self) -> dict[str, list[str]]:
         """Documents of every set of texts, by name."""
         settings, found = self.settings, {}
         if settings["split"] is not None:
-            found[settings["split"]] = list(getattr(_settings.build(settings["corpus"], "texts"), settings["split"]))
+            found[settings["split"]] = list(getattr(schemas.build(settings["corpus"], "texts"), settings["split"]))
         for asked in settings["zero_shot"]:
-            name, documents = _texts.zero_shot(asked, settings["zero_shot_files"], settings["normalised"])
+            name, documents = text_sets.zero_shot(asked, settings["zero_shot_files"], settings["normalised"])
             if name in found:
                 raise ValueError(f"zero_shot names {name!r} twice")
             found[name] = documents
@@ -194,13 +189,13 @@ class Evaluate:
         found = corpora.excerpts(documents, vocabulary, room, settings["documents"] == "joined", settings["context"])
         return [corpora.wrap(excerpt, vocabulary) for excerpt in found] if settings["wrapped"] else found
 
-    def _real_text(self) -> tuple[_quality.Texts, _quality.Texts] | None:
+    def _real_text(self) -> tuple[samples.Texts, samples.Texts] | None:
         """Two sets of excerpts of the first set of texts, as long as a sample."""
         if self.samples is None or not self.documents:
             return None
         length = max(len(row) for row in self.samples.tokens)
         documents = next(iter(self.documents.values()))
-        return _quality.held_out(documents, self.models.vocabulary, length, len(self.samples.tokens))
+        return samples.held_out(documents, self.models.vocabulary, length, len(self.samples.tokens))
 
     def _heading(self, texts: TextSet) -> str:
         shown = f"{len(texts.excerpts)} of {texts.num_all} excerpts, {texts.tokens:,} tokens"
@@ -226,4 +221,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _entry.enter(main, SETTINGS)
+    entry.enter(main, SETTINGS)

@@ -11,50 +11,42 @@ from typing import Any
 import torch
 
 import edlm
-from edlm import execution
-from edlm.denoisers import SubsDenoiser
-from edlm.recipes import (
-    _entry,
-    _frontier_draws,
-    _frontier_grid,
-    _frontier_plots,
-    _frontier_points,
-    _frontier_table,
-    _models,
-    _parameterisations,
-    _processes,
-    _quality,
-    _report,
-    _settings,
-    _training,
-)
-from edlm.recipes._frontier_draws import Drawing, Reference
-from edlm.recipes._frontier_grid import Setting
-from edlm.recipes._frontier_lines import Lines
-from edlm.recipes._quality import Texts
-from edlm.recipes._settings import Schema
+from edlm.evaluation import samples
+from edlm.evaluation.samples import Texts
+from edlm.frontier import draws, grid, plots, table
+from edlm.frontier import points as frontier_points
+from edlm.frontier.draws import Drawing, Reference
+from edlm.frontier.grid import Setting
+from edlm.frontier.lines import Lines
+from edlm.models.denoisers import SubsDenoiser
+from edlm.runs import entry, files, processes
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.samplers import execution
+from edlm.training import kinds, loop
+from edlm.weights import named
 
 SETTINGS: Schema = {
-    "recipe": _settings.choice("frontier"),
-    "output_dir": _settings.text,
-    "seed": _settings.seed,
-    "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.threads),
-    "execution": _settings.choice("eager", "compile", "cudagraph"),
-    "denoiser": _settings.text,
-    "energy": _settings.optional(_settings.text),
-    "transition": _settings.optional(_settings.text),
-    "joint": _settings.optional(_settings.text),
-    "ar": _settings.optional(_settings.text),
-    "judge": _settings.text,
-    "corpus": _settings.component(),
-    "split": _settings.choice("train", "valid", "test"),
-    "length": _settings.optional(_settings.integer(1)),
-    "num_samples": _settings.integer(2),
-    "batch_size": _settings.integer(1),
-    "ngrams": _settings.items(_settings.integer(1), least=1),
-    "replicates": _settings.integer(2),
-    "sweeps": _settings.items(_frontier_grid.check_sweep, least=1),
+    "recipe": schemas.choice("frontier"),
+    "output_dir": schemas.text,
+    "seed": schemas.seed,
+    "device": schemas.choice("auto", "cpu", "cuda"),
+    "threads": schemas.optional(schemas.threads),
+    "execution": schemas.choice("eager", "compile", "cudagraph"),
+    "denoiser": schemas.text,
+    "energy": schemas.optional(schemas.text),
+    "transition": schemas.optional(schemas.text),
+    "joint": schemas.optional(schemas.text),
+    "ar": schemas.optional(schemas.text),
+    "judge": schemas.text,
+    "corpus": schemas.component(),
+    "split": schemas.choice("train", "valid", "test"),
+    "length": schemas.optional(schemas.integer(1)),
+    "num_samples": schemas.integer(2),
+    "batch_size": schemas.integer(1),
+    "ngrams": schemas.items(schemas.integer(1), least=1),
+    "replicates": schemas.integer(2),
+    "sweeps": schemas.items(grid.check_sweep, least=1),
 }
 HELD_OUT = "held-out text"
 
@@ -64,16 +56,16 @@ class Frontier:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = _training.writable("output_dir", settings["output_dir"])
-        self.device = _training.device_of(settings)
+        self.folder = loop.writable("output_dir", settings["output_dir"])
+        self.device = loop.device_of(settings)
         execution.check_mode(settings["execution"], self.device)
-        _frontier_grid.require_sources(settings["sweeps"], settings)
+        grid.require_sources(settings["sweeps"], settings)
 
     def load_checkpoint(self) -> None:
         """Load the networks and the judge."""
-        _parameterisations.require_subs(self.settings["denoiser"])
-        self.models = _models.load(self.settings, self.device)
-        self.judge, self.judged_by = _quality.load_judge(self.settings["judge"], self.device)
+        kinds.require_subs(self.settings["denoiser"])
+        self.models = named.load(self.settings, self.device)
+        self.judge, self.judged_by = samples.load_judge(self.settings["judge"], self.device)
 
     def setup(self) -> None:
         """Expand the sweeps, choose real text to compare with, and find what an earlier run has finished."""
@@ -85,37 +77,37 @@ class Frontier:
             raise ValueError(f"ngrams = {settings['ngrams']} must be at most length = {length}")
         assert self.models.diffusion is not None
         self.schedule, denoiser = self.models.diffusion.schedule, self.models.diffusion.denoiser
-        self.grid = _frontier_grid.expand(settings["sweeps"], self.schedule, length)
+        self.grid = grid.expand(settings["sweeps"], self.schedule, length)
         if any(setting.of_chain_rule for setting in self.grid):
             assert isinstance(denoiser, SubsDenoiser)
-            _models.require_ordered(settings["denoiser"], denoiser)
+            named.require_ordered(settings["denoiser"], denoiser)
         counts = (settings["num_samples"], settings["batch_size"], settings["seed"])
         self.drawing = Drawing(length, *counts, self.device, settings["execution"])
-        documents = list(getattr(_settings.build(settings["corpus"], "texts"), settings["split"]))
-        found = _quality.held_out(documents, self.models.vocabulary, length, settings["num_samples"])
+        documents = list(getattr(schemas.build(settings["corpus"], "texts"), settings["split"]))
+        found = samples.held_out(documents, self.models.vocabulary, length, settings["num_samples"])
         if found is None:
             raise ValueError(f"split = {settings['split']!r} has fewer than 4 excerpts of length = {length}")
         self.real, self.other = found
         self.reference = Reference(self.judge, self.real, settings["ngrams"], settings["seed"], settings["replicates"])
-        self.fingerprint = _report.fingerprint({"documents": documents})
+        self.fingerprint = files.fingerprint({"documents": documents})
         card = self._card()
-        self.lines = _processes.from_first(lambda: Lines(self.folder, "frontier", card))
+        self.lines = processes.from_first(lambda: Lines(self.folder, "frontier", card))
 
     def sweep(self) -> None:
         """Draw what is missing, the line of a setting written when it is there; time left is judged by passes."""
         missing = [setting for setting in self.grid if str(setting) not in self.lines.records]
-        passes = {each: _frontier_grid.expected_passes(each, self.schedule, self.drawing.length) for each in self.grid}
+        passes = {each: grid.expected_passes(each, self.schedule, self.drawing.length) for each in self.grid}
         done = sum(passes[each] for each in self.grid if str(each) in self.lines.records)
         if HELD_OUT not in self.lines.records:
-            self.lines.add(HELD_OUT, _frontier_draws.describe(self.other, self.reference))
-        _frontier_draws.warm_up(missing, self.models, self.drawing)
+            self.lines.add(HELD_OUT, draws.describe(self.other, self.reference))
+        draws.warm_up(missing, self.models, self.drawing)
         shape = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-        with _processes.bar(total=sum(passes.values()), initial=done, bar_format=shape) as bar:
+        with processes.bar(total=sum(passes.values()), initial=done, bar_format=shape) as bar:
             for number, setting in enumerate(missing, start=len(self.grid) - len(missing) + 1):
                 bar.set_description(f"{number}/{len(self.grid)} {setting}")
-                tokens, costs = _frontier_draws.draw(setting, self.models, self.drawing)
+                tokens, costs = draws.draw(setting, self.models, self.drawing)
                 texts = Texts(list(tokens), list(self.models.vocabulary.decode(tokens)))
-                self.lines.add(str(setting), {**costs, **_frontier_draws.describe(texts, self.reference)})
+                self.lines.add(str(setting), {**costs, **draws.describe(texts, self.reference)})
                 bar.update(passes[setting])
 
     def report(self) -> None:
@@ -125,14 +117,14 @@ class Frontier:
         found = []
         for setting, role in settings:
             name = HELD_OUT if setting is None else str(setting)
-            found.append(_frontier_points.point(name, setting, role, self.lines.records[name], seed, replicates))
-        points = _frontier_points.with_comparisons(found)
+            found.append(frontier_points.point(name, setting, role, self.lines.records[name], seed, replicates))
+        points = frontier_points.with_comparisons(found)
         remarks = self._remarks()
-        _report.write_text(self.folder / "frontier.csv", _frontier_table.to_csv(points))
-        _report.write_text(self.folder / "frontier.md", _frontier_table.to_markdown(points, remarks))
-        if _processes.is_first():
-            _frontier_plots.draw(self.folder / "frontier.png", points, "\n".join(remarks))
-        print(f"\n{_report.columns(_frontier_table.short(points))}\n")
+        files.write_text(self.folder / "frontier.csv", table.to_csv(points))
+        files.write_text(self.folder / "frontier.md", table.to_markdown(points, remarks))
+        if processes.is_first():
+            plots.draw(self.folder / "frontier.png", points, "\n".join(remarks))
+        print(f"\n{files.columns(table.short(points))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
         print(f"\n  written to {self.folder / 'frontier.md'}, frontier.csv and frontier.png")
 
@@ -147,7 +139,7 @@ class Frontier:
             "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "device_used": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.machine(),
             "threads_used": torch.get_num_threads(),
-            **({"processes_used": _processes.world()} if _processes.world() > 1 else {}),
+            **({"processes_used": processes.world()} if processes.world() > 1 else {}),
         }
 
     def _remarks(self) -> list[str]:
@@ -160,7 +152,7 @@ class Frontier:
             f"{drawing.seed}, {self.device}, {drawing.execution}, {torch.get_num_threads()} threads; judge "
             f"{self.settings['judge']}"
         )
-        return [*([_frontier_table.WARNING] if judged is not None and judged == own else []), drawn]
+        return [*([table.WARNING] if judged is not None and judged == own else []), drawn]
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -173,4 +165,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _entry.enter(main, SETTINGS)
+    entry.enter(main, SETTINGS)

@@ -23,40 +23,46 @@ from tensordict import TensorDict
 from torch import Tensor
 from tqdm import tqdm
 
-from edlm import autoregressive, baselines, contracts, execution, particles, pipelines, plans, selections
-from edlm.baselines import Reverse
-from edlm.denoisers import SubsDenoiser
-from edlm.networks import Transformer
-from edlm.pipelines import Pipeline
-from edlm.recipes import _entry, _processes, _records, _report, _settings, _sources, _training
-from edlm.recipes._settings import Schema
-from edlm.samplers import Proposal, Sampler, UntilEss
-from edlm.vocabulary import MASK_SYMBOL, Vocabulary
+from edlm import contracts
+from edlm.data.vocabulary import MASK_SYMBOL, Vocabulary
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn.networks import Transformer
+from edlm.process import particles
+from edlm.runs import entry, files, processes
+from edlm.runs import records as _records
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.samplers import autoregressive, baselines, execution, pipelines, plans, selections
+from edlm.samplers.baselines import Reverse
+from edlm.samplers.pipelines import Pipeline
+from edlm.samplers.sampler import Proposal, Sampler, UntilEss
+from edlm.training import loop
+from edlm.weights import resolve
 
 SETTINGS: Schema = {
-    "recipe": _settings.choice("generate"),
-    "output": _settings.text,
-    "seed": _settings.seed,
-    "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.threads),
-    **_sources.SETTINGS,
-    "plan": _settings.flag,
-    "num_samples": _settings.integer(1),
-    "batch_size": _settings.integer(1),
-    "length": _settings.optional(_settings.integer(1)),
-    "stride": _settings.optional(_settings.integer(1)),
-    "num_steps": _settings.optional(_settings.integer(1)),
-    "tokens_per_pass": _settings.integer(1),
-    "num_particles": _settings.integer(1),
-    "window": _settings.window,
-    "target_ess": _settings.optional(_settings.number(0, above=True)),
-    "selection": _settings.choice(*selections.SELECTIONS),
-    "energy_temperature": _settings.temperature(particles.COLDEST),
-    "temperature": _settings.temperature(),
-    "nucleus": _settings.number(0, 1, above=True),
-    "prompt": _settings.optional(_settings.text),
-    "execution": _settings.choice("eager", "compile", "cudagraph"),
-    "live": _settings.flag,
+    "recipe": schemas.choice("generate"),
+    "output": schemas.text,
+    "seed": schemas.seed,
+    "device": schemas.choice("auto", "cpu", "cuda"),
+    "threads": schemas.optional(schemas.threads),
+    **resolve.SETTINGS,
+    "plan": schemas.flag,
+    "num_samples": schemas.integer(1),
+    "batch_size": schemas.integer(1),
+    "length": schemas.optional(schemas.integer(1)),
+    "stride": schemas.optional(schemas.integer(1)),
+    "num_steps": schemas.optional(schemas.integer(1)),
+    "tokens_per_pass": schemas.integer(1),
+    "num_particles": schemas.integer(1),
+    "window": schemas.window,
+    "target_ess": schemas.optional(schemas.number(0, above=True)),
+    "selection": schemas.choice(*selections.SELECTIONS),
+    "energy_temperature": schemas.temperature(particles.COLDEST),
+    "temperature": schemas.temperature(),
+    "nucleus": schemas.number(0, 1, above=True),
+    "prompt": schemas.optional(schemas.text),
+    "execution": schemas.choice("eager", "compile", "cudagraph"),
+    "live": schemas.flag,
 }
 CHANGES_NO_TEXT = {
     "output",
@@ -85,15 +91,15 @@ class Generate:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
         self.output = Path(settings["output"])
-        _training.writable("output", str(self.output.parent))
-        self.device = _training.device_of(settings)
+        loop.writable("output", str(self.output.parent))
+        self.device = loop.device_of(settings)
 
     def load_checkpoint(self) -> None:
         """Load the networks that the config names, and what they were trained with."""
-        plan = _sources.memory_plan(self.settings)
+        plan = resolve.memory_plan(self.settings)
         if plan is not None:
             print(f"\n{plan}\n", flush=True)
-        found = _sources.load(self.settings, self.device)
+        found = resolve.load(self.settings, self.device)
         self.vocabulary, self.schedule, self.opening = found.vocabulary, found.schedule, found.opening
         self.denoiser, self.correction = found.denoiser, found.correction
         self.ar, self.bos_id, self.baseline = found.ar, found.bos_id, found.baseline
@@ -101,10 +107,10 @@ class Generate:
     def setup(self) -> None:
         """Compose the pipeline and read the prompt."""
         settings, prompt = self.settings, self.settings["prompt"]
-        self.fingerprint = _report.fingerprint(
+        self.fingerprint = files.fingerprint(
             {
                 **{key: value for key, value in settings.items() if key not in CHANGES_NO_TEXT},
-                "weights": _sources.weights_of(settings),
+                "weights": resolve.weights_of(settings),
             }
         )
         self.prompt = None if prompt is None else encode_prompt(prompt, self.vocabulary)
@@ -128,21 +134,21 @@ class Generate:
 
         Of several processes each draws a batch, and the first one writes them.
         """
-        size, total, world = self.settings["batch_size"], self.settings["num_samples"], _processes.world()
-        done = _processes.from_first(lambda: _records.texts_done(self.output, self.fingerprint, self.settings["seed"]))
+        size, total, world = self.settings["batch_size"], self.settings["num_samples"], processes.world()
+        done = processes.from_first(lambda: _records.texts_done(self.output, self.fingerprint, self.settings["seed"]))
         batches = [(min(size, total - first), first) for first in range(done, total, size)]
         started = time.monotonic()
-        with _processes.bar(total=total, initial=done, unit="text") as bar:
+        with processes.bar(total=total, initial=done, unit="text") as bar:
             for first in range(0, len(batches), world):
-                drawn = _processes.spread(lambda batch: self._drawn(*batch), batches[first : first + world])
+                drawn = processes.spread(lambda batch: self._drawn(*batch), batches[first : first + world])
                 records = list(itertools.chain.from_iterable(drawn))  # no file is made before the first texts are there
-                _report.append_jsonl(self.output, map(_records.sealed, records))
+                files.append_jsonl(self.output, map(_records.sealed, records))
                 bar.update(len(records))
         self.rate = max(0, total - done) / (time.monotonic() - started)
 
     def cleanup(self) -> None:
         """Show the first texts and say where all of them are."""
-        lines = _processes.from_first(lambda: self.output.read_text(encoding="utf-8").splitlines())
+        lines = processes.from_first(lambda: self.output.read_text(encoding="utf-8").splitlines())
         records = [json.loads(line) for line in lines]
         for record in records[:3]:
             print(f"\n  sample {record['row']}:\n    {record['text']}")
@@ -154,7 +160,7 @@ class Generate:
         if self.rate:
             how = f"{self.device}, {self.settings['execution']}, {self.settings['batch_size']} at once"
             rows.append(("texts per second", f"{self.rate:.3g}", how))
-        print(f"\n{_report.table(rows)}\n\n  written to {self.output}")
+        print(f"\n{files.table(rows)}\n\n  written to {self.output}")
 
     def _sampler(self, denoiser: SubsDenoiser) -> Sampler:
         """The denoiser alone, or corrected with a fixed number of candidates or with as many as it takes."""
@@ -176,7 +182,7 @@ class Generate:
 
     def _live(self) -> Callable[[TensorDict, TensorDict], None] | None:
         """What shows texts as they form, where that is wanted; of several processes in the first."""
-        return self._show if self.settings["live"] and _processes.is_first() else None
+        return self._show if self.settings["live"] and processes.is_first() else None
 
     def _show(self, state: TensorDict, info: TensorDict) -> None:
         """The first texts as they form, drawn over the ones before."""
@@ -252,7 +258,7 @@ def encode_prompt(text: str, vocabulary: Vocabulary) -> Tensor:
 def main(settings: dict[str, Any]) -> None:
     """Run the recipe from its settings, or show what it would take."""
     if settings["plan"]:
-        print(_sources.require_plan(settings))
+        print(resolve.require_plan(settings))
         return
     recipe = Generate(settings)
     recipe.load_checkpoint()
@@ -262,4 +268,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _entry.enter(main, SETTINGS)
+    entry.enter(main, SETTINGS)

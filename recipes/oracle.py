@@ -13,42 +13,38 @@ import torch
 from tqdm import tqdm
 
 import edlm
-from edlm import schedules, sources, vocabulary
-from edlm.likelihoods import estimate
-from edlm.recipes import (
-    _entry,
-    _frontier_draws,
-    _frontier_grid,
-    _oracle_figures,
-    _oracle_learning,
-    _oracle_report,
-    _processes,
-    _report,
-    _settings,
-    _training,
-)
-from edlm.recipes._frontier_draws import Drawing
-from edlm.recipes._frontier_lines import Lines
-from edlm.recipes._models import Diffusion, Models
-from edlm.recipes._oracle_figures import Beside
-from edlm.recipes._oracle_learning import Learning
-from edlm.recipes._settings import Schema
+from edlm.data import vocabulary
+from edlm.frontier import draws, exact_report, grid
+from edlm.frontier import exact as exact_figures
+from edlm.frontier import learning as frontier_learning
+from edlm.frontier.draws import Drawing
+from edlm.frontier.exact import Beside
+from edlm.frontier.learning import Learning
+from edlm.frontier.lines import Lines
+from edlm.likelihood import hidden_markov
+from edlm.likelihood.nelbo import estimate
+from edlm.process import schedules
+from edlm.runs import entry, files, processes
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.training import loop
+from edlm.weights.named import Diffusion, Models
 
 SETTINGS: Schema = {
-    "recipe": _settings.choice("oracle"),
-    "output_dir": _settings.text,
-    "seed": _settings.seed,
-    "threads": _settings.optional(_settings.threads),
-    "source": _settings.component(),
-    "length": _settings.integer(2),
-    "learn": _settings.optional(_settings.section(_oracle_learning.SETTINGS)),
-    "num_samples": _settings.integer(2),
-    "batch_size": _settings.integer(1),
-    "bounded_texts": _settings.integer(2),
-    "entropy_texts": _settings.integer(2),
-    "distances": _settings.items(_settings.integer(1), least=1),
-    "replicates": _settings.integer(2),
-    "sweeps": _settings.items(_frontier_grid.check_sweep, least=1),
+    "recipe": schemas.choice("oracle"),
+    "output_dir": schemas.text,
+    "seed": schemas.seed,
+    "threads": schemas.optional(schemas.threads),
+    "source": schemas.component(),
+    "length": schemas.integer(2),
+    "learn": schemas.optional(schemas.section(frontier_learning.SETTINGS)),
+    "num_samples": schemas.integer(2),
+    "batch_size": schemas.integer(1),
+    "bounded_texts": schemas.integer(2),
+    "entropy_texts": schemas.integer(2),
+    "distances": schemas.items(schemas.integer(1), least=1),
+    "replicates": schemas.integer(2),
+    "sweeps": schemas.items(grid.check_sweep, least=1),
 }
 SOURCE = "the source itself"
 _SAMPLED, _COMPARED, _BOUNDED = 1, 2, 3  # added to the seed: texts of the source for three purposes
@@ -58,10 +54,10 @@ class Oracle:
     """Build the source, learn energies where asked, expand the sweeps, draw and compare, report."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        _processes.require_one("oracle")
+        processes.require_one("oracle")
         self.settings = settings
-        self.folder = _training.writable("output_dir", settings["output_dir"])
-        self.device = _training.device_of({**settings, "device": "cpu"})
+        self.folder = loop.writable("output_dir", settings["output_dir"])
+        self.device = loop.device_of({**settings, "device": "cpu"})
         require_sources(settings["sweeps"], settings["learn"])
         if max(settings["distances"]) >= settings["length"]:
             raise ValueError(f"distances = {settings['distances']} must be below length = {settings['length']}")
@@ -69,19 +65,22 @@ class Oracle:
     def setup(self) -> None:
         """Build the source, its exact denoiser and energies, and what samplers are compared with."""
         settings, length = self.settings, self.settings["length"]
-        self.source = _settings.build(settings["source"], "source")
+        self.source = schemas.build(settings["source"], "source")
         self.schedule = schedules.log_linear()
-        self.grid = _frontier_grid.expand(settings["sweeps"], self.schedule, length)
+        self.grid = grid.expand(settings["sweeps"], self.schedule, length)
         self.drawing = Drawing(length, settings["num_samples"], settings["batch_size"], settings["seed"], self.device)
         alphabet = "".join(chr(ord("a") + symbol) for symbol in range(self.source.num_symbols))
-        exact = {"exact": sources.energy(self.source), "exact, carry_over": sources.carry_over_energy(self.source)}
-        diffusion = Diffusion(sources.denoiser(self.source, length), self.schedule, exact)
+        exact = {
+            "exact": hidden_markov.energy(self.source),
+            "exact, carry_over": hidden_markov.carry_over_energy(self.source),
+        }
+        diffusion = Diffusion(hidden_markov.denoiser(self.source, length), self.schedule, exact)
         self.models = Models(vocabulary.characters(alphabet), length, diffusion, None, {})
         drawn = [
-            sources.texts(self.source, settings[count], length, settings["seed"] + purpose)
+            hidden_markov.texts(self.source, settings[count], length, settings["seed"] + purpose)
             for count, purpose in (("entropy_texts", _COMPARED), ("bounded_texts", _BOUNDED))
         ]
-        entropy = estimate(-sources.log_prob(self.source, drawn[0]) / length)
+        entropy = estimate(-hidden_markov.log_prob(self.source, drawn[0]) / length)
         self.beside = Beside(
             self.source, length, entropy, drawn[1], settings["distances"], settings["seed"], settings["replicates"]
         )
@@ -90,41 +89,43 @@ class Oracle:
         """Train what a sweep names and no earlier run has finished."""
         settings, exact = self.settings, self.models.diffusion
         assert exact is not None
-        wanted = [name for sweep in settings["sweeps"] for name in _frontier_grid.energies_of(sweep)]
-        if set(wanted).isdisjoint(_oracle_learning.NAMES):
+        wanted = [name for sweep in settings["sweeps"] for name in grid.energies_of(sweep)]
+        if set(wanted).isdisjoint(frontier_learning.NAMES):
             return
         learning = Learning(self.source, self.models, exact, settings["learn"], self.folder, settings["seed"])
-        self.models = _oracle_learning.learn(wanted, learning)
+        self.models = frontier_learning.learn(wanted, learning)
 
     def sweep(self) -> None:
         """Draw and enumerate what is missing, the line of a setting written when it is there."""
         self.lines = Lines(self.folder, "oracle", self._card())
         settings = self.settings
         if SOURCE not in self.lines.records:
-            own = sources.texts(self.source, settings["num_samples"], settings["length"], settings["seed"] + _SAMPLED)
-            figures = _oracle_figures.of_texts(own, self.beside)
+            own = hidden_markov.texts(
+                self.source, settings["num_samples"], settings["length"], settings["seed"] + _SAMPLED
+            )
+            figures = exact_figures.of_texts(own, self.beside)
             exact = {"total_variation": [0.0, 0.0], "kl": [0.0, 0.0]} if self.beside.is_small else {}
             self.lines.add(SOURCE, {"figures": {**exact, **figures}})
         missing = [each for each in self.grid if str(each) not in self.lines.records]
-        _frontier_draws.warm_up(missing, self.models, self.drawing)
+        draws.warm_up(missing, self.models, self.drawing)
         for setting in (bar := tqdm(missing, unit="setting")):
             bar.set_description(str(setting))
-            tokens, costs = _frontier_draws.draw(setting, self.models, self.drawing)
+            tokens, costs = draws.draw(setting, self.models, self.drawing)
             figures = {
-                **_oracle_figures.of_setting(setting, self.models, self.beside),
-                **_oracle_figures.of_texts(tokens, self.beside),
-                **_oracle_figures.of_costs(costs),
+                **exact_figures.of_setting(setting, self.models, self.beside),
+                **exact_figures.of_texts(tokens, self.beside),
+                **exact_figures.of_costs(costs),
             }
             self.lines.add(str(setting), {"figures": figures})
 
     def report(self) -> None:
         """Write the tables and the picture, and show what fits the terminal."""
-        rows = _oracle_report.settings_of(self.grid, self.lines.records, SOURCE)
+        rows = exact_report.settings_of(self.grid, self.lines.records, SOURCE)
         remarks = self._remarks()
-        _report.write_text(self.folder / "oracle.csv", _oracle_report.to_csv(rows))
-        _report.write_text(self.folder / "oracle.md", _oracle_report.to_markdown(rows, remarks))
-        _oracle_report.draw(self.folder / "oracle.png", rows, "\n".join(remarks))
-        print(f"\n{_report.columns(_oracle_report.short(rows))}\n")
+        files.write_text(self.folder / "oracle.csv", exact_report.to_csv(rows))
+        files.write_text(self.folder / "oracle.md", exact_report.to_markdown(rows, remarks))
+        exact_report.draw(self.folder / "oracle.png", rows, "\n".join(remarks))
+        print(f"\n{files.columns(exact_report.short(rows))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
         print(f"\n  written to {self.folder / 'oracle.md'}, oracle.csv and oracle.png")
 
@@ -160,13 +161,13 @@ class Oracle:
 def require_sources(sweeps: Sequence[Mapping[str, Any]], learn: Mapping[str, Any] | None) -> None:
     """Raise ValueError if a sweep uses an energy that is not there."""
     for index, sweep in enumerate(sweeps):
-        names = [sweep["method"]] if sweep["method"] == "ar" else _frontier_grid.energies_of(sweep)
+        names = [sweep["method"]] if sweep["method"] == "ar" else grid.energies_of(sweep)
         for name in names:
             if name in ("ar", "posterior", "carry_over"):
                 raise ValueError(
                     f"sweeps[{index}] draws with {name!r}: there is no AR model here but the source itself"
                 )
-            if name in _oracle_learning.NAMES and learn is None:
+            if name in frontier_learning.NAMES and learn is None:
                 raise ValueError(f"learn is null, and sweeps[{index}] draws with {name!r}: say how to train it")
 
 
@@ -180,4 +181,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _entry.enter(main, SETTINGS)
+    entry.enter(main, SETTINGS)

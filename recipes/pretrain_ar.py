@@ -10,26 +10,32 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from edlm import contracts, corpora, likelihoods, training
-from edlm.corpora import Blocks
-from edlm.recipes import _entry, _following, _padding, _processes, _report, _settings, _training
-from edlm.recipes._settings import Schema
-from edlm.recipes._training import Metrics, TrainingRun
-from edlm.vocabulary import Vocabulary
+from edlm import contracts
+from edlm.data import corpora
+from edlm.data.corpora import Blocks
+from edlm.data.vocabulary import Vocabulary
+from edlm.likelihood import nelbo
+from edlm.objectives import denoising
+from edlm.runs import entry, files, processes
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.training import log, loop
+from edlm.training import padding as _padding
+from edlm.training.loop import Metrics, TrainingRun
 
 # Those of every training but the one about times: there is none here.
-TRAINING: Schema = {key: check for key, check in _training.SETTINGS.items() if key != "time_low"}
+TRAINING: Schema = {key: check for key, check in loop.SETTINGS.items() if key != "time_low"}
 SETTINGS: Schema = {
-    "recipe": _settings.choice("pretrain_ar"),
-    "output_dir": _settings.text,
-    "seed": _settings.seed,
-    "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.threads),
-    "corpus": _settings.component(),
-    "vocabulary": _settings.component(),
-    "length": _settings.integer(1),
+    "recipe": schemas.choice("pretrain_ar"),
+    "output_dir": schemas.text,
+    "seed": schemas.seed,
+    "device": schemas.choice("auto", "cpu", "cuda"),
+    "threads": schemas.optional(schemas.threads),
+    "corpus": schemas.component(),
+    "vocabulary": schemas.component(),
+    "length": schemas.integer(1),
     "padding": _padding.check,
-    "network": _settings.component("vocab_size", "max_length", "causal", "conditioning_size", "pad_id"),
+    "network": schemas.component("vocab_size", "max_length", "causal", "conditioning_size", "pad_id"),
     **TRAINING,
 }
 
@@ -39,14 +45,14 @@ class PretrainAr:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = _training.writable("output_dir", settings["output_dir"])
-        self.device = _training.device_of(settings)
+        self.folder = loop.writable("output_dir", settings["output_dir"])
+        self.device = loop.device_of(settings)
 
     def setup(self) -> None:
         """Read the corpus, build the network and the training pipeline."""
         settings = self.settings
-        corpus = _settings.build(settings["corpus"], "corpus")
-        padding, vocabulary = settings["padding"], _settings.build(settings["vocabulary"], "vocabulary")
+        corpus = schemas.build(settings["corpus"], "corpus")
+        padding, vocabulary = settings["padding"], schemas.build(settings["vocabulary"], "vocabulary")
         self.vocabulary: Vocabulary = _padding.vocabulary(padding, vocabulary)
         self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
         for name in ("valid", "test"):
@@ -54,7 +60,7 @@ class PretrainAr:
                 raise ValueError(f"length = {settings['length']}: {name} has one block so long, and an error needs two")
         self.bos_id = start_id(self.vocabulary)
         torch.manual_seed(settings["seed"])
-        network = _settings.build(
+        network = schemas.build(
             settings["network"],
             "network",
             vocab_size=self.vocabulary.size,
@@ -80,7 +86,7 @@ class PretrainAr:
             },
             validate=self.validate,
             per_token=True,
-            sample=lambda network: _following.ar_texts(network, self.vocabulary, self.bos_id, settings["seed"]),
+            sample=lambda network: log.ar_texts(network, self.vocabulary, self.bos_id, settings["seed"]),
         )
 
     def load_checkpoint(self) -> None:
@@ -97,16 +103,16 @@ class PretrainAr:
         return {"nll": nll.mean, "nll_error": nll.standard_error}
 
     @torch.no_grad()
-    def held_out_nll(self, network: nn.Module, blocks: Tensor) -> likelihoods.Estimate:
+    def held_out_nll(self, network: nn.Module, blocks: Tensor) -> nelbo.Estimate:
         """The exact negative log-likelihood in nats per token over blocks (n, l), all but padding counted."""
         stages = self._stages(network).eval()
 
         def score(part: Tensor) -> Tensor:
             return stages(TensorDict({contracts.X_0: part.to(self.device)}))[contracts.LOSS].cpu()
 
-        losses = torch.cat(_processes.spread(score, blocks.split(self.settings["batch_size"])))
-        counts = likelihoods.not_padding(blocks, self.vocabulary.pad_id).sum(1)
-        return likelihoods.estimate(losses / counts, counts)
+        losses = torch.cat(processes.spread(score, blocks.split(self.settings["batch_size"])))
+        counts = nelbo.not_padding(blocks, self.vocabulary.pad_id).sum(1)
+        return nelbo.estimate(losses / counts, counts)
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -125,12 +131,12 @@ class PretrainAr:
             ("perplexity", f"{nll.perplexity:.3f}", ""),
             ("steps, parameters", f"{self.run.step:,}, {parameters:,}", f"seed {self.settings['seed']}, EMA weights"),
         ]
-        print(f"\n{_report.table(rows)}\n\n  written to {self.folder}")
+        print(f"\n{files.table(rows)}\n\n  written to {self.folder}")
         figures = {**nll._asdict(), "bits": nll.bits, "bits_error": nll.bits_error, "step": self.run.step}
-        _report.write_json(self.folder / "report.json", figures)
+        files.write_json(self.folder / "report.json", figures)
 
     def _stages(self, network: nn.Module) -> Any:
-        return training.next_token(network, self.vocabulary.mask_id, self.bos_id, self.vocabulary.pad_id)
+        return denoising.next_token(network, self.vocabulary.mask_id, self.bos_id, self.vocabulary.pad_id)
 
 
 def start_id(vocabulary: Vocabulary) -> int:
@@ -149,4 +155,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _entry.enter(main, SETTINGS)
+    entry.enter(main, SETTINGS)

@@ -11,33 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edlm import corpora, denoisers, likelihoods
-from edlm.corpora import Blocks, Rows
-from edlm.recipes import _entry, _following, _padding, _parameterisations, _processes, _report, _settings, _training
-from edlm.recipes._parameterisations import KERNELS, PARAMETERISATIONS
-from edlm.recipes._settings import Schema
-from edlm.recipes._training import Metrics, TrainingRun
-from edlm.vocabulary import Vocabulary
+from edlm.data import corpora
+from edlm.data.corpora import Blocks, Rows
+from edlm.data.vocabulary import Vocabulary
+from edlm.likelihood import nelbo
+from edlm.models import denoisers
+from edlm.runs import entry, files, processes
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.training import kinds, log, loop
+from edlm.training import padding as _padding
+from edlm.training.kinds import KERNELS, PARAMETERISATIONS
+from edlm.training.loop import Metrics, TrainingRun
 
 # What the denoiser itself is; `edlm_nce` takes the same keys in its `pretrain` section.
 MODEL: Schema = {
-    "vocabulary": _settings.component(),
-    "length": _settings.integer(1),
+    "vocabulary": schemas.component(),
+    "length": schemas.integer(1),
     "padding": _padding.check,
-    "network": _settings.component("vocab_size", "max_length", "pad_id"),
-    "schedule": _parameterisations.schedule,
-    "time_conditioning": _settings.flag,
-    "objective": _settings.choice(*PARAMETERISATIONS),
-    "loss_steps": _settings.optional(_parameterisations.loss_steps),
-    **_training.SETTINGS,
+    "network": schemas.component("vocab_size", "max_length", "pad_id"),
+    "schedule": kinds.schedule,
+    "time_conditioning": schemas.flag,
+    "objective": schemas.choice(*PARAMETERISATIONS),
+    "loss_steps": schemas.optional(kinds.loss_steps),
+    **loop.SETTINGS,
 }
 SETTINGS: Schema = {
-    "recipe": _settings.choice("pretrain_denoiser"),
-    "output_dir": _settings.text,
-    "seed": _settings.seed,
-    "device": _settings.choice("auto", "cpu", "cuda"),
-    "threads": _settings.optional(_settings.threads),
-    "corpus": _settings.component(),
+    "recipe": schemas.choice("pretrain_denoiser"),
+    "output_dir": schemas.text,
+    "seed": schemas.seed,
+    "device": schemas.choice("auto", "cpu", "cuda"),
+    "threads": schemas.optional(schemas.threads),
+    "corpus": schemas.component(),
     **MODEL,
 }
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -48,30 +53,30 @@ class PretrainDenoiser:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        _parameterisations.check(settings)
+        kinds.check(settings)
         self.kind = PARAMETERISATIONS[settings["objective"]]
-        self.folder = _training.writable("output_dir", settings["output_dir"])
-        self.device = _training.device_of(settings)
+        self.folder = loop.writable("output_dir", settings["output_dir"])
+        self.device = loop.device_of(settings)
 
     def setup(self) -> None:
         """Read the corpus, build the network and the training pipeline."""
         settings = self.settings
-        corpus = _settings.build(settings["corpus"], "corpus")
-        padding, vocabulary = settings["padding"], _settings.build(settings["vocabulary"], "vocabulary")
+        corpus = schemas.build(settings["corpus"], "corpus")
+        padding, vocabulary = settings["padding"], schemas.build(settings["vocabulary"], "vocabulary")
         self.vocabulary: Vocabulary = _padding.vocabulary(padding, vocabulary)
         self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
-        self.schedule = _settings.build(settings["schedule"], "schedule")
+        self.schedule = schemas.build(settings["schedule"], "schedule")
         torch.manual_seed(settings["seed"])
         supplied = {"vocab_size": self.vocabulary.size, "max_length": settings["length"]}
         supplied |= _padding.of_network(padding, self.blocks, self.vocabulary.pad_id)
-        network = _settings.build(settings["network"], "network", **supplied).to(self.device)
+        network = schemas.build(settings["network"], "network", **supplied).to(self.device)
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
             stages=self.kind.stages(self._denoiser(network), self.schedule, settings, self.vocabulary.pad_id),
             blocks=self.blocks.train,
             vocabulary=self.vocabulary,
-            settings={key: settings[key] for key in _training.SETTINGS},
+            settings={key: settings[key] for key in loop.SETTINGS},
             seed=settings["seed"],
             identity={
                 "objective": self.kind.objective,
@@ -80,7 +85,7 @@ class PretrainDenoiser:
                 "time_conditioning": settings["time_conditioning"],
                 "network": settings["network"],
                 "length": settings["length"],
-                **_parameterisations.notes(settings),
+                **kinds.notes(settings),
                 **_padding.notes(padding, self.blocks, self.vocabulary.filler_id),
             },
             validate=self.validate,
@@ -101,15 +106,15 @@ class PretrainDenoiser:
         bound = self.held_out_bound(network, self.blocks.valid, self.settings["valid_rows"])
         return {"nelbo": bound.mean, "nelbo_error": bound.standard_error}
 
-    def texts(self, network: nn.Module) -> _following.Texts:
+    def texts(self, network: nn.Module) -> log.Texts:
         """A few texts of the EMA network, for those who follow the run."""
         denoiser, seed = self._denoiser(network), self.settings["seed"]
         baseline = KERNELS.get(self.settings["objective"])
         if baseline is not None:
-            return _following.baseline_texts(baseline(denoiser, self.schedule), self.vocabulary, seed)
-        return _following.denoiser_texts(denoiser, self.vocabulary, seed)
+            return log.baseline_texts(baseline(denoiser, self.schedule), self.vocabulary, seed)
+        return log.denoiser_texts(denoiser, self.vocabulary, seed)
 
-    def held_out_bound(self, network: nn.Module, blocks: Rows, rows: int) -> likelihoods.Estimate:
+    def held_out_bound(self, network: nn.Module, blocks: Rows, rows: int) -> nelbo.Estimate:
         """The bound of this kind in nats per token over `rows` draws, the blocks gone through as often as needed."""
         score = self.kind.bound(self._denoiser(network), self.schedule, self.settings)
         return over_draws(score, blocks, rows, self.settings, self.device, self.vocabulary.pad_id)
@@ -139,12 +144,12 @@ class PretrainDenoiser:
             else (f"bits left at t = {t}", "left out", "fewer than two draws got a mask")
             for t, value in levels.items()
         ]
-        print(f"\n{_report.table(rows)}\n\n  written to {self.folder}")
+        print(f"\n{files.table(rows)}\n\n  written to {self.folder}")
         figures = {**bound._asdict(), "bits": bound.bits, "bits_error": bound.bits_error, "step": self.run.step}
         told = {t: None if value is None else value._asdict() for t, value in levels.items()}
-        _report.write_json(self.folder / _report.REPORT, {**figures, "masked_nll": told})
+        files.write_json(self.folder / files.REPORT, {**figures, "masked_nll": told})
 
-    def masked_nll(self, t: float) -> likelihoods.Estimate | None:
+    def masked_nll(self, t: float) -> nelbo.Estimate | None:
         """What the EMA network, as a law of tokens, leaves unexplained of a mask of the test split at one time.
 
         None where fewer than two draws got a mask, as happens to short blocks.
@@ -153,15 +158,15 @@ class PretrainDenoiser:
         x_0 = self.blocks.test[(row % len(self.blocks.test)).cpu()].to(self.device)
         denoiser = denoisers.subs(self.run.average, self.vocabulary.mask_id, self._told())
         seed = torch.tensor(self.settings["seed"], device=self.device)
-        scored = likelihoods.not_padding(x_0, self.vocabulary.pad_id)
+        scored = nelbo.not_padding(x_0, self.vocabulary.pad_id)
 
         def score(part: Tensor) -> Tensor:
             times = torch.full(part.shape, t).to(x_0.device)
-            return likelihoods.masked_nll(denoiser, self.schedule, x_0[part], times, seed, part, scored[part]).cpu()
+            return nelbo.masked_nll(denoiser, self.schedule, x_0[part], times, seed, part, scored[part]).cpu()
 
-        found = torch.cat(_processes.spread(score, row.split(self.settings["batch_size"])))
+        found = torch.cat(processes.spread(score, row.split(self.settings["batch_size"])))
         found = found[~found.isnan()]
-        return likelihoods.estimate(found) if len(found) > 1 else None
+        return nelbo.estimate(found) if len(found) > 1 else None
 
     def _denoiser(self, network: nn.Module) -> Any:
         return self.kind.build(network, self.vocabulary.mask_id, self._told())
@@ -177,7 +182,7 @@ def continuous_nelbo(
     rows: int,
     settings: Mapping[str, Any],
     pad_id: int | None = None,
-) -> likelihoods.Estimate:
+) -> nelbo.Estimate:
     """Estimate the NELBO over `rows` draws; see `over_draws`."""
     score = PARAMETERISATIONS["mdlm"].bound(denoiser, schedule, settings)
     return over_draws(score, blocks, rows, settings, next(denoiser.parameters()).device, pad_id)
@@ -190,7 +195,7 @@ def over_draws(
     settings: Mapping[str, Any],
     device: torch.device,
     pad_id: int | None = None,
-) -> likelihoods.Estimate:
+) -> nelbo.Estimate:
     """Estimate a bound over `rows` draws in batches of the training batch size, with noise of its own stream.
 
     Padding is neither scored nor masked, and a row counts by its tokens.
@@ -199,12 +204,12 @@ def over_draws(
 
     def draw(row: Tensor) -> tuple[Tensor, Tensor]:
         x_0 = blocks[(row % len(blocks)).cpu()].to(device)
-        scored = likelihoods.not_padding(x_0, pad_id)
+        scored = nelbo.not_padding(x_0, pad_id)
         return score(x_0, seed, row, scored).cpu(), scored.sum(1).cpu()
 
-    found = _processes.spread(draw, torch.arange(rows, device=device).split(settings["batch_size"]))
+    found = processes.spread(draw, torch.arange(rows, device=device).split(settings["batch_size"]))
     values, counts = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return likelihoods.estimate(values, counts)
+    return nelbo.estimate(values, counts)
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -218,4 +223,4 @@ def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _entry.enter(main, SETTINGS)
+    entry.enter(main, SETTINGS)

@@ -18,28 +18,19 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 import edlm
-from edlm import (
-    contracts,
-    corrections,
-    energies,
-    noise,
-    particles,
-    passes,
-    pipelines,
-    plans,
-    samplers,
-    schedules,
-    selections,
-)
+from edlm import contracts, samplers
 from edlm.contracts import Denoiser, Energy, Positions, Scope
-from edlm.corrections import Correction
-from edlm.denoisers import SubsDenoiser
-from edlm.kernel import Kernel
-from edlm.noise import Stream
-from edlm.pipelines import Pipeline
-from edlm.samplers import Proposal, Sampler, UntilEss
-from edlm.schedules import Schedule
-from edlm.selections import Selection
+from edlm.models import energies
+from edlm.models.denoisers import SubsDenoiser
+from edlm.process import noise, particles, passes, schedules
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
+from edlm.samplers import corrections, pipelines, plans, selections
+from edlm.samplers.corrections import Correction
+from edlm.samplers.kernel import Kernel
+from edlm.samplers.pipelines import Pipeline
+from edlm.samplers.sampler import Proposal, Sampler, UntilEss
+from edlm.samplers.selections import Selection
 
 SELECTIONS = {"sir": particles.sir, "imh": particles.imh, "greedy": particles.greedy}
 

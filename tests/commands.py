@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from edlm import cli
-from edlm.recipes import _settings
+from edlm.cli import commands
+from edlm.runs import settings
 
 
 class Run(NamedTuple):
@@ -21,10 +21,10 @@ class Run(NamedTuple):
 
     def settings(self) -> dict[str, Any]:
         """What the recipe would be given, `tiny` for a config of one's own. Raises ValueError as the recipe would."""
-        known = cli.configs(self.recipe)
+        known = commands.configs(self.recipe)
         loaded = OmegaConf.load(known.get(self.config, known["tiny"]))
         values = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(self.overrides)), resolve=True)
-        _settings.check(import_module(f"edlm.recipes.{self.recipe}").SETTINGS, values)
+        settings.check(import_module(f"edlm.recipes.{self.recipe}").SETTINGS, values)
         return values
 
 

@@ -11,8 +11,9 @@ import torch
 from hypothesis import Phase, settings
 from running import Runner
 
-from edlm import checkpoints, vocabulary
-from edlm.networks import Transformer
+from edlm.data import vocabulary
+from edlm.nn.networks import Transformer
+from edlm.weights import checkpoints
 
 _MOST_WORKERS = 8  # each imports torch for itself
 

@@ -18,9 +18,11 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from edlm import baselines, contracts, schedules
-from edlm.baselines import Reverse
-from edlm.schedules import Schedule
+from edlm import contracts
+from edlm.process import schedules
+from edlm.process.schedules import Schedule
+from edlm.samplers import baselines
+from edlm.samplers.baselines import Reverse
 
 F64 = torch.float64
 SYMBOLS, LENGTH, MASK = 2, 3, 2

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from builders import tiny_network
 
-from edlm import checkpoints, vocabulary
-from edlm.networks import EnergyNetwork, JointNetwork
+from edlm.data import vocabulary
+from edlm.nn.networks import EnergyNetwork, JointNetwork
+from edlm.weights import checkpoints
 
 LENGTH = 8
 ABC = vocabulary.characters("abc ")

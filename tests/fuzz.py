@@ -30,14 +30,21 @@ import fuzz_folder
 import fuzz_lines
 import torch
 
-from edlm import cli
+from edlm.cli import commands
 
 FAMILIES = ("command lines", "run files", "checkpoints", "corpora")
 FAULTS = ("traceback", "silent", "executed", "memory", "time", "status")
 SECONDS, MEMORY = 60, 2 << 30
 PATIENCE = 4  # seconds, after which a command line that was accepted is stopped by Ctrl-C
-ENDS = (0, cli.USAGE_ERROR, cli.INTERRUPTED)
-_IMPORTED = ("torchtune.config", "edlm.exchange", "edlm.doctor", "edlm.datasets", "matplotlib.pyplot", "transformers")
+ENDS = (0, commands.USAGE_ERROR, commands.INTERRUPTED)
+_IMPORTED = (
+    "torchtune.config",
+    "edlm.weights.exchange",
+    "edlm.cli.doctor",
+    "edlm.datasets",
+    "matplotlib.pyplot",
+    "transformers",
+)
 # Parts of keys of what a command says of its files and of its time, and not of what it computed.
 _VOLATILE = ("second", "per_s", "sha256", "description", "written", "folder", "path")
 _NO_ROOM = ("MemoryError", "allocate memory", "out of memory", "not enough memory")
@@ -67,7 +74,7 @@ def main() -> int:
     given = _arguments().parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.pop("EDLM_DEBUG", None)
-    for name in (*_IMPORTED, *(f"edlm.recipes.{recipe}" for recipe in cli.recipes())):
+    for name in (*_IMPORTED, *(f"edlm.recipes.{recipe}" for recipe in commands.recipes())):
         import_module(name)
     torch.set_num_threads(1)
     work = given.work.absolute()
@@ -119,7 +126,7 @@ def _base(work: Path) -> Path:
     ended = _in_a_child(work / "making", lambda: fuzz_folder.write_models(Path.cwd()), memory=None)
     for words in fuzz_folder.BEFORE:
         if ended.status == 0:
-            ended = _in_a_child(work / "making", lambda words=words: cli.main(words), memory=None)
+            ended = _in_a_child(work / "making", lambda words=words: commands.main(words), memory=None)
     if ended.status:
         raise RuntimeError(f"the folder cannot be made: {ended.said}")
     (work / "making").rename(base)
@@ -145,7 +152,7 @@ def _case(base: Path, family: str, number: int, seed: int) -> Case:
         known = not file.is_file() or fuzz_damage.detectable(file, what, file.read_bytes())
         did = f"{name}: {file} {what}"
     patience = PATIENCE if family == "command lines" else SECONDS
-    ended = _in_a_child(folder, lambda: cli.main(words), memory=MEMORY, patience=patience)
+    ended = _in_a_child(folder, lambda: commands.main(words), memory=MEMORY, patience=patience)
     changed = must_refuse
     if reader is not None and known and ended.status == 0:
         changed = _result(folder, reader.writes) != _expected(base, family, name, reader)
@@ -160,9 +167,9 @@ def _verdict(ended: Ended, wrong: bool, executed: bool, family: str) -> str:
         "executed": executed,
         "time": ended.seconds >= SECONDS,
         "memory": ended.peak > MEMORY or ended.status == -signal.SIGKILL or no_room,
-        "traceback": "Traceback (most" in ended.said or ended.status == cli.FAULT or ended.status < 0,
+        "traceback": "Traceback (most" in ended.said or ended.status == commands.FAULT or ended.status < 0,
         "silent": ended.status == 0 and wrong,
-        "status": ended.status not in ((0, cli.USAGE_ERROR) if ended.seconds < PATIENCE else ENDS),
+        "status": ended.status not in ((0, commands.USAGE_ERROR) if ended.seconds < PATIENCE else ENDS),
     }
     return next((name for name, found in faults.items() if found), "fine")
 
@@ -174,7 +181,7 @@ def _expected(base: Path, family: str, name: str, reader: fuzz_folder.Reader) ->
         folder = base.parent / "undamaged"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(base, folder)
-        ended = _in_a_child(folder, lambda: cli.main(list(reader.words)), memory=MEMORY)
+        ended = _in_a_child(folder, lambda: commands.main(list(reader.words)), memory=MEMORY)
         if ended.status:
             raise RuntimeError(f"{name} fails without damage: {ended.said}")
         kept.parent.mkdir(exist_ok=True)
@@ -252,7 +259,7 @@ def _table(cases: list[Case], seed: int) -> str:
     for family in FAMILIES:
         own = [case for case in cases if case.family == family]
         counts = [sum(case.verdict == fault for case in own) for fault in FAULTS]
-        refused = sum(case.ended.status == cli.USAGE_ERROR for case in own)
+        refused = sum(case.ended.status == commands.USAGE_ERROR for case in own)
         longest = max((case.ended.seconds for case in own), default=0.0)
         peak = max((case.ended.peak for case in own), default=0) >> 20
         rows.append((family, *map(str, (len(own), *counts, refused, f"{longest:.1f}", peak))))

@@ -278,7 +278,13 @@ COMPONENTS = [
         "x.",
         "..x",
     ),
-    *("edlm.schedules.log_linear", "edlm.sources.random_hidden_markov", "json.loads", "typing.Any", "builtins.object"),
+    *(
+        "edlm.schedules.log_linear",
+        "edlm.likelihood.hidden_markov.random_hidden_markov",
+        "json.loads",
+        "typing.Any",
+        "builtins.object",
+    ),
     *(
         "torch.optim.AdamW",
         "edlm.schedules",

@@ -16,7 +16,8 @@ import pyarrow.parquet
 import smallest
 from omegaconf import OmegaConf
 
-from edlm import cli, vocabulary
+from edlm.cli import commands
+from edlm.data import vocabulary
 
 NETWORK = frontier_folder.SIZES
 LENGTH = frontier_folder.LENGTH
@@ -75,7 +76,7 @@ def write_configs(folder: Path) -> None:
     """Write each recipe's smallest config to `configs/`."""
     (folder / "configs").mkdir(parents=True)
     for recipe, changes in settings().items():
-        loaded = OmegaConf.load(cli.configs(recipe)["tiny"])
+        loaded = OmegaConf.load(commands.configs(recipe)["tiny"])
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(smallest.words_of(changes)))
         (folder / "configs" / f"{recipe}.yaml").write_text(OmegaConf.to_yaml(merged), encoding="utf-8")
 

@@ -11,23 +11,15 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import (
-    bounds,
-    chain_rule,
-    contracts,
-    corrections,
-    denoisers,
-    energies,
-    joint,
-    pipelines,
-    plans,
-    schedules,
-    training,
-    transition,
-)
-from edlm.denoisers import SubsDenoiser
-from edlm.pipelines import Pipeline
-from edlm.samplers import Proposal, Sampler, UntilEss
+from edlm import contracts
+from edlm.likelihood import bounds
+from edlm.models import chain_rule, denoisers, energies, joint
+from edlm.models.denoisers import SubsDenoiser
+from edlm.objectives import denoising, transition
+from edlm.process import schedules
+from edlm.samplers import corrections, pipelines, plans
+from edlm.samplers.pipelines import Pipeline
+from edlm.samplers.sampler import Proposal, Sampler, UntilEss
 
 MASK, LENGTH, ROWS = 4, 6, 3
 SEED = 11
@@ -183,8 +175,8 @@ def losses_of(x_0: Tensor) -> dict[str, Tensor]:
     draft, revealed = (energy_of(Case(each, 1, "sir", "grid"), plain) for each in ("draft", "transition"))
     steps = (2, 5)
     pipelines_ = {
-        "denoising": training.denoising(plain, _SCHEDULE, pad_id=pad),
-        "contrastive": training.contrastive(plain, draft, _SCHEDULE, 2, pad_id=pad),
+        "denoising": denoising.denoising(plain, _SCHEDULE, pad_id=pad),
+        "contrastive": denoising.contrastive(plain, draft, _SCHEDULE, 2, pad_id=pad),
         "transition": transition.contrastive(plain, revealed, _SCHEDULE, steps, 2, pad_id=pad),
         "chain_rule": chain_rule.denoising(plain, _SCHEDULE, steps, pad_id=pad),
         "joint": joint.contrastive(two_heads, _SCHEDULE, steps, 2, pad_id=pad),

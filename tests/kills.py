@@ -30,8 +30,8 @@ import torch
 from omegaconf import OmegaConf
 from together import fork, wait
 
-from edlm import cli
-from edlm.recipes import _entry
+from edlm.cli import commands
+from edlm.runs import entry
 
 CLOCK = re.compile(r"seconds|per_s$|per_second|median|elapsed")  # keys of what a clock said
 _NAME = 20  # characters of a row of a table
@@ -80,9 +80,9 @@ def cases() -> dict[str, Case]:
 def enter(case: Case) -> None:
     """Run a recipe as the command line does, in the folder that is the current one."""
     module = import_module(f"edlm.recipes.{case.recipe}")
-    known = cli.configs(case.recipe)
+    known = commands.configs(case.recipe)
     sys.argv = [case.recipe, "--config", str(known.get(case.config, case.config)), *case.words]
-    _entry.enter(module.main, module.SETTINGS)
+    entry.enter(module.main, module.SETTINGS)
 
 
 def prepare(folder: Path) -> None:
@@ -96,7 +96,7 @@ def prepare(folder: Path) -> None:
 
 def configs(place: Path) -> None:
     """The sweeps of `frontier` and `oracle`, small."""
-    frontier: Any = OmegaConf.to_container(OmegaConf.load(cli.configs("frontier")["tiny"]))
+    frontier: Any = OmegaConf.to_container(OmegaConf.load(commands.configs("frontier")["tiny"]))
     names = {key: f"models/{key}" for key in ("denoiser", "energy", "ar", "judge")}
     small = {"num_samples": 4, "batch_size": 2, "replicates": 4, "ngrams": [1, 2], "length": None, "threads": 1}
     sweeps = [
@@ -106,7 +106,7 @@ def configs(place: Path) -> None:
     corpus = {"_component_": "edlm.corpora.text_files", "path": "models/text"}
     frontier = {**frontier, **names, **small, "sweeps": sweeps[:3], "corpus": corpus}
     (place / "frontier.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(frontier)), encoding="utf-8")
-    oracle: Any = OmegaConf.to_container(OmegaConf.load(cli.configs("oracle")["learned"]))
+    oracle: Any = OmegaConf.to_container(OmegaConf.load(commands.configs("oracle")["learned"]))
     oracle["learn"] |= {"steps": 4, "batch_size": 4, "num_texts": 32, "valid_rows": 4, "save_every": 2}
     oracle["learn"] |= {"valid_every": 2, "log_every": 1}
     oracle["learn"]["network"] |= smallest.NETWORK

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchtune.models import qwen2
 
-from edlm import decoders, denoisers, energies, schedules
+from edlm.models import denoisers, energies
+from edlm.nn import decoders
+from edlm.process import schedules
 
 V, H, FFN, LAYERS, HEADS, KV = 40, 16, 24, 2, 4, 2
 THETA, EPS, LENGTH = 500.0, 1e-5, 12

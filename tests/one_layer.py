@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from edlm import denoisers, schedules, training, vocabulary
-from edlm.networks import Transformer
-from edlm.recipes._entry import Interrupted
-from edlm.recipes._training import TrainingRun
+from edlm.data import vocabulary
+from edlm.models import denoisers
+from edlm.nn.networks import Transformer
+from edlm.objectives import denoising
+from edlm.process import schedules
+from edlm.runs.entry import Interrupted
+from edlm.training.loop import TrainingRun
 
 CHARACTERS = vocabulary.characters("ab")
 SETTINGS: dict[str, Any] = {
@@ -48,7 +51,7 @@ def train(folder: Path, steps: int = 3, seed: int = 3, **changed: Any) -> None:
     run = TrainingRun(
         folder=folder,
         network=network,
-        stages=training.denoising(denoisers.subs(network, CHARACTERS.mask_id), schedule),
+        stages=denoising.denoising(denoisers.subs(network, CHARACTERS.mask_id), schedule),
         blocks=torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]]),
         vocabulary=CHARACTERS,
         settings={**SETTINGS, "steps": steps, **changed},

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 
-from edlm import exchange, foreign, published
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.nn.networks import EnergyNetwork, Transformer
+from edlm.weights import exchange, foreign, published
 
 Network = Transformer | EnergyNetwork
 KINDS = ["denoiser", "autoregressive", "energy"]

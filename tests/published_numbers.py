@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-import edlm
-from edlm import absorbing, contracts, published, schedules
-from edlm.schedules import Schedule
+from edlm import contracts
+from edlm.objectives import denoising
+from edlm.process import absorbing, schedules
+from edlm.process.schedules import Schedule
+from edlm.weights import published
 
 FOLDER = Path(os.environ.get("EDLM_SHARED", Path(__file__).parents[2] / "shared")) / "goldens"
 F64, F32 = torch.float64, torch.float32
@@ -168,7 +170,7 @@ def log_probabilities(denoiser: Any, batch: Batch) -> Tensor:
             contracts.POSITIONS: (batch.x_t == denoiser.mask_id).flatten().nonzero().squeeze(-1),
         }
     )
-    return edlm.training.score(denoiser)(denoiser(state))[contracts.LOG_PROB]
+    return denoising.score(denoiser)(denoiser(state))[contracts.LOG_PROB]
 
 
 def mean_loss(rows: Tensor, batch: Batch) -> Tensor:

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import absorbing, contracts, schedules
+from edlm import contracts
 from edlm.contracts import Denoiser
-from edlm.denoisers import SubsDenoiser
+from edlm.models.denoisers import SubsDenoiser
+from edlm.process import absorbing, schedules
 
 MASK, LENGTH = 4, 8
 

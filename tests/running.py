@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from edlm import cli
-from edlm.recipes import _entry
+from edlm.cli import commands
+from edlm.runs import entry
 
 
 class Ran(NamedTuple):
@@ -27,10 +27,10 @@ class Runner:
 
     def __call__(self, recipe: str, *words: str, config: str = "tiny") -> Ran:
         module = import_module(f"edlm.recipes.{recipe}")
-        self.monkeypatch.setattr(sys, "argv", [recipe, "--config", str(cli.configs(recipe)[config]), *words])
+        self.monkeypatch.setattr(sys, "argv", [recipe, "--config", str(commands.configs(recipe)[config]), *words])
         status = 0
         try:
-            _entry.enter(module.main, module.SETTINGS)
+            entry.enter(module.main, module.SETTINGS)
         except SystemExit as stop:
             status = int(stop.code or 0)
         out, self.error = self.capfd.readouterr()

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from edlm import cli
+from edlm.cli import commands
 
 NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
 CAUSAL = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
@@ -45,7 +45,7 @@ def energy_words(folder: Path) -> list[str]:
 
 def settings_of(recipe: str, *words: str, config: str = "tiny") -> dict[str, Any]:
     """The settings of a config with some of them changed."""
-    loaded = OmegaConf.load(cli.configs(recipe)[config])
+    loaded = OmegaConf.load(commands.configs(recipe)[config])
     return OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(words))))
 
 

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from oracles import random_joint
 from torch import Tensor
 
-from edlm import schedules
-from edlm.schedules import Schedule
+from edlm.process import schedules
+from edlm.process.schedules import Schedule
 
 SMALLEST, LARGEST = 2.0**-53, 1.0 - 2.0**-53  # the extreme uniforms that `noise` can give
 _EDGES = (SMALLEST, LARGEST, 0.25, 0.5, 0.75)

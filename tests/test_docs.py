@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import builders
@@ -12,7 +13,12 @@ import torch
 from builders import tiny_denoiser, tiny_energy
 from commands import Run, in_markdown, in_prose, run_of
 
-from edlm import checkpoints, cli, networks, samplers, schedules, vocabulary
+from edlm import samplers
+from edlm.cli import commands
+from edlm.data import vocabulary
+from edlm.nn import networks
+from edlm.process import schedules
+from edlm.weights import checkpoints
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,11 +33,24 @@ def test_every_relative_link_leads_to_a_file(document: Path) -> None:
 SUFFIXES = ("py", "md", "json", "safetensors")  # of files named as a module
 
 
+FILES = ("py", "md", "yaml", "json", "jsonl", "csv", "png")
+
+
+def there(module: str, name: str) -> bool:
+    """Whether a module has a name, or a package a module of that name."""
+    found = import_module(module)
+    return hasattr(found, name) or (hasattr(found, "__path__") and find_spec(f"{module}.{name}") is not None)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_named_function_exists(document: Path) -> None:
     """`module.function` in code style, with or without `edlm.` in front."""
     text = document.read_text("utf-8")
-    modules = {path.stem for path in (ROOT / "edlm").glob("[!_]*.py")}
+    modules: dict[str, list[str]] = {}
+    for path in (ROOT / "edlm").rglob("*.py"):
+        parts = ["edlm", *path.relative_to(ROOT / "edlm").with_suffix("").parts]
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        modules.setdefault(parts[-1], []).append(".".join(parts))
     named = [
         name.removeprefix("edlm.").split(".") for name in re.findall(r"`((?:edlm\.)?[a-z_]+\.\w+)(?:\([^`]*)?`", text)
     ]
@@ -47,7 +66,7 @@ def test_every_named_function_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_named_test_exists(document: Path) -> None:
-    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"\b(test_\w{8,})\b(?!\.py)", document.read_text("utf-8")))
     assert not {name for name in named if f"def {name}(" not in tests}
 
@@ -55,10 +74,10 @@ def test_every_named_test_exists(document: Path) -> None:
 def shown_runs() -> Iterator[tuple[str, Run]]:
     """Every run that a document, a recipe's docstring or a config's comments show, and where."""
     shown = [(file.name, words) for file in DOCUMENTS for words in in_markdown(file.read_text("utf-8"))]
-    for recipe, file in cli.recipes().items():
+    for recipe, file in commands.recipes().items():
         docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
         shown += [(file.name, words) for words in in_prose(docstring)]
-        for name, path in cli.configs(recipe).items():
+        for name, path in commands.configs(recipe).items():
             shown += [(f"{recipe}/{name}", words) for words in in_prose(path.read_text("utf-8"))]
     yield from ((where, run) for where, words in shown if (run := run_of(words)))
 
@@ -68,8 +87,8 @@ SHOWN = list(shown_runs())
 
 @pytest.mark.parametrize(("where", "shown"), SHOWN, ids=[f"{where}-{run.recipe}-{run.config}" for where, run in SHOWN])
 def test_every_command_that_is_shown_would_start(where: str, shown: Run) -> None:
-    assert shown.recipe in cli.recipes()
-    assert shown.config in cli.configs(shown.recipe) or re.fullmatch(r"FILE|my\.yaml", shown.config)
+    assert shown.recipe in commands.recipes()
+    assert shown.config in commands.configs(shown.recipe) or re.fullmatch(r"FILE|my\.yaml", shown.config)
     shown.settings()
 
 

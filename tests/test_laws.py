@@ -45,9 +45,12 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import categorical, contracts, energies, schedules, training
+from edlm import contracts
 from edlm.contracts import Positions
-from edlm.schedules import Schedule
+from edlm.models import energies
+from edlm.objectives import denoising
+from edlm.process import categorical, schedules
+from edlm.process.schedules import Schedule
 
 TESTS = 110  # at least as many as this file makes
 FALSE_ALARM = 1e-3 / TESTS
@@ -487,7 +490,7 @@ def test_the_windowed_first_hitting_law_is_the_oracle_s_at_both_ends():
 
 
 def negatives(samples: int, num_negatives: int) -> TensorDict:
-    pipeline = training.contrastive(
+    pipeline = denoising.contrastive(
         OracleDenoiser(Lookup(MARGINALS), SYMBOLS), edlm.energies.zero(), schedules.log_linear(), num_negatives
     )
     x_0 = all_sequences(SYMBOLS, LENGTH).repeat(samples // SYMBOLS**LENGTH, 1)

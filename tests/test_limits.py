@@ -14,7 +14,10 @@ from running import Runner
 from safetensors.torch import save_file
 from smallest import denoiser_words
 
-from edlm import checkpoints, exchange, foreign, inert, limits, networks, vocabulary
+from edlm import limits
+from edlm.data import vocabulary
+from edlm.nn import networks
+from edlm.weights import checkpoints, exchange, foreign, inert
 
 
 class Planted:

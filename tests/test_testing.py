@@ -7,8 +7,12 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from edlm import chain_rule, contracts, energies, execution, particles, schedules, selections, testing, vocabulary
-from edlm.networks import EnergyNetwork
+from edlm import contracts, testing
+from edlm.data import vocabulary
+from edlm.models import chain_rule, energies
+from edlm.nn.networks import EnergyNetwork
+from edlm.process import particles, schedules
+from edlm.samplers import execution, selections
 
 V, MASK, PAD = 6, 4, 5
 LEARNED = energies.learned(

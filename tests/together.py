@@ -14,7 +14,7 @@ from pathlib import Path
 import torchtune.config  # noqa: F401  # once, and not in every child
 from tqdm import tqdm
 
-from edlm.recipes import _processes
+from edlm.runs import processes
 
 
 def fork(work: Callable[[], object], said: Path | None = None) -> int:
@@ -61,7 +61,7 @@ def wait(child: int, seconds: float = 120.0) -> int:
 
 
 def start(work: Callable[[], object], count: int, folder: Path) -> list[int]:
-    """Fork processes that `_processes` joins into one run; `folder/said_<rank>` is what each of them prints."""
+    """Fork processes that `runs.processes` joins into one run; `folder/said_<rank>` is what each of them prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -69,7 +69,7 @@ def start(work: Callable[[], object], count: int, folder: Path) -> list[int]:
     def member(rank: int) -> None:
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in own.items()})
-        with _processes.joined("cpu"):
+        with processes.joined("cpu"):
             work()
 
     return [fork(lambda rank=rank: member(rank), folder / f"said_{rank}") for rank in range(count)]

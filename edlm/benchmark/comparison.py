@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from edlm.recipes import _report, _timing
-from edlm.recipes._methods import Case, Method
-from edlm.recipes._timing import Clock, Part, Spread
+from edlm.benchmark.methods import Case, Method
+from edlm.runs import files, timing
+from edlm.runs.timing import Clock, Part, Spread
 
 TEXTBOOK = "textbook"
 _NETWORKS, _HEADS = ("denoiser", "energy"), ("denoiser head", "energy head")
@@ -42,12 +42,12 @@ def measure(
             able[name] = method
         except torch.OutOfMemoryError:
             records[name] = {"failed": "out of memory"}
-    times = _timing.interleaved({name: method.run for name, method in able.items()}, case.repeats, device)
+    times = timing.interleaved({name: method.run for name, method in able.items()}, case.repeats, device)
     for name, method in able.items():
         _add_times(records[name], [value * method.scale for value in times[name]], method)
     scaled = {name: records[name]["seconds"] for name in able}
     ratios = {
-        name: _timing.ratios(scaled[TEXTBOOK], scaled[name])._asdict()
+        name: timing.ratios(scaled[TEXTBOOK], scaled[name])._asdict()
         for name in able
         if name != TEXTBOOK and TEXTBOOK in able
     }
@@ -75,7 +75,7 @@ def judge(record: Mapping[str, Any], targets: Mapping[str, float | None]) -> lis
 def table(record: Mapping[str, Any]) -> str:
     """A record for the terminal: a line per method, and where the time of those that were looked into went."""
     rows = [_row(name, method, record["ratios"].get(name)) for name, method in record["methods"].items()]
-    lines = [record["name"], _report.columns([_HEADER, *rows])]
+    lines = [record["name"], files.columns([_HEADER, *rows])]
     for name, method in record["methods"].items():
         if "extrapolated_by" in method:
             case = record["case"]
@@ -95,21 +95,21 @@ def say(verdict: Verdict) -> str:
 
 def _prepare(method: Method, device: torch.device, detailed: bool) -> dict[str, Any]:
     """Run a method for the first times, which are not timed, and look into one of them."""
-    empty = _timing.memory_in_use(device) if _timing.can_measure_memory(device) else 0
-    record: dict[str, Any] = {"first_runs": _timing.seconds(method.warm_up, device)}
+    empty = timing.memory_in_use(device) if timing.can_measure_memory(device) else 0
+    record: dict[str, Any] = {"first_runs": timing.seconds(method.warm_up, device)}
     if method.observe is None:  # a mode that may compile or capture more sizes than the warm-up has
-        record["first_runs"] += _timing.seconds(method.run, device)
+        record["first_runs"] += timing.seconds(method.run, device)
     if not detailed:
         return record
     clock, observe, spent = Clock(device), method.observe, 0.0
 
     def look() -> None:
         nonlocal spent
-        spent = _timing.seconds(method.run if observe is None else lambda: observe(clock), device)
+        spent = timing.seconds(method.run if observe is None else lambda: observe(clock), device)
 
-    if _timing.can_measure_memory(device):
-        above = empty if device.type == "cuda" else _timing.memory_in_use(device)
-        record["peak_memory"] = _timing.peak_memory(look, device, above)
+    if timing.can_measure_memory(device):
+        above = empty if device.type == "cuda" else timing.memory_in_use(device)
+        record["peak_memory"] = timing.peak_memory(look, device, above)
     else:
         look()
     return record if observe is None else record | _looked_into(clock.parts, spent, method.scale)
@@ -132,7 +132,7 @@ def _looked_into(parts: Mapping[str, Part], total: float, scale: float) -> dict[
 
 
 def _add_times(record: dict[str, Any], seconds: list[float], method: Method) -> None:
-    record |= {"seconds": seconds, **_timing.spread(seconds)._asdict()}
+    record |= {"seconds": seconds, **timing.spread(seconds)._asdict()}
     if method.scale != 1.0:
         record["extrapolated_by"] = method.scale
     if method.observe is None:

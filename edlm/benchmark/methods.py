@@ -10,12 +10,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edlm import corrections, denoisers, energies, execution, folding, pipelines, plans
-from edlm.networks import Transformer
-from edlm.pipelines import Pipeline
-from edlm.recipes import _textbook, _timing
-from edlm.recipes._timing import Clock
-from edlm.samplers import Sampler
+from edlm.benchmark import textbook as textbook_samplers
+from edlm.models import denoisers, energies
+from edlm.nn import folding
+from edlm.nn.networks import Transformer
+from edlm.runs import timing
+from edlm.runs.timing import Clock
+from edlm.samplers import corrections, execution, pipelines, plans
+from edlm.samplers.pipelines import Pipeline
+from edlm.samplers.sampler import Sampler
 
 BOS_ID = 0
 _WARM_UP_STEPS = 2
@@ -72,22 +75,22 @@ def build_networks(
 
 
 def textbook(case: Case, networks: Networks, seed: int, device: torch.device) -> Method:
-    """The sampler of `_textbook` on the unfolded network; it has no execution mode but eager."""
+    """The sampler of `benchmark.textbook` on the unfolded network; it has no execution mode but eager."""
     mask_id, shape = case.vocab_size - 1, (case.rows, case.length)
     run: Callable[..., Tensor]
     if case.method == "plain":
-        run = partial(_textbook.ancestral, networks.denoiser, mask_id, shape, case.num_steps)
+        run = partial(textbook_samplers.ancestral, networks.denoiser, mask_id, shape, case.num_steps)
     else:
-        energy = _textbook.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
+        energy = textbook_samplers.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
         run = partial(
-            _textbook.importance, networks.denoiser, energy, mask_id, shape, case.num_steps, case.num_particles
+            textbook_samplers.importance, networks.denoiser, energy, mask_id, shape, case.num_steps, case.num_particles
         )
 
     def steps(only: int | None) -> object:
         return run(torch.Generator(device).manual_seed(seed), only)
 
     def observe(clock: Clock) -> object:
-        with clock.watching(_parts(networks.denoiser, networks.ar), _timing.operations):
+        with clock.watching(_parts(networks.denoiser, networks.ar), timing.operations):
             return steps(case.textbook_steps)
 
     return Method(
@@ -106,7 +109,7 @@ def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Metho
     def observe(clock: Clock) -> object:
         kernel = pipeline.kernel._replace(draw=clock.timed(pipeline.kernel.draw, "noise"))
         with ExitStack() as stack:
-            stack.enter_context(clock.watching(_parts(networks.folded, networks.ar), _timing.operations))
+            stack.enter_context(clock.watching(_parts(networks.folded, networks.ar), timing.operations))
             stack.enter_context(clock.watching(dict(kernel.step.module.items())))
             return pipelines.sample(pipeline._replace(kernel=kernel), case.rows, seed=seed)
 

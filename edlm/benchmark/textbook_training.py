@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from edlm.benchmark import textbook
 from edlm.contracts import Network
-from edlm.networks import EnergyNetwork
-from edlm.recipes import _textbook
+from edlm.nn.networks import EnergyNetwork
 
 TIME_LOW = 1e-3
 
@@ -26,7 +26,7 @@ def corrupt(x_0: Tensor, mask_id: int, generator: Generator) -> tuple[Tensor, Te
 
 def denoising(network: Network, x_0: Tensor, x_t: Tensor, t: Tensor, mask_id: int) -> Tensor:
     """`1/t sum_i -log p_i(x_0^i | x_t)` of each row under the log-linear schedule, from the law at every position."""
-    log_p = subs(network.head(_textbook.hidden(network, x_t)), x_t, mask_id)
+    log_p = subs(network.head(textbook.hidden(network, x_t)), x_t, mask_id)
     return -log_p.gather(-1, x_0.unsqueeze(-1)).squeeze(-1).sum(-1) / t
 
 
@@ -46,12 +46,12 @@ def energy(network: EnergyNetwork, x_t: Tensor, x_0: Tensor) -> Tensor:
 @torch.no_grad()
 def drafts_of(network: Network, x_t: Tensor, mask_id: int, generator: Generator) -> Tensor:
     """A draw from `p(x_0 | x_t)`: a race over all tokens at every position, visible ones kept."""
-    log_p = subs(network.head(_textbook.hidden(network, x_t)), x_t, mask_id)
-    return torch.where(x_t == mask_id, _textbook.race(log_p.exp(), generator), x_t)
+    log_p = subs(network.head(textbook.hidden(network, x_t)), x_t, mask_id)
+    return torch.where(x_t == mask_id, textbook.race(log_p.exp(), generator), x_t)
 
 
 def subs(logits: Tensor, x_t: Tensor, mask_id: int) -> Tensor:
-    """`log p(x_0 | x_t)`, (b, l, v), so that gradients can be taken: see `_textbook.subs`."""
+    """`log p(x_0 | x_t)`, (b, l, v), so that gradients can be taken: see `textbook.subs`."""
     logits = logits.float() if logits.dtype == torch.bfloat16 else logits
     logits[..., mask_id] = -torch.inf
     log_p = logits - logits.logsumexp(-1, keepdim=True)

@@ -8,26 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from edlm import contracts, corpora, denoisers, energies, execution, schedules, training
-from edlm.networks import EnergyNetwork, Transformer
-from edlm.recipes import _comparison, _settings, _textbook_training, _timing, _training
-from edlm.recipes._comparison import Verdict
-from edlm.recipes._methods import Method
-from edlm.recipes._settings import Schema
+from edlm import contracts
+from edlm.benchmark import comparison, textbook_training
+from edlm.benchmark.comparison import Verdict
+from edlm.benchmark.methods import Method
+from edlm.data import corpora
+from edlm.models import denoisers, energies
+from edlm.nn.networks import EnergyNetwork, Transformer
+from edlm.objectives import denoising
+from edlm.process import schedules
+from edlm.runs import settings as schemas
+from edlm.runs import timing
+from edlm.runs.settings import Schema
+from edlm.samplers import execution
+from edlm.training import loop
 
 MODES = ("eager", "compile")
 _WARM_UP_STEPS = 3  # so many that a compiler has seen the number of masks change
 _BLOCKS = 4096  # rows of the data that batches are taken from
 _LOADS = 20
 SCHEMA: Schema = {
-    "objective": _settings.choice("denoising", "contrast"),
-    "vocab_size": _settings.integer(3),
-    "length": _settings.integer(1),
-    "rows": _settings.integer(1),
-    "repeats": _settings.integer(1),
-    "target": _settings.optional(_settings.number(0, above=True)),
-    "memory_target": _settings.optional(_settings.number(0, above=True)),
-    "utilisation_target": _settings.optional(_settings.number(0, 1)),
+    "objective": schemas.choice("denoising", "contrast"),
+    "vocab_size": schemas.integer(3),
+    "length": schemas.integer(1),
+    "rows": schemas.integer(1),
+    "repeats": schemas.integer(1),
+    "target": schemas.optional(schemas.number(0, above=True)),
+    "memory_target": schemas.optional(schemas.number(0, above=True)),
+    "utilisation_target": schemas.optional(schemas.number(0, 1)),
 }
 
 
@@ -67,10 +75,10 @@ def cases_of(settings: Mapping[str, Any]) -> list[tuple[Case, dict[str, float | 
 
 
 def measure(case: Case, setting: Setting, modes: list[str], rate: float) -> dict[str, Any]:
-    """Time the steps in turns: a record as `_comparison.measure` gives it, with utilisation and the data's share."""
-    names = {_comparison.TEXTBOOK: None, **{mode: mode for mode in modes if mode in MODES}}
+    """Time the steps in turns: a record as `comparison.measure` gives it, with utilisation and the data's share."""
+    names = {comparison.TEXTBOOK: None, **{mode: mode for mode in modes if mode in MODES}}
     methods = {name: _method(case, setting, mode) for name, mode in names.items()}
-    record = _comparison.measure(case, methods, setting.device, rate)  # type: ignore[arg-type]
+    record = comparison.measure(case, methods, setting.device, rate)  # type: ignore[arg-type]
     load = _loading_seconds(case, setting)
     for method in record["methods"].values():
         if "median" in method:
@@ -81,7 +89,7 @@ def measure(case: Case, setting: Setting, modes: list[str], rate: float) -> dict
 
 def judge(record: Mapping[str, Any], targets: Mapping[str, float | None]) -> list[Verdict]:
     """Compare a record with its targets: times faster, times less memory, and the share of the device's peak."""
-    verdicts = _comparison.judge(record, {**targets, "machinery_target": None})
+    verdicts = comparison.judge(record, {**targets, "machinery_target": None})
     wanted = targets["utilisation_target"]
     if wanted is not None:
         measured = {name: method for name, method in record["methods"].items() if "utilisation" in method}
@@ -92,7 +100,7 @@ def judge(record: Mapping[str, Any], targets: Mapping[str, float | None]) -> lis
 
 def table(record: Mapping[str, Any]) -> str:
     """The record for the terminal, with each method's utilisation and the share of a step that is loading data."""
-    lines = [_comparison.table(record)]
+    lines = [comparison.table(record)]
     for name, method in record["methods"].items():
         if "utilisation" in method:
             used, loading = method["utilisation"], method["loading_share"]
@@ -108,11 +116,11 @@ def step_flops(case: Case, sizes: Mapping[str, Any]) -> float:
     b, l, h = case.rows, case.length, sizes["hidden_size"]
     network = Transformer(3, l, **sizes)
     tokens, masked = torch.zeros(b, l, dtype=torch.int64), torch.zeros(b * l // 2, dtype=torch.int64)
-    denoiser = _timing.transformer_flops(network, tokens, None, masked) + 2.0 * h * case.vocab_size * len(masked)
+    denoiser = timing.transformer_flops(network, tokens, None, masked) + 2.0 * h * case.vocab_size * len(masked)
     if case.objective == "denoising":
         return 3.0 * denoiser
     combined = case.vocab_size if case.vocab_size <= l else 2 * b * l  # tokens, or positions: see `EnergyNetwork`
-    return denoiser + 3.0 * (2 * _timing.transformer_flops(network, tokens) + 4.0 * h * h * combined)
+    return denoiser + 3.0 * (2 * timing.transformer_flops(network, tokens) + 4.0 * h * h * combined)
 
 
 def _method(case: Case, setting: Setting, mode: str | None) -> Method:
@@ -164,14 +172,14 @@ def _our_loss(
     case: Case, setting: Setting, denoiser: Transformer, trained: nn.Module
 ) -> Callable[[Tensor, int], Tensor]:
     schedule, subs = schedules.log_linear(), denoisers.subs(denoiser, case.vocab_size - 1)
-    stages = training.denoising(subs, schedule)
+    stages = denoising.denoising(subs, schedule)
     if case.objective == "contrast":
-        stages = training.contrastive(subs, energies.learned(trained), schedule)
+        stages = denoising.contrastive(subs, energies.learned(trained), schedule)
     stages.train()
 
     def loss(x_0: Tensor, number: int) -> Tensor:
         row = torch.arange(case.rows, device=setting.device)
-        return stages(_training.keyed(x_0, row, setting.seed, number, case.rows))[contracts.LOSS]
+        return stages(loop.keyed(x_0, row, setting.seed, number, case.rows))[contracts.LOSS]
 
     return loss
 
@@ -182,12 +190,12 @@ def _textbook_loss(
     generator, mask_id = torch.Generator(setting.device).manual_seed(setting.seed), case.vocab_size - 1
 
     def loss(x_0: Tensor, number: int) -> Tensor:
-        x_t, t = _textbook_training.corrupt(x_0, mask_id, generator)
+        x_t, t = textbook_training.corrupt(x_0, mask_id, generator)
         if case.objective == "denoising":
-            return _textbook_training.denoising(denoiser, x_0, x_t, t, mask_id)
+            return textbook_training.denoising(denoiser, x_0, x_t, t, mask_id)
         assert isinstance(trained, EnergyNetwork)
-        drafts = _textbook_training.drafts_of(denoiser, x_t, mask_id, generator)
-        return _textbook_training.contrast(trained, x_0, drafts, x_t)
+        drafts = textbook_training.drafts_of(denoiser, x_t, mask_id, generator)
+        return textbook_training.contrast(trained, x_0, drafts, x_t)
 
     return loss
 
@@ -205,5 +213,5 @@ def _load(blocks: Tensor, case: Case, setting: Setting, number: int) -> Tensor:
 def _loading_seconds(case: Case, setting: Setting) -> float:
     """The middle of some times that a batch takes to be on the device."""
     blocks = _blocks(case)
-    times = [_timing.seconds(partial(_load, blocks, case, setting, n), setting.device) for n in range(_LOADS)]
-    return _timing.spread(times).median
+    times = [timing.seconds(partial(_load, blocks, case, setting, n), setting.device) for n in range(_LOADS)]
+    return timing.spread(times).median

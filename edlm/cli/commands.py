@@ -208,7 +208,7 @@ def _validate(arguments: Sequence[str]) -> None:
             raise ValueError(f"config {given.config!r} is no file, and no recipe/config that `edlm ls` lists")
         path = _config_file(recipe, name)
     file = _recipe_named_in(path)
-    entry = importlib.import_module("edlm.recipes._entry")
+    entry = importlib.import_module("edlm.runs.entry")
     schema = _schema_of(file)
     sys.argv = ["edlm validate", "--config", str(path), *given.overrides]
     entry.enter(lambda settings: print(f"{path}: a valid config of {file.stem}"), schema, writes=False)
@@ -226,7 +226,7 @@ def _convert(arguments: Sequence[str]) -> None:
     parser.add_argument("--length", type=int, help="longest sequence, where the file does not say; default: 1024")
     parser.add_argument("--raw", action="store_true", help="the weights as trained, not their moving average")
     given = parser.parse_args(arguments)
-    exchange = importlib.import_module("edlm.exchange")
+    exchange = importlib.import_module("edlm.weights.exchange")
     if given.to == "hf":
         ignored = {"--tokenizer": given.tokenizer, "--part": given.part, "--num-heads": given.num_heads}
         for name, value in {**ignored, "--length": given.length, "--raw": given.raw or None}.items():
@@ -244,7 +244,7 @@ def _convert(arguments: Sequence[str]) -> None:
 def _doctor(arguments: Sequence[str]) -> None:
     """Say what this machine has and lacks, and draw a few texts; exits with 1 if something that is needed is wrong."""
     argparse.ArgumentParser(prog="edlm doctor", description=_doctor.__doc__).parse_args(arguments)
-    doctor = importlib.import_module("edlm.doctor")
+    doctor = importlib.import_module("edlm.cli.doctor")
     findings = list(doctor.examine())
     print(doctor.table(findings))
     if not all(finding.suffices for finding in findings):

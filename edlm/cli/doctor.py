@@ -113,7 +113,7 @@ def _device() -> Finding:
 def _compiler() -> Finding:
     import torch
 
-    from edlm import execution
+    from edlm.samplers import execution
 
     missing = execution.missing_compiler(torch.device("cpu"))
     if missing:
@@ -124,12 +124,12 @@ def _compiler() -> Finding:
 def _recipes() -> Finding:
     """A component as recipes build it, through torchtune: a wrong torchao shows when that is imported, not before."""
     logging.getLogger("torchao").setLevel(logging.ERROR)  # it reports at import that it has no kernels for this torch
-    import_module("edlm.recipes._settings").build({"_component_": "edlm.schedules.log_linear"})
+    import_module("edlm.runs.settings").build({"_component_": "edlm.schedules.log_linear"})
     return Finding("recipes", "a component is built")
 
 
 def _token_cache() -> Finding:
-    from edlm import datasets
+    from edlm.data import datasets
 
     folder = Path(datasets.CACHE).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -141,7 +141,10 @@ def _sampling() -> Finding:
     """Texts of an untrained network are whole, and one alone is the text that it is among others."""
     import torch
 
-    from edlm import denoisers, networks, pipelines, plans, samplers
+    from edlm import samplers
+    from edlm.models import denoisers
+    from edlm.nn import networks
+    from edlm.samplers import pipelines, plans
 
     started = time.monotonic()
     network = networks.Transformer(28, _LENGTH, hidden_size=32, num_layers=1, num_heads=2).eval()

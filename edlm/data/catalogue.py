@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from edlm import detokenizers
-from edlm.detokenizers import Detokenizer
-from edlm.documents import Unit
+from edlm.data import detokenizers
+from edlm.data.detokenizers import Detokenizer
+from edlm.data.documents import Unit
 
 _SPLITS = ("train", "valid", "test")
 _PARQUET = "refs/convert/parquet"  # the hub's own copy of sets whose repository holds a script

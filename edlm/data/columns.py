@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edlm import formats
-from edlm.formats import Limits
+from edlm.data import formats
+from edlm.data.formats import Limits
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 1 << 26

@@ -19,9 +19,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import formats, noise
 from edlm.contracts import X_0
-from edlm.vocabulary import Vocabulary
+from edlm.data import formats
+from edlm.data.vocabulary import Vocabulary
+from edlm.process import noise
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _ACCENTS = re.compile("[\u0300-\u036f]+")

@@ -14,15 +14,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, get_args
 
-from edlm import corpora, documents, layouts, token_cache
-from edlm.catalogue import SETS, Part, Published
-from edlm.columns import column_of
-from edlm.corpora import Blocks
-from edlm.detokenizers import Detokenizer
-from edlm.documents import Unit
-from edlm.formats import Limits
-from edlm.layouts import Layout
-from edlm.vocabulary import Vocabulary
+from edlm.data import corpora, documents, layouts, token_cache
+from edlm.data.catalogue import SETS, Part, Published
+from edlm.data.columns import column_of
+from edlm.data.corpora import Blocks
+from edlm.data.detokenizers import Detokenizer
+from edlm.data.documents import Unit
+from edlm.data.formats import Limits
+from edlm.data.layouts import Layout
+from edlm.data.vocabulary import Vocabulary
 
 Reader = Callable[[str], Iterator[str]]  # a split's documents, anew with every call
 

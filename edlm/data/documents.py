@@ -16,9 +16,9 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from edlm import columns as of_columns
-from edlm import folders, formats
-from edlm.formats import Limits
+from edlm.data import columns as of_columns
+from edlm.data import folders, formats
+from edlm.data.formats import Limits
 
 Unit = Literal["paragraphs", "line", "file", "record"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edlm import formats
+from edlm.data import formats
 
 _NO_TEXT = {".md", ".rst", ".py", ".yaml", ".yml", ".lock", ".gitattributes", ".html", ".pdf", ".sha256", ".md5"}
 _NOTES = {"readme", "license", "licence", "copying", "changelog", "notice", "authors", "citation", "sha256sums"}

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.token_cache import Tokens
-from edlm.vocabulary import Vocabulary
+from edlm.data.token_cache import Tokens
+from edlm.data.vocabulary import Vocabulary
 
 Layout = Literal["packed", "padded"]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edlm import corpora
-from edlm.vocabulary import Vocabulary
+from edlm.data import corpora
+from edlm.data.vocabulary import Vocabulary
 
 PAGE_BYTES = 1 << 22
 CHECKED_PAGES = 64  # when a file is opened, evenly spread: 256 MiB take a second

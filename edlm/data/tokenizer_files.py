@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from edlm import formats
+from edlm.data import formats
 
 LARGEST_FILE = 1 << 26  # bytes, of which the largest published tokenizers have half
 

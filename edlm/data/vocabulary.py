@@ -20,8 +20,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from edlm import continuation, tokenizer_files
-from edlm.tokenizer_files import LARGEST_FILE
+from edlm.data import continuation, tokenizer_files
+from edlm.data.tokenizer_files import LARGEST_FILE
 
 MASK_SYMBOL = "_"  # how a mask is shown in decoded text
 END_OF_TEXT = "<|endoftext|>"  # the name of GPT-2's document separator

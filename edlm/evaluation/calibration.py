@@ -29,7 +29,7 @@ class CalibrationError(NamedTuple):
 def of_pairs(energy_positive: Tensor, energy_negative: Tensor) -> Predictions:
     """Predictions of the binary classifier, `sigmoid(-E)`: data (b,) and drafts (b, n), either side half the weight.
 
-    Calibrated where `exp(-E)` is the ratio of data to denoiser (`objectives.nce`).
+    Calibrated where `exp(-E)` is the ratio of data to denoiser (`losses.nce`).
     """
     energies = torch.cat([energy_positive.unsqueeze(-1), energy_negative], dim=-1).double()
     weight = torch.full_like(energies, 1.0 / energy_negative.shape[-1])
@@ -39,7 +39,7 @@ def of_pairs(energy_positive: Tensor, energy_negative: Tensor) -> Predictions:
 def of_choices(energy_positive: Tensor, energy_negative: Tensor) -> Predictions:
     """Predictions of the ranking classifier, `softmax(-E)` over the data (b,) and its drafts (b, n).
 
-    Calibrated where `exp(-E)` is the ratio up to a factor per `x_t` (`objectives.info_nce`).
+    Calibrated where `exp(-E)` is the ratio up to a factor per `x_t` (`losses.info_nce`).
     """
     energies = torch.cat([energy_positive.unsqueeze(-1), energy_negative], dim=-1).double()
     return Predictions((-energies).softmax(-1).flatten(), _first_of_each(energies), torch.ones_like(energies).flatten())

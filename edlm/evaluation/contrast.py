@@ -8,11 +8,14 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from edlm import calibration as calibrations
-from edlm import contracts, objectives, particles
-from edlm.calibration import CalibrationError
-from edlm.likelihoods import Estimate, estimate
-from edlm.recipes import _report, _training
+from edlm import contracts
+from edlm.evaluation import calibration as calibrations
+from edlm.evaluation.calibration import CalibrationError
+from edlm.likelihood.nelbo import Estimate, estimate
+from edlm.objectives import losses
+from edlm.process import particles
+from edlm.runs import files
+from edlm.training import loop
 
 FIGURES = ("loss", "accuracy", "gap", "ess", "log_weight_std")  # per row
 ENERGIES = "energies"  # (n, 1 + k): the data's and its drafts', from which calibration is measured
@@ -84,7 +87,7 @@ def levels_table(levels: list[dict[str, Any]], k: int) -> str:
         for level in levels
         if level["n"]
     ]
-    return _report.table([("by noise level", "accuracy", "ESS, s.d. of log-weights, calibration error"), *rows])
+    return files.table([("by noise level", "accuracy", "ESS, s.d. of log-weights, calibration error"), *rows])
 
 
 def figure_lines(
@@ -92,7 +95,7 @@ def figure_lines(
 ) -> list[tuple[str, str, str]]:
     """The figures over all times as lines of a table, each with what an energy that knows nothing would have."""
     nothing = torch.zeros(1)
-    naive = float(getattr(objectives, objective)(nothing, nothing.expand(1, num_negatives)))
+    naive = float(getattr(losses, objective)(nothing, nothing.expand(1, num_negatives)))
     return [
         (
             f"{objective} loss",
@@ -114,8 +117,8 @@ def of_batch(energies: Tensor, t: Tensor, k: int, objective: str, num_negatives:
     return {
         "t": t,
         ENERGIES: energies,
-        "loss": getattr(objectives, objective)(positive, negative[:, :num_negatives]),
-        "accuracy": objectives.nce_accuracy(positive, negative),
+        "loss": getattr(losses, objective)(positive, negative[:, :num_negatives]),
+        "accuracy": losses.nce_accuracy(positive, negative),
         "gap": negative.mean(-1) - positive,
         "ess": particles.ess(log_weights),
         "log_weight_std": particles.log_weight_std(log_weights),
@@ -139,7 +142,7 @@ def require_new(
     """
     rows, found = sum(len(row) for row, _ in batches), 0
     for row, x_0 in batches:
-        out = corrupt(_training.keyed(x_0, row, settings["seed"], _training.HELD_OUT_STEP, rows))
+        out = corrupt(loop.keyed(x_0, row, settings["seed"], loop.HELD_OUT_STEP, rows))
         found += int((out[contracts.X_T] != out[contracts.X_S]).any(1).sum())
     if found < 2:
         raise ValueError(

@@ -6,23 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edlm import bounds, pipelines, plans
 from edlm.contracts import Denoiser
-from edlm.corpora import Rows
-from edlm.corrections import Correction
-from edlm.denoisers import SubsDenoiser
-from edlm.likelihoods import Estimate, estimate, not_padding
-from edlm.recipes import _processes, _settings
-from edlm.recipes._settings import Schema
-from edlm.samplers import Sampler
-from edlm.vocabulary import Vocabulary
+from edlm.data.corpora import Rows
+from edlm.data.vocabulary import Vocabulary
+from edlm.likelihood import bounds
+from edlm.likelihood.nelbo import Estimate, estimate, not_padding
+from edlm.models.denoisers import SubsDenoiser
+from edlm.runs import processes
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.samplers import pipelines, plans
+from edlm.samplers.corrections import Correction
+from edlm.samplers.sampler import Sampler
 
 SAMPLES: Schema = {
-    "num_samples": _settings.integer(1),
-    "num_steps": _settings.integer(1),
-    "num_particles": _settings.integer(1),
-    "window": _settings.window,
-    "seed": _settings.seed,
+    "num_samples": schemas.integer(1),
+    "num_steps": schemas.integer(1),
+    "num_particles": schemas.integer(1),
+    "window": schemas.window,
+    "seed": schemas.seed,
 }
 
 
@@ -66,7 +68,7 @@ def transition_bounds(
         return bound.nats.cpu(), bound.excess.cpu(), scored.sum(1).cpu()
 
     rows = torch.arange(settings["valid_rows"], device=device).split(settings["batch_size"])
-    found = _processes.spread(score, rows, "bound of the sampler")
+    found = processes.spread(score, rows, "bound of the sampler")
     nats, excess, counts = (torch.cat(values) for values in zip(*found, strict=True))
     per_row = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
     return {name: estimate(values, counts) for name, values in per_row.items()}

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import bounds, likelihoods
-from edlm.corpora import Excerpt
-from edlm.likelihoods import Estimate
-from edlm.recipes import _processes, _report
-from edlm.recipes._scores import Score, Scores
-from edlm.vocabulary import Vocabulary
+from edlm.data.corpora import Excerpt
+from edlm.data.vocabulary import Vocabulary
+from edlm.evaluation.scores import Score, Scores
+from edlm.likelihood import bounds, nelbo
+from edlm.likelihood.nelbo import Estimate
+from edlm.runs import files, processes
 
 
 class TextSet(NamedTuple):
@@ -134,7 +134,7 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
             raise ValueError(f"{model} on {texts.name}: {error}") from error
 
     parts = list(batches(texts, batch_size))
-    for (_, scored, _), scores in zip(parts, _processes.spread(work, parts, f"{texts.name}: {model}"), strict=True):
+    for (_, scored, _), scores in zip(parts, processes.spread(work, parts, f"{texts.name}: {model}"), strict=True):
         counts.append(scored.sum(-1))
         ess += [] if scores.ess is None else [scores.ess]
         spread += [] if scores.log_weight_std is None else [scores.log_weight_std]
@@ -150,13 +150,13 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
             texts.name,
             model,
             name,
-            likelihoods.estimate(torch.cat(values), torch.cat(counts)),
+            nelbo.estimate(torch.cat(values), torch.cat(counts)),
             texts.tokens / max(texts.characters, 1),
             seconds,
             passes,
             float(torch.cat(ess).nanmean()) if ess else None,
             None if std is None else float(std.nanmean()),
-            likelihoods.estimate(torch.cat(excess), torch.cat(counts)) if excess else None,
+            nelbo.estimate(torch.cat(excess), torch.cat(counts)) if excess else None,
             None if std is None else float((std > bounds.RELIABLE_STD).double().mean()),
         )
         for name, values in nats.items()
@@ -178,12 +178,12 @@ def table(figures: Sequence[Figure], unit: str) -> str:
         "seconds",
     )
     rows = [(f"{figure.model}: {figure.name}{_mark(figure)}", *_cells(figure)) for figure in figures]
-    return "\n".join([_report.columns([head, *rows]), *_notes(figures)])
+    return "\n".join([files.columns([head, *rows]), *_notes(figures)])
 
 
 def comparison(figures: Sequence[Figure]) -> str:
     """Perplexities of all models over all sets of texts: a row per figure, a column per set."""
-    return "\n".join([_report.columns(_perplexities(figures)), *_notes(figures)])
+    return "\n".join([files.columns(_perplexities(figures)), *_notes(figures)])
 
 
 def markdown(figures: Sequence[Figure], remarks: Sequence[str]) -> str:

@@ -12,10 +12,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from edlm import categorical, checkpoints, decoders, energies, large, tokenizer_files
-from edlm.likelihoods import Estimate
-from edlm.networks import Transformer
-from edlm.vocabulary import Vocabulary
+from edlm.data import tokenizer_files
+from edlm.data.vocabulary import Vocabulary
+from edlm.likelihood.nelbo import Estimate
+from edlm.models import energies
+from edlm.nn import decoders
+from edlm.nn.networks import Transformer
+from edlm.process import categorical
+from edlm.weights import checkpoints, large
 
 
 class Judgement(NamedTuple):

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import noise
-from edlm.likelihoods import Estimate
-from edlm.noise import Stream
+from edlm.likelihood.nelbo import Estimate
+from edlm.process import noise
+from edlm.process.noise import Stream
 
 Statistic = Callable[..., Tensor]  # weights over the texts of each set, (n,) float64 each, to a scalar
 

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import checkpoints, corpora, judges, quality, tensors
-from edlm.judges import Judge, Judgement, Likeness
-from edlm.likelihoods import Estimate
-from edlm.recipes import _processes, _report
-from edlm.recipes._figures import finite
-from edlm.vocabulary import Vocabulary
+from edlm.data import corpora
+from edlm.data.vocabulary import Vocabulary
+from edlm.evaluation import judges, quality
+from edlm.evaluation.figures import finite
+from edlm.evaluation.judges import Judge, Judgement, Likeness
+from edlm.likelihood.nelbo import Estimate
+from edlm.runs import files as report
+from edlm.runs import processes
+from edlm.weights import checkpoints, tensors
 
 ENTROPY = "unigram entropy, nats"
 REPEATED = 4  # n of the n-grams whose repetition within a text is counted
@@ -114,12 +117,12 @@ def files_sha256(path: str) -> dict[str, str]:
 
 def _shared(judge: Judge) -> Judge:
     def judged(texts: Sequence[str]) -> Judgement:
-        size = -(-len(texts) // _processes.world())
+        size = -(-len(texts) // processes.world())
         pieces = [texts[first : first + size] for first in range(0, len(texts), size)]
-        found = _processes.spread(judge, pieces)
+        found = processes.spread(judge, pieces)
         return Judgement(torch.cat([each.nll for each in found]), torch.cat([each.tokens for each in found]))
 
-    return judge if _processes.world() == 1 else judged
+    return judge if processes.world() == 1 else judged
 
 
 def rows(
@@ -185,7 +188,7 @@ def table(found: Sequence[Row]) -> str:
         lines.append((row.name, _cell(row.samples), _cell(row.held_out), row.remark))
         if row.name == ENTROPY:
             lines.append(("unigram entropy, bits", _bits(row.samples), _bits(row.held_out), ""))
-    return _report.columns(lines)
+    return report.columns(lines)
 
 
 def record(found: Sequence[Row]) -> list[dict[str, Any]]:

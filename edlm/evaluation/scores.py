@@ -6,13 +6,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import baselines, bounds, corrections, energies, finite, likelihoods, plans
-from edlm.baselines import Reverse
 from edlm.contracts import Denoiser, Energy
-from edlm.corrections import Correction
-from edlm.denoisers import SeddDenoiser
-from edlm.recipes._models import CHAIN_RULE, SPECULATIVE, Autoregressive, Diffusion, Models
-from edlm.samplers import Sampler
+from edlm.likelihood import bounds, nelbo
+from edlm.models import energies
+from edlm.models.denoisers import SeddDenoiser
+from edlm.process import finite
+from edlm.samplers import baselines, corrections, plans
+from edlm.samplers.baselines import Reverse
+from edlm.samplers.corrections import Correction
+from edlm.samplers.sampler import Sampler
+from edlm.weights.named import CHAIN_RULE, SPECULATIVE, Autoregressive, Diffusion, Models
 
 
 class Scores(NamedTuple):
@@ -69,7 +72,7 @@ def continuous(diffusion: Diffusion) -> Score:
     """Build the continuous NELBO of the denoiser."""
 
     def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        nats = likelihoods.nelbo(diffusion.denoiser, diffusion.schedule, x_0, seed, row, scored)
+        nats = nelbo.nelbo(diffusion.denoiser, diffusion.schedule, x_0, seed, row, scored)
         return Scores({"nelbo": nats}, {"denoiser": len(row)})
 
     return score

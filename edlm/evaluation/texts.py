@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edlm import catalogue, corpora, datasets
-from edlm.recipes import _settings
+from edlm.data import catalogue, corpora, datasets
+from edlm.runs import settings
 
 _SPLITS = ("train", "valid", "test")
 
@@ -20,7 +20,7 @@ def zero_shot(asked: str | Mapping[str, Any], folder: str | None, normalised: bo
     Raises ValueError for what is missing or not as expected.
     """
     if isinstance(asked, Mapping):
-        corpus = _settings.build(asked, "texts")
+        corpus = settings.build(asked, "texts")
         name = str(asked.get("name", asked.get("path", asked["_component_"])))
         return name, list(getattr(corpus, getattr(corpus, "zero_shot", "test")))
     name, _, split = asked.partition(":")

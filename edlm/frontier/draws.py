@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import autoregressive, corrections, energies, execution, pipelines, plans, quality
 from edlm.contracts import Energy, Scope
-from edlm.corrections import Correction
-from edlm.execution import Mode
-from edlm.judges import Judge
-from edlm.pipelines import Pipeline
-from edlm.recipes import _processes, _timing
-from edlm.recipes._frontier_grid import ENERGIES, FLIPPED, ZERO_JOINT, ZEROS, Setting
-from edlm.recipes._models import Diffusion, Models
-from edlm.recipes._quality import Texts
-from edlm.samplers import Proposal, Sampler
+from edlm.evaluation import quality
+from edlm.evaluation.judges import Judge
+from edlm.evaluation.samples import Texts
+from edlm.frontier.grid import ENERGIES, FLIPPED, ZERO_JOINT, ZEROS, Setting
+from edlm.models import energies
+from edlm.runs import processes, timing
+from edlm.samplers import autoregressive, corrections, execution, pipelines, plans
+from edlm.samplers.corrections import Correction
+from edlm.samplers.execution import Mode
+from edlm.samplers.pipelines import Pipeline
+from edlm.samplers.sampler import Proposal, Sampler
+from edlm.weights.named import Diffusion, Models
 
 PER_TEXT = ("denoiser_passes", "energy_passes", "passes", "calls", "ess", "log_weight_std")
 _Batch = tuple[Tensor, Mapping[str, list[Any]]]  # tokens, and what each text cost
@@ -109,11 +111,11 @@ def draw(setting: Setting, models: Models, drawing: Drawing) -> tuple[Tensor, di
     drawn: list[_Batch] = []
 
     def run() -> None:
-        drawn[:] = _processes.spread(lambda each: batch(*each), batches)
+        drawn[:] = processes.spread(lambda each: batch(*each), batches)
 
     if drawing.execution != "eager":
         run()
-    seconds = _timing.seconds(run, drawing.device) / total
+    seconds = timing.seconds(run, drawing.device) / total
     costs = {name: [value for _, cost in drawn for value in cost[name]] for name in PER_TEXT}
     return torch.cat([tokens for tokens, _ in drawn]).cpu(), {"seconds": seconds, **costs}
 

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import bounds, enumeration, quality, sources
-from edlm.enumeration import Transitions
-from edlm.likelihoods import Estimate, estimate
-from edlm.recipes import _frontier_draws
-from edlm.recipes._frontier_grid import Setting
-from edlm.recipes._models import Models
-from edlm.sources import Source
+from edlm.evaluation import quality
+from edlm.frontier import draws
+from edlm.frontier.grid import Setting
+from edlm.likelihood import bounds, enumeration, hidden_markov
+from edlm.likelihood.enumeration import Transitions
+from edlm.likelihood.hidden_markov import Source
+from edlm.likelihood.nelbo import Estimate, estimate
+from edlm.weights.named import Models
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]
 
@@ -41,7 +42,7 @@ class Beside(NamedTuple):
 
 def of_texts(tokens: Tensor, beside: Beside) -> Figures:
     """`-log q` per token less the entropy, which is no KL, and the total variation of the law of two tokens."""
-    nll = estimate(-sources.log_prob(beside.source, tokens) / beside.length)
+    nll = estimate(-hidden_markov.log_prob(beside.source, tokens) / beside.length)
     error = math.hypot(nll.standard_error, beside.entropy.standard_error)
     figures = {"excess": [nll.mean - beside.entropy.mean, error]}
     for distance in beside.distances:
@@ -57,13 +58,13 @@ def of_setting(setting: Setting, models: Models, beside: Beside) -> Figures:
     IMH and tempered proposals.
     """
     figures: Figures = {}
-    sampler = _frontier_draws.sampler(setting, models)
+    sampler = draws.sampler(setting, models)
     if beside.is_small and not enumeration.missing(sampler):
         figures |= _exact(setting, models, beside)
     if not bounds.missing(sampler):
         keys = (torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
         bound = bounds.of_sampler(sampler, beside.bounded, *keys).nats
-        found = estimate(bound + sources.log_prob(beside.source, beside.bounded) / beside.length)
+        found = estimate(bound + hidden_markov.log_prob(beside.source, beside.bounded) / beside.length)
         figures["kl_bound"] = [found.mean, found.standard_error]
     return figures
 
@@ -71,10 +72,10 @@ def of_setting(setting: Setting, models: Models, beside: Beside) -> Figures:
 def _exact(setting: Setting, models: Models, beside: Beside) -> Figures:
     steps = _transitions(setting._replace(num_steps=None), _Same(models), beside.length)
     symbols = beside.source.num_symbols
-    law = enumeration.law_of(steps, _frontier_draws.sampler(setting, models), beside.length).flatten()
+    law = enumeration.law_of(steps, draws.sampler(setting, models), beside.length).flatten()
     digits = symbols ** torch.arange(beside.length - 1, -1, -1)
     texts = torch.arange(symbols**beside.length).unsqueeze(-1) // digits % symbols
-    log_q = sources.log_prob(beside.source, texts)
+    log_q = hidden_markov.log_prob(beside.source, texts)
     q = log_q.exp()
     kl = torch.where(q > 0.0, q * (log_q - law.log()), 0.0).sum() / beside.length
     return {"total_variation": [float((law - q).abs().sum() / 2), 0.0], "kl": [float(kl), 0.0]}
@@ -95,13 +96,13 @@ class _Same(NamedTuple):
 @cache
 def _transitions(setting: Setting, of: _Same, length: int) -> Transitions:
     """What a step writes: the same for every grid, so settings that differ in steps alone share it."""
-    return enumeration.transitions_of(_frontier_draws.sampler(setting, of.models), length)
+    return enumeration.transitions_of(draws.sampler(setting, of.models), length)
 
 
 def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:
     """Total variation of the law of two tokens so far apart, its error bootstrapped over texts."""
     symbols, n = beside.source.num_symbols, len(tokens)
-    wanted = sources.pair_law(beside.source, beside.length, distance).flatten()
+    wanted = hidden_markov.pair_law(beside.source, beside.length, distance).flatten()
     numbers = tokens[:, :-distance] * symbols + tokens[:, distance:]
     counts = torch.zeros(n, symbols**2, dtype=torch.float64)
     counts = counts.scatter_add(1, numbers, torch.ones_like(numbers, dtype=torch.float64))
@@ -116,7 +117,7 @@ def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:
 def of_costs(costs: Mapping[str, Any]) -> Figures:
     """Means over texts of passes; of ESS and log-weights over those that an energy corrected; seconds as they are."""
     figures: Figures = {"seconds": [costs["seconds"], 0.0]}
-    for name in _frontier_draws.PER_TEXT:
+    for name in draws.PER_TEXT:
         known = [value for value in costs[name] if value is not None]
         if len(known) > 1:  # an error needs two
             found = estimate(torch.tensor(known, dtype=torch.float64))

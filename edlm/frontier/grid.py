@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import schedules
-from edlm.recipes import _settings
-from edlm.recipes._models import CHAIN_RULE, SPECULATIVE
-from edlm.recipes._settings import Schema
-from edlm.schedules import Schedule
+from edlm.process import schedules
+from edlm.process.schedules import Schedule
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.weights.named import CHAIN_RULE, SPECULATIVE
 
 
 class Origin(NamedTuple):
@@ -45,16 +45,16 @@ _ROUNDS = 2  # of `speculative` in a step, about
 _MOST_STEPS = 16  # per token: with more of them nearly every pass reveals one position
 
 _TEMPERATURES: Schema = {
-    "method": _settings.text,
-    "temperature": _settings.items(_settings.temperature(), least=1),
+    "method": schemas.text,
+    "temperature": schemas.items(schemas.temperature(), least=1),
 }
-_STEPS: Schema = {**_TEMPERATURES, "num_steps": _settings.items(_settings.optional(_settings.integer(1)), least=1)}
+_STEPS: Schema = {**_TEMPERATURES, "num_steps": schemas.items(schemas.optional(schemas.integer(1)), least=1)}
 _PARTICLES: Schema = {
     **_STEPS,
-    "energy": _settings.items(_settings.choice(*ENERGIES), least=1),
-    "num_particles": _settings.items(_settings.integer(1), least=1),
-    "window": _settings.items(_settings.window, least=1),
-    "controls": _settings.items(_settings.choice(*CONTROLS)),
+    "energy": schemas.items(schemas.choice(*ENERGIES), least=1),
+    "num_particles": schemas.items(schemas.integer(1), least=1),
+    "window": schemas.items(schemas.window, least=1),
+    "controls": schemas.items(schemas.choice(*CONTROLS)),
 }
 METHODS = {
     "plain": _STEPS,
@@ -131,8 +131,8 @@ class Setting(NamedTuple):
 def check_sweep(key: str, value: Any) -> None:
     """A section with a `method` and the lists of that method. Raises ValueError naming the key."""
     method = value.get("method") if isinstance(value, dict) else None
-    _settings.choice(*METHODS)(f"{key}.method", method)
-    _settings.check(METHODS[str(method)], value, where=f"{key}.")
+    schemas.choice(*METHODS)(f"{key}.method", method)
+    schemas.check(METHODS[str(method)], value, where=f"{key}.")
 
 
 def energies_of(sweep: Mapping[str, Any]) -> list[str]:

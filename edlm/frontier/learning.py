@@ -9,37 +9,31 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torch import nn
 
-from edlm import (
-    chain_rule,
-    contracts,
-    denoisers,
-    energies,
-    joint,
-    networks,
-    objectives,
-    sources,
-    training,
-    transition,
-)
+from edlm import contracts
 from edlm.contracts import Energy
-from edlm.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.recipes import _settings, _training
-from edlm.recipes._frontier_grid import JOINT
-from edlm.recipes._models import CHAIN_RULE, Diffusion, Models
-from edlm.recipes._settings import Schema
-from edlm.recipes._training import TrainingRun
-from edlm.sources import Source
+from edlm.frontier.grid import JOINT
+from edlm.likelihood import hidden_markov
+from edlm.likelihood.hidden_markov import Source
+from edlm.models import chain_rule, denoisers, energies, joint
+from edlm.nn import networks
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.objectives import denoising, losses, transition
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.training import loop
+from edlm.training.loop import TrainingRun
+from edlm.weights.named import CHAIN_RULE, Diffusion, Models
 
 SETTINGS: Schema = {
-    "network": _settings.component("vocab_size", "max_length"),
-    "denoiser": _settings.choice("mdlm", "chain_rule"),
-    "start_from": _settings.choice("denoiser", "scratch"),
-    "num_energy_layers": _settings.integer(1),
-    "objective": _settings.choice("nce", "info_nce"),
-    "num_negatives": _settings.integer(1),
-    "transition_steps": _settings.span,
-    "num_texts": _settings.integer(1),
-    **_training.SETTINGS,
+    "network": schemas.component("vocab_size", "max_length"),
+    "denoiser": schemas.choice("mdlm", "chain_rule"),
+    "start_from": schemas.choice("denoiser", "scratch"),
+    "num_energy_layers": schemas.integer(1),
+    "objective": schemas.choice("nce", "info_nce"),
+    "num_negatives": schemas.integer(1),
+    "transition_steps": schemas.span,
+    "num_texts": schemas.integer(1),
+    **loop.SETTINGS,
 }
 _TEXTS, _HELD_OUT = 4, 5  # added to the seed
 _ALWAYS, _CONTRAST = ("network", "num_texts"), ("start_from", "objective", "num_negatives")
@@ -77,10 +71,10 @@ class Learning(NamedTuple):
         """
         tables = [[round(value, 12) for value in table.flatten().tolist()] for table in self.source]
         length, rows = self.models.max_length, self.settings["valid_rows"]
-        held_out = sources.texts(self.source, rows, length, self.seed + _HELD_OUT)
-        keyed = _training.keyed(held_out, torch.arange(rows), self.seed, _training.HELD_OUT_STEP, rows)
+        held_out = hidden_markov.texts(self.source, rows, length, self.seed + _HELD_OUT)
+        keyed = loop.keyed(held_out, torch.arange(rows), self.seed, loop.HELD_OUT_STEP, rows)
 
-        def validate(average: nn.Module) -> _training.Metrics:
+        def validate(average: nn.Module) -> loop.Metrics:
             with torch.no_grad():
                 return {"loss": float(stages(average.eval()).eval()(keyed)[contracts.LOSS].mean())}
 
@@ -88,9 +82,9 @@ class Learning(NamedTuple):
             folder=self.folder / name,
             network=network,
             stages=stages(network),
-            blocks=sources.texts(self.source, self.settings["num_texts"], length, self.seed + _TEXTS),
+            blocks=hidden_markov.texts(self.source, self.settings["num_texts"], length, self.seed + _TEXTS),
             vocabulary=self.models.vocabulary,
-            settings={key: self.settings[key] for key in _training.SETTINGS},
+            settings={key: self.settings[key] for key in loop.SETTINGS},
             seed=self.seed,
             identity={
                 "source": tables,
@@ -130,7 +124,7 @@ def _energy_network(learning: Learning) -> EnergyNetwork:
     torch.manual_seed(learning.seed)
     named = learning.settings["network"]
     sizes = {"vocab_size": learning.exact.denoiser.vocab_size, "max_length": learning.models.max_length}
-    network = _settings.build(named, **sizes)
+    network = schemas.build(named, **sizes)
     if not isinstance(network, EnergyNetwork):
         raise ValueError(f"learn.network._component_ = {named['_component_']!r} must be 'edlm.networks.EnergyNetwork'")
     return network
@@ -145,7 +139,7 @@ def _denoiser(learning: Learning) -> Transformer:
         denoiser = denoisers.subs(network, learning.models.vocabulary.mask_id)
         if in_order:
             return chain_rule.denoising(denoiser, schedule, tuple(settings["transition_steps"]))
-        return training.denoising(denoiser, schedule, settings["time_low"])
+        return denoising.denoising(denoiser, schedule, settings["time_low"])
 
     told = ("denoiser", "transition_steps") if in_order else ()
     network = Transformer(**_energy_network(learning).arguments)
@@ -198,11 +192,11 @@ def _stages(scope: Scope, learning: Learning, network: EnergyNetwork) -> TensorD
     energy = _energy(scope, network)
     if scope.transitions:
         return transition.contrastive(denoiser, energy, schedule, steps, n, _objective(settings))
-    return training.contrastive(denoiser, energy, schedule, n, settings["time_low"], _objective(settings))
+    return denoising.contrastive(denoiser, energy, schedule, n, settings["time_low"], _objective(settings))
 
 
 def _objective(settings: Mapping[str, Any]) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(objectives, settings["objective"])
+    found: Callable[..., Any] = getattr(losses, settings["objective"])
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edlm.recipes import _records, _report
+from edlm.runs import files, records
 
 # The settings are compared one by one, and networks by their weights; a line depends on no other line.
 _FREE_ON_RESUME = ("settings", "networks", "output_dir", "sweeps")
@@ -29,11 +29,11 @@ class Lines:
             raise ValueError(f"{self.path} is missing beside {stem}.md: put it back, or use another output_dir")
         self.records: dict[str, dict[str, Any]] = self._read()
         folder.mkdir(parents=True, exist_ok=True)
-        _report.write_json(beside, now)
+        files.write_json(beside, now)
 
     def add(self, name: str, record: Mapping[str, Any]) -> None:
         """Write down a setting that is finished."""
-        _report.append_jsonl(self.path, [_records.sealed({"name": name, **record})])
+        files.append_jsonl(self.path, [records.sealed({"name": name, **record})])
         self.records[name] = dict(record)
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -48,7 +48,7 @@ class Lines:
             return None
 
         try:
-            found = _records.read(self.path, wrong, lambda _: '{"name": "')
+            found = records.read(self.path, wrong, lambda _: '{"name": "')
         except ValueError as error:
             raise ValueError(
                 f"{self.path} holds something else than finished settings: use another output_dir ({error})"

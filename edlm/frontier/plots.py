@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edlm.recipes import _plots
-from edlm.recipes._frontier_points import COSTS, Point
+from edlm.benchmark import plots
+from edlm.frontier.points import COSTS, Point
 
 _LABELS = {
     "entropy": "unigram entropy, nats",
@@ -35,10 +35,10 @@ def draw(path: Path, points: Sequence[Point], subtitle: str) -> None:
         axes.set_ylabel("bits per character under the judge")
         if name in COSTS:
             axes.set_xscale("log")
-            _plots.plain_numbers(axes.xaxis)
+            plots.plain_numbers(axes.xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.suptitle(_plots.wrapped(subtitle, 140), fontsize="small")
+    figure.suptitle(plots.wrapped(subtitle, 140), fontsize="small")
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, dpi=120, format="png")
     os.replace(temporary, path)

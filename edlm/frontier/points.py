@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import quality
-from edlm.likelihoods import Estimate
-from edlm.recipes._frontier_grid import Setting
+from edlm.evaluation import quality
+from edlm.frontier.grid import Setting
+from edlm.likelihood.nelbo import Estimate
 
 COSTS = ("seconds", "passes", "calls")
 

@@ -5,8 +5,8 @@ import io
 import math
 from collections.abc import Sequence
 
-from edlm.likelihoods import Estimate
-from edlm.recipes._frontier_points import COSTS, Point, SpeedUp
+from edlm.frontier.points import COSTS, Point, SpeedUp
+from edlm.likelihood.nelbo import Estimate
 
 WARNING = (
     "WARNING: the judge's weights are those of `ar`. Whatever draws from that model or is corrected by it is judged by "

@@ -11,12 +11,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import absorbing, categorical, contracts, finite, likelihoods, noise, particles, passes, schedules
-from edlm.absorbing import RevealPlan
+from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Scope
-from edlm.noise import Stream
-from edlm.samplers import Sampler
-from edlm.schedules import Schedule
+from edlm.likelihood import nelbo
+from edlm.process import absorbing, categorical, finite, noise, particles, passes, schedules
+from edlm.process.absorbing import RevealPlan
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
+from edlm.samplers.sampler import Sampler
 
 RELIABLE_STD = 3.0  # nats; beyond it the leave-one-out pair misses log Z by many nats (Deng et al. 2020)
 PAPER_NELBO_WARNING = (
@@ -119,7 +121,7 @@ def of_sampler(
         raise ValueError(f"{sampler}: {reason}")
     if num_completions < 1:
         raise ValueError(f"num_completions = {num_completions} must be at least 1")
-    likelihoods.check_scored(scored)
+    nelbo.check_scored(scored)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
     plan = sampler.plan.draw(uniforms, wanted, sampler.denoiser.schedule)
@@ -243,14 +245,14 @@ def paper_nelbo(
 ) -> PaperNelbo:
     """One draw per row of the figure that Xu et al. 2025 report, which bounds nothing; see `PAPER_NELBO_WARNING`.
 
-    `int w(t) E[ -log p_theta(x_0 | x_t) + E(x_0, x_t, t) + log Z(x_t) ] dt`, at a random pass as `likelihoods.nelbo`,
+    `int w(t) E[ -log p_theta(x_0 | x_t) + E(x_0, x_t, t) + log Z(x_t) ] dt`, at a random pass as `nelbo.nelbo`,
     with log Z from n drafts: the pair of `particles.log_z_bounds`. Not to be relied on where the log-weights' standard
     deviation passes `RELIABLE_STD`. Arguments as of `sampler_nelbo`.
     Raises ValueError for fewer than two particles or a row without a scored position.
     """
     if num_particles < 2:
         raise ValueError(f"num_particles = {num_particles} must be at least 2")
-    x_t, t, masked = likelihoods.before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
+    x_t, t, masked = nelbo.before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
     count = int(masked.sum())
     log_p, weighed = _weigh(denoiser, energy, x_0, x_t, t, masked, count, masked, num_particles, 1, seed, row, 1)
     drafts, data = particles.log_weights(weighed[:, :-1]), weighed[:, -1].double()
@@ -268,7 +270,7 @@ def paper_nelbo(
 def _plan(
     schedule: Schedule, grid: Tensor | None, x_0: Tensor, seed: Tensor, row: Tensor, scored: Tensor | None
 ) -> RevealPlan:
-    likelihoods.check_scored(scored)
+    nelbo.check_scored(scored)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
     return absorbing.reveal_plan(uniforms, wanted, schedule, grid)
@@ -301,7 +303,7 @@ def _sum(
     for part in _parts(terms, ~corrected, len(row)):
         x_t, t, now, _ = _before(denoiser, plan, x_0, part)
         positions = _flat(now, int(now.sum()))
-        log_p = likelihoods.data_log_prob(denoiser, x_0[part.row], x_t, t, positions)
+        log_p = nelbo.data_log_prob(denoiser, x_0[part.row], x_t, t, positions)
         plain.index_add_(0, part.row, -part.weight * log_p.sum(-1))
     for part in _parts(terms, corrected, len(row)):
         x_t, t, now, masked = _before(denoiser, plan, x_0, part)
@@ -335,7 +337,7 @@ def _terms(plan: RevealPlan, num_passes: int | None, seed: Tensor, row: Tensor) 
     index = torch.arange(len(row), device=row.device).repeat_interleave(num_passes)
     stretch = torch.arange(num_passes, device=row.device).repeat(len(row))
     passes = plan.passes[index]
-    place = (likelihoods.strata(seed, row)[index] + stretch) / num_passes
+    place = (nelbo.strata(seed, row)[index] + stretch) / num_passes
     return _Term(index, (place * passes).long().minimum(passes - 1), passes.double() / num_passes)
 
 

@@ -13,11 +13,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import contracts, energies, plans, selections
+from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
-from edlm.samplers import Sampler
-from edlm.schedules import Schedule
-from edlm.selections import Law
+from edlm.models import energies
+from edlm.process.schedules import Schedule
+from edlm.samplers import plans, selections
+from edlm.samplers.sampler import Sampler
+from edlm.samplers.selections import Law
 
 MOST_TRANSITIONS = 1 << 20
 _SOME_TIMES = (0.25, 1.0)  # a law that is asked once for all steps must be the same at any time

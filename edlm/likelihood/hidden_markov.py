@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import categorical, contracts, energies, noise, schedules
-from edlm.noise import Stream
+from edlm import contracts
+from edlm.models import energies
+from edlm.process import categorical, noise, schedules
+from edlm.process.noise import Stream
 
 _SUM_TOLERANCE = 1e-9
 

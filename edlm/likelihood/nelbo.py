@@ -8,10 +8,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import absorbing, categorical, contracts, finite, noise
+from edlm import contracts
 from edlm.contracts import Denoiser
-from edlm.noise import Stream
-from edlm.schedules import Schedule
+from edlm.process import absorbing, categorical, finite, noise
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
 
 
 class Estimate(NamedTuple):

@@ -15,11 +15,15 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, energies, schedules, training, transition
+from edlm import contracts
 from edlm.contracts import Denoiser, Ordered, Reads
-from edlm.denoisers import SubsDenoiser
-from edlm.schedules import Schedule
-from edlm.stages import stage
+from edlm.models import energies
+from edlm.models.denoisers import SubsDenoiser
+from edlm.objectives import denoising as denoising_objectives
+from edlm.objectives import transition
+from edlm.process import absorbing, categorical, schedules
+from edlm.process.schedules import Schedule
+from edlm.process.stages import stage
 
 READS = Reads(candidates=0, new=2)  # of a candidate, beside a pass over x_t: each token and the mask in its place
 _IN_ORDER = "log_prob_in_order"
@@ -86,7 +90,7 @@ def denoising(
         {
             "corrupt": transition.before_step(denoiser.mask_id, schedule, num_steps, pad_id),
             "read": read,
-            "score": training.score(denoiser),
+            "score": denoising_objectives.score(denoiser),
             "order": TensorDictModule(
                 _ScoreInOrder(denoiser),
                 in_keys=[contracts.X_T, contracts.X_S, contracts.T, contracts.CONTEXT, contracts.LOG_PROB],

@@ -12,9 +12,10 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import categorical, contracts, schedules
-from edlm.layers import Head
-from edlm.schedules import Schedule
+from edlm import contracts
+from edlm.nn.blocks import Head
+from edlm.process import categorical, schedules
+from edlm.process.schedules import Schedule
 
 
 class _OfNetwork(TensorDictModule):
@@ -62,7 +63,7 @@ class SubsDenoiser(_OfNetwork):
     def token_log_prob(self, hidden: Tensor, tokens: Tensor, expected: Tensor | None = None) -> Tensor:
         """`log p(token)` at hidden states (n, h): nats (n,), without all logits at once where the head can do that.
 
-        expected (n,): the gradient of the result up to one factor, if it is known; see `cross_entropy.log_prob`.
+        expected (n,): the gradient of the result up to one factor, if it is known; see `head.log_prob`.
         """
         head = self.network.head
         if isinstance(head, Head):

@@ -14,12 +14,13 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import categorical, contracts, passes, schedules
-from edlm.attention import Attention
+from edlm import contracts
 from edlm.contracts import Energy, Reads, Scope
-from edlm.layers import Head
-from edlm.networks import EnergyNetwork
-from edlm.schedules import Schedule
+from edlm.nn.attention import Attention
+from edlm.nn.blocks import Head
+from edlm.nn.networks import EnergyNetwork
+from edlm.process import categorical, passes, schedules
+from edlm.process.schedules import Schedule
 
 E = TypeVar("E", bound=nn.Module)
 
@@ -105,7 +106,7 @@ def ar_log_prob(
     The network reads `[bos, x_0, ..., x_{l-2}]`; without a bos, position 0 is given and its entry is zero. The mask's
     logit is left out. With flat positions, indices into n * l of which n * l is padding, the vocabulary head runs on
     those alone and the entries of others are zero. Never more than a fixed number of logits exist at once, also where
-    gradients are taken, if the network's head is a `layers.Head`.
+    gradients are taken, if the network's head is a `blocks.Head`.
     """
     n, l = tokens.shape
     # Position i is predicted by the state that read everything before it.

@@ -14,12 +14,15 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import contracts, energies, noise, objectives, passes, schedules, stages, training, transition
+from edlm import contracts
 from edlm.contracts import Joint, Reads
-from edlm.denoisers import SubsDenoiser
-from edlm.noise import Stream
-from edlm.schedules import Schedule
-from edlm.stages import stage
+from edlm.models import energies
+from edlm.models.denoisers import SubsDenoiser
+from edlm.objectives import denoising, losses, transition
+from edlm.process import noise, passes, schedules, stages
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
+from edlm.process.stages import stage
 
 
 def energy(network: Joint) -> TensorDictModule:
@@ -59,7 +62,7 @@ def contrastive(
     num_negatives: int = 1,
     nelbo_weight: float = 1.0,
     energy_weight: float = 1.0,
-    objective: Callable[[Tensor, Tensor], Tensor] = objectives.nce,
+    objective: Callable[[Tensor, Tensor], Tensor] = losses.nce,
     pad_id: int | None = None,
 ) -> TensorDictSequential:
     """Build the training pipeline of a joint network: `{x_0, seed, row, step, num_rows} -> {loss, energy, ...}`.
@@ -81,7 +84,7 @@ def contrastive(
     network = network_of(denoiser)
     counted = [] if pad_id is None else [contracts.NUM_TOKENS, contracts.NUM_ROWS]
     draft = TensorDictSequential(
-        {"denoise": denoiser, "draw": training.negative_noise(num_negatives), "propose": stages.propose(denoiser)},
+        {"denoise": denoiser, "draw": denoising.negative_noise(num_negatives), "propose": stages.propose(denoiser)},
         inplace=False,
     )
     return TensorDictSequential(
@@ -104,7 +107,7 @@ def contrastive(
                 in_keys=[contracts.X_S, contracts.CANDIDATE_STATES],
                 out_keys=[contracts.POSITIONS, contracts.HIDDEN],
             ),
-            "score": training.score(denoiser),
+            "score": denoising.score(denoiser),
             "objective": TensorDictModule(
                 partial(_loss, nelbo_weight, energy_weight, objective),
                 in_keys=[contracts.LOG_PROB, contracts.WEIGHT, contracts.ENERGY, *counted],
@@ -257,5 +260,5 @@ def _loss(
     num_rows: Tensor | None = None,
 ) -> Tensor:
     length = log_prob.shape[1] if num_tokens is None or num_rows is None else num_tokens / num_rows
-    bound = objectives.nelbo(log_prob, weight) / length
+    bound = losses.nelbo(log_prob, weight) / length
     return nelbo_weight * bound + energy_weight * objective(energies_[:, 0], energies_[:, 1:])

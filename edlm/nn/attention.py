@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm import rope
+from edlm.nn import rope
 
 _TOGETHER = 4  # candidates in one attention: more share the keys of x_t, and leave more of each other out
 Mask = Tensor | tuple[Tensor, ...]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm import cross_entropy, rope
-from edlm.attention import Attention, Cache, Mask, rows_at
+from edlm.nn import head, rope
+from edlm.nn.attention import Attention, Cache, Mask, rows_at
 
 _NOISE_FREQUENCIES = 256
 _MLP_RATIO = 4
@@ -176,8 +176,8 @@ class Head(nn.Linear):
     def log_prob(
         self, hidden: Tensor, tokens: Tensor, excluded: int | None = None, expected: Tensor | None = None
     ) -> Tensor:
-        """`log softmax(logits)[token]` of hidden states (n, h), nats (n,), in tiles: see `cross_entropy.log_prob`."""
-        return cross_entropy.log_prob(hidden, self.weight, self.bias, tokens, excluded, expected)
+        """`log softmax(logits)[token]` of hidden states (n, h), nats (n,), in tiles: see `head.log_prob`."""
+        return head.log_prob(hidden, self.weight, self.bias, tokens, excluded, expected)
 
 
 def _modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

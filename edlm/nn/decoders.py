@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm import tensors
-from edlm.layers import Head
+from edlm.nn.blocks import Head
+from edlm.weights import tensors
 
 
 class DecoderNetwork(nn.Module):

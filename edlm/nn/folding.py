@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edlm.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 
 N = TypeVar("N", Transformer, EnergyNetwork, JointNetwork)
 

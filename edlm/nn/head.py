@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from edlm import categorical
+from edlm.process import categorical
 
 # Logits of a tile. A CPU's are few enough to be little memory, and enough rows for the products to run at full rate.
 _LOGITS_AT_ONCE = {"cpu": 1 << 23, "cuda": 1 << 27}

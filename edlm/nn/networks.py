@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edlm import limits, rope
-from edlm.attention import Cache, readable, two_streams
-from edlm.layers import Block, Head, Trunk
+from edlm import limits
+from edlm.nn import rope
+from edlm.nn.attention import Cache, readable, two_streams
+from edlm.nn.blocks import Block, Head, Trunk
 
 _SIZES = ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "num_energy_layers")
 

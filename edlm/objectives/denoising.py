@@ -12,11 +12,14 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, denoisers, energies, noise, objectives, schedules, stages
+from edlm import contracts
 from edlm.contracts import Denoiser, Energy
-from edlm.denoisers import D3pmDenoiser, SeddDenoiser
-from edlm.noise import Stream
-from edlm.schedules import Schedule
+from edlm.models import denoisers, energies
+from edlm.models.denoisers import D3pmDenoiser, SeddDenoiser
+from edlm.objectives import losses
+from edlm.process import absorbing, categorical, noise, schedules, stages
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
 
 
 def denoising(
@@ -34,7 +37,7 @@ def denoising(
             "denoise": denoiser,
             "score": score(denoiser, weight=contracts.WEIGHT),
             "objective": TensorDictModule(
-                objectives.nelbo, in_keys=[contracts.LOG_PROB, contracts.WEIGHT], out_keys=[contracts.LOSS]
+                losses.nelbo, in_keys=[contracts.LOG_PROB, contracts.WEIGHT], out_keys=[contracts.LOSS]
             ),
         },
         inplace=False,
@@ -44,7 +47,7 @@ def denoising(
 def d3pm(denoiser: D3pmDenoiser, schedule: Schedule, num_steps: int, pad_id: int | None = None) -> TensorDictSequential:
     """Build the training pipeline of absorbing D3PM: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
-    The loss is one T-step bound in nats per row, `objectives.d3pm` at one of the `num_steps` equal steps of time,
+    The loss is one T-step bound in nats per row, `losses.d3pm` at one of the `num_steps` equal steps of time,
     stratified over the batch; see `denoising` for the rest. Raises ValueError unless num_steps >= 1.
     """
     if num_steps < 1:
@@ -72,7 +75,7 @@ def score_entropy(
 ) -> TensorDictSequential:
     """Build the training pipeline of absorbing SEDD: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
-    The loss is `objectives.sedd` summed over the masks of a row, in nats; see `denoising` for the rest.
+    The loss is `losses.sedd` summed over the masks of a row, in nats; see `denoising` for the rest.
     Raises ValueError unless 0 <= time_low < 1.
     """
     return TensorDictSequential(
@@ -95,7 +98,7 @@ def contrastive(
     schedule: Schedule,
     num_negatives: int = 1,
     time_low: float = 1e-3,
-    objective: Callable[[Tensor, Tensor], Tensor] = objectives.nce,
+    objective: Callable[[Tensor, Tensor], Tensor] = losses.nce,
     pad_id: int | None = None,
 ) -> TensorDictSequential:
     """Build the training pipeline of an energy: `{x_0, seed, row, step, num_rows} -> {loss, energy, ...}`.
@@ -165,9 +168,7 @@ def next_token(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int
             "score": TensorDictModule(
                 _ArScore(network, mask_id, bos_id, pad_id), in_keys=[contracts.X_0], out_keys=[contracts.LOG_PROB]
             ),
-            "objective": TensorDictModule(
-                objectives.next_token, in_keys=[contracts.LOG_PROB], out_keys=[contracts.LOSS]
-            ),
+            "objective": TensorDictModule(losses.next_token, in_keys=[contracts.LOG_PROB], out_keys=[contracts.LOSS]),
         },
         inplace=False,
     )
@@ -252,7 +253,7 @@ class _CorruptOnGrid(nn.Module):
 
 
 class _D3pmLoss(nn.Module):
-    """`objectives.d3pm` of the masked positions, per row (b,); the last step ends at alpha = 1."""
+    """`losses.d3pm` of the masked positions, per row (b,); the last step ends at alpha = 1."""
 
     def __init__(self, denoiser: D3pmDenoiser, schedule: Schedule, num_steps: int) -> None:
         super().__init__()
@@ -269,11 +270,11 @@ class _D3pmLoss(nn.Module):
         ]
         masked = torch.zeros_like(x_0.flatten(), dtype=torch.bool).index_fill(0, positions, True).view_as(x_0)
         alpha_s = torch.where(s > 0.0, self.schedule.alpha(s), 1.0)
-        return objectives.d3pm(spread[0], spread[1], masked, self.schedule.alpha(t), alpha_s, self.num_steps)
+        return losses.d3pm(spread[0], spread[1], masked, self.schedule.alpha(t), alpha_s, self.num_steps)
 
 
 class _SeddLoss(nn.Module):
-    """`objectives.sedd` of the masked positions, summed per row (b,)."""
+    """`losses.sedd` of the masked positions, summed per row (b,)."""
 
     def __init__(self, denoiser: SeddDenoiser, schedule: Schedule) -> None:
         super().__init__()
@@ -284,7 +285,7 @@ class _SeddLoss(nn.Module):
         owner = positions // x_0.shape[1]
         alpha = self.schedule.alpha(t)[owner]
         log_score, token = self.denoiser.log_score(hidden, alpha), x_0.flatten()[positions]
-        entropy = objectives.sedd(log_score, token, alpha, self.schedule.alpha_slope(t)[owner], self.denoiser.mask_id)
+        entropy = losses.sedd(log_score, token, alpha, self.schedule.alpha_slope(t)[owner], self.denoiser.mask_id)
         return entropy.new_zeros(len(x_0)).index_add(0, owner, entropy)
 
 

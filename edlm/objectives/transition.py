@@ -15,10 +15,12 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, contracts, noise, objectives, schedules, training
+from edlm import contracts
 from edlm.contracts import Denoiser, Energy
-from edlm.noise import Stream
-from edlm.schedules import Schedule
+from edlm.objectives import denoising, losses
+from edlm.process import absorbing, noise, schedules
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
 
 
 def contrastive(
@@ -27,7 +29,7 @@ def contrastive(
     schedule: Schedule,
     num_steps: tuple[int, int],
     num_negatives: int = 1,
-    objective: Callable[[Tensor, Tensor], Tensor] = objectives.nce,
+    objective: Callable[[Tensor, Tensor], Tensor] = losses.nce,
     pad_id: int | None = None,
 ) -> TensorDictSequential:
     """Build the training pipeline of an energy of transitions: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
@@ -37,10 +39,10 @@ def contrastive(
     which reveals a random position, so it reveals something, and the more the likelier it is to be seen.
     num_steps: fewest and most steps of the grids to train for; their logarithm is uniform between them.
     Minimal where `exp(-E) = q(x^S | x_t) / prod_{i in S} p_theta(x_i | x_t)`, whatever the grids.
-    Raises ValueError unless 1 <= fewest <= most, and as `training.contrastive` does.
+    Raises ValueError unless 1 <= fewest <= most, and as `denoising.contrastive` does.
     """
     corrupt = before_step(denoiser.mask_id, schedule, num_steps, pad_id)
-    return training.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
+    return denoising.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
 
 
 def before_step(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.schedules import Schedule
+from edlm.process.schedules import Schedule
 
 
 class RevealPlan(NamedTuple):

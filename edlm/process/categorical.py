@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import finite
+from edlm.process import finite
 
 _COLD, _HOT = 1e-3, 1e3  # temperatures between which logits are divided as they are
 BLOCK = 256  # tokens of the vocabulary, in which a draw is found

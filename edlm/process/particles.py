@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from edlm import finite
+from edlm.process import finite
 
 COLDEST = 1e-100  # energies of any size that means something can be divided by it, and their squares be summed
 

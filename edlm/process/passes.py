@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edlm import contracts
 from edlm.contracts import Reads, Scope
-from edlm.stages import stage
+from edlm.process.stages import stage
 
 NOTHING = Reads(candidates=0, calls=0)
 

@@ -11,8 +11,9 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, finite, particles
+from edlm import contracts
 from edlm.contracts import Denoiser, Selection
+from edlm.process import absorbing, categorical, finite, particles
 
 Stages = Mapping[str, TensorDictModuleBase]
 

@@ -12,12 +12,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from edlm import cli, limits, tensors
-from edlm.recipes import _locks, _processes, _settings
-from edlm.recipes._settings import Schema, check
+from edlm import limits
+from edlm.cli import commands
+from edlm.runs import locks, processes, settings
+from edlm.runs.settings import Schema, check
+from edlm.weights import tensors
 
 _HEAD_START = 30.0  # seconds
-_GENERAL: Schema = {"verify": _settings.flag, "limits": _settings.number(0, above=True)}
+_GENERAL: Schema = {"verify": settings.flag, "limits": settings.number(0, above=True)}
 _SHOWN = 200  # characters of a value in a message
 
 
@@ -44,7 +46,7 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool =
         plain = _resolved(values)
         _take_in_general(plain)
         check(schema, plain)
-        with _processes.joined(plain.get("device", "cpu")), _locks.outputs(plain if writes else {}):
+        with processes.joined(plain.get("device", "cpu")), locks.outputs(plain if writes else {}):
             main(plain)
 
     try:
@@ -53,22 +55,22 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool =
         config.parse(checked)()
     except Interrupted as stop:  # in all processes after the same step: the first one speaks, then all of them end
         message, status = str(stop), stop.status
-        _processes.from_first(lambda: _say(message))
+        processes.from_first(lambda: _say(message))
         sys.exit(status)
     except KeyboardInterrupt:
         if os.environ.get("EDLM_DEBUG"):
             raise
         if _speaks():  # each process had the signal, and none waits for another
             _say("stopped by Ctrl-C")
-        sys.exit(cli.INTERRUPTED)
+        sys.exit(commands.INTERRUPTED)
     except (OmegaConfBaseException, config._errors.InstantiationError) as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
-        _exit(str(error), cli.USAGE_ERROR)
+        _exit(str(error), commands.USAGE_ERROR)
     except Exception as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
-        _exit(*cli.explained(error))
+        _exit(*commands.explained(error))
 
 
 def _take_in_general(values: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edlm.recipes import _processes
+from edlm.runs import processes
 
 REPORT = "report.json"
 
@@ -44,7 +44,7 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Add one json object per line. Raises ValueError naming the file if it cannot be written."""
-    if not _processes.is_first():
+    if not processes.is_first():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def fingerprint(content: Mapping[str, Any]) -> str:
 
 def write_text(path: Path, content: str) -> None:
     """Write a text file whole or not at all. Raises ValueError naming it if it cannot be."""
-    if not _processes.is_first():
+    if not processes.is_first():
         return
     temporary = path.with_name(f".{path.name}.partial")
     with writing(path):

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from edlm.recipes import _processes
+from edlm.runs import processes
 
 FOLDER, FILE = "output_dir", "output"  # the keys of what a recipe writes
 _TRIES = 100
@@ -53,11 +53,11 @@ def alone(key: str, value: str) -> Iterator[None]:
     output = Path(value).resolve()
     path = output.parent / f".{output.name}.lock" if key == FILE else output / ".run.lock"
     made = [each for each in path.parents if not each.exists()]
-    _processes.from_first(lambda: _acquire(path, key, value))
+    processes.from_first(lambda: _acquire(path, key, value))
     try:
         yield
     finally:
-        if _processes.is_first() and path in _held:
+        if processes.is_first() and path in _held:
             path.unlink(missing_ok=True)  # before the lock goes, so that whoever waits for this file sees it gone
             _held.pop(path).close()
             for each in made:

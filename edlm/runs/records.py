@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edlm.recipes import _report
+from edlm.runs import files
 
 SUM = "sum"  # the key of a record's hash
 
@@ -23,7 +23,7 @@ Extent = dict[str, Any]  # `lines` and `sha256` of the beginning of a file
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with its hash."""
-    return {**record, SUM: _report.fingerprint(_timeless(record))}
+    return {**record, SUM: files.fingerprint(_timeless(record))}
 
 
 def read(path: Path, wrong: Callable[[int, dict[str, Any]], str | None], start: Callable[[int], str]) -> list[Any]:
@@ -129,7 +129,7 @@ def _opened(line: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict) or SUM not in record:
         return None
     own = {key: value for key, value in record.items() if key != SUM}
-    return own if _report.fingerprint(_timeless(own)) == record[SUM] else None
+    return own if files.fingerprint(_timeless(own)) == record[SUM] else None
 
 
 def _timeless(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ torchtune accepts a misspelt key silently; here an unknown one is an error that 
 """
 
 import difflib
-import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_args, get_type_hints
@@ -236,9 +236,8 @@ def _check_type(key: str, given: Any, hint: Any) -> None:
 
 def _locate(key: str, path: Any) -> Callable[..., Any]:
     wanted = "the dotted path of something that can be imported and called"
-    module, _, name = str(path).rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = pkgutil.resolve_name(str(path))
     except Exception as error:  # a module of the user's own raises what it likes
         raise ValueError(f"{key} = {path!r} must be {wanted} ({error})") from error
     _require(callable(found), key, path, wanted)

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, energies, finite, folding, noise
-from edlm.categorical import Draws
-from edlm.networks import Transformer
-from edlm.noise import Stream
+from edlm.models import energies
+from edlm.nn import folding
+from edlm.nn.networks import Transformer
+from edlm.process import absorbing, categorical, finite, noise
+from edlm.process.categorical import Draws
+from edlm.process.noise import Stream
 
 
 def sample(

@@ -15,10 +15,13 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, finite, likelihoods, noise, pipelines, schedules
-from edlm.denoisers import D3pmDenoiser, SeddDenoiser
-from edlm.noise import Stream
-from edlm.schedules import Schedule
+from edlm import contracts
+from edlm.likelihood import nelbo
+from edlm.models.denoisers import D3pmDenoiser, SeddDenoiser
+from edlm.process import absorbing, categorical, finite, noise, schedules
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
+from edlm.samplers import pipelines
 
 LogLaw = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -115,9 +118,9 @@ def t_step_nelbo(
     stratified over the rows of the call. scored: bool (b, l), at least one of a row; the others are given. None: all.
     Raises ValueError if num_steps < 1, or for a row without a scored position.
     """
-    likelihoods.check_scored(scored)
+    nelbo.check_scored(scored)
     grid = schedules.uniform_grid(num_steps).to(x_0.device)
-    step = (likelihoods.strata(seed, row) * num_steps).long().clamp(max=num_steps - 1)
+    step = (nelbo.strata(seed, row) * num_steps).long().clamp(max=num_steps - 1)
     t, s = grid[step], grid[step + 1]
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
@@ -138,12 +141,12 @@ def score_entropy(
 
     With `s_y = alpha / (1 - alpha) a_y`, the score entropy is the NELBO's weight times `sum_y a_y - 1 - log a_{x_0}`
     per masked position: that of a normalised law, `-log p_{x_0}`, and `A - 1 - log A >= 0` for a sum A other than 1.
-    Drawn before a random pass as `likelihoods.nelbo` is, which it equals where A = 1. Nats per scored token, float64
+    Drawn before a random pass as `nelbo.nelbo` is, which it equals where A = 1. Nats per scored token, float64
     (b,).
     scored: bool (b, l), the positions that count, at least one of a row; the others are given. None: all.
     Raises ValueError for a row without a scored position.
     """
-    x_t, t, masked = likelihoods.before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
+    x_t, t, masked = nelbo.before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
     positions, owner = _masks(x_t, denoiser.mask_id)
     hidden = denoiser(_question(x_t, t, positions))[contracts.HIDDEN]
     entropy, tokens = partial(_entropy, denoiser), x_0.flatten()[positions]

@@ -14,10 +14,12 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from edlm import chain_rule, energies, finite, joint, kernel, particles, passes
 from edlm.contracts import Denoiser, Energy, Reads, Scope
-from edlm.denoisers import SubsDenoiser
-from edlm.stages import Stages
+from edlm.models import chain_rule, energies, joint
+from edlm.models.denoisers import SubsDenoiser
+from edlm.process import finite, particles, passes
+from edlm.process.stages import Stages
+from edlm.samplers import kernel
 
 
 class Parts(NamedTuple):

@@ -18,12 +18,13 @@ from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import categorical, networks
-from edlm.attention import Cache, Mask
 from edlm.contracts import NEW, POSITIONS, PROPOSAL_NOISE, SHAPES, X_T
-from edlm.kernel import Kernel, Looped
-from edlm.layers import Block
-from edlm.pipelines import Pipeline
+from edlm.nn import networks
+from edlm.nn.attention import Cache, Mask
+from edlm.nn.blocks import Block
+from edlm.process import categorical
+from edlm.samplers.kernel import Kernel, Looped
+from edlm.samplers.pipelines import Pipeline
 
 Mode = Literal["eager", "compile", "cudagraph"]
 _SMALLEST_GRAPH = 16

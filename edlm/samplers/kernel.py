@@ -12,9 +12,10 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from edlm import contracts, noise
+from edlm import contracts
 from edlm.contracts import Denoiser, Positions
-from edlm.noise import Stream
+from edlm.process import noise
+from edlm.process.noise import Stream
 
 
 class Kernel(NamedTuple):

@@ -14,11 +14,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from edlm import absorbing, contracts, finite, noise, samplers, schedules
-from edlm.absorbing import RevealPlan
-from edlm.kernel import Kernel
-from edlm.noise import Stream
-from edlm.samplers import Sampler
+from edlm import contracts
+from edlm.process import absorbing, finite, noise, schedules
+from edlm.process.absorbing import RevealPlan
+from edlm.process.noise import Stream
+from edlm.samplers import sampler as samplers
+from edlm.samplers.kernel import Kernel
+from edlm.samplers.sampler import Sampler
 
 Callback = Callable[[TensorDict, TensorDict], None]
 _READ = (contracts.DENOISER_TOKENS, contracts.ENERGY_TOKENS, contracts.CALLS)

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from edlm import absorbing, schedules
-from edlm.absorbing import RevealPlan
-from edlm.schedules import Schedule
+from edlm.process import absorbing, schedules
+from edlm.process.absorbing import RevealPlan
+from edlm.process.schedules import Schedule
 
 
 class Expected(NamedTuple):

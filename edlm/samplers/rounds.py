@@ -12,9 +12,11 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from edlm import contracts, kernel, particles
+from edlm import contracts
 from edlm.contracts import Selection
-from edlm.kernel import Looped
+from edlm.process import particles
+from edlm.samplers import kernel
+from edlm.samplers.kernel import Looped
 
 _WEIGHED = (contracts.CHOSEN, contracts.PARTICLES, contracts.ROUNDS, contracts.ESS, contracts.LOG_WEIGHT_STD)
 _CHECKED = (contracts.ENERGY, contracts.LOG_RATIO)  # of all that was drawn, for `finite`; zero elsewhere

@@ -4,9 +4,9 @@
 |---|---|---|
 | plan | which positions a pass reveals | `edlm.plans` |
 | proposal | the law of each token | `Proposal`: temperature, nucleus |
-| correction | how what is proposed is put right | None, or of `edlm.corrections` |
+| correction | how what is proposed is put right | None, or of `edlm.samplers.corrections` |
 | candidates | how many are weighed | a number, or `rounds.UntilEss` |
-| selection | which is kept | `edlm.selections`, or the name of one |
+| selection | which is kept | `edlm.samplers.selections`, or the name of one |
 | remasking | whether a revealed token may be masked again | None |
 | window | at which times the correction acts | [low, high] |
 
@@ -21,14 +21,15 @@ from typing import Any, NamedTuple
 
 from tensordict.nn import TensorDictSequential
 
-from edlm import corrections, finite, particles, passes, plans, schedules, selections, speculative, stages
-from edlm import kernel as kernels
 from edlm.contracts import Denoiser, Energy, Positions
-from edlm.corrections import Correction, Parts
-from edlm.kernel import Kernel, Looped
-from edlm.plans import Expected, Plan
-from edlm.rounds import Rounds, UntilEss
-from edlm.selections import Selection
+from edlm.process import finite, particles, passes, schedules, stages
+from edlm.samplers import corrections, plans, selections, speculative
+from edlm.samplers import kernel as kernels
+from edlm.samplers.corrections import Correction, Parts
+from edlm.samplers.kernel import Kernel, Looped
+from edlm.samplers.plans import Expected, Plan
+from edlm.samplers.rounds import Rounds, UntilEss
+from edlm.samplers.selections import Selection
 
 _VERIFICATIONS = 2  # rounds that a step in order takes, about
 

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edlm import contracts, particles
+from edlm import contracts
+from edlm.process import particles
 
 _QUADRATURE_STEP, _TAIL = 0.25, 40.0  # in log s, and how far to go beyond the largest and the smallest weight
 

@@ -1,6 +1,6 @@
 """What a step reveals, written token after token by the denoiser itself, in a few passes over the new tokens alone.
 
-A denoiser that is read in order has a law of its own for what a step reveals, that of `edlm.chain_rule`,
+A denoiser that is read in order has a law of its own for what a step reveals, that of `edlm.models.chain_rule`,
 
     q(x^S | x_t) = prod_{i in S} q(x_i | x_t, x^{S<i}),
 
@@ -24,10 +24,12 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import absorbing, categorical, contracts, kernel, passes
+from edlm import contracts
 from edlm.contracts import Denoiser, Reads
-from edlm.kernel import Looped
-from edlm.stages import Stages, sequence, stage
+from edlm.process import absorbing, categorical, passes
+from edlm.process.stages import Stages, sequence, stage
+from edlm.samplers import kernel
+from edlm.samplers.kernel import Looped
 
 NUMBERS = 3  # uniforms of a position: what is proposed, whether that is accepted, and what is resampled in its place
 

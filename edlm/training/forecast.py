@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from edlm.recipes import _processes, _report
+from edlm.runs import files, processes
 
 _ROWS = 2  # of the small step that is measured
 _MEMORY = Path("/proc/meminfo")
@@ -98,7 +98,7 @@ def table(found: Forecast, settings: Mapping[str, Any], length: int, step: int =
     if found.free is not None and found.missing > found.free:
         fits = (found.free - found.held["gradients"] - found.held["optimizer"]) // max(1, found.row)
         lines.append(("warning", "memory", f"will not suffice: {remedy(settings, length, fits)}"))
-    return _report.table(lines)
+    return files.table(lines)
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def remedy(settings: Mapping[str, Any], length: int, fits: int | None = None) ->
     wanted = max(1, rows // 2 if fits is None else min(fits, rows - 1))
     parts = math.ceil(batch / wanted)
     same = f"set accumulate={parts} (parts of {math.ceil(batch / parts)} rows instead of {rows}; the same updates)"
-    smaller = wanted * settings["accumulate"] * _processes.world()
+    smaller = wanted * settings["accumulate"] * processes.world()
     return f"{same}, or batch_size={smaller}, or {shorter}"
 
 
@@ -143,7 +143,7 @@ def free_memory(device: torch.device) -> int | None:
 
 def _share(settings: Mapping[str, Any]) -> int:
     """Rows of a batch that fall to this process, or one fewer."""
-    return math.ceil(settings["batch_size"] / _processes.world())
+    return math.ceil(settings["batch_size"] / processes.world())
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:

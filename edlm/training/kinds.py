@@ -7,11 +7,16 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
 
-from edlm import baselines, chain_rule, checkpoints, denoisers, folding, likelihoods, permitted, training
-from edlm.baselines import Reverse
-from edlm.networks import Transformer
-from edlm.recipes import _settings
-from edlm.schedules import Schedule
+from edlm.likelihood import nelbo
+from edlm.models import chain_rule, denoisers
+from edlm.nn import folding
+from edlm.nn.networks import Transformer
+from edlm.objectives import denoising
+from edlm.process.schedules import Schedule
+from edlm.runs import settings as schemas
+from edlm.samplers import baselines
+from edlm.samplers.baselines import Reverse
+from edlm.weights import checkpoints, permitted
 
 KEY = "parameterisation"  # in a checkpoint's description; one without it holds SUBS
 
@@ -36,11 +41,11 @@ PARAMETERISATIONS = {
     "mdlm": Parameterisation(
         "nelbo",
         denoisers.subs,
-        lambda denoiser, schedule, settings, pad_id: training.denoising(
+        lambda denoiser, schedule, settings, pad_id: denoising.denoising(
             denoiser, schedule, settings["time_low"], pad_id
         ),
         lambda denoiser, schedule, settings: (
-            lambda x_0, seed, row, scored: likelihoods.nelbo(denoiser, schedule, x_0, seed, row, scored)
+            lambda x_0, seed, row, scored: nelbo.nelbo(denoiser, schedule, x_0, seed, row, scored)
         ),
         "denoiser NELBO",
     ),
@@ -51,14 +56,14 @@ PARAMETERISATIONS = {
             denoiser, schedule, tuple(settings["loss_steps"]), pad_id
         ),
         lambda denoiser, schedule, settings: (
-            lambda x_0, seed, row, scored: likelihoods.nelbo(denoiser, schedule, x_0, seed, row, scored)
+            lambda x_0, seed, row, scored: nelbo.nelbo(denoiser, schedule, x_0, seed, row, scored)
         ),
         "denoiser NELBO",
     ),
     "d3pm": Parameterisation(
         "t_step",
         denoisers.d3pm,
-        lambda denoiser, schedule, settings, pad_id: training.d3pm(denoiser, schedule, settings["loss_steps"], pad_id),
+        lambda denoiser, schedule, settings, pad_id: denoising.d3pm(denoiser, schedule, settings["loss_steps"], pad_id),
         lambda denoiser, schedule, settings: (
             lambda x_0, seed, row, scored: baselines.t_step_nelbo(
                 baselines.d3pm(denoiser, schedule), x_0, seed, row, settings["loss_steps"], scored
@@ -69,7 +74,7 @@ PARAMETERISATIONS = {
     "sedd": Parameterisation(
         "score_entropy",
         denoisers.sedd,
-        lambda denoiser, schedule, settings, pad_id: training.score_entropy(
+        lambda denoiser, schedule, settings, pad_id: denoising.score_entropy(
             denoiser, schedule, settings["time_low"], pad_id
         ),
         lambda denoiser, schedule, settings: (
@@ -83,12 +88,12 @@ KERNELS: dict[str, Callable[..., Reverse]] = {"d3pm": baselines.d3pm, "sedd": ba
 
 def loss_steps(key: str, value: Any) -> None:
     """A number of steps, or `[fewest, most]`."""
-    (_settings.span if isinstance(value, list) else _settings.integer(1))(key, value)
+    (schemas.span if isinstance(value, list) else schemas.integer(1))(key, value)
 
 
 def schedule(key: str, value: Any) -> None:
     """A schedule that a saved folder can name, so that what is trained by it can be loaded."""
-    _settings.component()(key, value)
+    schemas.component()(key, value)
     permitted.schedule(value, key)
 
 

@@ -13,17 +13,17 @@ from typing import Any, Self
 from torch import nn
 from tqdm import tqdm
 
-from edlm import autoregressive, baselines, pipelines, plans
-from edlm.denoisers import SubsDenoiser
-from edlm.networks import Transformer
-from edlm.recipes import _processes, _report, _settings
-from edlm.recipes._settings import Schema
-from edlm.samplers import Sampler
-from edlm.vocabulary import Vocabulary
+from edlm.data.vocabulary import Vocabulary
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn.networks import Transformer
+from edlm.runs import files, processes, settings
+from edlm.runs.settings import Schema
+from edlm.samplers import autoregressive, baselines, pipelines, plans
+from edlm.samplers.sampler import Sampler
 
 SETTINGS: Schema = {
-    "log_to": _settings.items(_settings.choice("tensorboard", "wandb")),
-    "sample_every": _settings.optional(_settings.integer(1)),
+    "log_to": settings.items(settings.choice("tensorboard", "wandb")),
+    "sample_every": settings.optional(settings.integer(1)),
 }
 METRICS, SAMPLES, CURVES = "metrics.jsonl", "training_samples.jsonl", "curves.png"
 _NUM_TEXTS, _NUM_STEPS = 2, 64
@@ -31,7 +31,7 @@ _WIDTH, _HEIGHT, _PER_ROW = 4.2, 3.0, 3  # inches of a panel, and panels beside 
 _SHOWN = 160  # characters of a text in the terminal
 _LEVEL = re.compile(r"_t[\d.]+-[\d.]+$")  # a figure over some times alone
 
-Texts = list[dict[str, Any]]  # records with a `text`, as `_report.write_jsonl` writes them
+Texts = list[dict[str, Any]]  # records with a `text`, as `files.write_jsonl` writes them
 Sample = Callable[[nn.Module], Texts]
 
 
@@ -46,7 +46,7 @@ class Log:
         self.folder, self.log_to = folder, log_to
 
     def __enter__(self) -> Self:
-        first = _processes.is_first()
+        first = processes.is_first()
         self.loggers = [_logger(name, self.folder) for name in self.log_to] if first else []
         path = self.folder / METRICS if first else Path(os.devnull)
         self.file = path.open("a", encoding="utf-8", buffering=1)
@@ -61,23 +61,23 @@ class Log:
     def write(self, step: int, record: Mapping[str, Any]) -> None:
         """Add the figures of a step, if there are any. Raises ValueError naming the file if it cannot be written."""
         if record:
-            with _report.writing(self.folder / METRICS):
+            with files.writing(self.folder / METRICS):
                 self.file.write(json.dumps({"step": step, **record}) + "\n")
             for logger in self.loggers:
                 logger.log_dict(dict(record), step)
 
     def flush(self) -> None:
         """Have all that was written on the disk. Raises ValueError naming the file if it cannot be."""
-        if _processes.is_first():
-            with _report.writing(self.folder / METRICS):
+        if processes.is_first():
+            with files.writing(self.folder / METRICS):
                 os.fsync(self.file.fileno())
 
     def show(self, step: int, texts: Texts) -> None:
         """Add texts drawn after a step to `training_samples.jsonl`, and show the last of them."""
         if not texts:
             return
-        _report.append_jsonl(self.folder / SAMPLES, [{"step": step, **text} for text in texts])
-        if _processes.is_first():
+        files.append_jsonl(self.folder / SAMPLES, [{"step": step, **text} for text in texts])
+        if processes.is_first():
             tqdm.write(f"step {step}: {' '.join(texts[-1]['text'].split())[:_SHOWN]}")
 
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edlm.recipes import _following, _records, _report
+from edlm.runs import files, records
+from edlm.training import log
 
-FILES = (_following.METRICS, _following.SAMPLES)
+FILES = (log.METRICS, log.SAMPLES)
 WITHOUT = "without_log"
 
 
@@ -17,9 +18,9 @@ def resume(key: str, value: Any) -> None:
         raise ValueError(f"{key} = {value!r} must be true or false, or {WITHOUT}")
 
 
-def written(folder: Path) -> dict[str, _records.Extent]:
+def written(folder: Path) -> dict[str, records.Extent]:
     """What a run has logged, for a checkpoint to keep."""
-    return {name: _records.extent(folder / name) for name in FILES}
+    return {name: records.extent(folder / name) for name in FILES}
 
 
 def begin(folder: Path, resume: bool | str, save_every: int) -> None:
@@ -27,34 +28,34 @@ def begin(folder: Path, resume: bool | str, save_every: int) -> None:
 
     Raises ValueError where more than that is there: its checkpoints are gone, and what is left of it is kept.
     """
-    there = [name for name in (*FILES, _report.REPORT) if (folder / name).exists()]
+    there = [name for name in (*FILES, files.REPORT) if (folder / name).exists()]
     if there and not resume:
         raise ValueError(f"{folder} holds a run already ({there[0]}): use another output_dir")
-    logged = max(_records.last_step(folder / name) for name in FILES)
-    if _report.REPORT in there or logged > save_every:
+    logged = max(records.last_step(folder / name) for name in FILES)
+    if files.REPORT in there or logged > save_every:
         raise ValueError(
             f"{folder} holds {' and '.join(there)} of a run whose checkpoints are gone: put them back, move these "
             "files away, or use another output_dir"
         )
     for name in FILES:
-        _records.cut(folder / name, 0)
+        records.cut(folder / name, 0)
 
 
-def go_on(folder: Path, known: Mapping[str, _records.Extent], step: int, resume: bool | str) -> None:
+def go_on(folder: Path, known: Mapping[str, records.Extent], step: int, resume: bool | str) -> None:
     """Drop what was logged after a checkpoint. known: what had been `written` there.
 
     Raises ValueError for a log that is not the one of the checkpoint; with `without_log` it gets another name instead.
     """
     for name, extent in known.items():
         path = folder / name
-        if not _records.begins_as(path, extent):
+        if not records.begins_as(path, extent):
             if resume != WITHOUT:
                 raise ValueError(
                     f"{path} is not what the run had written at step {step} ({extent['lines']} lines): put it back, or "
                     f"go on without it by resume={WITHOUT}, which keeps what is there under another name"
                 )
             _put_aside(path)
-        _records.cut(path, extent["lines"])
+        records.cut(path, extent["lines"])
 
 
 def _put_aside(path: Path) -> None:

@@ -18,14 +18,23 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import checkpoints, contracts, corpora, execution, likelihoods, networks
-from edlm.corpora import Rows
-from edlm.recipes import _following, _forecast, _logs, _processes, _settings, _state
-from edlm.recipes._entry import Interrupted
-from edlm.recipes._patience import Patience
-from edlm.recipes._settings import Schema
-from edlm.recipes._weights import PURE, Weights
-from edlm.vocabulary import Vocabulary
+from edlm import contracts
+from edlm.data import corpora
+from edlm.data.corpora import Rows
+from edlm.data.vocabulary import Vocabulary
+from edlm.likelihood import nelbo
+from edlm.nn import networks
+from edlm.runs import processes as distributed
+from edlm.runs import settings as schemas
+from edlm.runs.entry import Interrupted
+from edlm.runs.settings import Schema
+from edlm.samplers import execution
+from edlm.training import forecast, log_check
+from edlm.training import log as following
+from edlm.training import state as _state
+from edlm.training.patience import Patience
+from edlm.training.sharding import PURE, Weights
+from edlm.weights import checkpoints
 
 
 def _optimizer(key: str, value: Any) -> None:
@@ -33,13 +42,13 @@ def _optimizer(key: str, value: Any) -> None:
 
     No other is called before the run: a config is checked without running what it names.
     """
-    _settings.component("params")(key, value)
+    schemas.component("params")(key, value)
     home, _, name = value["_component_"].rpartition(".")
     if home != "torch.optim" or not isinstance(getattr(torch.optim, name), type):
         return
     try:
         weight = torch.zeros(1, requires_grad=True)
-        optimizer = _settings.build(value, "optimizer", params=iter([weight]))
+        optimizer = schemas.build(value, "optimizer", params=iter([weight]))
         weight.sum().backward()
         optimizer.step()
     except (ValueError, TypeError, RuntimeError) as error:  # some want a closure, or gradients of another kind
@@ -47,33 +56,33 @@ def _optimizer(key: str, value: Any) -> None:
 
 
 SETTINGS: Schema = {
-    "steps": _settings.integer(1),
-    "batch_size": _settings.integer(1),
-    "accumulate": _settings.integer(1),
+    "steps": schemas.integer(1),
+    "batch_size": schemas.integer(1),
+    "accumulate": schemas.integer(1),
     "optimizer": _optimizer,
-    "warmup_steps": _settings.integer(0),
-    "decay": _settings.choice("constant", "cosine"),
-    "clip_norm": _settings.number(0, above=True),
-    "ema_decay": _settings.number(0, 1),
-    "precision": _settings.choice("float32", "bfloat16", PURE),
-    "parallel": _settings.choice("data", "sharded"),
-    "recompute": _settings.flag,
-    "compile": _settings.flag,
-    "time_low": _settings.number(0, 0.5),
-    "log_every": _settings.integer(1),
-    "valid_every": _settings.integer(1),
-    "valid_rows": _settings.integer(2),
-    "save_every": _settings.integer(1),
-    "keep_last": _settings.integer(1),
-    "keep_best": _settings.flag,
-    "patience": _settings.optional(_settings.integer(1)),
-    "resume": _logs.resume,
-    **_following.SETTINGS,
+    "warmup_steps": schemas.integer(0),
+    "decay": schemas.choice("constant", "cosine"),
+    "clip_norm": schemas.number(0, above=True),
+    "ema_decay": schemas.number(0, 1),
+    "precision": schemas.choice("float32", "bfloat16", PURE),
+    "parallel": schemas.choice("data", "sharded"),
+    "recompute": schemas.flag,
+    "compile": schemas.flag,
+    "time_low": schemas.number(0, 0.5),
+    "log_every": schemas.integer(1),
+    "valid_every": schemas.integer(1),
+    "valid_rows": schemas.integer(2),
+    "save_every": schemas.integer(1),
+    "keep_last": schemas.integer(1),
+    "keep_best": schemas.flag,
+    "patience": schemas.optional(schemas.integer(1)),
+    "resume": log_check.resume,
+    **following.SETTINGS,
 }
 # What may differ when a run is resumed: it changes no update, but for rounding.
 _FREE_ON_RESUME = {
     *("log_every", "valid_every", "valid_rows", "save_every", "keep_last", "keep_best", "resume", "steps"),
-    *("accumulate", "parallel", "recompute", "compile", "processes", *_following.SETTINGS),
+    *("accumulate", "parallel", "recompute", "compile", "processes", *following.SETTINGS),
 }
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _IMPATIENT = 1.0  # seconds: a signal that comes twice within is one signal, sent to a process and to its group
@@ -144,7 +153,7 @@ class TrainingRun:
         identity: Mapping[str, Any],
         validate: Callable[[nn.Module], Metrics],
         per_token: bool = False,
-        sample: _following.Sample | None = None,
+        sample: following.Sample | None = None,
         rate_of: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         self.folder, self.network, self.stages, self.blocks = folder, network, stages, blocks
@@ -160,7 +169,7 @@ class TrainingRun:
         if settings["recompute"]:  # around what is compiled, in which it could not be seen
             networks.recompute(network)
         groups = self.weights.grouped(rate_of)
-        self.optimizer = _settings.build(
+        self.optimizer = schemas.build(
             settings["optimizer"], "optimizer", params=iter([{"params": own} for _, own in groups])
         )
         rates = zip(self.optimizer.param_groups, groups, strict=True)
@@ -182,14 +191,14 @@ class TrainingRun:
 
         Raises ValueError if there is one and `resume` is off, or if what it was trained with has changed.
         """
-        newest = _processes.from_first(lambda: checkpoints.last_checkpoint(self.folder))
+        newest = distributed.from_first(lambda: checkpoints.last_checkpoint(self.folder))
         if newest is None:
             how = self.folder, self.settings["resume"], self.settings["save_every"]
-            _processes.from_first(lambda: _logs.begin(*how))
+            distributed.from_first(lambda: log_check.begin(*how))
             return
         if not self.settings["resume"]:
             raise ValueError(f"{self.folder} holds a run already: set resume=true to go on, or another output_dir")
-        _processes.from_first(lambda: checkpoints.best_checkpoint(self.folder))  # else a save would find it damaged
+        distributed.from_first(lambda: checkpoints.best_checkpoint(self.folder))  # else a save would find it damaged
         state = _state.load(newest)
         self._refuse_changes(state)
         average = checkpoints.load_network(newest, self.vocabulary).state_dict()
@@ -198,7 +207,7 @@ class TrainingRun:
         _state.require_weights(newest, "average", average, shapes)
         _state.require_optimizer(newest, state["optimizer"], self.optimizer)
         logged = self.folder, state["log"], state["step"], self.settings["resume"]
-        _processes.from_first(lambda: _logs.go_on(*logged))
+        distributed.from_first(lambda: log_check.go_on(*logged))
         self.weights.load(state["network"], average, state["averaged"])
         self.weights.load_optimizer(self.optimizer, state["optimizer"])
         self.step = state["step"]
@@ -208,29 +217,29 @@ class TrainingRun:
     def train(self) -> None:
         """Run the remaining steps. Raises ValueError when the loss is not finite, Interrupted after a signal."""
         if self._finished():  # perhaps killed before its picture was drawn
-            if _processes.is_first() and not _following.curves_are_drawn(self.folder):
-                _following.draw_curves(self.folder)
+            if distributed.is_first() and not following.curves_are_drawn(self.folder):
+                following.draw_curves(self.folder)
             self._restore_best()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         previous = {number: signal.signal(number, self._ask_to_stop) for number in _SIGNALS}
         self.stages.train()
         try:
-            with _forecast.advice(self.settings, self.blocks.shape[1]):
-                found = _forecast.forecast(self.network, self.stages, self.optimizer, self._some_loss, self.settings)
-                print(_forecast.table(found, self.settings, self.blocks.shape[1], self.step), flush=True)
+            with forecast.advice(self.settings, self.blocks.shape[1]):
+                found = forecast.forecast(self.network, self.stages, self.optimizer, self._some_loss, self.settings)
+                print(forecast.table(found, self.settings, self.blocks.shape[1], self.step), flush=True)
                 self._loop()
         finally:
             self.stages.eval()
-            if _processes.is_first():
-                _following.draw_curves(self.folder)
+            if distributed.is_first():
+                following.draw_curves(self.folder)
             for number, handler in previous.items():
                 signal.signal(number, handler)
         self._restore_best()
 
     def save_checkpoint(self) -> None:
         """Write the EMA network and the state of training. Raises ValueError for weights that are not finite."""
-        if _processes.total([float(not self.weights.finite())], self.device)[0]:
+        if distributed.total([float(not self.weights.finite())], self.device)[0]:
             raise self._not_finite("weights that are not finite")
         state = {
             "step": self.step,
@@ -247,10 +256,10 @@ class TrainingRun:
         best = self.patience.best if self._keeps_best else None
 
         def save() -> None:
-            with_log = {**state, "log": _logs.written(self.folder)}
+            with_log = {**state, "log": log_check.written(self.folder)}
             checkpoints.save_checkpoint(*saved, with_log, self.settings["keep_last"], best)
 
-        _processes.from_first(save)
+        distributed.from_first(save)
 
     @property
     def _keeps_best(self) -> bool:
@@ -270,9 +279,9 @@ class TrainingRun:
     def _loop(self) -> None:
         settings = self.settings
         shown = {"initial": self.step, "unit": "step", "desc": self.folder.name, "mininterval": 1.0}
-        bar, losses = _processes.bar(total=settings["steps"], **shown), self._losses
+        bar, losses = distributed.bar(total=settings["steps"], **shown), self._losses
         started, tokens = time.monotonic(), 0
-        with bar, _following.Log(self.folder, settings["log_to"]) as log:
+        with bar, following.Log(self.folder, settings["log_to"]) as log:
             while not self._finished():
                 losses.append(self._update())
                 tokens += self._num_tokens
@@ -306,15 +315,15 @@ class TrainingRun:
         """One optimiser step over one batch, in `accumulate` parts; returns its mean loss."""
         settings = self.settings
         # Dropout, the one consumer of the global generator; every process has its own.
-        torch.manual_seed((self.seed * 1_000_003 + self.step + (_processes.rank() << 48)) % 2**64)
+        torch.manual_seed((self.seed * 1_000_003 + self.step + (distributed.rank() << 48)) % 2**64)
         chosen = corpora.batch_at(self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed)
         batch = chosen[contracts.X_0]
-        self._num_tokens = int(likelihoods.not_padding(batch, self.vocabulary.pad_id).sum())
+        self._num_tokens = int(nelbo.not_padding(batch, self.vocabulary.pad_id).sum())
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * self._rate_factor()
         self.optimizer.zero_grad(set_to_none=True)
         own = 0.0
-        for part in _processes.rows_of_rank(torch.arange(len(batch))).tensor_split(settings["accumulate"]):
+        for part in distributed.rows_of_rank(torch.arange(len(batch))).tensor_split(settings["accumulate"]):
             loss = self._loss(batch[part].to(self.device), part.to(self.device), len(batch), self._num_tokens)
             loss.backward()
             own += float(loss.detach())
@@ -336,7 +345,7 @@ class TrainingRun:
     def _agree(self, own: float) -> float:
         """The sum of the processes' losses; and all stop after this step if one was asked to."""
         asked = [float(self._asked is not None and self._asked[0] == number) for number in _SIGNALS]
-        total, *votes = _processes.total([own, *asked], self.device)
+        total, *votes = distributed.total([own, *asked], self.device)
         self._stop = next((number for number, count in zip(_SIGNALS, votes, strict=True) if count), None)
         return total
 
@@ -371,7 +380,7 @@ class TrainingRun:
         self._asked = self._asked or (number, now)
 
     def _kept_settings(self) -> dict[str, Any]:
-        return {**self.settings, "processes": _processes.world()}
+        return {**self.settings, "processes": distributed.world()}
 
     def _refuse_changes(self, state: Mapping[str, Any]) -> None:
         free = _FREE_ON_RESUME - ({"steps"} if self.settings["decay"] == "cosine" else set())
@@ -403,7 +412,7 @@ def _require_validation_at_the_end(settings: Mapping[str, Any]) -> None:
 
 def _require_rows(settings: Mapping[str, Any]) -> None:
     """Raise ValueError unless every part of every process' share of a batch has a row."""
-    processes, parts = _processes.world(), settings["accumulate"]
+    processes, parts = distributed.world(), settings["accumulate"]
     if settings["batch_size"] < processes * parts:
         among = f"{processes} processes x " if processes > 1 else ""
         raise ValueError(f"batch_size = {settings['batch_size']} must be at least {among}accumulate = {parts}")

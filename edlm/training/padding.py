@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from edlm.corpora import Blocks, Rows
-from edlm.recipes import _settings
-from edlm.vocabulary import Vocabulary
+from edlm.data.corpora import Blocks, Rows
+from edlm.data.vocabulary import Vocabulary
+from edlm.runs import settings
 
-check = _settings.choice("ignored", "learned", "read")
+check = settings.choice("ignored", "learned", "read")
 
 
 def vocabulary(padding: str, own: Vocabulary) -> Vocabulary:

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from edlm import networks
-from edlm.recipes import _processes
+from edlm.nn import networks
+from edlm.runs import processes
 
 # By which training runs a network, beside forward; what reads the results of a pass needs a network kept whole.
 _PASS = "per_position"
@@ -35,7 +35,7 @@ class Weights:
     def __init__(self, network: nn.Module, parallel: str, precision: str) -> None:
         self.network, self.count = network, 0
         self._rounded = precision == PURE
-        self.is_sharded = parallel == "sharded" and _processes.world() > 1
+        self.is_sharded = parallel == "sharded" and processes.world() > 1
         self._build = partial(type(network), **network.arguments)  # type: ignore[arg-type]
         if self.is_sharded:
             _shard(network, self._rounded)
@@ -73,7 +73,7 @@ class Weights:
                 master.grad = None if rounded.grad is None else rounded.grad.float()
                 rounded.grad = None
         if not self.is_sharded:  # else the backward pass has done so
-            _processes.sum_gradients(self.masters)
+            processes.sum_gradients(self.masters)
 
     def clip(self, most: float) -> float:
         """Scale all gradients so that their common norm is at most `most`; returns what it was."""
@@ -143,7 +143,7 @@ class Weights:
 def _shard(network: nn.Module, rounded: bool) -> None:
     """Leave every process its part of each tensor; a block's are put together when it runs, the others for a step."""
     device = next(network.parameters()).device
-    mesh = init_device_mesh(device.type, (_processes.world(),))
+    mesh = init_device_mesh(device.type, (processes.world(),))
     dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if rounded else {}
     # Noise levels stay float32: their sinusoids need it.
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
@@ -167,7 +167,7 @@ def _saved(value: Any) -> Any:
     if not isinstance(value, DTensor):
         return value
     whole = value.full_tensor()  # every process takes part
-    return whole.cpu() if _processes.is_first() else None
+    return whole.cpu() if processes.is_first() else None
 
 
 def _part_of(value: Tensor, like: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from edlm import checkpoints, permitted, tensors
-from edlm.networks import Transformer
-from edlm.recipes import _following, _locks, _parameterisations, _processes, _report, _state, pretrain_denoiser
-from edlm.recipes._training import SettingsChanged
-from edlm.schedules import Schedule
-from edlm.vocabulary import Vocabulary
+from edlm.data.vocabulary import Vocabulary
+from edlm.nn.networks import Transformer
+from edlm.process.schedules import Schedule
+from edlm.recipes import pretrain_denoiser
+from edlm.runs import files, locks, processes
+from edlm.training import kinds, log, state
+from edlm.training.loop import SettingsChanged
+from edlm.weights import checkpoints, permitted, tensors
 
 
 class Start(NamedTuple):
@@ -33,18 +35,18 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Start:
     else.
     """
     path, plan = settings["denoiser"], settings["pretrain"]
-    if plan is not None and plan["objective"] in _parameterisations.KERNELS:
+    if plan is not None and plan["objective"] in kinds.KERNELS:
         raise ValueError(
             f"pretrain.objective = {plan['objective']!r} must be mdlm or chain_rule: an energy corrects their drafts"
         )
     if plan is not None and plan["patience"] is not None:
         raise ValueError(f"pretrain.patience = {plan['patience']} must be null: `edlm run pretrain_denoiser` has one")
-    if plan is not None and not _processes.from_first(lambda: _finished(path, plan["steps"])):
-        with _locks.alone("denoiser", path):
+    if plan is not None and not processes.from_first(lambda: _finished(path, plan["steps"])):
+        with locks.alone("denoiser", path):
             _train(path, plan, {key: settings[key] for key in ("seed", "device", "threads", "corpus")})
     else:
         print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
-    _parameterisations.require_subs(path)
+    kinds.require_subs(path)
     folder = checkpoints.find_network(path)
     description = checkpoints.read_description(folder)
     if "schedule" not in description:
@@ -57,7 +59,7 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Start:
 
 def _train(path: str, plan: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
     """Train the denoiser, or write the report of one that was stopped between its last step and its report."""
-    is_trained = _processes.from_first(lambda: _has_steps(path, plan["steps"]))
+    is_trained = processes.from_first(lambda: _has_steps(path, plan["steps"]))
     if is_trained:
         print(f"the denoiser at {path} has no report: writing it", flush=True)
     else:
@@ -80,15 +82,15 @@ def _finished(path: str, steps: int) -> bool:
 
 def _has_steps(path: str, steps: int) -> bool:
     newest = checkpoints.last_checkpoint(path)
-    return newest is not None and bool(_state.load(newest)["step"] >= steps)
+    return newest is not None and bool(state.load(newest)["step"] >= steps)
 
 
 def _has_report(path: str) -> bool:
     """Whether the report and the picture of a run's newest checkpoint are there."""
     newest, folder = checkpoints.last_checkpoint(path), Path(path)
-    if newest is None or not (folder / _following.CURVES).is_file():
+    if newest is None or not (folder / log.CURVES).is_file():
         return False
     try:
-        return checkpoints.read_json(folder / _report.REPORT).get("step") == _state.load(newest)["step"]
+        return checkpoints.read_json(folder / files.REPORT).get("step") == state.load(newest)["step"]
     except ValueError:  # missing or damaged
         return False

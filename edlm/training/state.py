@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edlm import checkpoints
+from edlm.weights import checkpoints
 
 FILE = "training.json"
 _BEST = {"step", "loss", "waited"}

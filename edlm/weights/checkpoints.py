@@ -22,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edlm import limits, networks, permitted, tensors
-from edlm.vocabulary import Vocabulary, load_vocabulary
+from edlm import limits
+from edlm.data.vocabulary import Vocabulary, load_vocabulary
+from edlm.nn import networks
+from edlm.weights import permitted, tensors
 
 N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
 HASHES = "sha256"  # the key of both json files under which hashes stand
@@ -191,7 +193,7 @@ def best_checkpoint(run: str | Path) -> Path | None:
 def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
     """The training state of a checkpoint, as it was saved.
 
-    verify: whether it has to be what the hashes in `training.json` say. Raises ValueError naming the file that is
+    verify: whether it has to be what the hashes in `denoising.json` say. Raises ValueError naming the file that is
     missing, broken or changed.
     """
     file = folder / "training.json"

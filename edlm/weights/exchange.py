@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edlm import checkpoints, foreign, published, vocabulary
-from edlm.foreign import Weights
-from edlm.networks import EnergyNetwork, Transformer
-from edlm.vocabulary import END_OF_TEXT, Vocabulary
+from edlm.data import vocabulary
+from edlm.data.vocabulary import END_OF_TEXT, Vocabulary
+from edlm.nn.networks import EnergyNetwork, Transformer
+from edlm.weights import checkpoints, foreign, published
+from edlm.weights.foreign import Weights
 
 TEXT8 = "text8"  # the name of a vocabulary, where the path of a tokenizer is asked for
 DEFAULT_HEADS, DEFAULT_LENGTH = 12, 1024

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm import checkpoints, inert, permitted, tensors
+from edlm.weights import checkpoints, inert, permitted, tensors
 
 # What stands before a parameter's name in a file, and which network it then belongs to; the first that fits counts.
 _ONLY = "only"

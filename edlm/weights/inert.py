@@ -23,7 +23,8 @@ import torch
 from torch import serialization
 from torch._weights_only_unpickler import get_globals_in_pkl
 
-from edlm import limits, tensors
+from edlm import limits
+from edlm.weights import tensors
 
 # Of what torch calls for a file, the names that are taken, beside number types and the classes of typed storages.
 _PLAIN = {

@@ -18,11 +18,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from edlm import checkpoints, decoders, formats, limits
-from edlm.decoders import Blueprint, DecoderNetwork, bidirectional
-from edlm.tensors import read_safetensors, unwrapped
-from edlm.tokenizer_files import LARGEST_FILE
-from edlm.vocabulary import Vocabulary
+from edlm import limits
+from edlm.data import formats
+from edlm.data.tokenizer_files import LARGEST_FILE
+from edlm.data.vocabulary import Vocabulary
+from edlm.nn import decoders
+from edlm.nn.decoders import Blueprint, DecoderNetwork, bidirectional
+from edlm.weights import checkpoints
+from edlm.weights.tensors import read_safetensors, unwrapped
 
 # Names of LLaDA's parameters as a Llama's: those above the blocks, and those of block i.
 _LLADA = {

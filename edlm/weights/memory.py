@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from edlm import categorical
-from edlm.decoders import DecoderNetwork
+from edlm.nn.decoders import DecoderNetwork
+from edlm.process import categorical
 
 
 class MemoryPlan(NamedTuple):

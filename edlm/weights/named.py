@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 import torch
 from tensordict.nn import TensorDictModule
 
-from edlm import chain_rule, checkpoints, denoisers, energies, folding, joint, permitted, tensors
-from edlm.baselines import Reverse
-from edlm.checkpoints import N
 from edlm.contracts import Denoiser, Energy, Ordered
-from edlm.denoisers import SubsDenoiser
-from edlm.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.recipes import _parameterisations
-from edlm.schedules import Schedule
-from edlm.vocabulary import Vocabulary
+from edlm.data.vocabulary import Vocabulary
+from edlm.models import chain_rule, denoisers, energies, joint
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn import folding
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.process.schedules import Schedule
+from edlm.samplers.baselines import Reverse
+from edlm.training import kinds
+from edlm.weights import checkpoints, permitted, tensors
+from edlm.weights.checkpoints import N
 
 # The keys of a config that name them, and what trains each.
 NETWORKS = {
@@ -82,10 +84,10 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     vocabulary = checkpoints.load_vocabulary_of(first)
     ar = None if "ar" not in named else load_ar(named["ar"], device)
     diffusion, baseline = None, None
-    if "denoiser" in named and _parameterisations.held_by(named["denoiser"]) is not None:
+    if "denoiser" in named and kinds.held_by(named["denoiser"]) is not None:
         if {"energy", "transition"} & named.keys():
-            _parameterisations.require_subs(named["denoiser"])
-        baseline = _parameterisations.load(named["denoiser"], device)
+            kinds.require_subs(named["denoiser"])
+        baseline = kinds.load(named["denoiser"], device)
     elif "denoiser" in named:
         diffusion = _load_diffusion(named, vocabulary, ar, device)
     own = load_joint(named["joint"], device) if "joint" in named else None
@@ -106,7 +108,7 @@ def require_there(named: Mapping[str, str]) -> None:
 
 def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedule]:
     """A denoiser and the schedule it was trained on. Raises ValueError for a network that is none, or a baseline."""
-    _parameterisations.require_subs(path)
+    kinds.require_subs(path)
     description = checkpoints.read_description(checkpoints.find_network(path))
     if "schedule" not in description:
         raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")

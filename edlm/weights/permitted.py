@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from edlm import networks, schedules
-from edlm.schedules import Schedule
+from edlm.nn import networks
+from edlm.process import schedules
+from edlm.process.schedules import Schedule
 
 COMPONENT = "_component_"  # the key by which a config names what is to be called
 SCHEDULES: Mapping[str, Callable[..., Schedule]] = {

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from edlm import tensors
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.nn.networks import EnergyNetwork, Transformer
+from edlm.weights import tensors
 
 N = TypeVar("N", Transformer, EnergyNetwork)
 Kind = Literal["denoiser", "autoregressive", "energy"]

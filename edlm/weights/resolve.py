@@ -11,40 +11,47 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from edlm import checkpoints, corrections, decoders, denoisers, energies, large, memory, schedules, tensors
-from edlm.baselines import Reverse
-from edlm.corrections import Correction
-from edlm.decoders import Blueprint, DecoderNetwork
-from edlm.denoisers import SubsDenoiser
-from edlm.networks import Transformer
-from edlm.recipes import _models, _parameterisations, _report, _settings
-from edlm.recipes._models import CHAIN_RULE, SPECULATIVE
-from edlm.recipes._settings import Check, Schema
-from edlm.schedules import Schedule
-from edlm.vocabulary import Vocabulary
+from edlm.data.vocabulary import Vocabulary
+from edlm.models import denoisers, energies
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn import decoders
+from edlm.nn.decoders import Blueprint, DecoderNetwork
+from edlm.nn.networks import Transformer
+from edlm.process import schedules
+from edlm.process.schedules import Schedule
+from edlm.runs import files
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Check, Schema
+from edlm.samplers import corrections
+from edlm.samplers.baselines import Reverse
+from edlm.samplers.corrections import Correction
+from edlm.training import kinds
+from edlm.weights import checkpoints, large, memory, tensors
+from edlm.weights import named as named_networks
+from edlm.weights.named import CHAIN_RULE, SPECULATIVE
 
 _DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 _LONGEST = 2048  # of a large model, where the config names no length
 _AR_SECTION: Schema = {
-    "model": _settings.component(),
-    "checkpointer": _settings.component("output_dir"),
+    "model": schemas.component(),
+    "checkpointer": schemas.component("output_dir"),
 }
 
 
 def network(key: str, value: Any) -> None:
     """Accept a folder, or a section with a torchtune builder (`model`) and a torchtune checkpointer."""
-    check: Check = _settings.section(_AR_SECTION) if isinstance(value, dict) else _settings.text
+    check: Check = schemas.section(_AR_SECTION) if isinstance(value, dict) else schemas.text
     check(key, value)
 
 
 SETTINGS: Schema = {
-    "denoiser": _settings.optional(_settings.text),
-    "energy": _settings.optional(_settings.text),
-    "ar": _settings.optional(network),
-    "ar_form": _settings.choice("posterior", "carry_over"),
-    "tokenizer": _settings.optional(_settings.text),
-    "precision": _settings.optional(_settings.choice("float32", "bfloat16")),
-    "energy_rows": _settings.optional(_settings.integer(1)),
+    "denoiser": schemas.optional(schemas.text),
+    "energy": schemas.optional(schemas.text),
+    "ar": schemas.optional(network),
+    "ar_form": schemas.choice("posterior", "carry_over"),
+    "tokenizer": schemas.optional(schemas.text),
+    "precision": schemas.optional(schemas.choice("float32", "bfloat16")),
+    "energy_rows": schemas.optional(schemas.integer(1)),
 }
 
 
@@ -107,25 +114,25 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
     check(settings)
     path, ours = settings["denoiser"], _ours(settings)
     if "denoiser" in ours:
-        _models.require_there({"denoiser": path})
-        if _parameterisations.held_by(path) is not None:
+        named_networks.require_there({"denoiser": path})
+        if kinds.held_by(path) is not None:
             _check_baseline(settings)
-            return Sources(checkpoints.load_vocabulary_of(path), baseline=_parameterisations.load(path, device))
-    _models.require_there(ours)
+            return Sources(checkpoints.load_vocabulary_of(path), baseline=kinds.load(path, device))
+    named_networks.require_there(ours)
     if path is None:
-        ar = _models.load_ar(settings["ar"], device)
+        ar = named_networks.load_ar(settings["ar"], device)
         return Sources(checkpoints.load_vocabulary_of(settings["ar"]), ar=ar.network, bos_id=ar.bos_id)
     if _is_large(path):
         found = _large_denoiser(settings, device)
     else:
-        denoiser, schedule = _models.load_denoiser(path, device)
+        denoiser, schedule = named_networks.load_denoiser(path, device)
         found = Sources(checkpoints.load_vocabulary_of(path), schedule, denoiser)
     assert found.denoiser is not None
     if settings["energy"] == CHAIN_RULE:
-        _models.require_ordered(path, found.denoiser)
+        named_networks.require_ordered(path, found.denoiser)
         return found._replace(correction=corrections.ChainRule(settings["energy_temperature"]))
     if settings["energy"] is not None:
-        energy, scope = _models.load_energy(settings["energy"], found.denoiser, found.vocabulary, device)
+        energy, scope = named_networks.load_energy(settings["energy"], found.denoiser, found.vocabulary, device)
         heat = settings["energy_temperature"]
         of_energy = corrections.Joint(heat) if scope == "joint" else corrections.OfEnergy(energy, temperature=heat)
         return found._replace(correction=of_energy)
@@ -149,7 +156,7 @@ def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
 def _check_baseline(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for what a baseline is not drawn with."""
     path = settings["denoiser"]
-    name = _parameterisations.held_by(path)
+    name = kinds.held_by(path)
     if settings["num_steps"] is None:
         raise ValueError(
             f"num_steps is null: {path!r} holds a baseline ({name}), which is drawn in steps: give a number"
@@ -179,7 +186,7 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
     remarks = {"drafts": f"{rows} texts of {length} tokens, {k} candidates each"}
     table = [(name, f"{size / 1e9:.2f} GB", remarks.get(name, "")) for name, size in plan._asdict().items()]
     at_most = ("at most", f"{plan.peak / 1e9:.2f} GB", "weights, drafts and the largest of the rest; by formula")
-    return _report.table([*table, at_most])
+    return files.table([*table, at_most])
 
 
 def require_plan(settings: Mapping[str, Any]) -> str:
@@ -216,7 +223,7 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     else:
         if not _is_large(settings["denoiser"]):
             checkpoints.require_same_vocabulary(settings["denoiser"], source)
-        ar, bos_id = _models.load_ar(source, device)
+        ar, bos_id = named_networks.load_ar(source, device)
     bos_id = None if found.opening else bos_id  # a text that opens with bos has it in its first place
     carry_over = settings["ar_form"] == "carry_over"
     pad_id = None if _is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text
@@ -237,12 +244,12 @@ def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
     def weights() -> Mapping[str, torch.Tensor]:
         output = str(Path(settings["output"]).parent)  # the checkpointer wants to know where it would write
         try:
-            return _settings.build(source["checkpointer"], output_dir=output).load_checkpoint()["model"]
+            return schemas.build(source["checkpointer"], output_dir=output).load_checkpoint()["model"]
         except (KeyError, OSError, AssertionError) as error:
             raise ValueError(f"ar.checkpointer: {type(error).__name__}: {error}") from error
 
     dtype = large.dtype_of(_folder_of(source))
-    return Blueprint(lambda: _settings.build(source["model"]), weights, as_energy, "ar", dtype)
+    return Blueprint(lambda: schemas.build(source["model"]), weights, as_energy, "ar", dtype)
 
 
 def _require_length(settings: Mapping[str, Any], longest: int, ar_longest: int) -> None:

@@ -22,7 +22,7 @@ from oracles import (
 from scipy import stats
 from torch import Tensor, nn
 
-from edlm.recipes import _textbook, _textbook_training
+from edlm.benchmark import textbook, textbook_training
 
 TESTS = 12  # at least as many as this file makes
 FALSE_ALARM = 1e-3 / TESTS
@@ -94,7 +94,7 @@ def enumerated(num_steps: int, energy: EnergyFn = zero_energy, k: int = 1) -> Te
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_the_textbook_plain_sampler_has_the_enumerated_law(num_steps: int) -> None:
     network, generator = TableNetwork(with_arbitrary_visible_logits()), torch.Generator().manual_seed(2024)
-    tokens = _textbook.ancestral(network, MASK, (SAMPLES, LENGTH), num_steps, generator)
+    tokens = textbook.ancestral(network, MASK, (SAMPLES, LENGTH), num_steps, generator)
     judge(tokens, enumerated(num_steps), enumerated(num_steps + 1))
 
 
@@ -102,8 +102,8 @@ def test_the_textbook_plain_sampler_has_the_enumerated_law(num_steps: int) -> No
 @pytest.mark.parametrize(("num_steps", "k"), [(1, 2), (3, 2), (2, 3)])
 def test_the_textbook_energy_sampler_has_the_enumerated_law(num_steps: int, k: int, carry_over: bool) -> None:
     network, generator = TableNetwork(with_arbitrary_visible_logits()), torch.Generator().manual_seed(2024)
-    energy = _textbook.residual_ar(ConditionalNetwork(), MASK, BOS, carry_over)
-    tokens = _textbook.importance(network, energy, MASK, (SAMPLES, LENGTH), num_steps, k, generator)
+    energy = textbook.residual_ar(ConditionalNetwork(), MASK, BOS, carry_over)
+    tokens = textbook.importance(network, energy, MASK, (SAMPLES, LENGTH), num_steps, k, generator)
     right = ar_energy(JOINT, MARGINALS, carry_over)
     flipped = enumerated(num_steps, lambda candidates, x_t: -right(candidates, x_t), k)
     judge(tokens, enumerated(num_steps, right, k), flipped, enumerated(num_steps))
@@ -116,11 +116,11 @@ def test_both_forms_of_the_textbook_energy_differ() -> None:
 
 
 def test_the_textbook_cache_asks_the_network_once_per_state() -> None:
-    for sampler in (_textbook.ancestral, _textbook.importance):
+    for sampler in (textbook.ancestral, textbook.importance):
         network, generator = TableNetwork(MARGINALS), torch.Generator().manual_seed(0)
-        energy = _textbook.residual_ar(ConditionalNetwork(), MASK, BOS, carry_over=False)
-        particles = () if sampler is _textbook.ancestral else (2,)
-        arguments = (network, MASK) if sampler is _textbook.ancestral else (network, energy, MASK)
+        energy = textbook.residual_ar(ConditionalNetwork(), MASK, BOS, carry_over=False)
+        particles = () if sampler is textbook.ancestral else (2,)
+        arguments = (network, MASK) if sampler is textbook.ancestral else (network, energy, MASK)
         tokens = sampler(*arguments, (1, LENGTH), 50, *particles, generator)
         masks = [int((state == MASK).sum()) for state in network.asked]
         assert masks[0] == LENGTH
@@ -132,7 +132,7 @@ def test_a_stated_number_of_textbook_steps_is_run() -> None:
     network = TableNetwork(MARGINALS)
     for only in (1, 4, None):
         network.asked.clear()
-        tokens = _textbook.ancestral(network, MASK, (64, LENGTH), 8, torch.Generator().manual_seed(0), only)
+        tokens = textbook.ancestral(network, MASK, (64, LENGTH), 8, torch.Generator().manual_seed(0), only)
         assert len(network.asked) == (only or 8)  # of 64 rows one changes at every step
         assert bool((tokens == MASK).any()) == (only is not None)
 
@@ -143,10 +143,10 @@ def test_a_stated_number_of_textbook_steps_is_run() -> None:
 def test_textbook_drafts_have_the_law_of_the_denoiser() -> None:
     network, generator = TableNetwork(with_arbitrary_visible_logits()), torch.Generator().manual_seed(2024)
     state = torch.full((SAMPLES, LENGTH), MASK)
-    judge(_textbook_training.drafts_of(network, state, MASK, generator), enumerated(1), enumerated(2))
+    judge(textbook_training.drafts_of(network, state, MASK, generator), enumerated(1), enumerated(2))
 
 
 def test_textbook_times_are_stratified_and_mask_that_share() -> None:
-    x_t, t = _textbook_training.corrupt(torch.zeros(1000, 200).long(), 1, torch.Generator().manual_seed(0))
+    x_t, t = textbook_training.corrupt(torch.zeros(1000, 200).long(), 1, torch.Generator().manual_seed(0))
     assert torch.equal((t * 1000).floor().clamp(max=999), torch.arange(1000.0)) or (t.diff() > -1e-3).all()
     assert abs(float(((x_t == 1).double().mean(-1) - t).mean())) < 0.005

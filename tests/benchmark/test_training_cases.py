@@ -9,8 +9,15 @@ import torch
 from builders import randomise
 from small_benchmarks import BLOCK, CPU, SIZES, VOCAB, settings, small_networks, small_training
 
-from edlm import contracts, denoisers, energies, networks, schedules, training
-from edlm.recipes import _textbook_training, _timing, _training, _training_cases, benchmark
+from edlm import contracts
+from edlm.benchmark import textbook_training, training_cases
+from edlm.models import denoisers, energies
+from edlm.nn import networks
+from edlm.objectives import denoising
+from edlm.process import schedules
+from edlm.recipes import benchmark
+from edlm.runs import timing
+from edlm.training import loop
 
 
 def training_pair(objective: str, max_length: int) -> tuple[Any, Any, Any]:
@@ -19,15 +26,15 @@ def training_pair(objective: str, max_length: int) -> tuple[Any, Any, Any]:
     network, schedule = small_networks().denoiser, schedules.log_linear()
     energy = randomise(networks.EnergyNetwork(VOCAB, max_length, **SIZES).double(), 0)
     x_0 = torch.randint(VOCAB - 1, (5, BLOCK))
-    denoiser, batch = denoisers.subs(network, VOCAB - 1), _training.keyed(x_0, torch.arange(5), 0, 3, 5)
+    denoiser, batch = denoisers.subs(network, VOCAB - 1), loop.keyed(x_0, torch.arange(5), 0, 3, 5)
     if objective == "denoising":
         network.requires_grad_(True)
-        out = training.denoising(denoiser, schedule)(batch)
+        out = denoising.denoising(denoiser, schedule)(batch)
         x_t, t = out[contracts.X_T], out[contracts.T]
-        return out, _textbook_training.denoising(network, x_0, x_t, t, VOCAB - 1), network.parameters()
-    out = training.contrastive(denoiser, energies.learned(energy), schedule)(batch)
+        return out, textbook_training.denoising(network, x_0, x_t, t, VOCAB - 1), network.parameters()
+    out = denoising.contrastive(denoiser, energies.learned(energy), schedule)(batch)
     drafts = out[contracts.CANDIDATES][:, 1]
-    return out, _textbook_training.contrast(energy, x_0, drafts, out[contracts.X_T]), energy.parameters()
+    return out, textbook_training.contrast(energy, x_0, drafts, out[contracts.X_T]), energy.parameters()
 
 
 @pytest.mark.parametrize(("objective", "max_length"), [("denoising", BLOCK), ("contrast", BLOCK), ("contrast", VOCAB)])
@@ -46,18 +53,18 @@ def test_both_sides_train_with_the_same_loss_and_gradient(objective: str, max_le
 
 
 def test_operations_of_a_training_step_are_three_passes_of_what_is_trained() -> None:
-    case = _training_cases.Case("denoising", VOCAB, BLOCK, 4, 1)
+    case = training_cases.Case("denoising", VOCAB, BLOCK, 4, 1)
     network, tokens = small_networks().denoiser, torch.zeros(4, BLOCK, dtype=torch.int64)
     masked = torch.arange(4 * BLOCK // 2)
-    passed = _timing.transformer_flops(network, tokens, None, masked)
+    passed = timing.transformer_flops(network, tokens, None, masked)
     head = 2 * 16 * VOCAB * len(masked)
-    assert _training_cases.step_flops(case, SIZES) == 3 * (passed + head)
-    per_text = _timing.transformer_flops(network, tokens) + 2 * 2 * 16 * 16 * 4 * BLOCK
-    contrast = _training_cases.step_flops(case._replace(objective="contrast"), SIZES)
+    assert training_cases.step_flops(case, SIZES) == 3 * (passed + head)
+    per_text = timing.transformer_flops(network, tokens) + 2 * 2 * 16 * 16 * 4 * BLOCK
+    contrast = training_cases.step_flops(case._replace(objective="contrast"), SIZES)
     assert contrast == passed + head + 3 * 2 * per_text
     small = case._replace(objective="contrast", vocab_size=BLOCK)
     spared = 2 * 2 * 16 * 16 * (2 * 4 * BLOCK - BLOCK)
-    assert _training_cases.step_flops(small, SIZES) == contrast - 2 * 16 * (VOCAB - BLOCK) * len(masked) - 3 * spared
+    assert training_cases.step_flops(small, SIZES) == contrast - 2 * 16 * (VOCAB - BLOCK) * len(masked) - 3 * spared
 
 
 def test_the_recipe_measures_training_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,14 +82,14 @@ def test_the_recipe_measures_training_steps(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_step_of_either_side_changes_the_weights_that_are_trained() -> None:
-    setting = _training_cases.Setting(SIZES, CPU, torch.float32, 0, 1.0)
+    setting = training_cases.Setting(SIZES, CPU, torch.float32, 0, 1.0)
     for objective in ("denoising", "contrast"):
         for mode in (None, "eager"):
-            case = _training_cases.Case(objective, VOCAB, BLOCK, 4, 1)
-            method = _training_cases._method(case, setting, mode)
+            case = training_cases.Case(objective, VOCAB, BLOCK, 4, 1)
+            method = training_cases._method(case, setting, mode)
             step: Any = method.run
             before = [p.clone() for p in step.network.parameters()]
             method.warm_up()
             method.run()
             assert any(not torch.equal(a, b) for a, b in zip(before, step.network.parameters(), strict=True))
-            assert step.number == _training_cases._WARM_UP_STEPS + 1
+            assert step.number == training_cases._WARM_UP_STEPS + 1

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from edlm import cli
+from edlm.cli import commands
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of one call."""
     status = 0
     try:
-        cli.main(arguments)
+        commands.main(arguments)
     except SystemExit as stop:
         status = int(stop.code or 0)
     out, error = capsys.readouterr()
@@ -30,7 +30,7 @@ def test_help_comes_at_once() -> None:
         return time.monotonic() - start
 
     bare = min(seconds("-c", "pass") for _ in range(3))
-    assert min(seconds("-m", "edlm.cli", "--help") for _ in range(3)) < bare + 0.5
+    assert min(seconds("-m", "edlm.cli.commands", "--help") for _ in range(3)) < bare + 0.5
 
 
 def test_ls_names_every_recipe_and_config_in_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +43,7 @@ def test_ls_names_every_recipe_and_config_in_one_line_each(capsys: pytest.Captur
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     """As `edlm ls | head -2`."""
-    command, pipe = [sys.executable, "-m", "edlm.cli", "ls"], subprocess.PIPE
+    command, pipe = [sys.executable, "-m", "edlm.cli.commands", "ls"], subprocess.PIPE
     listing = subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=tmp_path)
     assert listing.stdout is not None
     listing.stdout.close()
@@ -51,7 +51,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert (listing.returncode, error) == (0, b"")
 
 
-@pytest.mark.parametrize("recipe", cli.recipes())
+@pytest.mark.parametrize("recipe", commands.recipes())
 def test_a_recipes_help_teaches_its_keys(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
     status, out, _ = run(capsys, "run", recipe, "--help")
     assert status == 0
@@ -64,7 +64,7 @@ def test_cp_writes_a_config_that_is_valid_and_overwrites_nothing(
 ) -> None:
     target = tmp_path / "my.yaml"
     assert run(capsys, "cp", "generate/tiny", str(target))[0] == 0
-    assert target.read_text("utf-8") == cli.configs("generate")["tiny"].read_text("utf-8")
+    assert target.read_text("utf-8") == commands.configs("generate")["tiny"].read_text("utf-8")
     status, _, error = run(capsys, "cp", "generate/tiny", str(target))
     assert status == 2
     assert "exists already" in error

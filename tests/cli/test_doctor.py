@@ -7,7 +7,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from edlm import cli, doctor, execution, pipelines, schedules
+from edlm.cli import commands, doctor
+from edlm.process import schedules
+from edlm.samplers import execution, pipelines
 
 EXTRAS = ("data", "judge", "mauve", "tensorboard", "wandb")
 
@@ -17,7 +19,7 @@ def found(what: str) -> doctor.Finding:
 
 
 def test_everything_that_is_needed_is_looked_at_and_suffices_here(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["doctor"])
+    commands.main(["doctor"])
     lines = capsys.readouterr().out.splitlines()
     names = {line[2:].split("  ")[0] for line in lines}
     assert {"edlm", "python", "torch", "tensordict", "torchtune", "torchao", "tokenizers"} <= names
@@ -32,7 +34,7 @@ def test_a_version_that_does_not_do_is_marked_and_the_exit_status_is_one(
     installed = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "0.17.0" if name == "torchao" else installed(name))
     with pytest.raises(SystemExit) as stop:
-        cli.main(["doctor"])
+        commands.main(["doctor"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("!")]
     assert stop.value.code == 1
     assert line.split() == ["!", "torchao", "0.17.0", "needs", ">=0.14.1,<0.15"]

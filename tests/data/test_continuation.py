@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from edlm import vocabulary
+from edlm.data import vocabulary
+from edlm.data.vocabulary import Vocabulary
 from edlm.recipes.generate import encode_prompt
-from edlm.vocabulary import Vocabulary
 
 WORDS = ["the", "ca", "sat", "t", "h", "e", "c", "a", "s", " "]
 TEXTS = st.lists(st.sampled_from([*WORDS, "_"]), max_size=8).map("".join)

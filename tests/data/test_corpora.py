@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edlm.contracts import X_0
-from edlm.corpora import (
+from edlm.data.corpora import (
     Blocks,
     Corpus,
     batch_at,
@@ -21,7 +21,7 @@ from edlm.corpora import (
     read_documents,
     text_files,
 )
-from edlm.vocabulary import characters, train_bpe
+from edlm.data.vocabulary import characters, train_bpe
 
 LETTERS = string.ascii_lowercase
 TEXT8 = characters()

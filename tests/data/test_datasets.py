@@ -15,10 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm import catalogue, checkpoints, cli, corpora, denoisers, energies, likelihoods, schedules, vocabulary
-from edlm.catalogue import SETS
-from edlm.datasets import files, named
-from edlm.recipes import _entry
+from edlm.cli import commands
+from edlm.data import catalogue, corpora, vocabulary
+from edlm.data.catalogue import SETS
+from edlm.data.datasets import files, named
+from edlm.likelihood import nelbo
+from edlm.models import denoisers, energies
+from edlm.process import schedules
+from edlm.runs import entry
+from edlm.weights import checkpoints
 
 HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 COLUMNS = {"ptb": "sentence", "pubmed": "article", "arxiv": "article"}
@@ -269,9 +274,9 @@ def trained(
     if recipe == "pretrain_ar":
         del given["network.conditioning_size"]
     overrides = [f"{key}={value}" for key, value in given.items()]
-    monkeypatch.setattr(sys, "argv", [recipe, "--config", str(cli.configs(recipe)["tiny"]), *overrides])
+    monkeypatch.setattr(sys, "argv", [recipe, "--config", str(commands.configs(recipe)["tiny"]), *overrides])
     with pytest.raises(SystemExit) as stop:
-        _entry.enter(module.main, module.SETTINGS)
+        entry.enter(module.main, module.SETTINGS)
     assert not stop.value.code
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
@@ -329,19 +334,19 @@ def test_padded_sentences_train_and_padding_is_not_scored(
         denoiser = denoisers.subs(network, ids.mask_id)
         keys = torch.tensor(0), torch.arange(8)
         parts = [
-            likelihoods.nelbo(denoiser, schedules.log_linear(), x_0[part], keys[0], keys[1][part], scored[part])
+            nelbo.nelbo(denoiser, schedules.log_linear(), x_0[part], keys[0], keys[1][part], scored[part])
             for part in keys[1].split(4)
         ]
-        expected = likelihoods.estimate(torch.cat(parts), scored.sum(1))
+        expected = nelbo.estimate(torch.cat(parts), scored.sum(1))
         assert log[-1]["valid_nelbo"] == pytest.approx(expected.mean, rel=1e-5)
         x_0 = named("lm1b", source, cache=tmp_path / "cache", layout="padded", wrapped=True).blocks(ids, 16).test[:8]
         levels = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["masked_nll"]
         for t, found in levels.items():
             times = torch.full((8,), float(t))
-            nats = likelihoods.masked_nll(
-                denoiser, schedules.log_linear(), x_0, times, *keys, likelihoods.not_padding(x_0, ids.pad_id)
+            nats = nelbo.masked_nll(
+                denoiser, schedules.log_linear(), x_0, times, *keys, nelbo.not_padding(x_0, ids.pad_id)
             )
-            assert found == pytest.approx(likelihoods.estimate(nats[~nats.isnan()])._asdict(), rel=1e-5)
+            assert found == pytest.approx(nelbo.estimate(nats[~nats.isnan()])._asdict(), rel=1e-5)
         assert levels["0.1"]["n"] < levels["0.9"]["n"] == 8, "a row without a mask says nothing"
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm import detokenizers
-from edlm.detokenizers import Detokenizer
+from edlm.data import detokenizers
+from edlm.data.detokenizers import Detokenizer
 
 WORDS = st.sampled_from(["the", "cat", "Vienna", "12", "of", "ran", "x"])
 

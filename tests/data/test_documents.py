@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm import documents
+from edlm.data import documents
 
 TEXTS = ["one", "", "zwölf 漢字\nof two lines", " three "]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from edlm import datasets, documents
+from edlm.data import datasets, documents
 
 
 def write_arrow(file: Path, *texts: str) -> None:

@@ -15,8 +15,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from edlm import corpora, datasets, documents, formats, vocabulary
-from edlm.formats import Limits
+from edlm.data import corpora, datasets, documents, formats, vocabulary
+from edlm.data.formats import Limits
 
 TEXTS = ["One, two", "3\tthree"]
 CONTENT = {

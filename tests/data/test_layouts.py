@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm import corpora, vocabulary
 from edlm.contracts import X_0
-from edlm.layouts import TokenRows, rows
-from edlm.token_cache import Tokens, tokens
+from edlm.data import corpora, vocabulary
+from edlm.data.layouts import TokenRows, rows
+from edlm.data.token_cache import Tokens, tokens
 
 LETTERS = string.ascii_lowercase
 TEXT8 = vocabulary.characters()

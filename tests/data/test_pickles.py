@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from edlm import corpora, datasets, schedules, vocabulary
+from edlm.data import corpora, datasets, vocabulary
+from edlm.process import schedules
 
 BPE = vocabulary.train_bpe(["a text of words, and more words"] * 3, 270)
 SCHEDULES = ("log_linear", "cosine", "cosine_squared", "linear", "geometric", "polynomial")

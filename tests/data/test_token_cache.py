@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from edlm import token_cache, vocabulary
-from edlm.token_cache import Tokens, tokens
+from edlm.data import token_cache, vocabulary
+from edlm.data.token_cache import Tokens, tokens
 
 LETTERS = string.ascii_lowercase
 TEXT8 = vocabulary.characters()

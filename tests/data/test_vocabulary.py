@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from edlm import corpora
-from edlm.vocabulary import (
+from edlm.data import corpora
+from edlm.data.vocabulary import (
     MASK_SYMBOL,
     Vocabulary,
     byte_level_bpe,
@@ -20,7 +20,7 @@ from edlm.vocabulary import (
     train_bpe,
 )
 
-GPT2 = Path(os.environ.get("EDLM_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "gpt2"
+GPT2 = Path(os.environ.get("EDLM_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "gpt2"
 TEXT8 = characters()
 BYTES = train_bpe(corpora.embedded().train[-10:], size=400)
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from oracles import all_sequences, joint_posterior, marginal_table, posterior_marginals, random_joint, residual_energy
 from torch import Tensor
 
-from edlm import calibration
-from edlm.calibration import Predictions
+from edlm.evaluation import calibration
+from edlm.evaluation.calibration import Predictions
 
 JOINT = random_joint(0, 3, 3, 1.5)
 

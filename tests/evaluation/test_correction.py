@@ -6,9 +6,13 @@ import torch
 from builders import tiny_denoiser
 from tensordict.nn import TensorDictModule
 
-from edlm import bounds, contracts, corrections, likelihoods, pipelines, schedules, vocabulary
-from edlm.recipes import _correction
-from edlm.samplers import Sampler
+from edlm import contracts
+from edlm.data import vocabulary
+from edlm.evaluation import correction as _correction
+from edlm.likelihood import bounds, nelbo
+from edlm.process import schedules
+from edlm.samplers import corrections, pipelines
+from edlm.samplers.sampler import Sampler
 
 ABCD = vocabulary.characters("abcd")
 OFF = builders.ancestral(schedules.log_linear(), tiny_denoiser())
@@ -62,6 +66,6 @@ def test_the_bound_is_that_of_the_samplers_steps_and_particles_text_by_text() ->
         for name, nats in (("plain_bound", plain), ("bound", bound), ("gain", plain - bound)):
             per_text[name].append(nats)
     for name, values in per_text.items():
-        expected = likelihoods.estimate(torch.tensor(values), (x_0 != 3).sum(1))
+        expected = nelbo.estimate(torch.tensor(values), (x_0 != 3).sum(1))
         assert found[name]._asdict() == pytest.approx(expected._asdict(), rel=1e-5), name
     assert abs(found["gain"].mean) > 0.1, "else its sign is not seen"

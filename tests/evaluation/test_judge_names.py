@@ -7,8 +7,7 @@ import pytest
 import torch
 from gpt2_folder import CONTEXT, WORDS
 
-from edlm import judges
-from edlm.recipes import _quality
+from edlm.evaluation import judges, samples
 
 CPU = torch.device("cpu")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -40,11 +39,11 @@ def test_it_judges_as_its_folder_does_and_is_told_by_its_commit(named: str, gpt2
 
 
 def test_a_report_has_its_commit_and_a_folder_the_hashes_of_its_files(named: str, gpt2: Path) -> None:
-    judged, what = _quality.load_judge(named, CPU)
+    judged, what = samples.load_judge(named, CPU)
     assert what["files_sha256"] == {}
     assert what["revision"] == COMMIT
     assert judged([WORDS]).tokens > 0
-    of_folder = _quality.load_judge(str(gpt2), CPU)[1]["files_sha256"]
+    of_folder = samples.load_judge(str(gpt2), CPU)[1]["files_sha256"]
     assert {"config.json", "model.safetensors"} <= of_folder.keys()
     assert {name: len(value) for name, value in of_folder.items()} == dict.fromkeys(of_folder, 64)
 

@@ -20,9 +20,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 
-from edlm import checkpoints, decoders, energies, judges, large, vocabulary
-from edlm.likelihoods import Estimate
-from edlm.recipes import _quality
+from edlm.data import vocabulary
+from edlm.evaluation import judges
+from edlm.evaluation import samples as sample_figures
+from edlm.likelihood.nelbo import Estimate
+from edlm.models import energies
+from edlm.nn import decoders
+from edlm.weights import checkpoints, large
 
 TEXTS = ["abcab", "b", "cabbacabba"]
 CONTEXT = 4
@@ -292,9 +296,9 @@ def test_mauve_stands_beside_what_real_text_reaches() -> None:
     def likeness(samples: Sequence[str], real: Sequence[str]) -> Estimate:
         return Estimate(float(len(set(samples) & set(real))), 0.1, len(samples))
 
-    def texts(*words: str) -> _quality.Texts:
-        return _quality.Texts([torch.tensor([ord(letter) for letter in word]) for word in words], list(words))
+    def texts(*words: str) -> sample_figures.Texts:
+        return sample_figures.Texts([torch.tensor([ord(letter) for letter in word]) for word in words], list(words))
 
     samples, real, other = texts("abcde", "abcdf"), texts("abcde", "vwxyz"), texts("abcde", "vwxyz")
-    (row,) = [r for r in _quality.rows(samples, (real, other), [1], None, 0, 3, likeness) if r.name == "MAUVE"]
+    (row,) = [r for r in sample_figures.rows(samples, (real, other), [1], None, 0, 3, likeness) if r.name == "MAUVE"]
     assert (row.samples.mean, row.held_out and row.held_out.mean) == (1.0, 2.0)

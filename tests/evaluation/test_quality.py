@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edlm import quality
-from edlm.likelihoods import Estimate
+from edlm.evaluation import quality
+from edlm.likelihood.nelbo import Estimate
 
 texts_of_ids = st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=8), min_size=1, max_size=5)
 

@@ -9,14 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edlm import contracts, schedules, sources, vocabulary
-from edlm.networks import JointNetwork
-from edlm.recipes import _oracle_learning, _training, oracle
-from edlm.recipes._models import Diffusion, Models
-from edlm.recipes._oracle_learning import NAMES, Learning
+from edlm import contracts
+from edlm.data import vocabulary
+from edlm.frontier import learning as frontier_learning
+from edlm.frontier.learning import NAMES, Learning
+from edlm.likelihood import hidden_markov
+from edlm.nn.networks import JointNetwork
+from edlm.process import schedules
+from edlm.recipes import oracle
+from edlm.training import loop
+from edlm.weights.named import Diffusion, Models
 
 SYMBOLS, LENGTH, SEED = 2, 4, 7
-SOURCE = sources.random_hidden_markov(2, 3, SYMBOLS, 3.0)
+SOURCE = hidden_markov.random_hidden_markov(2, 3, SYMBOLS, 3.0)
 SIZES = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "conditioning_size": 0}
 SETTINGS: dict[str, Any] = {
     "network": {"_component_": "edlm.networks.EnergyNetwork", **SIZES},
@@ -35,9 +40,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def learning(folder: Path, settings: dict[str, Any], source: sources.Source = SOURCE) -> Learning:
+def learning(folder: Path, settings: dict[str, Any], source: hidden_markov.Source = SOURCE) -> Learning:
     """Training beside the source, with some settings changed."""
-    diffusion = Diffusion(sources.denoiser(source, LENGTH), schedules.log_linear(), {})
+    diffusion = Diffusion(hidden_markov.denoiser(source, LENGTH), schedules.log_linear(), {})
     models = Models(vocabulary.characters("ab"), LENGTH, diffusion, None, {})
     return Learning(source, models, diffusion, {**SETTINGS, **settings}, folder, SEED)
 
@@ -53,7 +58,7 @@ class Asked(NamedTuple):
         """A batch through its pipeline."""
         texts = self.arguments["blocks"][torch.arange(8)]
         with torch.no_grad():
-            out = self.arguments["stages"](_training.keyed(texts, torch.arange(8), SEED, 0, 8))
+            out = self.arguments["stages"](loop.keyed(texts, torch.arange(8), SEED, 0, 8))
         return {key: out[key] for key in (contracts.LOSS, contracts.T)}
 
 
@@ -77,19 +82,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Asked]:
         def load_checkpoint(self) -> None: ...
         def train(self) -> None: ...
 
-    monkeypatch.setattr(_oracle_learning, "TrainingRun", run)
+    monkeypatch.setattr(frontier_learning, "TrainingRun", run)
     return found
 
 
 def test_all_learn_from_the_same_texts_which_nothing_is_compared_with(asked: dict[str, Asked], tmp_path: Path) -> None:
-    _oracle_learning.learn(NAMES, learning(tmp_path, {}))
+    frontier_learning.learn(NAMES, learning(tmp_path, {}))
     assert set(asked) == {"energy", "transition", "denoiser", "joint"}
     texts = [run.arguments["blocks"] for run in asked.values()]
     assert texts[0].shape == (16, LENGTH)
     assert all(torch.equal(each, texts[0]) for each in texts)
     assert {run.arguments["seed"] for run in asked.values()} == {SEED}
     for purpose in (oracle._SAMPLED, oracle._COMPARED, oracle._BOUNDED):
-        assert not torch.equal(texts[0], sources.texts(SOURCE, 16, LENGTH, SEED + purpose))
+        assert not torch.equal(texts[0], hidden_markov.texts(SOURCE, 16, LENGTH, SEED + purpose))
 
 
 @pytest.mark.parametrize(("objective", "num_negatives", "nats"), [("info_nce", 5, 6.0), ("nce", 5, 4.0)])
@@ -98,7 +103,7 @@ def test_each_is_trained_by_the_objective_with_as_many_negatives_on_the_grids(
 ) -> None:
     """Before it learns an energy is zero, so that its loss is ln(1 + n) when it ranks and 2 ln 2 when it does not."""
     own = learning(tmp_path, {"objective": objective, "num_negatives": num_negatives, "transition_steps": [1, 1]})
-    _oracle_learning.learn(NAMES, own)
+    frontier_learning.learn(NAMES, own)
     for name in ("energy", "transition", "joint"):
         out = asked[name].stage()
         torch.testing.assert_close(out[contracts.LOSS], torch.full((8,), nats).log(), check_dtype=False)
@@ -110,7 +115,7 @@ def test_each_is_trained_by_the_objective_with_as_many_negatives_on_the_grids(
 def test_the_chain_rule_is_that_of_the_learned_denoiser(asked: dict[str, Asked], tmp_path: Path) -> None:
     """Which is trained for it alone, and stands beside the exact one."""
     own = learning(tmp_path, {"start_from": "scratch"})
-    models = _oracle_learning.learn(["chain_rule"], own)
+    models = frontier_learning.learn(["chain_rule"], own)
     assert set(asked) == {"denoiser"}
     assert models.learned is not None
     assert models.learned.denoiser.network is asked["denoiser"].average  # type: ignore[attr-defined]
@@ -121,7 +126,7 @@ def test_the_chain_rule_is_that_of_the_learned_denoiser(asked: dict[str, Asked],
 
 def test_a_denoiser_may_be_trained_in_order_too(asked: dict[str, Asked], tmp_path: Path) -> None:
     """On the grids that energies are trained for; untrained, its two bounds are the same."""
-    _oracle_learning.learn(["chain_rule"], learning(tmp_path, {"denoiser": "chain_rule", "transition_steps": [1, 1]}))
+    frontier_learning.learn(["chain_rule"], learning(tmp_path, {"denoiser": "chain_rule", "transition_steps": [1, 1]}))
     out = asked["denoiser"].stage()
     torch.testing.assert_close(out[contracts.LOSS], torch.full((8,), 2 * LENGTH * math.log(SYMBOLS)))
     assert (out[contracts.T] == 1.0).all()
@@ -131,7 +136,7 @@ def test_a_denoiser_may_be_trained_in_order_too(asked: dict[str, Asked], tmp_pat
 def test_energies_start_from_the_trained_denoiser_or_from_nothing(
     asked: dict[str, Asked], tmp_path: Path, start_from: str
 ) -> None:
-    _oracle_learning.learn(["learned", "transition"], learning(tmp_path, {"start_from": start_from}))
+    frontier_learning.learn(["learned", "transition"], learning(tmp_path, {"start_from": start_from}))
     assert ("denoiser" in asked) == (start_from == "denoiser")
     trunks = [asked[name].arguments["network"].trunk.state_dict() for name in ("energy", "transition")]
     assert all(torch.equal(value, trunks[1][name]) for name, value in trunks[0].items())
@@ -141,7 +146,7 @@ def test_energies_start_from_the_trained_denoiser_or_from_nothing(
 
 
 def test_the_held_out_loss_is_that_of_the_network_that_is_asked_about(asked: dict[str, Asked], tmp_path: Path) -> None:
-    _oracle_learning.learn(["transition"], learning(tmp_path, {"valid_rows": 64}))
+    frontier_learning.learn(["transition"], learning(tmp_path, {"valid_rows": 64}))
     run = asked["transition"]
     untrained = run.arguments["validate"](run.arguments["network"])["loss"]
     assert untrained == pytest.approx(math.log(1 + SETTINGS["num_negatives"]))
@@ -152,7 +157,7 @@ def test_the_held_out_loss_is_that_of_the_network_that_is_asked_about(asked: dic
 
 
 def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: dict[str, Asked], tmp_path: Path) -> None:
-    found = _oracle_learning.learn(["joint"], learning(tmp_path, {})).joint
+    found = frontier_learning.learn(["joint"], learning(tmp_path, {})).joint
     assert found is not None
     first, then = asked["denoiser"], asked["joint"]
     network = then.arguments["network"]
@@ -185,11 +190,11 @@ def test_a_run_is_not_resumed_with_what_would_have_trained_another(
     tmp_path: Path, settings: dict[str, Any], said: str
 ) -> None:
     """Of an energy and of a joint network, neither of which trains again where nothing has changed."""
-    other = SOURCE if settings else sources.random_hidden_markov(3, 3, SYMBOLS, 3.0)
+    other = SOURCE if settings else hidden_markov.random_hidden_markov(3, 3, SYMBOLS, 3.0)
     larger = {"network": {**SETTINGS["network"], "hidden_size": 16}}
     for name in ("transition", "joint"):
-        _oracle_learning.learn([name], learning(tmp_path, {}))
-        _oracle_learning.learn([name], learning(tmp_path, {}))
+        frontier_learning.learn([name], learning(tmp_path, {}))
+        frontier_learning.learn([name], learning(tmp_path, {}))
         for change, source, message in ((settings, other, said), (larger, SOURCE, "network was")):
             with pytest.raises(ValueError, match=f"cannot resume {tmp_path}.*({message})"):
-                _oracle_learning.learn([name], learning(tmp_path, change, source))
+                frontier_learning.learn([name], learning(tmp_path, change, source))

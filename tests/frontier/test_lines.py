@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edlm.recipes._frontier_lines import Lines
+from edlm.frontier.lines import Lines
 
 SETTINGS = {"seed": 0, "sweeps": [1], "output_dir": "here"}
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edlm import quality
-from edlm.recipes import _frontier_points
-from edlm.recipes._frontier_grid import Setting
-from edlm.recipes._frontier_points import Point, Resampled, at, least_cost, pareto
+from edlm.evaluation import quality
+from edlm.frontier import points as frontier_points
+from edlm.frontier.grid import Setting
+from edlm.frontier.points import Point, Resampled, at, least_cost, pareto
 
 SIR = Setting("sir", "learned", 4, 3, (0.0, 1.0), 1.0)
 
@@ -78,7 +78,7 @@ def test_the_figures_of_a_record_known_by_hand() -> None:
         "divergences": {"2": [0.25, 0.5]},
         "seconds": 0.5,
     }
-    own, drawn = _frontier_points.point("x", SIR, "", record, 3, 40)
+    own, drawn = frontier_points.point("x", SIR, "", record, 3, 40)
     means = {name: figure.mean for name, figure in own.figures.items()}
     assert means == {
         "bits_per_character": pytest.approx(12 / 8 / math.log(2)),
@@ -97,7 +97,7 @@ def test_the_figures_of_a_record_known_by_hand() -> None:
     nats, characters = (torch.tensor(record[key], dtype=torch.float64) for key in ("nll", "characters"))
     bits = (weights @ nats) / (weights @ characters) / math.log(2)
     assert drawn.bits == pytest.approx([12 / 8 / math.log(2), *bits.tolist()])
-    assert math.isnan(_frontier_points.point("x", SIR, "", {**record, "seconds": None}, 3, 2)[0].cost("seconds"))
+    assert math.isnan(frontier_points.point("x", SIR, "", {**record, "seconds": None}, 3, 2)[0].cost("seconds"))
 
 
 def synthetic(setting: Setting, bits: float, entropy: float, seconds: float) -> tuple[Point, Resampled]:
@@ -112,7 +112,7 @@ def synthetic(setting: Setting, bits: float, entropy: float, seconds: float) -> 
         "calls": [seconds * 200] * 10,
         "seconds": seconds,
     }
-    return _frontier_points.point(str(setting), setting, "", record, 0, 4)
+    return frontier_points.point(str(setting), setting, "", record, 0, 4)
 
 
 def test_speed_up_at_equal_bits_and_entropy_on_curves_known_by_hand() -> None:
@@ -126,7 +126,7 @@ def test_speed_up_at_equal_bits_and_entropy_on_curves_known_by_hand() -> None:
     beyond = synthetic(SIR._replace(num_particles=9), 1.0, 3.5, 0.02)
     real, drawn = synthetic(Setting.plain(1), 0.1, 9.0, 0.001)
     held_out = real._replace(name="held-out text", setting=None), drawn
-    points = {own.name: own for own in _frontier_points.with_comparisons([held_out, *plain, energy, beyond])}
+    points = {own.name: own for own in frontier_points.with_comparisons([held_out, *plain, energy, beyond])}
     found = points[str(SIR)].speedups
     for cost in ("seconds", "passes", "calls"):
         assert found[f"equal bits, {cost}"] == (pytest.approx(4.0), pytest.approx(0.0, abs=1e-9), "=", 1.0)
@@ -149,10 +149,10 @@ def test_the_error_of_a_speed_up_is_that_of_texts_drawn_together() -> None:
         nats = [(bits + each) * math.log(2) for each in shift]
         record = {"nll": nats, "characters": [1] * 10, "judged_tokens": [1] * 10, "entropy": [1.0] * 10}
         record |= {"divergences": {}, "passes": [1] * 10, "calls": [1] * 10, "seconds": seconds}
-        return _frontier_points.point("", setting, "", record, 0, 50)
+        return frontier_points.point("", setting, "", record, 0, 50)
 
     curve = [moved(Setting.plain(steps), bits, float(steps)) for steps, bits in ((1, 4.0), (4, 2.0))]
-    own, *_ = _frontier_points.with_comparisons([moved(SIR, 3.0, 1.0), *curve])
+    own, *_ = frontier_points.with_comparisons([moved(SIR, 3.0, 1.0), *curve])
     assert own.figures["bits_per_character"].standard_error > 0.05
     gain = own.speedups["equal bits, seconds"]
     assert gain is not None
@@ -182,14 +182,14 @@ def test_the_error_of_a_speed_up_is_the_deviation_of_what_replicates_say(varied:
             **{name: [1] * 10 for name in ("characters", "judged_tokens", "passes", "calls")},
             **{"divergences": {}, "seconds": seconds},
         }
-        return _frontier_points.point(str(setting), setting, "", record, 3, 50)
+        return frontier_points.point(str(setting), setting, "", record, 3, 50)
 
     plain = [
         point(Setting.plain(steps, temperature), 10 - math.log2(steps) - loss, at, steps / 100)
         for steps in (1, 4, 64)
         for temperature, loss, at in ((1.0, 0.0, 3.0), (0.5, 2.0, 2.0))
     ]
-    found = _frontier_points.with_comparisons([point(SIR, 7.0, entropy, 0.02), *plain])[0].speedups
+    found = frontier_points.with_comparisons([point(SIR, 7.0, entropy, 0.02), *plain])[0].speedups
     shift = quality.replicate_weights(10, 3, 50) @ torch.tensor(VARIED, dtype=torch.float64) / 10
     bits = {"own bits": shift, "plain bits": -shift}.get(varied, 0.0 * shift)
     of_text = entropy + {"own entropy": shift, "plain entropy": -shift}.get(varied, 0.0 * shift)

@@ -16,8 +16,13 @@ from strategies import noise_schedules
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import baselines, categorical, contracts, denoisers, likelihoods, objectives, schedules, training
-from edlm.baselines import Reverse
+from edlm import contracts
+from edlm.likelihood import nelbo
+from edlm.models import denoisers
+from edlm.objectives import denoising, losses
+from edlm.process import categorical, schedules
+from edlm.samplers import baselines
+from edlm.samplers.baselines import Reverse
 
 # ---- Bounds
 
@@ -135,7 +140,7 @@ def test_the_score_entropy_bound_is_the_nelbo_plus_the_price_of_a_wrong_sum(seed
     x_0, row = all_sequences(3, 4), torch.arange(81)
     keys = (schedule, x_0, torch.tensor(seed), row)
     ours = baselines.score_entropy(Oracle(marginals, 3, factor=factor), *keys)
-    plain = likelihoods.nelbo(OracleDenoiser(marginals, 3), *keys)
+    plain = nelbo.nelbo(OracleDenoiser(marginals, 3), *keys)
     torch.testing.assert_close(ours, plain + factor - 1.0 - math.log(factor), rtol=1e-6, atol=1e-6)
 
 
@@ -160,7 +165,7 @@ def test_many_steps_make_the_d3pm_loss_the_continuous_nelbo():
         alphas, total = schedules.log_linear().alpha(schedules.uniform_grid(num_steps)), 0.0
         for alpha_t, alpha_s in pairwise(alphas):
             ends = alpha_t.expand(len(x_t)), alpha_s.expand(len(x_t))
-            loss = objectives.d3pm(torch.where(masked, log_prob, 0.0), never, masked, *ends, num_steps)
+            loss = losses.d3pm(torch.where(masked, log_prob, 0.0), never, masked, *ends, num_steps)
             total += float((torch.where(masked, 1 - alpha_t, alpha_t).prod(-1) * loss).sum()) / num_steps
         gaps.append(total - float(exact_nelbo(EXACT, x_0)))
     assert gaps[0] > gaps[1] > gaps[2] > gaps[3] > 0
@@ -193,7 +198,7 @@ def test_the_score_entropy_is_minimal_at_the_ratios_of_the_corrupted_law(alpha):
     def loss(log_ratio: Tensor) -> Tensor:
         scores = torch.cat([log_ratio, torch.zeros(1, dtype=F64)]).expand(SYMBOLS, -1)
         ends = torch.full((SYMBOLS,), alpha, dtype=F64), torch.full((SYMBOLS,), -1.0, dtype=F64)
-        return (data * objectives.sedd(scores, tokens, *ends, mask_id=MASK)).sum()
+        return (data * losses.sedd(scores, tokens, *ends, mask_id=MASK)).sum()
 
     assert_minimum(loss, ratios.log())
 
@@ -208,7 +213,7 @@ def test_the_d3pm_loss_is_minimal_at_the_posterior_without_the_mask(alpha_t, alp
         law = torch.cat([log_law.log_softmax(-1) + math.log1p(-p_mask), torch.tensor([p_mask], dtype=F64).log()])
         law = law.expand(SYMBOLS, -1)
         masked = torch.ones(SYMBOLS, 1).bool()
-        return (data * objectives.d3pm(law.gather(1, tokens), law[:, [MASK]], masked, *ends, num_steps=5)).sum()
+        return (data * losses.d3pm(law.gather(1, tokens), law[:, [MASK]], masked, *ends, num_steps=5)).sum()
 
     free = data.log() - data.log()[0]  # logits are known up to a constant
     assert_minimum(lambda rest: loss(torch.cat([torch.zeros(1, dtype=F64), rest])), free[1:])
@@ -237,8 +242,8 @@ def batch(b: int = 6, l: int = 7) -> TensorDict:
 def stages_of(name: str, **options: object):
     network = tiny_network(seed=1)
     if name == "d3pm":
-        return training.d3pm(denoisers.d3pm(network, 4, SCHEDULE), SCHEDULE, 10, **options)
-    return training.score_entropy(denoisers.sedd(network, 4, SCHEDULE), SCHEDULE, 0.1, **options)
+        return denoising.d3pm(denoisers.d3pm(network, 4, SCHEDULE), SCHEDULE, 10, **options)
+    return denoising.score_entropy(denoisers.sedd(network, 4, SCHEDULE), SCHEDULE, 0.1, **options)
 
 
 @both
@@ -256,10 +261,10 @@ def test_the_loss_is_the_objective_of_the_networks_answer_at_every_mask(name):
         log_p = logits.log_softmax(-1)
         alpha_s = torch.where(out[contracts.S] == 0, 1.0, SCHEDULE.alpha(out[contracts.S]))
         wanted = log_p.gather(-1, x_0.unsqueeze(-1)).squeeze(-1)
-        expected = objectives.d3pm(wanted, log_p[..., 4], masked, alpha, alpha_s, 10)
+        expected = losses.d3pm(wanted, log_p[..., 4], masked, alpha, alpha_s, 10)
     else:
         offset = (alpha / (1 - alpha) / 4).log()[:, None, None]
-        parts = objectives.sedd(
+        parts = losses.sedd(
             (logits + offset).flatten(0, 1),
             x_0.flatten(),
             alpha.repeat_interleave(7),
@@ -271,7 +276,7 @@ def test_the_loss_is_the_objective_of_the_networks_answer_at_every_mask(name):
 
 
 def test_steps_of_d3pm_are_those_of_its_grid_each_as_often_over_the_batch():
-    out = training.d3pm(denoisers.d3pm(tiny_network(), 4), SCHEDULE, 5)(batch(b=10))
+    out = denoising.d3pm(denoisers.d3pm(tiny_network(), 4), SCHEDULE, 5)(batch(b=10))
     starts = (5 * out[contracts.T]).round().long()
     torch.testing.assert_close(out[contracts.T], starts / 5.0, check_dtype=False)
     torch.testing.assert_close(out[contracts.S], (starts - 1) / 5.0, check_dtype=False)
@@ -302,9 +307,9 @@ def test_the_gradient_reaches_every_parameter(name):
 
 def test_training_in_no_steps_is_an_error():
     with pytest.raises(ValueError, match="num_steps = 0 must be at least 1"):
-        training.d3pm(denoisers.d3pm(tiny_network(), 4), SCHEDULE, 0)
+        denoising.d3pm(denoisers.d3pm(tiny_network(), 4), SCHEDULE, 0)
     with pytest.raises(ValueError, match="time_low = 1"):
-        training.score_entropy(denoisers.sedd(tiny_network(), 4, SCHEDULE), SCHEDULE, 1.0)
+        denoising.score_entropy(denoisers.sedd(tiny_network(), 4, SCHEDULE), SCHEDULE, 1.0)
 
 
 @both
@@ -314,9 +319,9 @@ def test_a_trained_baseline_draws_two_bits_that_agree(name):
     network = randomise(tiny_network(vocab_size=3, max_length=4), 0)
     denoiser = getattr(denoisers, name)(network, 2, SCHEDULE)
     if name == "d3pm":
-        stages, kernel = training.d3pm(denoiser, SCHEDULE, 50), baselines.d3pm(denoiser, SCHEDULE)
+        stages, kernel = denoising.d3pm(denoiser, SCHEDULE, 50), baselines.d3pm(denoiser, SCHEDULE)
     else:
-        stages, kernel = training.score_entropy(denoiser, SCHEDULE, 0.01), baselines.analytic(denoiser, SCHEDULE)
+        stages, kernel = denoising.score_entropy(denoiser, SCHEDULE, 0.01), baselines.analytic(denoiser, SCHEDULE)
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
     for step in range(100):
         inputs = batch(b=32, l=4)

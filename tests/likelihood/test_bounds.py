@@ -34,9 +34,12 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from edlm import bounds, contracts, energies, likelihoods, schedules
+from edlm import contracts
 from edlm.contracts import Energy
-from edlm.likelihoods import estimate
+from edlm.likelihood import bounds, nelbo
+from edlm.likelihood.nelbo import estimate
+from edlm.models import energies
+from edlm.process import schedules
 
 SYMBOLS, LENGTH = 2, 3
 JOINT = random_joint(0, SYMBOLS, LENGTH, 1.5)
@@ -254,7 +257,7 @@ def test_given_positions_are_conditioned_on_and_not_scored() -> None:
 def test_the_continuous_nelbo_of_given_positions_is_that_of_the_rest() -> None:
     scored, x_0 = torch.tensor([True, False, True]), torch.tensor([0, 1, 1])
     row = torch.arange(ROWS)
-    values = likelihoods.nelbo(DENOISER, SCHEDULE, many(x_0), SEED, row, many(scored))
+    values = nelbo.nelbo(DENOISER, SCHEDULE, many(x_0), SEED, row, many(scored))
     both = TABLE[SYMBOLS, 1, SYMBOLS]
     first = -(both[0, 0] + both[2, 1]) / 2
     last = -(TABLE[SYMBOLS, 1, 1][0, 0] + TABLE[0, 1, SYMBOLS][2, 1]) / 2
@@ -296,7 +299,7 @@ def test_two_identical_fair_bits_score_half_their_entropy() -> None:
     per_text_bits = 2 * estimate(figure.lower).mean / math.log(2)
     assert per_text_bits == pytest.approx(0.5, abs=0.01)
     assert 2 * estimate(figure.upper).mean / math.log(2) == pytest.approx(0.5, abs=0.01)
-    plain = likelihoods.nelbo(denoiser, SCHEDULE, x_0, SEED, torch.arange(len(x_0)))
+    plain = nelbo.nelbo(denoiser, SCHEDULE, x_0, SEED, torch.arange(len(x_0)))
     assert 2 * estimate(plain).mean / math.log(2) == pytest.approx(1.0, abs=0.1)
 
 
@@ -315,7 +318,7 @@ def test_under_the_carry_over_energy_it_is_the_likelihood_of_the_ar_model() -> N
 
 def test_with_no_energy_it_is_the_nelbo() -> None:
     figure = paper(DENOISER, energies.zero(), TEXTS, 4)
-    plain = likelihoods.nelbo(DENOISER, SCHEDULE, TEXTS, SEED, torch.arange(len(TEXTS)))
+    plain = nelbo.nelbo(DENOISER, SCHEDULE, TEXTS, SEED, torch.arange(len(TEXTS)))
     torch.testing.assert_close(figure.lower, plain)
     torch.testing.assert_close(figure.upper, plain)
     torch.testing.assert_close(figure.ess, torch.full((len(TEXTS),), 4.0, dtype=torch.float64))

@@ -22,14 +22,17 @@ from oracles import sampler_law as oracle_law
 from oracles import sir as oracle_sir
 from torch import Tensor
 
-from edlm import energies, enumeration, particles, pipelines, schedules, selections, sources
 from edlm.contracts import Positions
+from edlm.likelihood import enumeration, hidden_markov
+from edlm.models import energies
+from edlm.process import particles, schedules
+from edlm.samplers import pipelines, selections
 
 SYMBOLS, LENGTH = 2, 3
-SOURCE = sources.random_hidden_markov(2, 3, SYMBOLS, 3.0)
-JOINT = sources.log_prob(SOURCE, all_sequences(SYMBOLS, LENGTH)).exp().view((SYMBOLS,) * LENGTH)
+SOURCE = hidden_markov.random_hidden_markov(2, 3, SYMBOLS, 3.0)
+JOINT = hidden_markov.log_prob(SOURCE, all_sequences(SYMBOLS, LENGTH)).exp().view((SYMBOLS,) * LENGTH)
 TABLE = marginal_table(JOINT)
-DENOISER, ENERGY = sources.denoiser(SOURCE, LENGTH), sources.energy(SOURCE)
+DENOISER, ENERGY = hidden_markov.denoiser(SOURCE, LENGTH), hidden_markov.energy(SOURCE)
 LINEAR = schedules.log_linear()
 CHOICES = {"sir": (selections.sir_law, oracle_sir), "imh": (selections.imh_law, oracle_imh)}
 
@@ -120,7 +123,7 @@ def test_what_more_and_more_candidates_tend_to_is_the_law_of_many() -> None:
 
 def test_what_cannot_be_enumerated_is_refused() -> None:
     with pytest.raises(ValueError, match="3 symbols and length = 8 have 5764801 transitions, more than 1048576"):
-        enumeration.sampler_law(sources.denoiser(sources.random_markov(0, 3), 8), LINEAR, None, 8)
+        enumeration.sampler_law(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8), LINEAR, None, 8)
     told = tiny_denoiser(0, SYMBOLS, schedules.log_linear(1e-3), vocab_size=SYMBOLS + 1, max_length=LENGTH)
     with pytest.raises(ValueError, match="the denoiser changes with the time t"):
         enumeration.sampler_law(told, LINEAR, None, LENGTH)

@@ -29,9 +29,11 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from edlm import categorical, contracts, likelihoods, schedules
-from edlm.likelihoods import Estimate
-from edlm.schedules import Schedule
+from edlm import contracts
+from edlm.likelihood import nelbo
+from edlm.likelihood.nelbo import Estimate
+from edlm.process import categorical, schedules
+from edlm.process.schedules import Schedule
 
 SYMBOLS, LENGTH = 3, 3
 JOINT = random_joint(0, SYMBOLS, LENGTH, strength=1.5)
@@ -68,7 +70,7 @@ class MaskCounter(TensorDictModuleBase):
 
 
 def draws(denoiser: contracts.Denoiser, schedule: Schedule, x_0: Tensor, seed: Tensor = SEED) -> Tensor:
-    return likelihoods.nelbo(denoiser, schedule, x_0, seed, torch.arange(len(x_0)))
+    return nelbo.nelbo(denoiser, schedule, x_0, seed, torch.arange(len(x_0)))
 
 
 def texts(n: int, seed: int = 0) -> Tensor:
@@ -77,7 +79,7 @@ def texts(n: int, seed: int = 0) -> Tensor:
 
 
 def agrees(values: Tensor, expected: float) -> bool:
-    mean, error, _ = likelihoods.estimate(values)
+    mean, error, _ = nelbo.estimate(values)
     return abs(mean - expected) < 5 * error
 
 
@@ -152,7 +154,7 @@ def test_the_denoiser_is_told_the_time_of_the_state_that_it_sees(schedule):
 def test_a_row_is_a_function_of_the_seed_and_the_rows_of_the_call():
     x_0 = texts(6)
     assert torch.equal(draws(ORACLE, schedules.cosine(), x_0), draws(ORACLE, schedules.cosine(), x_0))
-    other = likelihoods.nelbo(ORACLE, schedules.cosine(), x_0, SEED, torch.arange(6) + 100)
+    other = nelbo.nelbo(ORACLE, schedules.cosine(), x_0, SEED, torch.arange(6) + 100)
     assert not torch.equal(draws(ORACLE, schedules.cosine(), x_0), other)
 
 
@@ -170,7 +172,7 @@ def test_a_denoiser_without_a_sense_of_time_and_one_with_it_both_work():
 
 
 def test_an_estimate_is_a_mean_with_its_standard_error():
-    result = likelihoods.estimate(torch.tensor([1.0, 2.0, 6.0]))
+    result = nelbo.estimate(torch.tensor([1.0, 2.0, 6.0]))
     assert result == Estimate(3.0, math.sqrt(7.0 / 3.0), 3)
 
 
@@ -184,14 +186,14 @@ def test_an_estimate_is_told_in_bits_and_as_perplexity():
 @pytest.mark.parametrize("n", [0, 1])
 def test_an_error_bar_needs_two_rows(n):
     with pytest.raises(ValueError, match=f"at least 2 rows, got {n}"):
-        likelihoods.estimate(torch.zeros(n))
+        nelbo.estimate(torch.zeros(n))
 
 
 def test_what_is_left_at_a_noise_level_is_of_scored_positions_alone() -> None:
     x_0 = torch.tensor([[0, 1, 2], [2, 2, 0]])
     scored = torch.tensor([[True, False, True], [False, True, False]])
     ones, seed, row = torch.ones(2, dtype=torch.float64), torch.tensor(0), torch.arange(2)
-    found = likelihoods.masked_nll(IMPERFECT, schedules.log_linear(), x_0, ones, seed, row, scored)
+    found = nelbo.masked_nll(IMPERFECT, schedules.log_linear(), x_0, ones, seed, row, scored)
     positions = scored.flatten().nonzero().squeeze(-1)
     x_t = torch.where(scored, SYMBOLS, x_0)  # at time 1 all that may be masked is
     state = TensorDict({contracts.X_T: x_t, contracts.T: ones, contracts.POSITIONS: positions})
@@ -204,7 +206,7 @@ def test_at_a_noise_level_each_row_is_masked_by_itself_and_one_without_masks_has
     """Five standard errors of 4000 rows at a fixed seed: a quarter of the tokens is masked, 27/64 of rows get none."""
     row = torch.arange(4000)
     x_0, t = torch.tensor([[0, 1, 2]]).expand(len(row), -1), torch.full((len(row),), 0.25, dtype=torch.float64)
-    found = likelihoods.masked_nll(IMPERFECT, schedules.log_linear(), x_0, t, SEED, row)
+    found = nelbo.masked_nll(IMPERFECT, schedules.log_linear(), x_0, t, SEED, row)
     share = 0.75**3
     assert abs(float(found.isnan().double().mean()) - share) < 5 * math.sqrt(share * (1 - share) / len(row))
 
@@ -214,10 +216,10 @@ def test_the_vocabulary_head_takes_a_few_rows_at_once_and_the_figures_stay(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x_0, row = torch.tensor([[0, 1, 2], [2, 2, 0]]), torch.arange(2)
-    expected = likelihoods.nelbo(IMPERFECT, schedules.log_linear(), x_0, SEED, row)
+    expected = nelbo.nelbo(IMPERFECT, schedules.log_linear(), x_0, SEED, row)
     seen: list[int] = []
     logits = type(IMPERFECT).logits
     monkeypatch.setattr(categorical, "rows_at_once", lambda vocab_size, device: rows)
     monkeypatch.setattr(type(IMPERFECT), "logits", lambda own, states: seen.append(len(states)) or logits(own, states))
-    torch.testing.assert_close(likelihoods.nelbo(IMPERFECT, schedules.log_linear(), x_0, SEED, row), expected)
+    torch.testing.assert_close(nelbo.nelbo(IMPERFECT, schedules.log_linear(), x_0, SEED, row), expected)
     assert max(seen) <= rows

@@ -16,25 +16,16 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import (
-    bounds,
-    chain_rule,
-    contracts,
-    denoisers,
-    energies,
-    enumeration,
-    execution,
-    networks,
-    pipelines,
-    samplers,
-    schedules,
-    selections,
-    sources,
-    transition,
-)
+from edlm import contracts, samplers
 from edlm.contracts import Denoiser
-from edlm.denoisers import SubsDenoiser
-from edlm.samplers import Sampler
+from edlm.likelihood import bounds, enumeration, hidden_markov
+from edlm.models import chain_rule, denoisers, energies
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn import networks
+from edlm.objectives import transition
+from edlm.process import schedules
+from edlm.samplers import execution, pipelines, selections
+from edlm.samplers.sampler import Sampler
 
 LINEAR = schedules.log_linear()
 TOLD = schedules.log_linear(1e-3)
@@ -100,24 +91,24 @@ def test_a_network_that_cannot_be_read_in_order_is_an_error() -> None:
 # ---- Token by token
 
 
-SOURCE = sources.random_markov(0, 3, 2.5)
-EXACT = sources.denoiser(SOURCE, 5)
+SOURCE = hidden_markov.random_markov(0, 3, 2.5)
+EXACT = hidden_markov.denoiser(SOURCE, 5)
 
 
 def test_of_an_exact_denoiser_the_chain_rule_is_the_exact_energy() -> None:
     """Of the text's tokens and of draws, with different numbers of new tokens in a batch."""
-    x_0, row = sources.texts(SOURCE, 64, 5, seed=7), torch.arange(64)
+    x_0, row = hidden_markov.texts(SOURCE, 64, 5, seed=7), torch.arange(64)
     keys = {contracts.SEED: 0, contracts.STEP: 0, contracts.NUM_ROWS: 64}
     keyed = TensorDict({contracts.X_0: x_0, contracts.ROW: row, **{k: torch.tensor(v) for k, v in keys.items()}})
     state = transition.contrastive(EXACT, energies.zero(), LINEAR, (1, 4), 6)(keyed)
     candidates, x_t = state[contracts.CANDIDATES], state[contracts.X_T]
     new = candidates != x_t.unsqueeze(1)
     assert new.sum(-1).unique().numel() > 2
-    law = (sources.state_law(SOURCE, x_t) @ SOURCE.emission).log().unsqueeze(1).expand(*candidates.shape, -1)
+    law = (hidden_markov.state_law(SOURCE, x_t) @ SOURCE.emission).log().unsqueeze(1).expand(*candidates.shape, -1)
     log_p = torch.where(new, law.gather(-1, candidates.clamp(max=2).unsqueeze(-1)).squeeze(-1), 0.0)
     state[contracts.LOG_P_CANDIDATES] = log_p
     found = chain_rule.exact_energy(EXACT)(state)[contracts.ENERGY]
-    wanted = log_p.sum(-1) - sources.log_conditional(SOURCE, candidates, x_t)
+    wanted = log_p.sum(-1) - hidden_markov.log_conditional(SOURCE, candidates, x_t)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -287,7 +278,7 @@ def test_dropout_left_on_is_an_error() -> None:
 
 
 def test_a_step_is_printed_as_the_documents_show_it() -> None:
-    document = Path(__file__).parents[1] / "docs" / "transition.md"
+    document = Path(__file__).parents[2] / "docs" / "transition.md"
     assert samplers.describe(builders.in_order(LINEAR, denoiser(), 2)) in document.read_text("utf-8")
 
 

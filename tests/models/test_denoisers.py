@@ -9,8 +9,10 @@ from strategies import Batch, batches, noise_schedules, unit_floats
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from edlm import categorical, contracts, denoisers, schedules
-from edlm.denoisers import SubsDenoiser
+from edlm import contracts
+from edlm.models import denoisers
+from edlm.models.denoisers import SubsDenoiser
+from edlm.process import categorical, schedules
 
 VOCABULARY = 5
 NETWORK = tiny_network(vocab_size=VOCABULARY)

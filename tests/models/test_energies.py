@@ -19,8 +19,10 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import categorical, contracts, energies, schedules
-from edlm.networks import EnergyNetwork, JointNetwork
+from edlm import contracts
+from edlm.models import energies
+from edlm.nn.networks import EnergyNetwork, JointNetwork
+from edlm.process import categorical, schedules
 
 SIZES = {"vocab_size": 6, "max_length": 8, "hidden_size": 16, "num_heads": 2, "conditioning_size": 8}
 NETWORK = randomise(EnergyNetwork(num_layers=1, **SIZES), seed=0).double()

@@ -44,23 +44,18 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 import edlm
-from edlm import (
-    checkpoints,
-    contracts,
-    denoisers,
-    folding,
-    joint,
-    likelihoods,
-    networks,
-    objectives,
-    pipelines,
-    samplers,
-    schedules,
-    vocabulary,
-)
-from edlm.networks import JointNetwork
-from edlm.pipelines import Pipeline
-from edlm.schedules import Schedule
+from edlm import contracts, samplers
+from edlm.data import vocabulary
+from edlm.likelihood import nelbo as likelihoods
+from edlm.models import denoisers, joint
+from edlm.nn import folding, networks
+from edlm.nn.networks import JointNetwork
+from edlm.objectives import losses
+from edlm.process import schedules
+from edlm.process.schedules import Schedule
+from edlm.samplers import pipelines
+from edlm.samplers.pipelines import Pipeline
+from edlm.weights import checkpoints
 
 SYMBOLS, LENGTH = 2, 3
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8}
@@ -196,7 +191,7 @@ def test_the_denoisers_part_of_the_loss_has_the_t_step_nelbo_as_its_mean(schedul
     table, x_0 = random_marginals(1, SYMBOLS, LENGTH), texts(24_000)
     out = stages(TableJoint(Lookup(table), zero_energy, SYMBOLS, LENGTH), (num_steps, num_steps), schedule)(keyed(x_0))
     exact = float(t_step_nelbo(table, 1 - masked_share(num_steps, schedule), x_0).mean())
-    mean, error, _ = likelihoods.estimate(objectives.nelbo(out[contracts.LOG_PROB], out[contracts.WEIGHT]))
+    mean, error, _ = likelihoods.estimate(losses.nelbo(out[contracts.LOG_PROB], out[contracts.WEIGHT]))
     assert abs(mean - exact) < 5 * error < 0.05 * exact
 
 
@@ -232,12 +227,12 @@ def test_the_loss_is_the_weighted_sum_of_its_two_parts():
     grids, schedule = (2, 5), schedules.log_linear()
     out = stages(network, grids, schedule, num_negatives=3)(keyed(x_0))
     energy = out[contracts.ENERGY]
-    nelbo = objectives.nelbo(out[contracts.LOG_PROB], out[contracts.WEIGHT]) / 8
-    contrast = objectives.nce(energy[:, 0], energy[:, 1:])
+    nelbo = losses.nelbo(out[contracts.LOG_PROB], out[contracts.WEIGHT]) / 8
+    contrast = losses.nce(energy[:, 0], energy[:, 1:])
     torch.testing.assert_close(out[contracts.LOSS], nelbo + contrast)
-    options = {"nelbo_weight": 0.5, "energy_weight": 2.0, "objective": objectives.info_nce, "num_negatives": 3}
+    options = {"nelbo_weight": 0.5, "energy_weight": 2.0, "objective": losses.info_nce, "num_negatives": 3}
     weighted = stages(network, grids, schedule, **options)(keyed(x_0))[contracts.LOSS]
-    torch.testing.assert_close(weighted, 0.5 * nelbo + 2.0 * objectives.info_nce(energy[:, 0], energy[:, 1:]))
+    torch.testing.assert_close(weighted, 0.5 * nelbo + 2.0 * losses.info_nce(energy[:, 0], energy[:, 1:]))
     # The energies are those of the network alone, and the law that of the denoiser, each by passes of its own.
     positions = (out[contracts.X_T] != out[contracts.X_S]).flatten().nonzero().squeeze(-1)
     inputs = {key: out[key] for key in (contracts.CANDIDATES, contracts.X_T)}
@@ -500,7 +495,7 @@ def test_dropout_left_on_in_a_joint_network_is_an_error():
 
 def test_a_step_is_printed_as_the_documents_show_it():
     kernel = builders.two_heads(schedules.log_linear(), denoisers.subs(joint_network(), 4), 2)
-    document = Path(__file__).parents[1] / "docs" / "transition.md"
+    document = Path(__file__).parents[2] / "docs" / "transition.md"
     assert samplers.describe(kernel) in document.read_text("utf-8")
 
 

@@ -28,7 +28,10 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 import edlm
-from edlm import contracts, energies, objectives, particles, schedules
+from edlm import contracts
+from edlm.models import energies
+from edlm.objectives import losses
+from edlm.process import particles, schedules
 
 
 @cases
@@ -76,7 +79,7 @@ def test_nce_loss_and_gradients(case):
     positive, negative = energies.learned(network)(TensorDict(state))[contracts.ENERGY].unbind(1)
     close(positive, numbers.at("nce.energy_pos", F64), 1e-8)
     close(negative, numbers.at("nce.energy_neg", F64), 1e-8)
-    rows = objectives.nce(positive, negative.unsqueeze(1))
+    rows = losses.nce(positive, negative.unsqueeze(1))
     gap = rows - numbers["nce.nlls_f64"].amax(1)  # one number per row, repeated where there is no padding
     assert (gap > -1e-12).all()
     assert (gap <= constant_in_the_logarithm(positive, negative) + 1e-12).all()
@@ -104,12 +107,12 @@ def test_validation_of_the_energy(case, t_step):
         alpha_t, alpha_s = ends_of_step(LOG_LINEAR, batch.t)
         weight = STEPS * (alpha_s - alpha_t) / (1 - alpha_t)
     share = batch.valid.double().mean(1)  # padding takes its part of E + log Z out of the published number
-    rows = objectives.nelbo(log_prob * batch.valid, weight) + weight * share * (energy + log_z)
+    rows = losses.nelbo(log_prob * batch.valid, weight) + weight * share * (energy + log_z)
     close(rows, numbers[f"{name}.nlls_f64"].sum(1), 1e-6)
     close(mean_loss(rows, batch), numbers[f"{name}.loss_f64"], 1e-6)
     whole = batch.valid.all(1)
     close(
-        (objectives.nelbo(log_prob, weight) + weight * (energy + log_z))[whole],
+        (losses.nelbo(log_prob, weight) + weight * (energy + log_z))[whole],
         numbers[f"{name}.nlls_f64"].sum(1)[whole],
         1e-6,
     )
@@ -171,7 +174,7 @@ def test_nce_of_the_autoregressive_energy(case, carry_over):
     close(negative, numbers.at(f"{name}.energy_neg", F64), 1e-8)
     expected = numbers[f"{name}.nlls_f64"].amax(1)
     close(published_nce(positive, negative), expected, 1e-8)
-    gap = objectives.nce(positive, negative.unsqueeze(1)) - expected
+    gap = losses.nce(positive, negative.unsqueeze(1)) - expected
     assert (gap > -1e-9).all()
     assert (gap <= constant_in_the_logarithm(positive, negative) + 1e-9).all()
     if carry_over:
@@ -186,7 +189,7 @@ def test_the_published_nce_is_flat_where_ours_still_teaches(case):
     energy = numbers.at("nce_co0.energy_pos", F64).clone().requires_grad_()
     far = energy.detach() > 18.5
     assert far.any()
-    loss = objectives.nce(energy, torch.full((len(energy), 1), 100.0, dtype=F64))
+    loss = losses.nce(energy, torch.full((len(energy), 1), 100.0, dtype=F64))
     (slope,) = torch.autograd.grad(loss.sum(), energy)
     (flat,) = torch.autograd.grad(published_nce(energy, torch.full_like(energy, 100.0)).sum(), energy)
     assert (slope[far] > 0.999).all()
@@ -209,7 +212,7 @@ def test_validation_of_the_autoregressive_energy(case, carry_over, t_step):
         log_ar = energies.ar_log_prob(ar, batch.x_0, numbers.mask_id, bos_id=None)
     weight = schedules.nelbo_weight(LOG_LINEAR, batch.t)
     share = batch.valid.double().mean(1)
-    rows = objectives.nelbo(log_prob * batch.valid, weight) + weight * share * (energy + stray)
+    rows = losses.nelbo(log_prob * batch.valid, weight) + weight * share * (energy + stray)
     close(rows, numbers[f"{name}.nlls_f64"].sum(1), 1e-6)
     close(mean_loss(rows, batch), numbers[f"{name}.loss_f64"], 1e-6)
     # By identity the sum is the AR model's own cost, of all positions or of the masked ones, position 0 left out.

@@ -29,7 +29,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import categorical, contracts, energies, networks, schedules
+from edlm import contracts
+from edlm.models import energies
+from edlm.nn import networks
+from edlm.process import categorical, schedules
 
 SYMBOLS, LENGTH = 3, 3
 MASK, BOS = SYMBOLS, SYMBOLS + 1

@@ -11,9 +11,12 @@ from builders import randomise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edlm import checkpoints, networks, testing, vocabulary
+from edlm import testing
+from edlm.data import vocabulary
+from edlm.nn import networks
+from edlm.weights import checkpoints
 
-PAGE = Path(__file__).parents[1] / "docs" / "energies.md"
+PAGE = Path(__file__).parents[2] / "docs" / "energies.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
 LETTERS = vocabulary.characters("abc ")
 WORDS = ["a", "ab", "abc", "cab", "b"]

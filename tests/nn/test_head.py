@@ -8,8 +8,12 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from edlm import contracts, cross_entropy, energies, schedules, training
-from edlm.layers import Head
+from edlm import contracts
+from edlm.models import energies
+from edlm.nn import head as cross_entropy
+from edlm.nn.blocks import Head
+from edlm.objectives import denoising
+from edlm.process import schedules
 
 PARTS = ("hidden", "weight", "bias")
 Given = tuple[Tensor, Tensor, Tensor | None, Tensor]
@@ -39,7 +43,7 @@ def gradients(value: Tensor, factors: Tensor, given: Given) -> list[Tensor]:
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Logits of a tile: rows one by one, a few with a shorter tile at the end, all at once; columns in slices of 4."""
     monkeypatch.setattr(cross_entropy, "_LOGITS_AT_ONCE", {"cpu": request.param})
-    monkeypatch.setattr("edlm.categorical._COLUMNS_AT_ONCE", {"cpu": 4})
+    monkeypatch.setattr("edlm.process.categorical._COLUMNS_AT_ONCE", {"cpu": 4})
     return request.param
 
 
@@ -188,7 +192,7 @@ def test_denoising_never_has_all_logits_and_runs_the_head_once(monkeypatch: pyte
         name: torch.tensor(value) for name, value in ((contracts.SEED, 0), (contracts.STEP, 0), (contracts.NUM_ROWS, 6))
     }
     batch = TensorDict({contracts.X_0: x_0, contracts.ROW: torch.arange(6), **keys})
-    out = training.denoising(tiny_denoiser(), schedules.log_linear())(batch)
+    out = denoising.denoising(tiny_denoiser(), schedules.log_linear())(batch)
     (out[contracts.LOSS].sum() / 42).backward()
     assert max(count) == 15 // 5
     assert sum(count) == int((out[contracts.X_T] == 4).sum())
@@ -201,7 +205,7 @@ def test_next_token_runs_the_head_once(bos_id: int | None, monkeypatch: pytest.M
     monkeypatch.setattr(cross_entropy, "_tiles", lambda *a: count.append(1) or tiles(*a))
     network = tiny_network(conditioning_size=0, causal=True)
     x_0 = torch.tensor([[0, 2, 2, 1], [2, 0, 1, 1]])
-    out = training.next_token(network, 4, bos_id, pad_id=1)(TensorDict({contracts.X_0: x_0}))
+    out = denoising.next_token(network, 4, bos_id, pad_id=1)(TensorDict({contracts.X_0: x_0}))
     with torch.no_grad():
         right = energies.ar_log_prob(network, x_0, 4, bos_id)
     torch.testing.assert_close(out[contracts.LOG_PROB], torch.where(x_0 == 1, 0.0, right))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from revealing import LENGTH, MASK, Step, steps
 
-from edlm import networks
+from edlm.nn import networks
 
 close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-11)
 

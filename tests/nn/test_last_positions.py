@@ -6,7 +6,9 @@ from builders import tiny_network
 from tensordict import TensorDict
 from test_joint import joint_network
 
-from edlm import chain_rule, contracts, denoisers, joint, schedules
+from edlm import contracts
+from edlm.models import chain_rule, denoisers, joint
+from edlm.process import schedules
 
 B, L, V, MASK = 2, 5, 5, 4
 LAST = B * L - 1

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from strategies import batches
 from torch import Tensor
 
-from edlm import attention, folding, layers, networks, rope
+from edlm.benchmark import textbook_training
 from edlm.contracts import Network
-from edlm.networks import EnergyNetwork, Transformer
-from edlm.recipes import _textbook_training
+from edlm.nn import attention, blocks, folding, networks, rope
+from edlm.nn.networks import EnergyNetwork, Transformer
 
 SIZES = {"vocab_size": 6, "max_length": 8, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8}
 KINDS = {
@@ -77,7 +77,7 @@ def test_the_last_feed_forward_layer_runs_on_the_wanted_positions_alone():
 @given(first=st.integers(0, 5), count=st.integers(1, 6))
 def test_a_head_gives_some_columns_without_the_others(bias, first, count):
     head, hidden = (
-        layers.Head(4, 6, bias=bias).double(),
+        blocks.Head(4, 6, bias=bias).double(),
         torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
     )
     columns = slice(first, min(first + count, 6))
@@ -244,7 +244,7 @@ def test_an_energy_is_its_layers_over_all_positions_with_their_gradients(max_len
     net.combine.register_forward_hook(lambda *_: combined.append(1))
     ours = net(x_t, x_0)
     assert len(combined) == (max_length == 5)
-    plain = _textbook_training.energy(net, x_t, x_0)
+    plain = textbook_training.energy(net, x_t, x_0)
     close(ours, plain)
     gradients = [torch.autograd.grad(energies.pow(2).sum(), [*net.parameters()]) for energies in (ours, plain)]
     for a, b in zip(*gradients, strict=True):

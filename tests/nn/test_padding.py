@@ -15,22 +15,14 @@ from revealing import LENGTH, MASK, Step, state_of, steps
 from torch import Tensor, nn
 
 import edlm
-from edlm import (
-    bounds,
-    chain_rule,
-    checkpoints,
-    contracts,
-    denoisers,
-    energies,
-    exchange,
-    folding,
-    joint,
-    likelihoods,
-    networks,
-    schedules,
-    vocabulary,
-)
-from edlm.samplers import Sampler
+from edlm import contracts
+from edlm.data import vocabulary
+from edlm.likelihood import bounds, nelbo
+from edlm.models import chain_rule, denoisers, energies, joint
+from edlm.nn import folding, networks
+from edlm.process import schedules
+from edlm.samplers.sampler import Sampler
+from edlm.weights import checkpoints, exchange
 
 PAD, LONGEST = 5, LENGTH + 30
 SIZES = {"hidden_size": 16, "num_heads": 2, "conditioning_size": 8}
@@ -177,7 +169,7 @@ def test_the_bounds_of_a_text_are_those_of_the_text_alone(seed: int, count: int)
     of_pairs = randomise(networks.EnergyNetwork(6, LONGEST, num_layers=1, **SIZES), 1).double()
     energy = energies.learned(of_pairs, pad_id=PAD)
     scores = [
-        lambda x_0, scored: likelihoods.nelbo(denoiser, linear, x_0, *keys, scored),
+        lambda x_0, scored: nelbo.nelbo(denoiser, linear, x_0, *keys, scored),
         lambda x_0, scored: bounds.t_step_nelbo(denoiser, linear, grid, x_0, *keys, scored=scored).nats,
         lambda x_0, scored: (
             bounds.sampler_nelbo(denoiser, energy, linear, grid, x_0, *keys, num_particles=2, scored=scored).nats
@@ -190,7 +182,7 @@ def test_the_bounds_of_a_text_are_those_of_the_text_alone(seed: int, count: int)
     ]
     long = longer(text, count)
     for score in scores:
-        close(score(long, likelihoods.not_padding(long, PAD)), score(text, None), atol=1e-10)
+        close(score(long, nelbo.not_padding(long, PAD)), score(text, None), atol=1e-10)
 
 
 # ---- Padding that is learned

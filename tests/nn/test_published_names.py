@@ -4,7 +4,7 @@ import pytest
 import torch
 from published_files import kinds, small
 
-from edlm import published
+from edlm.weights import published
 
 LOADERS = {
     "denoiser": published.load_denoiser,

@@ -19,7 +19,10 @@ from published_numbers import (
 from tensordict import TensorDict
 
 import edlm
-from edlm import contracts, energies, objectives, published
+from edlm import contracts
+from edlm.models import energies
+from edlm.objectives import losses
+from edlm.weights import published
 
 
 @cases
@@ -117,7 +120,7 @@ def test_autoregressive_loss_and_gradients(case):
     numbers = golden(f"ar_{case}")
     network = numbers.network("sd.")
     log_prob = energies.ar_log_prob(network, numbers["x"], numbers.mask_id, bos_id=None) * numbers["attention_mask"]
-    loss = objectives.next_token(log_prob).sum() / numbers["token_mask"].sum()
+    loss = losses.next_token(log_prob).sum() / numbers["token_mask"].sum()
     loss.backward()
     close(loss, numbers["loss_f64"], 1e-6)
     gradients_agree(network, numbers.part("grad."))

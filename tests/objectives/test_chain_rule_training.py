@@ -8,7 +8,12 @@ from revealing import LENGTH, MASK, Step, denoiser, sharp, state_of
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import bounds, chain_rule, contracts, denoisers, energies, networks, schedules, sources, training, transition
+from edlm import contracts
+from edlm.likelihood import bounds, hidden_markov
+from edlm.models import chain_rule, denoisers, energies
+from edlm.nn import networks
+from edlm.objectives import denoising, transition
+from edlm.process import schedules
 
 LINEAR, TOLD = schedules.log_linear(), schedules.log_linear(1e-3)
 
@@ -74,23 +79,25 @@ def test_every_weight_of_the_network_is_trained() -> None:
 def test_trained_for_it_a_denoiser_is_nearer_to_its_own_chain_rule() -> None:
     """On a Markov source, two layers, 250 steps of 64 texts by either loss: nats from a pass per token, squared."""
     length, far = 8, {}
-    source = sources.random_markov(1, 4, 2.0)
+    source = hidden_markov.random_markov(1, 4, 2.0)
     for name in ("mdlm", "chain_rule"):
         torch.manual_seed(0)
         net = networks.Transformer(5, length, hidden_size=32, num_layers=2, num_heads=2, conditioning_size=0)
         own = denoisers.subs(net, 4)
-        pipeline = training.denoising(own, LINEAR) if name == "mdlm" else chain_rule.denoising(own, LINEAR, (1, length))
+        pipeline = (
+            denoising.denoising(own, LINEAR) if name == "mdlm" else chain_rule.denoising(own, LINEAR, (1, length))
+        )
         optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 250, pct_start=0.15)
         for step in range(250):
             optimizer.zero_grad()
-            texts = sources.texts(source, 64, length, seed=7, first_row=64 * step)
+            texts = hidden_markov.texts(source, 64, length, seed=7, first_row=64 * step)
             pipeline(keyed(texts, step=step))[contracts.LOSS].mean().backward()
             optimizer.step()
             rate.step()
         net.eval()
         with torch.no_grad():
-            held_out = keyed(sources.texts(source, 300, length, seed=5), seed=1)
+            held_out = keyed(hidden_markov.texts(source, 300, length, seed=5), seed=1)
             drawn = transition.contrastive(own, energies.zero(), LINEAR, (2, 2), 3)(held_out)
             state = state_of(own, drawn[contracts.X_T], drawn[contracts.T], drawn[contracts.CANDIDATES])
             one, many = (build(own)(state)[contracts.ENERGY] for build in (chain_rule.energy, chain_rule.exact_energy))

@@ -16,25 +16,20 @@ from smallest import NETWORK, UPDATES, denoiser_words, train, words_of
 from test_planted_faults import package_in, plant
 from torch import Tensor, nn
 
-from edlm import (
-    bounds,
-    checkpoints,
-    contracts,
-    corpora,
-    datasets,
-    denoisers,
-    energies,
-    likelihoods,
-    networks,
-    objectives,
-    schedules,
-    transition,
-)
-from edlm.networks import EnergyNetwork, Transformer
-from edlm.recipes import _contrast, _training
-from edlm.recipes._patience import Patience
-from edlm.recipes._weights import PURE, Weights
-from edlm.vocabulary import characters
+from edlm import contracts
+from edlm.data import corpora, datasets
+from edlm.data.vocabulary import characters
+from edlm.evaluation import contrast
+from edlm.likelihood import bounds, nelbo
+from edlm.models import denoisers, energies
+from edlm.nn import networks
+from edlm.nn.networks import EnergyNetwork, Transformer
+from edlm.objectives import losses, transition
+from edlm.process import schedules
+from edlm.training import loop
+from edlm.training.patience import Patience
+from edlm.training.sharding import PURE, Weights
+from edlm.weights import checkpoints
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -72,7 +67,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
 def figures_of(positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
     t = (torch.arange(len(positive)).double() + 0.5) / len(positive)
     energies = torch.cat([positive.unsqueeze(1), negative], 1)
-    return _contrast.of_batch(energies, t, 2, "nce", 1)
+    return contrast.of_batch(energies, t, 2, "nce", 1)
 
 
 GOOD = -1.0 + torch.randn(200, generator=torch.Generator().manual_seed(0))
@@ -94,7 +89,7 @@ BAD = 1.0 + torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
     ids=["right", "flipped", "constant", "noise"],
 )
 def test_an_energy_that_is_wrong_is_said_to_be_with_the_figure(positive: Tensor, negative: Tensor, said: str | None):
-    warning = _contrast.warning(figures_of(positive, negative))
+    warning = contrast.warning(figures_of(positive, negative))
     assert (warning is None) == (said is None)
     if warning is not None:
         assert said in warning
@@ -104,20 +99,20 @@ def test_an_energy_that_is_wrong_is_said_to_be_with_the_figure(positive: Tensor,
 
 def test_what_is_logged_starts_with_the_loss_and_has_every_figure_of_every_noise_level():
     per_row = figures_of(GOOD, BAD)
-    found = _contrast.metrics(per_row, "nce", 1)
+    found = contrast.metrics(per_row, "nce", 1)
     assert next(iter(found)) == "loss"
-    for name in (*_contrast.FIGURES, "calibration_error"):
+    for name in (*contrast.FIGURES, "calibration_error"):
         parts = [found[f"{name}_t{level / 5:.1f}-{(level + 1) / 5:.1f}"] for level in range(5)]
         assert all(math.isfinite(value) for value in parts)
         if name != "calibration_error":  # of equally many rows each
             assert sum(parts) / 5 == pytest.approx(found[name], rel=1e-6)
-    levels = _contrast.by_noise_level(per_row, "nce", 1)
+    levels = contrast.by_noise_level(per_row, "nce", 1)
     inside = (per_row["t"] >= 0.4) & (per_row["t"] < 0.6)
     assert levels[2]["gap"] == pytest.approx(float((BAD.mean(1) - GOOD)[inside].mean()), rel=1e-6)
     at_one = {name: torch.ones_like(values) if name == "t" else values for name, values in per_row.items()}
-    assert [level["n"] for level in _contrast.by_noise_level(at_one, "nce", 1)] == [0, 0, 0, 0, 200]
+    assert [level["n"] for level in contrast.by_noise_level(at_one, "nce", 1)] == [0, 0, 0, 0, 200]
     empty = {name: values[per_row["t"] < 0.2] for name, values in per_row.items()}
-    assert not any("t0.2" in name for name in _contrast.metrics(empty, "nce", 1))
+    assert not any("t0.2" in name for name in contrast.metrics(empty, "nce", 1))
 
 
 def test_figures_by_noise_level_are_logged_while_an_energy_learns_and_no_warning_is_given(
@@ -144,9 +139,9 @@ def test_a_planted_sign_is_warned_of_while_training_and_at_the_end(denoiser: Pat
     package_in(tmp_path / "copy")
     right = "return F.softplus(energy_positive) + F.softplus(-energy_negative).mean(-1)"
     wrong = "return F.softplus(-energy_positive) + F.softplus(energy_negative).mean(-1)"
-    plant(tmp_path / "copy", Fault("the sign", "objectives.py", right, wrong, ""))
+    plant(tmp_path / "copy", Fault("the sign", "objectives/losses.py", right, wrong, ""))
     words = [*energy_words(tmp_path / "run", denoiser), "optimizer.lr=0.02", "warmup_steps=0", "steps=12"]
-    command = [sys.executable, "-m", "edlm.cli", "run", "edlm_nce", *words, "valid_every=12", "dropout=0.0"]
+    command = [sys.executable, "-m", "edlm.cli.commands", "run", "edlm_nce", *words, "valid_every=12", "dropout=0.0"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
     done = subprocess.run(
         [*command, "ema_decay=0.5"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
@@ -198,18 +193,18 @@ def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
     scored = x_0 != ids.pad_id
     stages = transition.contrastive(denoiser, energy, schedule, (2, 4), 4, pad_id=ids.pad_id)
     with torch.no_grad():
-        found = stages(_training.keyed(x_0, row, 0, _training.HELD_OUT_STEP, 32))[contracts.ENERGY].double()
+        found = stages(loop.keyed(x_0, row, 0, loop.HELD_OUT_STEP, 32))[contracts.ENERGY].double()
     for name, values in (
-        ("loss", objectives.nce(found[:, 0], found[:, 1:2])),
+        ("loss", losses.nce(found[:, 0], found[:, 1:2])),
         ("gap", found[:, 1:].mean(1) - found[:, 0]),
     ):
-        assert report[name] == pytest.approx(likelihoods.estimate(values)._asdict(), abs=1e-5), name
-    parts = [likelihoods.nelbo(denoiser, schedule, x_0[part], seed, part, scored[part]) for part in row.split(8)]
-    expected = likelihoods.estimate(torch.cat(parts), scored.sum(1))
+        assert report[name] == pytest.approx(nelbo.estimate(values)._asdict(), abs=1e-5), name
+    parts = [nelbo.nelbo(denoiser, schedule, x_0[part], seed, part, scored[part]) for part in row.split(8)]
+    expected = nelbo.estimate(torch.cat(parts), scored.sum(1))
     assert report["nelbo"] == pytest.approx(expected._asdict(), abs=1e-5)
     keys = schedule, schedules.uniform_grid(3), x_0[:8], seed, row[:8]
     bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=2, scored=scored[:8])
-    expected = likelihoods.estimate(bound.nats, scored[:8].sum(1))
+    expected = nelbo.estimate(bound.nats, scored[:8].sum(1))
     assert report["bound"] == pytest.approx(expected._asdict(), abs=1e-5)
 
 
@@ -323,7 +318,7 @@ def test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_b
     assert checkpoints.read_description(best)["step"] == least[0]
     blocks = corpora.load_blocks(corpora.embedded(), characters(), 32).test
     found = [
-        likelihoods.nelbo(
+        nelbo.nelbo(
             denoisers.subs(network, 27), schedules.log_linear(), blocks[row % len(blocks)], torch.tensor(0), row
         )
         for row in torch.arange(64).split(8)

@@ -12,9 +12,11 @@ from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
 import edlm
-from edlm import contracts, noise, objectives, schedules, stages, training, transition
-from edlm.noise import Stream
-from edlm.schedules import Schedule
+from edlm import contracts
+from edlm.objectives import denoising, losses, transition
+from edlm.process import noise, schedules, stages
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
 
 quick = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**63 - 1)
@@ -66,7 +68,7 @@ def test_denoising_is_the_weighted_sum_over_masked_positions(name: str, conditio
     schedule, network, inputs = SCHEDULES[name], tiny_network(), batch()
     inputs[contracts.X_0] += mask_id == 0  # data hold no mask
     denoiser = edlm.denoisers.subs(network, mask_id, schedule if conditioned else None)
-    out = training.denoising(denoiser, schedule, time_low=0.1)(inputs)
+    out = denoising.denoising(denoiser, schedule, time_low=0.1)(inputs)
     for row in range(6):
         t, x_t = corrupted(schedule, inputs, row, 0.1, mask_id)
         assert torch.equal(out[contracts.X_T][row], x_t)
@@ -87,9 +89,9 @@ def test_padding_is_never_masked(objective: str):
     inputs, pad_id = batch(b=16), 2
     denoiser, schedule = tiny_denoiser(), schedules.log_linear()
     if objective == "denoising":
-        pipeline = training.denoising(denoiser, schedule, pad_id=pad_id)
+        pipeline = denoising.denoising(denoiser, schedule, pad_id=pad_id)
     else:
-        pipeline = training.contrastive(denoiser, tiny_energy(), schedule, pad_id=pad_id)
+        pipeline = denoising.contrastive(denoiser, tiny_energy(), schedule, pad_id=pad_id)
     padding, x_t = inputs[contracts.X_0] == pad_id, pipeline(inputs)[contracts.X_T]
     assert padding.any()
     assert torch.equal(x_t[padding], inputs[contracts.X_0][padding])
@@ -99,16 +101,16 @@ def test_padding_is_never_masked(objective: str):
 
 
 def test_times_are_stratified_over_the_whole_batch():
-    out = training.denoising(tiny_denoiser(), schedules.log_linear(), time_low=0.2)(batch(b=10))
+    out = denoising.denoising(tiny_denoiser(), schedules.log_linear(), time_low=0.2)(batch(b=10))
     assert torch.equal(((out[contracts.T] - 0.2) / 0.8 * 10).floor().long().sort().values, torch.arange(10))
 
 
 def stages_of(objective: str) -> TensorDictSequential:
     if objective == "denoising":
-        return training.denoising(tiny_denoiser(), schedules.log_linear())
+        return denoising.denoising(tiny_denoiser(), schedules.log_linear())
     if objective == "transition":
         return transition.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), (1, 5), num_negatives=3)
-    return training.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives=3)
+    return denoising.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives=3)
 
 
 every_training = pytest.mark.parametrize("objective", ["denoising", "contrastive", "transition"])
@@ -171,10 +173,12 @@ def test_the_gradient_of_denoising_is_that_of_the_loss():
 
 
 @pytest.mark.parametrize("num_negatives", [1, 3])
-@pytest.mark.parametrize("objective", [objectives.nce, objectives.info_nce])
+@pytest.mark.parametrize("objective", [losses.nce, losses.info_nce])
 def test_contrast_is_the_objective_of_the_data_and_its_drafts(num_negatives: int, objective):
     energy, inputs = tiny_energy(), batch()
-    pipeline = training.contrastive(tiny_denoiser(), energy, schedules.log_linear(), num_negatives, objective=objective)
+    pipeline = denoising.contrastive(
+        tiny_denoiser(), energy, schedules.log_linear(), num_negatives, objective=objective
+    )
     out = pipeline(inputs)
     candidates, x_t = out[contracts.CANDIDATES], out[contracts.X_T]
     assert candidates.shape == (6, 1 + num_negatives, 7)
@@ -187,7 +191,7 @@ def test_contrast_is_the_objective_of_the_data_and_its_drafts(num_negatives: int
             energy.module(x.view(1, 1, -1), x_t[row : row + 1], out[contracts.T][row : row + 1]).item()
             for x in candidates[row]
         ]
-        if objective is objectives.nce:
+        if objective is losses.nce:
             expected = math.log1p(math.exp(e[0])) + sum(math.log1p(math.exp(-n)) for n in e[1:]) / num_negatives
         else:
             expected = e[0] + math.log(sum(math.exp(-n) for n in e))
@@ -197,7 +201,7 @@ def test_contrast_is_the_objective_of_the_data_and_its_drafts(num_negatives: int
 def test_negatives_differ_from_each_other_and_do_not_depend_on_their_number():
     denoiser, energy, inputs = tiny_denoiser(), tiny_energy(), batch(b=8)
     few, many = (
-        training.contrastive(denoiser, energy, schedules.log_linear(), n)(inputs)[contracts.CANDIDATES] for n in (2, 5)
+        denoising.contrastive(denoiser, energy, schedules.log_linear(), n)(inputs)[contracts.CANDIDATES] for n in (2, 5)
     )
     assert torch.equal(few, many[:, :3])
     assert not torch.equal(many[:, 1], many[:, 2])
@@ -207,7 +211,7 @@ def test_the_denoiser_of_contrast_is_frozen_in_eval_mode():
     denoiser, inputs = tiny_denoiser(dropout=0.9), batch(b=8)
     denoiser.train()  # as one comes from its own training
     energy = tiny_energy(dropout=0.9)
-    pipeline = training.contrastive(denoiser, energy, schedules.log_linear(), num_negatives=4)
+    pipeline = denoising.contrastive(denoiser, energy, schedules.log_linear(), num_negatives=4)
     evaluated = pipeline.eval()(inputs)
     trained = pipeline.train()(inputs)
     assert energy.network.training
@@ -224,21 +228,21 @@ def test_contrast_leaves_out_energies_that_read_log_probabilities():
     energy = energy_module(lambda *_: torch.zeros(1, 1))
     energy.in_keys = [contracts.CANDIDATES, contracts.LOG_P_CANDIDATES]
     with pytest.raises(ValueError, match="log_p_candidates cannot be trained by contrast"):
-        training.contrastive(tiny_denoiser(), energy, schedules.log_linear())
+        denoising.contrastive(tiny_denoiser(), energy, schedules.log_linear())
 
 
 @pytest.mark.parametrize("num_negatives", [0, -2])
 def test_no_negatives_is_an_error(num_negatives: int):
     with pytest.raises(ValueError, match=f"num_negatives = {num_negatives} must be at least 1"):
-        training.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives)
+        denoising.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives)
 
 
 @pytest.mark.parametrize("time_low", [-0.1, 1.0, math.nan])
 def test_a_first_time_outside_the_unit_interval_is_an_error(time_low: float):
     with pytest.raises(ValueError, match=rf"time_low = {time_low} must lie in \[0, 1\)"):
-        training.denoising(tiny_denoiser(), schedules.log_linear(), time_low)
+        denoising.denoising(tiny_denoiser(), schedules.log_linear(), time_low)
     with pytest.raises(ValueError, match="time_low"):
-        training.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), time_low=time_low)
+        denoising.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), time_low=time_low)
 
 
 @pytest.mark.parametrize("bos_id", [3, 4, None])
@@ -254,7 +258,7 @@ def test_next_token_is_the_exact_likelihood_of_what_is_not_padding(bos_id: int |
                 logits = network.head(network(torch.tensor([before])))[0, -1]
                 logits[4] = -torch.inf
                 expected[row] -= logits.log_softmax(-1)[token]
-    out = training.next_token(network, 4, bos_id, pad_id)(TensorDict({contracts.X_0: x_0}))
+    out = denoising.next_token(network, 4, bos_id, pad_id)(TensorDict({contracts.X_0: x_0}))
     torch.testing.assert_close(out[contracts.LOSS], expected, rtol=0.0, atol=1e-12)
     out[contracts.LOSS].sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
@@ -269,7 +273,7 @@ def test_next_token_is_the_exact_likelihood_of_what_is_not_padding(bos_id: int |
         (stages_of("denoising"), ["corrupt", "denoise", "score", "objective"]),
         (stages_of("contrastive"), ["corrupt", "draft", "pair", "weigh", "objective"]),
         (stages_of("transition"), ["corrupt", "draft", "pair", "weigh", "objective"]),
-        (training.next_token(tiny_network(conditioning_size=0, causal=True), 4, 3), ["score", "objective"]),
+        (denoising.next_token(tiny_network(conditioning_size=0, causal=True), 4, 3), ["score", "objective"]),
         (Spec().kernel().step, ["denoise", "propose", "weigh", "select", "reveal", "count"]),
     ],
 )

@@ -16,25 +16,20 @@ from running import Runner
 from smallest import CAUSAL, NETWORK, TEXTS, words_of
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
-from test_following import SETTINGS
+from test_log import SETTINGS
 from test_processes import denoiser, losses, run_in, same_run
 from torch import Tensor, nn
 
-from edlm import (
-    chain_rule,
-    checkpoints,
-    contracts,
-    corpora,
-    denoisers,
-    joint,
-    networks,
-    objectives,
-    schedules,
-    training,
-    vocabulary,
-)
-from edlm.recipes import _training
-from edlm.recipes._training import TrainingRun
+from edlm import contracts
+from edlm.data import corpora, vocabulary
+from edlm.models import chain_rule, denoisers, joint
+from edlm.nn import networks
+from edlm.objectives import denoising
+from edlm.objectives import losses as objectives
+from edlm.process import schedules
+from edlm.training import loop
+from edlm.training.loop import TrainingRun
+from edlm.weights import checkpoints
 
 IDS = vocabulary.characters("abcd", specials=["pad"])
 PAD, MASK = IDS.pad_id, IDS.mask_id
@@ -53,17 +48,17 @@ def network_of(kind: str) -> nn.Module:
 
 def stages_of(kind: str, network: nn.Module, pad_id: int | None = PAD) -> TensorDictSequential:
     if kind == "next_token":
-        return training.next_token(network, MASK, MASK, pad_id)
+        return denoising.next_token(network, MASK, MASK, pad_id)
     if kind == "d3pm":
-        return training.d3pm(denoisers.d3pm(network, MASK), LINEAR, 5, pad_id)
+        return denoising.d3pm(denoisers.d3pm(network, MASK), LINEAR, 5, pad_id)
     if kind == "score_entropy":
-        return training.score_entropy(denoisers.sedd(network, MASK, LINEAR), LINEAR, 0.1, pad_id)
+        return denoising.score_entropy(denoisers.sedd(network, MASK, LINEAR), LINEAR, 0.1, pad_id)
     denoiser = denoisers.subs(network, MASK)
     if kind == "chain_rule":
         return chain_rule.denoising(denoiser, LINEAR, (2, 5), pad_id)
     if kind == "joint":
         return joint.contrastive(denoiser, LINEAR, (2, 5), 2, nelbo_weight=0.7, energy_weight=0.3, pad_id=pad_id)
-    return training.denoising(denoiser, LINEAR, 0.1, pad_id)
+    return denoising.denoising(denoiser, LINEAR, 0.1, pad_id)
 
 
 def texts_of(sizes: list[int]) -> Tensor:
@@ -154,15 +149,15 @@ def rows_of(
 ) -> TensorDict:
     """What the pipeline says of the first batch, row by row."""
     x_0 = corpora.batch_at(blocks, step=0, batch_size=ROWS, seed=3)[contracts.X_0]
-    keyed = _training.keyed(x_0, torch.arange(ROWS), 3, 0, ROWS, num_tokens)
+    keyed = loop.keyed(x_0, torch.arange(ROWS), 3, 0, ROWS, num_tokens)
     return stages_of(kind, network_of(kind).to(dtype), pad_id).train()(keyed)
 
 
 def test_tokens_per_second_are_those_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that says one second at every look after the first."""
     times = itertools.chain([0.0], itertools.repeat(1.0))
-    monkeypatch.setattr(_training._following, "draw_curves", lambda _: None)  # a picture takes seconds
-    monkeypatch.setattr(_training, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    monkeypatch.setattr(loop.following, "draw_curves", lambda _: None)  # a picture takes seconds
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(times)))
     run = run_of("denoising", texts_of([1, 9, 3, 10, 2, 2, 7, 5]), steps=2)
     run.folder = tmp_path
     run.train()

@@ -27,7 +27,8 @@ from oracles import nelbo as exact_nelbo
 from strategies import finite_energies, noise_schedules
 from torch import Tensor
 
-from edlm import objectives, schedules
+from edlm.objectives import losses as objectives
+from edlm.process import schedules
 
 close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-10)
 

@@ -26,9 +26,11 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 import edlm
-from edlm import categorical, contracts, objectives, schedules
-from edlm.networks import Transformer
-from edlm.schedules import Schedule
+from edlm import contracts
+from edlm.nn.networks import Transformer
+from edlm.objectives import losses
+from edlm.process import categorical, schedules
+from edlm.process.schedules import Schedule
 
 CONTINUOUS = {
     "subs": ("loglinear", False),
@@ -55,8 +57,8 @@ def test_continuous_loss(case, variant, dtype):
         log_prob = log_probabilities(denoiser, batch)
     weight = schedules.nelbo_weight(schedule, batch.t)
     expected = numbers.at(f"{variant}.token_loss", dtype)
-    close(objectives.nelbo(log_prob, weight), expected.sum(1), loss_tolerance(dtype))
-    loss = mean_loss(objectives.nelbo(log_prob * batch.valid, weight), batch)
+    close(losses.nelbo(log_prob, weight), expected.sum(1), loss_tolerance(dtype))
+    loss = mean_loss(losses.nelbo(log_prob * batch.valid, weight), batch)
     close(loss, numbers.at(f"{variant}.loss", dtype), loss_tolerance(dtype))
 
 
@@ -66,7 +68,7 @@ def test_continuous_loss_gradients(case):
     network = weights.network("sd.")
     batch = batch_of(numbers, LOG_LINEAR)
     log_prob = log_probabilities(edlm.denoisers.subs(network, numbers.mask_id), batch) * batch.valid
-    mean_loss(objectives.nelbo(log_prob, schedules.nelbo_weight(LOG_LINEAR, batch.t)), batch).backward()
+    mean_loss(losses.nelbo(log_prob, schedules.nelbo_weight(LOG_LINEAR, batch.t)), batch).backward()
     gradients_agree(network, numbers.part("subs.grad."))
 
 
@@ -99,8 +101,8 @@ def test_importance_sampled_loss(case, variant):
     # The published weight lacks `log(1 - alpha(1))`, the upper end of the integral; its other end is float32.
     missing = -(1 - LOG_LINEAR.alpha(torch.ones((), dtype=F64))).log()
     assert 0 < missing / weight[0] < 2e-4
-    close(objectives.nelbo(log_prob, weight + missing), numbers[f"{variant}.token_loss_f64"].sum(1), 2e-6)
-    loss = mean_loss(objectives.nelbo(log_prob * batch.valid, weight + missing), batch)
+    close(losses.nelbo(log_prob, weight + missing), numbers[f"{variant}.token_loss_f64"].sum(1), 2e-6)
+    loss = mean_loss(losses.nelbo(log_prob * batch.valid, weight + missing), batch)
     close(loss, numbers[f"{variant}.loss_f64"], 2e-6)
 
 
@@ -113,8 +115,8 @@ def test_t_step_loss(case, dtype):
     with torch.no_grad():
         log_prob = log_probabilities(edlm.denoisers.subs(weights.network("sd.", dtype), numbers.mask_id), batch)
     alphas, expected = ends_of_step(LOG_LINEAR, batch.t), numbers.at("subs_T1000.token_loss", dtype)
-    close(objectives.t_step(log_prob, *alphas, STEPS), expected.sum(1), loss_tolerance(dtype))
-    loss = mean_loss(objectives.t_step(log_prob * batch.valid, *alphas, STEPS), batch)
+    close(losses.t_step(log_prob, *alphas, STEPS), expected.sum(1), loss_tolerance(dtype))
+    loss = mean_loss(losses.t_step(log_prob * batch.valid, *alphas, STEPS), batch)
     close(loss, numbers.at("subs_T1000.loss", dtype), loss_tolerance(dtype))
 
 
@@ -131,7 +133,7 @@ def d3pm_loss(network: nn.Module, batch: Batch, mask_id: int, weigh: Schedule, t
     log_p, log_p_mask = log_probs(batch.x_t, batch.t)
     masked = batch.x_t == mask_id
     flat = [value.flatten().unsqueeze(1) for value in (log_p, log_p_mask, masked)]
-    step = objectives.d3pm(*flat, *alphas, STEPS).view_as(log_p)
+    step = losses.d3pm(*flat, *alphas, STEPS).view_as(log_p)
     return step - log_probs(batch.x_0, torch.zeros_like(batch.t))[0]
 
 
@@ -167,7 +169,7 @@ def test_d3pm_that_cannot_predict_the_mask_is_the_t_step_loss_and_a_reconstructi
     batch, network = batch_of(numbers, LOG_LINEAR, t_step=True), weights.network("sd.")
     denoiser = edlm.denoisers.subs(network, numbers.mask_id)
     with torch.no_grad():
-        step = objectives.t_step(log_probabilities(denoiser, batch), *ends_of_step(LOG_LINEAR, batch.t), STEPS)
+        step = losses.t_step(log_probabilities(denoiser, batch), *ends_of_step(LOG_LINEAR, batch.t), STEPS)
         clean = categorical.token_log_prob(
             denoiser.logits(network(batch.x_0).flatten(0, 1)), batch.x_0.flatten().unsqueeze(1)
         ).view_as(batch.x_0)
@@ -188,7 +190,7 @@ def test_score_entropy(case, variant, noise, dtype):
     state = {contracts.X_T: batch.x_t, contracts.T: batch.t, contracts.POSITIONS: positions}
     hidden = denoiser(TensorDict(state))[contracts.HIDDEN]
     alpha, x_0 = schedule.alpha(t), batch.x_0.flatten()[positions]
-    loss = objectives.sedd(denoiser.log_score(hidden, alpha), x_0, alpha, schedule.alpha_slope(t), numbers.mask_id)
+    loss = losses.sedd(denoiser.log_score(hidden, alpha), x_0, alpha, schedule.alpha_slope(t), numbers.mask_id)
     close(loss, numbers.at(f"{variant}.token_loss", dtype).flatten()[positions], loss_tolerance(dtype))
     loss = (loss * batch.valid.flatten()[positions]).sum() / batch.valid.sum()
     close(loss, numbers.at(f"{variant}.loss", dtype), loss_tolerance(dtype))

@@ -39,9 +39,13 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor
 
 import edlm
-from edlm import contracts, energies, networks, objectives, particles, schedules, transition
+from edlm import contracts
 from edlm.contracts import Positions
-from edlm.schedules import Schedule
+from edlm.models import energies
+from edlm.nn import networks
+from edlm.objectives import losses, transition
+from edlm.process import particles, schedules
+from edlm.process.schedules import Schedule
 
 
 def exactly(log_p: Tensor, log_w: Tensor) -> Tensor:
@@ -337,14 +341,14 @@ def trained(objective: Callable[[Tensor, Tensor], Tensor], steps: int = 350, b: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [objectives.nce, objectives.info_nce], ids=["binary", "ranking"])
+@pytest.mark.parametrize("objective", [losses.nce, losses.info_nce], ids=["binary", "ranking"])
 def test_what_is_learned_is_the_log_ratio_of_the_transition(objective: Callable[[Tensor, Tensor], Tensor]):
     pipeline = trained(objective)
     with torch.no_grad():
         out = pipeline(keyed(texts(4000, MARKOV, seed=1), step=1 << 20))
     exact = -residual_energy(MARKOV)(out[contracts.CANDIDATES], out[contracts.X_T])
     learned = -out[contracts.ENERGY].double()
-    if objective is objectives.info_nce:  # which leaves a constant free that may depend on x_t and the revealed set
+    if objective is losses.info_nce:  # which leaves a constant free that may depend on x_t and the revealed set
         exact, learned = exact - exact.mean(1, keepdim=True), learned - learned.mean(1, keepdim=True)
     together = torch.cov(torch.stack([exact.flatten(), learned.flatten()]))
     assert 0.6 < together[0, 1] / together[0, 0] < 1.1
@@ -352,7 +356,7 @@ def test_what_is_learned_is_the_log_ratio_of_the_transition(objective: Callable[
     loss, knows_nothing = float(out[contracts.LOSS].mean()), float(objective(torch.zeros(1), torch.zeros(1, 3)))
     least = float(objective(-exact[:, 0], -exact[:, 1:]).mean())
     assert least < loss + 0.01 < least + 0.2 * (knows_nothing - least)
-    if objective is objectives.nce:
+    if objective is losses.nce:
         _check_calibration(learned)
     corrected, plain = (_distance(energy) for energy in (_as_function(pipeline["weigh"]), zero_energy))
     assert corrected < 0.5 * plain

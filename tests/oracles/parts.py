@@ -8,8 +8,8 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import schedules
 from edlm.contracts import CANDIDATES, ENERGY, HIDDEN, POSITIONS, X_T, T
+from edlm.process import schedules
 from oracles.energies import EnergyFn
 from oracles.laws import at
 

@@ -13,10 +13,10 @@ from scipy import stats
 from strategies import LARGEST, SMALLEST, batches, distinct_uniforms, masks, noise_schedules, step_grids, uniforms
 from torch import Tensor
 
-from edlm import absorbing, noise, schedules
-from edlm.absorbing import RevealPlan
-from edlm.noise import Stream
-from edlm.schedules import Schedule
+from edlm.process import absorbing, noise, schedules
+from edlm.process.absorbing import RevealPlan
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
 
 FALSE_ALARM = 1e-4
 ONE = torch.ones((), dtype=torch.float64)

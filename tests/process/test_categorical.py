@@ -13,9 +13,9 @@ from scipy import stats
 from strategies import LARGEST, SMALLEST, logits, uniforms, vocabulary_sizes
 from torch import Tensor
 
-from edlm import noise
-from edlm.categorical import entropy, inverse_cdf, nucleus, streamed_log_prob, token_log_prob
-from edlm.noise import Stream
+from edlm.process import noise
+from edlm.process.categorical import entropy, inverse_cdf, nucleus, streamed_log_prob, token_log_prob
+from edlm.process.noise import Stream
 
 BLOCK = 256
 SIZES = [1, 2, 28, 257, 1000]

@@ -16,28 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import OracleEnergy
 from tensordict.nn import TensorDictModule
-from test_following import no_picture, tiny_run
+from test_log import no_picture, tiny_run
 from torch import Tensor, nn
 
 import edlm
-from edlm import (
-    autoregressive,
-    baselines,
-    bounds,
-    categorical,
-    corpora,
-    denoisers,
-    energies,
-    judges,
-    likelihoods,
-    networks,
-    particles,
-    pipelines,
-    schedules,
-    vocabulary,
-)
-from edlm.recipes import _figures, _models, _scores
-from edlm.samplers import Sampler
+from edlm.data import corpora, vocabulary
+from edlm.evaluation import figures, judges, scores
+from edlm.likelihood import bounds, nelbo
+from edlm.models import denoisers, energies
+from edlm.nn import networks
+from edlm.process import categorical, particles, schedules
+from edlm.samplers import autoregressive, baselines, pipelines
+from edlm.samplers.sampler import Sampler
+from edlm.weights import named
 
 __all__ = ["no_picture"]  # a fixture
 
@@ -227,8 +218,8 @@ def test_figures_of_a_network_that_gives_no_numbers_are_refused() -> None:
     told = schedules.log_linear(1e-3)
     d3pm, sedd = (build(broken(tiny_network(), math.nan), MASK, told) for build in (denoisers.d3pm, denoisers.sedd))
     asked: list[tuple[Callable[[], object], str]] = [
-        (partial(likelihoods.nelbo, wrong, LINEAR, x_0, *keys), of_denoiser),
-        (partial(likelihoods.masked_nll, wrong, LINEAR, x_0, torch.full((3,), 0.7), *keys), of_denoiser),
+        (partial(nelbo.nelbo, wrong, LINEAR, x_0, *keys), of_denoiser),
+        (partial(nelbo.masked_nll, wrong, LINEAR, x_0, torch.full((3,), 0.7), *keys), of_denoiser),
         (partial(bounds.t_step_nelbo, wrong, LINEAR, grid, x_0, *keys), of_denoiser),
         (partial(baselines.t_step_nelbo, baselines.d3pm(d3pm, told), x_0, *keys, 3), of_denoiser),
         (partial(baselines.score_entropy, sedd, told, x_0, *keys), of_denoiser),
@@ -342,14 +333,14 @@ def test_a_draw_of_no_law_is_a_token_at_no_probability(v: int, value: float, see
 
 
 def test_a_figure_that_is_no_number_names_its_model_and_its_texts() -> None:
-    texts = _figures.TextSet("test", [corpora.Excerpt(torch.tensor([1, 2, 3]), 0)] * 2, 2, 6)
+    texts = figures.TextSet("test", [corpora.Excerpt(torch.tensor([1, 2, 3]), 0)] * 2, 2, 6)
     wrong = denoisers.subs(broken(tiny_network(), math.nan), MASK)
-    score = _scores.continuous(_models.Diffusion(wrong, LINEAR, {}))
+    score = scores.continuous(named.Diffusion(wrong, LINEAR, {}))
     with pytest.raises(ValueError, match=r"^denoiser on test: the denoiser gives nan for \d+ of \d+ tokens"):
-        _figures.measure("denoiser", score, texts, 2, 0, torch.device("cpu"))
-    ar = _models.Autoregressive(broken(tiny_network(causal=True, conditioning_size=0), math.nan), MASK)
+        figures.measure("denoiser", score, texts, 2, 0, torch.device("cpu"))
+    ar = named.Autoregressive(broken(tiny_network(causal=True, conditioning_size=0), math.nan), MASK)
     with pytest.raises(ValueError, match=r"^ar on test: the autoregressive model gives nan for 6 of 6 tokens"):
-        _figures.measure("ar", _scores.exact(ar, MASK), texts, 2, 0, torch.device("cpu"))
+        figures.measure("ar", scores.exact(ar, MASK), texts, 2, 0, torch.device("cpu"))
 
 
 def test_a_judge_that_gives_no_numbers_is_named() -> None:

@@ -13,8 +13,8 @@ from scipy import stats
 from strategies import LARGEST, SMALLEST, seeds, words
 from torch import Tensor
 
-from edlm import noise
-from edlm.noise import Stream, Words
+from edlm.process import noise
+from edlm.process.noise import Stream, Words
 
 # The vectors published with Random123 for philox4x32, 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from strategies import LARGEST, SMALLEST, energies, finite_energies, uniforms
 from torch import Tensor
 
-from edlm import particles
 from edlm.contracts import Selection
+from edlm.process import particles
 
 RULES = {"sir": particles.sir, "imh": particles.imh, "greedy": particles.greedy}
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)

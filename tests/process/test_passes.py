@@ -11,8 +11,10 @@ from tensordict import TensorDict
 from torch import nn
 
 import edlm
-from edlm import chain_rule, contracts, energies, passes, samplers
+from edlm import contracts, samplers
 from edlm.contracts import Reads
+from edlm.models import chain_rule, energies
+from edlm.process import passes
 
 CASES = [each for each in identity_parts.cases() if not each.told]
 

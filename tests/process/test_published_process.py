@@ -19,7 +19,8 @@ from published_numbers import (
 from tensordict import TensorDict
 
 import edlm
-from edlm import absorbing, contracts, schedules
+from edlm import contracts
+from edlm.process import absorbing, schedules
 
 
 @dtypes

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from strategies import noise_schedules, step_grids, uniforms, unit_floats
 from torch import Tensor
 
-from edlm import schedules
-from edlm.schedules import Schedule
+from edlm.process import schedules
+from edlm.process.schedules import Schedule
 
 EXACT = {
     "log_linear": schedules.log_linear(),

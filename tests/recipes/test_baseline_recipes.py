@@ -10,9 +10,16 @@ import torch
 from omegaconf import OmegaConf
 from running import Runner
 
-from edlm import baselines, checkpoints, cli, corpora, denoisers, folding, likelihoods, schedules
-from edlm.networks import Transformer
-from edlm.recipes import _following
+from edlm.cli import commands
+from edlm.data import corpora
+from edlm.likelihood import nelbo
+from edlm.models import denoisers
+from edlm.nn import folding
+from edlm.nn.networks import Transformer
+from edlm.process import schedules
+from edlm.samplers import baselines
+from edlm.training import log
+from edlm.weights import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("base", ["tiny", "text8"])
 @pytest.mark.parametrize("name", ["sedd", "d3pm"])
 def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compared_with(base: str, name: str) -> None:
-    configs = cli.configs("pretrain_denoiser")
+    configs = commands.configs("pretrain_denoiser")
     plain, other = (OmegaConf.to_container(OmegaConf.load(configs[key])) for key in (base, f"{base}_{name}"))
     own = {"output_dir", "schedule", "time_conditioning", "objective", "loss_steps", "time_low"}
     assert {key: plain[key] for key in plain.keys() - own} == {key: other[key] for key in other.keys() - own}
@@ -116,11 +123,9 @@ def test_texts_on_the_way_are_drawn_as_the_kind_that_is_trained(trained: Path) -
         checkpoints.load_as(Transformer, trained / name) for name in ("tiny", "tiny_sedd", "tiny_d3pm")
     )
     expected = {
-        "tiny": _following.denoiser_texts(denoisers.subs(plain, 27), ids, 0),
-        "tiny_sedd": _following.baseline_texts(
-            baselines.analytic(denoisers.sedd(sedd, 27, schedule), schedule), ids, 0
-        ),
-        "tiny_d3pm": _following.baseline_texts(baselines.d3pm(denoisers.d3pm(d3pm, 27), schedule), ids, 0),
+        "tiny": log.denoiser_texts(denoisers.subs(plain, 27), ids, 0),
+        "tiny_sedd": log.baseline_texts(baselines.analytic(denoisers.sedd(sedd, 27, schedule), schedule), ids, 0),
+        "tiny_d3pm": log.baseline_texts(baselines.d3pm(denoisers.d3pm(d3pm, 27), schedule), ids, 0),
     }
     for name, texts in expected.items():
         lines = (trained / name / "training_samples.jsonl").read_text("utf-8").splitlines()
@@ -183,7 +188,7 @@ def test_under_subs_the_scores_are_a_law_that_costs_no_more(trained: Path) -> No
     network, schedule = checkpoints.load_as(Transformer, trained / "tiny_sedd"), schedules.log_linear(1e-3)
     blocks = corpora.load_blocks(corpora.embedded(), checkpoints.load_vocabulary_of(trained / "tiny"), 32).test[:16]
     keys: tuple[Any, ...] = (schedule, blocks, torch.tensor(1), torch.arange(16))
-    plain = likelihoods.nelbo(denoisers.subs(network, 27, schedule), *keys)
+    plain = nelbo.nelbo(denoisers.subs(network, 27, schedule), *keys)
     scored = baselines.score_entropy(denoisers.sedd(network, 27, schedule), *keys)
     assert (scored - plain >= -1e-6).all()
     assert float((scored - plain).mean()) > 0.0

@@ -15,16 +15,26 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from edlm import categorical, cli, contracts, denoisers, energies, pipelines
-from edlm.recipes import _comparison, _methods, _textbook, _timing, benchmark
-from edlm.recipes._timing import Clock, Spread
+from edlm import contracts
+from edlm.benchmark import comparison
+from edlm.benchmark import methods as benchmark_methods
+from edlm.benchmark import textbook as textbook_samplers
+from edlm.cli import commands
+from edlm.models import denoisers, energies
+from edlm.process import categorical
+from edlm.recipes import benchmark
+from edlm.runs import timing
+from edlm.runs.timing import Clock, Spread
+from edlm.samplers import pipelines
 
 # ---- What is compared is one task
 
 
-def small_case(method: str = "posterior", **changes: Any) -> _methods.Case:
+def small_case(method: str = "posterior", **changes: Any) -> benchmark_methods.Case:
     sizes = {"vocab_size": VOCAB, "length": BLOCK, "rows": 3, "num_steps": 4, "repeats": 2, "textbook_steps": None}
-    return _methods.Case(**{"method": method, "num_particles": 1 if method == "plain" else 2, **sizes, **changes})
+    return benchmark_methods.Case(
+        **{"method": method, "num_particles": 1 if method == "plain" else 2, **sizes, **changes}
+    )
 
 
 def states_and_drafts() -> tuple[Tensor, Tensor]:
@@ -41,7 +51,7 @@ def test_both_sides_have_the_same_denoiser() -> None:
     denoiser = denoisers.subs(networks.folded, VOCAB - 1)
     state = TensorDict({contracts.X_T: x_t, contracts.T: torch.ones(5).double(), contracts.POSITIONS: positions})
     ours = denoiser.logits(denoiser(state)[contracts.HIDDEN]).log_softmax(-1)
-    textbook = _textbook.subs(networks.denoiser.head(networks.denoiser(x_t)), x_t, VOCAB - 1)
+    textbook = textbook_samplers.subs(networks.denoiser.head(networks.denoiser(x_t)), x_t, VOCAB - 1)
     torch.testing.assert_close(textbook.flatten(0, 1)[positions], ours)
     assert categorical.entropy(ours).min() > 0.5  # neither flat nor certain
     assert categorical.entropy(ours).max() < math.log(VOCAB - 1) - 0.05
@@ -50,13 +60,13 @@ def test_both_sides_have_the_same_denoiser() -> None:
 @pytest.mark.parametrize("carry_over", [False, True])
 def test_both_sides_have_the_same_energy(carry_over: bool) -> None:
     networks, (x_t, drafts) = small_networks(), states_and_drafts()
-    log_p = _textbook.subs(networks.denoiser.head(networks.denoiser(x_t)), x_t, VOCAB - 1)
+    log_p = textbook_samplers.subs(networks.denoiser.head(networks.denoiser(x_t)), x_t, VOCAB - 1)
     drawn = log_p.unsqueeze(1).expand(-1, 2, -1, -1).gather(-1, drafts.unsqueeze(-1)).squeeze(-1)
     keys = {contracts.X_T: x_t, contracts.CANDIDATES: drafts, contracts.LOG_P_CANDIDATES: drawn}
     keys[contracts.POSITIONS] = (x_t == VOCAB - 1).flatten().nonzero().squeeze(-1)
-    ours = energies.residual_ar(networks.ar, VOCAB - 1, _methods.BOS_ID, carry_over)(TensorDict(keys))
+    ours = energies.residual_ar(networks.ar, VOCAB - 1, benchmark_methods.BOS_ID, carry_over)(TensorDict(keys))
     repeated = [tensor.repeat_interleave(2, dim=0) for tensor in (x_t, log_p)]
-    textbook = _textbook.residual_ar(networks.ar, VOCAB - 1, _methods.BOS_ID, carry_over)(
+    textbook = textbook_samplers.residual_ar(networks.ar, VOCAB - 1, benchmark_methods.BOS_ID, carry_over)(
         drafts.flatten(0, 1), *repeated
     )
     torch.testing.assert_close(textbook.view(5, 2), ours[contracts.ENERGY])
@@ -68,8 +78,8 @@ def test_both_sides_have_the_same_energy(carry_over: bool) -> None:
 @pytest.mark.parametrize("method", ["plain", "posterior", "carry_over"])
 def test_what_is_observed_is_what_was_done(method: str) -> None:
     case, networks = small_case(method), small_networks()
-    pipeline = _methods.build_pipeline(case, networks, "eager")
-    ours = _methods.ours(case, networks, pipeline, seed=3)
+    pipeline = benchmark_methods.build_pipeline(case, networks, "eager")
+    ours = benchmark_methods.ours(case, networks, pipeline, seed=3)
     info = pipelines.sample(pipeline, case.rows, seed=3)["info"]
     passes = int(info["denoiser_passes"].max())
     clock = Clock(CPU)
@@ -79,7 +89,7 @@ def test_what_is_observed_is_what_was_done(method: str) -> None:
     assert clock.parts["noise"].calls == clock.parts["reveal"].calls == passes
     if method != "plain":
         assert clock.parts["energy"].rows == info["energy_passes"].sum()
-    textbook, seen = _methods.textbook(case, networks, 3, CPU), Clock(CPU)
+    textbook, seen = benchmark_methods.textbook(case, networks, 3, CPU), Clock(CPU)
     assert textbook.observe is not None
     textbook.observe(seen)
     assert 1 <= seen.parts["denoiser"].calls <= case.num_steps
@@ -92,7 +102,7 @@ def test_the_operations_of_a_transformer_are_those_of_its_products() -> None:
     with FlopCounterMode(display=False) as counter:
         hidden = network(tokens)
         network.head(hidden)
-    expected = _timing.transformer_flops(network, tokens) + _timing.head_flops(network.head, hidden)
+    expected = timing.transformer_flops(network, tokens) + timing.head_flops(network.head, hidden)
     attention = 2 * 2 * 2 * 3 * BLOCK * BLOCK * 16  # the counter may not know the fused kernel of a CPU
     assert counter.get_total_flops() in (expected, expected - attention)
     positions = torch.tensor([0, 5])
@@ -100,43 +110,42 @@ def test_the_operations_of_a_transformer_are_those_of_its_products() -> None:
         network.head(network(tokens, None, positions))
     spared = 18 * 16 * 16 * (3 * BLOCK - 2)
     assert (
-        _timing.transformer_flops(network, tokens, None, positions)
-        == _timing.transformer_flops(network, tokens) - spared
+        timing.transformer_flops(network, tokens, None, positions) == timing.transformer_flops(network, tokens) - spared
     )
-    half = _timing.head_flops(network.head, hidden, slice(0, VOCAB // 2))
+    half = timing.head_flops(network.head, hidden, slice(0, VOCAB // 2))
     assert half == 2 * hidden.numel() * (VOCAB // 2)
     less = counter.get_total_flops() - fewer.get_total_flops()
     assert less == spared + 2 * 16 * VOCAB * (3 * BLOCK - 2)
 
 
 def test_textbook_cost_is_extrapolated_in_proportion() -> None:
-    assert _methods.textbook(small_case(num_steps=12, textbook_steps=3), small_networks(), 0, CPU).scale == 4.0
-    assert _methods.textbook(small_case(num_steps=12), small_networks(), 0, CPU).scale == 1.0
+    assert benchmark_methods.textbook(small_case(num_steps=12, textbook_steps=3), small_networks(), 0, CPU).scale == 4.0
+    assert benchmark_methods.textbook(small_case(num_steps=12), small_networks(), 0, CPU).scale == 1.0
 
 
 def test_runs_are_interleaved() -> None:
     order: list[str] = []
-    times = _timing.interleaved({name: lambda name=name: order.append(name) for name in "abc"}, 2, CPU)
+    times = timing.interleaved({name: lambda name=name: order.append(name) for name in "abc"}, 2, CPU)
     assert "".join(order) == "abcabc"
     assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2, "c": 2}
 
 
 def test_ratios_are_those_of_the_medians_with_the_range_over_rounds() -> None:
-    assert _timing.ratios([4.0, 6.0, 20.0], [2.0, 1.0, 4.0]) == Spread(3.0, 2.0, 6.0)
+    assert timing.ratios([4.0, 6.0, 20.0], [2.0, 1.0, 4.0]) == Spread(3.0, 2.0, 6.0)
 
 
 def test_growth_is_the_exponent_of_a_power_law_and_its_error_that_of_least_squares() -> None:
     sizes, generator = [1.0, 2.0, 5.0, 30.0, 100.0], torch.Generator().manual_seed(0)
-    exact = _timing.growth(sizes, [3.0 * size**1.5 for size in sizes])
+    exact = timing.growth(sizes, [3.0 * size**1.5 for size in sizes])
     assert exact.exponent == pytest.approx(1.5)
     assert exact.error == pytest.approx(0.0, abs=1e-9)
     noisy = [size**0.7 * math.exp(0.2 * float(torch.randn((), generator=generator))) for size in sizes]
     expected = stats.linregress([math.log(size) for size in sizes], [math.log(time) for time in noisy])
-    assert _timing.growth(sizes, noisy) == pytest.approx((expected.slope, expected.stderr))
-    assert _timing.growth([2.0, 8.0], [1.0, 4.0]) == (pytest.approx(1.0), None)
+    assert timing.growth(sizes, noisy) == pytest.approx((expected.slope, expected.stderr))
+    assert timing.growth([2.0, 8.0], [1.0, 4.0]) == (pytest.approx(1.0), None)
 
 
-@pytest.mark.skipif(not _timing.can_measure_memory(CPU), reason="the system does not say how much memory is used")
+@pytest.mark.skipif(not timing.can_measure_memory(CPU), reason="the system does not say how much memory is used")
 def test_peak_memory_sees_what_is_freed_again() -> None:
     size = 64 * 2**20
 
@@ -144,9 +153,9 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
         torch.ones(size, dtype=torch.uint8).add(1)  # two of them at once
 
     for _ in range(2):
-        peak = _timing.peak_memory(run, CPU, _timing.memory_in_use(CPU))
+        peak = timing.peak_memory(run, CPU, timing.memory_in_use(CPU))
         assert 1.95 * size < peak < 2.2 * size
-    assert _timing.peak_memory(lambda: None, CPU, _timing.memory_in_use(CPU)) < 0.1 * size
+    assert timing.peak_memory(lambda: None, CPU, timing.memory_in_use(CPU)) < 0.1 * size
 
 
 @pytest.mark.parametrize(
@@ -159,20 +168,20 @@ def test_targets_are_met_or_missed(
     eager = {"peak_memory": 20, "shares": {"machinery": 0.25}}
     record = {"methods": {"textbook": {"peak_memory": 100}, "eager": eager}, "ratios": {"eager": {"median": 2.0}}}
     targets = {"target": target, "memory_target": memory_target, "machinery_target": machinery_target}
-    assert [verdict.met for verdict in _comparison.judge(record, targets)] == met
+    assert [verdict.met for verdict in comparison.judge(record, targets)] == met
 
 
 def test_a_method_that_runs_out_of_memory_is_left_out() -> None:
     def too_large() -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    fits = _methods.Method(lambda: None, lambda: None, None, 1.0)
+    fits = benchmark_methods.Method(lambda: None, lambda: None, None, 1.0)
     methods = {"textbook": fits._replace(warm_up=too_large), "compile": fits}
-    record = _comparison.measure(small_case(), methods, CPU, 1e9)
+    record = comparison.measure(small_case(), methods, CPU, 1e9)
     assert record["methods"]["textbook"] == {"failed": "out of memory"}
     assert len(record["methods"]["compile"]["seconds"]) == 2
     assert record["ratios"] == {}
-    assert "out of memory" in _comparison.table(record)
+    assert "out of memory" in comparison.table(record)
 
 
 # ---- The recipe
@@ -182,7 +191,7 @@ def test_the_recipe_reports_every_case_and_sweep(tmp_path: Path, capsys: pytest.
     benchmark.main(settings(tmp_path, modes=["eager", "cudagraph"], device="cpu"))
     out = capsys.readouterr().out
     assert "cudagraph is left out: it needs a CUDA device" in out
-    judged = 2 + _timing.can_measure_memory(CPU)  # times faster in two cases, memory in one
+    judged = 2 + timing.can_measure_memory(CPU)  # times faster in two cases, memory in one
     assert out.count("target 1: ") == 2 * judged  # beside the case and in the list of all
     assert "extrapolated from 4 of 8 steps" in out
     assert re.search(r"seconds over num_steps\n +2 +4 +8 +exponent\n  textbook .* ± .*\n  eager .* ± ", out)
@@ -230,7 +239,7 @@ def test_other_modes_are_prepared_before_they_are_timed(tmp_path: Path, monkeypa
 
 
 def changed(where: str, index: int, **changes: Any) -> dict[str, Any]:
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(cli.configs("benchmark")["tiny"]))[where]
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(commands.configs("benchmark")["tiny"]))[where]
     loaded[index] |= changes
     return {where: loaded}
 

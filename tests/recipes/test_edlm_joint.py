@@ -10,21 +10,15 @@ import torch
 from omegaconf import OmegaConf
 from smallest import LENGTH, NETWORK, UPDATES, settings_of, train, words_of
 
-from edlm import (
-    bounds,
-    checkpoints,
-    cli,
-    corpora,
-    datasets,
-    denoisers,
-    joint,
-    likelihoods,
-    pipelines,
-    schedules,
-    vocabulary,
-)
-from edlm.networks import JointNetwork, Transformer
-from edlm.recipes import _contrast, _models, _sources
+from edlm.cli import commands
+from edlm.data import corpora, datasets, vocabulary
+from edlm.evaluation import contrast
+from edlm.likelihood import bounds, nelbo
+from edlm.models import denoisers, joint
+from edlm.nn.networks import JointNetwork, Transformer
+from edlm.process import schedules
+from edlm.samplers import pipelines
+from edlm.weights import checkpoints, named, resolve
 
 SHORT = {**UPDATES, "valid_every": 6, "save_every": 6}  # a checkpoint and a look at held-out text at the end alone
 
@@ -41,10 +35,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", cli.configs("edlm_joint"))
+@pytest.mark.parametrize("name", commands.configs("edlm_joint"))
 def test_the_denoiser_it_starts_from_is_the_one_of_its_own_recipe_and_the_energys(name: str):
     alone, energy, within = (
-        OmegaConf.to_container(OmegaConf.load(cli.configs(recipe)[name]))
+        OmegaConf.to_container(OmegaConf.load(commands.configs(recipe)[name]))
         for recipe in ("pretrain_denoiser", "edlm_nce", "edlm_joint")
     )
     assert within["pretrain"] == {key: alone[key] for key in within["pretrain"]}
@@ -65,14 +59,14 @@ def test_it_reports_what_the_denoiser_paid_and_what_the_bound_gained(trained: Pa
     for row in torch.arange(32).split(8):
         text = x_0[row % len(x_0)]
         for name, each in (("nelbo", network), ("start_nelbo", start)):
-            per_row[name].append(likelihoods.nelbo(denoisers.subs(each, 27), schedule, text, seed, row))
+            per_row[name].append(nelbo.nelbo(denoisers.subs(each, 27), schedule, text, seed, row))
         if int(row[0]) < 8:
             for name, k in (("plain_bound", 1), ("bound", 3)):
                 per_row[name].append(bounds.transition_nelbo(*parts, text, seed, row, num_particles=k).nats)
     found = {name: torch.cat(values) for name, values in per_row.items()}
     found |= {"cost": found["nelbo"] - found["start_nelbo"], "gain": found["plain_bound"] - found["bound"]}
     for name, values in found.items():
-        expected = likelihoods.estimate(values)._asdict()
+        expected = nelbo.estimate(values)._asdict()
         assert report[name] == pytest.approx(expected, abs=1e-5), name
     assert report["cost"]["mean"] != 0.0
     assert report["gain"]["standard_error"] > 0.0
@@ -91,7 +85,7 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
     assert [record["tokens"] for record in records] == tokens.tolist()
     assert {record["denoiser_passes"] for record in records} == {1}
     assert all(record["energy_passes"] <= 20 for record in records)
-    found = _sources.load(settings_of("generate", *both), torch.device("cpu"))
+    found = resolve.load(settings_of("generate", *both), torch.device("cpu"))
     held = {id(weight) for weight in found.denoiser.parameters()}
     own_energy = found.correction.parts(found.denoiser).energy
     assert {id(weight) for weight in own_energy.parameters()} == held, "one set of weights in memory"
@@ -106,7 +100,7 @@ def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoise
 def test_evaluate_and_frontier_take_it_with_its_own_denoiser(trained: Path):
     """Its bound is the one that the run reports; as an energy for another denoiser, or for its own, it is not taken."""
     own, cpu = str(trained / "joint"), torch.device("cpu")
-    loaded = _models.load({"joint": own}, cpu).joint
+    loaded = named.load({"joint": own}, cpu).joint
     assert loaded is not None
     x_0 = corpora.load_blocks(corpora.embedded(), vocabulary.characters(), 32).test[torch.arange(8)]
     parts = (loaded.denoiser, loaded.energies["joint"], loaded.schedule, schedules.uniform_grid(4))
@@ -115,7 +109,7 @@ def test_evaluate_and_frontier_take_it_with_its_own_denoiser(trained: Path):
     assert float(bound.nats.mean()) == pytest.approx(report["mean"], abs=1e-5)
     for key in ("energy", "transition"):
         with pytest.raises(ValueError, match=f"holds a joint network, with its own denoiser: joint={own}"):
-            _models.load({"denoiser": own, key: own}, cpu)
+            named.load({"denoiser": own, key: own}, cpu)
 
 
 def test_what_came_from_the_denoiser_trains_at_its_share_of_the_rate_and_may_be_kept(trained: Path, tmp_path: Path):
@@ -239,13 +233,13 @@ def test_padding_is_not_scored(tmp_path: Path) -> None:
     x_0, schedule, seed = texts[row % len(texts)], schedules.log_linear(), torch.tensor(0)
     scored, denoiser = x_0 != ids.pad_id, denoisers.subs(network, ids.mask_id)
     assert sorted(set(scored.sum(1).tolist())) == [4, 6, 16]
-    parts = [likelihoods.nelbo(denoiser, schedule, x_0[part], seed, part, scored[part]) for part in row.split(8)]
-    expected = likelihoods.estimate(torch.cat(parts), scored.sum(1))
+    parts = [nelbo.nelbo(denoiser, schedule, x_0[part], seed, part, scored[part]) for part in row.split(8)]
+    expected = nelbo.estimate(torch.cat(parts), scored.sum(1))
     assert report["nelbo"] == pytest.approx(expected._asdict(), abs=1e-5)
     few, keys = scored[:16], (schedule, schedules.uniform_grid(3), x_0[:16], seed, row[:16])
     bound = bounds.transition_nelbo(denoiser, joint.energy(network), *keys, num_particles=2, scored=few)
     for name, values in (("bound", bound.nats), ("gain", -bound.excess)):
-        assert report[name] == pytest.approx(likelihoods.estimate(values, few.sum(1))._asdict(), abs=1e-5)
+        assert report[name] == pytest.approx(nelbo.estimate(values, few.sum(1))._asdict(), abs=1e-5)
 
 
 def test_figures_of_too_few_steps_that_reveal_anything_are_refused_before_the_first_step() -> None:
@@ -259,6 +253,6 @@ def test_figures_of_too_few_steps_that_reveal_anything_are_refused_before_the_fi
         ).module["corrupt"]
         if refused:
             with pytest.raises(ValueError, match=r"^valid_rows = 8: in [01] of 8 draws of the test split"):
-                _contrast.require_new(stage, "test", batches, settings)
+                contrast.require_new(stage, "test", batches, settings)
         else:
-            _contrast.require_new(stage, "test", batches, settings)
+            contrast.require_new(stage, "test", batches, settings)

@@ -14,30 +14,22 @@ from gpt2_folder import CONTEXT
 from running import Runner, unless_given
 from torch import Tensor
 
-from edlm import (
-    absorbing,
-    bounds,
-    chain_rule,
-    checkpoints,
-    corpora,
-    denoisers,
-    energies,
-    folding,
-    joint,
-    judges,
-    likelihoods,
-    noise,
-    schedules,
-    tensors,
-    vocabulary,
-)
-from edlm.corpora import Excerpt
-from edlm.likelihoods import Estimate
-from edlm.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.noise import Stream
-from edlm.recipes import _figures, _quality, _texts
-from edlm.recipes._figures import Figure, TextSet
-from edlm.recipes._scores import Scores
+from edlm.data import corpora, vocabulary
+from edlm.data.corpora import Excerpt
+from edlm.evaluation import figures as text_figures
+from edlm.evaluation import judges
+from edlm.evaluation import samples as sample_figures
+from edlm.evaluation import texts as text_sets
+from edlm.evaluation.figures import Figure, TextSet
+from edlm.evaluation.scores import Scores
+from edlm.likelihood import bounds, nelbo
+from edlm.likelihood.nelbo import Estimate
+from edlm.models import chain_rule, denoisers, energies, joint
+from edlm.nn import folding
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.process import absorbing, noise, schedules
+from edlm.process.noise import Stream
+from edlm.weights import checkpoints, tensors
 
 LENGTH = 8
 ABC = vocabulary.characters("abc ")
@@ -170,7 +162,7 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     options = {"num_particles": 3, "num_completions": 2, "window": (0.4, 1.0)}
     for model, energy in zip(energies_shown, (learned, posterior, carry_over), strict=True):
         bound = bounds.sampler_nelbo(denoiser, energy, *keys, **options)
-        estimate = likelihoods.estimate(bound.nats)
+        estimate = nelbo.estimate(bound.nats)
         assert found[model, "sampler_nelbo"]["nats_per_token"] == pytest.approx(estimate.mean, rel=1e-5)
         assert found[model, "sampler_nelbo"]["nats_error"] == pytest.approx(estimate.standard_error, rel=1e-5)
 
@@ -190,7 +182,7 @@ def test_an_energy_of_transitions_has_a_bound_of_its_own(run, folder: Path) -> N
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     energy = energies.learned_transition(network)
     bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=3, window=(0.4, 1.0))
-    estimate = likelihoods.estimate(bound.nats)
+    estimate = nelbo.estimate(bound.nats)
     assert found["nats_per_token"] == pytest.approx(estimate.mean, rel=1e-5)
     assert found["excess_nats"] == pytest.approx(float(bound.excess.mean()), rel=1e-4)
     plain = by_name(card)["denoiser", "t_step_nelbo"]["nats_per_token"]
@@ -243,8 +235,8 @@ def test_a_joint_network_has_the_bounds_of_its_denoiser_and_of_its_own_sampler(r
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     denoiser = denoisers.subs(network, ABC.mask_id)
     options = {"num_particles": 3, "window": (0.4, 1.0)}
-    bound = likelihoods.estimate(bounds.transition_nelbo(denoiser, joint.energy(network), *keys, **options).nats)
-    plain = likelihoods.estimate(bounds.t_step_nelbo(denoiser, *keys).nats)
+    bound = nelbo.estimate(bounds.transition_nelbo(denoiser, joint.energy(network), *keys, **options).nats)
+    plain = nelbo.estimate(bounds.t_step_nelbo(denoiser, *keys).nats)
     assert found["joint", "transition_nelbo"]["nats_per_token"] == pytest.approx(bound.mean, rel=1e-4)
     assert found["joint", "t_step_nelbo"]["nats_per_token"] == pytest.approx(plain.mean, rel=1e-4)
     assert bound.mean != pytest.approx(plain.mean, rel=1e-3)
@@ -304,11 +296,11 @@ def test_a_component_is_read_by_the_split_that_is_published_or_by_its_test_split
     for split in ("valid", "test"):
         (tmp_path / f"ptb.{split}.txt").write_text(f"of {split} \n")
     ptb = {"_component_": "edlm.datasets.named", "name": "ptb", "path": str(tmp_path)}
-    assert _texts.zero_shot(ptb, None, False) == ("ptb", ["of valid"])
+    assert text_sets.zero_shot(ptb, None, False) == ("ptb", ["of valid"])
     path = str(folder / "one.txt")
     own = {"_component_": "edlm.corpora.text_files", "path": path}
-    assert _texts.zero_shot(own, None, False) == (path, corpora.text_files(path).test)
-    assert _texts.zero_shot(path, None, False) == (path, [TEXT])
+    assert text_sets.zero_shot(own, None, False) == (path, corpora.text_files(path).test)
+    assert text_sets.zero_shot(path, None, False) == (path, [TEXT])
 
 
 def test_excerpts_between_bos_and_eos_score_the_text_alone(run, folder: Path, tmp_path: Path) -> None:
@@ -415,7 +407,7 @@ def test_mauve_is_taken_by_the_command_line_and_the_card_says_of_what(run, folde
 
 def test_held_out_texts_share_none_and_are_as_long_as_a_sample() -> None:
     documents = ["".join("abc "[(i // n) % 4] for n in (1, 4, 16) for i in range(40))]
-    found = _quality.held_out(documents, ABC, 5, 6)
+    found = sample_figures.held_out(documents, ABC, 5, 6)
     assert found is not None
     one, other = found
     assert len(one.tokens) == len(other.tokens) == 6
@@ -424,7 +416,7 @@ def test_held_out_texts_share_none_and_are_as_long_as_a_sample() -> None:
     whole = documents[0]
     places = [i for i in range(0, len(whole), 5) for texts in found if whole[i : i + 5] in texts.spelled]
     assert len(places) >= 12
-    assert _quality.held_out(["abc"], ABC, 5, 6) is None
+    assert sample_figures.held_out(["abc"], ABC, 5, 6) is None
 
 
 # ---- Parts
@@ -438,13 +430,13 @@ def figure(name: str, std: float | None) -> Figure:
 def test_past_a_deviation_of_three_the_papers_figure_is_marked(std: float, unreliable: bool) -> None:
     low = figure("paper_nelbo, log Z low", std)
     assert low.record()["reliable"] != unreliable
-    for shown in (_figures.table([low], "token"), _figures.comparison([low])):
+    for shown in (text_figures.table([low], "token"), text_figures.comparison([low])):
         assert bounds.PAPER_NELBO_WARNING in shown
         assert ("unreliable" in shown) == unreliable
         assert ("!" in shown) == unreliable
     bound = figure("sampler_nelbo", std)
-    assert "unreliable" not in _figures.table([bound], "token")
-    assert bounds.PAPER_NELBO_WARNING not in _figures.table([bound], "token")
+    assert "unreliable" not in text_figures.table([bound], "token")
+    assert bounds.PAPER_NELBO_WARNING not in text_figures.table([bound], "token")
 
 
 def test_bits_are_per_character_whatever_a_token_is() -> None:
@@ -457,12 +449,12 @@ def test_bits_are_per_character_whatever_a_token_is() -> None:
 def test_characters_are_those_that_the_scored_tokens_spell() -> None:
     bpe = vocabulary.train_bpe(["the name the name the"] * 3, 265)
     excerpts = corpora.excerpts(["the name", "the the"], bpe, 4)
-    texts = _figures.choose("t", excerpts, None, bpe, 0)
+    texts = text_figures.choose("t", excerpts, None, bpe, 0)
     assert texts.tokens < texts.characters == len("the name") + len("the the"), "the end of a text spells nothing"
-    some = _figures.choose("t", 10 * excerpts, 3, bpe, 0)
+    some = text_figures.choose("t", 10 * excerpts, 3, bpe, 0)
     assert (len(some.excerpts), some.num_all) == (3, 10 * len(excerpts))
     with pytest.raises(ValueError, match="t: 1 excerpts to score, but an error bar needs at least 2"):
-        _figures.choose("t", excerpts[:1], None, bpe, 0)
+        text_figures.choose("t", excerpts[:1], None, bpe, 0)
 
 
 def test_rows_of_unequal_length_count_by_their_tokens() -> None:
@@ -474,7 +466,7 @@ def test_rows_of_unequal_length_count_by_their_tokens() -> None:
         assert tokens.shape == scored.shape
         return Scores({"nelbo": row.double()}, {"denoiser": len(row)})
 
-    [result] = _figures.measure("m", score, TextSet("t", excerpts, 4, 9), 2, 0, torch.device("cpu"))
+    [result] = text_figures.measure("m", score, TextSet("t", excerpts, 4, 9), 2, 0, torch.device("cpu"))
     assert sorted(seen) == [0, 1, 2, 3]
     assert result.value.mean == pytest.approx((4 * 0 + 2 * 1 + 1 * 2 + 2 * 3) / 9)
     assert result.passes == {"denoiser": 4}

@@ -11,7 +11,7 @@ import pytest
 from frontier_folder import LENGTH
 from running import Runner, unless_given
 
-from edlm.recipes import _models
+from edlm.weights import named
 
 PLAIN = "{method: plain, num_steps: [2, 4], temperature: [0.8, 1.0]}"
 ENERGY = (
@@ -44,7 +44,7 @@ def run(folder: Path, tmp_path: Path, run: Runner) -> Callable[..., tuple[int, s
     def call(*overrides: str) -> tuple[int, str, str, Path]:
         base = {
             "output_dir": tmp_path / "out",
-            **{name: folder / name for name in (*_models.NETWORKS, "judge")},
+            **{name: folder / name for name in (*named.NETWORKS, "judge")},
             "corpus._component_": "edlm.corpora.text_files",
             "corpus.path": folder / "text",
             "num_samples": 5,

@@ -14,16 +14,13 @@ from running import Runner
 from smallest import energy_words, settings_of
 
 import edlm
-from edlm import (
-    checkpoints,
-    denoisers,
-    energies,
-    pipelines,
-    schedules,
-    vocabulary,
-)
-from edlm.networks import Transformer
+from edlm.data import vocabulary
+from edlm.models import denoisers, energies
+from edlm.nn.networks import Transformer
+from edlm.process import schedules
 from edlm.recipes import generate
+from edlm.samplers import pipelines
+from edlm.weights import checkpoints
 
 
 def test_every_sample_is_written_whatever_the_batch_size(run: Runner, trained: Path, tmp_path: Path) -> None:

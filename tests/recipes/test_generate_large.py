@@ -15,8 +15,13 @@ from running import Ran, Runner
 from torch import Tensor
 
 import edlm
-from edlm import cli, decoders, denoisers, energies, large, memory, schedules, testing, vocabulary
-from edlm.recipes import _sources
+from edlm import testing
+from edlm.cli import commands
+from edlm.data import vocabulary
+from edlm.models import denoisers, energies
+from edlm.nn import decoders
+from edlm.process import schedules
+from edlm.weights import large, memory, resolve
 
 BOS = 3
 FEWER = 36  # ids of the AR model: the denoiser has four more, which it does not know
@@ -149,13 +154,13 @@ def test_llada_alone_runs_on_the_exact_masking_process(hub: Path, run: Run, tmp_
 def test_precision_is_that_of_the_files_or_of_the_config(hub: Path, tmp_path: Path) -> None:
     for precision, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
         settings = plain_settings(hub, tmp_path, precision=precision)
-        found = _sources.load(settings, torch.device("cpu"))
+        found = resolve.load(settings, torch.device("cpu"))
         for name, parameter in (*found.denoiser.named_parameters(), *found.correction.energy.named_parameters()):
             assert parameter.dtype == (torch.float32 if name.endswith("scale") else expected), name
 
 
 def plain_settings(hub: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    config = OmegaConf.load(cli.configs("generate")["dream_qwen_energy"])
+    config = OmegaConf.load(commands.configs("generate")["dream_qwen_energy"])
     merged = OmegaConf.merge(config, OmegaConf.from_dotlist([*dream(hub, tmp_path / "x"), *section(hub)]))
     return {**OmegaConf.to_container(merged), **changes}
 

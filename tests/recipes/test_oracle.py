@@ -11,16 +11,19 @@ from oracles import SIR_PAIR, all_sequences, kl, marginal_table, residual_energy
 from oracles import sampler_law as oracle_law
 from running import Runner, unless_given
 
-from edlm import checkpoints, schedules, sources, vocabulary
-from edlm.likelihoods import Estimate
-from edlm.recipes import _frontier_draws, _oracle_figures, _oracle_report
-from edlm.recipes._frontier_grid import Setting
-from edlm.recipes._models import Diffusion, Models
-from edlm.recipes._oracle_figures import Beside
-from edlm.recipes._oracle_report import Row
+from edlm.data import vocabulary
+from edlm.frontier import draws, exact, exact_report
+from edlm.frontier.exact import Beside
+from edlm.frontier.exact_report import Row
+from edlm.frontier.grid import Setting
+from edlm.likelihood import hidden_markov
+from edlm.likelihood.nelbo import Estimate
+from edlm.process import schedules
+from edlm.weights import checkpoints
+from edlm.weights.named import Diffusion, Models
 
 SYMBOLS, LENGTH = 2, 3
-SOURCE = sources.random_hidden_markov(2, 3, SYMBOLS, 3.0)
+SOURCE = hidden_markov.random_hidden_markov(2, 3, SYMBOLS, 3.0)
 FULL = (0.0, 1.0)
 PLAIN = Setting.plain(2)
 DRAFT, TRANSITION = (Setting("sir", name, 2, 3, FULL, 1.0) for name in ("exact", "exact_transition"))
@@ -50,18 +53,20 @@ IN_ORDER = "{method: speculative, num_steps: [2], window: [[0, 1]], temperature:
 
 
 def models() -> Models:
-    diffusion = Diffusion(sources.denoiser(SOURCE, LENGTH), schedules.log_linear(), {"exact": sources.energy(SOURCE)})
+    diffusion = Diffusion(
+        hidden_markov.denoiser(SOURCE, LENGTH), schedules.log_linear(), {"exact": hidden_markov.energy(SOURCE)}
+    )
     return Models(vocabulary.characters("ab"), LENGTH, diffusion, None, {})
 
 
 def beside(bounded: int = 4000) -> Beside:
     entropy = Estimate(float(torch.special.entr(law()).sum()) / LENGTH, 0.0, 2)
-    texts = sources.texts(SOURCE, bounded, LENGTH, seed=1)
+    texts = hidden_markov.texts(SOURCE, bounded, LENGTH, seed=1)
     return Beside(SOURCE, LENGTH, entropy, texts, [1, 2], 0, 20)
 
 
 def law() -> torch.Tensor:
-    return sources.log_prob(SOURCE, all_sequences(SYMBOLS, LENGTH)).exp()
+    return hidden_markov.log_prob(SOURCE, all_sequences(SYMBOLS, LENGTH)).exp()
 
 
 # ---- Figures
@@ -74,7 +79,7 @@ def test_exact_figures_are_those_of_the_enumerated_law_and_bounds_lie_above(sett
     rules = (zero_energy, SIR_PAIR) if setting is PLAIN else (residual_energy(joint), sir(3))
     grid = schedules.uniform_grid(2)
     wanted = oracle_law(marginal_table(joint), 1.0 - grid, *rules, "revealed" if setting is TRANSITION else "masked")
-    found = _oracle_figures.of_setting(setting, models(), beside())
+    found = exact.of_setting(setting, models(), beside())
     assert found["total_variation"] == [pytest.approx(float(total_variation(wanted, joint))), 0.0]
     assert found["kl"] == [pytest.approx(float(kl(joint, wanted)) / LENGTH), 0.0]
     mean, error = found["kl_bound"]
@@ -84,12 +89,12 @@ def test_exact_figures_are_those_of_the_enumerated_law_and_bounds_lie_above(sett
 
 def test_sampled_figures_of_the_source_s_own_texts_are_the_floor() -> None:
     """10,000 texts: no excess within 4 standard errors, pairs near their law; of texts of one symbol far from it."""
-    found = _oracle_figures.of_texts(sources.texts(SOURCE, 10_000, LENGTH, seed=5), beside())
+    found = exact.of_texts(hidden_markov.texts(SOURCE, 10_000, LENGTH, seed=5), beside())
     mean, error = found["excess"]
     assert abs(mean) < 4 * error < 0.05
     assert found["pairs_1"][0] < 0.02
-    dull = _oracle_figures.of_texts(torch.zeros(100, LENGTH, dtype=torch.int64), beside())
-    assert dull["pairs_2"][0] == pytest.approx(1.0 - float(sources.pair_law(SOURCE, LENGTH, 2)[0, 0]))
+    dull = exact.of_texts(torch.zeros(100, LENGTH, dtype=torch.int64), beside())
+    assert dull["pairs_2"][0] == pytest.approx(1.0 - float(hidden_markov.pair_law(SOURCE, LENGTH, 2)[0, 0]))
     assert dull["pairs_2"][1] == pytest.approx(0.0, abs=1e-12)
 
 
@@ -106,13 +111,13 @@ def test_sampled_figures_of_the_source_s_own_texts_are_the_floor() -> None:
     ids=str,
 )
 def test_a_bound_is_there_for_what_it_bounds_alone(setting: Setting, has: bool) -> None:
-    assert ("kl_bound" in _oracle_figures.of_setting(setting, models(), beside(8))) == has
+    assert ("kl_bound" in exact.of_setting(setting, models(), beside(8))) == has
 
 
 def test_means_of_ess_and_log_weights_are_over_the_texts_that_an_energy_corrected() -> None:
-    costs = {"seconds": 0.5, **{name: [1, 3, 5] for name in _frontier_draws.PER_TEXT}}
+    costs = {"seconds": 0.5, **{name: [1, 3, 5] for name in draws.PER_TEXT}}
     costs |= {"ess": [2.0, None, 4.0], "log_weight_std": [None, None, 1.0]}
-    found = _oracle_figures.of_costs(costs)
+    found = exact.of_costs(costs)
     assert found["seconds"] == [0.5, 0.0]
     assert found["passes"] == [3.0, pytest.approx(2.0 / 3**0.5)]
     assert found["ess"] == [3.0, pytest.approx(1.0)]
@@ -130,10 +135,10 @@ def row(setting: Setting | None, far: float, passes: float) -> Row:
 def test_the_front_is_of_samplers_by_distance_and_passes() -> None:
     rows = [Row("source", None, "", {"total_variation": [0.0, 0.0], "pairs_1": [0.01, 0.0]})]
     rows += [row(PLAIN, 0.3, 2.0), row(DRAFT, 0.3, 8.0), row(TRANSITION, 0.1, 8.0)]
-    assert _oracle_report.fronts(rows) == {str(PLAIN), str(TRANSITION)}
-    assert _oracle_report.distance(rows) == "total_variation"
-    assert _oracle_report.distance([*rows, Row("x", None, "", {"pairs_1": [0.1, 0.0]})]) == "pairs_1"
-    lines = list(csv.DictReader(_oracle_report.to_csv(rows).splitlines()))
+    assert exact_report.fronts(rows) == {str(PLAIN), str(TRANSITION)}
+    assert exact_report.distance(rows) == "total_variation"
+    assert exact_report.distance([*rows, Row("x", None, "", {"pairs_1": [0.1, 0.0]})]) == "pairs_1"
+    lines = list(csv.DictReader(exact_report.to_csv(rows).splitlines()))
     assert [line["front"] for line in lines] == ["0", "1", "0", "1"]
     assert lines[2]["pairs_1_error"] == "0.1"
 
@@ -252,7 +257,7 @@ def test_the_chain_rule_of_a_learned_denoiser_beside_the_source(run: Callable[..
         (["sweeps=[{method: ar, temperature: [1]}]"], "sweeps[0] draws with 'ar': there is no AR model here"),
         (["distances=[3]"], "distances = [3] must be below length = 3"),
         (["source.strength=x"], "source.strength = 'x' must be of type float"),
-        (["source.symbols=1"], "edlm.sources.random_hidden_markov: symbols = 1 must be at least 2"),
+        (["source.symbols=1"], "edlm.likelihood.hidden_markov.random_hidden_markov: symbols = 1 must be at least 2"),
         (
             [f"sweeps=[{LEARNED}]", f"learn={TINY_TRAINING}", "learn.network._component_=edlm.networks.Transformer"],
             "learn.network._component_ = 'edlm.networks.Transformer' must be 'edlm.networks.EnergyNetwork'",

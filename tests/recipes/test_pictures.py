@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from edlm.recipes import _following, _plots
+from edlm.benchmark import plots
+from edlm.training import log
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_every_figure_of_a_run_has_its_panel(count: int, tmp_path: Path, drawn: 
     names = [f"valid_{number}" for number in range(count)]
     records = [{"step": 5, **dict.fromkeys(names, 1.0)}, {"step": 9, **{name: i + 2.0 for i, name in enumerate(names)}}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-    _following.draw_curves(tmp_path)
+    log.draw_curves(tmp_path)
     [figure] = drawn
     seen = shown(figure.axes)
     assert [panel.get_title() for panel in seen] == names
@@ -62,7 +63,7 @@ def test_figures_that_share_a_panel_are_named_and_have_their_errors(tmp_path: Pa
     ]
     lines = [json.dumps(record) for record in records]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "lo']), "utf-8")
-    _following.draw_curves(tmp_path)
+    log.draw_curves(tmp_path)
     [panel] = shown(drawn[0].axes)
     assert [text.get_text() for text in panel.get_legend().get_texts()] == ["loss", "valid_nelbo"]
     loss, held_out = panel.containers
@@ -90,7 +91,7 @@ def test_every_case_has_its_bars_and_every_sweep_its_panel(count: int, tmp_path:
         {"name": "one", "ratios": {"eager": ratio, "compile": ratio}, "targets": {"target": 2.0}},
         {"name": "other", "ratios": {"eager": ratio}, "targets": {"target": None}},
     ]
-    _plots.draw(tmp_path / "x.png", cases, [sweep(number) for number in range(count)])
+    plots.draw(tmp_path / "x.png", cases, [sweep(number) for number in range(count)])
     [figure] = drawn
     bars, *panels = figure.axes
     assert [label.get_text() for label in bars.get_yticklabels()] == ["one", "other"]

@@ -10,9 +10,14 @@ from builders import randomise
 from smallest import denoiser_words, settings_of, train
 from torch import Tensor
 
-from edlm import baselines, contracts, denoisers, likelihoods, schedules
-from edlm.recipes import _training, pretrain_denoiser
+from edlm import contracts
+from edlm.likelihood import nelbo
+from edlm.models import denoisers
+from edlm.process import schedules
+from edlm.recipes import pretrain_denoiser
 from edlm.recipes.pretrain_denoiser import PretrainDenoiser
+from edlm.samplers import baselines
+from edlm.training import loop
 
 CPU = torch.device("cpu")
 KINDS = {"mdlm": [], "chain_rule": ["loss_steps=[2,8]"], "d3pm": ["loss_steps=5"], "sedd": []}
@@ -45,14 +50,14 @@ def test_a_bound_goes_through_the_blocks_with_noise_of_every_rows_own_and_counts
 
     found = pretrain_denoiser.over_draws(score, blocks, 5, {"seed": 7, "batch_size": 2}, CPU, pad_id=9)
     values, counts = torch.tensor([7003.0, 7103.0, 7203.0, 7303.0, 7403.0]), torch.tensor([2, 1, 2, 1, 2])
-    assert found == pytest.approx(likelihoods.estimate(values, counts))
+    assert found == pytest.approx(nelbo.estimate(values, counts))
 
 
 @every_kind
 def test_padding_is_never_masked_in_training_whatever_the_kind(tmp_path: Path, kind: str) -> None:
     made = recipe(tmp_path, kind)
     x_0, row = padded(made.blocks.train[torch.arange(8)]), torch.arange(8)
-    out = made.run.stages.eval()(_training.keyed(x_0, row, 3, 0, 8))
+    out = made.run.stages.eval()(loop.keyed(x_0, row, 3, 0, 8))
     padding = x_0 == PAD
     assert torch.equal(out[contracts.X_T][padding], x_0[padding])
     assert (out[contracts.X_T] == MASK).any()
@@ -68,12 +73,12 @@ def test_its_bound_is_that_of_its_kind_on_what_is_no_padding(tmp_path: Path, kin
     for row in torch.arange(5).split(3):  # passes are stratified over the rows of a batch
         keys = x_0[row], seed, row
         if kind in ("mdlm", "chain_rule"):
-            values.append(likelihoods.nelbo(denoiser, schedule, *keys, x_0[row] != PAD))
+            values.append(nelbo.nelbo(denoiser, schedule, *keys, x_0[row] != PAD))
         elif kind == "d3pm":
             values.append(baselines.t_step_nelbo(baselines.d3pm(denoiser, schedule), *keys, 5, x_0[row] != PAD))
         else:
             values.append(baselines.score_entropy(denoiser, schedule, *keys, x_0[row] != PAD))
-    expected = likelihoods.estimate(torch.cat(values), (x_0 != PAD).sum(1))
+    expected = nelbo.estimate(torch.cat(values), (x_0 != PAD).sum(1))
     assert made.held_out_bound(network, x_0, 5)._asdict() == pytest.approx(expected._asdict(), rel=1e-5)
     made.blocks = made.blocks._replace(valid=x_0, test=made.blocks.train)
     assert made.validate(network)["nelbo"] == made.held_out_bound(network, x_0, 8).mean
@@ -89,10 +94,10 @@ def test_what_is_left_at_a_time_is_that_of_the_averaged_network_as_a_law(tmp_pat
     denoiser = denoisers.subs(made.run.average, MASK, schedule)
     for row in torch.arange(8).split(1):
         keys = texts[row], torch.tensor([0.1]), torch.tensor(3), row, texts[row] != PAD
-        rows.append(likelihoods.masked_nll(denoiser, schedule, *keys))
+        rows.append(nelbo.masked_nll(denoiser, schedule, *keys))
     values = torch.cat(rows)
     values = values[~values.isnan()]
-    assert made.masked_nll(0.1) == pytest.approx(likelihoods.estimate(values), rel=1e-5)
+    assert made.masked_nll(0.1) == pytest.approx(nelbo.estimate(values), rel=1e-5)
     assert len(values) < 8
 
 
@@ -104,7 +109,7 @@ def test_a_figure_that_too_few_draws_carry_is_left_out_with_a_sentence(
     full, made.settings = made.settings, {**made.settings, "valid_rows": 1}
     assert made.masked_nll(0.9) is None
     made.settings = full
-    made.masked_nll = lambda t: None if t < 0.2 else likelihoods.Estimate(1.0, 0.1, 8)  # type: ignore[method-assign]
+    made.masked_nll = lambda t: None if t < 0.2 else nelbo.Estimate(1.0, 0.1, 8)  # type: ignore[method-assign]
     tmp_path.mkdir(exist_ok=True)
     made.cleanup()
     assert re.search(r"bits left at t = 0\.1 +left out +fewer than two draws got a mask", capsys.readouterr().out)

@@ -15,35 +15,39 @@ from running import Runner
 from safetensors.torch import load
 from smallest import TEXTS, ar_words, denoiser_words, energy_words
 
-from edlm import checkpoints, cli, corpora, energies, vocabulary
-from edlm.networks import Transformer
-from edlm.recipes import _settings, pretrain_ar
+from edlm.cli import commands
+from edlm.data import corpora, vocabulary
+from edlm.models import energies
+from edlm.nn.networks import Transformer
+from edlm.recipes import pretrain_ar
+from edlm.runs import settings
+from edlm.weights import checkpoints
 
-CONFIGS = [(recipe, name) for recipe in cli.recipes() for name in cli.configs(recipe)]
+CONFIGS = [(recipe, name) for recipe in commands.recipes() for name in commands.configs(recipe)]
 
 
 @pytest.mark.parametrize(("recipe", "name"), CONFIGS)
 def test_every_config_is_valid_and_opens_with_its_own_command(recipe: str, name: str) -> None:
-    path = cli.configs(recipe)[name]
+    path = commands.configs(recipe)[name]
     schema = import_module(f"edlm.recipes.{recipe}").SETTINGS
-    _settings.check(schema, OmegaConf.to_container(OmegaConf.load(path), resolve=True))
+    settings.check(schema, OmegaConf.to_container(OmegaConf.load(path), resolve=True))
     default = "" if name == "tiny" and recipe != "pretrain_denoiser" else f" --config {name}"
     assert path.read_text("utf-8").startswith(f"# edlm run {recipe}{default}")
 
 
-@pytest.mark.parametrize("name", cli.configs("edlm_nce"))
+@pytest.mark.parametrize("name", commands.configs("edlm_nce"))
 def test_the_denoiser_that_edlm_nce_trains_is_the_one_of_its_own_recipe(name: str) -> None:
-    alone = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_denoiser")[name]))
-    within = OmegaConf.to_container(OmegaConf.load(cli.configs("edlm_nce")[name]))
+    alone = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_denoiser")[name]))
+    within = OmegaConf.to_container(OmegaConf.load(commands.configs("edlm_nce")[name]))
     assert within["pretrain"] == {key: alone[key] for key in within["pretrain"]}
     assert within["denoiser"] == alone["output_dir"]
 
 
-@pytest.mark.parametrize("name", cli.configs("pretrain_ar"))
+@pytest.mark.parametrize("name", commands.configs("pretrain_ar"))
 def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: str) -> None:
     """Same text, blocks, layers, optimiser, batches and steps; what a noise level needs is left out."""
-    denoiser = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_denoiser")[name]))
-    ar = OmegaConf.to_container(OmegaConf.load(cli.configs("pretrain_ar")[name]))
+    denoiser = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_denoiser")[name]))
+    ar = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_ar")[name]))
     del denoiser["network"]["conditioning_size"]
     for key in ("schedule", "time_conditioning", "objective", "loss_steps", "time_low"):
         del denoiser[key]
@@ -233,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(run:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
     overrides = [*denoiser_words(tmp_path), "steps=100000", "save_every=100000", "valid_every=100000"]
-    command = [sys.executable, "-m", "edlm.cli", "run", "pretrain_denoiser", *overrides, "decay=constant"]
+    command = [sys.executable, "-m", "edlm.cli.commands", "run", "pretrain_denoiser", *overrides, "decay=constant"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 120
     log = tmp_path / "metrics.jsonl"
@@ -255,7 +259,11 @@ def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
 
     def edlm(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "edlm.cli", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+            [sys.executable, "-m", "edlm.cli.commands", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
         )
 
     first = edlm("run", "edlm_nce", *energy_words(tmp_path))
@@ -296,13 +304,13 @@ def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
     "launcher",
     [
         ["torchtune._cli.tune", "run", "edlm/recipes/pretrain_denoiser"],
-        ["torch.distributed.run", "--nproc_per_node", "1", str(cli.recipes()["pretrain_denoiser"])],
+        ["torch.distributed.run", "--nproc_per_node", "1", str(commands.recipes()["pretrain_denoiser"])],
         ["edlm.recipes.pretrain_denoiser"],
     ],
     ids=["tune", "torchrun", "python"],
 )
 def test_other_launchers_run_the_same_file(tmp_path: Path, launcher: list[str]) -> None:
-    config = cli.configs("pretrain_denoiser")["tiny"]
+    config = commands.configs("pretrain_denoiser")["tiny"]
     command = [sys.executable, "-m", *launcher, "--config", str(config), *denoiser_words(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr

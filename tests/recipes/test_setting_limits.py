@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from smallest import settings_of
 
-from edlm.recipes import _settings
+from edlm.runs import settings as schemas
 
 Limits = tuple[list[Any], list[Any]]  # values that are accepted, values that are not
 
@@ -123,7 +123,7 @@ def checked(recipe: str, key: str, value: Any) -> None:
         inner = inner[int(part)] if isinstance(inner, list) else inner[part]
     assert last in inner, key
     inner[last] = value
-    _settings.check(import_module(f"edlm.recipes.{recipe}").SETTINGS, settings)
+    schemas.check(import_module(f"edlm.recipes.{recipe}").SETTINGS, settings)
 
 
 TINY = {recipe: settings_of(recipe) for recipe in LIMITS}

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from running import Runner
 
-from edlm import cli, exchange
-from edlm.recipes import _settings, pretrain_denoiser
+from edlm.cli import commands
+from edlm.recipes import pretrain_denoiser
+from edlm.runs import settings as schemas
+from edlm.weights import exchange
 
 OWN = '''"""A recipe of one's own."""
 from edlm.recipes import _entry, _settings
@@ -26,7 +28,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     """Exit status and our line of standard error."""
     status = 0
     try:
-        cli.main(list(arguments))
+        commands.main(list(arguments))
     except SystemExit as stop:
         status = int(stop.code or 0)
     return status, "\n".join(line for line in capsys.readouterr().err.splitlines() if line.startswith("edlm"))
@@ -80,7 +82,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 )
 def test_a_value_that_cannot_be_is_named(run: Runner, tmp_path: Path, override: str, said: str) -> None:
     status, _, error = run("pretrain_denoiser", f"output_dir={tmp_path / 'run'}", override)
-    assert status == cli.USAGE_ERROR, error
+    assert status == commands.USAGE_ERROR, error
     assert re.search(said, error), error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
@@ -90,13 +92,13 @@ def test_a_value_that_cannot_be_is_named(run: Runner, tmp_path: Path, override: 
 def test_an_optimizer_that_cannot_take_a_step_is_refused_before_anything_is_trained(name: str) -> None:
     value = {"_component_": f"torch.optim.{name}", "lr": 0.1}
     with pytest.raises(ValueError, match=r"optimizer: .*(closure|dense)"):
-        _settings.check({"optimizer": pretrain_denoiser.SETTINGS["optimizer"]}, {"optimizer": value})
+        schemas.check({"optimizer": pretrain_denoiser.SETTINGS["optimizer"]}, {"optimizer": value})
 
 
 @pytest.mark.parametrize("factory", ["math.pow", "operator.truediv", "os.getcwdb", "json.loads"])
 def test_whatever_a_factory_raises_is_told_with_its_name(factory: str) -> None:
     with pytest.raises(ValueError, match=factory):
-        _settings.build({"_component_": factory, "x": 0}, "corpus")
+        schemas.build({"_component_": factory, "x": 0}, "corpus")
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -108,7 +110,7 @@ def test_whatever_a_factory_raises_is_told_with_its_name(factory: str) -> None:
 )
 def test_no_value_ends_in_a_fault(capsys: pytest.CaptureFixture[str], key: str, value: str) -> None:
     status, error = command(capsys, "validate", "pretrain_denoiser/tiny", f"{key}={value}")
-    assert status in (0, cli.USAGE_ERROR), error
+    assert status in (0, commands.USAGE_ERROR), error
     assert "fault of edlm" not in error
     assert len(error.splitlines()) == (status != 0)
 
@@ -135,7 +137,7 @@ def test_a_config_of_any_yaml_is_named(
     path.write_text(content)
     words = [str(path)] if first == "validate" else ["generate", "--config", str(path)]
     status, error = command(capsys, first, *words)
-    assert status == cli.USAGE_ERROR
+    assert status == commands.USAGE_ERROR
     assert error.startswith(f"edlm: {path}")
     assert said in error
     assert len(error.splitlines()) == 1
@@ -153,7 +155,7 @@ def own(folder: Path, recipe: str, config: str = "recipe: {}\nseed: 1\n") -> str
 def test_validate_checks_the_config_of_a_recipe_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = own(tmp_path, OWN)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["validate", config])
+        commands.main(["validate", config])
     assert not stop.value.code
     assert "a valid config of own" in capsys.readouterr().out
     assert command(capsys, "validate", config, "sed=2") == (2, "edlm: sed: unknown key; did you mean 'seed'?")
@@ -181,7 +183,7 @@ def test_a_broken_recipe_of_ones_own_is_named(
     if status == 0:  # nothing to do, or nothing to say
         assert first != "validate"
         return
-    assert status == cli.USAGE_ERROR
+    assert status == commands.USAGE_ERROR
     assert error.startswith(f"edlm: {file}")
     assert said in error
     assert len(error.splitlines()) == 1
@@ -209,13 +211,13 @@ def test_what_nobody_has_foreseen_is_one_line_and_a_status_of_its_own(
     else:
         status, _, said = run("generate")
         assert "Traceback" not in run.error
-    assert status == cli.FAULT == 70
+    assert status == commands.FAULT == 70
     assert said.startswith(f"edlm: this is a fault of edlm, or of a part of your own ({type(error).__name__}")
     assert said.endswith("EDLM_DEBUG=1 shows where")
     assert len(said.splitlines()) == 1
     monkeypatch.setenv("EDLM_DEBUG", "1")
     with pytest.raises(type(error)):
-        cli.main(["convert", "x", "y"]) if place == "command" else run("generate")
+        commands.main(["convert", "x", "y"]) if place == "command" else run("generate")
 
 
 @pytest.mark.parametrize(
@@ -228,8 +230,8 @@ def test_what_nobody_has_foreseen_is_one_line_and_a_status_of_its_own(
     ids=repr,
 )
 def test_too_little_memory_is_no_fault_of_ours(error: Exception) -> None:
-    message, status = cli.explained(error)
-    assert status == cli.USAGE_ERROR
+    message, status = commands.explained(error)
+    assert status == commands.USAGE_ERROR
     assert message.startswith("not enough memory for what was asked")
 
 

@@ -14,11 +14,12 @@ from running import Runner
 from smallest import denoiser_words, settings_of
 from together import fork, start, wait
 
-from edlm.recipes import _locks, _start
+from edlm.runs import locks
+from edlm.training import start as starts
 
 
 def hold(key: str, value: str, ready: Path) -> None:
-    with _locks.alone(key, value):
+    with locks.alone(key, value):
         ready.touch()
         time.sleep(60.0)
 
@@ -41,30 +42,30 @@ def test_a_second_run_is_refused_with_who_holds_it_until_that_one_is_dead(tmp_pa
     value = str(tmp_path / "runs" / "one")
     child = holding(key, value, tmp_path / "ready")
     said = rf"^{key} = '{value}' is being written by process {child} on {socket.gethostname()} since 20\d\d-.*: wait"
-    with pytest.raises(ValueError, match=said), _locks.alone(key, value):
+    with pytest.raises(ValueError, match=said), locks.alone(key, value):
         pass
     (tmp_path / "link").symlink_to(tmp_path / "runs")
-    with pytest.raises(ValueError, match="is being written"), _locks.alone(key, str(tmp_path / "link" / "one")):
+    with pytest.raises(ValueError, match="is being written"), locks.alone(key, str(tmp_path / "link" / "one")):
         pass
     end(child)
-    with _locks.alone(key, value):
+    with locks.alone(key, value):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "ready", "runs"]
     assert not list((tmp_path / "runs").rglob("*.lock")), "nor what the dead one left"
 
 
 def test_what_was_made_for_the_lock_goes_with_it_unless_it_is_used(tmp_path: Path) -> None:
-    with _locks.alone("output_dir", str(tmp_path / "a" / "b")):
+    with locks.alone("output_dir", str(tmp_path / "a" / "b")):
         assert (tmp_path / "a" / "b" / ".run.lock").is_file()
     assert not list(tmp_path.iterdir())
-    with _locks.alone("output_dir", str(tmp_path / "a" / "b")):
+    with locks.alone("output_dir", str(tmp_path / "a" / "b")):
         (tmp_path / "a" / "b" / "report.json").touch()
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["report.json"]
 
 
 def test_two_files_of_a_folder_are_two_outputs(tmp_path: Path) -> None:
     child = holding("output", str(tmp_path / "one.jsonl"), tmp_path / "ready")
-    with _locks.alone("output", str(tmp_path / "other.jsonl")):
+    with locks.alone("output", str(tmp_path / "other.jsonl")):
         pass
     end(child)
 
@@ -72,9 +73,9 @@ def test_two_files_of_a_folder_are_two_outputs(tmp_path: Path) -> None:
 def test_a_run_does_not_wait_for_itself(tmp_path: Path) -> None:
     """As where the denoiser that is trained first is to lie in the folder of the energy."""
     with (
-        _locks.alone("output_dir", str(tmp_path)),
+        locks.alone("output_dir", str(tmp_path)),
         pytest.raises(ValueError, match=r"denoiser = .* is written by this very run already: use another denoiser"),
-        _locks.alone("denoiser", str(tmp_path)),
+        locks.alone("denoiser", str(tmp_path)),
     ):
         pass
 
@@ -83,7 +84,7 @@ def test_a_child_of_the_run_keeps_no_lock_after_its_death(tmp_path: Path) -> Non
     """Workers that outlive a killed run for a while do not stop its repetition."""
 
     def parent() -> None:
-        with _locks.alone("output_dir", str(tmp_path / "run")):
+        with locks.alone("output_dir", str(tmp_path / "run")):
             worker = os.fork()
             if not worker:
                 time.sleep(60.0)
@@ -92,7 +93,7 @@ def test_a_child_of_the_run_keeps_no_lock_after_its_death(tmp_path: Path) -> Non
 
     assert wait(fork(parent, Path(os.devnull))) == -signal.SIGKILL
     try:
-        with _locks.alone("output_dir", str(tmp_path / "run")):
+        with locks.alone("output_dir", str(tmp_path / "run")):
             pass
     finally:
         os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
@@ -110,7 +111,7 @@ def test_a_file_that_is_taken_away_while_it_is_waited_for_is_no_lock(tmp_path: P
         own(file, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with _locks.alone("output_dir", str(tmp_path)):
+    with locks.alone("output_dir", str(tmp_path)):
         assert lock.is_file()
         assert len(calls) == 2
 
@@ -122,7 +123,7 @@ def test_a_file_system_without_locks_is_said_to_have_none(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with _locks.alone("output_dir", str(tmp_path / "run")):
+    with locks.alone("output_dir", str(tmp_path / "run")):
         (tmp_path / "run" / "report.json").touch()
     said = capsys.readouterr().err
     assert said.startswith(f"edlm: no lock on {tmp_path / 'run'}: its file system has none (No locks available)")
@@ -131,7 +132,7 @@ def test_a_file_system_without_locks_is_said_to_have_none(
 
 def test_processes_of_one_run_share_its_lock_and_are_refused_together(tmp_path: Path) -> None:
     def work() -> None:
-        with _locks.outputs({"output_dir": str(tmp_path / "run"), "output": str(tmp_path / "texts.jsonl")}):
+        with locks.outputs({"output_dir": str(tmp_path / "run"), "output": str(tmp_path / "texts.jsonl")}):
             pass
 
     assert [wait(child) for child in start(work, 2, tmp_path)] == [0, 0]
@@ -158,7 +159,7 @@ def test_the_denoiser_that_is_trained_first_is_an_output_too(tmp_path: Path) -> 
     child = holding("denoiser", str(tmp_path / "denoiser"), tmp_path / "ready")
     settings = settings_of("edlm_nce", f"denoiser={tmp_path / 'denoiser'}")
     with pytest.raises(ValueError, match=f"^denoiser = .* is being written by process {child}"):
-        _start.load(settings, "cpu")
+        starts.load(settings, "cpu")
     end(child)
 
 

@@ -19,9 +19,11 @@ from smallest import NETWORK, TEXTS, UPDATES, settings_of, words_of
 from together import fork, start, together, wait
 from torch import Tensor
 
-from edlm import checkpoints
-from edlm.networks import Transformer
-from edlm.recipes import _entry, _processes, _settings, _training
+from edlm.nn.networks import Transformer
+from edlm.runs import entry, processes
+from edlm.runs import settings as schemas
+from edlm.training import loop
+from edlm.weights import checkpoints
 
 RATES = {"warmup_steps": 1, "decay": "constant", "optimizer.lr": 0.002, "valid_rows": 20, "log_every": 1, "threads": 1}
 
@@ -54,15 +56,15 @@ def run(wanted: dict[str, Any]) -> None:
 
 def run_stopped(wanted: dict[str, Any], step: int) -> None:
     """Run a recipe that the last process is asked to stop in a step, on which all agree."""
-    update = _training.TrainingRun._update
+    update = loop.TrainingRun._update
 
-    def asked(training: _training.TrainingRun) -> float:
-        if training.step == step - 1 and _processes.rank() == _processes.world() - 1:
+    def asked(training: loop.TrainingRun) -> float:
+        if training.step == step - 1 and processes.rank() == processes.world() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return update(training)
 
-    _training.TrainingRun._update = asked  # of a child that was forked for this
-    with pytest.raises(_entry.Interrupted, match=f"stopped at step {step}"):
+    loop.TrainingRun._update = asked  # of a child that was forked for this
+    with pytest.raises(entry.Interrupted, match=f"stopped at step {step}"):
         run(wanted)
 
 
@@ -218,17 +220,17 @@ def test_a_frontier_is_that_of_one_process(one: Path, tmp_path: Path) -> None:
 
 
 def check_collectives(folder: Path) -> None:
-    rank, world = _processes.rank(), _processes.world()
-    assert _processes.gather(rank) == list(range(world))
-    assert _processes.spread(lambda item: (item, rank), list("abcde")) == [
+    rank, world = processes.rank(), processes.world()
+    assert processes.gather(rank) == list(range(world))
+    assert processes.spread(lambda item: (item, rank), list("abcde")) == [
         (item, number % world) for number, item in enumerate("abcde")
     ]
-    rows = _processes.gather(_processes.rows_of_rank(torch.arange(10)))
+    rows = processes.gather(processes.rows_of_rank(torch.arange(10)))
     assert torch.equal(torch.cat(rows), torch.arange(10))
-    assert _processes.total([1.0, rank], torch.device("cpu")) == [world, sum(range(world))]
-    assert _processes.from_first(lambda: rank) == 0
+    assert processes.total([1.0, rank], torch.device("cpu")) == [world, sum(range(world))]
+    assert processes.from_first(lambda: rank) == 0
     with pytest.raises(ValueError, match="said by the first"):
-        _processes.from_first(lambda: raise_error(rank))
+        processes.from_first(lambda: raise_error(rank))
     (folder / str(rank)).touch()
 
 
@@ -237,12 +239,12 @@ def raise_error(rank: int) -> None:
 
 
 def check_gradients() -> None:
-    rank, world = _processes.rank(), _processes.world()
+    rank, world = processes.rank(), processes.world()
     everywhere, first_only, nowhere, half = (torch.nn.Parameter(torch.zeros(2, size)) for size in (3, 1, 4, 5))
     half.data = half.data.bfloat16()
     everywhere.grad, half.grad = torch.full((2, 3), 1.0 + rank), torch.full((2, 5), 2.0).bfloat16()
     first_only.grad = torch.full((2, 1), 7.0) if rank == 0 else None
-    _processes.sum_gradients([everywhere, half, first_only, nowhere])
+    processes.sum_gradients([everywhere, half, first_only, nowhere])
     assert everywhere.grad.unique().tolist() == [sum(1.0 + each for each in range(world))]
     assert first_only.grad is not None
     assert first_only.grad.unique().tolist() == [7.0]
@@ -264,7 +266,7 @@ def test_one_process_needs_no_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stop", "status", "message"),
     [
-        (_entry.Interrupted("stopped at step 3", 143), 143, "edlm: stopped at step 3\n"),
+        (entry.Interrupted("stopped at step 3", 143), 143, "edlm: stopped at step 3\n"),
         (KeyboardInterrupt(), 130, "edlm: stopped by Ctrl-C\n"),
     ],
 )
@@ -280,9 +282,9 @@ def test_processes_that_are_asked_to_stop_end_at_once_and_the_first_says_so(
 
     def stopped() -> None:
         sys.argv = ["recipe", "--config", str(config)]
-        _entry._HEAD_START = 1e4  # of a child that was forked for this; it would be waited for in vain
-        _processes.joined = lambda device: contextlib.nullcontext()  # they have joined already
-        _entry.enter(main, {"device": _settings.text})
+        entry._HEAD_START = 1e4  # of a child that was forked for this; it would be waited for in vain
+        processes.joined = lambda device: contextlib.nullcontext()  # they have joined already
+        entry.enter(main, {"device": schemas.text})
 
     assert [wait(child) for child in start(stopped, 2, tmp_path)] == [status, status]
     assert [(tmp_path / f"said_{rank}").read_text() for rank in (0, 1)] == [message, ""]
@@ -290,14 +292,14 @@ def test_processes_that_are_asked_to_stop_end_at_once_and_the_first_says_so(
 
 def test_a_batch_with_fewer_rows_than_parts_is_named() -> None:
     with pytest.raises(ValueError, match="batch_size = 3 must be at least accumulate = 4"):
-        _training._require_rows({"batch_size": 3, "accumulate": 4})
-    _training._require_rows({"batch_size": 3, "accumulate": 3})
+        loop._require_rows({"batch_size": 3, "accumulate": 4})
+    loop._require_rows({"batch_size": 3, "accumulate": 3})
 
 
 def test_a_batch_with_fewer_rows_than_processes_is_named(tmp_path: Path) -> None:
     def refused() -> None:
         with pytest.raises(ValueError, match="batch_size = 3 must be at least 2 processes x accumulate = 2"):
-            _training._require_rows({"batch_size": 3, "accumulate": 2})
+            loop._require_rows({"batch_size": 3, "accumulate": 2})
 
     together(refused, 2, tmp_path)
 
@@ -316,7 +318,16 @@ def test_what_several_processes_would_not_share_is_refused(tmp_path: Path, recip
 
 @pytest.mark.slow
 def test_the_command_line_starts_processes_and_ends_as_they_do(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edlm.cli", "run", "--nproc_per_node", "2", "pretrain_denoiser", "threads=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "edlm.cli.commands",
+        "run",
+        "--nproc_per_node",
+        "2",
+        "pretrain_denoiser",
+        "threads=1",
+    ]
     done = subprocess.run([*command, "length=0"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert set(done.stderr.splitlines()) == {"edlm: length = 0 must be a whole number of at least 1"}

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm.recipes import _logs, _records, _report
+from edlm.runs import files
+from edlm.runs import records as _records
+from edlm.training import log_check
 
 SETTINGS, SEED = "0123456789abcdef", 3
 
@@ -27,7 +29,7 @@ def text(row: int, **changed: Any) -> dict[str, Any]:
 
 def written(path: Path, *records: dict[str, Any]) -> bytes:
     path.unlink(missing_ok=True)
-    _report.append_jsonl(path, map(_records.sealed, records))
+    files.append_jsonl(path, map(_records.sealed, records))
     return path.read_bytes()
 
 
@@ -125,12 +127,12 @@ def logged(folder: Path, *steps: int, rate: int = 5) -> None:
 
 def test_a_log_goes_on_after_what_was_written_at_its_checkpoint(tmp_path: Path) -> None:
     logged(tmp_path, 1, 2)
-    known = json.loads(json.dumps(_logs.written(tmp_path)))
+    known = json.loads(json.dumps(log_check.written(tmp_path)))
     logged(tmp_path, 1, 2, rate=7)  # what a clock said is nobody's
-    assert _logs.written(tmp_path) == known
+    assert log_check.written(tmp_path) == known
     before = (tmp_path / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(before + b'{"step": 3}\n{"st')
-    _logs.go_on(tmp_path, known, 2, resume=True)
+    log_check.go_on(tmp_path, known, 2, resume=True)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert not (tmp_path / "training_samples.jsonl").exists()
 
@@ -140,15 +142,15 @@ def test_a_log_that_lacks_or_changes_anything_is_refused_and_kept(
     tmp_path: Path, steps: tuple[int, ...] | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logged(tmp_path, 1, 2)
-    known, path = _logs.written(tmp_path), tmp_path / "metrics.jsonl"
+    known, path = log_check.written(tmp_path), tmp_path / "metrics.jsonl"
     path.unlink()
     if steps is not None:
         logged(tmp_path, *steps)
     content = path.read_bytes() if path.exists() else None
     with pytest.raises(ValueError, match=r"metrics\.jsonl is not what the run had written at step 2 \(2 lines\):"):
-        _logs.go_on(tmp_path, known, 2, resume=True)
+        log_check.go_on(tmp_path, known, 2, resume=True)
     assert (path.read_bytes() if path.exists() else None) == content
-    _logs.go_on(tmp_path, known, 2, resume="without_log")
+    log_check.go_on(tmp_path, known, 2, resume="without_log")
     assert not path.exists()
     if content is not None:
         assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content
@@ -157,10 +159,10 @@ def test_a_log_that_lacks_or_changes_anything_is_refused_and_kept(
 
 def test_two_logs_that_are_put_aside_have_two_names(tmp_path: Path) -> None:
     logged(tmp_path, 1, 2)
-    known = _logs.written(tmp_path)
+    known = log_check.written(tmp_path)
     for steps in ((1,), (2,)):
         logged(tmp_path, *steps)
-        _logs.go_on(tmp_path, known, 2, resume="without_log")
+        log_check.go_on(tmp_path, known, 2, resume="without_log")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl.damaged", "metrics.jsonl.damaged1"]
 
 
@@ -180,11 +182,11 @@ def test_what_is_left_of_a_run_without_checkpoints_is_kept(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=said):
-        _logs.begin(tmp_path, resume, save_every=4)
+        log_check.begin(tmp_path, resume, save_every=4)
     assert (tmp_path / name).read_text() == content
 
 
 def test_the_log_of_a_run_killed_before_its_first_checkpoint_is_begun_anew(tmp_path: Path) -> None:
     logged(tmp_path, 1, 2, 4)
-    _logs.begin(tmp_path, resume=True, save_every=4)
+    log_check.begin(tmp_path, resume=True, save_every=4)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""

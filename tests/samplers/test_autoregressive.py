@@ -25,8 +25,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import attention, autoregressive, contracts, energies, schedules
-from edlm.networks import Transformer
+from edlm import contracts
+from edlm.models import energies
+from edlm.nn import attention
+from edlm.nn.networks import Transformer
+from edlm.process import schedules
+from edlm.samplers import autoregressive
 
 SYMBOLS, LENGTH = 3, 4
 MASK, BOS = SYMBOLS, SYMBOLS + 1

@@ -14,8 +14,11 @@ from scipy import stats
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import baselines, contracts, denoisers, schedules
-from edlm.baselines import Reverse
+from edlm import contracts
+from edlm.models import denoisers
+from edlm.process import schedules
+from edlm.samplers import baselines
+from edlm.samplers.baselines import Reverse
 
 
 def law_of(kernel: Reverse, laws: Tensor, alpha_t: float, alpha_s: float) -> Tensor:

@@ -10,7 +10,10 @@ from oracles import all_sequences, random_marginals, t_step_nelbo
 from tensordict import TensorDict
 from torch import Tensor
 
-from edlm import contracts, denoisers, objectives, schedules
+from edlm import contracts
+from edlm.models import denoisers
+from edlm.objectives import losses
+from edlm.process import schedules
 
 F64 = torch.float64
 SYMBOLS, LENGTH, MASK = 3, 3, 3
@@ -34,7 +37,7 @@ def test_the_t_step_loss_averages_to_the_t_step_bound(alphas):
         for mask in masked:
             x_t = torch.where(mask, MASK, x_0)
             log_prob = table[x_t.unbind(-1)].gather(-1, x_0.unsqueeze(-1)).squeeze(-1)
-            loss = objectives.t_step(
+            loss = losses.t_step(
                 torch.where(mask, log_prob, 0.0), t(alpha_t).expand(len(x_0)), t(alpha_s).expand(len(x_0)), steps
             )
             happens = alpha_t ** int((~mask).sum()) * (1 - alpha_t) ** int(mask.sum())
@@ -52,7 +55,7 @@ def test_step_losses_are_finite_on_the_whole_grid(steps):
     log_prob = torch.full((steps, 2), -3.0, dtype=F64, requires_grad=True)
     for value in (-0.1, -torch.inf):
         log_prob_mask = torch.full((steps, 2), value, dtype=F64, requires_grad=True)
-        loss = objectives.t_step(log_prob, alpha_t, alpha_s, steps) + objectives.d3pm(
+        loss = losses.t_step(log_prob, alpha_t, alpha_s, steps) + losses.d3pm(
             log_prob, log_prob_mask, torch.ones_like(log_prob).bool(), alpha_t, alpha_s, steps
         )
         assert loss.isfinite().all()
@@ -62,14 +65,14 @@ def test_step_losses_are_finite_on_the_whole_grid(steps):
 
 def test_a_step_without_noise_costs_nothing():
     ones = torch.ones(2, dtype=F64)
-    assert objectives.t_step(torch.zeros(2, 3, dtype=F64), ones, ones, 10).tolist() == [0.0, 0.0]
+    assert losses.t_step(torch.zeros(2, 3, dtype=F64), ones, ones, 10).tolist() == [0.0, 0.0]
 
 
 def test_many_steps_come_near_the_continuous_loss():
     schedule, time = schedules.cosine(), t(0.2, 0.5, 0.9)
     log_prob = -torch.rand(3, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
-    fine = objectives.t_step(log_prob, schedule.alpha(time), schedule.alpha(time - 1e-6), 10**6)
-    continuous = objectives.nelbo(log_prob, schedules.nelbo_weight(schedule, time))
+    fine = losses.t_step(log_prob, schedule.alpha(time), schedule.alpha(time - 1e-6), 10**6)
+    continuous = losses.nelbo(log_prob, schedules.nelbo_weight(schedule, time))
     torch.testing.assert_close(fine, continuous, rtol=1e-5, atol=0.0)
 
 
@@ -97,7 +100,7 @@ def test_d3pm_is_the_divergence_of_a_step(alpha_t, alpha_s):
     x_0 = torch.tensor([0, 1, 2, 0, 1])
     exact = torch.stack([divergence(law, int(x), alpha_t, alpha_s) for law, x in zip(laws, x_0, strict=True)])
     log_p = laws.log()
-    ours = objectives.d3pm(
+    ours = losses.d3pm(
         log_p.gather(1, x_0.unsqueeze(1)),
         log_p[:, [MASK]],
         torch.ones(5, 1).bool(),
@@ -112,8 +115,8 @@ def test_d3pm_without_a_mask_probability_is_the_t_step_loss_and_visible_tokens_a
     log_prob = -torch.rand(3, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
     masked = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
     alphas = t(0.1, 0.5, 0.9), t(0.2, 0.8, 1.0)
-    ours = objectives.d3pm(log_prob, torch.full_like(log_prob, -torch.inf), masked, *alphas, 3)
-    torch.testing.assert_close(ours, objectives.t_step(torch.where(masked, log_prob, 0.0), *alphas, 3))
+    ours = losses.d3pm(log_prob, torch.full_like(log_prob, -torch.inf), masked, *alphas, 3)
+    torch.testing.assert_close(ours, losses.t_step(torch.where(masked, log_prob, 0.0), *alphas, 3))
     assert ours[1] == 0
 
 
@@ -121,8 +124,8 @@ def test_d3pm_keeps_its_digits_in_float32():
     """T times a difference of two nearly equal logarithms: float32 inside would leave four digits."""
     alpha_t, alpha_s = t(0.5), t(0.501)
     single = [torch.full((1, 1), value, dtype=torch.float32) for value in (-5.0, -0.3)]
-    exact = objectives.d3pm(*(s.double() for s in single), torch.ones(1, 1).bool(), alpha_t, alpha_s, 1000)
-    ours = objectives.d3pm(*single, torch.ones(1, 1).bool(), alpha_t, alpha_s, 1000)
+    exact = losses.d3pm(*(s.double() for s in single), torch.ones(1, 1).bool(), alpha_t, alpha_s, 1000)
+    ours = losses.d3pm(*single, torch.ones(1, 1).bool(), alpha_t, alpha_s, 1000)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), exact, rtol=1e-6, atol=0.0)
 
@@ -139,11 +142,11 @@ def true_log_score(alpha: Tensor, x_0: Tensor, size: int) -> Tensor:
 def test_score_entropy_is_zero_at_the_true_score_and_positive_elsewhere():
     alpha, slope, x_0 = t(0.1, 0.5, 0.9), t(-1.0, -2.0, -0.5), torch.tensor([0, 2, 1])
     true = true_log_score(alpha, x_0, SYMBOLS + 1)
-    torch.testing.assert_close(objectives.sedd(true, x_0, alpha, slope, MASK), t(0, 0, 0), rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(losses.sedd(true, x_0, alpha, slope, MASK), t(0, 0, 0), rtol=0.0, atol=1e-12)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         other = torch.randn(3, SYMBOLS + 1, generator=generator, dtype=F64)
-        assert (objectives.sedd(other, x_0, alpha, slope, MASK) > 0).all()
+        assert (losses.sedd(other, x_0, alpha, slope, MASK) > 0).all()
 
 
 def test_score_entropy_of_a_normalised_score_is_the_continuous_nelbo():
@@ -152,8 +155,8 @@ def test_score_entropy_of_a_normalised_score_is_the_continuous_nelbo():
     alpha = schedule.alpha(time)
     log_p = torch.randn(3, SYMBOLS, dtype=F64, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     log_score = torch.cat([alpha.logit().unsqueeze(1) + log_p, torch.zeros(3, 1, dtype=F64)], dim=1)
-    ours = objectives.sedd(log_score, x_0, alpha, schedule.alpha_slope(time), MASK)
-    nelbo = objectives.nelbo(log_p.gather(1, x_0.unsqueeze(1)), schedules.nelbo_weight(schedule, time))
+    ours = losses.sedd(log_score, x_0, alpha, schedule.alpha_slope(time), MASK)
+    nelbo = losses.nelbo(log_p.gather(1, x_0.unsqueeze(1)), schedules.nelbo_weight(schedule, time))
     torch.testing.assert_close(ours, nelbo, rtol=0.0, atol=1e-12)
 
 
@@ -162,9 +165,7 @@ def test_score_entropy_leaves_the_mask_out():
     log_score = torch.zeros(1, SYMBOLS + 1, dtype=F64)
     changed = log_score.clone()
     changed[:, MASK] = 9.0
-    assert torch.equal(
-        objectives.sedd(log_score, x_0, alpha, slope, MASK), objectives.sedd(changed, x_0, alpha, slope, MASK)
-    )
+    assert torch.equal(losses.sedd(log_score, x_0, alpha, slope, MASK), losses.sedd(changed, x_0, alpha, slope, MASK))
 
 
 # ---- Parameterisations
@@ -219,7 +220,7 @@ def test_baselines_are_no_denoisers_of_a_sampler():
 
 
 def test_next_token_is_the_negative_log_likelihood_of_a_row():
-    assert objectives.next_token(t(-1.0, -2.5, 0.0).unsqueeze(0)).tolist() == [3.5]
+    assert losses.next_token(t(-1.0, -2.5, 0.0).unsqueeze(0)).tolist() == [3.5]
 
 
 # ---- Importance-sampled times

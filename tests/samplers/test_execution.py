@@ -14,9 +14,12 @@ from tensordict import TensorDict
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import denoisers, execution, networks, schedules
-from edlm.pipelines import Pipeline
-from edlm.samplers import Sampler
+from edlm.models import denoisers
+from edlm.nn import networks
+from edlm.process import schedules
+from edlm.samplers import execution
+from edlm.samplers.pipelines import Pipeline
+from edlm.samplers.sampler import Sampler
 
 LENGTH, MASK = 6, 4
 

@@ -24,9 +24,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import categorical, contracts, noise, pipelines, samplers, schedules, stages
-from edlm.kernel import Kernel
-from edlm.noise import Stream
+from edlm import contracts, samplers
+from edlm.process import categorical, noise, schedules, stages
+from edlm.process.noise import Stream
+from edlm.samplers import pipelines
+from edlm.samplers.kernel import Kernel
 
 quick = settings(max_examples=40, deadline=None)
 thorough = settings(max_examples=200, deadline=None)

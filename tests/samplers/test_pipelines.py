@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import contracts, plans, samplers, schedules
+from edlm import contracts, samplers
+from edlm.process import schedules
+from edlm.samplers import plans
 
 quick = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**63 - 1)

@@ -21,9 +21,10 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 import edlm
-from edlm import execution, particles, schedules
-from edlm.pipelines import Pipeline
-from edlm.samplers import Sampler, UntilEss, kernel_of
+from edlm.process import particles, schedules
+from edlm.samplers import execution
+from edlm.samplers.pipelines import Pipeline
+from edlm.samplers.sampler import Sampler, UntilEss, kernel_of
 
 SYMBOLS, LENGTH, MASK = 2, 3, 2
 

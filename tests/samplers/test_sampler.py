@@ -10,9 +10,13 @@ from builders import tiny_denoiser, tiny_energy, tiny_network
 from identity_parts import MASK, SEED, Case
 
 import edlm
-from edlm import bounds, corrections, energies, enumeration, plans, samplers, stages
-from edlm.rounds import UntilEss
-from edlm.samplers import Proposal, Sampler
+from edlm import samplers
+from edlm.likelihood import bounds, enumeration
+from edlm.models import energies
+from edlm.process import stages
+from edlm.samplers import corrections, plans
+from edlm.samplers.rounds import UntilEss
+from edlm.samplers.sampler import Proposal, Sampler
 
 CASES = [each for each in identity_parts.cases() if not each.told]
 DRAFTS = corrections.OfEnergy(tiny_energy())

@@ -14,21 +14,14 @@ from revealing import LENGTH, MASK, denoiser, sharp, state_of
 from torch import Tensor
 
 import edlm
-from edlm import (
-    absorbing,
-    bounds,
-    categorical,
-    chain_rule,
-    contracts,
-    denoisers,
-    execution,
-    networks,
-    noise,
-    pipelines,
-    schedules,
-)
-from edlm.denoisers import SubsDenoiser
-from edlm.noise import Stream
+from edlm import contracts
+from edlm.likelihood import bounds
+from edlm.models import chain_rule, denoisers
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn import networks
+from edlm.process import absorbing, categorical, noise, schedules
+from edlm.process.noise import Stream
+from edlm.samplers import execution, pipelines
 
 LINEAR = schedules.log_linear()
 TOLD = schedules.log_linear(1e-3)

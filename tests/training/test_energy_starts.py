@@ -6,9 +6,10 @@ import pytest
 import torch
 from smallest import LENGTH, NETWORK, energy_words, settings_of
 
-from edlm import checkpoints, vocabulary
-from edlm.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.data import vocabulary
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import edlm_joint, edlm_nce
+from edlm.weights import checkpoints
 
 WORDS = ["pretrain=null", "seed=5"]
 

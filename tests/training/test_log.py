@@ -12,9 +12,17 @@ import torch
 from builders import tiny_denoiser, tiny_network
 from torch import nn
 
-from edlm import baselines, checkpoints, cli, denoisers, schedules, training, vocabulary
-from edlm.recipes import _following, _forecast, _report
-from edlm.recipes._training import TrainingRun
+from edlm.cli import commands
+from edlm.data import vocabulary
+from edlm.models import denoisers
+from edlm.objectives import denoising
+from edlm.process import schedules
+from edlm.runs import files
+from edlm.samplers import baselines
+from edlm.training import forecast as forecasts
+from edlm.training import log as following
+from edlm.training.loop import TrainingRun
+from edlm.weights import checkpoints
 
 ROWS, LENGTH = 6, 7
 SETTINGS = {
@@ -50,12 +58,12 @@ def tiny_run(folder: Path, **changes: Any) -> TrainingRun:
     denoiser, settings = tiny_denoiser(), {**SETTINGS, **changes}
     network = denoiser.network.float()
     blocks = torch.randint(4, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
-    stages = training.denoising(denoiser, schedules.log_linear())
+    stages = denoising.denoising(denoiser, schedules.log_linear())
 
-    def sample(average: nn.Module) -> _following.Texts:
+    def sample(average: nn.Module) -> following.Texts:
         own = tiny_denoiser()
         own.network = average
-        return _following.denoiser_texts(own, abcd, seed=1)
+        return following.denoiser_texts(own, abcd, seed=1)
 
     def validate(average: nn.Module) -> dict[str, float]:
         return {"nelbo": 1.5, "nelbo_error": 0.1, "accuracy": 0.5}
@@ -63,13 +71,13 @@ def tiny_run(folder: Path, **changes: Any) -> TrainingRun:
     return TrainingRun(folder, network, stages, blocks, abcd, settings, 0, {}, validate, True, sample)
 
 
-draw_curves = _following.draw_curves
+draw_curves = following.draw_curves
 
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture takes seconds: one test draws it."""
-    monkeypatch.setattr(_following, "draw_curves", lambda _: None)
+    monkeypatch.setattr(following, "draw_curves", lambda _: None)
 
 
 # ---- Figures and texts
@@ -82,7 +90,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_a_run_leaves_figures_texts_and_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_following, "draw_curves", draw_curves)
+    monkeypatch.setattr(following, "draw_curves", draw_curves)
     tiny_run(tmp_path, sample_every=2).train()
     assert [record["step"] for record in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     texts = lines(tmp_path / "training_samples.jsonl")
@@ -99,8 +107,8 @@ def test_following_a_run_does_not_change_it(tmp_path: Path, monkeypatch: pytest.
     """Neither the forecast's small step nor texts on the way touch weights, noise or the optimizer."""
     followed, alone = tiny_run(tmp_path / "a", sample_every=1), tiny_run(tmp_path / "b")
     followed.train()
-    monkeypatch.setattr(_forecast, "forecast", lambda *_: None)
-    monkeypatch.setattr(_forecast, "table", lambda *_: "")
+    monkeypatch.setattr(forecasts, "forecast", lambda *_: None)
+    monkeypatch.setattr(forecasts, "table", lambda *_: "")
     alone.train()
     for a, b in zip(followed.network.parameters(), alone.network.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -131,13 +139,13 @@ def test_the_best_network_is_kept_if_asked_for_and_reported_where_it_ends_a_run(
 
 def test_texts_on_the_way_have_the_same_noise(tmp_path: Path) -> None:
     denoiser, abcd = tiny_denoiser(), vocabulary.characters("abcd")
-    drawn = [_following.denoiser_texts(denoiser, abcd, seed=s) for s in (1, 1, 2)]
+    drawn = [following.denoiser_texts(denoiser, abcd, seed=s) for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     network = tiny_network(causal=True, conditioning_size=0)
-    texts = _following.ar_texts(network, abcd, 4, seed=1)
-    assert texts == _following.ar_texts(network, abcd, 4, seed=1)
+    texts = following.ar_texts(network, abcd, 4, seed=1)
+    assert texts == following.ar_texts(network, abcd, 4, seed=1)
     assert len(texts) == 2
-    assert _following.ar_texts(network, abcd, None, seed=1) == []
+    assert following.ar_texts(network, abcd, None, seed=1) == []
 
 
 def test_texts_of_a_baseline_are_those_of_its_own_sampler() -> None:
@@ -145,7 +153,7 @@ def test_texts_of_a_baseline_are_those_of_its_own_sampler() -> None:
     kernel = baselines.d3pm(denoisers.d3pm(tiny_network(), 4), schedule)
     tokens = baselines.sample(kernel, 8, 8, 2, seed=1)["tokens"]
     records = [{"row": row, "seed": 1, "text": text} for row, text in enumerate(abcd.decode(tokens))]
-    assert _following.baseline_texts(kernel, abcd, seed=1) == records
+    assert following.baseline_texts(kernel, abcd, seed=1) == records
 
 
 def test_a_resumed_run_draws_no_text_twice(tmp_path: Path) -> None:
@@ -228,20 +236,20 @@ def test_panels_are_losses_rate_and_each_held_out_figure() -> None:
         {"step": 1, "loss": 2.0, "lr": 0.1, "tokens_per_s": 5},
         {"step": 2, "valid_nelbo": 1.5, "valid_nelbo_error": 0.1, "valid_accuracy": 0.6, "valid_ess": 3.0},
     ]
-    assert _following.curves(records) == {
+    assert following.curves(records) == {
         "loss, nats": ["loss", "valid_nelbo"],
         "lr": ["lr"],
         "tokens_per_s": ["tokens_per_s"],
         "valid_accuracy": ["valid_accuracy"],
         "valid_ess": ["valid_ess"],
     }
-    assert _following.curves([]) == {}
+    assert following.curves([]) == {}
 
 
 def test_a_figure_and_its_noise_levels_share_a_panel() -> None:
     levels = ["valid_loss_t0.0-0.2", "valid_loss_t0.8-1.0"]
     record = {"step": 2, "valid_loss": 1.0, "valid_ess": 3.0, "valid_ess_t0.2-0.4": 2.0, **dict.fromkeys(levels, 1.0)}
-    assert _following.curves([record]) == {
+    assert following.curves([record]) == {
         "loss, nats": ["valid_loss"],
         "valid_ess": ["valid_ess", "valid_ess_t0.2-0.4"],
         "valid_loss": levels,
@@ -262,7 +270,7 @@ full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     said = f"cannot write {re.escape(str(tmp_path))}/metrics.jsonl: No space left on device"
-    with pytest.raises(ValueError, match=said), _following.Log(tmp_path, []) as log:
+    with pytest.raises(ValueError, match=said), following.Log(tmp_path, []) as log:
         log.write(1, {"loss": 1.0})
 
 
@@ -270,7 +278,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / ".report.json.partial").symlink_to("/dev/full")
     with pytest.raises(ValueError, match=r"report\.json: No space left on device"):
-        _report.write_json(tmp_path / "report.json", {})
+        files.write_json(tmp_path / "report.json", {})
 
 
 def test_a_picture_that_cannot_be_written_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,8 +291,8 @@ def test_a_picture_that_cannot_be_written_hides_nothing(tmp_path: Path, capsys: 
 # ---- The forecast
 
 
-def found(run: TrainingRun) -> _forecast.Forecast:
-    return _forecast.forecast(run.network, run.stages, run.optimizer, run._some_loss, run.settings)
+def found(run: TrainingRun) -> forecasts.Forecast:
+    return forecasts.forecast(run.network, run.stages, run.optimizer, run._some_loss, run.settings)
 
 
 def test_what_is_held_is_counted_exactly(tmp_path: Path) -> None:
@@ -315,7 +323,7 @@ def test_activations_grow_with_the_rows_and_are_what_autograd_keeps(tmp_path: Pa
         return (torch.ones(rows, 3) @ weight).exp().tanh().sum()  # the product's input, exp's and tanh's outputs
 
     settings = {"batch_size": 10, "accumulate": 2}
-    forecast = _forecast.forecast(nn.ParameterList([weight]), Stages(), optimizer, loss, settings)
+    forecast = forecasts.forecast(nn.ParameterList([weight]), Stages(), optimizer, loss, settings)
     assert forecast.row == kept
     assert forecast.activations == 5 * kept
     assert forecast.held["optimizer"] == 36
@@ -323,11 +331,11 @@ def test_activations_grow_with_the_rows_and_are_what_autograd_keeps(tmp_path: Pa
 
 def test_a_forecast_that_does_not_fit_says_what_to_lower(tmp_path: Path) -> None:
     held = {"parameters": 10, "EMA": 10, "frozen networks": 0, "gradients": 10, "optimizer": 20}
-    forecast = _forecast.Forecast(5, held, row=100, rows=16, seconds=0.5, free=500)
-    said = _forecast.table(forecast, {"batch_size": 16, "accumulate": 1, "steps": 100}, 128)
+    forecast = forecasts.Forecast(5, held, row=100, rows=16, seconds=0.5, free=500)
+    said = forecasts.table(forecast, {"batch_size": 16, "accumulate": 1, "steps": 100}, 128)
     assert "set accumulate=4 (parts of 4 rows instead of 16; the same updates)" in said
     assert "13 min" in said  # 100 steps of 16 rows at half a second
-    assert "warning" not in _forecast.table(
+    assert "warning" not in forecasts.table(
         forecast._replace(free=5000), {"batch_size": 16, "accumulate": 1, "steps": 100}, 128
     )
 
@@ -341,16 +349,16 @@ def test_a_forecast_that_does_not_fit_says_what_to_lower(tmp_path: Path) -> None
     ],
 )
 def test_the_remedy_halves_a_part(batch_size: int, accumulate: int, said: str) -> None:
-    found = _forecast.remedy({"batch_size": batch_size, "accumulate": accumulate}, 64)
+    found = forecasts.remedy({"batch_size": batch_size, "accumulate": accumulate}, 64)
     assert found.startswith(f"{said} texts of 32 instead of 64")
 
 
 def test_several_processes_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 32 rows each of four has 8: what one is told to lower is that, and it stays a batch that four can share."""
-    monkeypatch.setattr(_forecast._processes, "world", lambda: 4)
+    monkeypatch.setattr(forecasts.processes, "world", lambda: 4)
     held = {"parameters": 10, "EMA": 10, "frozen networks": 0, "gradients": 10, "optimizer": 20}
     settings = {"batch_size": 32, "accumulate": 1, "steps": 100}
-    said = _forecast.table(_forecast.Forecast(5, held, row=100, rows=8, seconds=0.5, free=500), settings, 64)
+    said = forecasts.table(forecasts.Forecast(5, held, row=100, rows=8, seconds=0.5, free=500), settings, 64)
     assert "set accumulate=2 (parts of 4 rows instead of 8; the same updates), or batch_size=16" in said
     assert "7 min" in said  # 100 steps of 8 rows at half a second
 
@@ -378,16 +386,16 @@ def test_running_out_of_memory_is_one_line_of_advice(error: Exception, tmp_path:
 def test_a_cpu_that_cannot_allocate_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert _forecast.ran_out(caught.value)
+    assert forecasts.ran_out(caught.value)
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), _forecast.advice(SETTINGS, 8):
+    with pytest.raises(RuntimeError, match="shapes"), forecasts.advice(SETTINGS, 8):
         raise RuntimeError("shapes differ")
 
 
 def test_the_configs_know_the_keys() -> None:
     for recipe in ("pretrain_denoiser", "pretrain_ar", "edlm_nce"):
-        for path in cli.configs(recipe).values():
+        for path in commands.configs(recipe).values():
             text = Path(path).read_text("utf-8")
             assert text.count("log_to: []") == text.count("log_every:") == text.count("sample_every: null")

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_following import tiny_run
+from test_log import tiny_run
 from torch import Tensor
 
-from edlm.recipes import _following
+from edlm.training import log
 
 STEPS, RATE = 8, 0.5
 
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_following, "draw_curves", lambda _: None)
+    monkeypatch.setattr(log, "draw_curves", lambda _: None)
 
 
 def rates(folder: Path, **changes: Any) -> list[float]:

@@ -20,9 +20,10 @@ from one_layer import CHARACTERS, train
 from together import fork, wait
 from tqdm import tqdm
 
-from edlm import checkpoints
-from edlm.recipes import _following, _training
-from edlm.recipes._patience import Patience
+from edlm.training import log as following
+from edlm.training import loop
+from edlm.training.patience import Patience
+from edlm.weights import checkpoints
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 NUM_KILLS = 100
@@ -32,7 +33,7 @@ NUM_KILLS = 100
 def no_picture() -> Iterator[None]:
     """A picture of what a clock said differs from run to run, and a hundred of them take their time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_following, "draw_curves", lambda folder: None)
+        patch.setattr(following, "draw_curves", lambda folder: None)
         yield
 
 
@@ -245,7 +246,7 @@ def test_what_has_changed_is_said_or_refused(tmp_path: Path, capsys: pytest.Capt
         train(tmp_path / "run", steps=3, batch_size=3)
     with pytest.raises(ValueError, match="seed was 3, is 4; use another output_dir"):
         train(tmp_path / "run", steps=3, seed=4)
-    assert set(_training._FREE_ON_RESUME) - {"processes"} <= set(_training.SETTINGS)
+    assert set(loop._FREE_ON_RESUME) - {"processes"} <= set(loop.SETTINGS)
 
 
 def test_the_largest_seed_trains(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_a_finished_run_whose_picture_is_missing_or_old_draws_it(
     """Killed between its last checkpoint and the picture, perhaps beside the picture of fewer steps."""
     drawn: list[Path] = []
     train(tmp_path / "run", steps=2)
-    monkeypatch.setattr(_following, "draw_curves", drawn.append)
+    monkeypatch.setattr(following, "draw_curves", drawn.append)
     train(tmp_path / "run", steps=2)
     assert drawn == [tmp_path / "run"]
     (tmp_path / "run" / "curves.png").touch()

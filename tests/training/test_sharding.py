@@ -12,10 +12,15 @@ from test_resume import CHARACTERS, train
 from together import together
 from torch import Tensor, nn
 
-from edlm import checkpoints, denoisers, energies, execution, joint, networks, schedules, training
-from edlm.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.recipes import _training
-from edlm.recipes._weights import PURE, Weights
+from edlm.models import denoisers, energies, joint
+from edlm.nn import networks
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.objectives import denoising
+from edlm.process import schedules
+from edlm.samplers import execution
+from edlm.training import loop
+from edlm.training.sharding import PURE, Weights
+from edlm.weights import checkpoints
 
 SIZES = {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "conditioning_size": 4}
 
@@ -50,7 +55,7 @@ def joint_gradients(network: JointNetwork, rows: int = 3) -> list[Tensor]:
     x_0 = torch.arange(rows * 6).view(rows, 6) % 2
     torch.manual_seed(1)
     network.zero_grad()
-    stages.train()(_training.keyed(x_0, torch.arange(rows), 0, 0, rows))["loss"].sum().backward()
+    stages.train()(loop.keyed(x_0, torch.arange(rows), 0, 0, rows))["loss"].sum().backward()
     return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
@@ -161,15 +166,15 @@ def losses(precision: str) -> list[float]:
     nn.init.normal_(energy_network.scalar.weight)
     denoiser = denoisers.subs(network, CHARACTERS.mask_id)
     pipelines = (
-        training.denoising(denoiser, schedule),
-        training.contrastive(denoiser, energies.learned(energy_network), schedule),
+        denoising.denoising(denoiser, schedule),
+        denoising.contrastive(denoiser, energies.learned(energy_network), schedule),
     )
     for each in (network, energy_network):
         Weights(each, "data", precision)
     x_0 = torch.tensor([[0, 1, 0, 1, 1, 0]] * 4)
     found = []
     for stages in pipelines:
-        loss = stages(_training.keyed(x_0, torch.arange(4), 0, 0, 4))["loss"]
+        loss = stages(loop.keyed(x_0, torch.arange(4), 0, 0, 4))["loss"]
         assert loss.dtype in (torch.float32, torch.float64), "what is summed over rows is not rounded"
         loss.sum().backward()
         found.append(float(loss.detach().mean()))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from one_layer import train
 from torch import nn
 
-from edlm import checkpoints, tensors
-from edlm.recipes import _following, _state
+from edlm.training import log, state
+from edlm.weights import checkpoints, tensors
 
 JUNK = [None, "x", -1, 1e400, float("nan"), 10**400, [], {}, [[]], True, 0.5, {"pairs": [["a"]]}, "tensor:99"]
 
@@ -24,7 +24,7 @@ JUNK = [None, "x", -1, 1e400, float("nan"), 10**400, [], {}, [[]], True, 0.5, {"
 def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of two steps; no test writes into it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_following, "draw_curves", lambda folder: None)
+        patch.setattr(log, "draw_curves", lambda folder: None)
         folder = tmp_path_factory.mktemp("two_steps") / "run"
         train(folder, steps=2)
         yield folder
@@ -74,7 +74,7 @@ def test_a_state_that_was_cut_off_is_named(two_steps: Path, tmp_path: Path, kept
     refused(damaged(two_steps, tmp_path / "run", content[: int(len(content) * kept)]))
 
 
-@pytest.mark.parametrize("key", list(_state._SCHEMA))
+@pytest.mark.parametrize("key", list(state._SCHEMA))
 def test_every_key_of_a_state_is_needed_and_has_a_type(
     two_steps: Path, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,16 +128,16 @@ def test_junk_anywhere_in_a_state_is_one_line_or_changes_nothing(
 def test_a_weight_that_is_missing_or_of_another_shape_is_named(name: str, tmp_path: Path) -> None:
     shapes = {"head.weight": torch.Size([2, 3]), "blocks.0.mlp.0.weight": torch.Size([4])}
     right = {key: torch.zeros(shape) for key, shape in shapes.items()}
-    _state.require_weights(tmp_path, "network", right, shapes)
+    state.require_weights(tmp_path, "network", right, shapes)
     for wrong in (
         {key: value for key, value in right.items() if key != name},
         right | {name: torch.zeros(7)},
         right | {name: None},
     ):
         with pytest.raises(ValueError, match=f"training.json: network.{name} "):
-            _state.require_weights(tmp_path, "network", wrong, shapes)
+            state.require_weights(tmp_path, "network", wrong, shapes)
     with pytest.raises(ValueError, match=r"network\.other is no weight of this network"):
-        _state.require_weights(tmp_path, "network", right | {"other": torch.zeros(1)}, shapes)
+        state.require_weights(tmp_path, "network", right | {"other": torch.zeros(1)}, shapes)
 
 
 @pytest.mark.parametrize(
@@ -162,19 +162,19 @@ def test_the_state_of_any_optimiser_is_its_own_and_lost_moments_are_named(build:
     parameters, optimizer = made()
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    _state.require_optimizer(tmp_path, optimizer.state_dict(), made()[1])
+    state.require_optimizer(tmp_path, optimizer.state_dict(), made()[1])
     optimizer.step()
     saved = optimizer.state_dict()
-    _state.require_optimizer(tmp_path, saved, made()[1])
+    state.require_optimizer(tmp_path, saved, made()[1])
     for name in [name for name, value in saved["state"].get(0, {}).items() if isinstance(value, torch.Tensor)]:
         lost = copy.deepcopy(saved)
         del lost["state"][0][name]
         with pytest.raises(ValueError, match=r"optimizer\.state\.0 must hold"):
-            _state.require_optimizer(tmp_path, lost, made()[1])
+            state.require_optimizer(tmp_path, lost, made()[1])
         changed = copy.deepcopy(saved)
         changed["state"][0][name] = None
         with pytest.raises(ValueError, match=rf"optimizer\.state\.0\.{name} must be "):
-            _state.require_optimizer(tmp_path, changed, made()[1])
+            state.require_optimizer(tmp_path, changed, made()[1])
 
 
 @pytest.mark.parametrize("pointer", ["last.json", "best.json"])

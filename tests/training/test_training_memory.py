@@ -10,14 +10,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from edlm import cross_entropy, denoisers, energies, joint, schedules, training, transition
+from edlm.benchmark import textbook_training
 from edlm.contracts import LOSS
-from edlm.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.recipes import _textbook_training, _training
+from edlm.models import denoisers, energies, joint
+from edlm.nn import head
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.objectives import denoising as denoising_objectives
+from edlm.objectives import transition
+from edlm.process import schedules
+from edlm.training import loop
 
 B, L, V = 6, 128, 50_258
 SIZES = {"hidden_size": 4, "num_layers": 1, "num_heads": 1}
-TILE = cross_entropy._LOGITS_AT_ONCE["cpu"]
+TILE = head._LOGITS_AT_ONCE["cpu"]
 assert B * L * V // 2 > 2 * TILE, "half of all positions are more rows than a tile has: without tiles it would be seen"
 
 
@@ -41,12 +46,14 @@ def network(**changed: Any) -> Transformer:
 
 
 def denoising() -> TensorDictSequential:
-    return training.denoising(denoisers.subs(network(), V - 1), schedules.log_linear())
+    return denoising_objectives.denoising(denoisers.subs(network(), V - 1), schedules.log_linear())
 
 
 def drafts() -> TensorDictSequential:
     energy = energies.learned(EnergyNetwork(V, L, **SIZES, conditioning_size=2))
-    return training.contrastive(denoisers.subs(network(), V - 1), energy, schedules.log_linear(), num_negatives=2)
+    return denoising_objectives.contrastive(
+        denoisers.subs(network(), V - 1), energy, schedules.log_linear(), num_negatives=2
+    )
 
 
 def transitions() -> TensorDictSequential:
@@ -60,7 +67,7 @@ def both() -> TensorDictSequential:
 
 
 def next_token() -> TensorDictSequential:
-    return training.next_token(network(causal=True, conditioning_size=0), V - 1, bos_id=0)
+    return denoising_objectives.next_token(network(causal=True, conditioning_size=0), V - 1, bos_id=0)
 
 
 def largest_of_step(loss: Callable[[], Tensor]) -> Largest:
@@ -82,7 +89,7 @@ def test_no_tensor_of_a_training_step_is_larger_than_a_tile_of_logits(
 
     def loss() -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            return pipeline(_training.keyed(x_0, torch.arange(B), 0, 0, B))[LOSS].sum()
+            return pipeline(loop.keyed(x_0, torch.arange(B), 0, 0, B))[LOSS].sum()
 
     seen = largest_of_step(loss)
     assert seen.elements <= TILE, seen.operation
@@ -92,5 +99,5 @@ def test_a_step_that_makes_all_logits_is_seen() -> None:
     """The textbook's, of a third of the rows, with the same eyes."""
     own, x_0, t = network(), torch.zeros(B // 3, L, dtype=torch.int64), torch.full((B // 3,), 0.5)
     x_t = x_0.index_fill(1, torch.arange(0, L, 2), V - 1)
-    seen = largest_of_step(lambda: _textbook_training.denoising(own, x_0, x_t, t, V - 1).sum())
+    seen = largest_of_step(lambda: textbook_training.denoising(own, x_0, x_t, t, V - 1).sum())
     assert seen.elements == x_0.numel() * V > TILE

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edlm import checkpoints, networks, vocabulary
-from edlm.vocabulary import Vocabulary
+from edlm.data import vocabulary
+from edlm.data.vocabulary import Vocabulary
+from edlm.nn import networks
+from edlm.weights import checkpoints
 
 
 @pytest.fixture

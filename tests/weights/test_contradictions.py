@@ -9,8 +9,9 @@ import torch
 from large_folders import CONFIGS, FFN, HEADS, KV, LAYERS, H, V, random_weights, write
 from published_files import KINDS, built, hf_folder, prefixed, same_weights, small, trainers_config, trainers_file
 
-from edlm import checkpoints, exchange, foreign, large, published, vocabulary
-from edlm.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.data import vocabulary
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.weights import checkpoints, exchange, foreign, large, published
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8}
 CLASSES = {"Transformer": Transformer, "EnergyNetwork": EnergyNetwork, "JointNetwork": JointNetwork}

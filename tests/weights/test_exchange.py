@@ -11,8 +11,10 @@ import pytest
 from published_files import SIZES, kinds, prefixed, published_order, same_weights, small, trainers_config, trainers_file
 from safetensors.torch import load_file
 
-from edlm import checkpoints, cli, exchange, foreign, published, vocabulary
-from edlm.networks import EnergyNetwork, Transformer
+from edlm.cli import commands
+from edlm.data import vocabulary
+from edlm.nn.networks import EnergyNetwork, Transformer
+from edlm.weights import checkpoints, exchange, foreign, published
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     def call(*arguments: object) -> tuple[int, str, str]:
         status = 0
         try:
-            cli.main(["convert", *map(str, arguments)])
+            commands.main(["convert", *map(str, arguments)])
         except SystemExit as stop:
             status = int(stop.code or 0)
         return status, *capsys.readouterr()
@@ -130,7 +132,7 @@ def test_generate_runs_on_what_was_converted(run: Callable[..., tuple[int, str, 
     assert run(denoiser, tmp_path / "den", "--tokenizer", "text8", "--length", "16")[0] == 0
     assert run(energy, tmp_path / "en", "--tokenizer", "text8", "--length", "16")[0] == 0
     words = [f"denoiser={tmp_path / 'den'}", f"energy={tmp_path / 'en'}", f"output={tmp_path / 'x.jsonl'}"]
-    command = [sys.executable, "-m", "edlm.cli", "run", "generate", *words]
+    command = [sys.executable, "-m", "edlm.cli.commands", "run", "generate", *words]
     sizes = ["num_samples=2", "num_steps=4", "num_particles=2", "threads=1"]
     done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -23,9 +23,10 @@ from published_files import (
 )
 from safetensors.torch import load_file, save_file
 
-from edlm import checkpoints, exchange, foreign, published, vocabulary
+from edlm.data import vocabulary
+from edlm.weights import checkpoints, exchange, foreign, published
 
-GOLDENS = Path(os.environ.get("EDLM_SHARED", Path(__file__).parents[2] / "shared")) / "goldens"
+GOLDENS = Path(os.environ.get("EDLM_SHARED", Path(__file__).parents[3] / "shared")) / "goldens"
 
 
 # ---- The order of parameters

@@ -35,7 +35,12 @@ from torchtune.models.qwen2._convert_weights import qwen2_tune_to_hf
 from torchtune.training import FullModelHFCheckpointer
 
 import edlm
-from edlm import contracts, decoders, denoisers, energies, large, schedules, vocabulary
+from edlm import contracts
+from edlm.data import vocabulary
+from edlm.models import denoisers, energies
+from edlm.nn import decoders
+from edlm.process import schedules
+from edlm.weights import large
 
 families = pytest.mark.parametrize("family", ["llada", "dream"])
 
@@ -303,7 +308,7 @@ def test_the_documented_way_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The lines of docs/checkpoints.md on tiny folders, on the CPU."""
-    text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     write(tmp_path / "Dream-v0-Base-7B", "dream", random_weights("dream"))
     loaded("qwen2_tied", tmp_path / "Qwen2.5-0.5B")

@@ -12,8 +12,14 @@ from published_files import hf_folder, small
 from smallest import denoiser_words, settings_of
 from torch import Tensor
 
-from edlm import checkpoints, cli, exchange, permitted, schedules, vocabulary
-from edlm.recipes import _models, _parameterisations, _settings, _start, pretrain_denoiser
+from edlm.cli import commands
+from edlm.data import vocabulary
+from edlm.process import schedules
+from edlm.recipes import pretrain_denoiser
+from edlm.runs import settings as schemas
+from edlm.training import kinds, start
+from edlm.weights import checkpoints, exchange, permitted
+from edlm.weights import named as named_networks
 
 CPU = torch.device("cpu")
 SCHEDULE = {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}
@@ -118,10 +124,10 @@ def test_other_notes_that_decide_how_a_folder_is_read_are_checked(
 
 
 READERS: dict[str, Callable[[str], object]] = {
-    "generate": lambda path: _models.load_denoiser(path, CPU),
-    "evaluate": lambda path: _models.load({"denoiser": path}, CPU),
-    "edlm_nce": lambda path: _start.load({"denoiser": path, "pretrain": None}, CPU),
-    "a baseline": lambda path: _parameterisations.load(path, CPU),
+    "generate": lambda path: named_networks.load_denoiser(path, CPU),
+    "evaluate": lambda path: named_networks.load({"denoiser": path}, CPU),
+    "edlm_nce": lambda path: start.load({"denoiser": path, "pretrain": None}, CPU),
+    "a baseline": lambda path: kinds.load(path, CPU),
     "export": lambda path: exchange.export(path, Path(path).parent / "hf"),
 }
 
@@ -135,7 +141,7 @@ def test_no_reader_calls_what_a_folder_names(reader: str, parameterisation: str 
     with pytest.raises(ValueError, match=r"leave_a_mark' is not executed"):
         READERS[reader](str(folder))
     assert not mark.exists()
-    _settings.build(named)  # the control: as part of a config, which is code, it is called
+    schemas.build(named)  # the control: as part of a config, which is code, it is called
     assert mark.exists()
 
 
@@ -171,12 +177,12 @@ def test_nesting_without_end_is_no_error_of_pythons() -> None:
 
 def test_a_denoiser_is_trained_on_a_schedule_that_its_folder_can_name(tmp_path: Path) -> None:
     settings = settings_of("pretrain_denoiser", *denoiser_words(tmp_path / "x"))
-    _settings.check(pretrain_denoiser.SETTINGS, settings)
+    schemas.check(pretrain_denoiser.SETTINGS, settings)
     settings["schedule"] = {"_component_": f"{__name__}.own_schedule"}
     with pytest.raises(
         ValueError, match=r"own_schedule' is not executed: it must be one of edlm\.schedules\.log_linear"
     ):
-        _settings.check(pretrain_denoiser.SETTINGS, settings)
+        schemas.check(pretrain_denoiser.SETTINGS, settings)
 
 
 def own_schedule() -> schedules.Schedule:
@@ -190,7 +196,7 @@ def _alpha(t: Tensor) -> Tensor:
 
 def test_validate_calls_nothing_that_a_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "mark"
-    text = (cli.configs("pretrain_denoiser")["tiny"]).read_text("utf-8")
+    text = (commands.configs("pretrain_denoiser")["tiny"]).read_text("utf-8")
     named = f"optimizer: {{_component_: {__name__}.leave_a_mark, where: {mark}}}"
     lines, inside = [], False
     for line in text.splitlines():
@@ -200,6 +206,6 @@ def test_validate_calls_nothing_that_a_config_names(tmp_path: Path, monkeypatch:
     config.write_text("\n".join([*lines, named]), "utf-8")
     monkeypatch.setattr(sys, "argv", ["edlm"])
     with pytest.raises(SystemExit) as stop:
-        cli.main(["validate", str(config)])
+        commands.main(["validate", str(config)])
     assert not stop.value.code
     assert not mark.exists()

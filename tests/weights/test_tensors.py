@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from smallest import denoiser_words, train, words_of
 from torch import Tensor, nn
 
-from edlm import checkpoints, exchange, foreign, published, tensors, vocabulary
+from edlm.data import vocabulary
+from edlm.weights import checkpoints, exchange, foreign, published, tensors
 
 WORDS = vocabulary.characters()
 NORM = "backbone.blocks.0.norm1.weight"

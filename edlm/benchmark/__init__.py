@@ -1,0 +1,1 @@
+"""Speed and memory, measured beside code as it is usually written."""

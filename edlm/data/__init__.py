@@ -1,0 +1,1 @@
+"""Texts, tokens and batches: vocabularies, corpora, published data sets, ids on disk."""

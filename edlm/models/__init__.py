@@ -1,0 +1,1 @@
+"""Networks read as laws and energies: denoisers, energies, the chain rule, two heads in one network."""

@@ -1,0 +1,1 @@
+"""Rotary transformers, their heads, and torchtune's decoders as networks."""

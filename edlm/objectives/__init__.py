@@ -1,0 +1,1 @@
+"""What is trained: losses, and the pipelines from data to a loss."""

@@ -1,0 +1,1 @@
+"""What every recipe needs around its story: settings, the way in, processes, files, clocks."""

@@ -1,0 +1,25 @@
+"""Kernels, how one step turns `x_t` into `x_s`, and the loops that run them."""
+
+from edlm.samplers.sampler import (
+    Proposal,
+    Sampler,
+    config,
+    describe,
+    expected,
+    expected_passes,
+    from_config,
+    kernel_of,
+    name,
+)
+
+__all__ = [
+    "Proposal",
+    "Sampler",
+    "config",
+    "describe",
+    "expected",
+    "expected_passes",
+    "from_config",
+    "kernel_of",
+    "name",
+]

@@ -1,0 +1,1 @@
+"""The loop around one objective, and what goes with it."""
