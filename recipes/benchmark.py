@@ -18,11 +18,11 @@ from edlm.benchmark import comparison, plots, training_cases
 from edlm.benchmark import methods as benchmark_methods
 from edlm.benchmark.comparison import TEXTBOOK, Verdict
 from edlm.benchmark.methods import Case, Method, Networks
-from edlm.runs import entry, files, processes, timing
+from edlm.runs import entry, files, processes, tables, timing
+from edlm.runs import environment as environment_of_runs
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Check, Schema
 from edlm.samplers.pipelines import Pipeline
-from edlm.training import loop
 
 MODES = ("eager", "compile", "cudagraph")
 AXES = ("num_steps", "length", "num_particles", "rows", "vocab_size")
@@ -85,8 +85,8 @@ class Benchmark:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         processes.require_one("benchmark")
         self.settings = settings
-        self.folder = loop.writable("output_dir", settings["output_dir"])
-        self.device = loop.device_of(settings)
+        self.folder = environment_of_runs.writable("output_dir", settings["output_dir"])
+        self.device = environment_of_runs.device_of(settings)
         self.dtype: torch.dtype = getattr(torch, settings["dtype"])
         self.cases = _chosen(settings)
         self.sweeps = [_sweep(f"growth[{index}]", each) for index, each in enumerate(settings["growth"])]
@@ -112,7 +112,7 @@ class Benchmark:
         self.report: dict[str, Any] = {"environment": environment(self.device, self.rate), "settings": self.settings}
         self.report |= {"cases": [], "training": [], "growth": [], "verdicts": []}
         shown = [(name, _shown(value), "") for name, value in self.report["environment"].items() if value is not None]
-        print(files.table(shown), flush=True)
+        print(tables.table(shown), flush=True)
 
     def measure_cases(self) -> None:
         """Every case: the textbook and all modes in turns, with what each holds and does."""
@@ -266,7 +266,7 @@ def _growth_table(sweep: Mapping[str, Any]) -> str:
     for name, fit in sweep["exponents"].items():
         error = "" if fit["error"] is None else f" ± {fit['error']:.2f}"
         rows.append([name, *(f"{value:.4g}" for value in sweep["medians"][name]), f"{fit['exponent']:.2f}{error}"])
-    return files.columns(rows)
+    return tables.columns(rows)
 
 
 def _shown(value: Any) -> str:

@@ -20,14 +20,16 @@ from edlm.data.corpora import Rows
 from edlm.evaluation import contrast as contrasts
 from edlm.evaluation import correction
 from edlm.likelihood import nelbo
-from edlm.likelihood.nelbo import Estimate, estimate, not_padding
-from edlm.models import denoisers, joint
+from edlm.likelihood.estimates import Estimate, estimate
+from edlm.likelihood.nelbo import not_padding
+from edlm.models import denoisers
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import networks
+from edlm.objectives import joint as joint_objectives
 from edlm.objectives import losses
 from edlm.process import particles
 from edlm.recipes import pretrain_denoiser
-from edlm.runs import entry, files, processes
+from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import corrections
@@ -68,8 +70,8 @@ class JointTraining:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = loop.writable("output_dir", settings["output_dir"])
-        self.device = loop.device_of(settings)
+        self.folder = environment.writable("output_dir", settings["output_dir"])
+        self.device = environment.device_of(settings)
         if settings["energy_weight"] == 0 == settings["nelbo_weight"] * settings["denoiser_rate"]:
             raise ValueError(
                 "energy_weight = 0 and nelbo_weight or denoiser_rate = 0: nothing would be trained; give energy_weight"
@@ -77,7 +79,7 @@ class JointTraining:
 
     def load_denoiser(self) -> None:
         """Load the denoiser to start from; train it first where there is none and the config says how."""
-        start = starts.load(self.settings, self.device)
+        start = starts.load(self.settings, self.device, pretrain_denoiser.main)
         self.start, self.schedule, self.vocabulary, self.description, self.start_weights = start
         if self.description["time_conditioning"]:
             path = self.settings["denoiser"]
@@ -249,7 +251,7 @@ class JointTraining:
             (name.replace("_", " "), f"{value.mean:.4f} ± {value.standard_error:.4f}", told[name])
             for name, value in figures.items()
         ]
-        return files.table(lines)
+        return tables.table(lines)
 
     def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:
         return getattr(losses, self.settings["objective"])(positive, negative)
@@ -259,7 +261,7 @@ class JointTraining:
 
     def _stages(self, network: nn.Module, num_negatives: int | None = None) -> Any:
         settings = self.settings
-        return joint.contrastive(
+        return joint_objectives.contrastive(
             self._denoiser(network),
             self.schedule,
             tuple(settings["transition_steps"]),

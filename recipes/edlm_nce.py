@@ -20,12 +20,12 @@ from edlm.data import corpora
 from edlm.evaluation import contrast
 from edlm.evaluation import correction as _correction
 from edlm.evaluation.calibration import CalibrationError
-from edlm.likelihood.nelbo import Estimate, estimate
+from edlm.likelihood.estimates import Estimate, estimate
 from edlm.models import denoisers, energies
 from edlm.nn import networks
-from edlm.objectives import denoising, losses, transition
+from edlm.objectives import contrastive, losses, transition
 from edlm.recipes import pretrain_denoiser
-from edlm.runs import entry, files, processes
+from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import corrections
@@ -60,12 +60,12 @@ class EnergyByNCE:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = loop.writable("output_dir", settings["output_dir"])
-        self.device = loop.device_of(settings)
+        self.folder = environment.writable("output_dir", settings["output_dir"])
+        self.device = environment.device_of(settings)
 
     def load_denoiser(self) -> None:
         """Load the frozen denoiser; train it first where there is none and the config says how."""
-        start = starts.load(self.settings, self.device)
+        start = starts.load(self.settings, self.device, pretrain_denoiser.main)
         self.denoiser_network, self.schedule, self.vocabulary, self.description, self.start_weights = start
         self.told = self.schedule if self.description["time_conditioning"] else None
         self.denoiser = denoisers.subs(self.denoiser_network, self.vocabulary.mask_id, self.told, self.schedule)
@@ -194,7 +194,7 @@ class EnergyByNCE:
         ]
         how = f"bits/{unit}, {wanted['num_steps']} steps, {wanted['num_particles']} particles"
         lines += [(name.replace("_", " "), f"{x.bits:.4f} ± {x.bits_error:.4f}", how) for name, x in gains.items()]
-        return files.table(lines)
+        return tables.table(lines)
 
     def _energy(self, network: nn.Module) -> Any:
         build: Any = energies.learned_transition if self.settings["scope"] == "transition" else energies.learned
@@ -205,7 +205,7 @@ class EnergyByNCE:
         how = num_negatives, getattr(losses, settings["objective"]), self.vocabulary.pad_id
         if settings["scope"] == "transition":
             return transition.contrastive(*parts, tuple(settings["transition_steps"]), *how)
-        return denoising.contrastive(*parts, how[0], settings["time_low"], *how[1:])
+        return contrastive.contrastive(*parts, how[0], settings["time_low"], *how[1:])
 
     def _classifier(self) -> tuple[str, int]:
         return self.settings["objective"], self.settings["num_negatives"]

@@ -21,10 +21,9 @@ from edlm.evaluation import figures, samples, scores
 from edlm.evaluation import texts as text_sets
 from edlm.evaluation.figures import Figure, TextSet
 from edlm.process import particles
-from edlm.runs import entry, files, processes
+from edlm.runs import entry, environment, files, processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import loop
 from edlm.weights import named, tensors
 
 SETTINGS: Schema = {
@@ -71,8 +70,8 @@ class Evaluate:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = loop.writable("output_dir", settings["output_dir"])
-        self.device = loop.device_of(settings)
+        self.folder = environment.writable("output_dir", settings["output_dir"])
+        self.device = environment.device_of(settings)
 
     def load_checkpoint(self) -> None:
         """Load the networks that the config names."""

@@ -19,11 +19,11 @@ from edlm.frontier.draws import Drawing, Reference
 from edlm.frontier.grid import Setting
 from edlm.frontier.lines import Lines
 from edlm.models.denoisers import SubsDenoiser
-from edlm.runs import entry, files, processes
+from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import execution
-from edlm.training import kinds, loop
+from edlm.training import kinds
 from edlm.weights import named
 
 SETTINGS: Schema = {
@@ -56,8 +56,8 @@ class Frontier:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = loop.writable("output_dir", settings["output_dir"])
-        self.device = loop.device_of(settings)
+        self.folder = environment.writable("output_dir", settings["output_dir"])
+        self.device = environment.device_of(settings)
         execution.check_mode(settings["execution"], self.device)
         grid.require_sources(settings["sweeps"], settings)
 
@@ -124,7 +124,7 @@ class Frontier:
         files.write_text(self.folder / "frontier.md", table.to_markdown(points, remarks))
         if processes.is_first():
             plots.draw(self.folder / "frontier.png", points, "\n".join(remarks))
-        print(f"\n{files.columns(table.short(points))}\n")
+        print(f"\n{tables.columns(table.short(points))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
         print(f"\n  written to {self.folder / 'frontier.md'}, frontier.csv and frontier.png")
 

@@ -28,7 +28,7 @@ from edlm.data.vocabulary import MASK_SYMBOL, Vocabulary
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn.networks import Transformer
 from edlm.process import particles
-from edlm.runs import entry, files, processes
+from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import records as _records
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
@@ -36,7 +36,6 @@ from edlm.samplers import autoregressive, baselines, execution, pipelines, plans
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.pipelines import Pipeline
 from edlm.samplers.sampler import Proposal, Sampler, UntilEss
-from edlm.training import loop
 from edlm.weights import resolve
 
 SETTINGS: Schema = {
@@ -91,8 +90,8 @@ class Generate:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
         self.output = Path(settings["output"])
-        loop.writable("output", str(self.output.parent))
-        self.device = loop.device_of(settings)
+        environment.writable("output", str(self.output.parent))
+        self.device = environment.device_of(settings)
 
     def load_checkpoint(self) -> None:
         """Load the networks that the config names, and what they were trained with."""
@@ -160,7 +159,7 @@ class Generate:
         if self.rate:
             how = f"{self.device}, {self.settings['execution']}, {self.settings['batch_size']} at once"
             rows.append(("texts per second", f"{self.rate:.3g}", how))
-        print(f"\n{files.table(rows)}\n\n  written to {self.output}")
+        print(f"\n{tables.table(rows)}\n\n  written to {self.output}")
 
     def _sampler(self, denoiser: SubsDenoiser) -> Sampler:
         """The denoiser alone, or corrected with a fixed number of candidates or with as many as it takes."""

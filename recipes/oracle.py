@@ -22,12 +22,11 @@ from edlm.frontier.exact import Beside
 from edlm.frontier.learning import Learning
 from edlm.frontier.lines import Lines
 from edlm.likelihood import hidden_markov
-from edlm.likelihood.nelbo import estimate
+from edlm.likelihood.estimates import estimate
 from edlm.process import schedules
-from edlm.runs import entry, files, processes
+from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import loop
 from edlm.weights.named import Diffusion, Models
 
 SETTINGS: Schema = {
@@ -56,8 +55,8 @@ class Oracle:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         processes.require_one("oracle")
         self.settings = settings
-        self.folder = loop.writable("output_dir", settings["output_dir"])
-        self.device = loop.device_of({**settings, "device": "cpu"})
+        self.folder = environment.writable("output_dir", settings["output_dir"])
+        self.device = environment.device_of({**settings, "device": "cpu"})
         require_sources(settings["sweeps"], settings["learn"])
         if max(settings["distances"]) >= settings["length"]:
             raise ValueError(f"distances = {settings['distances']} must be below length = {settings['length']}")
@@ -125,7 +124,7 @@ class Oracle:
         files.write_text(self.folder / "oracle.csv", exact_report.to_csv(rows))
         files.write_text(self.folder / "oracle.md", exact_report.to_markdown(rows, remarks))
         exact_report.draw(self.folder / "oracle.png", rows, "\n".join(remarks))
-        print(f"\n{files.columns(exact_report.short(rows))}\n")
+        print(f"\n{tables.columns(exact_report.short(rows))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
         print(f"\n  written to {self.folder / 'oracle.md'}, oracle.csv and oracle.png")
 

@@ -14,12 +14,12 @@ from edlm import contracts
 from edlm.data import corpora
 from edlm.data.corpora import Blocks
 from edlm.data.vocabulary import Vocabulary
-from edlm.likelihood import nelbo
+from edlm.likelihood import estimates, nelbo
 from edlm.objectives import denoising
-from edlm.runs import entry, files, processes
+from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import log, loop
+from edlm.training import loop, texts
 from edlm.training import padding as _padding
 from edlm.training.loop import Metrics, TrainingRun
 
@@ -45,8 +45,8 @@ class PretrainAr:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
-        self.folder = loop.writable("output_dir", settings["output_dir"])
-        self.device = loop.device_of(settings)
+        self.folder = environment.writable("output_dir", settings["output_dir"])
+        self.device = environment.device_of(settings)
 
     def setup(self) -> None:
         """Read the corpus, build the network and the training pipeline."""
@@ -86,7 +86,7 @@ class PretrainAr:
             },
             validate=self.validate,
             per_token=True,
-            sample=lambda network: log.ar_texts(network, self.vocabulary, self.bos_id, settings["seed"]),
+            sample=lambda network: texts.ar_texts(network, self.vocabulary, self.bos_id, settings["seed"]),
         )
 
     def load_checkpoint(self) -> None:
@@ -103,7 +103,7 @@ class PretrainAr:
         return {"nll": nll.mean, "nll_error": nll.standard_error}
 
     @torch.no_grad()
-    def held_out_nll(self, network: nn.Module, blocks: Tensor) -> nelbo.Estimate:
+    def held_out_nll(self, network: nn.Module, blocks: Tensor) -> estimates.Estimate:
         """The exact negative log-likelihood in nats per token over blocks (n, l), all but padding counted."""
         stages = self._stages(network).eval()
 
@@ -112,7 +112,7 @@ class PretrainAr:
 
         losses = torch.cat(processes.spread(score, blocks.split(self.settings["batch_size"])))
         counts = nelbo.not_padding(blocks, self.vocabulary.pad_id).sum(1)
-        return nelbo.estimate(losses / counts, counts)
+        return estimates.estimate(losses / counts, counts)
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -131,7 +131,7 @@ class PretrainAr:
             ("perplexity", f"{nll.perplexity:.3f}", ""),
             ("steps, parameters", f"{self.run.step:,}, {parameters:,}", f"seed {self.settings['seed']}, EMA weights"),
         ]
-        print(f"\n{files.table(rows)}\n\n  written to {self.folder}")
+        print(f"\n{tables.table(rows)}\n\n  written to {self.folder}")
         figures = {**nll._asdict(), "bits": nll.bits, "bits_error": nll.bits_error, "step": self.run.step}
         files.write_json(self.folder / "report.json", figures)
 

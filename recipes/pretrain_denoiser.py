@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from edlm.data import corpora
 from edlm.data.corpora import Blocks, Rows
 from edlm.data.vocabulary import Vocabulary
-from edlm.likelihood import nelbo
+from edlm.likelihood import estimates, nelbo
 from edlm.models import denoisers
-from edlm.runs import entry, files, processes
+from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import kinds, log, loop
+from edlm.training import kinds, log, loop, texts
 from edlm.training import padding as _padding
 from edlm.training.kinds import KERNELS, PARAMETERISATIONS
 from edlm.training.loop import Metrics, TrainingRun
@@ -55,8 +55,8 @@ class PretrainDenoiser:
         self.settings = settings
         kinds.check(settings)
         self.kind = PARAMETERISATIONS[settings["objective"]]
-        self.folder = loop.writable("output_dir", settings["output_dir"])
-        self.device = loop.device_of(settings)
+        self.folder = environment.writable("output_dir", settings["output_dir"])
+        self.device = environment.device_of(settings)
 
     def setup(self) -> None:
         """Read the corpus, build the network and the training pipeline."""
@@ -111,10 +111,10 @@ class PretrainDenoiser:
         denoiser, seed = self._denoiser(network), self.settings["seed"]
         baseline = KERNELS.get(self.settings["objective"])
         if baseline is not None:
-            return log.baseline_texts(baseline(denoiser, self.schedule), self.vocabulary, seed)
-        return log.denoiser_texts(denoiser, self.vocabulary, seed)
+            return texts.baseline_texts(baseline(denoiser, self.schedule), self.vocabulary, seed)
+        return texts.denoiser_texts(denoiser, self.vocabulary, seed)
 
-    def held_out_bound(self, network: nn.Module, blocks: Rows, rows: int) -> nelbo.Estimate:
+    def held_out_bound(self, network: nn.Module, blocks: Rows, rows: int) -> estimates.Estimate:
         """The bound of this kind in nats per token over `rows` draws, the blocks gone through as often as needed."""
         score = self.kind.bound(self._denoiser(network), self.schedule, self.settings)
         return over_draws(score, blocks, rows, self.settings, self.device, self.vocabulary.pad_id)
@@ -144,12 +144,12 @@ class PretrainDenoiser:
             else (f"bits left at t = {t}", "left out", "fewer than two draws got a mask")
             for t, value in levels.items()
         ]
-        print(f"\n{files.table(rows)}\n\n  written to {self.folder}")
+        print(f"\n{tables.table(rows)}\n\n  written to {self.folder}")
         figures = {**bound._asdict(), "bits": bound.bits, "bits_error": bound.bits_error, "step": self.run.step}
         told = {t: None if value is None else value._asdict() for t, value in levels.items()}
         files.write_json(self.folder / files.REPORT, {**figures, "masked_nll": told})
 
-    def masked_nll(self, t: float) -> nelbo.Estimate | None:
+    def masked_nll(self, t: float) -> estimates.Estimate | None:
         """What the EMA network, as a law of tokens, leaves unexplained of a mask of the test split at one time.
 
         None where fewer than two draws got a mask, as happens to short blocks.
@@ -166,7 +166,7 @@ class PretrainDenoiser:
 
         found = torch.cat(processes.spread(score, row.split(self.settings["batch_size"])))
         found = found[~found.isnan()]
-        return nelbo.estimate(found) if len(found) > 1 else None
+        return estimates.estimate(found) if len(found) > 1 else None
 
     def _denoiser(self, network: nn.Module) -> Any:
         return self.kind.build(network, self.vocabulary.mask_id, self._told())
@@ -182,7 +182,7 @@ def continuous_nelbo(
     rows: int,
     settings: Mapping[str, Any],
     pad_id: int | None = None,
-) -> nelbo.Estimate:
+) -> estimates.Estimate:
     """Estimate the NELBO over `rows` draws; see `over_draws`."""
     score = PARAMETERISATIONS["mdlm"].bound(denoiser, schedule, settings)
     return over_draws(score, blocks, rows, settings, next(denoiser.parameters()).device, pad_id)
@@ -195,7 +195,7 @@ def over_draws(
     settings: Mapping[str, Any],
     device: torch.device,
     pad_id: int | None = None,
-) -> nelbo.Estimate:
+) -> estimates.Estimate:
     """Estimate a bound over `rows` draws in batches of the training batch size, with noise of its own stream.
 
     Padding is neither scored nor masked, and a row counts by its tokens.
@@ -209,7 +209,7 @@ def over_draws(
 
     found = processes.spread(draw, torch.arange(rows, device=device).split(settings["batch_size"]))
     values, counts = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return nelbo.estimate(values, counts)
+    return estimates.estimate(values, counts)
 
 
 def main(settings: dict[str, Any]) -> None:

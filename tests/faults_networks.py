@@ -33,14 +33,14 @@ FAULTS = [
     ),
     Fault(
         "bos counted twice: the AR model sees the token it predicts",
-        "models/energies.py",
+        "models/autoregressive.py",
         "F.pad(tokens[:, :-1], (1, 0), value=bos_id)",
         "tokens",
         "tests/models/test_residual_ar.py::test_it_is_the_exact_energy",
     ),
     Fault(
         "posterior form scores masked tokens alone",
-        "models/energies.py",
+        "models/autoregressive.py",
         "*candidates.shape) if self.carry_over else None",
         "*candidates.shape)",
         "tests/models/test_residual_ar.py::test_it_is_the_exact_energy",
@@ -61,7 +61,7 @@ FAULTS = [
     ),
     Fault(
         "an autoregressive model may draw the mask",
-        "models/energies.py",
+        "models/autoregressive.py",
         "logits.select(-1, place).fill_(-torch.inf)",
         "logits.select(-1, place).fill_(0.0)",
         "tests/samplers/test_autoregressive.py::test_every_token_is_where_its_uniform_falls_in_the_law_given_all_before",
@@ -75,7 +75,7 @@ FAULTS = [
     ),
     Fault(
         "a mask that costs an energy of drafts nothing",
-        "models/energies.py",
+        "models/autoregressive.py",
         "        log_ratio = torch.where(candidates == self.mask_id, -torch.inf, log_ratio)\n",
         "",
         "tests/objectives/test_transition.py::test_an_energy_of_drafts_leaves_a_candidate_with_masks_no_weight",

@@ -19,7 +19,7 @@ FAULTS = [
     ),
     Fault(
         "padding counted in the NELBO of a joint network",
-        "models/joint.py",
+        "objectives/joint.py",
         "num_rows is None else num_tokens / num_rows",
         "num_rows is None else log_prob.shape[1]",
         "tests/objectives/test_loss_per_token.py::test_the_joint_loss_is_the_nelbo_per_token_and_the_contrast_per_text",

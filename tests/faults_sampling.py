@@ -117,7 +117,7 @@ FAULTS = [
     ),
     Fault(
         "the data is not candidate 0",
-        "objectives/denoising.py",
+        "objectives/contrastive.py",
         "torch.cat([data.unsqueeze(1), drawn], dim=1)",
         "torch.cat([drawn, data.unsqueeze(1)], dim=1)",
         "tests/objectives/test_denoising.py::test_contrast_is_the_objective_of_the_data_and_its_drafts",
@@ -180,7 +180,7 @@ FAULTS = [
     ),
     Fault(
         "scores that sum to too much cost nothing",
-        "samplers/baselines.py",
+        "likelihood/baselines.py",
         "log_a.logsumexp(-1).exp() - 1.0 - log_a",
         "log_a.logsumexp(-1) - log_a",
         "tests/likelihood/test_baseline_bounds.py::test_the_score_entropy_bound_is_the_nelbo_plus_the_price_of_a_wrong_sum",
@@ -285,21 +285,21 @@ FAULTS = [
     ),
     Fault(
         "negatives of a joint network from the weights it started with",
-        "models/joint.py",
+        "objectives/joint.py",
         "self.stage = stage\n",
         "self.stage = __import__('copy').deepcopy(stage)\n",
         "tests/models/test_joint.py::test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights_of_the_moment",
     ),
     Fault(
         "dropout on while a joint network draws its negatives",
-        "models/joint.py",
+        "objectives/joint.py",
         "self.stage.eval()",
         "self.stage.train()",
         "tests/models/test_joint.py::test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights_of_the_moment",
     ),
     Fault(
         "joint training never sees the text of masks alone",
-        "models/joint.py",
+        "objectives/joint.py",
         "* (num_steps + 1)).floor()",
         "* num_steps).floor()",
         "tests/models/test_joint.py::test_every_state_of_the_grid_is_as_likely_and_what_led_to_it_is_new",

@@ -13,9 +13,11 @@ from torch import Tensor
 import edlm
 from edlm import contracts
 from edlm.likelihood import bounds
-from edlm.models import chain_rule, denoisers, energies, joint
+from edlm.models import autoregressive, chain_rule, denoisers, energies, joint
 from edlm.models.denoisers import SubsDenoiser
-from edlm.objectives import denoising, transition
+from edlm.objectives import chain_rule as chain_rule_objectives
+from edlm.objectives import contrastive, denoising, transition
+from edlm.objectives import joint as joint_objectives
 from edlm.process import schedules
 from edlm.samplers import corrections, pipelines, plans
 from edlm.samplers.pipelines import Pipeline
@@ -88,7 +90,7 @@ def energy_of(case: Case, denoiser: SubsDenoiser) -> Any:
     """The energy of a correction by itself, as bounds take it."""
     if case.correction in ("posterior", "carry_over"):
         ar = tiny_network(5, causal=True, conditioning_size=0)
-        return energies.residual_ar(ar, MASK, MASK, case.correction == "carry_over")
+        return autoregressive.residual_ar(ar, MASK, MASK, case.correction == "carry_over")
     if case.correction == "chain_rule":
         return chain_rule.energy(denoiser)
     if case.correction == "joint":
@@ -176,9 +178,9 @@ def losses_of(x_0: Tensor) -> dict[str, Tensor]:
     steps = (2, 5)
     pipelines_ = {
         "denoising": denoising.denoising(plain, _SCHEDULE, pad_id=pad),
-        "contrastive": denoising.contrastive(plain, draft, _SCHEDULE, 2, pad_id=pad),
+        "contrastive": contrastive.contrastive(plain, draft, _SCHEDULE, 2, pad_id=pad),
         "transition": transition.contrastive(plain, revealed, _SCHEDULE, steps, 2, pad_id=pad),
-        "chain_rule": chain_rule.denoising(plain, _SCHEDULE, steps, pad_id=pad),
-        "joint": joint.contrastive(two_heads, _SCHEDULE, steps, 2, pad_id=pad),
+        "chain_rule": chain_rule_objectives.denoising(plain, _SCHEDULE, steps, pad_id=pad),
+        "joint": joint_objectives.contrastive(two_heads, _SCHEDULE, steps, 2, pad_id=pad),
     }
     return {name: pipeline(batch.clone())[contracts.LOSS].detach() for name, pipeline in pipelines_.items()}

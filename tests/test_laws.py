@@ -48,7 +48,7 @@ import edlm
 from edlm import contracts
 from edlm.contracts import Positions
 from edlm.models import energies
-from edlm.objectives import denoising
+from edlm.objectives import contrastive
 from edlm.process import categorical, schedules
 from edlm.process.schedules import Schedule
 
@@ -490,7 +490,7 @@ def test_the_windowed_first_hitting_law_is_the_oracle_s_at_both_ends():
 
 
 def negatives(samples: int, num_negatives: int) -> TensorDict:
-    pipeline = denoising.contrastive(
+    pipeline = contrastive.contrastive(
         OracleDenoiser(Lookup(MARGINALS), SYMBOLS), edlm.energies.zero(), schedules.log_linear(), num_negatives
     )
     x_0 = all_sequences(SYMBOLS, LENGTH).repeat(samples // SYMBOLS**LENGTH, 1)

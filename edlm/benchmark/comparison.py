@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from edlm.benchmark.methods import Case, Method
-from edlm.runs import files, timing
+from edlm.runs import tables, timing
 from edlm.runs.timing import Clock, Part, Spread
 
 TEXTBOOK = "textbook"
@@ -75,7 +75,7 @@ def judge(record: Mapping[str, Any], targets: Mapping[str, float | None]) -> lis
 def table(record: Mapping[str, Any]) -> str:
     """A record for the terminal: a line per method, and where the time of those that were looked into went."""
     rows = [_row(name, method, record["ratios"].get(name)) for name, method in record["methods"].items()]
-    lines = [record["name"], files.columns([_HEADER, *rows])]
+    lines = [record["name"], tables.columns([_HEADER, *rows])]
     for name, method in record["methods"].items():
         if "extrapolated_by" in method:
             case = record["case"]

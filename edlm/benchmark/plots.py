@@ -1,10 +1,11 @@
 """The benchmark's picture: how many times faster on each case, and how the cost grows."""
 
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from edlm.runs.plots import plain_numbers
 
 _COLOURS = {"textbook": "tab:gray", "eager": "tab:blue", "compile": "tab:orange", "cudagraph": "tab:green"}
 _WIDTH, _PANEL, _BAR, _PER_ROW = 11.0, 3.4, 0.28, 3  # inches, and panels beside each other
@@ -72,17 +73,3 @@ def _curves(axes: Any, sweep: Mapping[str, Any]) -> None:
     axes.set_xlabel(sweep["axis"])
     axes.set_ylabel("seconds")
     axes.legend(fontsize="small", title="exponent", title_fontsize="small")
-
-
-def wrapped(text: str, width: int) -> str:
-    """The lines of a title, none longer than so many characters, so that it leaves the legend its place."""
-    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
-
-
-def plain_numbers(axis: Any) -> None:
-    """Write 0.1, 0.2, 0.5, 1 on a logarithmic axis."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -15,7 +15,7 @@ from edlm.benchmark.methods import Method
 from edlm.data import corpora
 from edlm.models import denoisers, energies
 from edlm.nn.networks import EnergyNetwork, Transformer
-from edlm.objectives import denoising
+from edlm.objectives import contrastive, denoising
 from edlm.process import schedules
 from edlm.runs import settings as schemas
 from edlm.runs import timing
@@ -174,7 +174,7 @@ def _our_loss(
     schedule, subs = schedules.log_linear(), denoisers.subs(denoiser, case.vocab_size - 1)
     stages = denoising.denoising(subs, schedule)
     if case.objective == "contrast":
-        stages = denoising.contrastive(subs, energies.learned(trained), schedule)
+        stages = contrastive.contrastive(subs, energies.learned(trained), schedule)
     stages.train()
 
     def loss(x_0: Tensor, number: int) -> Tensor:

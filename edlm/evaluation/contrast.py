@@ -11,10 +11,10 @@ from torch import Tensor
 from edlm import contracts
 from edlm.evaluation import calibration as calibrations
 from edlm.evaluation.calibration import CalibrationError
-from edlm.likelihood.nelbo import Estimate, estimate
+from edlm.likelihood.estimates import Estimate, estimate
 from edlm.objectives import losses
 from edlm.process import particles
-from edlm.runs import files
+from edlm.runs import tables
 from edlm.training import loop
 
 FIGURES = ("loss", "accuracy", "gap", "ess", "log_weight_std")  # per row
@@ -87,7 +87,7 @@ def levels_table(levels: list[dict[str, Any]], k: int) -> str:
         for level in levels
         if level["n"]
     ]
-    return files.table([("by noise level", "accuracy", "ESS, s.d. of log-weights, calibration error"), *rows])
+    return tables.table([("by noise level", "accuracy", "ESS, s.d. of log-weights, calibration error"), *rows])
 
 
 def figure_lines(

@@ -10,7 +10,8 @@ from edlm.contracts import Denoiser
 from edlm.data.corpora import Rows
 from edlm.data.vocabulary import Vocabulary
 from edlm.likelihood import bounds
-from edlm.likelihood.nelbo import Estimate, estimate, not_padding
+from edlm.likelihood.estimates import Estimate, estimate
+from edlm.likelihood.nelbo import not_padding
 from edlm.models.denoisers import SubsDenoiser
 from edlm.runs import processes
 from edlm.runs import settings as schemas

@@ -11,9 +11,9 @@ from torch import Tensor
 from edlm.data.corpora import Excerpt
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation.scores import Score, Scores
-from edlm.likelihood import bounds, nelbo
-from edlm.likelihood.nelbo import Estimate
-from edlm.runs import files, processes
+from edlm.likelihood import bounds, estimates
+from edlm.likelihood.estimates import Estimate
+from edlm.runs import processes, tables
 
 
 class TextSet(NamedTuple):
@@ -150,13 +150,13 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
             texts.name,
             model,
             name,
-            nelbo.estimate(torch.cat(values), torch.cat(counts)),
+            estimates.estimate(torch.cat(values), torch.cat(counts)),
             texts.tokens / max(texts.characters, 1),
             seconds,
             passes,
             float(torch.cat(ess).nanmean()) if ess else None,
             None if std is None else float(std.nanmean()),
-            nelbo.estimate(torch.cat(excess), torch.cat(counts)) if excess else None,
+            estimates.estimate(torch.cat(excess), torch.cat(counts)) if excess else None,
             None if std is None else float((std > bounds.RELIABLE_STD).double().mean()),
         )
         for name, values in nats.items()
@@ -178,12 +178,12 @@ def table(figures: Sequence[Figure], unit: str) -> str:
         "seconds",
     )
     rows = [(f"{figure.model}: {figure.name}{_mark(figure)}", *_cells(figure)) for figure in figures]
-    return "\n".join([files.columns([head, *rows]), *_notes(figures)])
+    return "\n".join([tables.columns([head, *rows]), *_notes(figures)])
 
 
 def comparison(figures: Sequence[Figure]) -> str:
     """Perplexities of all models over all sets of texts: a row per figure, a column per set."""
-    return "\n".join([files.columns(_perplexities(figures)), *_notes(figures)])
+    return "\n".join([tables.columns(_perplexities(figures)), *_notes(figures)])
 
 
 def markdown(figures: Sequence[Figure], remarks: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from edlm.data import tokenizer_files
 from edlm.data.vocabulary import Vocabulary
-from edlm.likelihood.nelbo import Estimate
-from edlm.models import energies
+from edlm.likelihood.estimates import Estimate
+from edlm.models import autoregressive as causal
 from edlm.nn import decoders
 from edlm.nn.networks import Transformer
 from edlm.process import categorical
@@ -43,11 +43,11 @@ def autoregressive(network: nn.Module, vocabulary: Vocabulary, bos_id: int | Non
     With a bos in front of every piece all tokens count; without one the first token of a piece is given.
     Judging raises ValueError for a text that the vocabulary cannot spell.
     """
-    energies.check_ar(network, vocabulary.mask_id, bos_id)
+    causal.check_ar(network, vocabulary.mask_id, bos_id)
     device = next(network.parameters()).device
 
     def score(tokens: Tensor) -> Tensor:
-        return energies.ar_log_prob(network, tokens.to(device), vocabulary.mask_id, bos_id).cpu()
+        return causal.ar_log_prob(network, tokens.to(device), vocabulary.mask_id, bos_id).cpu()
 
     context, behind = int(network.max_length), 0 if bos_id is not None else 1  # type: ignore[arg-type]
     return lambda texts: _judge(vocabulary.encode_documents(texts), context, behind, batch_size, score)

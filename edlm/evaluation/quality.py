@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.likelihood.nelbo import Estimate
+from edlm.likelihood.estimates import Estimate
 from edlm.process import noise
 from edlm.process.noise import Stream
 

@@ -15,9 +15,8 @@ from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation import judges, quality
 from edlm.evaluation.figures import finite
 from edlm.evaluation.judges import Judge, Judgement, Likeness
-from edlm.likelihood.nelbo import Estimate
-from edlm.runs import files as report
-from edlm.runs import processes
+from edlm.likelihood.estimates import Estimate
+from edlm.runs import processes, tables
 from edlm.weights import checkpoints, tensors
 
 ENTROPY = "unigram entropy, nats"
@@ -188,7 +187,7 @@ def table(found: Sequence[Row]) -> str:
         lines.append((row.name, _cell(row.samples), _cell(row.held_out), row.remark))
         if row.name == ENTROPY:
             lines.append(("unigram entropy, bits", _bits(row.samples), _bits(row.held_out), ""))
-    return report.columns(lines)
+    return tables.columns(lines)
 
 
 def record(found: Sequence[Row]) -> list[dict[str, Any]]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from edlm.contracts import Denoiser, Energy
+from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import bounds, nelbo
-from edlm.models import energies
+from edlm.models import autoregressive
 from edlm.models.denoisers import SeddDenoiser
 from edlm.process import finite
-from edlm.samplers import baselines, corrections, plans
+from edlm.samplers import corrections, plans
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction
 from edlm.samplers.sampler import Sampler
@@ -82,7 +83,7 @@ def score_entropy(baseline: Reverse, denoiser: SeddDenoiser) -> Score:
     """Build the continuous bound of SEDD."""
 
     def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        nats = baselines.score_entropy(denoiser, baseline.schedule, x_0, seed, row, scored)
+        nats = baseline_bounds.score_entropy(denoiser, baseline.schedule, x_0, seed, row, scored)
         return Scores({"score_entropy": nats}, {"denoiser": len(row)})
 
     return score
@@ -92,7 +93,7 @@ def baseline_t_step(baseline: Reverse, num_steps: int) -> Score:
     """Build the T-step bound of a baseline's own sampler."""
 
     def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        nats = baselines.t_step_nelbo(baseline, x_0, seed, row, num_steps, scored)
+        nats = baseline_bounds.t_step_nelbo(baseline, x_0, seed, row, num_steps, scored)
         return Scores({"t_step_nelbo": nats}, {"denoiser": len(row)})
 
     return score
@@ -132,7 +133,7 @@ def exact(ar: Autoregressive, mask_id: int) -> Score:
 
     @torch.no_grad()
     def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        log_p = energies.ar_log_prob(ar.network, x_0, mask_id, ar.bos_id)
+        log_p = autoregressive.ar_log_prob(ar.network, x_0, mask_id, ar.bos_id)
         finite.require_log_prob(log_p, "the autoregressive model")
         nats = -torch.where(scored, log_p.double(), 0.0).sum(-1) / scored.sum(-1)
         return Scores({"exact_nll": nats}, {"ar": len(row)})

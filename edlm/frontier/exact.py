@@ -13,8 +13,8 @@ from edlm.frontier import draws
 from edlm.frontier.grid import Setting
 from edlm.likelihood import bounds, enumeration, hidden_markov
 from edlm.likelihood.enumeration import Transitions
+from edlm.likelihood.estimates import Estimate, estimate
 from edlm.likelihood.hidden_markov import Source
-from edlm.likelihood.nelbo import Estimate, estimate
 from edlm.weights.named import Models
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edlm.benchmark import plots
 from edlm.frontier.exact import Figures
 from edlm.frontier.grid import Setting
 from edlm.frontier.points import pareto
+from edlm.runs import plots as plots_of_runs
 
 TITLES = {
     "total_variation": "total variation",
@@ -117,8 +117,8 @@ def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
         _curves(axes, rows, name, "num_steps" if axes is steps else "passes")
         axes.set(xscale="log", yscale="log", xlabel=label)
         axes.set_ylim(bottom=0.7 * min(_shown_distances(rows, name), default=_NOTHING))
-        plots.plain_numbers(axes.xaxis)
-        plots.plain_numbers(axes.yaxis)
+        plots_of_runs.plain_numbers(axes.xaxis)
+        plots_of_runs.plain_numbers(axes.yaxis)
     steps.set_ylabel("total variation to the source" + ("" if name == "total_variation" else f", {_title(name)}"))
     for row in rows:
         if row.setting is not None and row.figures[name][0] <= _NOTHING:
@@ -132,7 +132,7 @@ def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
     )
     handles, labels = passes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.suptitle(plots.wrapped(subtitle, 110), fontsize="small", x=0.01, horizontalalignment="left")
+    figure.suptitle(plots_of_runs.wrapped(subtitle, 110), fontsize="small", x=0.01, horizontalalignment="left")
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, dpi=110, format="png")
     os.replace(temporary, path)

@@ -17,7 +17,9 @@ from edlm.likelihood.hidden_markov import Source
 from edlm.models import chain_rule, denoisers, energies, joint
 from edlm.nn import networks
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.objectives import denoising, losses, transition
+from edlm.objectives import chain_rule as chain_rule_objectives
+from edlm.objectives import contrastive, denoising, losses, transition
+from edlm.objectives import joint as joint_objectives
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.training import loop
@@ -138,7 +140,7 @@ def _denoiser(learning: Learning) -> Transformer:
     def stages(network: Transformer) -> TensorDictSequential:
         denoiser = denoisers.subs(network, learning.models.vocabulary.mask_id)
         if in_order:
-            return chain_rule.denoising(denoiser, schedule, tuple(settings["transition_steps"]))
+            return chain_rule_objectives.denoising(denoiser, schedule, tuple(settings["transition_steps"]))
         return denoising.denoising(denoiser, schedule, settings["time_low"])
 
     told = ("denoiser", "transition_steps") if in_order else ()
@@ -166,7 +168,7 @@ def _joint(learning: Learning, start: Transformer) -> Diffusion:
     network.denoiser.requires_grad_(False)
 
     def stages(network: JointNetwork) -> TensorDictSequential:
-        return joint.contrastive(
+        return joint_objectives.contrastive(
             denoisers.subs(network, mask_id),
             learning.exact.schedule,
             tuple(settings["transition_steps"]),
@@ -192,7 +194,7 @@ def _stages(scope: Scope, learning: Learning, network: EnergyNetwork) -> TensorD
     energy = _energy(scope, network)
     if scope.transitions:
         return transition.contrastive(denoiser, energy, schedule, steps, n, _objective(settings))
-    return denoising.contrastive(denoiser, energy, schedule, n, settings["time_low"], _objective(settings))
+    return contrastive.contrastive(denoiser, energy, schedule, n, settings["time_low"], _objective(settings))
 
 
 def _objective(settings: Mapping[str, Any]) -> Callable[..., Any]:

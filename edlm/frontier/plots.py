@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edlm.benchmark import plots
 from edlm.frontier.points import COSTS, Point
+from edlm.runs import plots as plots_of_runs
 
 _LABELS = {
     "entropy": "unigram entropy, nats",
@@ -35,10 +35,10 @@ def draw(path: Path, points: Sequence[Point], subtitle: str) -> None:
         axes.set_ylabel("bits per character under the judge")
         if name in COSTS:
             axes.set_xscale("log")
-            plots.plain_numbers(axes.xaxis)
+            plots_of_runs.plain_numbers(axes.xaxis)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.suptitle(plots.wrapped(subtitle, 140), fontsize="small")
+    figure.suptitle(plots_of_runs.wrapped(subtitle, 140), fontsize="small")
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, dpi=120, format="png")
     os.replace(temporary, path)

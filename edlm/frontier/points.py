@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edlm.evaluation import quality
 from edlm.frontier.grid import Setting
-from edlm.likelihood.nelbo import Estimate
+from edlm.likelihood.estimates import Estimate
 
 COSTS = ("seconds", "passes", "calls")
 

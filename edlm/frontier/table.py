@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from edlm.frontier.points import COSTS, Point, SpeedUp
-from edlm.likelihood.nelbo import Estimate
+from edlm.likelihood.estimates import Estimate
 
 WARNING = (
     "WARNING: the judge's weights are those of `ar`. Whatever draws from that model or is corrected by it is judged by "

@@ -1,9 +1,5 @@
 """What may be claimed of a model: estimates of likelihood bounds, each with its error and its number of rows."""
 
-import math
-import sys
-from typing import NamedTuple
-
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -13,48 +9,6 @@ from edlm.contracts import Denoiser
 from edlm.process import absorbing, categorical, finite, noise
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
-
-
-class Estimate(NamedTuple):
-    """A mean over n independent rows with its standard error, in the unit of its values.
-
-    `bits` and `perplexity` are for those in nats per token.
-    """
-
-    mean: float
-    standard_error: float
-    n: int
-
-    @property
-    def bits(self) -> float:
-        """The mean in bits: bits per character for a character vocabulary."""
-        return self.mean / math.log(2)
-
-    @property
-    def bits_error(self) -> float:
-        """The standard error in bits."""
-        return self.standard_error / math.log(2)
-
-    @property
-    def perplexity(self) -> float:
-        """`exp(mean)`, infinite where no float64 holds it."""
-        return math.exp(self.mean) if self.mean < math.log(sys.float_info.max) else math.inf
-
-
-def estimate(values: Tensor, tokens: Tensor | None = None) -> Estimate:
-    """Mean and standard error of per-row values (n,); with `tokens` (n,) every row counts that many times.
-
-    The mean is then `sum c v / sum c`, over tokens, and its error that of a ratio of two means over rows:
-    `sqrt(n / (n - 1) sum (c (v - mean))^2) / sum c`. Raises ValueError for fewer than two rows.
-    """
-    n = values.numel()
-    if n < 2:
-        raise ValueError(f"an error bar needs at least 2 rows, got {n}")
-    values = values.double()
-    share = torch.ones_like(values) if tokens is None else tokens.to(values) / tokens.double().mean()
-    mean = (share * values).mean()
-    spread = (share * (values - mean)).square().sum() / (n - 1)
-    return Estimate(float(mean), math.sqrt(float(spread) / n), n)
 
 
 def not_padding(x_0: Tensor, pad_id: int | None) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy
-from edlm.objectives import denoising, losses
+from edlm.objectives import contrastive as contrastive_objectives
+from edlm.objectives import losses
 from edlm.process import absorbing, noise, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
@@ -42,7 +43,7 @@ def contrastive(
     Raises ValueError unless 1 <= fewest <= most, and as `denoising.contrastive` does.
     """
     corrupt = before_step(denoiser.mask_id, schedule, num_steps, pad_id)
-    return denoising.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
+    return contrastive_objectives.against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_S)
 
 
 def before_step(

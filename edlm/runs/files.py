@@ -7,29 +7,13 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edlm.runs import processes
 
 REPORT = "report.json"
-
-
-def table(rows: Sequence[tuple[str, str, str]]) -> str:
-    """Lay out (what, value, remark) rows in aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"  {what:<{widths[0]}}  {value:>{widths[1]}}  {remark}".rstrip() for what, value, remark in rows)
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of one length in columns: the first aligned on its left, the others on their right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    )
-    return "\n".join("  " + "  ".join(line).rstrip() for line in lines)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from edlm.models import energies
+from edlm.models import autoregressive
 from edlm.nn import folding
 from edlm.nn.networks import Transformer
 from edlm.process import absorbing, categorical, finite, noise
@@ -70,7 +70,7 @@ def complete(
     outside the vocabulary, a network that is not causal, and one whose logits are no numbers.
     """
     finite.require_temperature("temperature", temperature)
-    energies.check_ar(network, mask_id, bos_id)
+    autoregressive.check_ar(network, mask_id, bos_id)
     masked = tokens == mask_id
     wanted = masked.any(0).tolist()  # read on the host once: which positions need a draw, and where to stop
     if bos_id is None and wanted[0]:
@@ -87,7 +87,7 @@ def complete(
             for kept, new in zip(cache, own, strict=True):  # the loop's own buffers: nobody else has seen them
                 kept.index_copy_(3, position.unsqueeze(0), new.unsqueeze(3))
             if wanted[i]:
-                logits = categorical.cooled(energies.ar_logits(network, hidden, mask_id), temperature)
+                logits = categorical.cooled(autoregressive.ar_logits(network, hidden, mask_id), temperature)
                 draws = categorical.inverse_cdf(logits, uniforms[:, i : i + 1])
                 filled[:, i] = torch.where(masked[:, i], draws.tokens[:, 0], tokens[:, i])
                 log_prob[:, i] = torch.where(masked[:, i], draws.log_prob[:, 0], 0.0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from edlm.runs import files, processes
+from edlm.runs import processes, tables
 
 _ROWS = 2  # of the small step that is measured
 _MEMORY = Path("/proc/meminfo")
@@ -98,7 +98,7 @@ def table(found: Forecast, settings: Mapping[str, Any], length: int, step: int =
     if found.free is not None and found.missing > found.free:
         fits = (found.free - found.held["gradients"] - found.held["optimizer"]) // max(1, found.row)
         lines.append(("warning", "memory", f"will not suffice: {remedy(settings, length, fits)}"))
-    return files.table(lines)
+    return tables.table(lines)
 
 
 @contextmanager

@@ -7,10 +7,13 @@ import torch
 from tensordict.nn import TensorDictSequential
 from torch import Tensor
 
+from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import nelbo
-from edlm.models import chain_rule, denoisers
+from edlm.models import denoisers
 from edlm.nn import folding
 from edlm.nn.networks import Transformer
+from edlm.objectives import baselines as baseline_objectives
+from edlm.objectives import chain_rule as chain_rule_objectives
 from edlm.objectives import denoising
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
@@ -52,7 +55,7 @@ PARAMETERISATIONS = {
     "chain_rule": Parameterisation(
         "nelbo, in order",
         denoisers.subs,
-        lambda denoiser, schedule, settings, pad_id: chain_rule.denoising(
+        lambda denoiser, schedule, settings, pad_id: chain_rule_objectives.denoising(
             denoiser, schedule, tuple(settings["loss_steps"]), pad_id
         ),
         lambda denoiser, schedule, settings: (
@@ -63,9 +66,11 @@ PARAMETERISATIONS = {
     "d3pm": Parameterisation(
         "t_step",
         denoisers.d3pm,
-        lambda denoiser, schedule, settings, pad_id: denoising.d3pm(denoiser, schedule, settings["loss_steps"], pad_id),
+        lambda denoiser, schedule, settings, pad_id: baseline_objectives.d3pm(
+            denoiser, schedule, settings["loss_steps"], pad_id
+        ),
         lambda denoiser, schedule, settings: (
-            lambda x_0, seed, row, scored: baselines.t_step_nelbo(
+            lambda x_0, seed, row, scored: baseline_bounds.t_step_nelbo(
                 baselines.d3pm(denoiser, schedule), x_0, seed, row, settings["loss_steps"], scored
             )
         ),
@@ -74,16 +79,17 @@ PARAMETERISATIONS = {
     "sedd": Parameterisation(
         "score_entropy",
         denoisers.sedd,
-        lambda denoiser, schedule, settings, pad_id: denoising.score_entropy(
+        lambda denoiser, schedule, settings, pad_id: baseline_objectives.score_entropy(
             denoiser, schedule, settings["time_low"], pad_id
         ),
         lambda denoiser, schedule, settings: (
-            lambda x_0, seed, row, scored: baselines.score_entropy(denoiser, schedule, x_0, seed, row, scored)
+            lambda x_0, seed, row, scored: baseline_bounds.score_entropy(denoiser, schedule, x_0, seed, row, scored)
         ),
         "SEDD score-entropy bound",
     ),
 }
 KERNELS: dict[str, Callable[..., Reverse]] = {"d3pm": baselines.d3pm, "sedd": baselines.analytic}
+_READINGS: dict[str, Callable[..., Any]] = {"d3pm": denoisers.d3pm, "sedd": denoisers.sedd}
 
 
 def loss_steps(key: str, value: Any) -> None:
@@ -152,4 +158,4 @@ def load(path: str, device: torch.device) -> Reverse:
     network = checkpoints.load_as(Transformer, path)
     network = (network if told is not None else folding.fold_conditioning(network)).to(device)
     mask_id = checkpoints.load_vocabulary_of(path).mask_id
-    return KERNELS[name](PARAMETERISATIONS[name].build(network, mask_id, told), schedule)
+    return KERNELS[name](_READINGS[name](network, mask_id, told), schedule)

@@ -13,20 +13,14 @@ from typing import Any, Self
 from torch import nn
 from tqdm import tqdm
 
-from edlm.data.vocabulary import Vocabulary
-from edlm.models.denoisers import SubsDenoiser
-from edlm.nn.networks import Transformer
 from edlm.runs import files, processes, settings
 from edlm.runs.settings import Schema
-from edlm.samplers import autoregressive, baselines, pipelines, plans
-from edlm.samplers.sampler import Sampler
 
 SETTINGS: Schema = {
     "log_to": settings.items(settings.choice("tensorboard", "wandb")),
     "sample_every": settings.optional(settings.integer(1)),
 }
 METRICS, SAMPLES, CURVES = "metrics.jsonl", "training_samples.jsonl", "curves.png"
-_NUM_TEXTS, _NUM_STEPS = 2, 64
 _WIDTH, _HEIGHT, _PER_ROW = 4.2, 3.0, 3  # inches of a panel, and panels beside each other
 _SHOWN = 160  # characters of a text in the terminal
 _LEVEL = re.compile(r"_t[\d.]+-[\d.]+$")  # a figure over some times alone
@@ -79,29 +73,6 @@ class Log:
         files.append_jsonl(self.folder / SAMPLES, [{"step": step, **text} for text in texts])
         if processes.is_first():
             tqdm.write(f"step {step}: {' '.join(texts[-1]['text'].split())[:_SHOWN]}")
-
-
-def denoiser_texts(denoiser: SubsDenoiser, vocabulary: Vocabulary, seed: int) -> Texts:
-    """Draw a few texts of a denoiser, the same noise each time, so that what differs is what was learned."""
-    steps = min(_NUM_STEPS, denoiser.max_length)
-    pipeline = pipelines.pipeline(Sampler(denoiser, plans.Grid(steps)), denoiser.max_length)
-    tokens = pipelines.sample(pipeline, _NUM_TEXTS, seed=seed)["tokens"]
-    return _records(vocabulary.decode(tokens.cpu()), seed)
-
-
-def baseline_texts(kernel: baselines.Reverse, vocabulary: Vocabulary, seed: int) -> Texts:
-    """Draw a few texts of a baseline, the same noise each time."""
-    length = kernel.denoiser.max_length
-    tokens = baselines.sample(kernel, length, min(_NUM_STEPS, length), _NUM_TEXTS, seed=seed)["tokens"]
-    return _records(vocabulary.decode(tokens.cpu()), seed)
-
-
-def ar_texts(network: Any, vocabulary: Vocabulary, bos_id: int | None, seed: int) -> Texts:
-    """Draw a few texts of an autoregressive model of ours; none of a network without `step`."""
-    if not isinstance(network, Transformer) or bos_id is None:
-        return []
-    draws = autoregressive.sample(network, _NUM_TEXTS, network.max_length, vocabulary.mask_id, bos_id, seed=seed)
-    return _records(vocabulary.decode(draws.tokens.cpu()), seed)
 
 
 def curves_are_drawn(folder: Path) -> bool:
@@ -176,7 +147,3 @@ def _logger(name: str, folder: Path) -> Any:
         return metric_logging.WandBLogger(project="edlm", log_dir=str(folder), name=folder.name)
     except ImportError as error:
         raise ValueError(f"log_to = '{name}' needs the extra package: pip install 'edlm-torch[{name}]'") from error
-
-
-def _records(texts: Sequence[str], seed: int) -> Texts:
-    return [{"row": row, "seed": seed, "text": text} for row, text in enumerate(texts)]

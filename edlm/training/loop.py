@@ -5,7 +5,6 @@ that was stopped and resumed is the run that was not, bit for bit.
 """
 
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -90,25 +89,6 @@ _IMPATIENT = 1.0  # seconds: a signal that comes twice within is one signal, sen
 HELD_OUT_STEP = (1 << 32) - 1  # the noise of evaluation is that of a step no training reaches
 
 Metrics = dict[str, float]
-
-
-def device_of(settings: Mapping[str, Any]) -> torch.device:
-    """The device a config names. Raises ValueError for cuda where there is none."""
-    if settings["threads"] is not None:
-        torch.set_num_threads(settings["threads"])
-    name = settings["device"]
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device = 'cuda' but no CUDA device is there; use device=cpu")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
-
-
-def writable(key: str, value: str) -> Path:
-    """The folder a config names, found to be writable before any work is done. Raises ValueError naming the key."""
-    folder = Path(value)
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise ValueError(f"{key} = {value!r} cannot be written: {existing} is not a folder that can be written to")
-    return folder
 
 
 def keyed(x_0: Tensor, row: Tensor, seed: int, step: int, num_rows: int, num_tokens: int | None = None) -> TensorDict:

@@ -1,7 +1,7 @@
 """The denoiser that an energy's training starts from: loaded, and trained first where there is none."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +27,12 @@ class Start(NamedTuple):
     weights: str
 
 
-def load(settings: Mapping[str, Any], device: torch.device) -> Start:
+def load(settings: Mapping[str, Any], device: torch.device, pretrain: Callable[[dict[str, Any]], None]) -> Start:
     """Load `denoiser` of a config, after training it by `pretrain` where its run is missing or unfinished.
 
-    A network folder is finished. Raises ValueError for a plan that trains no denoiser of drafts or keeps another
+    `pretrain` is the recipe that trains it. A network folder is finished.
+
+    Raises ValueError for a plan that trains no denoiser of drafts or keeps another
     network than its last, a run that was begun by another plan, and a checkpoint that is missing or holds something
     else.
     """

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from edlm.data.vocabulary import Vocabulary
-from edlm.models import denoisers, energies
+from edlm.models import autoregressive, denoisers
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork
 from edlm.nn.networks import Transformer
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
-from edlm.runs import files
 from edlm.runs import settings as schemas
+from edlm.runs import tables
 from edlm.runs.settings import Check, Schema
 from edlm.samplers import corrections
 from edlm.samplers.baselines import Reverse
@@ -186,7 +186,7 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
     remarks = {"drafts": f"{rows} texts of {length} tokens, {k} candidates each"}
     table = [(name, f"{size / 1e9:.2f} GB", remarks.get(name, "")) for name, size in plan._asdict().items()]
     at_most = ("at most", f"{plan.peak / 1e9:.2f} GB", "weights, drafts and the largest of the rest; by formula")
-    return files.table([*table, at_most])
+    return tables.table([*table, at_most])
 
 
 def require_plan(settings: Mapping[str, Any]) -> str:
@@ -227,7 +227,7 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     bos_id = None if found.opening else bos_id  # a text that opens with bos has it in its first place
     carry_over = settings["ar_form"] == "carry_over"
     pad_id = None if _is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text
-    energy = energies.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
+    energy = autoregressive.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
     correction = corrections.OfEnergy(energy, temperature=settings["energy_temperature"])
     return found._replace(correction=correction, bos_id=bos_id)
 

@@ -13,7 +13,7 @@ from edlm import contracts
 from edlm.benchmark import textbook_training, training_cases
 from edlm.models import denoisers, energies
 from edlm.nn import networks
-from edlm.objectives import denoising
+from edlm.objectives import contrastive, denoising
 from edlm.process import schedules
 from edlm.recipes import benchmark
 from edlm.runs import timing
@@ -32,7 +32,7 @@ def training_pair(objective: str, max_length: int) -> tuple[Any, Any, Any]:
         out = denoising.denoising(denoiser, schedule)(batch)
         x_t, t = out[contracts.X_T], out[contracts.T]
         return out, textbook_training.denoising(network, x_0, x_t, t, VOCAB - 1), network.parameters()
-    out = denoising.contrastive(denoiser, energies.learned(energy), schedule)(batch)
+    out = contrastive.contrastive(denoiser, energies.learned(energy), schedule)(batch)
     drafts = out[contracts.CANDIDATES][:, 1]
     return out, textbook_training.contrast(energy, x_0, drafts, out[contracts.X_T]), energy.parameters()
 

@@ -19,8 +19,8 @@ from edlm.cli import commands
 from edlm.data import catalogue, corpora, vocabulary
 from edlm.data.catalogue import SETS
 from edlm.data.datasets import files, named
-from edlm.likelihood import nelbo
-from edlm.models import denoisers, energies
+from edlm.likelihood import estimates, nelbo
+from edlm.models import autoregressive, denoisers
 from edlm.process import schedules
 from edlm.runs import entry
 from edlm.weights import checkpoints
@@ -328,7 +328,7 @@ def test_padded_sentences_train_and_padding_is_not_scored(
     assert sorted(set(scored.sum(1).tolist())) == [4, 6, 16]
     if recipe == "pretrain_ar":
         with torch.no_grad():
-            log_p = energies.ar_log_prob(network, x_0, ids.mask_id, ids.bos_id)
+            log_p = autoregressive.ar_log_prob(network, x_0, ids.mask_id, ids.bos_id)
         assert log[-1]["valid_nll"] == pytest.approx(-float(log_p[scored].mean()), rel=1e-5)
     else:
         denoiser = denoisers.subs(network, ids.mask_id)
@@ -337,7 +337,7 @@ def test_padded_sentences_train_and_padding_is_not_scored(
             nelbo.nelbo(denoiser, schedules.log_linear(), x_0[part], keys[0], keys[1][part], scored[part])
             for part in keys[1].split(4)
         ]
-        expected = nelbo.estimate(torch.cat(parts), scored.sum(1))
+        expected = estimates.estimate(torch.cat(parts), scored.sum(1))
         assert log[-1]["valid_nelbo"] == pytest.approx(expected.mean, rel=1e-5)
         x_0 = named("lm1b", source, cache=tmp_path / "cache", layout="padded", wrapped=True).blocks(ids, 16).test[:8]
         levels = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["masked_nll"]
@@ -346,7 +346,7 @@ def test_padded_sentences_train_and_padding_is_not_scored(
             nats = nelbo.masked_nll(
                 denoiser, schedules.log_linear(), x_0, times, *keys, nelbo.not_padding(x_0, ids.pad_id)
             )
-            assert found == pytest.approx(nelbo.estimate(nats[~nats.isnan()])._asdict(), rel=1e-5)
+            assert found == pytest.approx(estimates.estimate(nats[~nats.isnan()])._asdict(), rel=1e-5)
         assert levels["0.1"]["n"] < levels["0.9"]["n"] == 8, "a row without a mask says nothing"
 
 

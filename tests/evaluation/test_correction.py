@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModule
 from edlm import contracts
 from edlm.data import vocabulary
 from edlm.evaluation import correction as _correction
-from edlm.likelihood import bounds, nelbo
+from edlm.likelihood import bounds, estimates
 from edlm.process import schedules
 from edlm.samplers import corrections, pipelines
 from edlm.samplers.sampler import Sampler
@@ -66,6 +66,6 @@ def test_the_bound_is_that_of_the_samplers_steps_and_particles_text_by_text() ->
         for name, nats in (("plain_bound", plain), ("bound", bound), ("gain", plain - bound)):
             per_text[name].append(nats)
     for name, values in per_text.items():
-        expected = nelbo.estimate(torch.tensor(values), (x_0 != 3).sum(1))
+        expected = estimates.estimate(torch.tensor(values), (x_0 != 3).sum(1))
         assert found[name]._asdict() == pytest.approx(expected._asdict(), rel=1e-5), name
     assert abs(found["gain"].mean) > 0.1, "else its sign is not seen"

@@ -23,8 +23,8 @@ from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 from edlm.data import vocabulary
 from edlm.evaluation import judges
 from edlm.evaluation import samples as sample_figures
-from edlm.likelihood.nelbo import Estimate
-from edlm.models import energies
+from edlm.likelihood.estimates import Estimate
+from edlm.models import autoregressive
 from edlm.nn import decoders
 from edlm.weights import checkpoints, large
 
@@ -46,7 +46,9 @@ def test_a_text_is_judged_in_pieces_of_the_context(bos_id: int | None) -> None:
     for text, nll, tokens in zip(TEXTS, result.nll, result.tokens, strict=True):
         pieces = [piece for piece in abc.encode(text).split(CONTEXT) if len(piece) > behind]
         with torch.no_grad():
-            expected = sum(-energies.ar_log_prob(network, p.unsqueeze(0), abc.mask_id, bos_id).sum() for p in pieces)
+            expected = sum(
+                -autoregressive.ar_log_prob(network, p.unsqueeze(0), abc.mask_id, bos_id).sum() for p in pieces
+            )
         assert nll.item() == pytest.approx(float(expected))
         assert tokens == sum(len(piece) - behind for piece in pieces)
 

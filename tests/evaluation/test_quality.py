@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edlm.evaluation import quality
-from edlm.likelihood.nelbo import Estimate
+from edlm.likelihood.estimates import Estimate
 
 texts_of_ids = st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=8), min_size=1, max_size=5)
 

@@ -17,9 +17,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from edlm import contracts
+from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import nelbo
 from edlm.models import denoisers
-from edlm.objectives import denoising, losses
+from edlm.objectives import baselines as baseline_objectives
+from edlm.objectives import losses
 from edlm.process import categorical, schedules
 from edlm.samplers import baselines
 from edlm.samplers.baselines import Reverse
@@ -74,7 +76,7 @@ def test_draws_of_the_t_step_bound_have_the_enumerated_mean_which_bounds_the_law
     law = text_law(kernel, WRONG, schedules.uniform_grid(num_steps))
     assert float(exact) >= float(exact_nll(law, x_0)) - 1e-12
     rows = torch.arange(60_000)
-    draws = LENGTH * baselines.t_step_nelbo(kernel, x_0.expand(len(rows), -1), torch.tensor(1), rows, num_steps)
+    draws = LENGTH * baseline_bounds.t_step_nelbo(kernel, x_0.expand(len(rows), -1), torch.tensor(1), rows, num_steps)
     assert abs(float(draws.mean() - exact)) < 5 * float(draws.std()) / len(rows) ** 0.5
 
 
@@ -82,7 +84,7 @@ def test_a_mask_without_a_chance_to_stay_makes_the_t_step_bound_infinite():
     kernel = kernel_of("sedd", Lookup(WRONG), MASK, factor=50.0)
     rows = torch.arange(50)
     x_0 = torch.tensor([0, 1, 1]).expand(50, -1)
-    assert baselines.t_step_nelbo(kernel, x_0, torch.tensor(1), rows, 3).isinf().any()
+    assert baseline_bounds.t_step_nelbo(kernel, x_0, torch.tensor(1), rows, 3).isinf().any()
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -91,8 +93,8 @@ def test_the_vocabulary_takes_a_few_rows_at_once_and_the_bounds_stay(rows: int, 
     kernels = [kernel_of(name, Lookup(WRONG), MASK) for name in ("d3pm", "sedd")]
 
     def bounds() -> list[Tensor]:
-        found = [baselines.t_step_nelbo(kernel, x_0, torch.tensor(0), row, 3) for kernel in kernels]
-        return [*found, baselines.score_entropy(kernels[1].denoiser, SCHEDULE, x_0, torch.tensor(0), row)]
+        found = [baseline_bounds.t_step_nelbo(kernel, x_0, torch.tensor(0), row, 3) for kernel in kernels]
+        return [*found, baseline_bounds.score_entropy(kernels[1].denoiser, SCHEDULE, x_0, torch.tensor(0), row)]
 
     expected = bounds()
     monkeypatch.setattr(categorical, "rows_at_once", lambda vocab_size, device: rows)
@@ -105,8 +107,8 @@ def test_a_row_without_a_scored_position_is_refused():
     scored[1] = False
     kernel, rest = kernel_of("sedd", Lookup(WRONG), MASK), (x_0, torch.tensor(0), torch.arange(2))
     for bound in (
-        lambda: baselines.t_step_nelbo(kernel, *rest, 3, scored),
-        lambda: baselines.score_entropy(kernel.denoiser, SCHEDULE, *rest, scored),
+        lambda: baseline_bounds.t_step_nelbo(kernel, *rest, 3, scored),
+        lambda: baseline_bounds.score_entropy(kernel.denoiser, SCHEDULE, *rest, scored),
     ):
         with pytest.raises(ValueError, match="row 1 has no scored position"):
             bound()
@@ -123,10 +125,10 @@ def test_given_positions_are_never_masked_and_do_not_count():
 
     for name in ("d3pm", "sedd"):
         kernel = kernel_of(name, spy, MASK, p_mask=0.2)
-        both_ways = [baselines.t_step_nelbo(kernel, x_0, torch.tensor(2), torch.arange(400), 4, scored)]
+        both_ways = [baseline_bounds.t_step_nelbo(kernel, x_0, torch.tensor(2), torch.arange(400), 4, scored)]
         if name == "sedd":
             arguments = (kernel.denoiser, SCHEDULE, x_0, torch.tensor(2), torch.arange(400))
-            both_ways.append(baselines.score_entropy(*arguments, scored))
+            both_ways.append(baseline_bounds.score_entropy(*arguments, scored))
         assert all((values >= 0).all() for values in both_ways)
     assert all((x_t[:, 0] == 0).all() for x_t in seen)
     assert any((x_t[:, 1] == MASK).any() for x_t in seen)
@@ -139,7 +141,7 @@ def test_the_score_entropy_bound_is_the_nelbo_plus_the_price_of_a_wrong_sum(seed
     marginals = wave_marginals(seed, 3, 4)
     x_0, row = all_sequences(3, 4), torch.arange(81)
     keys = (schedule, x_0, torch.tensor(seed), row)
-    ours = baselines.score_entropy(Oracle(marginals, 3, factor=factor), *keys)
+    ours = baseline_bounds.score_entropy(Oracle(marginals, 3, factor=factor), *keys)
     plain = nelbo.nelbo(OracleDenoiser(marginals, 3), *keys)
     torch.testing.assert_close(ours, plain + factor - 1.0 - math.log(factor), rtol=1e-6, atol=1e-6)
 
@@ -148,7 +150,7 @@ def test_the_score_entropy_bound_at_the_ideal_model_is_the_enumerated_nelbo():
     """Within five standard errors of 20000 draws at a fixed seed."""
     x_0, rows = torch.tensor([0, 1, 1]), torch.arange(20_000)
     oracle = Oracle(Lookup(EXACT), MASK)
-    draws = LENGTH * baselines.score_entropy(oracle, SCHEDULE, x_0.expand(len(rows), -1), torch.tensor(3), rows)
+    draws = LENGTH * baseline_bounds.score_entropy(oracle, SCHEDULE, x_0.expand(len(rows), -1), torch.tensor(3), rows)
     exact = float(exact_nelbo(EXACT, x_0.unsqueeze(0)))
     assert abs(float(draws.mean()) - exact) < 5 * float(draws.std()) / len(rows) ** 0.5
 
@@ -242,8 +244,8 @@ def batch(b: int = 6, l: int = 7) -> TensorDict:
 def stages_of(name: str, **options: object):
     network = tiny_network(seed=1)
     if name == "d3pm":
-        return denoising.d3pm(denoisers.d3pm(network, 4, SCHEDULE), SCHEDULE, 10, **options)
-    return denoising.score_entropy(denoisers.sedd(network, 4, SCHEDULE), SCHEDULE, 0.1, **options)
+        return baseline_objectives.d3pm(denoisers.d3pm(network, 4, SCHEDULE), SCHEDULE, 10, **options)
+    return baseline_objectives.score_entropy(denoisers.sedd(network, 4, SCHEDULE), SCHEDULE, 0.1, **options)
 
 
 @both
@@ -276,7 +278,7 @@ def test_the_loss_is_the_objective_of_the_networks_answer_at_every_mask(name):
 
 
 def test_steps_of_d3pm_are_those_of_its_grid_each_as_often_over_the_batch():
-    out = denoising.d3pm(denoisers.d3pm(tiny_network(), 4), SCHEDULE, 5)(batch(b=10))
+    out = baseline_objectives.d3pm(denoisers.d3pm(tiny_network(), 4), SCHEDULE, 5)(batch(b=10))
     starts = (5 * out[contracts.T]).round().long()
     torch.testing.assert_close(out[contracts.T], starts / 5.0, check_dtype=False)
     torch.testing.assert_close(out[contracts.S], (starts - 1) / 5.0, check_dtype=False)
@@ -307,9 +309,9 @@ def test_the_gradient_reaches_every_parameter(name):
 
 def test_training_in_no_steps_is_an_error():
     with pytest.raises(ValueError, match="num_steps = 0 must be at least 1"):
-        denoising.d3pm(denoisers.d3pm(tiny_network(), 4), SCHEDULE, 0)
+        baseline_objectives.d3pm(denoisers.d3pm(tiny_network(), 4), SCHEDULE, 0)
     with pytest.raises(ValueError, match="time_low = 1"):
-        denoising.score_entropy(denoisers.sedd(tiny_network(), 4, SCHEDULE), SCHEDULE, 1.0)
+        baseline_objectives.score_entropy(denoisers.sedd(tiny_network(), 4, SCHEDULE), SCHEDULE, 1.0)
 
 
 @both
@@ -319,9 +321,12 @@ def test_a_trained_baseline_draws_two_bits_that_agree(name):
     network = randomise(tiny_network(vocab_size=3, max_length=4), 0)
     denoiser = getattr(denoisers, name)(network, 2, SCHEDULE)
     if name == "d3pm":
-        stages, kernel = denoising.d3pm(denoiser, SCHEDULE, 50), baselines.d3pm(denoiser, SCHEDULE)
+        stages, kernel = baseline_objectives.d3pm(denoiser, SCHEDULE, 50), baselines.d3pm(denoiser, SCHEDULE)
     else:
-        stages, kernel = denoising.score_entropy(denoiser, SCHEDULE, 0.01), baselines.analytic(denoiser, SCHEDULE)
+        stages, kernel = (
+            baseline_objectives.score_entropy(denoiser, SCHEDULE, 0.01),
+            baselines.analytic(denoiser, SCHEDULE),
+        )
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
     for step in range(100):
         inputs = batch(b=32, l=4)

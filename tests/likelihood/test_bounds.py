@@ -37,7 +37,7 @@ from torch import Tensor
 from edlm import contracts
 from edlm.contracts import Energy
 from edlm.likelihood import bounds, nelbo
-from edlm.likelihood.nelbo import estimate
+from edlm.likelihood.estimates import estimate
 from edlm.models import energies
 from edlm.process import schedules
 

@@ -30,8 +30,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from edlm import contracts
-from edlm.likelihood import nelbo
-from edlm.likelihood.nelbo import Estimate
+from edlm.likelihood import estimates, nelbo
+from edlm.likelihood.estimates import Estimate
 from edlm.process import categorical, schedules
 from edlm.process.schedules import Schedule
 
@@ -79,7 +79,7 @@ def texts(n: int, seed: int = 0) -> Tensor:
 
 
 def agrees(values: Tensor, expected: float) -> bool:
-    mean, error, _ = nelbo.estimate(values)
+    mean, error, _ = estimates.estimate(values)
     return abs(mean - expected) < 5 * error
 
 
@@ -172,7 +172,7 @@ def test_a_denoiser_without_a_sense_of_time_and_one_with_it_both_work():
 
 
 def test_an_estimate_is_a_mean_with_its_standard_error():
-    result = nelbo.estimate(torch.tensor([1.0, 2.0, 6.0]))
+    result = estimates.estimate(torch.tensor([1.0, 2.0, 6.0]))
     assert result == Estimate(3.0, math.sqrt(7.0 / 3.0), 3)
 
 
@@ -186,7 +186,7 @@ def test_an_estimate_is_told_in_bits_and_as_perplexity():
 @pytest.mark.parametrize("n", [0, 1])
 def test_an_error_bar_needs_two_rows(n):
     with pytest.raises(ValueError, match=f"at least 2 rows, got {n}"):
-        nelbo.estimate(torch.zeros(n))
+        estimates.estimate(torch.zeros(n))
 
 
 def test_what_is_left_at_a_noise_level_is_of_scored_positions_alone() -> None:

@@ -24,7 +24,7 @@ from oracles import (
 from small_law import JOINT, LENGTH, SYMBOLS, TABLES, alphas, every_table
 from torch import Tensor
 
-from edlm.likelihood import bounds, nelbo
+from edlm.likelihood import bounds, estimates
 from edlm.process import schedules
 
 
@@ -100,7 +100,7 @@ def test_the_bound_lies_above_the_exact_likelihood_for_every_text(table: Tensor,
 def test_draws_of_the_bound_have_it_as_their_mean(num_steps: int, k: int):
     """Five standard errors; at a fixed seed, and one that is 2 % off is rejected."""
     draws = drawn_bound(ENERGY, num_steps, k, SEQUENCES.repeat(4000, 1))
-    mean, error, _ = nelbo.estimate(draws)
+    mean, error, _ = estimates.estimate(draws)
     expected = float(exact_bound(TABLES["wrong"], ENERGY, num_steps, k, SEQUENCES).mean())
     assert abs(mean - expected) < 5 * error
     assert abs(mean - 1.02 * expected) > 5 * error
@@ -141,7 +141,7 @@ def test_the_limit_of_many_particles_under_an_energy_with_z_of_one():
 def test_a_few_passes_stand_for_all_of_a_text(num_passes: int):
     """Five standard errors; at a fixed seed, and one that is 4 % off is rejected."""
     bound = drawn(ENERGY, 3, 2, SEQUENCES.repeat(4000, 1), num_passes=num_passes)
-    mean, error, _ = nelbo.estimate(LENGTH * bound.nats)
+    mean, error, _ = estimates.estimate(LENGTH * bound.nats)
     expected = float(exact_bound(TABLES["wrong"], ENERGY, 3, 2, SEQUENCES).mean())
     assert abs(mean - expected) < 5 * error
     assert abs(mean - 1.04 * expected) > 5 * error
@@ -155,7 +155,7 @@ def test_what_is_given_is_read_and_not_scored_in_the_bound():
     x_t = torch.where(scored, SYMBOLS, x_0)
     expected = float(_bound_of_step(TABLES["wrong"], ENERGY, x_t, x_0, scored, 2)) / 2
     rows = x_0.expand(20_000, -1)
-    mean, error, _ = nelbo.estimate(drawn(ENERGY, 1, 2, rows, scored=scored.expand_as(rows)).nats)
+    mean, error, _ = estimates.estimate(drawn(ENERGY, 1, 2, rows, scored=scored.expand_as(rows)).nats)
     assert abs(mean - expected) < 5 * error
     assert abs(mean - 1.04 * expected) > 5 * error
 

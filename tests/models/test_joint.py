@@ -46,10 +46,11 @@ from torch import Tensor, nn
 import edlm
 from edlm import contracts, samplers
 from edlm.data import vocabulary
-from edlm.likelihood import nelbo as likelihoods
+from edlm.likelihood import estimates
 from edlm.models import denoisers, joint
 from edlm.nn import folding, networks
 from edlm.nn.networks import JointNetwork
+from edlm.objectives import joint as joint_objectives
 from edlm.objectives import losses
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
@@ -172,7 +173,9 @@ def test_a_joint_network_is_saved_loaded_and_folded_with_both_heads(tmp_path):
 
 
 def stages(network: nn.Module, num_steps: tuple[int, int], schedule: Schedule, **options: object):
-    return joint.contrastive(denoisers.subs(network, network.head.out_features - 1), schedule, num_steps, **options)
+    return joint_objectives.contrastive(
+        denoisers.subs(network, network.head.out_features - 1), schedule, num_steps, **options
+    )
 
 
 SCHEDULES = [schedules.log_linear(), schedules.cosine(), schedules.log_linear(0.2), schedules.linear(0.5, 3.0)]
@@ -191,7 +194,7 @@ def test_the_denoisers_part_of_the_loss_has_the_t_step_nelbo_as_its_mean(schedul
     table, x_0 = random_marginals(1, SYMBOLS, LENGTH), texts(24_000)
     out = stages(TableJoint(Lookup(table), zero_energy, SYMBOLS, LENGTH), (num_steps, num_steps), schedule)(keyed(x_0))
     exact = float(t_step_nelbo(table, 1 - masked_share(num_steps, schedule), x_0).mean())
-    mean, error, _ = likelihoods.estimate(losses.nelbo(out[contracts.LOG_PROB], out[contracts.WEIGHT]))
+    mean, error, _ = estimates.estimate(losses.nelbo(out[contracts.LOG_PROB], out[contracts.WEIGHT]))
     assert abs(mean - exact) < 5 * error < 0.05 * exact
 
 
@@ -284,10 +287,10 @@ def test_what_joint_training_cannot_use_is_an_error():
     with pytest.raises(ValueError, match="num_negatives = 0 must be at least 1"):
         stages(network, (2, 3), schedules.log_linear(), num_negatives=0)
     with pytest.raises(ValueError, match="class Transformer has no energy"):
-        joint.contrastive(denoisers.subs(tiny_network(), 4), schedules.log_linear(), (2, 3))
+        joint_objectives.contrastive(denoisers.subs(tiny_network(), 4), schedules.log_linear(), (2, 3))
     told = schedules.log_linear(1e-3)
     with pytest.raises(ValueError, match="told no time"):
-        joint.contrastive(denoisers.subs(network, 4, told), told, (2, 3))
+        joint_objectives.contrastive(denoisers.subs(network, 4, told), told, (2, 3))
 
 
 MARKOV = random_markov(2, 3, 4, 2.0)

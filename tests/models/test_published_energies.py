@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import edlm
 from edlm import contracts
-from edlm.models import energies
+from edlm.models import autoregressive, energies
 from edlm.objectives import losses
 from edlm.process import particles, schedules
 
@@ -130,7 +130,7 @@ def ar_energy(numbers: Golden, ar: nn.Module, x_t: Tensor, draft: Tensor, carry_
     batch = Batch(torch.ones(len(x_t), dtype=F64), draft, x_t, torch.ones_like(x_t).bool())
     with torch.no_grad():
         log_p = log_probabilities(denoiser, batch)
-    energy = energies.residual_ar(ar, numbers.mask_id, bos_id=None, carry_over=carry_over)
+    energy = autoregressive.residual_ar(ar, numbers.mask_id, bos_id=None, carry_over=carry_over)
     state = {
         contracts.CANDIDATES: draft.unsqueeze(1),
         contracts.X_T: x_t,
@@ -209,7 +209,7 @@ def test_validation_of_the_autoregressive_energy(case, carry_over, t_step):
         ar = numbers.network("ar.")
         log_prob = log_probabilities(edlm.denoisers.subs(numbers.network("den."), numbers.mask_id), batch)
         energy, stray = ar_energy(numbers, ar, batch.x_t, batch.x_0, carry_over)
-        log_ar = energies.ar_log_prob(ar, batch.x_0, numbers.mask_id, bos_id=None)
+        log_ar = autoregressive.ar_log_prob(ar, batch.x_0, numbers.mask_id, bos_id=None)
     weight = schedules.nelbo_weight(LOG_LINEAR, batch.t)
     share = batch.valid.double().mean(1)
     rows = losses.nelbo(log_prob * batch.valid, weight) + weight * share * (energy + stray)

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from edlm import contracts
-from edlm.models import energies
+from edlm.models import autoregressive
 from edlm.nn import head as cross_entropy
 from edlm.nn.blocks import Head
 from edlm.objectives import denoising
@@ -207,7 +207,7 @@ def test_next_token_runs_the_head_once(bos_id: int | None, monkeypatch: pytest.M
     x_0 = torch.tensor([[0, 2, 2, 1], [2, 0, 1, 1]])
     out = denoising.next_token(network, 4, bos_id, pad_id=1)(TensorDict({contracts.X_0: x_0}))
     with torch.no_grad():
-        right = energies.ar_log_prob(network, x_0, 4, bos_id)
+        right = autoregressive.ar_log_prob(network, x_0, 4, bos_id)
     torch.testing.assert_close(out[contracts.LOG_PROB], torch.where(x_0 == 1, 0.0, right))
     out[contracts.LOSS].mean().backward()
     assert len(count) == 1

@@ -20,7 +20,7 @@ from tensordict import TensorDict
 
 import edlm
 from edlm import contracts
-from edlm.models import energies
+from edlm.models import autoregressive
 from edlm.objectives import losses
 from edlm.weights import published
 
@@ -108,7 +108,7 @@ def test_autoregressive_log_probabilities(case, dtype):
     tokens = torch.arange(network.head.out_features) != numbers.mask_id
     with torch.no_grad():
         log_p = network.head(network(x))[..., tokens].log_softmax(-1)
-        ours = energies.ar_log_prob(network, x, numbers.mask_id, bos_id=None)
+        ours = autoregressive.ar_log_prob(network, x, numbers.mask_id, bos_id=None)
     close(log_p, numbers.at("logp", dtype)[..., tokens], logits_tolerance(dtype))
     assert (ours[:, 0] == 0).all()  # the first token is given
     valid = numbers["attention_mask"][:, 1:]
@@ -119,7 +119,9 @@ def test_autoregressive_log_probabilities(case, dtype):
 def test_autoregressive_loss_and_gradients(case):
     numbers = golden(f"ar_{case}")
     network = numbers.network("sd.")
-    log_prob = energies.ar_log_prob(network, numbers["x"], numbers.mask_id, bos_id=None) * numbers["attention_mask"]
+    log_prob = (
+        autoregressive.ar_log_prob(network, numbers["x"], numbers.mask_id, bos_id=None) * numbers["attention_mask"]
+    )
     loss = losses.next_token(log_prob).sum() / numbers["token_mask"].sum()
     loss.backward()
     close(loss, numbers["loss_f64"], 1e-6)

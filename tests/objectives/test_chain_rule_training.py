@@ -12,6 +12,7 @@ from edlm import contracts
 from edlm.likelihood import bounds, hidden_markov
 from edlm.models import chain_rule, denoisers, energies
 from edlm.nn import networks
+from edlm.objectives import chain_rule as chain_rule_objectives
 from edlm.objectives import denoising, transition
 from edlm.process import schedules
 
@@ -34,7 +35,7 @@ def test_the_loss_is_the_parallel_law_of_the_masks_and_the_one_in_order_of_what_
     x_0 = torch.randint(1, MASK, (40, LENGTH), generator=torch.Generator().manual_seed(1))
     if pad_id is not None:
         x_0[:20, 5:] = pad_id
-    out = chain_rule.denoising(own, schedule or LINEAR, (1, 4), pad_id)(keyed(x_0))
+    out = chain_rule_objectives.denoising(own, schedule or LINEAR, (1, 4), pad_id)(keyed(x_0))
     x_t, x_s, tokens = out[contracts.X_T], out[contracts.X_S], (x_0 != pad_id).sum(1) if pad_id == 0 else LENGTH
     assert torch.equal(x_t[x_0 == pad_id], x_0[x_0 == pad_id])
     step = Step(0)
@@ -54,7 +55,7 @@ def test_its_first_part_is_the_t_step_nelbo_in_the_mean() -> None:
     own, n, num_steps = sharp(2), 6000, 2
     x_0, rows = torch.tensor([[0, 2, 1]]).expand(n, -1), torch.arange(n)
     with torch.no_grad():
-        out = chain_rule.denoising(own, LINEAR, (num_steps, num_steps))(keyed(x_0))
+        out = chain_rule_objectives.denoising(own, LINEAR, (num_steps, num_steps))(keyed(x_0))
     masked = (out[contracts.X_T] == 3).sum(1)
     ours = -3 * out[contracts.LOG_PROB].sum(1) / masked
     grid = schedules.uniform_grid(num_steps)
@@ -65,14 +66,14 @@ def test_its_first_part_is_the_t_step_nelbo_in_the_mean() -> None:
 
 def test_every_weight_of_the_network_is_trained() -> None:
     net = networks.Transformer(5, LENGTH, hidden_size=16, num_layers=2, num_heads=2)
-    pipeline = chain_rule.denoising(denoisers.subs(net, MASK), LINEAR, (1, 4))
+    pipeline = chain_rule_objectives.denoising(denoisers.subs(net, MASK), LINEAR, (1, 4))
     loss = pipeline(keyed(torch.randint(0, MASK, (16, LENGTH))))[contracts.LOSS]
     wanted = torch.full((16,), 2 * LENGTH * math.log(MASK), dtype=torch.float64)
     torch.testing.assert_close(loss.double(), wanted, rtol=0.0, atol=1e-4)
     loss.sum().backward()
     assert all(weight.grad is not None for weight in net.parameters())
     with pytest.raises(ValueError, match=r"num_steps = \(3, 2\) must be the fewest"):
-        chain_rule.denoising(denoisers.subs(net, MASK), LINEAR, (3, 2))
+        chain_rule_objectives.denoising(denoisers.subs(net, MASK), LINEAR, (3, 2))
 
 
 @pytest.mark.slow
@@ -85,7 +86,9 @@ def test_trained_for_it_a_denoiser_is_nearer_to_its_own_chain_rule() -> None:
         net = networks.Transformer(5, length, hidden_size=32, num_layers=2, num_heads=2, conditioning_size=0)
         own = denoisers.subs(net, 4)
         pipeline = (
-            denoising.denoising(own, LINEAR) if name == "mdlm" else chain_rule.denoising(own, LINEAR, (1, length))
+            denoising.denoising(own, LINEAR)
+            if name == "mdlm"
+            else chain_rule_objectives.denoising(own, LINEAR, (1, length))
         )
         optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, 250, pct_start=0.15)

@@ -20,7 +20,7 @@ from edlm import contracts
 from edlm.data import corpora, datasets
 from edlm.data.vocabulary import characters
 from edlm.evaluation import contrast
-from edlm.likelihood import bounds, nelbo
+from edlm.likelihood import bounds, estimates, nelbo
 from edlm.models import denoisers, energies
 from edlm.nn import networks
 from edlm.nn.networks import EnergyNetwork, Transformer
@@ -198,13 +198,13 @@ def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
         ("loss", losses.nce(found[:, 0], found[:, 1:2])),
         ("gap", found[:, 1:].mean(1) - found[:, 0]),
     ):
-        assert report[name] == pytest.approx(nelbo.estimate(values)._asdict(), abs=1e-5), name
+        assert report[name] == pytest.approx(estimates.estimate(values)._asdict(), abs=1e-5), name
     parts = [nelbo.nelbo(denoiser, schedule, x_0[part], seed, part, scored[part]) for part in row.split(8)]
-    expected = nelbo.estimate(torch.cat(parts), scored.sum(1))
+    expected = estimates.estimate(torch.cat(parts), scored.sum(1))
     assert report["nelbo"] == pytest.approx(expected._asdict(), abs=1e-5)
     keys = schedule, schedules.uniform_grid(3), x_0[:8], seed, row[:8]
     bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=2, scored=scored[:8])
-    expected = nelbo.estimate(bound.nats, scored[:8].sum(1))
+    expected = estimates.estimate(bound.nats, scored[:8].sum(1))
     assert report["bound"] == pytest.approx(expected._asdict(), abs=1e-5)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import edlm
 from edlm import contracts
-from edlm.objectives import denoising, losses, transition
+from edlm.objectives import contrastive, denoising, losses, transition
 from edlm.process import noise, schedules, stages
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
@@ -91,7 +91,7 @@ def test_padding_is_never_masked(objective: str):
     if objective == "denoising":
         pipeline = denoising.denoising(denoiser, schedule, pad_id=pad_id)
     else:
-        pipeline = denoising.contrastive(denoiser, tiny_energy(), schedule, pad_id=pad_id)
+        pipeline = contrastive.contrastive(denoiser, tiny_energy(), schedule, pad_id=pad_id)
     padding, x_t = inputs[contracts.X_0] == pad_id, pipeline(inputs)[contracts.X_T]
     assert padding.any()
     assert torch.equal(x_t[padding], inputs[contracts.X_0][padding])
@@ -110,7 +110,7 @@ def stages_of(objective: str) -> TensorDictSequential:
         return denoising.denoising(tiny_denoiser(), schedules.log_linear())
     if objective == "transition":
         return transition.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), (1, 5), num_negatives=3)
-    return denoising.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives=3)
+    return contrastive.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives=3)
 
 
 every_training = pytest.mark.parametrize("objective", ["denoising", "contrastive", "transition"])
@@ -176,7 +176,7 @@ def test_the_gradient_of_denoising_is_that_of_the_loss():
 @pytest.mark.parametrize("objective", [losses.nce, losses.info_nce])
 def test_contrast_is_the_objective_of_the_data_and_its_drafts(num_negatives: int, objective):
     energy, inputs = tiny_energy(), batch()
-    pipeline = denoising.contrastive(
+    pipeline = contrastive.contrastive(
         tiny_denoiser(), energy, schedules.log_linear(), num_negatives, objective=objective
     )
     out = pipeline(inputs)
@@ -201,7 +201,8 @@ def test_contrast_is_the_objective_of_the_data_and_its_drafts(num_negatives: int
 def test_negatives_differ_from_each_other_and_do_not_depend_on_their_number():
     denoiser, energy, inputs = tiny_denoiser(), tiny_energy(), batch(b=8)
     few, many = (
-        denoising.contrastive(denoiser, energy, schedules.log_linear(), n)(inputs)[contracts.CANDIDATES] for n in (2, 5)
+        contrastive.contrastive(denoiser, energy, schedules.log_linear(), n)(inputs)[contracts.CANDIDATES]
+        for n in (2, 5)
     )
     assert torch.equal(few, many[:, :3])
     assert not torch.equal(many[:, 1], many[:, 2])
@@ -211,7 +212,7 @@ def test_the_denoiser_of_contrast_is_frozen_in_eval_mode():
     denoiser, inputs = tiny_denoiser(dropout=0.9), batch(b=8)
     denoiser.train()  # as one comes from its own training
     energy = tiny_energy(dropout=0.9)
-    pipeline = denoising.contrastive(denoiser, energy, schedules.log_linear(), num_negatives=4)
+    pipeline = contrastive.contrastive(denoiser, energy, schedules.log_linear(), num_negatives=4)
     evaluated = pipeline.eval()(inputs)
     trained = pipeline.train()(inputs)
     assert energy.network.training
@@ -228,13 +229,13 @@ def test_contrast_leaves_out_energies_that_read_log_probabilities():
     energy = energy_module(lambda *_: torch.zeros(1, 1))
     energy.in_keys = [contracts.CANDIDATES, contracts.LOG_P_CANDIDATES]
     with pytest.raises(ValueError, match="log_p_candidates cannot be trained by contrast"):
-        denoising.contrastive(tiny_denoiser(), energy, schedules.log_linear())
+        contrastive.contrastive(tiny_denoiser(), energy, schedules.log_linear())
 
 
 @pytest.mark.parametrize("num_negatives", [0, -2])
 def test_no_negatives_is_an_error(num_negatives: int):
     with pytest.raises(ValueError, match=f"num_negatives = {num_negatives} must be at least 1"):
-        denoising.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives)
+        contrastive.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), num_negatives)
 
 
 @pytest.mark.parametrize("time_low", [-0.1, 1.0, math.nan])
@@ -242,7 +243,7 @@ def test_a_first_time_outside_the_unit_interval_is_an_error(time_low: float):
     with pytest.raises(ValueError, match=rf"time_low = {time_low} must lie in \[0, 1\)"):
         denoising.denoising(tiny_denoiser(), schedules.log_linear(), time_low)
     with pytest.raises(ValueError, match="time_low"):
-        denoising.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), time_low=time_low)
+        contrastive.contrastive(tiny_denoiser(), tiny_energy(), schedules.log_linear(), time_low=time_low)
 
 
 @pytest.mark.parametrize("bos_id", [3, 4, None])

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from edlm import contracts
 from edlm.data import corpora, vocabulary
-from edlm.models import chain_rule, denoisers, joint
+from edlm.models import denoisers
 from edlm.nn import networks
-from edlm.objectives import denoising
+from edlm.objectives import baselines, denoising
+from edlm.objectives import chain_rule as chain_rule_objectives
+from edlm.objectives import joint as joint_objectives
 from edlm.objectives import losses as objectives
 from edlm.process import schedules
 from edlm.training import loop
@@ -50,14 +52,16 @@ def stages_of(kind: str, network: nn.Module, pad_id: int | None = PAD) -> Tensor
     if kind == "next_token":
         return denoising.next_token(network, MASK, MASK, pad_id)
     if kind == "d3pm":
-        return denoising.d3pm(denoisers.d3pm(network, MASK), LINEAR, 5, pad_id)
+        return baselines.d3pm(denoisers.d3pm(network, MASK), LINEAR, 5, pad_id)
     if kind == "score_entropy":
-        return denoising.score_entropy(denoisers.sedd(network, MASK, LINEAR), LINEAR, 0.1, pad_id)
+        return baselines.score_entropy(denoisers.sedd(network, MASK, LINEAR), LINEAR, 0.1, pad_id)
     denoiser = denoisers.subs(network, MASK)
     if kind == "chain_rule":
-        return chain_rule.denoising(denoiser, LINEAR, (2, 5), pad_id)
+        return chain_rule_objectives.denoising(denoiser, LINEAR, (2, 5), pad_id)
     if kind == "joint":
-        return joint.contrastive(denoiser, LINEAR, (2, 5), 2, nelbo_weight=0.7, energy_weight=0.3, pad_id=pad_id)
+        return joint_objectives.contrastive(
+            denoiser, LINEAR, (2, 5), 2, nelbo_weight=0.7, energy_weight=0.3, pad_id=pad_id
+        )
     return denoising.denoising(denoiser, LINEAR, 0.1, pad_id)
 
 

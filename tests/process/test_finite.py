@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import edlm
 from edlm.data import corpora, vocabulary
 from edlm.evaluation import figures, judges, scores
+from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import bounds, nelbo
 from edlm.models import denoisers, energies
 from edlm.nn import networks
@@ -221,8 +222,8 @@ def test_figures_of_a_network_that_gives_no_numbers_are_refused() -> None:
         (partial(nelbo.nelbo, wrong, LINEAR, x_0, *keys), of_denoiser),
         (partial(nelbo.masked_nll, wrong, LINEAR, x_0, torch.full((3,), 0.7), *keys), of_denoiser),
         (partial(bounds.t_step_nelbo, wrong, LINEAR, grid, x_0, *keys), of_denoiser),
-        (partial(baselines.t_step_nelbo, baselines.d3pm(d3pm, told), x_0, *keys, 3), of_denoiser),
-        (partial(baselines.score_entropy, sedd, told, x_0, *keys), of_denoiser),
+        (partial(baseline_bounds.t_step_nelbo, baselines.d3pm(d3pm, told), x_0, *keys, 3), of_denoiser),
+        (partial(baseline_bounds.score_entropy, sedd, told, x_0, *keys), of_denoiser),
     ]
     for bound in (bounds.sampler_nelbo, bounds.transition_nelbo):
         asked.append((partial(bound, wrong, tiny_energy(), LINEAR, grid, x_0, *keys, num_particles=2), of_denoiser))

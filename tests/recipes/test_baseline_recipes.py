@@ -12,13 +12,14 @@ from running import Runner
 
 from edlm.cli import commands
 from edlm.data import corpora
+from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import nelbo
 from edlm.models import denoisers
 from edlm.nn import folding
 from edlm.nn.networks import Transformer
 from edlm.process import schedules
 from edlm.samplers import baselines
-from edlm.training import log
+from edlm.training import texts as training_texts
 from edlm.weights import checkpoints
 
 
@@ -86,11 +87,11 @@ def test_a_checkpoint_says_what_it_holds_and_a_report_what_was_measured(trained:
     schedule = schedules.log_linear(1e-3)
     parts = [slice(first, first + 8) for first in range(0, 32, 8)]
     scores = denoisers.sedd(sedd, 27, schedule)
-    expected = [baselines.score_entropy(scores, schedule, x_0[part], seed, row[part]) for part in parts]
+    expected = [baseline_bounds.score_entropy(scores, schedule, x_0[part], seed, row[part]) for part in parts]
     report = json.loads((trained / "tiny_sedd" / "report.json").read_text())
     assert report["mean"] == pytest.approx(float(torch.cat(expected).mean()), rel=1e-6)
     kernel = baselines.d3pm(denoisers.d3pm(d3pm, 27), schedule)
-    expected = [baselines.t_step_nelbo(kernel, x_0[part], seed, row[part], 20) for part in parts]
+    expected = [baseline_bounds.t_step_nelbo(kernel, x_0[part], seed, row[part], 20) for part in parts]
     report = json.loads((trained / "tiny_d3pm" / "report.json").read_text())
     assert report["mean"] == pytest.approx(float(torch.cat(expected).mean()), rel=1e-6)
 
@@ -123,9 +124,11 @@ def test_texts_on_the_way_are_drawn_as_the_kind_that_is_trained(trained: Path) -
         checkpoints.load_as(Transformer, trained / name) for name in ("tiny", "tiny_sedd", "tiny_d3pm")
     )
     expected = {
-        "tiny": log.denoiser_texts(denoisers.subs(plain, 27), ids, 0),
-        "tiny_sedd": log.baseline_texts(baselines.analytic(denoisers.sedd(sedd, 27, schedule), schedule), ids, 0),
-        "tiny_d3pm": log.baseline_texts(baselines.d3pm(denoisers.d3pm(d3pm, 27), schedule), ids, 0),
+        "tiny": training_texts.denoiser_texts(denoisers.subs(plain, 27), ids, 0),
+        "tiny_sedd": training_texts.baseline_texts(
+            baselines.analytic(denoisers.sedd(sedd, 27, schedule), schedule), ids, 0
+        ),
+        "tiny_d3pm": training_texts.baseline_texts(baselines.d3pm(denoisers.d3pm(d3pm, 27), schedule), ids, 0),
     }
     for name, texts in expected.items():
         lines = (trained / name / "training_samples.jsonl").read_text("utf-8").splitlines()
@@ -189,6 +192,6 @@ def test_under_subs_the_scores_are_a_law_that_costs_no_more(trained: Path) -> No
     blocks = corpora.load_blocks(corpora.embedded(), checkpoints.load_vocabulary_of(trained / "tiny"), 32).test[:16]
     keys: tuple[Any, ...] = (schedule, blocks, torch.tensor(1), torch.arange(16))
     plain = nelbo.nelbo(denoisers.subs(network, 27, schedule), *keys)
-    scored = baselines.score_entropy(denoisers.sedd(network, 27, schedule), *keys)
+    scored = baseline_bounds.score_entropy(denoisers.sedd(network, 27, schedule), *keys)
     assert (scored - plain >= -1e-6).all()
     assert float((scored - plain).mean()) > 0.0

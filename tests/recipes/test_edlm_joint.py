@@ -13,9 +13,10 @@ from smallest import LENGTH, NETWORK, UPDATES, settings_of, train, words_of
 from edlm.cli import commands
 from edlm.data import corpora, datasets, vocabulary
 from edlm.evaluation import contrast
-from edlm.likelihood import bounds, nelbo
+from edlm.likelihood import bounds, estimates, nelbo
 from edlm.models import denoisers, joint
 from edlm.nn.networks import JointNetwork, Transformer
+from edlm.objectives import joint as joint_objectives
 from edlm.process import schedules
 from edlm.samplers import pipelines
 from edlm.weights import checkpoints, named, resolve
@@ -66,7 +67,7 @@ def test_it_reports_what_the_denoiser_paid_and_what_the_bound_gained(trained: Pa
     found = {name: torch.cat(values) for name, values in per_row.items()}
     found |= {"cost": found["nelbo"] - found["start_nelbo"], "gain": found["plain_bound"] - found["bound"]}
     for name, values in found.items():
-        expected = nelbo.estimate(values)._asdict()
+        expected = estimates.estimate(values)._asdict()
         assert report[name] == pytest.approx(expected, abs=1e-5), name
     assert report["cost"]["mean"] != 0.0
     assert report["gain"]["standard_error"] > 0.0
@@ -234,12 +235,12 @@ def test_padding_is_not_scored(tmp_path: Path) -> None:
     scored, denoiser = x_0 != ids.pad_id, denoisers.subs(network, ids.mask_id)
     assert sorted(set(scored.sum(1).tolist())) == [4, 6, 16]
     parts = [nelbo.nelbo(denoiser, schedule, x_0[part], seed, part, scored[part]) for part in row.split(8)]
-    expected = nelbo.estimate(torch.cat(parts), scored.sum(1))
+    expected = estimates.estimate(torch.cat(parts), scored.sum(1))
     assert report["nelbo"] == pytest.approx(expected._asdict(), abs=1e-5)
     few, keys = scored[:16], (schedule, schedules.uniform_grid(3), x_0[:16], seed, row[:16])
     bound = bounds.transition_nelbo(denoiser, joint.energy(network), *keys, num_particles=2, scored=few)
     for name, values in (("bound", bound.nats), ("gain", -bound.excess)):
-        assert report[name] == pytest.approx(nelbo.estimate(values, few.sum(1))._asdict(), abs=1e-5)
+        assert report[name] == pytest.approx(estimates.estimate(values, few.sum(1))._asdict(), abs=1e-5)
 
 
 def test_figures_of_too_few_steps_that_reveal_anything_are_refused_before_the_first_step() -> None:
@@ -248,7 +249,7 @@ def test_figures_of_too_few_steps_that_reveal_anything_are_refused_before_the_fi
     texts = torch.zeros(8, 2, dtype=torch.int64)
     batches = [(row, texts[row]) for row in torch.arange(8).split(3)]
     for steps, refused in (((4096, 4096), True), ((2, 2), False)):
-        stage = joint.contrastive(
+        stage = joint_objectives.contrastive(
             denoisers.subs(JointNetwork(4, 2, **NETWORK), 3), schedules.log_linear(), steps
         ).module["corrupt"]
         if refused:

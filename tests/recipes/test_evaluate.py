@@ -22,9 +22,9 @@ from edlm.evaluation import samples as sample_figures
 from edlm.evaluation import texts as text_sets
 from edlm.evaluation.figures import Figure, TextSet
 from edlm.evaluation.scores import Scores
-from edlm.likelihood import bounds, nelbo
-from edlm.likelihood.nelbo import Estimate
-from edlm.models import chain_rule, denoisers, energies, joint
+from edlm.likelihood import bounds, estimates
+from edlm.likelihood.estimates import Estimate
+from edlm.models import autoregressive, chain_rule, denoisers, energies, joint
 from edlm.nn import folding
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.process import absorbing, noise, schedules
@@ -109,7 +109,7 @@ def test_the_likelihood_of_an_ar_model_is_that_of_the_whole_text(run, folder: Pa
     excerpts = corpora.excerpts([TEXT], ABC, LENGTH)
     with torch.no_grad():
         nats = sum(
-            -energies.ar_log_prob(network, e.tokens[None], ABC.mask_id, ABC.mask_id)[0, e.given :].double().sum()
+            -autoregressive.ar_log_prob(network, e.tokens[None], ABC.mask_id, ABC.mask_id)[0, e.given :].double().sum()
             for e in excerpts
         )
     assert len(TEXT) % LENGTH != 0
@@ -155,14 +155,14 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     denoiser = denoisers.subs(network, ABC.mask_id)
     learned = energies.learned(folding.fold_conditioning(checkpoints.load_as(EnergyNetwork, folder / "energy")))
     ar = folding.fold_conditioning(checkpoints.load_as(Transformer, folder / "ar"))
-    posterior, carry_over = (energies.residual_ar(ar, ABC.mask_id, ABC.mask_id, form) for form in (False, True))
+    posterior, carry_over = (autoregressive.residual_ar(ar, ABC.mask_id, ABC.mask_id, form) for form in (False, True))
     texts = corpora.excerpts([TEXT], ABC, LENGTH)
     x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     options = {"num_particles": 3, "num_completions": 2, "window": (0.4, 1.0)}
     for model, energy in zip(energies_shown, (learned, posterior, carry_over), strict=True):
         bound = bounds.sampler_nelbo(denoiser, energy, *keys, **options)
-        estimate = nelbo.estimate(bound.nats)
+        estimate = estimates.estimate(bound.nats)
         assert found[model, "sampler_nelbo"]["nats_per_token"] == pytest.approx(estimate.mean, rel=1e-5)
         assert found[model, "sampler_nelbo"]["nats_error"] == pytest.approx(estimate.standard_error, rel=1e-5)
 
@@ -182,7 +182,7 @@ def test_an_energy_of_transitions_has_a_bound_of_its_own(run, folder: Path) -> N
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     energy = energies.learned_transition(network)
     bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=3, window=(0.4, 1.0))
-    estimate = nelbo.estimate(bound.nats)
+    estimate = estimates.estimate(bound.nats)
     assert found["nats_per_token"] == pytest.approx(estimate.mean, rel=1e-5)
     assert found["excess_nats"] == pytest.approx(float(bound.excess.mean()), rel=1e-4)
     plain = by_name(card)["denoiser", "t_step_nelbo"]["nats_per_token"]
@@ -235,8 +235,8 @@ def test_a_joint_network_has_the_bounds_of_its_denoiser_and_of_its_own_sampler(r
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     denoiser = denoisers.subs(network, ABC.mask_id)
     options = {"num_particles": 3, "window": (0.4, 1.0)}
-    bound = nelbo.estimate(bounds.transition_nelbo(denoiser, joint.energy(network), *keys, **options).nats)
-    plain = nelbo.estimate(bounds.t_step_nelbo(denoiser, *keys).nats)
+    bound = estimates.estimate(bounds.transition_nelbo(denoiser, joint.energy(network), *keys, **options).nats)
+    plain = estimates.estimate(bounds.t_step_nelbo(denoiser, *keys).nats)
     assert found["joint", "transition_nelbo"]["nats_per_token"] == pytest.approx(bound.mean, rel=1e-4)
     assert found["joint", "t_step_nelbo"]["nats_per_token"] == pytest.approx(plain.mean, rel=1e-4)
     assert bound.mean != pytest.approx(plain.mean, rel=1e-3)
@@ -315,7 +315,7 @@ def test_excerpts_between_bos_and_eos_score_the_text_alone(run, folder: Path, tm
     for excerpt in corpora.excerpts([TEXT], ids, LENGTH - 2):
         x_0 = torch.cat([torch.tensor([ids.bos_id]), excerpt.tokens, torch.tensor([ids.eos_id])])
         with torch.no_grad():
-            log_p = energies.ar_log_prob(network, x_0[None], ids.mask_id, ids.bos_id)[0]
+            log_p = autoregressive.ar_log_prob(network, x_0[None], ids.mask_id, ids.bos_id)[0]
         nats -= float(log_p[excerpt.given + 1 : -1].double().sum())
     [figure] = card["figures"]
     assert card["texts"][0]["tokens"] == card["texts"][0]["characters"] == len(TEXT)
@@ -370,7 +370,9 @@ def test_samples_are_compared_with_held_out_text_and_judged(run, folder: Path) -
     assert found["distinct-2"]["samples"]["n"] == found["distinct-2"]["held_out"]["n"] == 3
     network = checkpoints.load_as(Transformer, folder / "ar")
     with torch.no_grad():
-        log_p = energies.ar_log_prob(network, torch.stack([ABC.encode(t) for t in SAMPLES]), ABC.mask_id, ABC.mask_id)
+        log_p = autoregressive.ar_log_prob(
+            network, torch.stack([ABC.encode(t) for t in SAMPLES]), ABC.mask_id, ABC.mask_id
+        )
     assert found["generative perplexity"]["samples"]["mean"] == pytest.approx(math.exp(-log_p.mean().item()), rel=1e-4)
     assert card["judge"]["kind"] == "autoregressive"
     assert card["judge"]["weights_sha256"] == tensors.sha256(folder / "ar" / "network.safetensors")

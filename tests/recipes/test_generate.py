@@ -15,7 +15,7 @@ from smallest import energy_words, settings_of
 
 import edlm
 from edlm.data import vocabulary
-from edlm.models import denoisers, energies
+from edlm.models import autoregressive, denoisers, energies
 from edlm.nn.networks import Transformer
 from edlm.process import schedules
 from edlm.recipes import generate
@@ -74,7 +74,7 @@ def test_an_ar_model_alone_is_sampled_exactly_whatever_the_batch_size(
         assert record["text"].startswith("the name")
         assert len(record["text"]) == 32
         with torch.no_grad():
-            log_prob = energies.ar_log_prob(network, torch.tensor([record["tokens"]]), 27, 27)
+            log_prob = autoregressive.ar_log_prob(network, torch.tensor([record["tokens"]]), 27, 27)
         assert record["log_prob"] == pytest.approx(float(log_prob[0, 8:].double().sum()), abs=1e-3)
 
 

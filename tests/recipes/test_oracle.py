@@ -17,7 +17,7 @@ from edlm.frontier.exact import Beside
 from edlm.frontier.exact_report import Row
 from edlm.frontier.grid import Setting
 from edlm.likelihood import hidden_markov
-from edlm.likelihood.nelbo import Estimate
+from edlm.likelihood.estimates import Estimate
 from edlm.process import schedules
 from edlm.weights import checkpoints
 from edlm.weights.named import Diffusion, Models

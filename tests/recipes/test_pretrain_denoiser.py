@@ -11,7 +11,8 @@ from smallest import denoiser_words, settings_of, train
 from torch import Tensor
 
 from edlm import contracts
-from edlm.likelihood import nelbo
+from edlm.likelihood import baselines as baseline_bounds
+from edlm.likelihood import estimates, nelbo
 from edlm.models import denoisers
 from edlm.process import schedules
 from edlm.recipes import pretrain_denoiser
@@ -50,7 +51,7 @@ def test_a_bound_goes_through_the_blocks_with_noise_of_every_rows_own_and_counts
 
     found = pretrain_denoiser.over_draws(score, blocks, 5, {"seed": 7, "batch_size": 2}, CPU, pad_id=9)
     values, counts = torch.tensor([7003.0, 7103.0, 7203.0, 7303.0, 7403.0]), torch.tensor([2, 1, 2, 1, 2])
-    assert found == pytest.approx(nelbo.estimate(values, counts))
+    assert found == pytest.approx(estimates.estimate(values, counts))
 
 
 @every_kind
@@ -75,10 +76,10 @@ def test_its_bound_is_that_of_its_kind_on_what_is_no_padding(tmp_path: Path, kin
         if kind in ("mdlm", "chain_rule"):
             values.append(nelbo.nelbo(denoiser, schedule, *keys, x_0[row] != PAD))
         elif kind == "d3pm":
-            values.append(baselines.t_step_nelbo(baselines.d3pm(denoiser, schedule), *keys, 5, x_0[row] != PAD))
+            values.append(baseline_bounds.t_step_nelbo(baselines.d3pm(denoiser, schedule), *keys, 5, x_0[row] != PAD))
         else:
-            values.append(baselines.score_entropy(denoiser, schedule, *keys, x_0[row] != PAD))
-    expected = nelbo.estimate(torch.cat(values), (x_0 != PAD).sum(1))
+            values.append(baseline_bounds.score_entropy(denoiser, schedule, *keys, x_0[row] != PAD))
+    expected = estimates.estimate(torch.cat(values), (x_0 != PAD).sum(1))
     assert made.held_out_bound(network, x_0, 5)._asdict() == pytest.approx(expected._asdict(), rel=1e-5)
     made.blocks = made.blocks._replace(valid=x_0, test=made.blocks.train)
     assert made.validate(network)["nelbo"] == made.held_out_bound(network, x_0, 8).mean
@@ -97,7 +98,7 @@ def test_what_is_left_at_a_time_is_that_of_the_averaged_network_as_a_law(tmp_pat
         rows.append(nelbo.masked_nll(denoiser, schedule, *keys))
     values = torch.cat(rows)
     values = values[~values.isnan()]
-    assert made.masked_nll(0.1) == pytest.approx(nelbo.estimate(values), rel=1e-5)
+    assert made.masked_nll(0.1) == pytest.approx(estimates.estimate(values), rel=1e-5)
     assert len(values) < 8
 
 
@@ -109,7 +110,7 @@ def test_a_figure_that_too_few_draws_carry_is_left_out_with_a_sentence(
     full, made.settings = made.settings, {**made.settings, "valid_rows": 1}
     assert made.masked_nll(0.9) is None
     made.settings = full
-    made.masked_nll = lambda t: None if t < 0.2 else nelbo.Estimate(1.0, 0.1, 8)  # type: ignore[method-assign]
+    made.masked_nll = lambda t: None if t < 0.2 else estimates.Estimate(1.0, 0.1, 8)  # type: ignore[method-assign]
     tmp_path.mkdir(exist_ok=True)
     made.cleanup()
     assert re.search(r"bits left at t = 0\.1 +left out +fewer than two draws got a mask", capsys.readouterr().out)

@@ -17,7 +17,7 @@ from smallest import TEXTS, ar_words, denoiser_words, energy_words
 
 from edlm.cli import commands
 from edlm.data import corpora, vocabulary
-from edlm.models import energies
+from edlm.models import autoregressive
 from edlm.nn.networks import Transformer
 from edlm.recipes import pretrain_ar
 from edlm.runs import settings
@@ -163,7 +163,7 @@ def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(run: Runner,
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     blocks = corpora.load_blocks(corpora.embedded(), characters, TEXTS["length"]).test[: report["n"]]
     with torch.no_grad():
-        log_prob = energies.ar_log_prob(network, blocks, characters.mask_id, bos_id)
+        log_prob = autoregressive.ar_log_prob(network, blocks, characters.mask_id, bos_id)
     assert report["n"] == 4 * TEXTS["valid_rows"]
     assert report["mean"] == pytest.approx(-float(log_prob.double().mean()), abs=1e-5)
     assert report["standard_error"] == pytest.approx(float(log_prob.mean(-1).std()) / report["n"] ** 0.5, rel=1e-4)

@@ -21,6 +21,7 @@ from edlm.runs import files
 from edlm.samplers import baselines
 from edlm.training import forecast as forecasts
 from edlm.training import log as following
+from edlm.training import texts as training_texts
 from edlm.training.loop import TrainingRun
 from edlm.weights import checkpoints
 
@@ -63,7 +64,7 @@ def tiny_run(folder: Path, **changes: Any) -> TrainingRun:
     def sample(average: nn.Module) -> following.Texts:
         own = tiny_denoiser()
         own.network = average
-        return following.denoiser_texts(own, abcd, seed=1)
+        return training_texts.denoiser_texts(own, abcd, seed=1)
 
     def validate(average: nn.Module) -> dict[str, float]:
         return {"nelbo": 1.5, "nelbo_error": 0.1, "accuracy": 0.5}
@@ -139,13 +140,13 @@ def test_the_best_network_is_kept_if_asked_for_and_reported_where_it_ends_a_run(
 
 def test_texts_on_the_way_have_the_same_noise(tmp_path: Path) -> None:
     denoiser, abcd = tiny_denoiser(), vocabulary.characters("abcd")
-    drawn = [following.denoiser_texts(denoiser, abcd, seed=s) for s in (1, 1, 2)]
+    drawn = [training_texts.denoiser_texts(denoiser, abcd, seed=s) for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     network = tiny_network(causal=True, conditioning_size=0)
-    texts = following.ar_texts(network, abcd, 4, seed=1)
-    assert texts == following.ar_texts(network, abcd, 4, seed=1)
+    texts = training_texts.ar_texts(network, abcd, 4, seed=1)
+    assert texts == training_texts.ar_texts(network, abcd, 4, seed=1)
     assert len(texts) == 2
-    assert following.ar_texts(network, abcd, None, seed=1) == []
+    assert training_texts.ar_texts(network, abcd, None, seed=1) == []
 
 
 def test_texts_of_a_baseline_are_those_of_its_own_sampler() -> None:
@@ -153,7 +154,7 @@ def test_texts_of_a_baseline_are_those_of_its_own_sampler() -> None:
     kernel = baselines.d3pm(denoisers.d3pm(tiny_network(), 4), schedule)
     tokens = baselines.sample(kernel, 8, 8, 2, seed=1)["tokens"]
     records = [{"row": row, "seed": 1, "text": text} for row, text in enumerate(abcd.decode(tokens))]
-    assert following.baseline_texts(kernel, abcd, seed=1) == records
+    assert training_texts.baseline_texts(kernel, abcd, seed=1) == records
 
 
 def test_a_resumed_run_draws_no_text_twice(tmp_path: Path) -> None:

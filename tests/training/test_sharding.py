@@ -12,10 +12,11 @@ from test_resume import CHARACTERS, train
 from together import together
 from torch import Tensor, nn
 
-from edlm.models import denoisers, energies, joint
+from edlm.models import denoisers, energies
 from edlm.nn import networks
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.objectives import denoising
+from edlm.objectives import contrastive, denoising
+from edlm.objectives import joint as joint_objectives
 from edlm.process import schedules
 from edlm.samplers import execution
 from edlm.training import loop
@@ -51,7 +52,7 @@ def small_joint(dropout: float = 0.0) -> JointNetwork:
 
 def joint_gradients(network: JointNetwork, rows: int = 3) -> list[Tensor]:
     """Of the loss that a joint network is trained by, its own draws included."""
-    stages = joint.contrastive(denoisers.subs(network, CHARACTERS.mask_id), schedules.log_linear(), (2, 4))
+    stages = joint_objectives.contrastive(denoisers.subs(network, CHARACTERS.mask_id), schedules.log_linear(), (2, 4))
     x_0 = torch.arange(rows * 6).view(rows, 6) % 2
     torch.manual_seed(1)
     network.zero_grad()
@@ -167,7 +168,7 @@ def losses(precision: str) -> list[float]:
     denoiser = denoisers.subs(network, CHARACTERS.mask_id)
     pipelines = (
         denoising.denoising(denoiser, schedule),
-        denoising.contrastive(denoiser, energies.learned(energy_network), schedule),
+        contrastive.contrastive(denoiser, energies.learned(energy_network), schedule),
     )
     for each in (network, energy_network):
         Weights(each, "data", precision)

@@ -11,6 +11,7 @@ from smallest import energy_words, settings_of
 
 from edlm.data import vocabulary
 from edlm.process import schedules
+from edlm.recipes import pretrain_denoiser
 from edlm.training import start as starts
 from edlm.weights import checkpoints
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 def load(folder: Path, steps: int, *others: str) -> starts.Start:
     words = [f"pretrain.steps={steps}", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "seed=3", *others]
-    return starts.load(settings_of("edlm_nce", *energy_words(folder), *words), CPU)
+    return starts.load(settings_of("edlm_nce", *energy_words(folder), *words), CPU, pretrain_denoiser.main)
 
 
 def test_it_is_trained_until_it_has_its_steps_and_then_left_alone(
@@ -76,7 +77,7 @@ def test_a_run_of_another_plan_is_named_with_what_to_do(tmp_path: Path) -> None:
     _trained(tmp_path)
     words = ["pretrain.steps=4", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "pretrain.batch_size=3"]
     with pytest.raises(ValueError, match=r"batch_size was \d+, is 3;.* name another denoiser=, or .* pretrain=null$"):
-        starts.load(settings_of("edlm_nce", *energy_words(tmp_path), *words), CPU)
+        starts.load(settings_of("edlm_nce", *energy_words(tmp_path), *words), CPU, pretrain_denoiser.main)
 
 
 def _trained(folder: Path) -> Path:
@@ -94,7 +95,7 @@ def saved(folder: Path, **notes: object) -> dict[str, object]:
 
 
 def test_a_denoiser_that_is_there_is_loaded_frozen_with_its_own_schedule(tmp_path: Path) -> None:
-    start = starts.load(saved(tmp_path / "denoiser", **NOTES), CPU)
+    start = starts.load(saved(tmp_path / "denoiser", **NOTES), CPU, pretrain_denoiser.main)
     assert not any(parameter.requires_grad for parameter in start.network.parameters())
     expected, time = tiny_network(0, 5, 8).float().state_dict(), torch.linspace(0.0, 1.0, 5)
     assert all(torch.equal(value, expected[key]) for key, value in start.network.state_dict().items())
@@ -111,7 +112,7 @@ def test_a_denoiser_that_is_there_is_loaded_frozen_with_its_own_schedule(tmp_pat
 )
 def test_what_holds_no_denoiser_of_drafts_is_refused(tmp_path: Path, notes: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=f"denoiser = '{tmp_path / 'denoiser'}' {said}"):
-        starts.load(saved(tmp_path / "denoiser", **notes), CPU)
+        starts.load(saved(tmp_path / "denoiser", **notes), CPU, pretrain_denoiser.main)
 
 
 @pytest.mark.parametrize(
@@ -123,5 +124,5 @@ def test_what_holds_no_denoiser_of_drafts_is_refused(tmp_path: Path, notes: dict
 )
 def test_a_plan_that_trains_another_is_refused_before_it_is_trained(tmp_path: Path, word: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        starts.load(settings_of("edlm_nce", *energy_words(tmp_path), word), CPU)
+        starts.load(settings_of("edlm_nce", *energy_words(tmp_path), word), CPU, pretrain_denoiser.main)
     assert not list(tmp_path.iterdir())

@@ -12,11 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from edlm.benchmark import textbook_training
 from edlm.contracts import LOSS
-from edlm.models import denoisers, energies, joint
+from edlm.models import denoisers, energies
 from edlm.nn import head
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.objectives import contrastive, transition
 from edlm.objectives import denoising as denoising_objectives
-from edlm.objectives import transition
+from edlm.objectives import joint as joint_objectives
 from edlm.process import schedules
 from edlm.training import loop
 
@@ -51,9 +52,7 @@ def denoising() -> TensorDictSequential:
 
 def drafts() -> TensorDictSequential:
     energy = energies.learned(EnergyNetwork(V, L, **SIZES, conditioning_size=2))
-    return denoising_objectives.contrastive(
-        denoisers.subs(network(), V - 1), energy, schedules.log_linear(), num_negatives=2
-    )
+    return contrastive.contrastive(denoisers.subs(network(), V - 1), energy, schedules.log_linear(), num_negatives=2)
 
 
 def transitions() -> TensorDictSequential:
@@ -63,7 +62,7 @@ def transitions() -> TensorDictSequential:
 
 def both() -> TensorDictSequential:
     denoiser = denoisers.subs(JointNetwork(V, L, **SIZES, conditioning_size=2), V - 1)
-    return joint.contrastive(denoiser, schedules.log_linear(), (2, 4), 2)
+    return joint_objectives.contrastive(denoiser, schedules.log_linear(), (2, 4), 2)
 
 
 def next_token() -> TensorDictSequential:

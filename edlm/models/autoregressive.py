@@ -1,0 +1,131 @@
+"""Causal networks as laws of texts: their log-probabilities, and the energy that they are beside a denoiser."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+
+from edlm import contracts
+from edlm.models.energies import declare, of_every_particle
+from edlm.nn.attention import Attention
+from edlm.nn.blocks import Head
+from edlm.process import categorical
+
+
+def residual_ar(
+    network: nn.Module, mask_id: int, bos_id: int | None, carry_over: bool, pad_id: int | None = None
+) -> TensorDictModule:
+    """The energy of an autoregressive model against the denoiser: nothing to train (EDLM, Xu et al. 2025).
+
+    Posterior form (carry_over=False): `E = -log p_AR(x_0) + log p_theta(x_0 | x_t)`, so that `Z(x_t)` is the
+    probability of the visible tokens under the AR model. Carry-over form: only positions that x_t masks count, in both
+    parts, and Z = 1; it does not look at visible tokens to the right.
+
+    bos_id stands in front of the text, so that both parts cover every position; it may be the mask's id, for a network
+    that was trained with it there. With None the first token is given, as the published models take it, and is left
+    out of both. Positions that x_t gives as `pad_id` count in neither. The mask has probability zero under the AR
+    model too: a candidate with a mask at a position that counts has E = +inf. Log-probabilities are float32 or better,
+    sums float64.
+
+    Raises ValueError as `check_ar` does.
+    """
+    check_ar(network, mask_id, bos_id, pad_id)
+    found = TensorDictModule(
+        _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
+        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES],
+        out_keys=[contracts.ENERGY],
+    )
+    return declare(found, ("draft",))  # a mask has no chance under an AR model
+
+
+def ar_log_prob(
+    network: nn.Module, tokens: Tensor, mask_id: int, bos_id: int | None, positions: Tensor | None = None
+) -> Tensor:
+    """`log p(x_i | x_<i)` of a causal network: tokens (n, l) to nats (n, l), float32 or better.
+
+    The network reads `[bos, x_0, ..., x_{l-2}]`; without a bos, position 0 is given and its entry is zero. The mask's
+    logit is left out. With flat positions, indices into n * l of which n * l is padding, the vocabulary head runs on
+    those alone and the entries of others are zero. Never more than a fixed number of logits exist at once, also where
+    gradients are taken, if the network's head is a `blocks.Head`.
+    """
+    n, l = tokens.shape
+    # Position i is predicted by the state that read everything before it.
+    read, behind = (tokens, 1) if bos_id is None else (F.pad(tokens[:, :-1], (1, 0), value=bos_id), 0)
+    if positions is None:
+        positions = torch.arange(n * l, device=tokens.device)
+    predicted = (positions % l >= behind) & (positions < n * l)
+    hidden = network(read, None, torch.where(predicted, positions - behind, 0))
+    wanted = tokens.flatten()[positions.clamp(max=n * l - 1)]
+    head = network.get_submodule("head")
+    trained = torch.is_grad_enabled() and hidden.requires_grad and not torch.compiler.is_compiling()
+    if isinstance(head, Head) and trained:
+        found = head.log_prob(hidden, wanted, mask_id, predicted.to(hidden.dtype))  # a sum of them is what is trained
+        found = torch.where(predicted, found, 0.0)
+        return found.new_zeros(n * l + 1).index_copy(0, positions, found)[:-1].view(n, l)
+    vocab_size = int(head.out_features)  # type: ignore[arg-type]
+    width = categorical.columns_at_once(vocab_size, tokens.device)
+    rows = categorical.rows_at_once(width, tokens.device, torch.compiler.is_compiling())
+    tiles = [
+        categorical.streamed_log_prob(partial(ar_logits, network, states, mask_id), vocab_size, target, width)
+        for states, target in zip(hidden.split(rows), wanted.split(rows), strict=True)
+    ]
+    found = torch.where(predicted, torch.cat(tiles), 0.0)
+    return found.new_zeros(n * l + 1).index_copy(0, positions, found)[:-1].view(n, l)
+
+
+def ar_logits(network: nn.Module, hidden: Tensor, mask_id: int, columns: slice | None = None) -> Tensor:
+    """Logits (n, v) of hidden states (n, h), or some columns of them, `-inf` at the mask."""
+    head = network.get_submodule("head")
+    logits: Tensor = head(hidden) if columns is None else head(hidden, columns)
+    place = mask_id - (0 if columns is None else columns.start)
+    if 0 <= place < logits.shape[-1]:
+        logits.select(-1, place).fill_(-torch.inf)  # in place: the head's own output
+    return logits
+
+
+def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None = None) -> None:
+    """Raise ValueError for a network that is not causal, or a token id outside its vocabulary.
+
+    Causal means that no attention says it looks ahead, ours by `causal`, torchtune's by `is_causal`; where no
+    part has such a flag, the owner's word is taken.
+    """
+    for name, module in network.named_modules():
+        if not (module.causal if isinstance(module, Attention) else getattr(module, "is_causal", True)):
+            raise ValueError(f"an autoregressive model needs a causal network: causal=True ({name} looks ahead)")
+    vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
+    for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
+        if token is not None and not 0 <= token < vocab_size:
+            raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
+    embedding = getattr(network, "embedding", None)
+    if bos_id is not None and isinstance(embedding, nn.Embedding) and bos_id >= embedding.num_embeddings:
+        raise ValueError(f"bos_id = {bos_id} is no id that the network reads: it embeds {embedding.num_embeddings}")
+
+
+class _ResidualAr(nn.Module):
+    def __init__(
+        self, network: nn.Module, mask_id: int, bos_id: int | None, carry_over: bool, pad_id: int | None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.mask_id = mask_id
+        self.bos_id = bos_id
+        self.carry_over = carry_over
+        self.pad_id = pad_id
+
+    def forward(self, candidates: Tensor, x_t: Tensor, positions: Tensor, log_p_candidates: Tensor) -> Tensor:
+        wanted = of_every_particle(positions, *candidates.shape) if self.carry_over else None
+        log_p_ar = ar_log_prob(self.network, candidates.flatten(0, 1), self.mask_id, self.bos_id, wanted)
+        log_ratio = log_p_ar.view(candidates.shape).double() - log_p_candidates.double()
+        log_ratio = torch.where(candidates == self.mask_id, -torch.inf, log_ratio)
+        return -torch.where(self._counts(x_t).unsqueeze(1), log_ratio, 0.0).sum(-1)
+
+    def _counts(self, x_t: Tensor) -> Tensor:
+        """The positions of both parts, bool (b, l). It must not depend on what was drawn, or Z would."""
+        counts = x_t == self.mask_id if self.carry_over else torch.ones_like(x_t, dtype=torch.bool)
+        if self.pad_id is not None:
+            counts = counts & (x_t != self.pad_id)
+        if self.bos_id is None:
+            counts = counts & (torch.arange(x_t.shape[1], device=x_t.device) > 0)
+        return counts

@@ -1,0 +1,127 @@
+"""Training of an energy: data against drafts of a frozen denoiser."""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torch import Tensor, nn
+
+from edlm import contracts
+from edlm.contracts import Denoiser, Energy
+from edlm.objectives import losses
+from edlm.objectives.denoising import _corrupt
+from edlm.process import noise, stages
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
+
+
+def contrastive(
+    denoiser: Denoiser,
+    energy: Energy,
+    schedule: Schedule,
+    num_negatives: int = 1,
+    time_low: float = 1e-3,
+    objective: Callable[[Tensor, Tensor], Tensor] = losses.nce,
+    pad_id: int | None = None,
+) -> TensorDictSequential:
+    """Build the training pipeline of an energy: `{x_0, seed, row, step, num_rows} -> {loss, energy, ...}`.
+
+    The data is candidate 0, `num_negatives` drafts of the denoiser follow, and one pass of the energy weighs all. The
+    denoiser is frozen: no gradient, and in eval mode whatever mode the pipeline is put in.
+    Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1, and for an energy that reads the drafts'
+    log-probabilities: it is fixed by them, and there are none of the data here.
+    """
+    corrupt = _corrupt(denoiser.mask_id, schedule, time_low, pad_id)
+    return against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_0)
+
+
+def against_draws(
+    corrupt: TensorDictModuleBase,
+    denoiser: Denoiser,
+    energy: Energy,
+    num_negatives: int,
+    objective: Callable[[Tensor, Tensor], Tensor],
+    positive: str,
+) -> TensorDictSequential:
+    """Build the training pipeline of an energy from the stage that makes its states: see `contrastive`.
+
+    corrupt: a stage that writes x_t, t and the positions at which the denoiser draws. positive: the key of what stands
+    against the draws, the data at these positions. Raises ValueError as `contrastive` does.
+    """
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
+    if contracts.LOG_P_CANDIDATES in energy.in_keys:
+        raise ValueError(f"an energy that reads {contracts.LOG_P_CANDIDATES} cannot be trained by contrast")
+    draft = TensorDictSequential(
+        {
+            "denoise": denoiser,
+            "draw": negative_noise(num_negatives),
+            "propose": stages.propose(denoiser),
+        },
+        inplace=False,
+    )
+    return TensorDictSequential(
+        {
+            "corrupt": corrupt,
+            "draft": Frozen(draft),
+            "pair": TensorDictModule(
+                lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1),
+                in_keys=[positive, contracts.CANDIDATES],
+                out_keys=[contracts.CANDIDATES],
+            ),
+            "weigh": energy,
+            "objective": TensorDictModule(
+                lambda energies: objective(_at_least_float32(energies[:, 0]), _at_least_float32(energies[:, 1:])),
+                in_keys=[contracts.ENERGY],
+                out_keys=[contracts.LOSS],
+            ),
+        },
+        inplace=False,
+    )
+
+
+def negative_noise(num_negatives: int) -> TensorDictModule:
+    """Build the stage that draws the uniforms of negatives: `{x_0, positions, seed, row, step} -> {proposal_noise}`."""
+    return TensorDictModule(
+        _NegativeNoise(num_negatives),
+        in_keys=[contracts.X_0, contracts.POSITIONS, contracts.SEED, contracts.ROW, contracts.STEP],
+        out_keys=[contracts.PROPOSAL_NOISE],
+    )
+
+
+class Frozen(TensorDictModuleBase):
+    """A stage that takes no gradient and stays in eval mode, so a frozen proposal never has its dropout on."""
+
+    def __init__(self, stage: TensorDictModuleBase) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = list(stage.in_keys), list(stage.out_keys)
+        self.stage = stage.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, whatever is asked."""
+        super().train(False)
+        return self
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        """Run the stage without gradients."""
+        with torch.no_grad():
+            return tensordict.copy().update(self.stage(tensordict))
+
+
+class _NegativeNoise(nn.Module):
+    """Uniforms (n, num_negatives) for the drafts of a training step."""
+
+    def __init__(self, num_negatives: int) -> None:
+        super().__init__()
+        self.num_negatives = num_negatives
+
+    def forward(self, x_0: Tensor, positions: Tensor, seed: Tensor, row: Tensor, step: Tensor) -> Tensor:
+        length = x_0.shape[1]
+        owner = row[positions // length]
+        return noise.uniforms(seed, owner, step, Stream.NEGATIVES, positions % length, self.num_negatives)
+
+
+def _at_least_float32(energies: Tensor) -> Tensor:
+    return energies.to(torch.promote_types(energies.dtype, torch.float32))
