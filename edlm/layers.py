@@ -72,8 +72,11 @@ class Block(nn.Module):
         cache: Cache | None = None,
         positions: Tensor | None = None,
         keep: bool = False,
-    ) -> tuple[Tensor, Cache | None]:
-        """Apply the block: (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,); see `Attention.forward`."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Apply the block: (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,); see `Attention.forward`.
+
+        keep: return keys and values of the rows too, (b, 2, heads, l, d), and no None in their place.
+        """
         if self.modulation is None:
             mixed, own = self.attention(self.norm_1(x), rotary, mask, cache, positions, keep)
             x = rows_at(x, positions) + self._dropped(mixed)
@@ -86,7 +89,7 @@ class Block(nn.Module):
             x = torch.addcmul(rows_at(x, positions), gate_1, self._dropped(mixed))
             fed = self._feed_forward(_modulated(self.norm_2, x, shift_2, scale_2))
             x = torch.addcmul(x, gate_2, self._dropped(fed))
-        return x, own
+        return x, torch.stack(own, dim=1) if keep else None  # FSDP2 wants no view of a block
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -145,8 +148,7 @@ class Trunk(nn.Module):
         for index, (block, before) in enumerate(zip(self.blocks, caches, strict=True), start=1):
             wanted = positions if index == len(self.blocks) else None
             x, own = block(x, rotary, conditioning, mask, before, wanted, keep)
-            if keep:
-                kept.append(torch.stack(own, dim=1))
+            kept.append(own)
         return self._normed(x, conditioning, positions, length), torch.stack(kept, dim=1) if keep else None
 
     def _conditioning(self, x: Tensor, sigma: Tensor | None) -> Tensor | None:
