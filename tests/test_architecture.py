@@ -16,6 +16,7 @@ PACKAGE = ROOT / "edlm"
 # A module may import only modules that stand before it.
 LAYOUT: dict[str, list[str]] = {
     "contracts": [],
+    "limits": [],
     "process": ["finite", "noise", "categorical", "schedules", "absorbing", "particles", "stages", "passes"],
     "nn": ["rope", "attention", "head", "blocks", "networks", "folding", "decoders"],
     "data": [

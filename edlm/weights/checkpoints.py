@@ -193,7 +193,7 @@ def best_checkpoint(run: str | Path) -> Path | None:
 def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
     """The training state of a checkpoint, as it was saved.
 
-    verify: whether it has to be what the hashes in `denoising.json` say. Raises ValueError naming the file that is
+    verify: whether it has to be what the hashes in `training.json` say. Raises ValueError naming the file that is
     missing, broken or changed.
     """
     file = folder / "training.json"

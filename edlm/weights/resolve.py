@@ -245,6 +245,8 @@ def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
         output = str(Path(settings["output"]).parent)  # the checkpointer wants to know where it would write
         try:
             return schemas.build(source["checkpointer"], output_dir=output).load_checkpoint()["model"]
+        except ValueError as error:
+            raise ValueError(f"ar.checkpointer: {error}") from error
         except (KeyError, OSError, AssertionError) as error:
             raise ValueError(f"ar.checkpointer: {type(error).__name__}: {error}") from error
 

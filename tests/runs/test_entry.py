@@ -17,10 +17,10 @@ from edlm.runs import settings as schemas
 from edlm.weights import exchange
 
 OWN = '''"""A recipe of one's own."""
-from edlm.recipes import _entry, _settings
-SETTINGS = {"recipe": _settings.text, "seed": _settings.seed}
+from edlm.runs import entry, settings
+SETTINGS = {"recipe": settings.text, "seed": settings.seed}
 if __name__ == "__main__":
-    _entry.enter(print, SETTINGS)
+    entry.enter(print, SETTINGS)
 '''
 
 

@@ -318,7 +318,7 @@ def test_the_documented_way_runs(
     names: dict[str, Any] = {}
     exec(compile(code.replace('"cuda"', '"cpu"').replace("1024", "32"), "checkpoints.md", "exec"), names)
     assert capsys.readouterr().out.endswith(" GB\n")
-    out = edlm.sample(builders.sampling(names["kernel"], 8, num_steps=2, window=(0.0, 1.0)), 2, seed=0)
+    out = edlm.sample(builders.sampling(names["sampler"], 8, num_steps=2, window=(0.0, 1.0)), 2, seed=0)
     assert (out["tokens"] != MASK).all()
 
 

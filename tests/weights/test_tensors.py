@@ -241,7 +241,7 @@ def test_a_folder_of_an_earlier_version_is_read(step: Path, tmp_path: Path) -> N
 def test_a_training_state_that_is_none_is_named(content: dict[str, Any], step: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(step, tmp_path / "n")
     (folder / "training.json").write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ValueError, match=r"training\.json: no state of training"):
+    with pytest.raises(ValueError, match=r"training\.json: its key 'state' holds no training state"):
         checkpoints.load_state(folder)
 
 
