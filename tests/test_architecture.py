@@ -34,7 +34,19 @@ LAYOUT: dict[str, list[str]] = {
         "catalogue",
         "datasets",
     ],
-    "runs": ["settings", "processes", "locks", "files", "records", "tables", "environment", "plots", "entry", "timing"],
+    "runs": [
+        "exits",
+        "settings",
+        "processes",
+        "locks",
+        "files",
+        "records",
+        "tables",
+        "environment",
+        "plots",
+        "entry",
+        "timing",
+    ],
     "models": ["denoisers", "energies", "autoregressive", "chain_rule", "joint"],
     "samplers": [
         "plans",
@@ -95,8 +107,6 @@ LAYOUT: dict[str, list[str]] = {
 }
 # Arrows that are still to be cut.
 STILL_BACK: dict[str, list[str]] = {
-    "nn.decoders": ["weights.tensors"],
-    "runs.entry": ["cli.commands", "weights.tensors"],
     "weights.named": ["training.kinds"],
     "weights.resolve": ["training.kinds"],
     "evaluation.contrast": ["training.loop"],

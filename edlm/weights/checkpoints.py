@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from edlm import limits
 from edlm.data.vocabulary import Vocabulary, load_vocabulary
 from edlm.nn import networks
+from edlm.process import finite
 from edlm.weights import permitted, tensors
 
 N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
@@ -72,7 +73,7 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify:
         _verify(folder, description, _WEIGHTS)
         arguments = tensors.digest([description["class"], description["arguments"]])
         tensors.require_hash(arguments, _hashes(folder, description).get("arguments"), folder / "network.json")
-    tensors.require_weights(weights, folder / _WEIGHTS)
+    finite.require_weights(weights, folder / _WEIGHTS)
     network = cls(**description["arguments"])
     network.load_state_dict(weights)
     return network.eval()
