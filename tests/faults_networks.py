@@ -60,6 +60,13 @@ FAULTS = [
         "tests/samplers/test_autoregressive.py::test_a_step_is_the_forward_pass_at_that_position",
     ),
     Fault(
+        "dropout left on in a cached step",
+        "samplers/autoregressive.py",
+        "network.eval()",
+        "network.train()",
+        "tests/samplers/test_autoregressive.py::test_any_causal_network_is_sampled_as_in_eval_mode",
+    ),
+    Fault(
         "an autoregressive model may draw the mask",
         "models/autoregressive.py",
         "logits.select(-1, place).fill_(-torch.inf)",
