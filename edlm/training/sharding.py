@@ -6,7 +6,6 @@ and float32, so a checkpoint says nothing of the processes that wrote it.
 
 import copy
 import itertools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -145,8 +144,6 @@ def _shard(network: nn.Module, rounded: bool) -> None:
     """Leave every process its part of each tensor; a block's are put together when it runs, the others for a step."""
     device = next(network.parameters()).device
     mesh = init_device_mesh(device.type, (processes.world(),))
-    # Keys and values are views, into which nothing is written.
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     dtypes = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if rounded else {}
     # Noise levels stay float32: their sinusoids need it.
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
