@@ -50,7 +50,7 @@ LAYOUT: dict[str, list[str]] = {
         "entry",
         "timing",
     ],
-    "models": ["denoisers", "energies", "autoregressive", "chain_rule", "joint"],
+    "models": ["denoisers", "autoregressive", "energies", "chain_rule", "joint"],
     "samplers": [
         "plans",
         "selections",

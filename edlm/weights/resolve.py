@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edlm.data.vocabulary import Vocabulary
-from edlm.models import autoregressive, denoisers
+from edlm.models import denoisers, energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork
@@ -227,7 +227,7 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     bos_id = None if found.opening else bos_id  # a text that opens with bos has it in its first place
     carry_over = settings["ar_form"] == "carry_over"
     pad_id = None if _is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text
-    energy = autoregressive.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
+    energy = energies.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
     correction = corrections.OfEnergy(energy, temperature=settings["energy_temperature"])
     return found._replace(correction=correction, bos_id=bos_id)
 
