@@ -188,10 +188,8 @@ def comparison(figures: Sequence[Figure]) -> str:
 
 def markdown(figures: Sequence[Figure], remarks: Sequence[str]) -> str:
     """The table of `comparison` as Markdown, with remarks behind it."""
-    head, *lines = ["| " + " | ".join(row) + " |" for row in _perplexities(figures)]
-    rule = "|" + "---|" * head.count(" | ") + "---|"
     notes = [note.strip().replace("* ", "\\* ", 1) for note in (*remarks, *_notes(figures))]
-    return "\n\n".join(["\n".join([head, rule, *lines]), *notes]) + "\n"
+    return "\n\n".join([tables.markdown(_perplexities(figures)), *notes]) + "\n"
 
 
 def _perplexities(figures: Sequence[Figure]) -> list[tuple[str, ...]]:

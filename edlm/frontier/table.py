@@ -1,12 +1,11 @@
 """A frontier as csv and as a Markdown table: a row per setting, errors beside what was sampled, how to read it."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 
 from edlm.frontier.points import COSTS, Point, SpeedUp
 from edlm.likelihood.estimates import Estimate
+from edlm.runs import tables
 
 WARNING = (
     "WARNING: the judge's weights are those of `ar`. Whatever draws from that model or is corrected by it is judged by "
@@ -36,12 +35,7 @@ def to_csv(points: Sequence[Point]) -> str:
     for key in _speedup_keys():
         column = "faster_at_" + key.replace(", ", "_").replace(" ", "_")
         header += [column, f"{column}_error", f"{column}_bound", f"{column}_inside"]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    for own in points:
-        writer.writerow([_plain(value) for value in _cells(own, figures)])
-    return file.getvalue()
+    return tables.to_csv([header, *(_cells(own, figures) for own in points)])
 
 
 def to_markdown(points: Sequence[Point], remarks: Sequence[str]) -> str:
@@ -50,15 +44,13 @@ def to_markdown(points: Sequence[Point], remarks: Sequence[str]) -> str:
     titles = [_SHOWN.get(name, f"{name.removeprefix('divergence_')}-gram divergence") for name in figures]
     speedups = [f"x {cost} at {matched}" for matched in _MATCHED for cost in ("faster", "fewer passes", "fewer calls")]
     lines = [["setting", *titles[:3], "seconds", *titles[3:], *speedups, "front", "control"]]
-    lines.append(["---"] * len(lines[0]))
     for own in points:
         cells = [_shown(own.figures.get(name)) for name in figures]
         seconds = "" if own.seconds is None else f"{own.seconds:.3g}"
         faster = [_shown_speedup(own.speedups.get(key)) for key in _speedup_keys()]
         fronts = ", ".join(name for name in ("entropy", *COSTS) if name in own.fronts)
         lines.append([own.name, *cells[:3], seconds, *cells[3:], *faster, fronts, own.role])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join([*remarks, table, *_HOW_TO_READ]) + "\n"
+    return "\n\n".join([*remarks, tables.markdown(lines), *_HOW_TO_READ]) + "\n"
 
 
 def short(points: Sequence[Point]) -> list[tuple[str, ...]]:
@@ -107,10 +99,6 @@ def _cells(own: Point, figures: Sequence[str]) -> list[object]:
         found = own.speedups.get(key)
         cells += [None] * 4 if found is None else list(found)
     return cells
-
-
-def _plain(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _shown(value: Estimate | None) -> str:

@@ -1,19 +1,36 @@
-"""Tables for the terminal."""
+"""Tables: rows for the terminal, as Markdown and as csv."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> str:
     """Lay out (what, value, remark) rows in aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"  {what:<{widths[0]}}  {value:>{widths[1]}}  {remark}".rstrip() for what, value, remark in rows)
+    return _aligned(rows, left=(0, 2))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows of one length in columns: the first aligned on its left, the others on their right."""
+    return _aligned(rows, left=(0,))
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """Write rows of one length as a table of Markdown, the first of them its head."""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    head, *lines = ("| " + " | ".join(row) + " |" for row in cells)
+    return "\n".join([head, "|" + "---|" * len(cells[0]), *lines])
+
+
+def to_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Write rows as csv: six digits of a number, nothing for None."""
+    file = io.StringIO()
+    plain = ([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    csv.writer(file, lineterminator="\n").writerows(plain)
+    return file.getvalue()
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    )
-    return "\n".join("  " + "  ".join(line).rstrip() for line in lines)
+    places = [f"{'<' if place in left else '>'}{width}" for place, width in enumerate(widths)]
+    return "\n".join(("  " + "  ".join(map(format, row, places))).rstrip() for row in rows)
