@@ -74,9 +74,14 @@ class Vocabulary:
     def encode(self, text: str, continued: bool = False) -> Tensor:
         """Turn a text into ids, int64 (length,). Raises ValueError for a character outside of the vocabulary.
 
-        continued: the text goes on after a mask, so it gets none of the space that some tokenizers put before a text.
+        continued: the text goes on after a mask, so it gets none of the space that some tokenizers put before a text;
+        ValueError also if the tokenizer cannot do without.
         """
-        return (self._going_on if continued else self).encode_documents([text])[0]
+        if not continued:
+            return self.encode_documents([text])[0]
+        ids = self._going_on.encode_documents([text])[0]
+        continuation.require_joined(self._going_on.tokenizer, text, ids.tolist())
+        return ids
 
     def encode_documents(self, documents: Sequence[str]) -> list[Tensor]:
         """Turn texts into ids, one int64 (length,) each. Raises ValueError for a character outside of the vocabulary.
