@@ -1,4 +1,4 @@
-"""Limits on what a file or a config may cost, known before any memory is taken, and the one number that raises them.
+"""Limits on what a file, a corpus or a config may cost, known before memory is taken, and what raises them all.
 
 `EDLM_LIMITS=10`, or `limits=10` on the command line of a recipe, multiplies every limit of this table by ten.
 """
@@ -15,9 +15,15 @@ LENGTH = 1 << 17  # the longest text of a network
 TENSORS = 20_000  # in one file of weights or of training state
 HEADER_BYTES = 16 << 20  # of a safetensors file: names and shapes
 JSON_BYTES = 8 << 20
-TOKENIZER_BYTES = 64 << 20  # of a tokenizer.json
+TOKENIZER_BYTES = 64 << 20  # of a tokenizer.json, of which the largest published have half
+IDS = 1 << 24  # of a vocabulary, sixteen times the largest published; a network has a row for every id
 PICKLE_BYTES = 6 << 20  # of a file of torch.save, beside its tensors
 PICKLE_STEPS = 1_000_000  # by which what stands beside its tensors is put together
+CORPUS_BYTES = 256 << 20  # of a text that is read whole
+DOCUMENT_BYTES = 128 << 20  # of one document of a data set
+RECORD_BYTES = 32 << 20  # of one record of JSON or CSV, which takes many times its size
+INFLATION = 100  # times its own size that a file may unpack to, if that is more than the next
+UNPACKED_BYTES = 16 << 20  # that any file may unpack to
 
 
 class TooLarge(ValueError):
@@ -38,12 +44,24 @@ def factor() -> float:
 
 def require(where: str | Path, what: str, found: int, limit: int) -> None:
     """Raise TooLarge, naming both numbers and what raises the limit, if more is found than the limit allows."""
-    most = limit * factor()
+    most = allowed(limit)
     if found > most:
         raise TooLarge(
             f"{where}: {what} = {found} must be at most {most:.0f}; {FACTOR}={-(-found // limit)} (limits= of a "
             "recipe) allows it"
         )
+
+
+def allowed(limit: int) -> float:
+    """Say how much a limit allows, raised or not."""
+    return limit * factor()
+
+
+def require_inflation(where: str | Path, unpacked: int, stored: int) -> None:
+    """Raise TooLarge if so many bytes in memory, or more, are too many for those that are stored."""
+    if unpacked > allowed(UNPACKED_BYTES):
+        times = -(-unpacked // max(stored, 1))
+        require(f"{where}: {stored:,} bytes unpack to {unpacked:,} or more", "times their size", times, INFLATION)
 
 
 def require_small(file: Path, limit: int) -> None:

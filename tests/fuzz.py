@@ -42,12 +42,13 @@ _IMPORTED = (
     "torchtune.config",
     "edlm.weights.exchange",
     "edlm.cli.doctor",
-    "edlm.datasets",
+    "edlm.data.datasets",
     "matplotlib.pyplot",
     "transformers",
 )
 # Parts of keys of what a command says of its files and of its time, and not of what it computed.
 _VOLATILE = ("second", "per_s", "sha256", "description", "written", "folder", "path")
+_SUM = "sum"  # of a record, whose floats differ in their last digits between batches
 _NO_ROOM = ("MemoryError", "allocate memory", "out of memory", "not enough memory")
 
 
@@ -209,7 +210,8 @@ def _content(file: Path) -> Any:
 def _lasting(value: Any) -> Any:
     """A value without what is volatile."""
     if isinstance(value, dict):
-        return {key: _lasting(each) for key, each in value.items() if not any(word in key for word in _VOLATILE)}
+        kept = {key: each for key, each in value.items() if not any(word in key for word in _VOLATILE) and key != _SUM}
+        return {key: _lasting(each) for key, each in kept.items()}
     if isinstance(value, float):
         return float(f"{value:.4g}")  # what a batch is made of changes the last digits
     return [_lasting(each) for each in value] if isinstance(value, list) else value

@@ -1,6 +1,7 @@
 """Small files and small numbers that ask for gigabytes or hours: refused before they get them, in one line."""
 
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -251,6 +252,12 @@ def test_sizes_of_a_strangers_config_are_checked(tmp_path: Path) -> None:
             ({"model_length": 10**12}, "max_length = 1000000000000 must be at most"),
             ({"n_blocks": 10**7}, "settings say num_layers = 10000000, its weights say 2"),
             ({"dropout": 7}, "dropout = 7 must be a number"),
+            ({"dropout": "x"}, "dropout = 'x', which must be a number"),
+            ({"model_length": "x"}, "model_length = 'x', which must be a whole number"),
+            ({"model_length": True}, "model_length = True, which must be a whole number"),
+            ({"model_length": []}, r"model_length = \[\], which must be a whole number"),
+            ({"n_heads": math.inf}, "n_heads = inf, which must be a whole number"),
+            ({"hidden_dim": {"a": 1}}, "hidden_dim = {'a': 1}, which must be a whole number"),
         )
     ):
         folder = hf_folder(tmp_path / str(i), small("denoiser"), **config)

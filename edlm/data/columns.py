@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from edlm import limits
 from edlm.data import formats
-from edlm.data.formats import Limits
 
 _ROWS_AT_ONCE = 1024
 _BYTES_AT_ONCE = 1 << 26
@@ -17,7 +17,7 @@ _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3  # kinds of an arrow message
 _SHOWN_COLUMNS = 12
 
 
-def parquet(file: Path, columns: Sequence[str], limits: Limits) -> Iterator[Any]:
+def parquet(file: Path, columns: Sequence[str]) -> Iterator[Any]:
     """Values of the first of the columns that is there. Raises ValueError for what cannot be read or is too large."""
     with _reading(file, "parquet") as pyarrow:
         size = formats.require_file(file)
@@ -30,25 +30,25 @@ def parquet(file: Path, columns: Sequence[str], limits: Limits) -> Iterator[Any]
             sum(chunk.total_uncompressed_size for chunk in chunks),
             sum(chunk.num_values for chunk in chunks) * _BYTES_PER_VALUE,
         ):
-            limits.require_inflation(needed, size, str(file))
+            limits.require_inflation(file, needed, size)
         encoded = [paths[leaf] for leaf in leaves if about.schema.column(leaf).physical_type == "BYTE_ARRAY"]
         table = pyarrow.parquet.ParquetFile(file, metadata=about, read_dictionary=encoded)
         batches = table.iter_batches(_ROWS_AT_ONCE, columns=[column])
-        yield from _values((batch.column(column) for batch in batches), pyarrow, size, str(file), limits)
+        yield from _values((batch.column(column) for batch in batches), pyarrow, size, str(file))
 
 
-def arrow(file: Path, columns: Sequence[str], limits: Limits) -> Iterator[Any]:
+def arrow(file: Path, columns: Sequence[str]) -> Iterator[Any]:
     """Values of such a column of what `datasets` writes by `save_to_disk`; raises as `parquet` does."""
     with _reading(file, "arrow") as pyarrow:
         size = formats.require_file(file)
         with pyarrow.memory_map(str(file)) as content:
             for message in pyarrow.ipc.MessageReader.open_stream(content):
-                limits.require_inflation(_unpacked(message), size, str(file))
+                limits.require_inflation(file, _unpacked(message), size)
             content.seek(0)
             with pyarrow.ipc.open_stream(content) as batches:
                 column = column_of(batches.schema.names, columns, str(file))
                 arrays = (_sound(batch.column(column)) for batch in batches)
-                yield from _values(arrays, pyarrow, size, str(file), limits)
+                yield from _values(arrays, pyarrow, size, str(file))
 
 
 def column_of(names: Sequence[str], wanted: Sequence[str], where: str) -> str:
@@ -84,18 +84,18 @@ def _reading(file: Path, kind: str) -> Iterator[Any]:
         raise ValueError(f"{file}: no {kind} file that can be read ({reason})") from error
 
 
-def _values(arrays: Iterator[Any], pyarrow: Any, stored: int, where: str, limits: Limits) -> Iterator[Any]:
+def _values(arrays: Iterator[Any], pyarrow: Any, stored: int, where: str) -> Iterator[Any]:
     """Values as Python's, in pieces of some 64 MiB, whatever is repeated in them."""
     unpacked = 0
     for array in arrays:
         unpacked += _BYTES_PER_VALUE * len(array)
-        limits.require_inflation(unpacked, stored, where)
+        limits.require_inflation(where, unpacked, stored)
         for first in range(0, len(array), _ROWS_AT_ONCE):
             rows = array.slice(first, _ROWS_AT_ONCE)
             sizes = _sizes(rows, pyarrow)
-            limits.require_document(max(sizes), where)
+            limits.require(where, formats.DOCUMENT, max(sizes), limits.DOCUMENT_BYTES)
             unpacked += sum(sizes)
-            limits.require_inflation(unpacked, stored, where)
+            limits.require_inflation(where, unpacked, stored)
             for start, end in _pieces(sizes):
                 yield from rows.slice(start, end - start).to_pylist()
 

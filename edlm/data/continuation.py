@@ -22,6 +22,23 @@ def of(tokenizer: Tokenizer) -> Tokenizer:
     return found
 
 
+def require_joined(tokenizer: Tokenizer, text: str, ids: list[int]) -> None:
+    """Raise ValueError if a text cannot go on after a gap: if a space would come between it and whatever fills the gap.
+
+    Tokenizers of WordPiece's kind put one before every word, and those that mark the end of a word after it. ids: of
+    the text, by the tokenizer `of` gives.
+    """
+    if json.loads(tokenizer.to_str())["model"].get("end_of_word_suffix"):
+        raise ValueError("the tokenizer marks the end of a word, so a text that ends in a gap would end in a space")
+    if not ids or text[0].isspace():
+        return
+    first, rest = (tokenizer.decode(part, skip_special_tokens=False) for part in (ids[:1], ids))
+    if tokenizer.decode([ids[0], *ids], skip_special_tokens=False) == f"{first} {rest}":
+        raise ValueError(
+            f"the tokenizer puts a space before {text[:20]!r}, so it cannot stand right behind a gap: begin it with one"
+        )
+
+
 def _without_space(part: Any) -> Any:
     """A part of a tokenizer that leaves the beginning of a text as it is; None: no such part."""
     kind = part["type"] if part else None

@@ -19,6 +19,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from edlm import limits
 from edlm.contracts import X_0
 from edlm.data import formats
 from edlm.data.vocabulary import Vocabulary
@@ -29,7 +30,6 @@ _ACCENTS = re.compile("[\u0300-\u036f]+")
 _BLANK_LINES = re.compile(r"\n[ \t\n]*\n")
 _SPLIT_FILES = ("train.txt", "valid.txt", "test.txt")
 _FRACTIONS = (0.9, 0.05, 0.05)
-LARGEST_FILE = 1 << 28  # bytes of a file that is read whole
 _LARGEST_HELD_OUT = 0.02  # of all characters: then no held-out split of 5 % comes out smaller than 3 %
 
 
@@ -130,30 +130,25 @@ def embedded() -> Corpus:
     return _split([texts[name] for name in names], _FRACTIONS, "embedded")
 
 
-def text_files(
-    path: str | Path,
-    normalised: bool = False,
-    fractions: Sequence[float] = _FRACTIONS,
-    largest_file: int = LARGEST_FILE,
-) -> Corpus:
+def text_files(path: str | Path, normalised: bool = False, fractions: Sequence[float] = _FRACTIONS) -> Corpus:
     """Read a corpus of UTF-8 text from a file or a folder; `normalised` applies `normalise` to every document.
 
     A folder with train.txt, valid.txt and test.txt is split by them, each file's documents separated by blank lines.
     In another folder every *.txt is a document, in the order of a hash of its name; in a single file documents are
     separated by blank lines. These are split in order, by `fractions` of the characters; fewer than three documents
-    are cut as one text. largest_file: bytes of a file, which is read whole.
+    are cut as one text. A file is read whole.
     Raises ValueError, naming the path, for what is missing, empty, too large, no plain text by its name or not UTF-8.
     """
     path = Path(path)
     require_fractions(fractions)
     if not path.is_dir():
-        return _split(_documents(path, normalised, largest_file), fractions, str(path))
+        return _split(_documents(path, normalised), fractions, str(path))
     present = [name for name in _SPLIT_FILES if (path / name).exists()]
     if present:
-        return Corpus(*(_documents(path / name, normalised, largest_file) for name in _SPLIT_FILES))
+        return Corpus(*(_documents(path / name, normalised) for name in _SPLIT_FILES))
     files = sorted(_texts_in(path), key=lambda file: _name_order(file.name))
     _require(bool(files), f"{path}: no *.txt; expected {', '.join(_SPLIT_FILES)}, or one document per *.txt")
-    return _split([_document(file, normalised, largest_file) for file in files], fractions, str(path))
+    return _split([_document(file, normalised) for file in files], fractions, str(path))
 
 
 def blocks(documents: Sequence[str], vocabulary: Vocabulary, length: int, split_name: str) -> Tensor:
@@ -190,7 +185,7 @@ def load_blocks(corpus: Source, vocabulary: Vocabulary, length: int) -> Blocks:
     return corpus.blocks(vocabulary, length)
 
 
-def read_documents(path: str | Path, normalised: bool = False, largest_file: int = LARGEST_FILE) -> list[str]:
+def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
     """Read a text to be evaluated whole: a file, its documents separated by blank lines, or a folder.
 
     Of a folder that has one, `test.txt` is read; in another every *.txt is a document, in the order of their names.
@@ -198,12 +193,12 @@ def read_documents(path: str | Path, normalised: bool = False, largest_file: int
     """
     path = Path(path)
     if not path.is_dir():
-        return _documents(path, normalised, largest_file)
+        return _documents(path, normalised)
     if (path / _SPLIT_FILES[-1]).exists():
-        return _documents(path / _SPLIT_FILES[-1], normalised, largest_file)
+        return _documents(path / _SPLIT_FILES[-1], normalised)
     files = sorted(_texts_in(path))
     _require(bool(files), f"{path}: no *.txt there")
-    return [_document(file, normalised, largest_file) for file in files]
+    return [_document(file, normalised) for file in files]
 
 
 def excerpts(
@@ -320,12 +315,12 @@ def _texts_in(folder: Path) -> list[Path]:
     return [file for file in folder.iterdir() if file.suffix.lower() == ".txt" and not file.name.startswith(".")]
 
 
-def _documents(path: Path, normalised: bool, largest: int) -> list[str]:
-    return _cleaned(_BLANK_LINES.split(_read(path, largest)), normalised, path)
+def _documents(path: Path, normalised: bool) -> list[str]:
+    return _cleaned(_BLANK_LINES.split(_read(path)), normalised, path)
 
 
-def _document(path: Path, normalised: bool, largest: int) -> str:
-    return _cleaned([_read(path, largest)], normalised, path)[0]
+def _document(path: Path, normalised: bool) -> str:
+    return _cleaned([_read(path)], normalised, path)[0]
 
 
 def _cleaned(documents: list[str], normalised: bool, path: Path) -> list[str]:
@@ -335,12 +330,12 @@ def _cleaned(documents: list[str], normalised: bool, path: Path) -> list[str]:
     return kept
 
 
-def _read(path: Path, largest: int) -> str:
+def _read(path: Path) -> str:
     kind = formats.kind_of(path.name)
     _require(
         kind == formats.PLAIN_TEXT, f"{path}: expected plain text (*.txt); other formats: corpus edlm.datasets.files"
     )
-    formats.require_size(path, largest, "largest_file")
+    formats.require_size(path, limits.CORPUS_BYTES)
     content = path.read_bytes()
     try:
         text = content.decode("utf-8")

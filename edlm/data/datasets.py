@@ -20,7 +20,6 @@ from edlm.data.columns import column_of
 from edlm.data.corpora import Blocks
 from edlm.data.detokenizers import Detokenizer
 from edlm.data.documents import Unit
-from edlm.data.formats import Limits
 from edlm.data.layouts import Layout
 from edlm.data.vocabulary import Vocabulary
 
@@ -100,16 +99,12 @@ def named(
     wrapped: bool = False,
     normalised: bool = False,
     streaming: bool = False,
-    largest_document: int = Limits().document,
-    largest_inflation: int = Limits().inflation,
 ) -> DataSet:
     """A data set of `SETS` by its name, as the papers read and split it.
 
     path: its files, in the format of the hub or in the one they were first published in; None asks the hub, through
     `datasets`. streaming: read the hub's files over the network, without a copy of them on disk, when tokens are
     written. normalised: reduce documents to the 27 symbols of text8. layout, wrapped: see `layouts.rows`.
-    largest_document: bytes of one document of its files; largest_inflation: how many times its size a file may unpack
-    to; see `formats.Limits`.
     Raises ValueError for an unknown name, and for data that is not there or not as expected, naming it.
     """
     if name not in SETS:
@@ -118,11 +113,10 @@ def named(
         raise ValueError(f"name = {name!r} is no data set; {hint}")
     published = SETS[name]
     _require(path is None or not streaming, "streaming = True reads from the hub: leave path null")
-    limits = _limits(largest_document, largest_inflation)
     if path is None:
         stored, content = _on_hub(name, published, streaming)
     else:
-        stored, content = _in_files(name, published, Path(path), limits)
+        stored, content = _in_files(name, published, Path(path))
     read = partial(_cut_whole if published.whole else _part, name, published, stored)
     clean = published.detokenize or _unchanged
     cleaned = partial(_cleaned, read, clean, normalised)
@@ -139,8 +133,6 @@ def files(
     wrapped: bool = False,
     normalised: bool = False,
     fractions: Sequence[float] = _FRACTIONS,
-    largest_document: int = Limits().document,
-    largest_inflation: int = Limits().inflation,
 ) -> DataSet:
     """Any text of one's own, a file or a folder of plain text, jsonl, CSV, TSV, parquet, arrow or zip, of any size.
 
@@ -154,10 +146,9 @@ def files(
         f"documents_are = {documents_are!r} must be paragraphs, line or file",
     )
     corpora.require_fractions(fractions)
-    limits = _limits(largest_document, largest_inflation)
     found = documents.find(path)
     unit: Unit = documents_are  # type: ignore[assignment]
-    stored = partial(_of_split, found, (column,), unit, limits)
+    stored = partial(_of_split, found, (column,), unit)
     if set(found) == {""}:
         read: Reader = _ByFractions(partial(stored, ""), fractions, str(path))
     else:
@@ -249,7 +240,7 @@ def _unchanged(text: str) -> str:
     return text
 
 
-def _in_files(name: str, published: Published, path: Path, limits: Limits) -> tuple[Reader, str]:
+def _in_files(name: str, published: Published, path: Path) -> tuple[Reader, str]:
     """What a set's own files hold by stored split, and what they are."""
     own = path / (published.folder or published.config or "")
     path = own if own.is_dir() else path  # a copy of the repository, with other sets beside this one
@@ -258,7 +249,7 @@ def _in_files(name: str, published: Published, path: Path, limits: Limits) -> tu
         split: [file for file in inside if not file.name.startswith(published.beside)]
         for split, inside in found.items()
     }
-    return partial(_stored, name, published, path, found, limits), _digest(name, _content(path, found))
+    return partial(_stored, name, published, path, found), _digest(name, _content(path, found))
 
 
 def _stored(
@@ -266,7 +257,6 @@ def _stored(
     published: Published,
     path: Path,
     found: Mapping[str, Sequence[Path]],
-    limits: Limits,
     split: str,
 ) -> Iterator[str]:
     wanted = {"train"} if published.whole else {part.stored for part in published.parts.values()}
@@ -274,23 +264,15 @@ def _stored(
     inside = found.get(split, unnamed)
     optional = published.whole and split not in wanted
     _require(bool(inside) or optional, f"{path}: no file of {name} says {split} in its name or its folder's")
-    return _of_files(inside, published.columns, published.unit, limits)
+    return _of_files(inside, published.columns, published.unit)
 
 
-def _of_split(
-    found: Mapping[str, Sequence[Path]], columns: tuple[str, ...], unit: Unit, limits: Limits, split: str
-) -> Iterator[str]:
-    return _of_files(found.get(split, []), columns, unit, limits)
+def _of_split(found: Mapping[str, Sequence[Path]], columns: tuple[str, ...], unit: Unit, split: str) -> Iterator[str]:
+    return _of_files(found.get(split, []), columns, unit)
 
 
-def _of_files(inside: Sequence[Path], columns: tuple[str, ...], unit: Unit, limits: Limits) -> Iterator[str]:
-    return chain.from_iterable(documents.read(file, columns, unit, limits) for file in inside)
-
-
-def _limits(document: int, inflation: int) -> Limits:
-    for name, value in (("largest_document", document), ("largest_inflation", inflation)):
-        _require(isinstance(value, int) and value >= 1, f"{name} = {value!r} must be a whole number from 1 on")
-    return Limits(document, inflation)
+def _of_files(inside: Sequence[Path], columns: tuple[str, ...], unit: Unit) -> Iterator[str]:
+    return chain.from_iterable(documents.read(file, columns, unit) for file in inside)
 
 
 def _on_hub(name: str, published: Published, streaming: bool) -> tuple[Reader, str]:

@@ -16,16 +16,15 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from edlm import limits
 from edlm.data import columns as of_columns
 from edlm.data import folders, formats
-from edlm.data.formats import Limits
 
 Unit = Literal["paragraphs", "line", "file", "record"]
 
 _BLANK_LINES = re.compile(r"^\s*\n", re.MULTILINE)  # as many as follow each other
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-_ORDINARY = Limits()
 
 
 def find(path: str | Path) -> dict[str, list[Path]]:
@@ -48,30 +47,28 @@ def find(path: str | Path) -> dict[str, list[Path]]:
     return found
 
 
-def read(
-    file: Path, columns: Sequence[str] = ("text",), unit: Unit = "paragraphs", limits: Limits = _ORDINARY
-) -> Iterator[str]:
+def read(file: Path, columns: Sequence[str] = ("text",), unit: Unit = "paragraphs") -> Iterator[str]:
     """The documents of a file, in order, the empty ones too, but no blank lines.
 
     columns: those that may hold the text of jsonl, parquet and arrow, of which the first that is there is read; a list
     of texts there is joined by line breaks. unit: what a document of a plain text is, paragraphs between blank lines, a
     line with its line break, or the file. A zip file holds plain texts. A CSV or TSV file begins with a row that names
     such a column, or is as AG News has it: no header, the number of a class, and after it columns that are joined by
-    spaces. limits: how much one document, and one file, may take.
+    spaces. How much one document, and one file, may take is said by `edlm.limits`.
     """
     kind = formats.require_kind(file).format
     formats.require_file(file)
     if kind == "parquet":
-        return texts(of_columns.parquet(file, columns, limits), str(file))
+        return texts(of_columns.parquet(file, columns), str(file))
     if kind == "arrow":
-        return texts(of_columns.arrow(file, columns, limits), str(file))
+        return texts(of_columns.arrow(file, columns), str(file))
     if kind == "zip":
-        return _zip(file, unit, limits)
+        return _zip(file, unit)
     if kind in _DELIMITERS:
-        return _csv(file, columns, _DELIMITERS[kind], limits)
+        return _csv(file, columns, _DELIMITERS[kind])
     if kind == "json" or unit == "record":
-        return _json_lines(file, columns, limits)
-    return _text_file(file, unit, limits)
+        return _json_lines(file, columns)
+    return _text_file(file, unit)
 
 
 def _split_of(parts: Sequence[str]) -> str:
@@ -82,17 +79,17 @@ def _split_of(parts: Sequence[str]) -> str:
     return ""
 
 
-def _text_file(file: Path, unit: Unit, limits: Limits) -> Iterator[str]:
-    with formats.opened(file, limits) as content:
-        yield from _documents(formats.blocks(content, str(file), limits), unit, str(file), limits)
+def _text_file(file: Path, unit: Unit) -> Iterator[str]:
+    with formats.opened(file) as content:
+        yield from _documents(formats.blocks(content, str(file)), unit, str(file))
 
 
-def _zip(file: Path, unit: Unit, limits: Limits) -> Iterator[str]:
+def _zip(file: Path, unit: Unit) -> Iterator[str]:
     size = formats.require_file(file)
     try:
         with zipfile.ZipFile(file) as archive:
             entries = [entry for entry in archive.infolist() if folders.is_data(entry.filename)]
-            limits.require_inflation(sum(entry.file_size for entry in entries), size, str(file))
+            limits.require_inflation(file, sum(entry.file_size for entry in entries), size)
             for entry in entries:
                 if formats.kind_of(Path(entry.filename).name) != formats.PLAIN_TEXT:
                     raise ValueError(
@@ -101,33 +98,34 @@ def _zip(file: Path, unit: Unit, limits: Limits) -> Iterator[str]:
             for entry in sorted(entries, key=lambda entry: entry.filename):
                 where = f"{file}: {entry.filename}"
                 with archive.open(entry) as content:
-                    inside = formats.inflated(content, where, size, limits)
-                    yield from _documents(formats.blocks(inside, where, limits), unit, where, limits)
+                    inside = formats.inflated(content, where, size)
+                    yield from _documents(formats.blocks(inside, where), unit, where)
     except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, OSError) as error:  # RuntimeError: a password
         raise ValueError(f"{file}: no zip file that can be read ({error})") from error
 
 
-def _documents(blocks: Iterator[str], unit: Unit, where: str, limits: Limits) -> Iterator[str]:
+def _documents(blocks: Iterator[str], unit: Unit, where: str) -> Iterator[str]:
     if unit == "line":
         for block in blocks:
             yield from _LINES.findall(_BLANK_LINES.sub("", block))
         return
     parts: list[str] = []
-    size = 0
+    size, most = 0, limits.allowed(limits.DOCUMENT_BYTES)
     for block in blocks:
         for number, part in enumerate([block] if unit == "file" else _BLANK_LINES.split(block)):
             if number and parts:
                 yield "".join(parts).strip()
                 parts, size = [], 0
             size += len(part)
-            limits.require_document(size, where)
+            if size > most:
+                limits.require(where, formats.DOCUMENT, size, limits.DOCUMENT_BYTES)
             parts += [part] * bool(part)
     yield "".join(parts) if unit == "file" else "".join(parts).strip()
 
 
-def _json_lines(file: Path, columns: Sequence[str], limits: Limits) -> Iterator[str]:
-    with formats.opened(file, limits) as content:
-        for number, line in enumerate(formats.lines(content, str(file), limits), start=1):
+def _json_lines(file: Path, columns: Sequence[str]) -> Iterator[str]:
+    with formats.opened(file) as content:
+        for number, line in enumerate(formats.lines(content, str(file)), start=1):
             if line != "\n" and line.strip():
                 where = f"{file}: line {number}"
                 try:
@@ -139,9 +137,9 @@ def _json_lines(file: Path, columns: Sequence[str], limits: Limits) -> Iterator[
                 yield _text(record[of_columns.column_of(list(record), columns, where)], where)
 
 
-def _csv(file: Path, columns: Sequence[str], delimiter: str, limits: Limits) -> Iterator[str]:
-    with formats.opened(file, limits) as content:
-        rows = _rows(content, str(file), delimiter, limits)
+def _csv(file: Path, columns: Sequence[str], delimiter: str) -> Iterator[str]:
+    with formats.opened(file) as content:
+        rows = _rows(content, str(file), delimiter)
         first = next(rows, ["0", ""])
         if first[0].isdecimal():
             for row in chain([first], rows):
@@ -158,16 +156,17 @@ def _csv(file: Path, columns: Sequence[str], delimiter: str, limits: Limits) -> 
             yield row[place]
 
 
-def _rows(content: IO[bytes], where: str, delimiter: str, limits: Limits) -> Iterator[list[str]]:
+def _rows(content: IO[bytes], where: str, delimiter: str) -> Iterator[list[str]]:
     """Rows that are not empty, none of them of more than a record's size."""
     csv.field_size_limit(sys.maxsize)  # else the whole process refuses a text of 131,072 characters; ours are counted
-    size = 0
+    size, most = 0, limits.allowed(limits.RECORD_BYTES)
 
     def counted() -> Iterator[str]:
         nonlocal size
-        for line in formats.lines(content, where, limits):
+        for line in formats.lines(content, where):
             size += len(line)
-            limits.require_record(size, where)
+            if size > most:
+                limits.require(where, formats.RECORD, size, limits.RECORD_BYTES)
             yield line
 
     try:

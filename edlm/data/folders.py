@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edlm import limits
 from edlm.data import formats
 
 _NO_TEXT = {".md", ".rst", ".py", ".yaml", ".yml", ".lock", ".gitattributes", ".html", ".pdf", ".sha256", ".md5"}
@@ -14,7 +15,6 @@ _NOTES = {"readme", "license", "licence", "copying", "changelog", "notice", "aut
 _STATE, _INFO, _PARTS, _ARROW = "state.json", "dataset_info.json", "dataset_dict.json", ".arrow"
 _NO_DATA = {_STATE, _INFO, _PARTS, "dataset_infos.json"}
 _SHARD = re.compile(r"(.*)-\d+-of-(\d+)(.*)", re.DOTALL)
-_LARGEST_NOTE = 1 << 24  # bytes of a file that says what is in a folder
 
 
 def is_data(name: str) -> bool:
@@ -104,7 +104,7 @@ def _there(file: Path, key: str, wanted: list[Any], names: list[str]) -> list[st
 
 
 def _read(file: Path) -> dict[str, Any]:
-    formats.require_size(file, _LARGEST_NOTE, "what a note may have")
+    formats.require_size(file, limits.JSON_BYTES)
     try:
         content = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:

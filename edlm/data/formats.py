@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
+from edlm import limits
+
 Format = Literal["text", "json", "csv", "tsv", "parquet", "arrow", "zip"]
 
 SPLIT_WORDS = {
@@ -31,49 +33,9 @@ _FORMATS: dict[str, Format] = {
 }
 _OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 READ = "txt, jsonl, csv, tsv, each also as gz, bz2 or xz, parquet, arrow or zip"
+DOCUMENT, RECORD = "bytes of a document", "bytes of a record"  # at least so many, in messages
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _BLOCK = 1 << 20
-_ALWAYS = 1 << 24  # bytes that any file may unpack to
-
-
-class Limits(NamedTuple):
-    """What a file may ask for.
-
-    document: bytes of one document; a record of JSON or CSV, which takes many times its size, may have a quarter.
-    inflation: how many times its own size a file may unpack to, if that is more than 16 MiB.
-    """
-
-    document: int = 1 << 27
-    inflation: int = 100
-
-    @property
-    def record(self) -> int:
-        """Bytes of a record."""
-        return self.document // 4
-
-    def require_document(self, size: int, where: str) -> None:
-        """Raise ValueError if a document is too large."""
-        if size > self.document:
-            raise ValueError(
-                f"{where}: a document of more than {self.document:,} bytes is above largest_document = "
-                f"{self.document}; raise it if that is wanted"
-            )
-
-    def require_record(self, size: int, where: str) -> None:
-        """Raise ValueError if a record is too large."""
-        if size > self.record:
-            raise ValueError(
-                f"{where}: a record of more than {self.record:,} bytes is above a quarter of largest_document = "
-                f"{self.document}; raise it if that is wanted"
-            )
-
-    def require_inflation(self, size: int, stored: int, where: str) -> None:
-        """Raise ValueError if so many bytes in memory are too many for those that are stored."""
-        if size > max(_ALWAYS, self.inflation * stored):
-            raise ValueError(
-                f"{where}: {stored:,} bytes unpack to {size:,} or more, above largest_inflation = {self.inflation} "
-                "times; raise it if that is wanted"
-            )
 
 
 class Kind(NamedTuple):
@@ -122,54 +84,53 @@ def require_file(file: Path) -> int:
     return about.st_size
 
 
-def require_size(file: Path, most: int, key: str) -> None:
-    """Raise ValueError unless this is a file of at most so many bytes; key: what raises the limit."""
-    size = require_file(file)
-    if size > most:
-        raise ValueError(f"{file}: {size:,} bytes are above {key} = {most}; raise it if that is wanted")
+def require_size(file: Path, limit: int) -> None:
+    """Raise ValueError unless this is a file of at most so many bytes, as a limit of `edlm.limits` has it."""
+    limits.require(file, "bytes", require_file(file), limit)
 
 
 @contextmanager
-def opened(file: Path, limits: Limits) -> Iterator[IO[bytes]]:
+def opened(file: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked. Raises ValueError, then or while it is read, for one that is damaged."""
     size, compression = require_file(file), require_kind(file).compression
     try:
         with _OPENERS[compression](file) if compression else file.open("rb") as content:
-            yield inflated(content, str(file), size, limits) if compression else content
+            yield inflated(content, str(file), size) if compression else content
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         what = f"{compression[1:]} file" if compression else "file"
         raise ValueError(f"{file}: no {what} that can be read ({error})") from error
 
 
-def inflated(content: Any, where: str, stored: int, limits: Limits) -> IO[bytes]:
+def inflated(content: Any, where: str, stored: int) -> IO[bytes]:
     """Content that is unpacked while it is read, and refused as soon as it is too much for the bytes stored."""
-    return io.BufferedReader(_Inflated(content, where, stored, limits), _BLOCK)
+    return io.BufferedReader(_Inflated(content, where, stored), _BLOCK)
 
 
-def lines(content: IO[bytes], where: str, limits: Limits) -> Iterator[str]:
+def lines(content: IO[bytes], where: str) -> Iterator[str]:
     """Lines of records with their line breaks, which are made \\n; no character of UTF-8 but this has its byte."""
-    offset = 0
+    offset, most = 0, int(limits.allowed(limits.RECORD_BYTES))
     while block := content.read(_BLOCK):
-        rest = b"" if block.endswith(b"\n") else content.readline(limits.record + 1)
+        rest = b"" if block.endswith(b"\n") else content.readline(most + 1)
         for line in io.BytesIO(block + rest):
-            limits.require_record(len(line), where)
+            if len(line) > most:
+                limits.require(where, RECORD, len(line), limits.RECORD_BYTES)
             yield "\n" if line == b"\n" else _decoded(line, offset, where)
             offset += len(line)
 
 
-def blocks(content: IO[bytes], where: str, limits: Limits) -> Iterator[str]:
+def blocks(content: IO[bytes], where: str) -> Iterator[str]:
     """Text of whole lines, about a mebibyte at once, its line breaks made \\n."""
-    offset = 0
+    offset, most = 0, int(limits.allowed(limits.DOCUMENT_BYTES))
     while block := content.read(_BLOCK):
-        rest = b"" if block.endswith(b"\n") else content.readline(limits.document + 1)
-        limits.require_document(len(rest), where)
+        rest = b"" if block.endswith(b"\n") else content.readline(most + 1)
+        limits.require(where, DOCUMENT, len(rest), limits.DOCUMENT_BYTES)
         yield _decoded(block + rest, offset, where)
         offset += len(block) + len(rest)
 
 
 class _Inflated(io.RawIOBase):
-    def __init__(self, content: Any, where: str, stored: int, limits: Limits) -> None:
-        self.content, self.where, self.stored, self.limits, self.read_so_far = content, where, stored, limits, 0
+    def __init__(self, content: Any, where: str, stored: int) -> None:
+        self.content, self.where, self.stored, self.read_so_far = content, where, stored, 0
 
     def readable(self) -> bool:
         return True
@@ -177,7 +138,7 @@ class _Inflated(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = int(self.content.readinto(buffer))
         self.read_so_far += count
-        self.limits.require_inflation(self.read_so_far, self.stored, self.where)
+        limits.require_inflation(self.where, self.read_so_far, self.stored)
         return count
 
 

@@ -7,20 +7,24 @@ from typing import TypeVar
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from edlm import limits
 from edlm.data import formats
 
-LARGEST_FILE = 1 << 26  # bytes, of which the largest published tokenizers have half
+EXPECTED = "a tokenizer.json of `tokenizers`"
 
 _Parsed = TypeVar("_Parsed")
 
 
-def read(path: Path, largest: int = LARGEST_FILE) -> Tokenizer:
+def read(path: Path) -> Tokenizer:
     """A tokenizer in the one-file format, which neither cuts nor pads, and to which a special token spelled is text."""
-    expected = "a tokenizer.json of `tokenizers`"
-    tokenizer = parse(path, expected, lambda: Tokenizer.from_str(path.read_text("utf-8")), largest)
+    return plain(parse(path, EXPECTED, lambda: Tokenizer.from_str(path.read_text("utf-8"))))
+
+
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """Have a tokenizer neither cut nor pad, and read text that spells a special token as text."""
     tokenizer.no_truncation()  # a file may ask to cut and pad every text
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # text that spells a special token is text
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
@@ -36,10 +40,10 @@ def require_bytes(vocab: Path) -> None:
     _require(not missing, f"{len(missing)} byte symbols are missing")
 
 
-def parse(path: Path, expected: str, parser: Callable[[], _Parsed], largest: int = LARGEST_FILE) -> _Parsed:
+def parse(path: Path, expected: str, parser: Callable[[], _Parsed]) -> _Parsed:
     """Run `parser`; whatever it raises becomes a ValueError that names the file and what is expected of it."""
     if path.exists():
-        formats.require_size(path, largest, "largest_file")
+        formats.require_size(path, limits.TOKENIZER_BYTES)
     try:
         return parser()
     except Exception as error:  # `tokenizers` raises nothing more specific

@@ -20,8 +20,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from edlm import limits
 from edlm.data import continuation, tokenizer_files
-from edlm.data.tokenizer_files import LARGEST_FILE
 
 MASK_SYMBOL = "_"  # how a mask is shown in decoded text
 END_OF_TEXT = "<|endoftext|>"  # the name of GPT-2's document separator
@@ -34,7 +34,6 @@ _PIECES_PER_CALL = 64  # of a long text, 4 million characters together
 _CUT = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 _RARE_LETTER = "\N{EGYPTIAN HIEROGLYPH A001}"
 _SHOWN_ALPHABET = 80
-_LARGEST_SIZE = 1 << 24  # sixteen times the largest published; a network has a row for every id
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,7 @@ class Vocabulary:
             f"mask_id = {self.mask_id} must lie above the tokenizer's {_own_size(self.tokenizer)} ids and below"
             f" size = {self.size}",
         )
-        _require(self.size <= _LARGEST_SIZE, f"size = {self.size:,} must be at most {_LARGEST_SIZE:,} ids")
+        limits.require("vocabulary", "ids", self.size, limits.IDS)
         for name, value in named.items():
             _require(
                 value is None or (0 <= value < self.size and value != self.mask_id),
@@ -75,9 +74,14 @@ class Vocabulary:
     def encode(self, text: str, continued: bool = False) -> Tensor:
         """Turn a text into ids, int64 (length,). Raises ValueError for a character outside of the vocabulary.
 
-        continued: the text goes on after a mask, so it gets none of the space that some tokenizers put before a text.
+        continued: the text goes on after a mask, so it gets none of the space that some tokenizers put before a text;
+        ValueError also if the tokenizer cannot do without.
         """
-        return (self._going_on if continued else self).encode_documents([text])[0]
+        if not continued:
+            return self.encode_documents([text])[0]
+        ids = self._going_on.encode_documents([text])[0]
+        continuation.require_joined(self._going_on.tokenizer, text, ids.tolist())
+        return ids
 
     def encode_documents(self, documents: Sequence[str]) -> list[Tensor]:
         """Turn texts into ids, one int64 (length,) each. Raises ValueError for a character outside of the vocabulary.
@@ -313,21 +317,15 @@ def byte_level_bpe(vocab: str | Path, merges: str | Path, pad: bool = False) -> 
 
 
 def from_tokenizer_json(
-    path: str | Path,
-    bos: str | None = None,
-    eos: str | None = None,
-    pad: str | None = None,
-    largest_file: int = LARGEST_FILE,
+    path: str | Path, bos: str | None = None, eos: str | None = None, pad: str | None = None
 ) -> Vocabulary:
     """Any tokenizer in the one-file format; `bos`, `eos` and `pad` are the names of tokens it holds.
-
-    largest_file: bytes that it may have.
 
     The mask is added on top even where the tokenizer has one of its own. Whether decoding gives the text back is up
     to the tokenizer: a lower-casing one does not. Raises ValueError for a missing or broken file, an unknown name, and
     a tokenizer that silently drops what it cannot spell.
     """
-    tokenizer = tokenizer_files.read(Path(path), largest_file)
+    tokenizer = tokenizer_files.read(Path(path))
     _require(
         _says_what_it_cannot_spell(tokenizer),
         f"{path}: drops characters it does not know; expected a byte-level tokenizer or one with an unknown token",

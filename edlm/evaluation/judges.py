@@ -152,6 +152,7 @@ def mauve(name: str, device: torch.device) -> Likeness:
     tokenizer, model = _from_hugging_face("mauve", name, "AutoModel")
     model = model.eval().to(device, torch.float32)
     options = {"truncation": True, "max_length": _context(model.config), "return_tensors": "pt"}
+    options["split_special_tokens"] = True  # text that spells a special token is text
 
     @torch.no_grad()
     def features(texts: Sequence[str]) -> Any:

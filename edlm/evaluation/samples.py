@@ -16,7 +16,7 @@ from edlm.evaluation import judges, quality
 from edlm.evaluation.figures import finite
 from edlm.evaluation.judges import Judge, Judgement, Likeness
 from edlm.likelihood.estimates import Estimate
-from edlm.runs import processes, tables
+from edlm.runs import processes, records, tables
 from edlm.weights import checkpoints, tensors
 
 ENTROPY = "unigram entropy, nats"
@@ -44,20 +44,17 @@ def read_samples(path: str, vocabulary: Vocabulary) -> Texts:
     """The texts of a file that `generate` wrote. Raises ValueError naming the file, and its line, if it cannot be read.
 
     A record needs `text` of as many tokens as `REPEATED`; its `tokens` are used where it has them, else the text is
-    encoded.
+    encoded. A record with a `sum` must be what `generate` wrote, in its place.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"samples = {path!r} cannot be read: {error}") from error
     tokens, spelled = [], []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines if any(lines) else [], start=1):
         try:
-            record = json.loads(line)
-            text, ids = str(record["text"]), record.get("tokens")
-            found = vocabulary.encode(text) if ids is None else torch.tensor(ids, dtype=torch.int64)
-            vocabulary.decode(found)  # an id of another vocabulary is named
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            text, found = _sample(line, number - 1, vocabulary)
+        except (ValueError, KeyError, RecursionError) as error:
             wanted = "a json object with a text, as `edlm run generate` writes it"
             raise ValueError(f"samples = {path!r}, line {number} must be {wanted} ({error})") from error
         if len(found) < REPEATED:
@@ -68,6 +65,24 @@ def read_samples(path: str, vocabulary: Vocabulary) -> Texts:
     if len(tokens) < 2:
         raise ValueError(f"samples = {path!r} holds {len(tokens)} texts, but an error bar needs at least 2")
     return Texts(tokens, spelled)
+
+
+def _sample(line: str, row: int, vocabulary: Vocabulary) -> tuple[str, Tensor]:
+    """The text of a record and its tokens. Raises ValueError or KeyError for what is none."""
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"it is {record!r:.60}")
+    said = records.changed(record, row)
+    if said is not None:
+        raise ValueError(said)
+    text, ids = record["text"], record.get("tokens")
+    if not isinstance(text, str):
+        raise ValueError(f"text = {text!r:.60} must be a text")
+    if ids is None:
+        return text, vocabulary.encode(text)
+    if not isinstance(ids, list) or not all(type(id_) is int and 0 <= id_ < vocabulary.size for id_ in ids):
+        raise ValueError(f"tokens = {ids!r:.60} must be a list of ids in [0, {vocabulary.size})")
+    return text, torch.tensor(ids, dtype=torch.int64)
 
 
 def held_out(

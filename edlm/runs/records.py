@@ -70,6 +70,18 @@ def texts_done(path: Path, settings: str, seed: int) -> int:
         raise ValueError(f"{said} ({error})") from error
 
 
+def changed(record: Mapping[str, Any], row: int) -> str | None:
+    """Say what shows that a record is not what was written of a row; nothing does of one without a hash."""
+    if SUM not in record:
+        return None
+    own = {key: value for key, value in record.items() if key != SUM}
+    if files.fingerprint(_timeless(own)) != record[SUM]:
+        return f"it is not as it was written; a text of one's own has no {SUM!r}"
+    if own.get("row") != row:
+        return f"it is the text of row {own.get('row')}, and that of row {row} is lost or moved"
+    return None
+
+
 def extent(path: Path) -> Extent:
     """How many lines a file has and what they say, all of it on the disk then; a missing file is an empty one."""
     if path.is_file():

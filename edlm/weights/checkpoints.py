@@ -68,9 +68,12 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify:
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{folder}/network.json: its arguments make no {cls.__name__} ({error})") from error
     _require_shapes(outline, folder / _WEIGHTS)
+    bos_id, size = description.get("bos_id"), description["arguments"].get("vocab_size")
+    if bos_id is not None and bos_id >= size:
+        raise ValueError(f"{folder}/network.json: bos_id = {bos_id} must be an id below vocab_size = {size}")
     weights = tensors.unwrapped(tensors.read_safetensors(folder / _WEIGHTS), folder / _WEIGHTS)
     if verify:
-        _verify(folder, description, _WEIGHTS)
+        _verify(folder, description, _WEIGHTS, *(name for name in Vocabulary.FILES if (folder / name).is_file()))
         arguments = tensors.digest([description["class"], description["arguments"]])
         tensors.require_hash(arguments, _hashes(folder, description).get("arguments"), folder / "network.json")
     finite.require_weights(weights, folder / _WEIGHTS)

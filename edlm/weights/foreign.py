@@ -157,16 +157,22 @@ def _part(found: Mapping[str, Tensor], part: str | None, file: Path) -> dict[str
 
 
 def _settings(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The finite numbers among the settings, by our names; an unresolved `${...}` is none.
+    """The numbers among the settings, by our names; an unresolved `${...}` is none.
 
-    Raises ValueError for a size that is no whole number.
+    Raises ValueError for what is no number, and for a size that is no whole one.
     """
-    found = [(ours, config.get(theirs)) for ours, theirs in names.items()]
-    numbers = {ours: value for ours, value in found if isinstance(value, int | float) and abs(value) < math.inf}
-    for ours, value in numbers.items():
-        if ours != "dropout" and value != int(value):
-            raise ValueError(f"the file's settings say {names[ours]} = {value}, which must be a whole number")
-    return numbers
+    found = {ours: config.get(theirs) for ours, theirs in names.items()}
+    given = {
+        ours: value
+        for ours, value in found.items()
+        if value is not None and not (isinstance(value, str) and "${" in value)
+    }
+    for ours, value in given.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+        if not is_number or (ours != "dropout" and value != int(value)):
+            wanted = "a number" if ours == "dropout" else "a whole number"
+            raise ValueError(f"the file's settings say {names[ours]} = {value!r:.60}, which must be {wanted}")
+    return given
 
 
 def _notes(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from edlm import limits
-from edlm.data import formats
-from edlm.data.tokenizer_files import LARGEST_FILE
+from edlm.data import formats, tokenizer_files
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork, bidirectional
@@ -92,14 +91,11 @@ def read_autoregressive(
     return _read(Path(folder), families, max_length)
 
 
-def load_vocabulary(
-    folder: str | Path, tokenizer: str | Path | None = None, largest_file: int = LARGEST_FILE
-) -> Vocabulary:
+def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> Vocabulary:
     """The vocabulary of such a folder: its `tokenizer.json`, or another one, and the special ids of its config.
 
     Special tokens of the tokenizer from the mask's id on are left out, as no text stands for them; `size` counts the
     ids of the network. Dream's folder has no `tokenizer.json`: give that of Qwen 2.5, which Dream extends.
-    largest_file: bytes that the tokenizer's may have.
     Raises ValueError naming what is missing.
     """
     folder = Path(folder)
@@ -107,15 +103,19 @@ def load_vocabulary(
     mask_id = _count(folder, config, "mask_token_id")
     file = Path(tokenizer or folder / "tokenizer.json")
     if file.exists():
-        formats.require_size(file, largest_file, "largest_file")
-    content = checkpoints.read_json(file, largest_file)
-    content["added_tokens"] = [token for token in content.get("added_tokens", []) if token["id"] < mask_id]
-    content.update(truncation=None, padding=None)  # a file may ask to cut and pad every text
-    words = Tokenizer.from_str(json.dumps(content))
-    words.encode_special_tokens = True  # text that spells a special token is text
+        formats.require_file(file)
+    content = checkpoints.read_json(file, limits.TOKENIZER_BYTES)
+    words = tokenizer_files.parse(file, tokenizer_files.EXPECTED, partial(_without_mask, content, mask_id))
     size = _count(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
     specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
     return Vocabulary(words, size=size, mask_id=mask_id, **specials)
+
+
+def _without_mask(content: Mapping[str, Any], mask_id: int) -> Tokenizer:
+    """The tokenizer of a file's content, without special tokens from the mask's id on."""
+    added = [token for token in content.get("added_tokens", []) if token["id"] < mask_id]
+    words = Tokenizer.from_str(json.dumps({**content, "added_tokens": added}))
+    return tokenizer_files.plain(words)
 
 
 def special_id(folder: str | Path, config: Mapping[str, Any], name: str) -> int | None:

@@ -80,6 +80,42 @@ def test_a_filled_gap_is_the_text_it_spells(kind: str) -> None:
     assert ids.decode(filled).strip() == "the catsat"
 
 
+def of_words(kind: str) -> Tokenizer:
+    """A tokenizer whose words are set apart by spaces that no token holds."""
+    words = ["[UNK]", *WORDS[:-1], *(f"##{word}" for word in WORDS[:-1]), *(f"{word}</w>" for word in WORDS[:-1])]
+    known = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    if kind == "word pieces":
+        tokenizer = Tokenizer(models.WordPiece(known, unk_token="[UNK]"))
+        tokenizer.decoder = decoders.WordPiece()
+    elif kind == "ends of words":
+        tokenizer = Tokenizer(models.BPE(known, [], unk_token="[UNK]", end_of_word_suffix="</w>"))
+        tokenizer.decoder = decoders.BPEDecoder()
+    else:
+        tokenizer = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["word pieces", "whole words"])
+def test_a_word_that_gets_a_space_cannot_stand_right_behind_a_gap(kind: str) -> None:
+    ids = of(of_words(kind))
+    for prompt in ("the ca_sat", "_sat", "the _ca sat", "the_ _ca"):
+        with pytest.raises(ValueError, match=r"puts a space before '(sat|ca sat|ca)', so it cannot stand right behind"):
+            encode_prompt(prompt, ids)
+    for prompt in ("the ca_ sat", "the _ sat", "the_", "_ the", "the"):
+        tokens = encode_prompt(prompt, ids)
+        filled = torch.where(tokens == ids.mask_id, ids.encode("the")[0], tokens)
+        assert ids.decode(filled) == " ".join(prompt.replace("_", " the ").split())
+
+
+def test_a_word_whose_end_is_marked_cannot_go_on_in_a_gap() -> None:
+    ids = of(of_words("ends of words"))
+    assert ids.decode(encode_prompt("the sat", ids)) == "the sat"
+    for prompt in ("the ca_sat", "the ca_ sat", "the_"):
+        with pytest.raises(ValueError, match="marks the end of a word"):
+            encode_prompt(prompt, ids)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_vocabulary_pickles_with_its_treatment_of_special_tokens(kind: str) -> None:
     ids = KINDS[kind]

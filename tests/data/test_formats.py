@@ -15,8 +15,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from edlm import limits
 from edlm.data import corpora, datasets, documents, formats, vocabulary
-from edlm.data.formats import Limits
 
 TEXTS = ["One, two", "3\tthree"]
 CONTENT = {
@@ -133,25 +133,25 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_small_file_that_unpacks_to_much_is_refused_with_the_key_that_allows_it(tmp_path: Path, name: str) -> None:
+def test_a_small_file_that_unpacks_to_much_is_refused_with_what_allows_it(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     BOMBS[name](file)
     stored, started = file.stat().st_size, time.monotonic()
     with pytest.raises(
-        ValueError, match=rf"{name}: {stored:,} bytes unpack to [\d,]+ or more, above largest_inflation"
+        ValueError,
+        match=rf"{name}.*: {stored:,} bytes unpack to [\d,]+ or more: times their size = \d+ must be at most 100; "
+        rf"EDLM_LIMITS=\d+ \(limits= of a recipe\) allows it",
     ):
         _ = datasets.files(file).train
     assert time.monotonic() - started < 30.0
 
 
-def test_a_raised_limit_lets_it_pass(tmp_path: Path) -> None:
+def test_a_raised_limit_lets_it_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb_value(tmp_path / "a.parquet")
-    assert datasets.files(tmp_path / "a.parquet", largest_inflation=10**6).train[0] == "a" * (1 << 20)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress((b"a text " * 300_000 + b"\n\n") * 10))
-    assert len(datasets.files(tmp_path / "a.txt.gz", largest_inflation=10**6).train) == 8
-    for key in ("largest_inflation", "largest_document"):
-        with pytest.raises(ValueError, match=f"{key} = 0 must be a whole number from 1 on"):
-            datasets.files(tmp_path / "a.txt.gz", **{key: 0})
+    monkeypatch.setenv(limits.FACTOR, "10000")
+    assert datasets.files(tmp_path / "a.parquet").train[0] == "a" * (1 << 20)
+    assert len(datasets.files(tmp_path / "a.txt.gz").train) == 8
 
 
 @pytest.mark.parametrize(
@@ -168,15 +168,24 @@ def test_a_raised_limit_lets_it_pass(tmp_path: Path) -> None:
         ("a.parquet", b""),
     ],
 )
-def test_a_document_or_a_record_has_a_size(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_document_or_a_record_has_a_size(
+    tmp_path: Path, name: str, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / name
     file.write_bytes(content)
     if name.endswith("parquet"):
         pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * 5000]}), file)
+    monkeypatch.setattr(limits, "DOCUMENT_BYTES", 4096)
+    monkeypatch.setattr(limits, "RECORD_BYTES", 1024)
     with pytest.raises(
-        ValueError, match=rf"{name}: a \w+ of more than [\d,]+ bytes is above .*largest_document = 4096"
+        ValueError, match=rf"{name}: bytes of a \w+ = \d+ must be at most (4096|1024); EDLM_LIMITS=\d+ \(limits= of a"
     ):
-        list(documents.read(file, limits=Limits(document=4096)))
+        list(documents.read(file))
+    monkeypatch.setenv(limits.FACTOR, "9")
+    try:
+        list(documents.read(file))
+    except ValueError as error:
+        assert "must be at most" not in str(error)  # noqa: PT017  # damaged it may be
 
 
 def test_blank_lines_take_no_time(tmp_path: Path) -> None:
@@ -249,16 +258,35 @@ def test_what_is_no_file_of_data_is_refused_at_once(tmp_path: Path, make: Callab
                 use(path)
 
 
-def test_a_tokenizer_has_a_size(tmp_path: Path) -> None:
+def test_a_tokenizer_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a checkpoint's folder, or in one of the hub, no key of a corpus would raise it: what is named raises all."""
     file = tmp_path / "tokenizer.json"
-    file.write_text("[" + " " * 1000 + "]")
-    with pytest.raises(ValueError, match=r"tokenizer\.json: 1,002 bytes are above largest_file = 1000"):
-        vocabulary.from_tokenizer_json(file, largest_file=1000)
-    vocabulary.characters("ab").save(tmp_path / "new")
-    content = json.loads((tmp_path / "new" / "tokenizer.json").read_text())
+    vocabulary.characters("ab").save(tmp_path)
+    size = file.stat().st_size
+    monkeypatch.setattr(limits, "TOKENIZER_BYTES", size - 1)
+    said = rf"tokenizer\.json: bytes = {size} must be at most {size - 1}; EDLM_LIMITS=2 "
+    for use in (lambda: vocabulary.from_tokenizer_json(file), lambda: vocabulary.load_vocabulary(tmp_path)):
+        with pytest.raises(ValueError, match=said):
+            use()
+        with monkeypatch.context() as raised:
+            raised.setenv(limits.FACTOR, "2")
+            assert use().size == 3
+
+
+def test_a_text_that_is_read_whole_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a text\n\n" * 9)
+    monkeypatch.setattr(limits, "CORPUS_BYTES", 50)
+    for use in (corpora.text_files, corpora.read_documents):
+        with pytest.raises(ValueError, match=r"a\.txt: bytes = 72 must be at most 50; EDLM_LIMITS=2 "):
+            use(tmp_path / "a.txt")
+
+
+def test_a_vocabulary_has_a_size(tmp_path: Path) -> None:
+    vocabulary.characters("ab").save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["model"]["vocab"] = {"a": 2**31}
-    (tmp_path / "new" / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     ids = {"size": 2**31 + 2, "mask_id": 2**31 + 1, "bos_id": None, "eos_id": None, "pad_id": None}
-    (tmp_path / "new" / "vocabulary.json").write_text(json.dumps(ids))
-    with pytest.raises(ValueError, match="must be at most 16,777,216 ids"):
-        vocabulary.load_vocabulary(tmp_path / "new")
+    (tmp_path / "vocabulary.json").write_text(json.dumps(ids))
+    with pytest.raises(ValueError, match=r"ids = \d+ must be at most 16777216; EDLM_LIMITS=129 "):
+        vocabulary.load_vocabulary(tmp_path)

@@ -14,7 +14,7 @@ import torch
 from builders import tiny_network
 from gpt2_folder import CONTEXT as PIECE
 from gpt2_folder import WORDS
-from large_folders import random_weights, write
+from large_folders import random_weights, reference, write
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -241,6 +241,28 @@ def test_a_torchtune_model_with_a_short_context_says_so_and_special_tokens_that_
     judged, what = judges.load(f"torchtune:{tmp_path}", torch.device("cpu"))
     assert what["context"] == 4
     assert judged(["<end>nd"]).tokens.tolist() == [3 + 2], "seven letters in pieces of four and three"
+
+
+@pytest.mark.parametrize("text", ["<end>nd", "d<end>", "<end><end>ne", "<|>end<end>", "nnd"])
+def test_both_kinds_of_judge_read_a_special_token_that_a_text_spells_as_text(text: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    write(tmp_path, "qwen2", random_weights("qwen2"), shards=1)
+    letters = {letter: number for number, letter in enumerate("<end>|")}
+    tokenizer = Tokenizer(WordLevel(letters | {"?": 9}, unk_token="?"))
+    tokenizer.pre_tokenizer = Split("", "isolated")
+    tokenizer.add_special_tokens(["<end>", "<|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "unk_token": "?"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    device = torch.device("cpu")
+    ours, theirs = judges.load(f"torchtune:{tmp_path}", device)[0], judges.load(str(tmp_path), device)[0]
+    ids = torch.tensor([[letters[letter] for letter in text]])
+    with torch.no_grad():
+        log_p = reference("qwen2", random_weights("qwen2"), ids, causal=True)[0].log_softmax(-1)
+    expected = -float(sum(log_p[i, ids[0, i + 1]] for i in range(len(text) - 1)))
+    for judged in (ours([text]), theirs([text])):
+        assert judged.tokens.tolist() == [len(text) - 1]
+        assert judged.nll.item() == pytest.approx(expected, rel=1e-4)
 
 
 # ---- MAUVE

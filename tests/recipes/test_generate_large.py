@@ -269,6 +269,30 @@ def test_merges_are_compared_however_they_are_written(tmp_path: Path) -> None:
             large.require_same_tokens(words, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("pre_tokenizer", None),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}),
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("normalizer", {"type": "Lowercase"}),
+        ("normalizer", {"type": "Prepend", "prepend": "x"}),
+    ],
+)
+def test_another_cut_into_words_is_another_tokenizer(part: str, other: dict[str, Any] | None, tmp_path: Path) -> None:
+    words = vocabulary.train_bpe(["the name of the statement is the name of the value"] * 3, 262)
+    content = json.loads(words.tokenizer.to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    large.require_same_tokens(words, tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, part: other}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: another tokenizer than the denoiser's"):
+        large.require_same_tokens(words, tmp_path)
+    trimmed = {**content["pre_tokenizer"], "trim_offsets": not content["pre_tokenizer"]["trim_offsets"]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "pre_tokenizer": trimmed, "decoder": None}))
+    large.require_same_tokens(words, tmp_path)  # neither says anything of ids
+
+
 # ---- The memory plan
 
 

@@ -188,6 +188,30 @@ def test_the_vocabulary_has_the_networks_size_and_its_mask(masked: dict[str, Any
         large.load_vocabulary(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"pattern": {"String": "x"}}},
+        {"pre_tokenizer": {"type": "Split", "pattern": 2**31, "behavior": "Isolated", "invert": False}},
+        {"pre_tokenizer": 3},
+        {"model": None},
+        {"model": {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "a"}},
+        {"added_tokens": 3},
+        {"added_tokens": [3]},
+        {"added_tokens": [{"content": "a"}]},
+        {"added_tokens": [{"id": None, "content": "a"}]},
+        {"version": 7},
+    ],
+)
+def test_a_damaged_tokenizer_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = write(tmp_path / "m", "llada", random_weights("llada"))
+    content = json.loads(vocabulary.characters().tokenizer.to_str())
+    (folder / "tokenizer.json").write_text(json.dumps(content | change))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: expected a tokenizer\.json of `tokenizers`; ") as caught:
+        large.load_vocabulary(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 # ---- Decoders as autoregressive energies
 
 

@@ -113,6 +113,8 @@ def test_a_schedule_takes_its_own_numbers_alone(schedule: Any, said: str) -> Non
         ({"time_conditioning": 1}, "time_conditioning = 1 must be one of True, False"),
         ({"bos_id": -1}, "bos_id = -1 must be an id, or null"),
         ({"bos_id": [1]}, r"bos_id = \[1\] must be an id, or null"),
+        ({"bos_id": True}, "bos_id = True must be an id, or null"),
+        ({"bos_id": 10**6}, "bos_id = 1000000 must be an id below vocab_size = "),
         ({"scope": [[]]}, "scope"),
     ],
 )
