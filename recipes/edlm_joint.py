@@ -25,20 +25,20 @@ from edlm.likelihood.nelbo import not_padding
 from edlm.models import denoisers
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import networks
+from edlm.objectives import batches, losses
 from edlm.objectives import joint as joint_objectives
-from edlm.objectives import losses
 from edlm.process import particles
 from edlm.recipes import pretrain_denoiser
 from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import corrections
-from edlm.training import loop
+from edlm.training import settings as training_settings
 from edlm.training import start as starts
 from edlm.training.loop import Metrics, TrainingRun
 
 TRAINING: Schema = {
-    **{key: check for key, check in loop.SETTINGS.items() if key != "time_low"},
+    **{key: check for key, check in training_settings.SETTINGS.items() if key != "time_low"},
     "valid_rows": schemas.integer(8),  # some of them reveal nothing, and an error needs two that do
 }
 SETTINGS: Schema = {
@@ -151,7 +151,7 @@ class JointTraining:
 
         def score(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
             row, x_0 = batch
-            out = stages(loop.keyed(x_0, row, settings["seed"], step=loop.HELD_OUT_STEP, num_rows=rows))
+            out = stages(batches.training_batch(x_0, settings["seed"], row, batches.HELD_OUT_STEP, rows))
             energies = out[contracts.ENERGY][(out[contracts.X_T] != out[contracts.X_S]).any(1)]
             positive, negative = energies[:, 0], energies[:, 1:]
             log_weights = particles.log_weights(negative[:, :k])

@@ -23,13 +23,13 @@ from edlm.evaluation.calibration import CalibrationError
 from edlm.likelihood.estimates import Estimate, estimate
 from edlm.models import denoisers, energies
 from edlm.nn import networks
-from edlm.objectives import contrastive, losses, transition
+from edlm.objectives import batches, contrastive, losses, transition
 from edlm.recipes import pretrain_denoiser
 from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import corrections
-from edlm.training import loop
+from edlm.training import settings as training_settings
 from edlm.training import start as starts
 from edlm.training.loop import Metrics, TrainingRun
 
@@ -51,7 +51,7 @@ SETTINGS: Schema = {
     "num_negatives": schemas.integer(1),
     "report_particles": schemas.integer(2),
     "samples": schemas.section(_correction.SAMPLES),
-    **loop.SETTINGS,
+    **training_settings.SETTINGS,
 }
 
 
@@ -90,7 +90,7 @@ class EnergyByNCE:
             stages=self._stages(network, settings["num_negatives"]),
             blocks=self.blocks.train,
             vocabulary=self.vocabulary,
-            settings={key: settings[key] for key in loop.SETTINGS},
+            settings={key: settings[key] for key in training_settings.SETTINGS},
             seed=settings["seed"],
             identity={
                 "objective": settings["objective"],
@@ -133,7 +133,7 @@ class EnergyByNCE:
 
         def score(row: Tensor) -> dict[str, Tensor]:
             x_0 = blocks[(row % len(blocks)).cpu()].to(self.device)
-            out = stages(loop.keyed(x_0, row, settings["seed"], step=loop.HELD_OUT_STEP, num_rows=rows))
+            out = stages(batches.training_batch(x_0, settings["seed"], row, batches.HELD_OUT_STEP, rows))
             found = contrast.of_batch(out[contracts.ENERGY], out[contracts.T], k, *self._classifier())
             return {name: values.cpu() for name, values in found.items()}
 

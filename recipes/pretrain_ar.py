@@ -19,12 +19,13 @@ from edlm.objectives import denoising
 from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import loop, texts
 from edlm.training import padding as _padding
+from edlm.training import settings as training_settings
+from edlm.training import texts
 from edlm.training.loop import Metrics, TrainingRun
 
 # Those of every training but the one about times: there is none here.
-TRAINING: Schema = {key: check for key, check in loop.SETTINGS.items() if key != "time_low"}
+TRAINING: Schema = {key: check for key, check in training_settings.SETTINGS.items() if key != "time_low"}
 SETTINGS: Schema = {
     "recipe": schemas.choice("pretrain_ar"),
     "output_dir": schemas.text,

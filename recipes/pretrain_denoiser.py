@@ -19,8 +19,9 @@ from edlm.models import denoisers
 from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import kinds, log, loop, texts
+from edlm.training import kinds, log, texts
 from edlm.training import padding as _padding
+from edlm.training import settings as training_settings
 from edlm.training.kinds import KERNELS, PARAMETERISATIONS
 from edlm.training.loop import Metrics, TrainingRun
 
@@ -34,7 +35,7 @@ MODEL: Schema = {
     "time_conditioning": schemas.flag,
     "objective": schemas.choice(*PARAMETERISATIONS),
     "loss_steps": schemas.optional(kinds.loss_steps),
-    **loop.SETTINGS,
+    **training_settings.SETTINGS,
 }
 SETTINGS: Schema = {
     "recipe": schemas.choice("pretrain_denoiser"),
@@ -76,7 +77,7 @@ class PretrainDenoiser:
             stages=self.kind.stages(self._denoiser(network), self.schedule, settings, self.vocabulary.pad_id),
             blocks=self.blocks.train,
             vocabulary=self.vocabulary,
-            settings={key: settings[key] for key in loop.SETTINGS},
+            settings={key: settings[key] for key in training_settings.SETTINGS},
             seed=settings["seed"],
             identity={
                 "objective": self.kind.objective,

@@ -48,7 +48,7 @@ LAYOUT: dict[str, list[str]] = {
         "autoregressive",
         "baselines",
     ],
-    "objectives": ["losses", "denoising", "contrastive", "transition", "chain_rule", "joint", "baselines"],
+    "objectives": ["losses", "batches", "denoising", "contrastive", "transition", "chain_rule", "joint", "baselines"],
     "likelihood": ["estimates", "nelbo", "bounds", "baselines", "enumeration", "hidden_markov"],
     "weights": [
         "tensors",
@@ -83,6 +83,10 @@ LAYOUT: dict[str, list[str]] = {
         "log_check",
         "texts",
         "forecast",
+        "settings",
+        "stopping",
+        "rates",
+        "resume",
         "loop",
         "kinds",
         "start",
@@ -98,7 +102,6 @@ STILL_BACK: dict[str, list[str]] = {
     "runs.entry": ["cli.commands", "weights.tensors"],
     "weights.named": ["training.kinds"],
     "weights.resolve": ["training.kinds"],
-    "evaluation.contrast": ["training.loop"],
     "training.start": ["recipes.pretrain_denoiser"],
 }
 IMPORT_MORE = {

@@ -13,9 +13,9 @@ from edlm.evaluation import calibration as calibrations
 from edlm.evaluation.calibration import CalibrationError
 from edlm.likelihood.estimates import Estimate, estimate
 from edlm.objectives import losses
+from edlm.objectives.batches import HELD_OUT_STEP, training_batch
 from edlm.process import particles
 from edlm.runs import tables
-from edlm.training import loop
 
 FIGURES = ("loss", "accuracy", "gap", "ess", "log_weight_std")  # per row
 ENERGIES = "energies"  # (n, 1 + k): the data's and its drafts', from which calibration is measured
@@ -142,7 +142,7 @@ def require_new(
     """
     rows, found = sum(len(row) for row, _ in batches), 0
     for row, x_0 in batches:
-        out = corrupt(loop.keyed(x_0, row, settings["seed"], loop.HELD_OUT_STEP, rows))
+        out = corrupt(training_batch(x_0, settings["seed"], row, HELD_OUT_STEP, rows))
         found += int((out[contracts.X_T] != out[contracts.X_S]).any(1).sum())
     if found < 2:
         raise ValueError(

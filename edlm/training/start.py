@@ -13,7 +13,7 @@ from edlm.process.schedules import Schedule
 from edlm.recipes import pretrain_denoiser
 from edlm.runs import files, locks, processes
 from edlm.training import kinds, log, state
-from edlm.training.loop import SettingsChanged
+from edlm.training.resume import SettingsChanged
 from edlm.weights import checkpoints, permitted, tensors
 
 

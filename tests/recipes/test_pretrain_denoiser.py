@@ -14,11 +14,11 @@ from edlm import contracts
 from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import estimates, nelbo
 from edlm.models import denoisers
+from edlm.objectives import batches
 from edlm.process import schedules
 from edlm.recipes import pretrain_denoiser
 from edlm.recipes.pretrain_denoiser import PretrainDenoiser
 from edlm.samplers import baselines
-from edlm.training import loop
 
 CPU = torch.device("cpu")
 KINDS = {"mdlm": [], "chain_rule": ["loss_steps=[2,8]"], "d3pm": ["loss_steps=5"], "sedd": []}
@@ -58,7 +58,7 @@ def test_a_bound_goes_through_the_blocks_with_noise_of_every_rows_own_and_counts
 def test_padding_is_never_masked_in_training_whatever_the_kind(tmp_path: Path, kind: str) -> None:
     made = recipe(tmp_path, kind)
     x_0, row = padded(made.blocks.train[torch.arange(8)]), torch.arange(8)
-    out = made.run.stages.eval()(loop.keyed(x_0, row, 3, 0, 8))
+    out = made.run.stages.eval()(batches.training_batch(x_0, 3, row, 0, 8))
     padding = x_0 == PAD
     assert torch.equal(out[contracts.X_T][padding], x_0[padding])
     assert (out[contracts.X_T] == MASK).any()
