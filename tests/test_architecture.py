@@ -60,6 +60,8 @@ LAYOUT: dict[str, list[str]] = {
         "exchange",
         "large",
         "memory",
+        "kinds",
+        "loading",
         "named",
         "resolve",
     ],
@@ -70,6 +72,7 @@ LAYOUT: dict[str, list[str]] = {
         "scores",
         "figures",
         "samples",
+        "draws",
         "contrast",
         "correction",
         "texts",
@@ -88,7 +91,10 @@ LAYOUT: dict[str, list[str]] = {
         "rates",
         "resume",
         "loop",
+        "report",
         "kinds",
+        "denoiser",
+        "energy",
         "start",
     ],
     "frontier": ["grid", "draws", "lines", "points", "table", "plots", "exact", "exact_report", "learning"],
@@ -100,9 +106,6 @@ LAYOUT: dict[str, list[str]] = {
 STILL_BACK: dict[str, list[str]] = {
     "nn.decoders": ["weights.tensors"],
     "runs.entry": ["cli.commands", "weights.tensors"],
-    "weights.named": ["training.kinds"],
-    "weights.resolve": ["training.kinds"],
-    "training.start": ["recipes.pretrain_denoiser"],
 }
 IMPORT_MORE = {
     "weights.large": {"torchtune"},

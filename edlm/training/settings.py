@@ -54,6 +54,8 @@ SETTINGS: Schema = {
     "resume": log_check.resume,
     **log.SETTINGS,
 }
+# Of what draws no times.
+WITHOUT_TIMES: Schema = {key: check for key, check in SETTINGS.items() if key != "time_low"}
 
 
 def check(settings: Mapping[str, Any]) -> None:
