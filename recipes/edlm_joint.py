@@ -5,40 +5,28 @@ edlm run edlm_joint --config tiny num_negatives=3 energy_weight=0.5
 edlm run generate denoiser=runs/tiny/joint energy=runs/tiny/joint output=runs/tiny/joint.jsonl
 """
 
-import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from edlm import contracts
 from edlm.data import corpora
-from edlm.data.corpora import Rows
-from edlm.evaluation import contrast as contrasts
-from edlm.evaluation import correction
-from edlm.likelihood import nelbo
-from edlm.likelihood.estimates import Estimate, estimate
-from edlm.likelihood.nelbo import not_padding
-from edlm.models import denoisers
-from edlm.models.denoisers import SubsDenoiser
-from edlm.nn import networks
-from edlm.objectives import joint as joint_objectives
-from edlm.objectives import losses
-from edlm.process import particles
+from edlm.evaluation import contrast, correction, draws
+from edlm.likelihood.estimates import Estimate
 from edlm.recipes import pretrain_denoiser
-from edlm.runs import entry, environment, files, processes, tables
+from edlm.runs import entry, environment, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import corrections
-from edlm.training import loop
+from edlm.training import energy
+from edlm.training import settings as training_settings
 from edlm.training import start as starts
+from edlm.training.energy import JointPlan
 from edlm.training.loop import Metrics, TrainingRun
 
 TRAINING: Schema = {
-    **{key: check for key, check in loop.SETTINGS.items() if key != "time_low"},
+    **training_settings.WITHOUT_TIMES,
     "valid_rows": schemas.integer(8),  # some of them reveal nothing, and an error needs two that do
 }
 SETTINGS: Schema = {
@@ -48,21 +36,13 @@ SETTINGS: Schema = {
     "device": schemas.choice("auto", "cpu", "cuda"),
     "threads": schemas.optional(schemas.threads),
     "corpus": schemas.component(),
-    "denoiser": schemas.text,
-    "pretrain": schemas.optional(schemas.section(pretrain_denoiser.MODEL)),
-    "dropout": schemas.number(0, 0.9),
     "num_energy_layers": schemas.integer(1),
     "denoiser_rate": schemas.number(0),
-    "transition_steps": schemas.span,
     "nelbo_weight": schemas.number(0),
     "energy_weight": schemas.number(0),
-    "objective": schemas.choice("nce", "info_nce"),
-    "num_negatives": schemas.integer(1),
-    "report_particles": schemas.integer(2),
-    "samples": schemas.section(correction.SAMPLES),
+    **energy.SETTINGS,
     **TRAINING,
 }
-FIGURES = ("contrast", "accuracy", "gap", "ess", "log_weight_std")
 
 
 class JointTraining:
@@ -72,18 +52,13 @@ class JointTraining:
         self.settings = settings
         self.folder = environment.writable("output_dir", settings["output_dir"])
         self.device = environment.device_of(settings)
-        if settings["energy_weight"] == 0 == settings["nelbo_weight"] * settings["denoiser_rate"]:
-            raise ValueError(
-                "energy_weight = 0 and nelbo_weight or denoiser_rate = 0: nothing would be trained; give energy_weight"
-            )
+        energy.require_trained(settings)
 
     def load_denoiser(self) -> None:
         """Load the denoiser to start from; train it first where there is none and the config says how."""
         start = starts.load(self.settings, self.device, pretrain_denoiser.main)
-        self.start, self.schedule, self.vocabulary, self.description, self.start_weights = start
-        if self.description["time_conditioning"]:
-            path = self.settings["denoiser"]
-            raise ValueError(f"denoiser = {path!r} must be one that is told no time: time_conditioning: false")
+        energy.require_untold(start)
+        self.start, self.vocabulary, self.plan = start.denoiser, start.vocabulary, JointPlan(start, self.settings)
 
     def setup(self) -> None:
         """Read the corpus, build the network from the denoiser, and the training pipeline."""
@@ -91,32 +66,20 @@ class JointTraining:
         corpus = schemas.build(settings["corpus"], "corpus")
         self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.start.max_length)
         torch.manual_seed(settings["seed"])
-        sizes = {key: value for key, value in self.start.arguments.items() if key != "causal"}
-        own = {"dropout": settings["dropout"], "num_energy_layers": settings["num_energy_layers"]}
-        network = networks.JointNetwork(**{**sizes, **own}).to(self.device)
-        networks.start_joint_from(network, self.start)
-        network.denoiser.requires_grad_(settings["denoiser_rate"] > 0.0)  # what is not trained takes no backward pass
-        for split, rows in (("valid", settings["valid_rows"]), ("test", 4 * settings["valid_rows"])):
-            batches = self._batches(getattr(self.blocks, split), rows)
-            contrasts.require_new(self._stages(network).module["corrupt"], split, batches, settings)
-        told = ("num_energy_layers", "denoiser_rate", "transition_steps", "objective", "num_negatives")
+        network = self.plan.network()
+        stages = self.plan.stages(network, settings["num_negatives"])
+        for split in ("valid", "test"):
+            drawn = draws.held_out(self.blocks, split, settings, self.device)
+            contrast.require_new(stages.module["corrupt"], split, drawn, settings)
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
-            stages=self._stages(network),
+            stages=stages,
             blocks=self.blocks.train,
             vocabulary=self.vocabulary,
             settings={key: settings[key] for key in TRAINING},
             seed=settings["seed"],
-            identity={
-                **{key: settings[key] for key in (*told, "nelbo_weight", "energy_weight", "dropout")},
-                "corpus": corpus.fingerprint,
-                "schedule": self.description["schedule"],
-                "time_conditioning": False,
-                "denoiser_step": self.description.get("step"),
-                "denoiser_weights": self.start_weights,
-                "scope": "transition",
-            },
+            identity=self.plan.notes(corpus),
             validate=self.validate,
             sample=lambda _: self.texts(),
             rate_of=lambda name: settings["denoiser_rate"] if name.startswith("denoiser.") else 1.0,
@@ -131,59 +94,16 @@ class JointTraining:
         self.run.train()
 
     def validate(self, network: nn.Module) -> Metrics:
-        """The loss, what it is made of, and weight diagnostics of the EMA network on held-out blocks."""
-        settings, rows = self.settings, self.settings["valid_rows"]
-        per_row = self.held_out(network, self.blocks.valid, rows)
-        warning = contrasts.warning(per_row)
-        if warning is not None and processes.is_first():
-            tqdm.write(f"step {self.run.step}: {warning}", file=sys.stderr)
-        found = {name: estimate(per_row[name]) for name in FIGURES}
-        found |= self.nelbos(network, self.blocks.valid, rows)
+        """Give the loss, what it is made of, and weight diagnostics of the EMA network on held-out blocks."""
+        settings = self.settings
+        drawn = draws.held_out(self.blocks, "valid", settings, self.device)
+        per_row = energy.held_out(self.plan, network, drawn)
+        contrast.warn(per_row, self.run.step)
+        found = {**contrast.figures(per_row), **self.plan.nelbos(network, drawn)}
         figures = {name: value.mean for name, value in found.items()}
-        parts = (settings["nelbo_weight"] * figures["nelbo"], settings["energy_weight"] * figures["contrast"])
-        return {"loss": sum(parts), **figures}
-
-    @torch.no_grad()
-    def held_out(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Tensor]:
-        """Per row with anything new (n,): contrast, accuracy, ESS of `report_particles` draws; energies (n, 1 + k)."""
-        settings, k = self.settings, self.settings["report_particles"]
-        stages = self._stages(network, num_negatives=max(k, settings["num_negatives"])).eval()
-
-        def score(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-            row, x_0 = batch
-            out = stages(loop.keyed(x_0, row, settings["seed"], step=loop.HELD_OUT_STEP, num_rows=rows))
-            energies = out[contracts.ENERGY][(out[contracts.X_T] != out[contracts.X_S]).any(1)]
-            positive, negative = energies[:, 0], energies[:, 1:]
-            log_weights = particles.log_weights(negative[:, :k])
-            contrast = self._objective(positive, negative[:, : settings["num_negatives"]])
-            accuracy, gap = losses.nce_accuracy(positive, negative), negative.mean(-1) - positive
-            weights = particles.ess(log_weights), particles.log_weight_std(log_weights)
-            return tuple(values.cpu() for values in (contrast, accuracy, gap, *weights, energies))
-
-        found = zip(*processes.spread(score, self._batches(blocks, rows), "held-out text"), strict=True)
-        names = (*FIGURES, contrasts.ENERGIES)
-        return {name: torch.cat(values) for name, values in zip(names, found, strict=True)}
-
-    def nelbos(self, network: nn.Module, blocks: Rows, rows: int) -> dict[str, Estimate]:
-        """Nats per token of the joint network and of the denoiser it started from, on the same draws, and what it cost.
-
-        cost: the difference row by row, positive where the joint network is the worse denoiser. Padding is neither
-        scored nor masked, and a row counts by its tokens.
-        """
-        seed, batches = torch.tensor(self.settings["seed"], device=self.device), self._batches(blocks, rows)
-
-        def score(batch: tuple[Tensor, Tensor], each: nn.Module) -> Tensor:
-            row, x_0 = batch
-            scored = not_padding(x_0, self.vocabulary.pad_id)
-            return nelbo.nelbo(self._denoiser(each), self.schedule, x_0, seed, row, scored).cpu()
-
-        values = {
-            name: torch.cat(processes.spread(partial(score, each=each), batches, name.replace("_", " ")))
-            for name, each in (("nelbo", network.eval()), ("start_nelbo", self.start))
-        }
-        values["cost"] = values["nelbo"] - values["start_nelbo"]
-        counts = torch.cat([not_padding(x_0, self.vocabulary.pad_id).sum(1) for _, x_0 in batches]).cpu()
-        return {name: estimate(each, counts) for name, each in values.items()}
+        contrasted = figures.pop("loss")
+        loss = settings["nelbo_weight"] * figures["nelbo"] + settings["energy_weight"] * contrasted
+        return {"loss": loss, "contrast": contrasted, **figures}
 
     def save_checkpoint(self) -> None:
         """Write the last state; the training loop has written the earlier ones."""
@@ -191,86 +111,28 @@ class JointTraining:
 
     def cleanup(self) -> None:
         """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
-        settings, blocks, rows = self.settings, self.blocks.test, 4 * self.settings["valid_rows"]
-        per_row = self.held_out(self.run.average, blocks, rows)
-        figures, warning = {name: estimate(per_row[name]) for name in FIGURES}, contrasts.warning(per_row)
-        nelbos = {**self.nelbos(self.run.average, blocks, rows), **self.transition_bounds(blocks)}
-        texts = self.texts()
-        report: dict[str, Any] = {name: value._asdict() for name, value in {**nelbos, **figures}.items()}
-        report["warning"] = warning
-        files.write_json(self.folder / "report.json", {"settings": dict(settings), **report})
-        files.write_jsonl(self.folder / "samples.jsonl", texts)
-        print(f"\nheld-out text (test split, seed {settings['seed']}):\n{self._summary(nelbos, figures)}")
-        if warning is not None:
-            print(f"  {warning}")
-        for text in texts:
-            print(f"\n  sample {text['row']}, energy {text['energy']}:\n    {text['text']}")
-        print(f"\n  network, figures, samples and log: {self.folder}\n  started from: {settings['denoiser']}")
+        settings, average = self.settings, self.run.average.eval()
+        drawn = draws.held_out(self.blocks, "test", settings, self.device)
+        per_row = energy.held_out(self.plan, average, drawn)
+        figures, texts = contrast.figures(per_row), self.texts()
+        bounds = {**self.plan.nelbos(average, drawn), **self.transition_bounds()}
+        report = {"contrast" if name == "loss" else name: x._asdict() for name, x in {**bounds, **figures}.items()}
+        remarks = {**energy.COMPARED, **correction.remarks(settings["samples"])}
+        known = settings["report_particles"], settings["objective"], settings["num_negatives"]
+        lines = correction.bits_lines(bounds, self.vocabulary.unit, remarks)
+        shown = tables.table([*lines, *contrast.figure_lines(figures, None, *known)])
+        told = {**report, "warning": contrast.warning(per_row)}
+        energy.conclude(self.folder, settings, told, [shown], texts, what=("network", "started from"))
 
     def texts(self) -> list[dict[str, Any]]:
-        """A few samples of the joint network at equal seeds with the energy off and on."""
-        wanted, denoiser = self.settings["samples"], self._denoiser(self.run.average.eval())
-        return correction.texts(denoiser, corrections.Joint(), wanted, self.vocabulary)
+        """Draw a few samples of the joint network at equal seeds with the energy off and on."""
+        denoiser = self.plan.denoiser(self.run.average.eval())
+        return correction.texts(denoiser, corrections.Joint(), self.settings["samples"], self.vocabulary)
 
-    def transition_bounds(self, blocks: Rows) -> dict[str, Estimate]:
-        """The bound of the sampler of `texts`."""
-        denoiser = self._denoiser(self.run.average.eval())
-        known = corrections.Joint(), blocks, self.settings, self.vocabulary.pad_id
-        return correction.transition_bounds(denoiser, *known)
-
-    def _batches(self, blocks: Rows, rows: int) -> list[tuple[Tensor, Tensor]]:
-        """Numbers of rows (b,) and their texts (b, l), the blocks gone through as often as needed."""
-        parts = torch.arange(rows, device=self.device).split(self.settings["batch_size"])
-        return [(row, blocks[(row % len(blocks)).cpu()].to(self.device)) for row in parts]
-
-    def _summary(self, nelbos: Mapping[str, Estimate], figures: Mapping[str, Estimate]) -> str:
-        settings, wanted, unit = self.settings, self.settings["samples"], self.vocabulary.unit
-        sampler = f"{wanted['num_steps']} steps, {wanted['num_particles']} particles"
-        remarks = {
-            "nelbo": "the joint network as a denoiser",
-            "start_nelbo": "the denoiser it started from, same texts and noise",
-            "cost": "their difference, text by text",
-            "plain_bound": f"{wanted['num_steps']} steps, no energy",
-            "bound": sampler,
-            "gain": "their difference, text by text",
-        }
-        lines = [
-            (name.replace("_", " "), f"{value.bits:.4f} ± {value.bits_error:.4f}", f"bits/{unit}, {remarks[name]}")
-            for name, value in nelbos.items()
-        ]
-        nothing = torch.zeros(1)
-        naive = float(self._objective(nothing, nothing.expand(1, settings["num_negatives"])))
-        told = {
-            "contrast": f"nats of {settings['objective']}, n = {figures['contrast'].n}; knows nothing: {naive:.3f}",
-            "accuracy": "data below draw; chance: 0.5",
-            "gap": "nats, draws above data",
-            "ess": f"of {settings['report_particles']} draws",
-            "log_weight_std": "nats",
-        }
-        lines += [
-            (name.replace("_", " "), f"{value.mean:.4f} ± {value.standard_error:.4f}", told[name])
-            for name, value in figures.items()
-        ]
-        return tables.table(lines)
-
-    def _objective(self, positive: Tensor, negative: Tensor) -> Tensor:
-        return getattr(losses, self.settings["objective"])(positive, negative)
-
-    def _denoiser(self, network: nn.Module) -> SubsDenoiser:
-        return denoisers.subs(network, self.vocabulary.mask_id, schedule=self.schedule)
-
-    def _stages(self, network: nn.Module, num_negatives: int | None = None) -> Any:
-        settings = self.settings
-        return joint_objectives.contrastive(
-            self._denoiser(network),
-            self.schedule,
-            tuple(settings["transition_steps"]),
-            num_negatives or settings["num_negatives"],
-            settings["nelbo_weight"],
-            settings["energy_weight"],
-            self._objective,
-            self.vocabulary.pad_id,
-        )
+    def transition_bounds(self) -> dict[str, Estimate]:
+        """Estimate the bound of the sampler of `texts`."""
+        known = corrections.Joint(), self.blocks.test, self.settings, self.vocabulary.pad_id
+        return correction.transition_bounds(self.plan.denoiser(self.run.average.eval()), *known)
 
 
 def main(settings: dict[str, Any]) -> None:

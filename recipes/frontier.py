@@ -23,8 +23,7 @@ from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import execution
-from edlm.training import kinds
-from edlm.weights import named
+from edlm.weights import kinds, named
 
 SETTINGS: Schema = {
     "recipe": schemas.choice("frontier"),

@@ -16,15 +16,14 @@ from edlm.data.corpora import Blocks
 from edlm.data.vocabulary import Vocabulary
 from edlm.likelihood import estimates, nelbo
 from edlm.objectives import denoising
-from edlm.runs import entry, environment, files, processes, tables
+from edlm.runs import entry, environment, processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import loop, texts
 from edlm.training import padding as _padding
+from edlm.training import report, texts
+from edlm.training import settings as training_settings
 from edlm.training.loop import Metrics, TrainingRun
 
-# Those of every training but the one about times: there is none here.
-TRAINING: Schema = {key: check for key, check in loop.SETTINGS.items() if key != "time_low"}
 SETTINGS: Schema = {
     "recipe": schemas.choice("pretrain_ar"),
     "output_dir": schemas.text,
@@ -36,7 +35,7 @@ SETTINGS: Schema = {
     "length": schemas.integer(1),
     "padding": _padding.check,
     "network": schemas.component("vocab_size", "max_length", "causal", "conditioning_size", "pad_id"),
-    **TRAINING,
+    **training_settings.WITHOUT_TIMES,
 }
 
 
@@ -74,7 +73,7 @@ class PretrainAr:
             stages=self._stages(network),
             blocks=self.blocks.train,
             vocabulary=self.vocabulary,
-            settings={key: settings[key] for key in TRAINING},
+            settings={key: settings[key] for key in training_settings.WITHOUT_TIMES},
             seed=settings["seed"],
             identity={
                 "objective": "next_token",
@@ -98,13 +97,13 @@ class PretrainAr:
         self.run.train()
 
     def validate(self, network: nn.Module) -> Metrics:
-        """The negative log-likelihood of the EMA network on held-out blocks."""
+        """Give the negative log-likelihood of the EMA network on held-out blocks."""
         nll = self.held_out_nll(network, self.blocks.valid[: self.settings["valid_rows"]])
         return {"nll": nll.mean, "nll_error": nll.standard_error}
 
     @torch.no_grad()
     def held_out_nll(self, network: nn.Module, blocks: Tensor) -> estimates.Estimate:
-        """The exact negative log-likelihood in nats per token over blocks (n, l), all but padding counted."""
+        """Estimate the exact negative log-likelihood in nats per token over blocks (n, l), all but padding counted."""
         stages = self._stages(network).eval()
 
         def score(part: Tensor) -> Tensor:
@@ -121,19 +120,8 @@ class PretrainAr:
     def cleanup(self) -> None:
         """Say what was learned and where it is."""
         nll = self.held_out_nll(self.run.average, self.blocks.test[: 4 * self.settings["valid_rows"]])
-        parameters = sum(p.numel() for p in self.run.average.parameters())
-        rows = [
-            (
-                "exact NLL (test)",
-                f"{nll.bits:.4f} ± {nll.bits_error:.4f} bits/{self.vocabulary.unit}",
-                f"n = {nll.n} blocks",
-            ),
-            ("perplexity", f"{nll.perplexity:.3f}", ""),
-            ("steps, parameters", f"{self.run.step:,}, {parameters:,}", f"seed {self.settings['seed']}, EMA weights"),
-        ]
-        print(f"\n{tables.table(rows)}\n\n  written to {self.folder}")
-        figures = {**nll._asdict(), "bits": nll.bits, "bits_error": nll.bits_error, "step": self.run.step}
-        files.write_json(self.folder / "report.json", figures)
+        rows = report.lines("exact NLL", nll, "blocks", "perplexity", self.run)
+        report.conclude(self.run, rows, nll)
 
     def _stages(self, network: nn.Module) -> Any:
         return denoising.next_token(network, self.vocabulary.mask_id, self.bos_id, self.vocabulary.pad_id)

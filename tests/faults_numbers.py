@@ -14,7 +14,7 @@ FAULTS = [
         "each part of a batch divided by its own tokens",
         "training/loop.py",
         "len(batch), self._num_tokens)",
-        "len(batch), int(likelihoods.not_padding(batch[part], self.vocabulary.pad_id).sum()))",
+        "len(batch), int(nelbo.not_padding(batch[part], self.vocabulary.pad_id).sum()))",
         "tests/objectives/test_loss_per_token.py::test_the_parts_of_a_batch_have_the_loss_and_gradient_of_the_whole",
     ),
     Fault(

@@ -216,7 +216,7 @@ FAULTS = [
     ),
     Fault(
         "texts of a baseline on the way drawn as those of a denoiser",
-        "recipes/pretrain_denoiser.py",
+        "training/denoiser.py",
         "if baseline is not None:",
         "if False:",
         "tests/recipes/test_baseline_recipes.py::test_texts_on_the_way_are_drawn_as_the_kind_that_is_trained",

@@ -64,7 +64,7 @@ LAYOUT: dict[str, list[str]] = {
         "autoregressive",
         "baselines",
     ],
-    "objectives": ["losses", "denoising", "contrastive", "transition", "chain_rule", "joint", "baselines"],
+    "objectives": ["losses", "batches", "denoising", "contrastive", "transition", "chain_rule", "joint", "baselines"],
     "likelihood": ["estimates", "nelbo", "bounds", "baselines", "enumeration", "hidden_markov"],
     "weights": [
         "tensors",
@@ -76,6 +76,8 @@ LAYOUT: dict[str, list[str]] = {
         "exchange",
         "large",
         "memory",
+        "kinds",
+        "loading",
         "named",
         "resolve",
     ],
@@ -86,6 +88,7 @@ LAYOUT: dict[str, list[str]] = {
         "scores",
         "figures",
         "samples",
+        "draws",
         "contrast",
         "correction",
         "texts",
@@ -99,8 +102,15 @@ LAYOUT: dict[str, list[str]] = {
         "log_check",
         "texts",
         "forecast",
+        "settings",
+        "stopping",
+        "rates",
+        "resume",
         "loop",
+        "report",
         "kinds",
+        "denoiser",
+        "energy",
         "start",
     ],
     "frontier": ["grid", "draws", "lines", "points", "table", "plots", "exact", "exact_report", "learning"],
@@ -109,12 +119,7 @@ LAYOUT: dict[str, list[str]] = {
     "cli": ["doctor", "commands"],
 }
 # Arrows that are still to be cut.
-STILL_BACK: dict[str, list[str]] = {
-    "weights.named": ["training.kinds"],
-    "weights.resolve": ["training.kinds"],
-    "evaluation.contrast": ["training.loop"],
-    "training.start": ["recipes.pretrain_denoiser"],
-}
+STILL_BACK: dict[str, list[str]] = {}
 IMPORT_MORE = {
     "weights.large": {"torchtune"},
     "data.datasets": {"datasets"},

@@ -15,13 +15,12 @@ from edlm.benchmark.methods import Method
 from edlm.data import corpora
 from edlm.models import denoisers, energies
 from edlm.nn.networks import EnergyNetwork, Transformer
-from edlm.objectives import contrastive, denoising
+from edlm.objectives import batches, contrastive, denoising
 from edlm.process import schedules
 from edlm.runs import settings as schemas
 from edlm.runs import timing
 from edlm.runs.settings import Schema
 from edlm.samplers import execution
-from edlm.training import loop
 
 MODES = ("eager", "compile")
 _WARM_UP_STEPS = 3  # so many that a compiler has seen the number of masks change
@@ -179,7 +178,7 @@ def _our_loss(
 
     def loss(x_0: Tensor, number: int) -> Tensor:
         row = torch.arange(case.rows, device=setting.device)
-        return stages(loop.keyed(x_0, row, setting.seed, number, case.rows))[contracts.LOSS]
+        return stages(batches.training_batch(x_0, setting.seed, row, number, case.rows))[contracts.LOSS]
 
     return loss
 

@@ -1,21 +1,24 @@
 """What is said of an energy on held-out text: figures, also by noise level, and a warning if they are bad."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from tqdm import tqdm
 
 from edlm import contracts
 from edlm.evaluation import calibration as calibrations
 from edlm.evaluation.calibration import CalibrationError
+from edlm.evaluation.draws import Draws
 from edlm.likelihood.estimates import Estimate, estimate
 from edlm.objectives import losses
+from edlm.objectives.batches import HELD_OUT_STEP, training_batch
 from edlm.process import particles
-from edlm.runs import tables
-from edlm.training import loop
+from edlm.runs import processes, tables
 
 FIGURES = ("loss", "accuracy", "gap", "ess", "log_weight_std")  # per row
 ENERGIES = "energies"  # (n, 1 + k): the data's and its drafts', from which calibration is measured
@@ -91,22 +94,27 @@ def levels_table(levels: list[dict[str, Any]], k: int) -> str:
 
 
 def figure_lines(
-    figures: Mapping[str, Estimate], calibration: CalibrationError, k: int, objective: str, num_negatives: int
+    found: Mapping[str, Estimate], calibration: CalibrationError | None, k: int, objective: str, num_negatives: int
 ) -> list[tuple[str, str, str]]:
-    """The figures over all times as lines of a table, each with what an energy that knows nothing would have."""
+    """Lay out the figures over all times as lines of a table, each with that of an energy that knows nothing."""
     nothing = torch.zeros(1)
     naive = float(getattr(losses, objective)(nothing, nothing.expand(1, num_negatives)))
+    calibrated = (
+        []
+        if calibration is None
+        else [("calibration error", f"{calibration.error:.4f}", f"by chance, if calibrated: {calibration.floor:.4f}")]
+    )
     return [
         (
             f"{objective} loss",
-            _plus_minus(figures["loss"]),
-            f"nats, n = {figures['loss'].n}; knows nothing: {naive:.3f}",
+            _plus_minus(found["loss"]),
+            f"nats, n = {found['loss'].n}; knows nothing: {naive:.3f}",
         ),
-        ("accuracy", _plus_minus(figures["accuracy"]), "data below draw; chance: 0.5"),
-        ("energy gap", _plus_minus(figures["gap"]), "nats, draws above data; 0 if it knows nothing"),
-        ("calibration error", f"{calibration.error:.4f}", f"by chance, if calibrated: {calibration.floor:.4f}"),
-        (f"ESS of {k} draws", _plus_minus(figures["ess"]), f"of {k}"),
-        ("s.d. of log-weights", _plus_minus(figures["log_weight_std"]), "nats"),
+        ("accuracy", _plus_minus(found["accuracy"]), "data below draw; chance: 0.5"),
+        ("energy gap", _plus_minus(found["gap"]), "nats, draws above data; 0 if it knows nothing"),
+        *calibrated,
+        (f"ESS of {k} draws", _plus_minus(found["ess"]), f"of {k}"),
+        ("s.d. of log-weights", _plus_minus(found["log_weight_std"]), "nats"),
     ]
 
 
@@ -125,31 +133,61 @@ def of_batch(energies: Tensor, t: Tensor, k: int, objective: str, num_negatives:
     }
 
 
-def joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The batches of each figure one after the other."""
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+@torch.no_grad()
+def held_out(
+    stages: Callable[[TensorDict], TensorDictBase], drawn: Draws, settings: Mapping[str, Any], only_new: bool = False
+) -> dict[str, Tensor]:
+    """Measure an energy by its training pipeline: what `of_batch` gives, of all draws (n, ...).
+
+    only_new: rows in which a step revealed nothing are left out.
+    """
+    how = settings["report_particles"], settings["objective"], settings["num_negatives"]
+
+    def measure(row: Tensor, x_0: Tensor) -> dict[str, Tensor]:
+        out = stages(training_batch(x_0, settings["seed"], row, HELD_OUT_STEP, drawn.num_rows))
+        energies, t = out[contracts.ENERGY], out[contracts.T]
+        if only_new:
+            energies, t = energies[_has_new(out)], t[_has_new(out)]
+        return {name: values.cpu() for name, values in of_batch(energies, t, *how).items()}
+
+    found = drawn.spread(measure, "held-out text")
+    return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
 
 
 def require_new(
-    corrupt: Callable[[TensorDict], TensorDictBase],
-    split: str,
-    batches: Sequence[tuple[Tensor, Tensor]],
-    settings: Mapping[str, Any],
+    corrupt: Callable[[TensorDict], TensorDictBase], split: str, drawn: Draws, settings: Mapping[str, Any]
 ) -> None:
     """Raise ValueError unless two rows of a split have anything new in a step, which the noise alone decides.
 
-    batches: numbers of rows (b,) and their texts (b, l). corrupt: the stage that puts texts before and after a step.
+    corrupt: the stage that puts texts before and after a step.
     """
-    rows, found = sum(len(row) for row, _ in batches), 0
-    for row, x_0 in batches:
-        out = corrupt(loop.keyed(x_0, row, settings["seed"], loop.HELD_OUT_STEP, rows))
-        found += int((out[contracts.X_T] != out[contracts.X_S]).any(1).sum())
+    rows, found = drawn.num_rows, 0
+    for row, x_0 in drawn.batches():
+        out = corrupt(training_batch(x_0, settings["seed"], row, HELD_OUT_STEP, rows))
+        found += int(_has_new(out).sum())
     if found < 2:
         raise ValueError(
             f"valid_rows = {settings['valid_rows']}: in {found} of {rows} draws of the {split} split a step reveals "
             f"anything, and an error bar needs 2: raise valid_rows, or lower transition_steps = "
             f"{settings['transition_steps']}"
         )
+
+
+def figures(per_row: Mapping[str, Tensor]) -> dict[str, Estimate]:
+    """Estimate the mean of every figure."""
+    return {name: estimate(per_row[name]) for name in FIGURES}
+
+
+def warn(per_row: Mapping[str, Tensor], step: int) -> None:
+    """Say on standard error what is wrong with an energy, if anything is; see `warning`."""
+    said = warning(per_row)
+    if said is not None and processes.is_first():
+        tqdm.write(f"step {step}: {said}", file=sys.stderr)
+
+
+def _has_new(out: TensorDictBase) -> Tensor:
+    """Whether a step reveals anything in a row (b,)."""
+    return (out[contracts.X_T] != out[contracts.X_S]).any(1)
 
 
 def _plus_minus(value: Estimate) -> str:

@@ -73,3 +73,18 @@ def transition_bounds(
     nats, excess, counts = (torch.cat(values) for values in zip(*found, strict=True))
     per_row = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
     return {name: estimate(values, counts) for name, values in per_row.items()}
+
+
+def bits_lines(found: Mapping[str, Estimate], unit: str, remarks: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Lay out bounds in bits as lines of a table, each with its remark."""
+    return [
+        (name.replace("_", " "), f"{value.bits:.4f} ± {value.bits_error:.4f}", f"bits/{unit}, {remarks[name]}")
+        for name, value in found.items()
+    ]
+
+
+def remarks(wanted: Mapping[str, Any]) -> dict[str, str]:
+    """Say what each of `transition_bounds` is of."""
+    steps = f"{wanted['num_steps']} steps"
+    with_energy = f"{steps}, {wanted['num_particles']} particles"
+    return {"plain_bound": f"{steps}, no energy", "bound": with_energy, "gain": "their difference, text by text"}

@@ -17,13 +17,13 @@ from edlm.likelihood.hidden_markov import Source
 from edlm.models import chain_rule, denoisers, energies, joint
 from edlm.nn import networks
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.objectives import batches, contrastive, denoising, losses, transition
 from edlm.objectives import chain_rule as chain_rule_objectives
-from edlm.objectives import contrastive, denoising, losses, transition
 from edlm.objectives import joint as joint_objectives
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import loop
-from edlm.training.loop import TrainingRun
+from edlm.training import settings as training_settings
+from edlm.training.loop import Metrics, TrainingRun
 from edlm.weights.named import CHAIN_RULE, Diffusion, Models
 
 SETTINGS: Schema = {
@@ -35,7 +35,7 @@ SETTINGS: Schema = {
     "num_negatives": schemas.integer(1),
     "transition_steps": schemas.span,
     "num_texts": schemas.integer(1),
-    **loop.SETTINGS,
+    **training_settings.SETTINGS,
 }
 _TEXTS, _HELD_OUT = 4, 5  # added to the seed
 _ALWAYS, _CONTRAST = ("network", "num_texts"), ("start_from", "objective", "num_negatives")
@@ -74,9 +74,9 @@ class Learning(NamedTuple):
         tables = [[round(value, 12) for value in table.flatten().tolist()] for table in self.source]
         length, rows = self.models.max_length, self.settings["valid_rows"]
         held_out = hidden_markov.texts(self.source, rows, length, self.seed + _HELD_OUT)
-        keyed = loop.keyed(held_out, torch.arange(rows), self.seed, loop.HELD_OUT_STEP, rows)
+        keyed = batches.training_batch(held_out, self.seed, torch.arange(rows), batches.HELD_OUT_STEP, rows)
 
-        def validate(average: nn.Module) -> loop.Metrics:
+        def validate(average: nn.Module) -> Metrics:
             with torch.no_grad():
                 return {"loss": float(stages(average.eval()).eval()(keyed)[contracts.LOSS].mean())}
 
@@ -86,7 +86,7 @@ class Learning(NamedTuple):
             stages=stages(network),
             blocks=hidden_markov.texts(self.source, self.settings["num_texts"], length, self.seed + _TEXTS),
             vocabulary=self.models.vocabulary,
-            settings={key: self.settings[key] for key in loop.SETTINGS},
+            settings={key: self.settings[key] for key in training_settings.SETTINGS},
             seed=self.seed,
             identity={
                 "source": tables,

@@ -3,41 +3,29 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from edlm.data.vocabulary import Vocabulary
-from edlm.nn.networks import Transformer
-from edlm.process.schedules import Schedule
-from edlm.recipes import pretrain_denoiser
 from edlm.runs import files, locks, processes
-from edlm.training import kinds, log, state
-from edlm.training.loop import SettingsChanged
-from edlm.weights import checkpoints, permitted, tensors
+from edlm.training import log, state
+from edlm.training.resume import SettingsChanged
+from edlm.weights import checkpoints, loading
+from edlm.weights.kinds import BASELINES
+from edlm.weights.loading import Found
+
+Pretrain = Callable[[dict[str, Any]], None]
 
 
-class Start(NamedTuple):
-    """A frozen denoiser's network, the schedule it was trained on, what its checkpoint says, and its weights' hash."""
+def load(settings: Mapping[str, Any], device: torch.device, pretrain: Pretrain) -> Found:
+    """Load `denoiser` of a config, frozen, after training it where its run is missing or unfinished.
 
-    network: Transformer
-    schedule: Schedule
-    vocabulary: Vocabulary
-    description: dict[str, Any]
-    weights: str
-
-
-def load(settings: Mapping[str, Any], device: torch.device, pretrain: Callable[[dict[str, Any]], None]) -> Start:
-    """Load `denoiser` of a config, after training it by `pretrain` where its run is missing or unfinished.
-
-    `pretrain` is the recipe that trains it. A network folder is finished.
-
-    Raises ValueError for a plan that trains no denoiser of drafts or keeps another
-    network than its last, a run that was begun by another plan, and a checkpoint that is missing or holds something
-    else.
+    pretrain: the recipe that trains it. A network folder is finished. Raises ValueError for a plan that trains no
+    denoiser of drafts or keeps another network than its last, a run that was begun by another plan, and a checkpoint
+    that is missing or holds something else.
     """
     path, plan = settings["denoiser"], settings["pretrain"]
-    if plan is not None and plan["objective"] in kinds.KERNELS:
+    if plan is not None and plan["objective"] in BASELINES:
         raise ValueError(
             f"pretrain.objective = {plan['objective']!r} must be mdlm or chain_rule: an energy corrects their drafts"
         )
@@ -45,21 +33,13 @@ def load(settings: Mapping[str, Any], device: torch.device, pretrain: Callable[[
         raise ValueError(f"pretrain.patience = {plan['patience']} must be null: `edlm run pretrain_denoiser` has one")
     if plan is not None and not processes.from_first(lambda: _finished(path, plan["steps"])):
         with locks.alone("denoiser", path):
-            _train(path, plan, {key: settings[key] for key in ("seed", "device", "threads", "corpus")})
+            _train(path, plan, {key: settings[key] for key in ("seed", "device", "threads", "corpus")}, pretrain)
     else:
         print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
-    kinds.require_subs(path)
-    folder = checkpoints.find_network(path)
-    description = checkpoints.read_description(folder)
-    if "schedule" not in description:
-        raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
-    network = checkpoints.load_as(Transformer, folder).to(device).requires_grad_(False)
-    schedule = permitted.schedule(description["schedule"], str(folder))
-    weights = tensors.sha256(folder / "network.safetensors")
-    return Start(network, schedule, checkpoints.load_vocabulary_of(folder), description, weights)
+    return loading.frozen(path, device)
 
 
-def _train(path: str, plan: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+def _train(path: str, plan: Mapping[str, Any], shared: Mapping[str, Any], pretrain: Pretrain) -> None:
     """Train the denoiser, or write the report of one that was stopped between its last step and its report."""
     is_trained = processes.from_first(lambda: _has_steps(path, plan["steps"]))
     if is_trained:
@@ -67,7 +47,7 @@ def _train(path: str, plan: Mapping[str, Any], shared: Mapping[str, Any]) -> Non
     else:
         print(f"no finished denoiser at {path}: training it first, {plan['steps']} steps", flush=True)
     try:
-        pretrain_denoiser.main({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
+        pretrain({"recipe": "pretrain_denoiser", "output_dir": path, **shared, **plan})
     except SettingsChanged as error:
         if is_trained:  # by another plan, whose report this one cannot write
             print(f"denoiser: {checkpoints.find_network(path)}, without a report: {error.what}", flush=True)

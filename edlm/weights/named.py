@@ -4,19 +4,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from tensordict.nn import TensorDictModule
 
 from edlm.contracts import Denoiser, Energy, Ordered
 from edlm.data.vocabulary import Vocabulary
-from edlm.models import chain_rule, denoisers, energies, joint
+from edlm.models import chain_rule, energies, joint
 from edlm.models.denoisers import SubsDenoiser
-from edlm.nn import folding
-from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
+from edlm.nn.networks import Transformer
 from edlm.process.schedules import Schedule
 from edlm.samplers.baselines import Reverse
-from edlm.training import kinds
-from edlm.weights import checkpoints, permitted, tensors
-from edlm.weights.checkpoints import N
+from edlm.weights import checkpoints, kinds, loading
+from edlm.weights.loading import Found
 
 # The keys of a config that name them, and what trains each.
 NETWORKS = {
@@ -82,19 +79,24 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     for path in named.values():
         checkpoints.require_same_vocabulary(first, path)
     vocabulary = checkpoints.load_vocabulary_of(first)
-    ar = None if "ar" not in named else load_ar(named["ar"], device)
+    ar = autoregressive_model(loading.autoregressive(named["ar"], device)) if "ar" in named else None
     diffusion, baseline = None, None
     if "denoiser" in named and kinds.held_by(named["denoiser"]) is not None:
         if {"energy", "transition"} & named.keys():
             kinds.require_subs(named["denoiser"])
-        baseline = kinds.load(named["denoiser"], device)
+        baseline = loading.baseline(named["denoiser"], device).kernel
     elif "denoiser" in named:
-        diffusion = _load_diffusion(named, vocabulary, ar, device)
-    own = load_joint(named["joint"], device) if "joint" in named else None
+        diffusion = _diffusion(named, vocabulary, ar, device)
+    own = _joint(named["joint"], device) if "joint" in named else None
     lengths = [each.denoiser.max_length for each in (diffusion, baseline, own) if each is not None]
     lengths += [ar.network.max_length] if ar is not None else []
-    records = {key: _record(path) for key, path in named.items()}
+    records = {key: loading.record_of(path) for key, path in named.items()}
     return Models(vocabulary, min(lengths), diffusion, ar, records, baseline, own)
+
+
+def autoregressive_model(found: Found) -> Autoregressive:
+    """Give an AR model that was loaded with what it reads in front of a text."""
+    return Autoregressive(found.network, found.description.get("bos_id"))
 
 
 def require_there(named: Mapping[str, str]) -> None:
@@ -104,22 +106,6 @@ def require_there(named: Mapping[str, str]) -> None:
             checkpoints.find_network(path)
         except ValueError as error:
             raise ValueError(f"{key} = {error}; `edlm run {NETWORKS[key]}` trains one") from error
-
-
-def load_denoiser(path: str, device: torch.device) -> tuple[SubsDenoiser, Schedule]:
-    """A denoiser and the schedule it was trained on. Raises ValueError for a network that is none, or a baseline."""
-    kinds.require_subs(path)
-    description = checkpoints.read_description(checkpoints.find_network(path))
-    if "schedule" not in description:
-        raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
-    schedule = permitted.schedule(description["schedule"], path)
-    told = schedule if description["time_conditioning"] else None
-    network: torch.nn.Module
-    if _is_joint(path):
-        network = _network(JointNetwork, path, told, device)
-    else:
-        network = _network(Transformer, path, told, device)
-    return denoisers.subs(network, checkpoints.load_vocabulary_of(path).mask_id, told, schedule), schedule
 
 
 def require_ordered(path: str, denoiser: SubsDenoiser) -> None:
@@ -132,86 +118,28 @@ def require_ordered(path: str, denoiser: SubsDenoiser) -> None:
         )
 
 
-def load_joint(path: str, device: torch.device) -> Diffusion:
-    """The denoiser of a joint network with its own energy. Raises ValueError for a network with one head."""
-    if not _is_joint(path):
-        raise ValueError(f"joint = {path!r} holds a network with one head: `edlm run edlm_joint` trains one with two")
-    denoiser, schedule = load_denoiser(path, device)
-    return Diffusion(denoiser, schedule, {"joint": joint.energy(denoiser.network)})
+def _joint(path: str, device: torch.device) -> Diffusion:
+    """Load the denoiser of a joint network with its own energy."""
+    found = loading.joint(path, device)
+    return Diffusion(found.denoiser, found.schedule, {"joint": joint.energy(found.network)})
 
 
-def load_ar(path: str, device: torch.device) -> Autoregressive:
-    """An AR model. Raises ValueError for a network that is not causal."""
-    network = _network(Transformer, path, None, device)
-    if not network.arguments["causal"]:
-        raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
-    return Autoregressive(network, checkpoints.read_description(checkpoints.find_network(path)).get("bos_id"))
-
-
-def load_energy(
-    path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device
-) -> tuple[TensorDictModule, str]:
-    """A learned energy of a denoiser, and what it weighs: "draft", "transition", or "joint" for its own network's.
-
-    Raises ValueError for the energy of a joint network beside any denoiser but that network.
-    """
-    told = denoiser.told
-    if _is_joint(path):
-        return _own_energy(path, denoiser, ids, device), "joint"
-    network = _network(EnergyNetwork, path, told, device, ids)
-    scope = checkpoints.read_description(checkpoints.find_network(path)).get("scope", "draft")
-    learned = energies.learned_transition if scope == "transition" else energies.learned
-    return learned(network, told, ids.pad_id), scope
-
-
-def _is_joint(path: str) -> bool:
-    return bool(checkpoints.read_description(checkpoints.find_network(path))["class"] == JointNetwork.__name__)
-
-
-def _own_energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device) -> TensorDictModule:
-    """The energy of the network that the denoiser is made of, one set of weights in memory."""
-    found, own = _network(JointNetwork, path, None, device, ids), denoiser.network
-    weights = found.state_dict()
-    same = isinstance(own, JointNetwork) and own.arguments == found.arguments
-    if not same or not all(torch.equal(value, weights[name]) for name, value in own.state_dict().items()):
-        raise ValueError(f"the energy of {path!r} corrects the denoiser of the same network alone: denoiser={path}")
-    return joint.energy(own)
-
-
-def _load_diffusion(
-    named: Mapping[str, str], ids: Vocabulary, ar: Autoregressive | None, device: torch.device
-) -> Diffusion:
-    """The denoiser and every energy there is for it: its own, those learned, and the AR model's in both forms."""
-    denoiser, schedule = load_denoiser(named["denoiser"], device)
-    found: dict[str, Energy] = {}
+def _diffusion(named: Mapping[str, str], ids: Vocabulary, ar: Autoregressive | None, device: torch.device) -> Diffusion:
+    """Load the denoiser and every energy there is for it: its own, those learned, and the AR model's in both forms."""
+    start = loading.denoiser(named["denoiser"], device)
+    denoiser, found = start.denoiser, dict[str, Energy]()
     if isinstance(denoiser.network, Ordered):
         found[CHAIN_RULE] = chain_rule.energy(denoiser)
     for key, wanted in {"energy": "draft", "transition": "transition"}.items():
         if key in named:
             path = named[key]
-            if _is_joint(path):
+            if loading.is_joint(path):
                 raise ValueError(f"{key} = {path!r} holds a joint network, with its own denoiser: joint={path}")
-            found[key], scope = load_energy(path, denoiser, ids, device)
+            found[key], scope = loading.energy(path, denoiser, ids, device)
             if scope != wanted:
                 raise ValueError(f"{key} = {path!r} weighs {scope}s and must weigh {wanted}s")
     if ar is not None:
         for form in ("posterior", "carry_over"):
             carry_over = form == "carry_over"
             found[f"ar, {form}"] = energies.residual_ar(ar.network, ids.mask_id, ar.bos_id, carry_over, ids.pad_id)
-    return Diffusion(denoiser, schedule, found)
-
-
-def _network(cls: type[N], path: str, told: Schedule | None, device: torch.device, ids: Vocabulary | None = None) -> N:
-    """A network, its conditioning folded into the weights where it is always the same."""
-    network = checkpoints.load_as(cls, path, ids)
-    return (network if told is not None else folding.fold_conditioning(network)).to(device)
-
-
-def _record(path: str) -> dict[str, Any]:
-    """Where a network came from: its folder, its weights' hash, and all that was written down with it."""
-    folder = checkpoints.find_network(path)
-    return {
-        "folder": str(folder),
-        "weights_sha256": tensors.sha256(folder / "network.safetensors"),
-        "description": checkpoints.read_description(folder),
-    }
+    return Diffusion(denoiser, start.schedule, found)

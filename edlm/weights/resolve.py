@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edlm.data.vocabulary import Vocabulary
-from edlm.models import denoisers, energies
+from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork
@@ -25,12 +25,11 @@ from edlm.runs.settings import Check, Schema
 from edlm.samplers import corrections
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction
-from edlm.training import kinds
-from edlm.weights import checkpoints, large, memory, tensors
+from edlm.weights import checkpoints, kinds, large, loading, memory
 from edlm.weights import named as named_networks
+from edlm.weights.loading import DTYPES, is_large
 from edlm.weights.named import CHAIN_RULE, SPECULATIVE
 
-_DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 _LONGEST = 2048  # of a large model, where the config names no length
 _AR_SECTION: Schema = {
     "model": schemas.component(),
@@ -80,7 +79,7 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"energy = {settings['energy']!r} and ar = {settings['ar']!r} exclude each other: set one to null"
         )
-    if settings["energy"] == CHAIN_RULE and _is_large(settings["denoiser"]):
+    if settings["energy"] == CHAIN_RULE and is_large(settings["denoiser"]):
         raise ValueError(
             f"energy = {CHAIN_RULE!r} needs a network that is read in order, as a Transformer is: "
             f"denoiser = {settings['denoiser']!r} holds a large model"
@@ -94,11 +93,11 @@ def check(settings: Mapping[str, Any]) -> None:
     for key, plain in alone.items():
         if settings["denoiser"] is None and settings[key] != plain:
             raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
-    if settings["denoiser"] is None and _is_large(settings["ar"]):
+    if settings["denoiser"] is None and is_large(settings["ar"]):
         raise ValueError(
             f"ar = {settings['ar']!r} needs a denoiser: alone, a network of `edlm run pretrain_ar` is drawn"
         )
-    denoiser, ar = _is_large(settings["denoiser"]), _is_large(settings["ar"])
+    denoiser, ar = is_large(settings["denoiser"]), is_large(settings["ar"])
     for key, is_read in {"tokenizer": denoiser, "energy_rows": ar, "precision": denoiser or ar}.items():
         if settings[key] is not None and not is_read:
             folder = settings["ar" if key == "energy_rows" else "denoiser"]
@@ -117,22 +116,24 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
         named_networks.require_there({"denoiser": path})
         if kinds.held_by(path) is not None:
             _check_baseline(settings)
-            return Sources(checkpoints.load_vocabulary_of(path), baseline=kinds.load(path, device))
+            held = loading.baseline(path, device)
+            return Sources(held.vocabulary, baseline=held.kernel)
     named_networks.require_there(ours)
     if path is None:
-        ar = named_networks.load_ar(settings["ar"], device)
-        return Sources(checkpoints.load_vocabulary_of(settings["ar"]), ar=ar.network, bos_id=ar.bos_id)
-    if _is_large(path):
-        found = _large_denoiser(settings, device)
+        ar = loading.autoregressive(settings["ar"], device)
+        return Sources(ar.vocabulary, ar=ar.network, bos_id=ar.description.get("bos_id"))
+    if is_large(path):
+        known = _longest(settings), settings["tokenizer"], settings["precision"]
+        loaded = loading.large_denoiser(path, *known, device)
     else:
-        denoiser, schedule = named_networks.load_denoiser(path, device)
-        found = Sources(checkpoints.load_vocabulary_of(path), schedule, denoiser)
+        loaded = loading.denoiser(path, device)
+    found = Sources(loaded.vocabulary, loaded.schedule, loaded.denoiser, opening=loaded.opening)
     assert found.denoiser is not None
     if settings["energy"] == CHAIN_RULE:
         named_networks.require_ordered(path, found.denoiser)
         return found._replace(correction=corrections.ChainRule(settings["energy_temperature"]))
     if settings["energy"] is not None:
-        energy, scope = named_networks.load_energy(settings["energy"], found.denoiser, found.vocabulary, device)
+        energy, scope = loading.energy(settings["energy"], found.denoiser, found.vocabulary, device)
         heat = settings["energy_temperature"]
         of_energy = corrections.Joint(heat) if scope == "joint" else corrections.OfEnergy(energy, temperature=heat)
         return found._replace(correction=of_energy)
@@ -141,8 +142,7 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
 
 def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """The hash of every network of ours that a config names, by key; large models stand for themselves."""
-    folders = {key: checkpoints.find_network(path) for key, path in _ours(settings).items()}
-    return {key: tensors.sha256(folder / "network.safetensors") for key, folder in folders.items()}
+    return {key: loading.weights_of(path) for key, path in _ours(settings).items()}
 
 
 def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -150,7 +150,7 @@ def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
     named = {key: settings[key] for key in ("denoiser", "energy", "ar")}
     if named["energy"] == CHAIN_RULE:
         del named["energy"]
-    return {key: path for key, path in named.items() if path is not None and not _is_large(path)}
+    return {key: path for key, path in named.items() if path is not None and not is_large(path)}
 
 
 def _check_baseline(settings: Mapping[str, Any]) -> None:
@@ -173,9 +173,9 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
     Raises ValueError as `load` does, for what the weights do not decide.
     """
     check(settings)
-    if not _is_large(settings["denoiser"]) or not (settings["ar"] is None or _is_large(settings["ar"])):
+    if not is_large(settings["denoiser"]) or not (settings["ar"] is None or is_large(settings["ar"])):
         return None
-    dtype = _DTYPES[settings["precision"]]
+    dtype = DTYPES[settings["precision"]]
     denoiser = decoders.outline(large.read_diffusion(settings["denoiser"], _longest(settings)), dtype)
     energy = None
     if settings["ar"] is not None:
@@ -197,36 +197,24 @@ def require_plan(settings: Mapping[str, Any]) -> str:
     return plan
 
 
-def _large_denoiser(settings: Mapping[str, Any], device: torch.device) -> Sources:
-    """LLaDA or Dream, on the exact masking process. A text of Dream opens with bos: nothing predicts a first token."""
-    path = settings["denoiser"]
-    blueprint = large.read_diffusion(path, _longest(settings))
-    vocabulary = large.load_vocabulary(path, settings["tokenizer"])
-    found = decoders.load(blueprint, _DTYPES[settings["precision"]]).to(device)
-    if found.shifted and vocabulary.bos_id is None:
-        raise ValueError(f"{path}/config.json: bos_token_id is missing, and nothing else can open a text of this model")
-    opening = (vocabulary.bos_id,) if found.shifted and vocabulary.bos_id is not None else ()
-    denoiser = denoisers.subs(found, vocabulary.mask_id)
-    return Sources(vocabulary, schedules.log_linear(), denoiser, opening=opening)
-
-
 def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) -> Sources:
     """The residual energy of an AR model against the denoiser."""
     ids, source = found.vocabulary, settings["ar"]
     ar: nn.Module
-    if _is_large(source):
+    if is_large(source):
         assert found.denoiser is not None
         large.require_same_tokens(ids, _folder_of(source))
         blueprint = _large_ar(settings, found.denoiser.vocab_size)
         _require_length(settings, found.denoiser.max_length, decoders.outline(blueprint).max_length)
-        ar, bos_id = decoders.load(blueprint, _DTYPES[settings["precision"]]), _bos_of(_folder_of(source), ids)
+        ar, bos_id = decoders.load(blueprint, DTYPES[settings["precision"]]), _bos_of(_folder_of(source), ids)
     else:
-        if not _is_large(settings["denoiser"]):
+        if not is_large(settings["denoiser"]):
             checkpoints.require_same_vocabulary(settings["denoiser"], source)
-        ar, bos_id = named_networks.load_ar(source, device)
+        held = loading.autoregressive(source, device)
+        ar, bos_id = held.network, held.description.get("bos_id")
     bos_id = None if found.opening else bos_id  # a text that opens with bos has it in its first place
     carry_over = settings["ar_form"] == "carry_over"
-    pad_id = None if _is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text
+    pad_id = None if is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text
     energy = energies.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
     correction = corrections.OfEnergy(energy, temperature=settings["energy_temperature"])
     return found._replace(correction=correction, bos_id=bos_id)
@@ -269,12 +257,6 @@ def _bos_of(folder: Path, vocabulary: Vocabulary) -> int | None:
 
 def _folder_of(source: Any) -> Path:
     return Path(source["checkpointer"]["checkpoint_dir"] if isinstance(source, dict) else source)
-
-
-def _is_large(source: Any) -> bool:
-    if not isinstance(source, str):
-        return isinstance(source, dict)
-    return (Path(source) / "config.json").is_file() and not (Path(source) / "network.json").is_file()
 
 
 def _longest(settings: Mapping[str, Any]) -> int:

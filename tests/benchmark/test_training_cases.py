@@ -13,11 +13,10 @@ from edlm import contracts
 from edlm.benchmark import textbook_training, training_cases
 from edlm.models import denoisers, energies
 from edlm.nn import networks
-from edlm.objectives import contrastive, denoising
+from edlm.objectives import batches, contrastive, denoising
 from edlm.process import schedules
 from edlm.recipes import benchmark
 from edlm.runs import timing
-from edlm.training import loop
 
 
 def training_pair(objective: str, max_length: int) -> tuple[Any, Any, Any]:
@@ -26,7 +25,7 @@ def training_pair(objective: str, max_length: int) -> tuple[Any, Any, Any]:
     network, schedule = small_networks().denoiser, schedules.log_linear()
     energy = randomise(networks.EnergyNetwork(VOCAB, max_length, **SIZES).double(), 0)
     x_0 = torch.randint(VOCAB - 1, (5, BLOCK))
-    denoiser, batch = denoisers.subs(network, VOCAB - 1), loop.keyed(x_0, torch.arange(5), 0, 3, 5)
+    denoiser, batch = denoisers.subs(network, VOCAB - 1), batches.training_batch(x_0, 0, torch.arange(5), 3, 5)
     if objective == "denoising":
         network.requires_grad_(True)
         out = denoising.denoising(denoiser, schedule)(batch)

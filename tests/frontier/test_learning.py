@@ -15,9 +15,9 @@ from edlm.frontier import learning as frontier_learning
 from edlm.frontier.learning import NAMES, Learning
 from edlm.likelihood import hidden_markov
 from edlm.nn.networks import JointNetwork
+from edlm.objectives import batches
 from edlm.process import schedules
 from edlm.recipes import oracle
-from edlm.training import loop
 from edlm.weights.named import Diffusion, Models
 
 SYMBOLS, LENGTH, SEED = 2, 4, 7
@@ -58,7 +58,7 @@ class Asked(NamedTuple):
         """A batch through its pipeline."""
         texts = self.arguments["blocks"][torch.arange(8)]
         with torch.no_grad():
-            out = self.arguments["stages"](loop.keyed(texts, torch.arange(8), SEED, 0, 8))
+            out = self.arguments["stages"](batches.training_batch(texts, SEED, torch.arange(8), 0, 8))
         return {key: out[key] for key in (contracts.LOSS, contracts.T)}
 
 

@@ -24,9 +24,8 @@ from edlm.likelihood import bounds, estimates, nelbo
 from edlm.models import denoisers, energies
 from edlm.nn import networks
 from edlm.nn.networks import EnergyNetwork, Transformer
-from edlm.objectives import losses, transition
+from edlm.objectives import batches, losses, transition
 from edlm.process import schedules
-from edlm.training import loop
 from edlm.training.patience import Patience
 from edlm.training.sharding import PURE, Weights
 from edlm.weights import checkpoints
@@ -193,7 +192,7 @@ def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
     scored = x_0 != ids.pad_id
     stages = transition.contrastive(denoiser, energy, schedule, (2, 4), 4, pad_id=ids.pad_id)
     with torch.no_grad():
-        found = stages(loop.keyed(x_0, row, 0, loop.HELD_OUT_STEP, 32))[contracts.ENERGY].double()
+        found = stages(batches.training_batch(x_0, 0, row, batches.HELD_OUT_STEP, 32))[contracts.ENERGY].double()
     for name, values in (
         ("loss", losses.nce(found[:, 0], found[:, 1:2])),
         ("gap", found[:, 1:].mean(1) - found[:, 0]),

@@ -24,7 +24,7 @@ from edlm import contracts
 from edlm.data import corpora, vocabulary
 from edlm.models import denoisers
 from edlm.nn import networks
-from edlm.objectives import baselines, denoising
+from edlm.objectives import baselines, batches, denoising
 from edlm.objectives import chain_rule as chain_rule_objectives
 from edlm.objectives import joint as joint_objectives
 from edlm.objectives import losses as objectives
@@ -153,7 +153,7 @@ def rows_of(
 ) -> TensorDict:
     """What the pipeline says of the first batch, row by row."""
     x_0 = corpora.batch_at(blocks, step=0, batch_size=ROWS, seed=3)[contracts.X_0]
-    keyed = loop.keyed(x_0, torch.arange(ROWS), 3, 0, ROWS, num_tokens)
+    keyed = batches.training_batch(x_0, 3, torch.arange(ROWS), 0, ROWS, num_tokens)
     return stages_of(kind, network_of(kind).to(dtype), pad_id).train()(keyed)
 
 

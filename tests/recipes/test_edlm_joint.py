@@ -13,6 +13,7 @@ from smallest import LENGTH, NETWORK, UPDATES, settings_of, train, words_of
 from edlm.cli import commands
 from edlm.data import corpora, datasets, vocabulary
 from edlm.evaluation import contrast
+from edlm.evaluation.draws import Draws
 from edlm.likelihood import bounds, estimates, nelbo
 from edlm.models import denoisers, joint
 from edlm.nn.networks import JointNetwork, Transformer
@@ -247,13 +248,13 @@ def test_figures_of_too_few_steps_that_reveal_anything_are_refused_before_the_fi
     """What a step reveals depends on noise alone, so it is known in advance whether there will be two rows."""
     settings = {"seed": 0, "valid_rows": 8, "transition_steps": [4096, 4096]}
     texts = torch.zeros(8, 2, dtype=torch.int64)
-    batches = [(row, texts[row]) for row in torch.arange(8).split(3)]
+    drawn = Draws(texts, 8, batch_size=3, seed=0, device=torch.device("cpu"))
     for steps, refused in (((4096, 4096), True), ((2, 2), False)):
         stage = joint_objectives.contrastive(
             denoisers.subs(JointNetwork(4, 2, **NETWORK), 3), schedules.log_linear(), steps
         ).module["corrupt"]
         if refused:
             with pytest.raises(ValueError, match=r"^valid_rows = 8: in [01] of 8 draws of the test split"):
-                contrast.require_new(stage, "test", batches, settings)
+                contrast.require_new(stage, "test", drawn, settings)
         else:
-            contrast.require_new(stage, "test", batches, settings)
+            contrast.require_new(stage, "test", drawn, settings)

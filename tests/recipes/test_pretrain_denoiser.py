@@ -11,14 +11,15 @@ from smallest import denoiser_words, settings_of, train
 from torch import Tensor
 
 from edlm import contracts
+from edlm.evaluation import draws
+from edlm.evaluation.draws import Draws
 from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import estimates, nelbo
 from edlm.models import denoisers
+from edlm.objectives import batches
 from edlm.process import schedules
-from edlm.recipes import pretrain_denoiser
 from edlm.recipes.pretrain_denoiser import PretrainDenoiser
 from edlm.samplers import baselines
-from edlm.training import loop
 
 CPU = torch.device("cpu")
 KINDS = {"mdlm": [], "chain_rule": ["loss_steps=[2,8]"], "d3pm": ["loss_steps=5"], "sedd": []}
@@ -49,7 +50,7 @@ def test_a_bound_goes_through_the_blocks_with_noise_of_every_rows_own_and_counts
     def score(x_0: Tensor, seed: Tensor, row: Tensor, scored: Tensor) -> Tensor:
         return 1000.0 * seed + 100.0 * row + (x_0 * scored).sum(1)
 
-    found = pretrain_denoiser.over_draws(score, blocks, 5, {"seed": 7, "batch_size": 2}, CPU, pad_id=9)
+    found = draws.estimated(score, Draws(blocks, 5, batch_size=2, seed=7, device=CPU), pad_id=9)
     values, counts = torch.tensor([7003.0, 7103.0, 7203.0, 7303.0, 7403.0]), torch.tensor([2, 1, 2, 1, 2])
     assert found == pytest.approx(estimates.estimate(values, counts))
 
@@ -58,7 +59,7 @@ def test_a_bound_goes_through_the_blocks_with_noise_of_every_rows_own_and_counts
 def test_padding_is_never_masked_in_training_whatever_the_kind(tmp_path: Path, kind: str) -> None:
     made = recipe(tmp_path, kind)
     x_0, row = padded(made.blocks.train[torch.arange(8)]), torch.arange(8)
-    out = made.run.stages.eval()(loop.keyed(x_0, row, 3, 0, 8))
+    out = made.run.stages.eval()(batches.training_batch(x_0, 3, row, 0, 8))
     padding = x_0 == PAD
     assert torch.equal(out[contracts.X_T][padding], x_0[padding])
     assert (out[contracts.X_T] == MASK).any()

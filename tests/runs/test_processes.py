@@ -23,6 +23,7 @@ from edlm.nn.networks import Transformer
 from edlm.runs import entry, processes
 from edlm.runs import settings as schemas
 from edlm.training import loop
+from edlm.training import settings as training_settings
 from edlm.weights import checkpoints
 
 RATES = {"warmup_steps": 1, "decay": "constant", "optimizer.lr": 0.002, "valid_rows": 20, "log_every": 1, "threads": 1}
@@ -292,14 +293,14 @@ def test_processes_that_are_asked_to_stop_end_at_once_and_the_first_says_so(
 
 def test_a_batch_with_fewer_rows_than_parts_is_named() -> None:
     with pytest.raises(ValueError, match="batch_size = 3 must be at least accumulate = 4"):
-        loop._require_rows({"batch_size": 3, "accumulate": 4})
-    loop._require_rows({"batch_size": 3, "accumulate": 3})
+        training_settings.require_rows({"batch_size": 3, "accumulate": 4})
+    training_settings.require_rows({"batch_size": 3, "accumulate": 3})
 
 
 def test_a_batch_with_fewer_rows_than_processes_is_named(tmp_path: Path) -> None:
     def refused() -> None:
         with pytest.raises(ValueError, match="batch_size = 3 must be at least 2 processes x accumulate = 2"):
-            loop._require_rows({"batch_size": 3, "accumulate": 2})
+            training_settings.require_rows({"batch_size": 3, "accumulate": 2})
 
     together(refused, 2, tmp_path)
 

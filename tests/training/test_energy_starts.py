@@ -33,7 +33,7 @@ def energy_of(folder: Path, *words: str) -> tuple[EnergyNetwork, Transformer]:
     recipe.load_denoiser()
     recipe.setup()
     assert isinstance(recipe.run.network, EnergyNetwork)
-    return recipe.run.network, recipe.denoiser_network
+    return recipe.run.network, recipe.plan.start.network
 
 
 def alike(energy: EnergyNetwork, denoiser: Transformer) -> dict[str, bool]:
@@ -80,6 +80,6 @@ def test_a_joint_network_starts_as_the_denoiser_and_its_energy_at_zero(folder: P
     network = recipe.run.network
     assert isinstance(network, JointNetwork)
     own = network.denoiser.state_dict()
-    assert all(torch.equal(own[name], value) for name, value in recipe.start.state_dict().items())
+    assert all(torch.equal(own[name], value) for name, value in recipe.plan.start.network.state_dict().items())
     assert not network.scalar.weight.any()
     assert len(network.energy_trunk.blocks) == 2

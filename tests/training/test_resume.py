@@ -21,8 +21,9 @@ from together import fork, wait
 from tqdm import tqdm
 
 from edlm.training import log as following
-from edlm.training import loop
+from edlm.training import settings
 from edlm.training.patience import Patience
+from edlm.training.resume import FREE
 from edlm.weights import checkpoints
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
@@ -246,7 +247,7 @@ def test_what_has_changed_is_said_or_refused(tmp_path: Path, capsys: pytest.Capt
         train(tmp_path / "run", steps=3, batch_size=3)
     with pytest.raises(ValueError, match="seed was 3, is 4; use another output_dir"):
         train(tmp_path / "run", steps=3, seed=4)
-    assert set(loop._FREE_ON_RESUME) - {"processes"} <= set(loop.SETTINGS)
+    assert FREE - {"processes"} <= set(settings.SETTINGS)
 
 
 def test_the_largest_seed_trains(tmp_path: Path) -> None:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from edlm.models import denoisers, energies
 from edlm.nn import networks
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.objectives import contrastive, denoising
+from edlm.objectives import batches, contrastive, denoising
 from edlm.objectives import joint as joint_objectives
 from edlm.process import schedules
 from edlm.samplers import execution
-from edlm.training import loop
 from edlm.training.sharding import PURE, Weights
 from edlm.weights import checkpoints
 
@@ -56,7 +55,7 @@ def joint_gradients(network: JointNetwork, rows: int = 3) -> list[Tensor]:
     x_0 = torch.arange(rows * 6).view(rows, 6) % 2
     torch.manual_seed(1)
     network.zero_grad()
-    stages.train()(loop.keyed(x_0, torch.arange(rows), 0, 0, rows))["loss"].sum().backward()
+    stages.train()(batches.training_batch(x_0, 0, torch.arange(rows), 0, rows))["loss"].sum().backward()
     return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
@@ -175,7 +174,7 @@ def losses(precision: str) -> list[float]:
     x_0 = torch.tensor([[0, 1, 0, 1, 1, 0]] * 4)
     found = []
     for stages in pipelines:
-        loss = stages(loop.keyed(x_0, torch.arange(4), 0, 0, 4))["loss"]
+        loss = stages(batches.training_batch(x_0, 0, torch.arange(4), 0, 4))["loss"]
         assert loss.dtype in (torch.float32, torch.float64), "what is summed over rows is not rounded"
         loss.sum().backward()
         found.append(float(loss.detach().mean()))

@@ -14,11 +14,12 @@ from edlm.process import schedules
 from edlm.recipes import pretrain_denoiser
 from edlm.training import start as starts
 from edlm.weights import checkpoints
+from edlm.weights.loading import Found
 
 CPU = torch.device("cpu")
 
 
-def load(folder: Path, steps: int, *others: str) -> starts.Start:
+def load(folder: Path, steps: int, *others: str) -> Found:
     words = [f"pretrain.steps={steps}", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "seed=3", *others]
     return starts.load(settings_of("edlm_nce", *energy_words(folder), *words), CPU, pretrain_denoiser.main)
 

@@ -15,11 +15,10 @@ from edlm.contracts import LOSS
 from edlm.models import denoisers, energies
 from edlm.nn import head
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.objectives import contrastive, transition
+from edlm.objectives import batches, contrastive, transition
 from edlm.objectives import denoising as denoising_objectives
 from edlm.objectives import joint as joint_objectives
 from edlm.process import schedules
-from edlm.training import loop
 
 B, L, V = 6, 128, 50_258
 SIZES = {"hidden_size": 4, "num_layers": 1, "num_heads": 1}
@@ -88,7 +87,7 @@ def test_no_tensor_of_a_training_step_is_larger_than_a_tile_of_logits(
 
     def loss() -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            return pipeline(loop.keyed(x_0, torch.arange(B), 0, 0, B))[LOSS].sum()
+            return pipeline(batches.training_batch(x_0, 0, torch.arange(B), 0, B))[LOSS].sum()
 
     seen = largest_of_step(loss)
     assert seen.elements <= TILE, seen.operation

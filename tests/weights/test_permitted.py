@@ -17,8 +17,8 @@ from edlm.data import vocabulary
 from edlm.process import schedules
 from edlm.recipes import pretrain_denoiser
 from edlm.runs import settings as schemas
-from edlm.training import kinds, start
-from edlm.weights import checkpoints, exchange, permitted
+from edlm.training import start
+from edlm.weights import checkpoints, exchange, loading, permitted
 from edlm.weights import named as named_networks
 
 CPU = torch.device("cpu")
@@ -126,10 +126,10 @@ def test_other_notes_that_decide_how_a_folder_is_read_are_checked(
 
 
 READERS: dict[str, Callable[[str], object]] = {
-    "generate": lambda path: named_networks.load_denoiser(path, CPU),
+    "generate": lambda path: loading.denoiser(path, CPU),
     "evaluate": lambda path: named_networks.load({"denoiser": path}, CPU),
     "edlm_nce": lambda path: start.load({"denoiser": path, "pretrain": None}, CPU, pretrain_denoiser.main),
-    "a baseline": lambda path: kinds.load(path, CPU),
+    "a baseline": lambda path: loading.baseline(path, CPU),
     "export": lambda path: exchange.export(path, Path(path).parent / "hf"),
 }
 

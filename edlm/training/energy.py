@@ -1,0 +1,192 @@
+"""What the trainings of energies share: what a config says, networks that start from a denoiser, and the end."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edlm.evaluation import contrast, correction, draws
+from edlm.evaluation.draws import Draws
+from edlm.likelihood.estimates import Estimate
+from edlm.models import denoisers
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn import networks
+from edlm.nn.networks import EnergyNetwork, JointNetwork
+from edlm.objectives import contrastive, joint, losses, transition
+from edlm.runs import files
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.training import denoiser
+from edlm.weights.kinds import ENERGIES
+from edlm.weights.loading import Found
+
+SETTINGS: Schema = {
+    "denoiser": schemas.text,
+    "pretrain": schemas.optional(schemas.section(denoiser.MODEL)),
+    "dropout": schemas.number(0, 0.9),
+    "transition_steps": schemas.span,
+    "objective": schemas.choice("nce", "info_nce"),
+    "num_negatives": schemas.integer(1),
+    "report_particles": schemas.integer(2),
+    "samples": schemas.section(correction.SAMPLES),
+}
+# What each of `JointPlan.nelbos` is of.
+COMPARED = {
+    "nelbo": "the joint network as a denoiser",
+    "start_nelbo": "the denoiser it started from, same texts and noise",
+    "cost": "their difference, text by text",
+}
+
+
+class EnergyPlan(NamedTuple):
+    """How an energy is built and trained against a frozen denoiser, by a config."""
+
+    start: Found
+    settings: Mapping[str, Any]
+
+    def network(self) -> EnergyNetwork:
+        """Build an energy of the denoiser's sizes, with its trunk or embedding where the config says so."""
+        settings, start = self.settings, self.start.network
+        sizes = {key: value for key, value in start.arguments.items() if key not in ("causal", "pad_id")}
+        network = EnergyNetwork(**{**sizes, "dropout": settings["dropout"]}).to(_device(start))
+        if settings["start_from"] == "denoiser":
+            networks.start_energy_from(network, start)
+        if settings["embedding"] == "shared":
+            networks.share_embedding(network, start)
+        return network
+
+    def energy(self, network: nn.Module) -> Any:
+        """Read a network as the energy of its scope."""
+        return ENERGIES[self.settings["scope"]].build(network, self.start.told, self.start.vocabulary.pad_id)
+
+    def stages(self, network: nn.Module, num_negatives: int) -> Any:
+        """Build the training pipeline of a network, against so many draws of the denoiser."""
+        settings, start = self.settings, self.start
+        parts = start.denoiser, self.energy(network), start.schedule
+        how = objective_of(settings), start.vocabulary.pad_id
+        if settings["scope"] == "transition":
+            return transition.contrastive(*parts, tuple(settings["transition_steps"]), num_negatives, *how)
+        return contrastive.contrastive(*parts, num_negatives, settings["time_low"], *how)
+
+    def notes(self, corpus: Any) -> dict[str, Any]:
+        """Say what a resumed run must share; scope and embedding where they are not the usual ones."""
+        settings = self.settings
+        unusual = {key: settings[key] for key in ("scope", "transition_steps") if settings["scope"] != "draft"}
+        unusual |= {} if settings["embedding"] == "own" else {"embedding": "shared"}
+        own = {key: settings[key] for key in ("objective", "num_negatives", "start_from")}
+        return {**own, **_start_notes(self.start, corpus), "dropout": settings["dropout"], **unusual}
+
+
+class JointPlan(NamedTuple):
+    """How a joint network is built from a denoiser and trained, by a config."""
+
+    start: Found
+    settings: Mapping[str, Any]
+
+    def network(self) -> JointNetwork:
+        """Build a joint network over the denoiser; what is not trained of it takes no backward pass."""
+        settings, start = self.settings, self.start.network
+        sizes = {key: value for key, value in start.arguments.items() if key != "causal"}
+        own = {"dropout": settings["dropout"], "num_energy_layers": settings["num_energy_layers"]}
+        network = JointNetwork(**{**sizes, **own}).to(_device(start))
+        networks.start_joint_from(network, start)
+        network.denoiser.requires_grad_(settings["denoiser_rate"] > 0.0)
+        return network
+
+    def denoiser(self, network: nn.Module) -> SubsDenoiser:
+        """Read a network as a denoiser that is told no time."""
+        return denoisers.subs(network, self.start.vocabulary.mask_id, schedule=self.start.schedule)
+
+    def nelbos(self, network: nn.Module, drawn: Draws) -> dict[str, Estimate]:
+        """Estimate the NELBO of the network and of the denoiser that it started from, and what the energy cost."""
+        own, start = self.denoiser(network.eval()), self.start.denoiser
+        return draws.compared(own, start, self.start.schedule, drawn, self.start.vocabulary.pad_id)
+
+    def stages(self, network: nn.Module, num_negatives: int) -> Any:
+        """Build the training pipeline of a network, against so many draws of its own."""
+        settings = self.settings
+        return joint.contrastive(
+            self.denoiser(network),
+            self.start.schedule,
+            tuple(settings["transition_steps"]),
+            num_negatives,
+            settings["nelbo_weight"],
+            settings["energy_weight"],
+            objective_of(settings),
+            self.start.vocabulary.pad_id,
+        )
+
+    def notes(self, corpus: Any) -> dict[str, Any]:
+        """Say what a resumed run must share."""
+        own = ("num_energy_layers", "denoiser_rate", "transition_steps", "objective", "num_negatives")
+        told = {key: self.settings[key] for key in (*own, "nelbo_weight", "energy_weight", "dropout")}
+        return {**told, **_start_notes(self.start, corpus), "scope": "transition"}
+
+
+def require_trained(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for weights and rates of a joint network by which nothing of it would be trained."""
+    if settings["energy_weight"] == 0 == settings["nelbo_weight"] * settings["denoiser_rate"]:
+        raise ValueError(
+            "energy_weight = 0 and nelbo_weight or denoiser_rate = 0: nothing would be trained; give energy_weight"
+        )
+
+
+def require_untold(start: Found) -> None:
+    """Raise ValueError for a denoiser that is told the time, over which no joint network can be built."""
+    if start.description["time_conditioning"]:
+        raise ValueError(f"denoiser = {start.path!r} must be one that is told no time: time_conditioning: false")
+
+
+def objective_of(settings: Mapping[str, Any]) -> Any:
+    """Give the loss of a contrast that a config names."""
+    return getattr(losses, settings["objective"])
+
+
+def held_out(plan: EnergyPlan | JointPlan, network: nn.Module, drawn: Draws) -> dict[str, Tensor]:
+    """Measure an energy on draws, against as many drafts as its training or `report_particles` take.
+
+    Of a joint network the rows count in which a step reveals anything.
+    """
+    settings = plan.settings
+    stages = plan.stages(network, max(settings["report_particles"], settings["num_negatives"])).eval()
+    return contrast.held_out(stages, drawn, settings, only_new=isinstance(plan, JointPlan))
+
+
+def conclude(
+    folder: Path,
+    settings: Mapping[str, Any],
+    report: Mapping[str, Any],
+    tables: Sequence[str],
+    texts: Sequence[Mapping[str, Any]],
+    what: tuple[str, str],
+) -> None:
+    """Write the report and the samples to the run's folder, and print them with where all is.
+
+    what: the names of the trained network and of what it started from.
+    """
+    files.write_json(folder / files.REPORT, {"settings": dict(settings), **report})
+    files.write_jsonl(folder / "samples.jsonl", texts)
+    print(f"\nheld-out text (test split, seed {settings['seed']}):")
+    print("\n\n".join(tables))
+    if report["warning"] is not None:
+        print(f"  {report['warning']}")
+    for text in texts:
+        print(f"\n  sample {text['row']}, energy {text['energy']}:\n    {text['text']}")
+    print(f"\n  {what[0]}, figures, samples and log: {folder}\n  {what[1]}: {settings['denoiser']}")
+
+
+def _start_notes(start: Found, corpus: Any) -> dict[str, Any]:
+    """Say which denoiser and which corpus an energy is trained on."""
+    return {
+        "corpus": corpus.fingerprint,
+        "schedule": start.description["schedule"],
+        "time_conditioning": start.description["time_conditioning"],
+        "denoiser_step": start.description.get("step"),
+        "denoiser_weights": start.weights,
+    }
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device

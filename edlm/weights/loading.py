@@ -1,0 +1,196 @@
+"""Networks that a config names, loaded: ours, baselines and folders of large models, with one description of each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tensordict.nn import TensorDictModule
+
+from edlm.data.vocabulary import Vocabulary
+from edlm.models import denoisers
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn import decoders, folding
+from edlm.nn.networks import JointNetwork, Transformer
+from edlm.process import schedules
+from edlm.process.schedules import Schedule
+from edlm.samplers.baselines import Reverse
+from edlm.weights import checkpoints, kinds, large, permitted, tensors
+from edlm.weights.kinds import ENERGIES, READINGS
+
+DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Found(NamedTuple):
+    """A network that a config names, and what its folder says of it.
+
+    kind: one of `kinds.READINGS` or `kinds.ENERGIES`, or "ar". schedule: what a model of diffusion was trained on.
+    opening: the tokens that every text starts with, because nothing predicts them.
+    """
+
+    kind: str
+    path: str
+    network: Any
+    vocabulary: Vocabulary
+    description: Mapping[str, Any]
+    schedule: Schedule = schedules.log_linear()
+    opening: tuple[int, ...] = ()
+
+    @property
+    def told(self) -> Schedule | None:
+        """The schedule if the network is told the time, else None."""
+        return self.schedule if self.description.get("time_conditioning") else None
+
+    @property
+    def denoiser(self) -> SubsDenoiser:
+        """The network as a denoiser with a reveal plan."""
+        return denoisers.subs(self.network, self.vocabulary.mask_id, self.told, self.schedule)
+
+    @property
+    def kernel(self) -> Reverse:
+        """The network as the sampler of a baseline."""
+        reading = READINGS[self.kind]
+        assert reading.kernel is not None
+        return reading.kernel(reading.build(self.network, self.vocabulary.mask_id, self.told), self.schedule)
+
+    @property
+    def weights(self) -> str:
+        """The hash of the weights' file."""
+        return weights_of(self.path)
+
+
+def weights_of(path: str) -> str:
+    """Hash the weights of a network of ours."""
+    return tensors.sha256(checkpoints.find_network(path) / "network.safetensors")
+
+
+def record_of(path: str) -> dict[str, Any]:
+    """Say where a network of ours came from: its folder, its weights' hash, and all that was written down with it."""
+    folder = checkpoints.find_network(path)
+    description = checkpoints.read_description(folder)
+    return {"folder": str(folder), "weights_sha256": weights_of(path), "description": description}
+
+
+def denoiser(path: str, device: torch.device) -> Found:
+    """Load a denoiser of ours, or that of a joint network. Raises ValueError for a network that is none, or a baseline.
+
+    Conditioning that is always the same goes into the weights.
+    """
+    kinds.require_subs(path)
+    schedule = _schedule_of(path)
+    return _found(kinds.SUBS, JointNetwork if is_joint(path) else Transformer, path, schedule, device)
+
+
+def frozen(path: str, device: torch.device) -> Found:
+    """Load a denoiser as it was trained, without gradients, for another network to start from.
+
+    Raises ValueError as `denoiser` does, and for a joint network.
+    """
+    kinds.require_subs(path)
+    found = _found(kinds.SUBS, Transformer, path, _schedule_of(path), device, fold=False)
+    found.network.requires_grad_(False)
+    return found
+
+
+def baseline(path: str, device: torch.device) -> Found:
+    """Load a baseline. Raises ValueError for a folder that holds none."""
+    name = kinds.held_by(path)
+    if name is None:
+        raise ValueError(f"denoiser = {path!r} holds no baseline")
+    return _found(name, Transformer, path, _schedule_of(path), device)
+
+
+def joint(path: str, device: torch.device) -> Found:
+    """Load a joint network. Raises ValueError for a network with one head."""
+    if not is_joint(path):
+        raise ValueError(f"joint = {path!r} holds a network with one head: `edlm run edlm_joint` trains one with two")
+    return denoiser(path, device)
+
+
+def autoregressive(path: str, device: torch.device) -> Found:
+    """Load an AR model. Raises ValueError for a network that is not causal."""
+    network = _network(Transformer, path, None, device)
+    if not network.arguments["causal"]:
+        raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
+    return Found("ar", path, network, checkpoints.load_vocabulary_of(path), _description_of(path))
+
+
+def energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device) -> tuple[TensorDictModule, str]:
+    """Load a learned energy of a denoiser, and what it weighs: a key of `kinds.ENERGIES`.
+
+    Raises ValueError for the energy of a joint network beside any denoiser but that network.
+    """
+    kind = "joint" if is_joint(path) else _description_of(path).get("scope", "draft")
+    cls, build = ENERGIES[kind]
+    told = None if kind == "joint" else denoiser.told
+    network: Any = _network(cls, path, told, device, ids)
+    if kind == "joint":  # one set of weights in memory
+        _require_same_network(path, network, denoiser.network)
+        network = denoiser.network
+    return build(network, told, ids.pad_id), kind
+
+
+def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str | None, device: torch.device) -> Found:
+    """Load LLaDA or Dream, on the exact masking process.
+
+    A text of Dream opens with bos: nothing predicts a first token. Raises ValueError for a config without one.
+    """
+    blueprint = large.read_diffusion(path, length)
+    vocabulary = large.load_vocabulary(path, tokenizer)
+    network = decoders.load(blueprint, DTYPES[precision]).to(device)
+    if network.shifted and vocabulary.bos_id is None:
+        raise ValueError(f"{path}/config.json: bos_token_id is missing, and nothing else can open a text of this model")
+    opening = (vocabulary.bos_id,) if network.shifted and vocabulary.bos_id is not None else ()
+    return Found(kinds.SUBS, path, network, vocabulary, {}, opening=opening)
+
+
+def is_large(source: Any) -> bool:
+    """Whether a config names a large model: a folder as the hub has it, or a section with a builder."""
+    if not isinstance(source, str):
+        return isinstance(source, dict)
+    return (Path(source) / "config.json").is_file() and not (Path(source) / "network.json").is_file()
+
+
+def is_joint(path: str) -> bool:
+    """Whether a folder holds a joint network."""
+    return bool(_description_of(path)["class"] == JointNetwork.__name__)
+
+
+def _found(kind: str, cls: Any, path: str, schedule: Schedule, device: torch.device, fold: bool = True) -> Found:
+    description = _description_of(path)
+    told = schedule if description["time_conditioning"] else None
+    network = _network(cls, path, told, device, fold=fold)
+    return Found(kind, path, network, checkpoints.load_vocabulary_of(path), description, schedule)
+
+
+def _network(
+    cls: Any,
+    path: str,
+    told: Schedule | None,
+    device: torch.device,
+    ids: Vocabulary | None = None,
+    fold: bool = True,
+) -> Any:
+    """Load a network, its conditioning folded into the weights where it is always the same."""
+    network: Any = checkpoints.load_as(cls, path, ids)
+    return (folding.fold_conditioning(network) if fold and told is None else network).to(device)
+
+
+def _schedule_of(path: str) -> Schedule:
+    """Build the schedule that a denoiser was trained on. Raises ValueError for a network that is none."""
+    description = _description_of(path)
+    if "schedule" not in description:
+        raise ValueError(f"denoiser = {path!r} holds a network that was not trained as a denoiser")
+    return permitted.schedule(description["schedule"], path)
+
+
+def _description_of(path: str) -> dict[str, Any]:
+    return checkpoints.read_description(checkpoints.find_network(path))
+
+
+def _require_same_network(path: str, found: Any, own: Any) -> None:
+    """Raise ValueError unless a joint network is that of the denoiser, weight by weight."""
+    weights = found.state_dict()
+    same = isinstance(own, JointNetwork) and own.arguments == found.arguments
+    if not same or not all(torch.equal(value, weights[name]) for name, value in own.state_dict().items()):
+        raise ValueError(f"the energy of {path!r} corrects the denoiser of the same network alone: denoiser={path}")
