@@ -1,24 +1,19 @@
-"""Compare samplers at equal quality and equal cost: denoiser, energies and AR model over steps, particles and windows.
+"""Compare samplers at equal quality and equal cost: any values of their axes, and an AR model alone.
 
 edlm run frontier ar=runs/tiny/ar judge=runs/tiny/ar
 edlm run frontier --config english27 corpus.path=FOLDER
 """
 
-import platform
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-import edlm
 from edlm.evaluation import samples
 from edlm.evaluation.samples import Texts
-from edlm.frontier import draws, grid, plots, table
+from edlm.frontier import card, draws, grid, plots, sweeps, table
 from edlm.frontier import points as frontier_points
 from edlm.frontier.draws import Drawing, Reference
-from edlm.frontier.grid import Setting
+from edlm.frontier.grid import Entry
 from edlm.frontier.lines import Lines
-from edlm.models.denoisers import SubsDenoiser
 from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
@@ -45,7 +40,7 @@ SETTINGS: Schema = {
     "batch_size": schemas.integer(1),
     "ngrams": schemas.items(schemas.integer(1), least=1),
     "replicates": schemas.integer(2),
-    "sweeps": schemas.items(grid.check_sweep, least=1),
+    "sweeps": schemas.items(sweeps.check_sweep, least=1),
 }
 HELD_OUT = "held-out text"
 
@@ -74,12 +69,7 @@ class Frontier:
             raise ValueError(f"length = {length} must lie in 1..{self.models.max_length}, what the networks take")
         if max(settings["ngrams"]) > length:
             raise ValueError(f"ngrams = {settings['ngrams']} must be at most length = {length}")
-        assert self.models.diffusion is not None
-        self.schedule, denoiser = self.models.diffusion.schedule, self.models.diffusion.denoiser
-        self.grid = grid.expand(settings["sweeps"], self.schedule, length)
-        if any(setting.of_chain_rule for setting in self.grid):
-            assert isinstance(denoiser, SubsDenoiser)
-            named.require_ordered(settings["denoiser"], denoiser)
+        self.grid = grid.expand(settings["sweeps"], grid.sources(self.models), length)
         counts = (settings["num_samples"], settings["batch_size"], settings["seed"])
         self.drawing = Drawing(length, *counts, self.device, settings["execution"])
         documents = list(getattr(schemas.build(settings["corpus"], "texts"), settings["split"]))
@@ -88,37 +78,45 @@ class Frontier:
             raise ValueError(f"split = {settings['split']!r} has fewer than 4 excerpts of length = {length}")
         self.real, self.other = found
         self.reference = Reference(self.judge, self.real, settings["ngrams"], settings["seed"], settings["replicates"])
-        self.fingerprint = files.fingerprint({"documents": documents})
-        card = self._card()
-        self.lines = processes.from_first(lambda: Lines(self.folder, "frontier", card))
+        own = card.card(
+            settings,
+            self.device,
+            networks={name: record["weights_sha256"] for name, record in self.models.records.items()},
+            judged_by=self.judged_by,
+            text=files.fingerprint({"documents": documents}),
+            length_used=length,
+        )
+        configs = {name: grid.config(entry.setting) for name, entry in self.grid.items()}
+        self.lines = processes.from_first(lambda: Lines(self.folder, "frontier", own, configs))
 
     def sweep(self) -> None:
         """Draw what is missing, the line of a setting written when it is there; time left is judged by passes."""
-        missing = [setting for setting in self.grid if str(setting) not in self.lines.records]
-        passes = {each: grid.expected_passes(each, self.schedule, self.drawing.length) for each in self.grid}
-        done = sum(passes[each] for each in self.grid if str(each) in self.lines.records)
+        missing = {name: entry.setting for name, entry in self.grid.items() if name not in self.lines.records}
+        passes = {name: grid.expected_passes(entry.setting, self.drawing.length) for name, entry in self.grid.items()}
         if HELD_OUT not in self.lines.records:
             self.lines.add(HELD_OUT, draws.describe(self.other, self.reference))
-        draws.warm_up(missing, self.models, self.drawing)
+        draws.warm_up(list(missing.values()), self.drawing)
         shape = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-        with processes.bar(total=sum(passes.values()), initial=done, bar_format=shape) as bar:
-            for number, setting in enumerate(missing, start=len(self.grid) - len(missing) + 1):
-                bar.set_description(f"{number}/{len(self.grid)} {setting}")
-                tokens, costs = draws.draw(setting, self.models, self.drawing)
+        total = sum(passes.values())
+        done = total - sum(passes[name] for name in missing)
+        with processes.bar(total=total, initial=done, bar_format=shape) as bar:
+            for number, (name, setting) in enumerate(missing.items(), start=len(self.grid) - len(missing) + 1):
+                bar.set_description(f"{number}/{len(self.grid)} {name}")
+                tokens, costs = draws.draw(setting, self.drawing)
                 texts = Texts(list(tokens), list(self.models.vocabulary.decode(tokens)))
-                self.lines.add(str(setting), {**costs, **draws.describe(texts, self.reference)})
-                bar.update(passes[setting])
+                self.lines.add(name, {**costs, **draws.describe(texts, self.reference)})
+                bar.update(passes[name])
 
     def report(self) -> None:
         """Compare all settings, write the tables and the picture, and show what fits the terminal."""
-        settings: list[tuple[Setting | None, str]] = [(None, ""), *self.grid.items()]
-        seed, replicates = self.settings["seed"], self.settings["replicates"]
+        entries: dict[str, Entry | None] = {HELD_OUT: None, **self.grid}
+        how = (self.settings["seed"], self.settings["replicates"])
         found = []
-        for setting, role in settings:
-            name = HELD_OUT if setting is None else str(setting)
-            found.append(frontier_points.point(name, setting, role, self.lines.records[name], seed, replicates))
+        for name, own in entries.items():
+            setting, role = own or (None, "")
+            found.append(frontier_points.point(name, setting, role, self.lines.records[name], *how))
         points = frontier_points.with_comparisons(found)
-        remarks = self._remarks()
+        remarks = card.judged(self.drawing, self.models, self.settings["judge"], self.judged_by)
         files.write_text(self.folder / "frontier.csv", table.to_csv(points))
         files.write_text(self.folder / "frontier.md", table.to_markdown(points, remarks))
         if processes.is_first():
@@ -126,32 +124,6 @@ class Frontier:
         print(f"\n{tables.columns(table.short(points))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
         print(f"\n  written to {self.folder / 'frontier.md'}, frontier.csv and frontier.png")
-
-    def _card(self) -> dict[str, Any]:
-        """Everything that a line depends on, and what else is needed to repeat it."""
-        return {
-            "settings": dict(self.settings),
-            "networks": {name: record["weights_sha256"] for name, record in self.models.records.items()},
-            "judged_by": self.judged_by,
-            "text": self.fingerprint,
-            "length_used": self.drawing.length,
-            "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},
-            "device_used": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.machine(),
-            "threads_used": torch.get_num_threads(),
-            **({"processes_used": processes.world()} if processes.world() > 1 else {}),
-        }
-
-    def _remarks(self) -> list[str]:
-        """What stands above the table: whether the judge judges itself, and what was drawn."""
-        judged = self.judged_by.get("weights_sha256")
-        own = self.models.records.get("ar", {}).get("weights_sha256")
-        drawing = self.drawing
-        drawn = (
-            f"{drawing.num_samples} texts of {drawing.length} tokens per setting, {drawing.batch_size} at once, seed "
-            f"{drawing.seed}, {self.device}, {drawing.execution}, {torch.get_num_threads()} threads; judge "
-            f"{self.settings['judge']}"
-        )
-        return [*([table.WARNING] if judged is not None and judged == own else []), drawn]
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -117,9 +117,9 @@ FAULTS = [
     ),
     Fault(
         "the flipped control not flipped",
-        "frontier/draws.py",
-        "energies.scaled(loaded, -1.0)",
-        "energies.scaled(loaded, 1.0)",
+        "frontier/controls.py",
+        "Scaled(of.correction, -1.0, ",
+        "Scaled(of.correction, 1.0, ",
         "tests/frontier/test_draws.py::test_the_flipped_energy_is_the_negative_of_its_own",
     ),
     Fault(
@@ -131,9 +131,9 @@ FAULTS = [
     ),
     Fault(
         "a joint network beside a source told with the exact denoiser",
-        "frontier/draws.py",
-        "plain = Sampler(denoising(setting, models).denoiser, plan",
-        "plain = Sampler(models.diffusion.denoiser, plan",
+        "frontier/card.py",
+        "each.denoiser is not exact",
+        "each.denoiser is exact",
         "tests/recipes/test_oracle.py::test_a_joint_network_is_its_own_denoiser_beside_the_source",
     ),
     Fault(
@@ -166,7 +166,7 @@ FAULTS = [
     ),
     Fault(
         "equal passes that leave the energy's out",
-        "frontier/grid.py",
+        "frontier/controls.py",
         "passes - 0.5, key",
         "passes / 2, key",
         "tests/frontier/test_draws.py::test_equal_passes_is_the_plain_sampler_at_the_cost_of_denoiser_and_energy",
@@ -195,10 +195,10 @@ FAULTS = [
     ),
     Fault(
         "an energy of transitions sampled as one of drafts in the frontier",
-        "frontier/draws.py",
-        '"transition" if setting.of_transitions else "draft"',
-        '"draft"',
-        "tests/frontier/test_draws.py::test_an_energy_of_transitions_weighs_what_a_step_reveals",
+        "frontier/grid.py",
+        "return energies.declare(copy.copy(energy), (scope,)",
+        'return energies.declare(copy.copy(energy), ("draft",)',
+        "tests/recipes/test_oracle.py::test_exact_figures_are_those_of_the_enumerated_law_and_bounds_lie_above",
     ),
     Fault(
         "padding scored in the bound that an energy of transitions is reported by",

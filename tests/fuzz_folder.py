@@ -30,9 +30,9 @@ ABC = {"vocabulary._component_": "edlm.vocabulary.characters", "vocabulary.alpha
 MACHINE = {"threads": 1, "device": "cpu"}
 SAMPLES = {"num_steps": 2, "num_particles": 2, "window": "[0.0, 1.0]"}
 MODELS = {name: f"models/{name}" for name in ("denoiser", "energy", "transition", "joint", "ar", "judge")}
-PLAIN = "[{method: plain, num_steps: [2, 4], temperature: [1.0]}, {method: ar, temperature: [1.0]}]"
-EXACT = "{method: sir, energy: [exact], num_steps: [2], num_particles: [2], window: [[0, 1]], temperature: [1.0], "
-EXACT = f"[{{method: plain, num_steps: [1, 2], temperature: [1.0]}}, {EXACT}controls: []}}]"
+PLAIN = "[{plan: {name: grid, num_steps: [2, 4]}}, {ar: {temperature: 1.0}}]"
+EXACT = "{correction: {name: energy, called: exact}, plan: {name: grid, num_steps: 2}, candidates: 2}"
+EXACT = f"[{{plan: {{name: grid, num_steps: [1, 2]}}}}, {EXACT}]"
 CASE = (
     "[{method: plain, vocab_size: 5, length: 4, rows: 1, num_steps: 2, num_particles: 1, repeats: 1, "
     "textbook_steps: null, target: 1.0, memory_target: null, machinery_target: null}]"

@@ -100,7 +100,7 @@ def configs(place: Path) -> None:
     names = {key: f"models/{key}" for key in ("denoiser", "energy", "ar", "judge")}
     small = {"num_samples": 4, "batch_size": 2, "replicates": 4, "ngrams": [1, 2], "length": None, "threads": 1}
     sweeps = [
-        {**each, "num_steps": [2, 4]} if isinstance(each.get("num_steps"), list) else each
+        {**each, "plan": {"name": "grid", "num_steps": [2, 4]}} if "plan" in each else each
         for each in frontier["sweeps"]
     ]
     corpus = {"_component_": "edlm.corpora.text_files", "path": "models/text"}
@@ -111,8 +111,11 @@ def configs(place: Path) -> None:
     oracle["learn"] |= {"valid_every": 2, "log_every": 1}
     oracle["learn"]["network"] |= smallest.NETWORK
     oracle |= {"num_samples": 8, "batch_size": 4, "bounded_texts": 4, "entropy_texts": 8, "replicates": 4}
-    plain, learned = ({**each, "num_steps": [2]} for each in (oracle["sweeps"][0], oracle["sweeps"][1]))
-    oracle |= {"threads": 1, "sweeps": [plain, {**learned, "energy": ["transition"], "num_particles": [2]}]}
+    plain, learned = (
+        {**each, "plan": {"name": "grid", "num_steps": 2}} for each in (oracle["sweeps"][0], oracle["sweeps"][1])
+    )
+    named = {"name": "energy", "called": "transition"}
+    oracle |= {"threads": 1, "sweeps": [plain, {**learned, "correction": named, "candidates": 2}]}
     (place / "oracle.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(oracle)), encoding="utf-8")
 
 

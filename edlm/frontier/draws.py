@@ -7,19 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.contracts import Energy, Scope
 from edlm.evaluation import quality
 from edlm.evaluation.judges import Judge
 from edlm.evaluation.samples import Texts
-from edlm.frontier.grid import ENERGIES, FLIPPED, ZERO_JOINT, ZEROS, Setting
-from edlm.models import energies
+from edlm.frontier import grid
+from edlm.frontier.grid import Alone, Setting
 from edlm.runs import processes, timing
-from edlm.samplers import autoregressive, corrections, execution, pipelines, plans
-from edlm.samplers.corrections import Correction
+from edlm.samplers import autoregressive, execution, pipelines, plans
 from edlm.samplers.execution import Mode
-from edlm.samplers.pipelines import Pipeline
-from edlm.samplers.sampler import Proposal, Sampler
-from edlm.weights.named import Diffusion, Models
+from edlm.samplers.sampler import Sampler
 
 PER_TEXT = ("denoiser_passes", "energy_passes", "passes", "calls", "ess", "log_weight_std")
 _Batch = tuple[Tensor, Mapping[str, list[Any]]]  # tokens, and what each text cost
@@ -46,58 +42,7 @@ class Reference(NamedTuple):
     replicates: int
 
 
-def pipeline(setting: Setting, models: Models, length: int) -> Pipeline:
-    """The sampler of a setting with a denoiser, and its length."""
-    return pipelines.pipeline(sampler(setting, models), length)
-
-
-def sampler(setting: Setting, models: Models) -> Sampler:
-    """The sampler of a setting with a denoiser."""
-    plan = plans.TokensPerPass(1) if setting.num_steps is None else plans.Grid(setting.num_steps)
-    plain = Sampler(denoising(setting, models).denoiser, plan, Proposal(setting.temperature))
-    if setting.energy is None:
-        return plain
-    return plain.replace(
-        correction=_correction(setting, models),
-        candidates=setting.num_particles,
-        selection=setting.method,
-        window=setting.window,
-    )
-
-
-def _correction(setting: Setting, models: Models) -> Correction:
-    """What corrects the denoiser; as controls its energy times zero, or minus one."""
-    assert setting.energy is not None
-    factor = 0.0 if setting.energy == ZERO_JOINT else -1.0 if setting.energy.startswith(FLIPPED) else 1.0
-    if setting.of_joint:
-        return corrections.Joint(factor=factor)
-    if setting.of_chain_rule and setting.has_network:
-        return corrections.ChainRule(factor=factor)
-    scope: Scope = "transition" if setting.of_transitions else "draft"
-    return corrections.OfEnergy(energy(setting, models), scope, called=setting.energy)
-
-
-def denoising(setting: Setting, models: Models) -> Diffusion:
-    """The denoiser of a setting with its energies: a joint network's, one that is read in order, or the other one."""
-    found = models.diffusion
-    if setting.of_joint:
-        found = models.joint
-    elif setting.of_chain_rule and models.learned is not None:
-        found = models.learned
-    assert found is not None
-    return found
-
-
-def energy(setting: Setting, models: Models) -> Energy:
-    """The energy of a setting that has one, for any kernel or bound: zero, a loaded one, or its negative."""
-    assert setting.energy is not None
-    if setting.energy in ZEROS:
-        return energies.zero()
-    loaded = denoising(setting, models).energies[ENERGIES[setting.energy.removeprefix(FLIPPED)].loaded]
-    return energies.scaled(loaded, -1.0) if setting.energy.startswith(FLIPPED) else loaded
-
-
-def draw(setting: Setting, models: Models, drawing: Drawing) -> tuple[Tensor, dict[str, Any]]:
+def draw(setting: Setting, drawing: Drawing) -> tuple[Tensor, dict[str, Any]]:
     """Texts (n, l) and what they cost: seconds per text, and passes and weights of each text.
 
     A pass reads a text once, and passes over part of a text count by their tokens; an AR model with its cache reads
@@ -105,7 +50,7 @@ def draw(setting: Setting, models: Models, drawing: Drawing) -> tuple[Tensor, di
     `log_weight_std` are means over a text's corrected passes. Several processes share the batches, and the seconds are
     those until the last one is done. Where steps are compiled or captured, all is drawn once before the clock starts.
     """
-    batch = _autoregressive(setting, models, drawing) if setting.method == "ar" else _sampler(setting, models, drawing)
+    batch = _autoregressive(setting, drawing) if isinstance(setting, Alone) else _sampler(setting, drawing)
     total, size = drawing.num_samples, drawing.batch_size
     batches = [(min(size, total - first), first) for first in range(0, total, size)]
     drawn: list[_Batch] = []
@@ -120,16 +65,16 @@ def draw(setting: Setting, models: Models, drawing: Drawing) -> tuple[Tensor, di
     return torch.cat([tokens for tokens, _ in drawn]).cpu(), {"seconds": seconds, **costs}
 
 
-def warm_up(settings: Sequence[Setting], models: Models, drawing: Drawing) -> None:
-    """One step with each method and energy, so that no setting pays for what happens only once."""
+def warm_up(settings: Sequence[Setting], drawing: Drawing) -> None:
+    """One step of each family of settings, so that no setting pays for what happens only once."""
     short = drawing._replace(num_samples=min(drawing.num_samples, drawing.batch_size), execution="eager")
-    for setting in {setting.family: setting for setting in settings}.values():
-        if setting.method == "ar":
-            draw(setting, models, short._replace(length=1))
-        elif setting.is_speculative:  # one step for all of a text is the dearest there is
-            draw(setting, models, short._replace(num_samples=1))
+    for setting in {grid.family(setting): setting for setting in settings}.values():
+        if isinstance(setting, Alone):
+            draw(setting, short._replace(length=1))
+        elif setting.chooses.in_order:  # one step for all of a text is the dearest there is
+            draw(setting, short._replace(num_samples=1))
         else:
-            draw(setting._replace(num_steps=1, num_particles=1, window=(0.0, 1.0)), models, short)
+            draw(setting.replace(plan=plans.Grid(1), candidates=1, window=(0.0, 1.0)), short)
 
 
 def describe(texts: Texts, reference: Reference) -> dict[str, Any]:
@@ -154,10 +99,9 @@ def describe(texts: Texts, reference: Reference) -> dict[str, Any]:
     }
 
 
-def _autoregressive(setting: Setting, models: Models, drawing: Drawing) -> Callable[[int, int], _Batch]:
+def _autoregressive(setting: Alone, drawing: Drawing) -> Callable[[int, int], _Batch]:
     """So many texts of the AR model from a number on, run eagerly in every mode."""
-    assert models.ar is not None
-    network, bos_id = models.ar
+    network, bos_id = setting.model
     fixed = {**dict.fromkeys(PER_TEXT), "denoiser_passes": 0, "energy_passes": 0, "passes": 1, "calls": drawing.length}
 
     def batch(count: int, first: int) -> _Batch:
@@ -165,7 +109,7 @@ def _autoregressive(setting: Setting, models: Models, drawing: Drawing) -> Calla
             network,
             count,
             drawing.length,
-            models.vocabulary.mask_id,
+            setting.mask_id,
             bos_id,
             seed=drawing.seed,
             first_row=first,
@@ -176,9 +120,9 @@ def _autoregressive(setting: Setting, models: Models, drawing: Drawing) -> Calla
     return batch
 
 
-def _sampler(setting: Setting, models: Models, drawing: Drawing) -> Callable[[int, int], _Batch]:
+def _sampler(setting: Sampler, drawing: Drawing) -> Callable[[int, int], _Batch]:
     """So many texts of a sampler with a denoiser from a number on."""
-    fast = execution.accelerate(pipeline(setting, models, drawing.length), drawing.execution)
+    fast = execution.accelerate(pipelines.pipeline(setting, drawing.length), drawing.execution)
 
     def batch(count: int, first: int) -> _Batch:
         out = pipelines.sample(fast, count, seed=drawing.seed, first_row=first)

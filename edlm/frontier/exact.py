@@ -10,12 +10,12 @@ from torch import Tensor
 
 from edlm.evaluation import quality
 from edlm.frontier import draws
-from edlm.frontier.grid import Setting
 from edlm.likelihood import bounds, enumeration, hidden_markov
 from edlm.likelihood.enumeration import Transitions
 from edlm.likelihood.estimates import Estimate, estimate
 from edlm.likelihood.hidden_markov import Source
-from edlm.weights.named import Models
+from edlm.samplers import plans
+from edlm.samplers.sampler import Sampler
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]
 
@@ -50,17 +50,16 @@ def of_texts(tokens: Tensor, beside: Beside) -> Figures:
     return figures
 
 
-def of_setting(setting: Setting, models: Models, beside: Beside) -> Figures:
+def of_sampler(sampler: Sampler, beside: Beside) -> Figures:
     """The exact total variation and KL in nats per token of a small space, and a bound of the KL at any length.
 
     KL is `E_q log(q / p)`, from the law of the source to that of the sampler, the nats that coding with it would cost.
-    The bound is the mean over texts of the source of what `bounds` says of the sampler, plus `log q`; there is none for
-    IMH and tempered proposals.
+    The bound is the mean over texts of the source of what `bounds` says of the sampler, plus `log q`. What is not known
+    of a sampler is left out.
     """
     figures: Figures = {}
-    sampler = draws.sampler(setting, models)
     if beside.is_small and not enumeration.missing(sampler):
-        figures |= _exact(setting, models, beside)
+        figures |= _exact(sampler, beside)
     if not bounds.missing(sampler):
         keys = (torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
         bound = bounds.of_sampler(sampler, beside.bounded, *keys).nats
@@ -69,10 +68,10 @@ def of_setting(setting: Setting, models: Models, beside: Beside) -> Figures:
     return figures
 
 
-def _exact(setting: Setting, models: Models, beside: Beside) -> Figures:
-    steps = _transitions(setting._replace(num_steps=None), _Same(models), beside.length)
+def _exact(sampler: Sampler, beside: Beside) -> Figures:
+    steps = _transitions(sampler.replace(plan=plans.first_hitting()), beside.length)
     symbols = beside.source.num_symbols
-    law = enumeration.law_of(steps, draws.sampler(setting, models), beside.length).flatten()
+    law = enumeration.law_of(steps, sampler, beside.length).flatten()
     digits = symbols ** torch.arange(beside.length - 1, -1, -1)
     texts = torch.arange(symbols**beside.length).unsqueeze(-1) // digits % symbols
     log_q = hidden_markov.log_prob(beside.source, texts)
@@ -81,22 +80,10 @@ def _exact(setting: Setting, models: Models, beside: Beside) -> Figures:
     return {"total_variation": [float((law - q).abs().sum() / 2), 0.0], "kl": [float(kl), 0.0]}
 
 
-class _Same(NamedTuple):
-    """Models as a key of a cache: the same object is the same key."""
-
-    models: Models
-
-    def __hash__(self) -> int:
-        return id(self.models)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.models is self.models
-
-
 @cache
-def _transitions(setting: Setting, of: _Same, length: int) -> Transitions:
-    """What a step writes: the same for every grid, so settings that differ in steps alone share it."""
-    return enumeration.transitions_of(draws.sampler(setting, of.models), length)
+def _transitions(of_any_plan: Sampler, length: int) -> Transitions:
+    """What a step writes: the same for every plan, so samplers that differ in it alone share it."""
+    return enumeration.transitions_of(of_any_plan, length)
 
 
 def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edlm.frontier import grid
 from edlm.frontier.exact import Figures
-from edlm.frontier.grid import Setting
+from edlm.frontier.grid import Entry
 from edlm.frontier.points import pareto
 from edlm.runs import plots as plots_of_runs
+from edlm.samplers import sampler as samplers
+from edlm.samplers.sampler import Proposal, Sampler
 
 TITLES = {
     "total_variation": "total variation",
@@ -35,14 +38,14 @@ HOW_TO_READ = (
     "A pass reads one text. `front`: no other setting has both a smaller distance and fewer passes.",
 )
 _NOTHING = 1e-9  # one position at a time, an exact denoiser has no distance but rounding: no place on a log axis
-_MARKERS, _SETTING = "osD^vPX*", ("method", "energy", "num_steps", "num_particles", "temperature")
+_MARKERS = "osD^vPX*"
 
 
 class Row(NamedTuple):
     """A sampler, or the source itself where there is no setting, and what of it is a control."""
 
     name: str
-    setting: Setting | None
+    setting: Sampler | None
     role: str
     figures: Figures
 
@@ -66,12 +69,11 @@ def to_csv(rows: Sequence[Row]) -> str:
     names, best, file = _names(rows), fronts(rows), io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     columns = [column for name in names for column in (name, f"{name}_error")]
-    writer.writerow(["name", *_SETTING, "control", "front", *columns])
+    writer.writerow(["name", *grid.COLUMNS, "control", "front", *columns])
     for row in rows:
-        setting = [None] * len(_SETTING) if row.setting is None else [getattr(row.setting, key) for key in _SETTING]
         cells = [cell for name in names for cell in row.figures.get(name, [None, None])]
         shown = [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells]
-        writer.writerow([row.name, *setting, row.role, int(row.name in best), *shown])
+        writer.writerow([row.name, *grid.cells(row.setting), row.role, int(row.name in best), *shown])
     return file.getvalue()
 
 
@@ -104,8 +106,8 @@ def shown(value: Sequence[float] | None) -> str:
     return f"{value[0]:.4g}" + (f" ± {value[1]:.2g}" if value[1] > 0.0 else "")
 
 
-def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
-    """Write both panels as one png, whole or not at all."""
+def draw(path: Path, rows: Sequence[Row], length: int, subtitle: str) -> None:
+    """Write both panels as one png, whole or not at all; length: of the texts."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -113,8 +115,8 @@ def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
     FigureCanvasAgg(figure)
     steps, passes = figure.subplots(1, 2, sharey=True)
     name = distance(rows)
-    for axes, label in ((steps, "steps"), (passes, "network passes per text")):
-        _curves(axes, rows, name, "num_steps" if axes is steps else "passes")
+    for axes, label in ((steps, "passes of the plan"), (passes, "network passes per text")):
+        _curves(axes, rows, name, length if axes is steps else None)
         axes.set(xscale="log", yscale="log", xlabel=label)
         axes.set_ylim(bottom=0.7 * min(_shown_distances(rows, name), default=_NOTHING))
         plots_of_runs.plain_numbers(axes.xaxis)
@@ -138,36 +140,56 @@ def draw(path: Path, rows: Sequence[Row], subtitle: str) -> None:
     os.replace(temporary, path)
 
 
-def _curves(axes: Any, rows: Sequence[Row], name: str, against: str) -> None:
-    """A line through the steps of each method, energy and k; controls are hollow points; the source a dotted line."""
-    groups: dict[tuple[str, int, float, bool], list[Row]] = {}
+class _Curve(NamedTuple):
+    """What the points of one curve share."""
+
+    family: str
+    candidates: str
+    proposal: Proposal
+    is_control: bool
+
+    @classmethod
+    def of(cls, sampler: Sampler, role: str) -> "_Curve":
+        """The curve that a sampler is on: all of it but plan and window."""
+        found = sampler.candidates
+        candidates = str(found) if not isinstance(found, int) else "" if found == 1 else f"k={found}"
+        return cls(grid.family(sampler), candidates, sampler.proposal, bool(role))
+
+    def __str__(self) -> str:
+        changed = (found for found in self.proposal._asdict().items() if found not in Proposal()._asdict().items())
+        heat = [f"{name} {value:g}" for name, value in changed]
+        said = ", ".join(filter(None, [self.family, self.candidates, *heat]))
+        return f"{said} (control)" if self.is_control else said
+
+
+def _curves(axes: Any, rows: Sequence[Row], name: str, length: int | None) -> None:
+    """Curves against the passes of the plans of texts of this length, or against all passes; the source a dotted line.
+
+    Controls are hollow points, and other laws of proposals dotted.
+    """
+    curves: dict[_Curve, list[tuple[float, float]]] = {}
     for row in rows:
+        far = row.figures[name][0]
         if row.setting is None:
-            if row.figures[name][0] > 0.0:
-                axes.axhline(row.figures[name][0], color="black", linewidth=0.8, linestyle=":", label=row.name)
-        elif row.setting.num_steps is not None:
-            key = (row.setting.family, row.setting.num_particles, row.setting.temperature, bool(row.role))
-            groups.setdefault(key, []).append(row)
-    families = list(dict.fromkeys(key[0] for key in groups))
-    particles = sorted({key[1] for key in groups})
-    for (family, k, temperature, control), some in groups.items():
-        points = []
-        for row in some:
-            assert row.setting is not None
-            place = row.setting.num_steps if against == "num_steps" else row.figures["passes"][0]
-            points.append((place, row.figures[name][0]))
-        points.sort()
-        colour = f"C{families.index(family) % 10}"
-        heat = "" if temperature == 1.0 else f", temperature {temperature:g}"
+            if far > 0.0:
+                axes.axhline(far, color="black", linewidth=0.8, linestyle=":", label=row.name)
+        elif far > _NOTHING:
+            cost = row.figures["passes"][0] if length is None else samplers.expected(row.setting, length).passes
+            curves.setdefault(_Curve.of(row.setting, row.role), []).append((cost, far))
+    families = list(dict.fromkeys(curve.family for curve in curves))
+    candidates = sorted({curve.candidates for curve in curves}, key=lambda each: (len(each), each))
+    for curve, points in curves.items():
+        colour = f"C{families.index(curve.family) % 10}"
+        line = "none" if curve.is_control else "-" if curve.proposal == Proposal() else ":"
         axes.plot(
-            *zip(*points, strict=True),
+            *zip(*sorted(points), strict=True),
             color=colour,
-            marker=_MARKERS[particles.index(k) % len(_MARKERS)],
+            marker=_MARKERS[candidates.index(curve.candidates) % len(_MARKERS)],
             markersize=5,
-            markerfacecolor="none" if control else colour,
-            linestyle="none" if control else ":" if heat else "-",
+            markerfacecolor="none" if curve.is_control else colour,
+            linestyle=line,
             linewidth=1.0,
-            label=f"{family}{', k=' + str(k) if k > 1 else ''}{heat}{' (control)' if control else ''}",
+            label=str(curve),
         )
 
 
@@ -191,7 +213,10 @@ def _title(name: str) -> str:
     return TITLES["pairs_"] + name.removeprefix("pairs_") if name.startswith("pairs_") else TITLES[name]
 
 
-def settings_of(grid: Mapping[Setting, str], records: Mapping[str, Any], source: str) -> list[Row]:
+def rows_of(settings: Mapping[str, Entry], records: Mapping[str, Any], source: str) -> list[Row]:
     """The rows of a sweep, that of the source first."""
-    first = Row(source, None, "", records[source]["figures"])
-    return [first, *(Row(str(each), each, role, records[str(each)]["figures"]) for each, role in grid.items())]
+    found = [Row(source, None, "", records[source]["figures"])]
+    for name, (setting, role) in settings.items():
+        assert isinstance(setting, Sampler)
+        found.append(Row(name, setting, role, records[name]["figures"]))
+    return found

@@ -1,6 +1,6 @@
 """Networks trained beside a source with the recipes' own loop: energies of its exact denoiser, and denoisers."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,11 @@ from torch import nn
 
 from edlm import contracts
 from edlm.contracts import Energy
-from edlm.frontier.grid import JOINT
+from edlm.frontier import sweeps
+from edlm.frontier.grid import ENERGIES, Entry
 from edlm.likelihood import hidden_markov
 from edlm.likelihood.hidden_markov import Source
-from edlm.models import chain_rule, denoisers, energies, joint
+from edlm.models import denoisers, energies
 from edlm.nn import networks
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.objectives import batches, contrastive, denoising, losses, transition
@@ -22,9 +23,10 @@ from edlm.objectives import chain_rule as chain_rule_objectives
 from edlm.objectives import joint as joint_objectives
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
+from edlm.samplers.sampler import Sampler
 from edlm.training import settings as training_settings
 from edlm.training.loop import Metrics, TrainingRun
-from edlm.weights.named import CHAIN_RULE, Diffusion, Models
+from edlm.weights.named import Diffusion, Models
 
 SETTINGS: Schema = {
     "network": schemas.component("vocab_size", "max_length"),
@@ -52,7 +54,8 @@ class Scope(NamedTuple):
 
 
 SCOPES = {"learned": Scope("energy", transitions=False), "transition": Scope("transition", transitions=True)}
-NAMES = (*SCOPES, JOINT, CHAIN_RULE)
+DENOISER, TWO_HEADS = "denoiser", "joint"  # networks with a law of their own, by their folders
+NAMES = (*SCOPES, DENOISER, TWO_HEADS)
 
 
 class Learning(NamedTuple):
@@ -101,34 +104,73 @@ class Learning(NamedTuple):
         return run.average.eval()
 
 
+def require_sources(wanted: Sequence[Mapping[str, Any]], learn: Mapping[str, Any] | None) -> None:
+    """Raise ValueError if a sweep uses an energy that is not there."""
+    for index, sweep in enumerate(wanted):
+        for name in [sweeps.ALONE] if sweeps.ALONE in sweep else sweeps.called(sweep):
+            if name == sweeps.ALONE or (name in ENERGIES and ENERGIES[name].key == sweeps.ALONE):
+                raise ValueError(
+                    f"sweeps[{index}] draws with {name!r}: there is no AR model here but the source itself"
+                )
+            if name in NAMES and learn is None:
+                raise ValueError(f"learn is null, and sweeps[{index}] draws with {name!r}: say how to train it")
+
+
+def wanted_by(grid: Mapping[str, Entry], models: Models) -> list[str]:
+    """Which of `NAMES` the samplers of a grid are made of, that was built with `untrained` models."""
+    own = {name: None if each is None else each.denoiser for name, each in _denoisers(models).items()}
+    samplers = [each.setting for each in grid.values() if isinstance(each.setting, Sampler)]
+    called = {getattr(each.correction, "called", None) for each in samplers}
+    return [name for name in NAMES if name in called or any(each.denoiser is own.get(name, each) for each in samplers)]
+
+
+def untrained(learning: Learning) -> Models:
+    """The models with all that can be learned, before it is: what samplers can be built with.
+
+    Raises ValueError for a network that is no `EnergyNetwork`.
+    """
+    start = Transformer(**_energy_network(learning).arguments)
+    found = {scope.key: _energy(scope, _energy_network(learning)) for scope in SCOPES.values()}
+    return learning.models._replace(
+        diffusion=learning.exact._replace(energies={**learning.exact.energies, **found}),
+        learned=_of(start, learning),
+        joint=_of(_two_heads(start, learning), learning),
+    )
+
+
 def learn(wanted: Collection[str], learning: Learning) -> Models:
     """The models with the energies of the exact denoiser that are wanted, and with denoisers of their own.
 
-    A denoiser of the energies' sizes is trained first where it is wanted for its chain rule, for energies to start from
-    or for a joint network to keep. Raises ValueError for a network that is no `EnergyNetwork`.
+    A denoiser of the energies' sizes is trained first where it is wanted for itself, for energies to start from or for
+    a joint network to keep. Raises ValueError for a network that is no `EnergyNetwork`.
     """
     scopes = [scope for name, scope in SCOPES.items() if name in wanted]
     starts = bool(scopes) and learning.settings["start_from"] == "denoiser"
-    start = _denoiser(learning) if starts or {JOINT, CHAIN_RULE} & set(wanted) else None
+    start = _denoiser(learning) if starts or {DENOISER, TWO_HEADS} & set(wanted) else None
     found = {scope.key: _trained(scope, learning, start if starts else None) for scope in scopes}
     models = learning.models._replace(diffusion=learning.exact._replace(energies={**learning.exact.energies, **found}))
-    if start is not None and JOINT in wanted:
-        models = models._replace(joint=_joint(learning, start))
-    if start is not None and CHAIN_RULE in wanted:
-        denoiser = denoisers.subs(start, models.vocabulary.mask_id, schedule=learning.exact.schedule)
-        own = {CHAIN_RULE: chain_rule.energy(denoiser)}
-        models = models._replace(learned=Diffusion(denoiser, learning.exact.schedule, own))
+    if start is not None and TWO_HEADS in wanted:
+        models = models._replace(joint=_of(_joint(learning, start), learning))
+    if start is not None and DENOISER in wanted:
+        models = models._replace(learned=_of(start, learning))
     return models
+
+
+def _denoisers(models: Models) -> dict[str, Diffusion | None]:
+    return {DENOISER: models.learned, TWO_HEADS: models.joint}
+
+
+def _of(network: nn.Module, learning: Learning) -> Diffusion:
+    """A denoiser of its own on the exact one's schedule; what its corrections need it has in itself."""
+    schedule = learning.exact.schedule
+    return Diffusion(denoisers.subs(network, learning.models.vocabulary.mask_id, schedule=schedule), schedule, {})
 
 
 def _energy_network(learning: Learning) -> EnergyNetwork:
     """Untrained, the same for a seed."""
     torch.manual_seed(learning.seed)
     named = learning.settings["network"]
-    sizes: dict[str, Any] = {
-        "vocab_size": learning.exact.denoiser.vocab_size,
-        "max_length": learning.models.max_length,
-    }
+    sizes: dict[str, Any] = {"vocab_size": learning.exact.denoiser.vocab_size, "max_length": learning.models.max_length}
     network = schemas.build(named, **sizes)
     if not isinstance(network, EnergyNetwork):
         raise ValueError(f"learn.network._component_ = {named['_component_']!r} must be 'edlm.networks.EnergyNetwork'")
@@ -148,7 +190,7 @@ def _denoiser(learning: Learning) -> Transformer:
 
     told = ("denoiser", "transition_steps") if in_order else ()
     network = Transformer(**_energy_network(learning).arguments)
-    trained: Transformer = learning.train("denoiser", network, stages, *told)
+    trained: Transformer = learning.train(DENOISER, network, stages, *told)
     return trained
 
 
@@ -161,12 +203,17 @@ def _trained(scope: Scope, learning: Learning, start: Transformer | None) -> Ene
     return _energy(scope, learning.train(scope.key, network, partial(_stages, scope, learning), *told, scope=what))
 
 
-def _joint(learning: Learning, start: Transformer) -> Diffusion:
-    """A joint network over a denoiser that it keeps as it is, as `edlm_joint` with `denoiser_rate: 0`."""
-    settings, mask_id = learning.settings, learning.models.vocabulary.mask_id
+def _two_heads(start: Transformer, learning: Learning) -> JointNetwork:
+    """An untrained joint network over a denoiser, the same for a seed."""
     torch.manual_seed(learning.seed)
     sizes = {key: value for key, value in start.arguments.items() if key not in ("causal", "pad_id")}
-    network = JointNetwork(**{**sizes, "num_energy_layers": settings["num_energy_layers"]})
+    return JointNetwork(**{**sizes, "num_energy_layers": learning.settings["num_energy_layers"]})
+
+
+def _joint(learning: Learning, start: Transformer) -> JointNetwork:
+    """A joint network over a denoiser that it keeps as it is, as `edlm_joint` with `denoiser_rate: 0`."""
+    settings, mask_id = learning.settings, learning.models.vocabulary.mask_id
+    network = _two_heads(start, learning)
     networks.start_joint_from(network, start)
     network.denoiser.requires_grad_(False)
 
@@ -181,12 +228,8 @@ def _joint(learning: Learning, start: Transformer) -> Diffusion:
         )
 
     told = ("objective", "num_negatives", "transition_steps", "num_energy_layers")
-    trained: JointNetwork = learning.train(JOINT, network, stages, *told, scope="transition")
-    return Diffusion(
-        denoisers.subs(trained, mask_id, schedule=learning.exact.schedule),
-        learning.exact.schedule,
-        {JOINT: joint.energy(trained)},
-    )
+    trained: JointNetwork = learning.train(TWO_HEADS, network, stages, *told, scope="transition")
+    return trained
 
 
 def _stages(scope: Scope, learning: Learning, network: EnergyNetwork) -> TensorDictSequential:

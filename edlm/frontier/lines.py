@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edlm.runs import files, records
@@ -11,30 +12,46 @@ from edlm.runs import files, records
 _FREE_ON_RESUME = ("settings", "networks", "output_dir", "sweeps")
 # A line without one of these does not depend on it, so it may come later.
 _NETWORKS = ("energy", "transition", "joint", "ar")
+SETTING = "setting"  # of a line: the sampler as a sweep would have it
 
 
 class Lines:
     """The records of a folder by name, those of an earlier run among them; the card beside them says what they are of.
 
-    card: everything that a line depends on. Raises ValueError naming every key in which the earlier run was another,
-    or a file that holds something else.
+    card: everything that a line depends on. settings: the wanted samplers by name, as plain values. Raises ValueError
+    naming every key in which the earlier run was another, a sampler of a known name that is another, or a file that
+    holds something else.
     """
 
-    def __init__(self, folder: Path, stem: str, card: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, stem: str, card: Mapping[str, Any], settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self.path = folder / f"{stem}.jsonl"
         now, beside = json.loads(json.dumps(card)), folder / f"{stem}.json"
         if self.path.is_file():
             _refuse_changes(folder, _read_card(beside), now)
         elif (folder / f"{stem}.md").exists():
             raise ValueError(f"{self.path} is missing beside {stem}.md: put it back, or use another output_dir")
+        self.settings = {name: json.loads(json.dumps(each, default=str)) for name, each in settings.items()}
         self.records: dict[str, dict[str, Any]] = self._read()
+        self._refuse_other_settings()
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(beside, now)
 
     def add(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write down a setting that is finished."""
-        files.append_jsonl(self.path, [records.sealed({"name": name, **record})])
-        self.records[name] = dict(record)
+        """Write down a setting that is finished, with what it is."""
+        own = {SETTING: self.settings[name]} if name in self.settings else {}
+        files.append_jsonl(self.path, [records.sealed({"name": name, **own, **record})])
+        self.records[name] = {**own, **record}
+
+    def _refuse_other_settings(self) -> None:
+        """Raise ValueError naming a finished setting that the wanted one of its name is not."""
+        for name, wanted in self.settings.items():
+            was = self.records.get(name, {SETTING: wanted}).get(SETTING)
+            if was != wanted:
+                raise ValueError(
+                    f"cannot resume {self.path.parent}: {name!r} was {was!r}, is {wanted!r}; use another output_dir"
+                )
 
     def _read(self) -> dict[str, dict[str, Any]]:
         """All whole lines; one that was cut off is removed."""

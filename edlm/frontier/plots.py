@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edlm.frontier import grid
 from edlm.frontier.points import COSTS, Point
 from edlm.runs import plots as plots_of_runs
 
@@ -25,10 +26,13 @@ def draw(path: Path, points: Sequence[Point], subtitle: str) -> None:
     figure = Figure(figsize=(13.0, 9.0), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 2).flatten()
-    families = list(dict.fromkeys(own.setting.family for own in points if own.setting is not None))
+    families: dict[str, list[Point]] = {}
+    for own in points:
+        if own.setting is not None:
+            families.setdefault(grid.family(own.setting), []).append(own)
     for axes, name in zip(panels, ("entropy", *COSTS), strict=True):
-        for number, family in enumerate(families):
-            _scatter(axes, [own for own in points if own.setting and own.setting.family == family], name, number)
+        for number, (family, some) in enumerate(families.items()):
+            _scatter(axes, family, some, name, number)
         _held_out(axes, points, name)
         _front(axes, points, name)
         axes.set_xlabel(_LABELS[name])
@@ -44,7 +48,7 @@ def draw(path: Path, points: Sequence[Point], subtitle: str) -> None:
     os.replace(temporary, path)
 
 
-def _scatter(axes: Any, points: Sequence[Point], name: str, number: int) -> None:
+def _scatter(axes: Any, family: str, points: Sequence[Point], name: str, number: int) -> None:
     """One family: hollow where the setting is there as a control."""
     colour = f"C{number % 10}"
     for role, face in (("", colour), ("control", "none")):
@@ -59,7 +63,7 @@ def _scatter(axes: Any, points: Sequence[Point], name: str, number: int) -> None
             color=colour,
             markerfacecolor=face,
             elinewidth=0.6,
-            label=points[0].setting.family if some and (not role or len(some) == len(points)) else None,  # type: ignore[union-attr]
+            label=family if some and (not role or len(some) == len(points)) else None,
         )
 
 

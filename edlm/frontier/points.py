@@ -15,6 +15,8 @@ from torch import Tensor
 from edlm.evaluation import quality
 from edlm.frontier.grid import Setting
 from edlm.likelihood.estimates import Estimate
+from edlm.samplers.plans import Plan
+from edlm.samplers.sampler import Proposal, Sampler
 
 COSTS = ("seconds", "passes", "calls")
 
@@ -101,11 +103,11 @@ def with_comparisons(points: Sequence[tuple[Point, Resampled]]) -> list[Point]:
         ]  # both the less the better
         for index, best in zip(samplers, pareto(against), strict=True):
             fronts[index] |= {name} if best else set()
-    plain = [(own, drawn) for own, drawn in points if own.setting is not None and own.setting.method == "plain"]
+    plain = [(own, drawn) for own, drawn in points if _is_plain(own.setting)]
     return [
         own._replace(
             fronts=frozenset(fronts.get(index, set())),
-            speedups=_speedups(own, drawn, plain) if own.setting is not None and own.setting.method != "plain" else {},
+            speedups={} if own.setting is None or _is_plain(own.setting) else _speedups(own, drawn, plain),
         )
         for index, (own, drawn) in enumerate(points)
     ]
@@ -156,17 +158,21 @@ def _against(own: Point, name: str) -> float:
     return -own.figures["entropy"].mean if name == "entropy" else own.cost(name)
 
 
+def _is_plain(setting: Setting | None) -> bool:
+    return isinstance(setting, Sampler) and setting.correction is None
+
+
 def _speedups(own: Point, drawn: Resampled, plain: Sequence[tuple[Point, Resampled]]) -> dict[str, SpeedUp | None]:
-    """At equal bits, along the plain sampler at temperature 1; at equal bits and entropy, along all temperatures."""
-    at_one = [each for each in plain if each[0].setting is not None and each[0].setting.temperature == 1.0]
+    """At equal bits, along the plain sampler with the denoiser's own law; at equal bits and entropy, along all."""
+    at_one, plans = [], dict[Plan, list[tuple[Point, Resampled]]]()
+    for each in plain:
+        assert isinstance(each[0].setting, Sampler)
+        plans.setdefault(each[0].setting.plan, []).append(each)
+        at_one += [each] if each[0].setting.proposal == Proposal() else []
     found: dict[str, SpeedUp | None] = {}
     for cost in COSTS:
         found[f"equal bits, {cost}"] = _speedup(own, drawn, [[each] for each in at_one], cost, with_entropy=False)
-        steps: dict[int | None, list[tuple[Point, Resampled]]] = {}
-        for each in plain:
-            assert each[0].setting is not None
-            steps.setdefault(each[0].setting.num_steps, []).append(each)
-        found[f"equal bits and entropy, {cost}"] = _speedup(own, drawn, list(steps.values()), cost, with_entropy=True)
+        found[f"equal bits and entropy, {cost}"] = _speedup(own, drawn, list(plans.values()), cost, with_entropy=True)
     return found
 
 

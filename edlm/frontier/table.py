@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from edlm.frontier import grid
 from edlm.frontier.points import COSTS, Point, SpeedUp
 from edlm.likelihood.estimates import Estimate
 from edlm.runs import tables
@@ -12,7 +13,6 @@ WARNING = (
     "its own target, and its bits per character are no measure of quality."
 )
 _MATCHED = ("equal bits", "equal bits and entropy")
-_SETTING = ("method", "energy", "num_steps", "num_particles", "temperature")
 _SHOWN = {
     "bits_per_character": "bits per character",
     "perplexity": "perplexity",
@@ -29,7 +29,7 @@ def to_csv(points: Sequence[Point]) -> str:
     """Every figure in a column of its own, its error behind it; empty where there is none."""
     figures = [*_SHOWN, *_divergences(points)]
     figures.insert(figures.index("calls"), "passes")
-    header = ["name", *_SETTING, "window_low", "window_high", "control", "n", "seconds"]
+    header = ["name", *grid.COLUMNS, "control", "n", "seconds"]
     header += [column for name in figures for column in (name, f"{name}_error")]
     header += [f"front_{name}" for name in ("entropy", *COSTS)]
     for key in _speedup_keys():
@@ -88,9 +88,7 @@ def _divergences(points: Sequence[Point]) -> list[str]:
 
 def _cells(own: Point, figures: Sequence[str]) -> list[object]:
     setting = own.setting
-    cells: list[object] = [own.name]
-    cells += [None] * 7 if setting is None else [*(getattr(setting, name) for name in _SETTING), *setting.window]
-    cells += [own.role, own.figures["entropy"].n, own.seconds]
+    cells: list[object] = [own.name, *grid.cells(setting), own.role, own.figures["entropy"].n, own.seconds]
     for name in figures:
         value = own.figures.get(name)
         cells += [None, None] if value is None else [value.mean, value.standard_error]

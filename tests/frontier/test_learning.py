@@ -18,6 +18,7 @@ from edlm.nn.networks import JointNetwork
 from edlm.objectives import batches
 from edlm.process import schedules
 from edlm.recipes import oracle
+from edlm.samplers.corrections import Joint
 from edlm.weights.named import Diffusion, Models
 
 SYMBOLS, LENGTH, SEED = 2, 4, 7
@@ -115,18 +116,18 @@ def test_each_is_trained_by_the_objective_with_as_many_negatives_on_the_grids(
 def test_the_chain_rule_is_that_of_the_learned_denoiser(asked: dict[str, Asked], tmp_path: Path) -> None:
     """Which is trained for it alone, and stands beside the exact one."""
     own = learning(tmp_path, {"start_from": "scratch"})
-    models = frontier_learning.learn(["chain_rule"], own)
+    models = frontier_learning.learn(["denoiser"], own)
     assert set(asked) == {"denoiser"}
     assert models.learned is not None
     assert models.learned.denoiser.network is asked["denoiser"].average  # type: ignore[attr-defined]
-    assert set(models.learned.energies) == {"chain_rule"}
+    assert not models.learned.energies, "what corrects it is its own"
     assert models.diffusion is not None
     assert models.diffusion.denoiser is own.exact.denoiser
 
 
 def test_a_denoiser_may_be_trained_in_order_too(asked: dict[str, Asked], tmp_path: Path) -> None:
     """On the grids that energies are trained for; untrained, its two bounds are the same."""
-    frontier_learning.learn(["chain_rule"], learning(tmp_path, {"denoiser": "chain_rule", "transition_steps": [1, 1]}))
+    frontier_learning.learn(["denoiser"], learning(tmp_path, {"denoiser": "chain_rule", "transition_steps": [1, 1]}))
     out = asked["denoiser"].stage()
     torch.testing.assert_close(out[contracts.LOSS], torch.full((8,), 2 * LENGTH * math.log(SYMBOLS)))
     assert (out[contracts.T] == 1.0).all()
@@ -168,8 +169,7 @@ def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: di
     assert not any(name.startswith("denoiser.") for name in then.trained)
     assert isinstance(found.denoiser.network, JointNetwork)
     assert found.denoiser.network is then.average, "the averaged weights, of the denoiser and of the energy"
-    assert set(found.energies) == {"joint"}
-    energy = dict(found.energies["joint"].named_parameters())
+    energy = dict(Joint().parts(found.denoiser).energy.named_parameters())
     assert energy
     assert {id(each) for each in energy.values()} <= {id(each) for each in then.average.parameters()}
 

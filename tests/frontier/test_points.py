@@ -2,6 +2,7 @@
 
 import math
 
+import builders
 import pytest
 import torch
 from hypothesis import given
@@ -9,10 +10,18 @@ from hypothesis import strategies as st
 
 from edlm.evaluation import quality
 from edlm.frontier import points as frontier_points
-from edlm.frontier.grid import Setting
 from edlm.frontier.points import Point, Resampled, at, least_cost, pareto
+from edlm.models import energies
+from edlm.samplers.corrections import OfEnergy
+from edlm.samplers.plans import Grid
+from edlm.samplers.sampler import Proposal, Sampler
 
-SIR = Setting("sir", "learned", 4, 3, (0.0, 1.0), 1.0)
+DENOISER = builders.tiny_denoiser(0, 4, vocab_size=5)
+SIR = Sampler(DENOISER, Grid(4), correction=OfEnergy(energies.zero(), called="learned"), candidates=3)
+
+
+def plain_in(num_steps: int, temperature: float = 1.0) -> Sampler:
+    return Sampler(DENOISER, Grid(num_steps), Proposal(temperature))
 
 
 def test_the_front_of_points_known_by_hand() -> None:
@@ -100,7 +109,7 @@ def test_the_figures_of_a_record_known_by_hand() -> None:
     assert math.isnan(frontier_points.point("x", SIR, "", {**record, "seconds": None}, 3, 2)[0].cost("seconds"))
 
 
-def synthetic(setting: Setting, bits: float, entropy: float, seconds: float) -> tuple[Point, Resampled]:
+def synthetic(setting: Sampler, bits: float, entropy: float, seconds: float) -> tuple[Point, Resampled]:
     """A point of ten equal texts: every replicate says the same."""
     record = {
         "nll": [bits * math.log(2) * 5] * 10,
@@ -118,13 +127,13 @@ def synthetic(setting: Setting, bits: float, entropy: float, seconds: float) -> 
 def test_speed_up_at_equal_bits_and_entropy_on_curves_known_by_hand() -> None:
     """Plain bits are 10 - log2 T at temperature 1, entropy 3, and 2 less at temperature 0.5, entropy 2."""
     plain = [
-        synthetic(Setting.plain(steps, temperature), 10 - math.log2(steps) - loss, entropy, steps / 100)
+        synthetic(plain_in(steps, temperature), 10 - math.log2(steps) - loss, entropy, steps / 100)
         for steps in (2, 8, 32)
         for temperature, loss, entropy in ((1.0, 0.0, 3.0), (0.5, 2.0, 2.0))
     ]
     energy = synthetic(SIR, 7.0, 2.5, 0.02)  # as good as T = 8, or at its entropy as good as T = 4
-    beyond = synthetic(SIR._replace(num_particles=9), 1.0, 3.5, 0.02)
-    real, drawn = synthetic(Setting.plain(1), 0.1, 9.0, 0.001)
+    beyond = synthetic(SIR.replace(candidates=9), 1.0, 3.5, 0.02)
+    real, drawn = synthetic(plain_in(1), 0.1, 9.0, 0.001)
     held_out = real._replace(name="held-out text", setting=None), drawn
     points = {own.name: own for own in frontier_points.with_comparisons([held_out, *plain, energy, beyond])}
     found = points[str(SIR)].speedups
@@ -135,23 +144,23 @@ def test_speed_up_at_equal_bits_and_entropy_on_curves_known_by_hand() -> None:
     other = points[str(beyond[0].setting)].speedups
     assert other["equal bits, seconds"] == (pytest.approx(16.0), 0.0, ">", 0.0)
     assert other["equal bits and entropy, seconds"] is None, "no plain setting has that entropy"
-    assert points[str(Setting.plain(2))].speedups == {}
+    assert points[str(plain_in(2))].speedups == {}
     assert points[str(beyond[0].setting)].fronts == {"entropy", "seconds", "passes", "calls"}
     assert points[str(SIR)].fronts == frozenset()
-    assert points[str(Setting.plain(32, 0.5))].fronts == frozenset(), "the lowest entropy is no merit"
+    assert points[str(plain_in(32, 0.5))].fronts == frozenset(), "the lowest entropy is no merit"
 
 
 def test_the_error_of_a_speed_up_is_that_of_texts_drawn_together() -> None:
     """Bits of all settings move by one amount per text: each figure has an error, what is gained has none."""
     shift = [0.1 * i for i in range(10)]
 
-    def moved(setting: Setting, bits: float, seconds: float) -> tuple[Point, Resampled]:
+    def moved(setting: Sampler, bits: float, seconds: float) -> tuple[Point, Resampled]:
         nats = [(bits + each) * math.log(2) for each in shift]
         record = {"nll": nats, "characters": [1] * 10, "judged_tokens": [1] * 10, "entropy": [1.0] * 10}
         record |= {"divergences": {}, "passes": [1] * 10, "calls": [1] * 10, "seconds": seconds}
         return frontier_points.point("", setting, "", record, 0, 50)
 
-    curve = [moved(Setting.plain(steps), bits, float(steps)) for steps, bits in ((1, 4.0), (4, 2.0))]
+    curve = [moved(plain_in(steps), bits, float(steps)) for steps, bits in ((1, 4.0), (4, 2.0))]
     own, *_ = frontier_points.with_comparisons([moved(SIR, 3.0, 1.0), *curve])
     assert own.figures["bits_per_character"].standard_error > 0.05
     gain = own.speedups["equal bits, seconds"]
@@ -173,9 +182,9 @@ def test_the_error_of_a_speed_up_is_the_deviation_of_what_replicates_say(varied:
     Where a replicate's entropy is past the plain ones, 2 to 3, it has no figure.
     """
 
-    def point(setting: Setting, bits: float, entropy: float, seconds: float) -> tuple[Point, Resampled]:
+    def point(setting: Sampler, bits: float, entropy: float, seconds: float) -> tuple[Point, Resampled]:
         whose, what = varied.split()
-        moves = whose == ("plain" if setting.method == "plain" else "own")
+        moves = whose == ("plain" if setting.correction is None else "own")
         record = {
             "nll": [(bits + each * (moves and what == "bits")) * math.log(2) for each in VARIED],
             "entropy": [entropy + each * (moves and what == "entropy") for each in VARIED],
@@ -185,7 +194,7 @@ def test_the_error_of_a_speed_up_is_the_deviation_of_what_replicates_say(varied:
         return frontier_points.point(str(setting), setting, "", record, 3, 50)
 
     plain = [
-        point(Setting.plain(steps, temperature), 10 - math.log2(steps) - loss, at, steps / 100)
+        point(plain_in(steps, temperature), 10 - math.log2(steps) - loss, at, steps / 100)
         for steps in (1, 4, 64)
         for temperature, loss, at in ((1.0, 0.0, 3.0), (0.5, 2.0, 2.0))
     ]

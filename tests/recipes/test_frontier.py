@@ -13,21 +13,19 @@ from running import Runner, unless_given
 
 from edlm.weights import named
 
-PLAIN = "{method: plain, num_steps: [2, 4], temperature: [0.8, 1.0]}"
+STEPS = "plan: {name: grid, num_steps: %s}"
+PLAIN = f"{{{STEPS % [2, 4]}, proposal: {{temperature: [0.8, 1.0]}}}}"
 ENERGY = (
-    "{method: sir, energy: [learned, posterior, carry_over], num_steps: [3], num_particles: [2], window: [[0, 1]], "
-    "temperature: [1.0], controls: %s}"
+    "{correction: {name: energy, called: [learned, posterior, carry_over]}, plan: {name: grid, num_steps: 3}, "
+    "candidates: 2, controls: %s}"
 )
 TRANSITION = (
-    "{method: sir, energy: [transition, joint], num_steps: [3], num_particles: [2], window: [[0, 1]], "
-    "temperature: [1.0], controls: [zero, flipped]}"
+    "{correction: [{name: energy, called: transition}, {name: joint}], plan: {name: grid, num_steps: 3}, "
+    "candidates: 2, controls: [zero, flipped]}"
 )
-OWN = (
-    "{method: sir, energy: [chain_rule], num_steps: [2], num_particles: [3], window: [[0, 1]], temperature: [1.0], "
-    "controls: [zero, flipped, equal_passes]}"
-)
-IN_ORDER = "{method: speculative, num_steps: [2], window: [[0, 1]], temperature: [1.0]}"
-AR = "{method: ar, temperature: [1.0]}"
+OWN = f"{{correction: {{name: chain_rule}}, {STEPS % 2}, candidates: 3, controls: [zero, flipped, equal_passes]}}"
+IN_ORDER = f"{{selection: speculative, correction: {{name: chain_rule}}, {STEPS % 2}}}"
+AR = "{ar: {temperature: 1.0}}"
 
 
 @pytest.fixture(scope="module")
@@ -180,27 +178,56 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
         (["ar=null"], "ar is null, and sweeps[1] draws with 'posterior'"),
         (["energy=null"], "energy is null, and sweeps[1] draws with 'learned'"),
         (["transition=null", f"sweeps=[{TRANSITION}]"], "transition is null, and sweeps[0] draws with 'transition'"),
-        (["joint=null", f"sweeps=[{TRANSITION}]"], "joint is null, and sweeps[0] draws with 'joint'"),
+        (
+            ["joint=null", f"sweeps=[{TRANSITION}]"],
+            "sweeps[0]: a network of class Transformer has no energy: a joint network has two heads",
+        ),
         (["transition={}/joint"], "holds a joint network, with its own denoiser: joint="),
         (
             ["denoiser={}/joint", f"sweeps=[{IN_ORDER}]"],
-            "energy 'chain_rule' needs a network that is read in order, as a Transformer is: denoiser = ",
+            "sweeps[0]: a network of class JointNetwork cannot be read in order, as a Transformer can",
         ),
         (
-            [f"sweeps=[{TRANSITION.replace('transition, joint', 'exact_transition')}]"],
+            [f"sweeps=[{TRANSITION.replace('transition}', 'exact_transition}')}]"],
             "sweeps[0] draws with 'exact_transition', which `edlm run oracle` alone has",
         ),
         (["transition={}/energy"], "weighs drafts and must weigh transitions"),
         (["energy={}/transition"], "weighs transitions and must weigh drafts"),
         (["sweeps=[]"], "sweeps = [] must be a list of at least 1 values"),
+        (["sweeps=[plain]"], "sweeps[0] = 'plain' must be a section with the axes of a sampler, or with `ar`"),
+        (["sweeps=[{method: plain}]"], "sweeps[0].method: unknown key"),
         (
-            ["sweeps=[{method: annealed}]"],
-            "sweeps[0].method = 'annealed' must be one of plain, sir, imh, speculative, ar",
+            ["sweeps=[{selection: annealed}]"],
+            "sweeps[0].selection = 'annealed' must be one of sir, imh, greedy, speculative",
         ),
-        (["sweeps=[{method: ar, temperature: [0]}]"], "sweeps[0].temperature[0] = 0 must be a number above 0"),
-        (["sweeps=[{method: ar, temperature: [1], num_steps: [2]}]"], "sweeps[0].num_steps: unknown key"),
-        ([f"sweeps=[{OWN.replace('sir', 'speculative')}]"], "sweeps[0].energy: unknown key"),
-        (["sweeps=[{method: plain, temperature: [1]}]"], "sweeps[0].num_steps: missing from the config"),
+        (["sweeps=[{plan: {name: [grid, best]}}]"], "sweeps[0].plan"),
+        (["sweeps=[{plan: {name: best}}]"], "sweeps[0].plan.name = 'best' must be one of grid, times, tokens_per_pass"),
+        (["sweeps=[{plan: {name: grid, num_steps: 0}}]"], "num_steps = 0 must be at least 1"),
+        (["sweeps=[{plan: {name: grid, num_steps: []}}]"], "sweeps[0]: an empty list is no value"),
+        (["sweeps=[{plan: {name: grid, steps: 2}}]"], "steps"),
+        (["sweeps=[{plan: {name: grid}}]"], "num_steps"),
+        (["sweeps=[{correction: {name: magic}}]"], "sweeps[0].correction.name = 'magic' must be one of energy, "),
+        (["sweeps=[{correction: {name: energy, called: other}}]"], "'other' must be one of"),
+        (
+            ["sweeps=[{proposal: {temperature: [1.0, 0]}}]"],
+            "sweeps[0].proposal.temperature = 0 must be a number",
+        ),
+        (["sweeps=[{proposal: {nucleus: 2}}]"], "sweeps[0].proposal.nucleus = 2 must be"),
+        (["sweeps=[{candidates: [1, 0]}]"], "sweeps[0].candidates = 0 must be a whole number of at least 1"),
+        (["sweeps=[{candidates: 8}]"], "sweeps[0]: candidates = 8 needs a correction"),
+        (["sweeps=[{window: [0.5, 0.2]}]"], "sweeps[0].window = [0.5, 0.2] must be two times"),
+        (["sweeps=[{remasking: cap}]"], "sweeps[0].remasking = 'cap' must be null"),
+        (
+            ["sweeps=[{controls: [flipped]}]"],
+            "sweeps[0]: flipped is a control of a correction, and 'plain",
+        ),
+        (["sweeps=[{ar: {temperature: [0]}}]"], "sweeps[0].ar.temperature[0] = 0 must be a number above 0"),
+        (["sweeps=[{ar: {temperature: 1}, plan: {name: grid}}]"], "sweeps[0].plan: unknown key"),
+        ([f"sweeps=[{OWN.replace('{corr', '{selection: speculative, corr')}]"], "candidates = 3: selection = 'spec"),
+        (
+            [f"sweeps=[{IN_ORDER[:-1]}, controls: [flipped]}}]"],
+            "sweeps[0]: selection = 'speculative' needs a correction with a law of its own",
+        ),
         ([f"sweeps=[{ENERGY % '[none]'}]"], "sweeps[0].controls[0] = 'none' must be one of one_particle"),
         (["length=64"], "length = 64 must lie in 1..8"),
         (["execution=fast"], "execution = 'fast' must be one of eager, compile, cudagraph"),

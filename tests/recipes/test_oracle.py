@@ -12,27 +12,25 @@ from oracles import sampler_law as oracle_law
 from running import Runner, unless_given
 
 from edlm.data import vocabulary
-from edlm.frontier import draws, exact, exact_report
+from edlm.frontier import draws, exact, exact_report, grid
 from edlm.frontier.exact import Beside
 from edlm.frontier.exact_report import Row
-from edlm.frontier.grid import Setting
 from edlm.likelihood import hidden_markov
 from edlm.likelihood.estimates import Estimate
 from edlm.process import schedules
+from edlm.samplers.plans import TokensPerPass
+from edlm.samplers.sampler import Proposal, Sampler
 from edlm.weights import checkpoints
 from edlm.weights.named import Diffusion, Models
 
 SYMBOLS, LENGTH = 2, 3
 SOURCE = hidden_markov.random_hidden_markov(2, 3, SYMBOLS, 3.0)
-FULL = (0.0, 1.0)
-PLAIN = Setting.plain(2)
-DRAFT, TRANSITION = (Setting("sir", name, 2, 3, FULL, 1.0) for name in ("exact", "exact_transition"))
 EXACT = (
-    "{method: sir, energy: [exact, exact_transition], num_steps: [2], num_particles: [3], window: [[0, 1]], "
-    "temperature: [1.0], controls: %s}"
+    "{correction: {name: energy, called: [exact, exact_transition]}, plan: {name: grid, num_steps: 2}, candidates: 3, "
+    "controls: %s}"
 )
 LEARNED = EXACT.replace("exact, exact_transition", "learned, transition") % "[]"
-PLAINLY = "{method: plain, num_steps: [1, 2, null], temperature: [1.0]}"
+PLAINLY = "{plan: [{name: grid, num_steps: [1, 2]}, {name: tokens_per_pass}]}"
 TINY_TRAINING = (
     "{network: {_component_: edlm.networks.EnergyNetwork, hidden_size: 8, num_layers: 1, num_heads: 2, "
     "conditioning_size: 0}, denoiser: mdlm, start_from: scratch, num_energy_layers: 1, objective: nce, "
@@ -43,13 +41,10 @@ TINY_TRAINING = (
     "valid_rows: 2, save_every: 9, keep_last: 1, keep_best: false, patience: null, resume: true, log_to: [], "
     "sample_every: null}"
 )
-JOINTLY = LEARNED.replace("learned, transition", "joint").replace("controls: []", "controls: [one_particle, zero]")
+JOINTLY = "{correction: {name: joint}, plan: {name: grid, num_steps: 2}, candidates: 3, controls: [one_particle, zero]}"
 CHAIN = JOINTLY.replace("joint", "chain_rule")
-MANY = (
-    "{method: sir, energy: [chain_rule], num_steps: [2], num_particles: [4096], window: [[0, 1]], temperature: [1], "
-    "controls: []}"
-)
-IN_ORDER = "{method: speculative, num_steps: [2], window: [[0, 1]], temperature: [1]}"
+MANY = "{correction: {name: chain_rule}, plan: {name: grid, num_steps: 2}, candidates: 4096}"
+IN_ORDER = "{selection: speculative, correction: {name: chain_rule}, plan: {name: grid, num_steps: 2}}"
 
 
 def models() -> Models:
@@ -57,6 +52,23 @@ def models() -> Models:
         hidden_markov.denoiser(SOURCE, LENGTH), schedules.log_linear(), {"exact": hidden_markov.energy(SOURCE)}
     )
     return Models(vocabulary.characters("ab"), LENGTH, diffusion, None, {})
+
+
+PLAIN, DRAFT, TRANSITION = (
+    entry.setting
+    for entry in grid.expand(
+        [
+            {"plan": {"name": "grid", "num_steps": 2}},
+            {
+                "correction": {"name": "energy", "called": ["exact", "exact_transition"]},
+                **{"plan": {"name": "grid", "num_steps": 2}, "candidates": 3},
+            },
+        ],
+        grid.sources(models()),
+        LENGTH,
+    ).values()
+    if isinstance(entry.setting, Sampler)
+)
 
 
 def beside(bounded: int = 4000) -> Beside:
@@ -73,13 +85,13 @@ def law() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("setting", [PLAIN, DRAFT, TRANSITION], ids=str)
-def test_exact_figures_are_those_of_the_enumerated_law_and_bounds_lie_above(setting: Setting) -> None:
+def test_exact_figures_are_those_of_the_enumerated_law_and_bounds_lie_above(setting: Sampler) -> None:
     """4000 texts: a bound's mean lies above the KL less 4 of its standard errors, and not far above it."""
     joint = law().view((SYMBOLS,) * LENGTH)
     rules = (zero_energy, SIR_PAIR) if setting is PLAIN else (residual_energy(joint), sir(3))
     grid = schedules.uniform_grid(2)
     wanted = oracle_law(marginal_table(joint), 1.0 - grid, *rules, "revealed" if setting is TRANSITION else "masked")
-    found = exact.of_setting(setting, models(), beside())
+    found = exact.of_sampler(setting, beside())
     assert found["total_variation"] == [pytest.approx(float(total_variation(wanted, joint))), 0.0]
     assert found["kl"] == [pytest.approx(float(kl(joint, wanted)) / LENGTH), 0.0]
     mean, error = found["kl_bound"]
@@ -102,16 +114,16 @@ def test_sampled_figures_of_the_source_s_own_texts_are_the_floor() -> None:
     ("setting", "has"),
     [
         (DRAFT, True),
-        (DRAFT._replace(method="imh"), False),
-        (DRAFT._replace(temperature=0.8), False),
-        (DRAFT._replace(num_steps=None), True),
-        (TRANSITION._replace(num_steps=None), True),
-        (DRAFT._replace(method="imh", num_particles=1), True),
+        (DRAFT.replace(selection="imh"), False),
+        (DRAFT.replace(proposal=Proposal(0.8)), False),
+        (DRAFT.replace(plan=TokensPerPass()), True),
+        (TRANSITION.replace(plan=TokensPerPass()), True),
+        (DRAFT.replace(selection="imh", candidates=1), True),
     ],
     ids=str,
 )
-def test_a_bound_is_there_for_what_it_bounds_alone(setting: Setting, has: bool) -> None:
-    assert ("kl_bound" in exact.of_setting(setting, models(), beside(8))) == has
+def test_a_bound_is_there_for_what_it_bounds_alone(setting: Sampler, has: bool) -> None:
+    assert ("kl_bound" in exact.of_sampler(setting, beside(8))) == has
 
 
 def test_means_of_ess_and_log_weights_are_over_the_texts_that_an_energy_corrected() -> None:
@@ -127,7 +139,7 @@ def test_means_of_ess_and_log_weights_are_over_the_texts_that_an_energy_correcte
 # ---- Report
 
 
-def row(setting: Setting | None, far: float, passes: float) -> Row:
+def row(setting: Sampler | None, far: float, passes: float) -> Row:
     figures = {"total_variation": [far, 0.0], "pairs_1": [far, 0.1], "passes": [passes, 0.0]}
     return Row(str(setting), setting, "", figures)
 
@@ -250,11 +262,20 @@ def test_the_chain_rule_of_a_learned_denoiser_beside_the_source(run: Callable[..
             [f"sweeps=[{LEARNED}]", f"learn={TINY_TRAINING}", "learn.objective=chain_rule"],
             "learn.objective = 'chain_rule' must be one of nce, info_nce",
         ),
-        ([f"sweeps=[{IN_ORDER}]"], "learn is null, and sweeps[0] draws with 'chain_rule': say how to train it"),
-        ([f"sweeps=[{CHAIN}]"], "learn is null, and sweeps[0] draws with 'chain_rule': say how to train it"),
-        ([f"sweeps=[{JOINTLY}]"], "learn is null, and sweeps[0] draws with 'joint': say how to train it"),
+        *(
+            (
+                [f"sweeps=[{each}]"],
+                f"sweeps[0]: {name} needs a denoiser with a network, as denoisers.subs builds, not",
+            )
+            for each, name in ((IN_ORDER, "chain_rule"), (CHAIN, "chain_rule"), (JOINTLY, "joint"))
+        ),
+        ([f"sweeps=[{JOINTLY}]"], "not SourceDenoiser; learn is null: say how to train a network"),
+        (
+            [f"sweeps=[{LEARNED.replace('learned', 'posterior')}]"],
+            "sweeps[0] draws with 'posterior': there is no AR model here",
+        ),
         ([f"sweeps=[{LEARNED}]"], "learn is null, and sweeps[0] draws with 'learned': say how to train it"),
-        (["sweeps=[{method: ar, temperature: [1]}]"], "sweeps[0] draws with 'ar': there is no AR model here"),
+        (["sweeps=[{ar: {temperature: 1}}]"], "sweeps[0] draws with 'ar': there is no AR model here"),
         (["distances=[3]"], "distances = [3] must be below length = 3"),
         (["source.strength=x"], "source.strength = 'x' must be of type float"),
         (["source.symbols=1"], "edlm.likelihood.hidden_markov.random_hidden_markov: symbols = 1 must be at least 2"),

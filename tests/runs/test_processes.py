@@ -207,7 +207,7 @@ def test_a_frontier_is_that_of_one_process(one: Path, tmp_path: Path) -> None:
     network = Transformer(28, 32, hidden_size=8, num_layers=1, num_heads=2, conditioning_size=0, causal=True)
     torch.nn.init.normal_(network.head.weight)
     checkpoints.save_network(tmp_path / "judge", network, checkpoints.load_vocabulary_of(one), {"bos_id": 27})
-    sweep = {"method": "plain", "num_steps": [2, 4], "temperature": [1.0]}
+    sweep = {"plan": {"name": "grid", "num_steps": [2, 4]}}
     lines = {}
     for count in (1, 2):
         wanted = settings("frontier", denoiser=one, energy=None, ar=None, judge=tmp_path / "judge", num_samples=5)
