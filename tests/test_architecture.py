@@ -43,6 +43,7 @@ LAYOUT: dict[str, list[str]] = {
         "rounds",
         "speculative",
         "sampler",
+        "configs",
         "pipelines",
         "execution",
         "autoregressive",
