@@ -74,6 +74,7 @@ LAYOUT: dict[str, list[str]] = {
         "contrast",
         "correction",
         "texts",
+        "generation",
     ],
     "training": [
         "patience",

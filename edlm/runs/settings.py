@@ -4,6 +4,7 @@ torchtune accepts a misspelt key silently; here an unknown one is an error that 
 """
 
 import difflib
+import hashlib
 import inspect
 import pkgutil
 import sys
@@ -248,6 +249,16 @@ def needed_by(factory: Callable[..., Any]) -> set[str]:
     """The names of what a factory takes and has no default for."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return {name for name, each in parameters_of(factory).items() if each.default is each.empty and each.kind is kind}
+
+
+def sources(values: Any) -> dict[str, str]:
+    """The hash of the file of every component among values, by its path, so that a change of its code is seen."""
+    if not isinstance(values, Mapping):
+        return {}
+    found = {name: code for each in values.values() for name, code in sources(each).items()}
+    path = values.get("_component_")
+    file = None if path is None else inspect.getsourcefile(_locate("_component_", path))
+    return found if file is None else {**found, str(path): hashlib.sha256(Path(file).read_bytes()).hexdigest()}
 
 
 def find_beside(config: str | None) -> None:

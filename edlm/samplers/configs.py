@@ -94,9 +94,12 @@ def of_short_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     own, steps = settings.get("sampler", {}), settings["num_steps"]
     most, least_ess = settings.get("num_particles", 1), settings.get("target_ess")
+    together = settings.get("tokens_per_pass", 1)
+    if steps is not None and together > 1 and "plan" not in own:
+        raise ValueError(f"tokens_per_pass = {together} needs num_steps = null, not {steps}")
     grid = {"name": Grid.name, "num_steps": steps}
     short: dict[str, Any] = {
-        "plan": {"name": TokensPerPass.name, "count": settings.get("tokens_per_pass", 1)} if steps is None else grid,
+        "plan": {"name": TokensPerPass.name, "count": together} if steps is None else grid,
         "proposal": {"temperature": settings.get("temperature", 1.0), "nucleus": settings.get("nucleus", 1.0)},
         "correction": {"temperature": settings.get("energy_temperature", 1.0)},
         "candidates": most if least_ess is None else {"ess": least_ess, "at_most": most, "first": min(2, most)},
@@ -295,4 +298,17 @@ SECTION: Schema = {
     "selection": _omissible(_check_selection),
     "remasking": _omissible(schemas.optional(schemas.choice())),
     "window": _omissible(schemas.window),
+}
+# What a recipe that draws has as short keys; one that only bounds has fewer.
+SHORT_KEYS: Schema = {
+    "sampler": _omissible(section),
+    "num_steps": schemas.optional(schemas.integer(1)),
+    "tokens_per_pass": schemas.integer(1),
+    "num_particles": schemas.integer(1),
+    "window": schemas.window,
+    "target_ess": schemas.optional(schemas.number(0, above=True)),
+    "selection": schemas.choice(*selections.SELECTIONS),
+    "energy_temperature": schemas.temperature(particles.COLDEST),
+    "temperature": schemas.temperature(),
+    "nucleus": schemas.number(0, 1, above=True),
 }
