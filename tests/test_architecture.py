@@ -75,6 +75,7 @@ LAYOUT: dict[str, list[str]] = {
         "correction",
         "texts",
         "generation",
+        "card",
     ],
     "training": [
         "patience",
