@@ -59,6 +59,7 @@ LAYOUT: dict[str, list[str]] = {
         "rounds",
         "speculative",
         "sampler",
+        "configs",
         "pipelines",
         "execution",
         "autoregressive",
@@ -92,6 +93,8 @@ LAYOUT: dict[str, list[str]] = {
         "contrast",
         "correction",
         "texts",
+        "generation",
+        "card",
     ],
     "training": [
         "patience",

@@ -6,17 +6,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.contracts import Denoiser, Energy
+from edlm.contracts import Energy
 from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import bounds, nelbo
 from edlm.models import autoregressive
 from edlm.models.denoisers import SeddDenoiser
 from edlm.process import finite
-from edlm.samplers import corrections, plans
+from edlm.runs import settings as schemas
+from edlm.samplers import configs, corrections, selections
 from edlm.samplers.baselines import Reverse
-from edlm.samplers.corrections import Correction
+from edlm.samplers.corrections import Correction, OfEnergy
 from edlm.samplers.sampler import Sampler
-from edlm.weights.named import CHAIN_RULE, SPECULATIVE, Autoregressive, Diffusion, Models
+from edlm.weights.named import Autoregressive, Diffusion, Models
 
 
 class Scores(NamedTuple):
@@ -52,21 +53,78 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
             raise ValueError(f"num_steps is null: {settings['denoiser']!r} holds d3pm, whose bound is one of a number")
         if settings["num_steps"] is not None:
             yield "denoiser", baseline_t_step(models.baseline, settings["num_steps"])
-    for diffusion in (models.diffusion, models.joint):
+    named: list[str] = []
+    for own, diffusion in (("denoiser", models.diffusion), ("joint", models.joint)):
         if diffusion is None:
             continue
-        own = "joint" if diffusion is models.joint else "denoiser"
         yield own, continuous(diffusion)
-        yield own, sampler(_plain(diffusion.denoiser, settings), settings)
-        for name in diffusion.energies:
-            drawn = _corrected(diffusion, name, settings)
+        yield own, sampler(plain(models, diffusion, settings), settings)
+        for name, drawn in samplers(models, diffusion, settings):
             yield name, sampler(drawn, settings)
-            if drawn.parts is not None and drawn.parts.scope == "draft":
+            if name in diffusion.energies and drawn.parts is not None and drawn.parts.scope == "draft":
                 yield name, paper(diffusion, diffusion.energies[name], settings)
-            if name == CHAIN_RULE and settings["energy_temperature"] == 1.0:  # at another one it tends to nothing
-                yield SPECULATIVE, sampler(drawn.replace(candidates=1, selection=SPECULATIVE), settings)
+            for limit in _limits(drawn):
+                named.append(limit.chooses.name)
+                again = named.count(named[-1]) > 1
+                yield f"{named[-1]}, {name}" if again else named[-1], sampler(limit, settings)
     if models.ar is not None:
         yield "ar", exact(models.ar, models.vocabulary.mask_id)
+
+
+def plain(models: Models, diffusion: Diffusion, settings: Mapping[str, Any]) -> Sampler:
+    """The denoiser alone, by the plan of the settings."""
+    alone = {**settings, "sampler": {**settings.get("sampler", {}), "correction": None}}
+    return _sampler(models, diffusion, alone, None)
+
+
+def samplers(models: Models, diffusion: Diffusion, settings: Mapping[str, Any]) -> Iterator[tuple[str, Sampler]]:
+    """The samplers whose bounds are asked for, by name: the correction that the settings name, or else all there are.
+
+    Those are the loaded energies, each as the correction of its name if one is registered, and every other registered
+    correction that a denoiser has in itself.
+    """
+    asked = configs.of_short_keys(settings)["correction"]
+    if asked is None:
+        return
+    if configs.names_correction(asked):
+        drawn = _sampler(models, diffusion, settings, None)
+        named = drawn.correction
+        yield str(getattr(named, "called", None) or getattr(named, "name", "own")), drawn
+        return
+    for name, correction in corrections_of(diffusion, asked["temperature"], inner=diffusion is models.diffusion):
+        yield name, _sampler(models, diffusion, settings, correction)
+
+
+def corrections_of(diffusion: Diffusion, temperature: float, inner: bool) -> Iterator[tuple[str, Correction]]:
+    """Every correction there is of a denoiser, by name; inner: those too that it has in itself and nobody loaded."""
+    options = {} if temperature == 1.0 else {"temperature": temperature}
+    for name, energy in diffusion.energies.items():
+        build = corrections.CORRECTIONS.get(name, corrections.CORRECTIONS[OfEnergy.name])
+        called = {"called": name} if "called" in schemas.parameters_of(build) else {}
+        yield name, build({name: energy}, **called, **options)
+    for name, build in corrections.CORRECTIONS.items():
+        if inner and name not in diffusion.energies and "called" not in schemas.parameters_of(build):
+            try:
+                found = build({}, **options)
+                found.parts(diffusion.denoiser)
+            except (TypeError, ValueError):  # it needs options, or another network
+                continue
+            yield name, found
+
+
+def _limits(drawn: Sampler) -> Iterator[Sampler]:
+    """What many candidates of a sampler tend to, by each selection that draws it from a law of the correction's own."""
+    for selection in selections.SELECTIONS.values():
+        if selection.in_order and not drawn.chooses.in_order:
+            try:
+                yield drawn.replace(candidates=1, selection=selection.name)
+            except ValueError:  # which says why not
+                continue
+
+
+def _sampler(models: Models, diffusion: Diffusion, settings: Mapping[str, Any], loaded: Correction | None) -> Sampler:
+    offered = {"vocabulary": models.vocabulary}
+    return configs.sampler_of(settings, diffusion.denoiser, loaded, diffusion.energies, offered)[0]
 
 
 def continuous(diffusion: Diffusion) -> Score:
@@ -139,19 +197,3 @@ def exact(ar: Autoregressive, mask_id: int) -> Score:
         return Scores({"exact_nll": nats}, {"ar": len(row)})
 
     return score
-
-
-def _plain(denoiser: Denoiser, settings: Mapping[str, Any]) -> Sampler:
-    return Sampler(
-        denoiser, plans.TokensPerPass(1) if settings["num_steps"] is None else plans.Grid(settings["num_steps"])
-    )
-
-
-def _corrected(diffusion: Diffusion, name: str, settings: Mapping[str, Any]) -> Sampler:
-    """The sampler with an energy, which the denoiser may have in itself."""
-    temperature = settings["energy_temperature"]
-    correction: Correction = corrections.ChainRule(temperature)
-    if name != CHAIN_RULE:
-        correction = corrections.OfEnergy(diffusion.energies[name], temperature=temperature, called=name)
-    k, window = settings["num_particles"], tuple(settings["window"])
-    return _plain(diffusion.denoiser, settings).replace(correction=correction, candidates=k, window=window)

@@ -43,6 +43,7 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool =
     def checked(values: DictConfig) -> None:
         plain = _resolved(values)
         _take_in_general(plain)
+        settings.find_beside(_config_among(sys.argv[1:]))
         check(schema, plain)
         with processes.joined(plain.get("device", "cpu")), locks.outputs(plain if writes else {}):
             main(plain)

@@ -4,10 +4,12 @@ torchtune accepts a misspelt key silently; here an unknown one is an error that 
 """
 
 import difflib
+import hashlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import OmegaConf
@@ -23,6 +25,10 @@ _KINDS = {
     "network": ("head", "max_length", "arguments"),
     "schedule": ("alpha", "alpha_slope", "inverse"),
     "source": ("num_symbols",),
+    "plan": ("draw",),
+    "correction": ("parts", "temperature"),
+    "selection": ("choose", "in_order"),
+    "energy": ("in_keys", "out_keys"),
     "optimizer": ("param_groups", "step", "state_dict"),
 }
 
@@ -44,6 +50,8 @@ def check(schema: Schema, values: Mapping[str, Any], where: str = "") -> None:
         if key not in schema:
             raise ValueError(_unknown(where + str(key), str(key), schema))
     for key, check_value in schema.items():
+        if key not in values and check_value in _OMISSIBLE:
+            continue
         if key not in values:
             raise ValueError(f"{where}{key}: missing from the config")
         check_value(where + key, values[key])
@@ -127,6 +135,19 @@ def optional(check_value: Check) -> Check:
     return check_or_none
 
 
+_OMISSIBLE: set[Check] = set()
+
+
+def omissible(check_value: Check) -> Check:
+    """What another check accepts, under a key that a config need not have."""
+
+    def check_there(key: str, value: Any) -> None:
+        check_value(key, value)
+
+    _OMISSIBLE.add(check_there)
+    return check_there
+
+
 def either(check_one: Check, check_other: Check) -> Check:
     """What one of two checks accepts, a section the second and anything else the first."""
 
@@ -158,32 +179,93 @@ def items(check_value: Check, least: int = 0) -> Check:
     return check_items
 
 
-def component(*supplied: str) -> Check:
-    """A factory named by `_component_`, its arguments beside it; `supplied` are those the recipe passes itself."""
+def component(*supplied: str, offered: Sequence[str] = ()) -> Check:
+    """A factory named by `_component_`, its arguments beside it.
+
+    supplied: those that the recipe passes itself; offered: those that it passes to a factory that takes them, if the
+    config does not.
+    """
 
     def check_component(key: str, value: Any) -> None:
         _require(isinstance(value, dict) and "_component_" in value, key, value, "a section with a _component_")
-        factory = _locate(f"{key}._component_", value["_component_"])
-        parameters, hints = _signature(f"{key}._component_", value["_component_"], factory)
+        path = value["_component_"]
+        factory = _locate(f"{key}._component_", path)
         arguments = {str(name): given for name, given in value.items() if name != "_component_"}
-        for name, given in arguments.items():
-            if name not in parameters or name in supplied:
-                raise ValueError(_unknown(f"{key}.{name}", name, [p for p in parameters if p not in supplied]))
-            _check_type(f"{key}.{name}", given, hints.get(name))
-        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        for name in supplied:
-            _require(
-                takes_all or name in parameters,
-                f"{key}._component_",
-                value["_component_"],
-                f"a factory that takes {name}",
-            )
-        for name, parameter in parameters.items():
-            needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            if needed and name not in arguments and name not in supplied:
-                raise ValueError(f"{key}.{name}: missing from the config ({value['_component_']} needs it)")
+        check_arguments(key, factory, arguments, path, supplied, offered)
 
     return check_component
+
+
+def check_arguments(
+    key: str,
+    factory: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    called: Any,
+    supplied: Sequence[str] = (),
+    offered: Sequence[str] = (),
+) -> None:
+    """Raise ValueError unless a factory, which messages name as `called`, takes these arguments and needs no others."""
+    parameters, hints = _signature(f"{key}._component_", called, factory)
+    for name, given in arguments.items():
+        if name not in parameters or name in supplied:
+            raise ValueError(_unknown(f"{key}.{name}", name, [p for p in parameters if p not in supplied]))
+        _check_type(f"{key}.{name}", given, hints.get(name))
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name in supplied:
+        _require(takes_all or name in parameters, f"{key}._component_", called, f"a factory that takes {name}")
+    for name in parameters:
+        if name in needed_by(factory) - {*arguments, *supplied, *offered}:
+            raise ValueError(f"{key}.{name}: missing from the config ({called} needs it)")
+
+
+def call(key: str, values: Mapping[str, Any], offered: Mapping[str, Any], *kinds: str) -> Any:
+    """Call the factory of a component section with its arguments, and with those of `offered` that it takes.
+
+    kinds: of `_KINDS`, what it may make. Raises ValueError that names the component for something of another kind, and
+    for whatever the factory raises of its arguments.
+    """
+    path = values["_component_"]
+    factory = _locate(f"{key}._component_", path)
+    parameters, _ = _signature(f"{key}._component_", path, factory)
+    given = {name: value for name, value in offered.items() if name in parameters}
+    given |= {str(name): value for name, value in values.items() if name != "_component_"}
+    try:
+        built = factory(**given)
+        _require_kind(built, *kinds)
+        return built
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{key}: {path}: {reason}") from error
+
+
+def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What a factory takes, by name."""
+    return inspect.signature(factory).parameters
+
+
+def needed_by(factory: Callable[..., Any]) -> set[str]:
+    """The names of what a factory takes and has no default for."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return {name for name, each in parameters_of(factory).items() if each.default is each.empty and each.kind is kind}
+
+
+def sources(values: Any) -> dict[str, str]:
+    """The hash of the file of every component among values, by its path, so that a change of its code is seen."""
+    if not isinstance(values, Mapping):
+        return {}
+    found = {name: code for each in values.values() for name, code in sources(each).items()}
+    path = values.get("_component_")
+    file = None if path is None else inspect.getsourcefile(_locate("_component_", path))
+    return found if file is None else {**found, str(path): hashlib.sha256(Path(file).read_bytes()).hexdigest()}
+
+
+def find_beside(config: str | None) -> None:
+    """Have components be found in the working folder and beside a config, after everything that is installed."""
+    for folder in (Path.cwd(), *([] if config is None else [Path(config).resolve().parent])):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def build(values: Mapping[str, Any], kind: str | None = None, **supplied: Any) -> Any:
@@ -196,11 +278,8 @@ def build(values: Mapping[str, Any], kind: str | None = None, **supplied: Any) -
 
     try:
         built = config.instantiate(OmegaConf.create(dict(values)), **supplied)
-        # Of the type first: a property of a data set would read all of it.
-        has = {name: hasattr(type(built), name) or hasattr(built, name) for name in _KINDS.get(kind or "", ())}
-        missing = [name for name, there in has.items() if not there]
-        if missing:
-            raise ValueError(f"makes no {kind}, but something of type {type(built).__name__} without {missing[0]!r}")
+        if kind is not None:
+            _require_kind(built, kind)
         return built
     except ValueError as error:
         raise ValueError(f"{values['_component_']}: {error}") from error
@@ -209,6 +288,17 @@ def build(values: Mapping[str, Any], kind: str | None = None, **supplied: Any) -
     except Exception as error:  # a value that the factory itself finds it cannot use
         given = ", ".join(f"{name}={value!r}" for name, value in values.items() if name != "_component_")
         raise ValueError(f"{values['_component_']}({given}): {type(error).__name__}: {error}") from error
+
+
+def _require_kind(built: Any, *kinds: str) -> None:
+    """Raise ValueError unless something has all that is asked of one of the kinds."""
+    # Of the type first: a property of a data set would read all of it.
+    lacking = [
+        [name for name in _KINDS[kind] if not (hasattr(type(built), name) or hasattr(built, name))] for kind in kinds
+    ]
+    if all(lacking):
+        told = f"something of type {type(built).__name__} without {lacking[0][0]!r}"
+        raise ValueError(f"makes no {' and no '.join(kinds)}, but {told}")
 
 
 def _signature(

@@ -1,13 +1,12 @@
 """Samplers as values, the steps that they take, and the loops that run them."""
 
+from edlm.samplers.configs import config, from_config
 from edlm.samplers.sampler import (
     Proposal,
     Sampler,
-    config,
     describe,
     expected,
     expected_passes,
-    from_config,
     kernel_of,
     name,
 )

@@ -14,17 +14,16 @@ Its texts are `pipelines.sample`, its bound `bounds.of_sampler`, its law on a sm
 builds its step from stages, which print as the algorithm, `expected` says what it costs, `str` what it is called.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from tensordict.nn import TensorDictSequential
 
-from edlm.contracts import Denoiser, Energy, Positions
+from edlm.contracts import Denoiser, Positions
 from edlm.process import finite, particles, passes, schedules, stages
-from edlm.samplers import corrections, plans, selections, speculative
 from edlm.samplers import kernel as kernels
+from edlm.samplers import plans, selections, speculative
 from edlm.samplers.corrections import Correction, Parts
 from edlm.samplers.kernel import Kernel, Looped
 from edlm.samplers.plans import Expected, Plan
@@ -181,61 +180,8 @@ def expected_passes(sampler: Sampler, length: int) -> float:
     return denoised + read / length
 
 
-def config(sampler: Sampler) -> dict[str, Any]:
-    """The axes of a sampler as plain values, as `from_config` reads them; networks are named, not held."""
-    plan, correction, candidates = sampler.plan, sampler.correction, sampler.candidates
-    return {
-        "plan": {"name": plan.name, **_fields(plan)},
-        "proposal": sampler.proposal._asdict(),
-        "correction": None if correction is None else {"name": correction.name, **_fields(correction)},
-        "candidates": candidates if isinstance(candidates, int) else _fields(candidates),
-        "selection": sampler.chooses.name,
-        "window": list(sampler.window),
-    }
-
-
-def from_config(values: Mapping[str, Any], denoiser: Denoiser, energies: Mapping[str, Energy] | None = None) -> Sampler:
-    """Build a sampler from what `config` gives; axes that are left out have their plain values.
-
-    energies: those that a correction can name. Raises ValueError that names the axis for a value that it has not.
-    """
-    unknown = set(values) - {each.name for each in fields(Sampler)}
-    if unknown:
-        raise ValueError(f"sampler.{min(unknown)} is no axis of a sampler")
-    found = dict(values)
-    if "plan" in found:
-        found["plan"] = _built("plan", found["plan"], plans.PLANS)
-    if "proposal" in found:
-        found["proposal"] = Proposal(**found["proposal"])
-    if found.get("correction") is not None:
-        known = {name: partial(build, energies or {}) for name, build in corrections.CORRECTIONS.items()}
-        found["correction"] = _built("correction", found["correction"], known)
-    if isinstance(found.get("candidates"), Mapping):
-        found["candidates"] = UntilEss(**found["candidates"])
-    if "window" in found:
-        found["window"] = tuple(found["window"])
-    return Sampler(denoiser, **found)
-
-
 def _always(sampler: Sampler) -> bool:
     return tuple(sampler.window) == (0.0, 1.0)
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    """The plain values of a value of an axis."""
-    named = {each.name: getattr(value, each.name) for each in fields(value) if each.repr}
-    return {key: found for key, found in named.items() if key != "name"}
-
-
-def _built(axis: str, values: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]) -> Any:
-    options = dict(values)
-    chosen = options.pop("name", None)
-    if chosen not in known:
-        raise ValueError(f"{axis}.name = {chosen!r} must be one of {', '.join(known)}")
-    try:
-        return known[chosen](**options)
-    except TypeError as error:
-        raise ValueError(f"{axis} {chosen!r}: {error}") from error
 
 
 def _rounds(sampler: Sampler) -> str:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from edlm.data import vocabulary
 from edlm.data.vocabulary import Vocabulary
-from edlm.recipes.generate import encode_prompt
+from edlm.evaluation.generation import encode_prompt
 
 WORDS = ["the", "ca", "sat", "t", "h", "e", "c", "a", "s", " "]
 TEXTS = st.lists(st.sampled_from([*WORDS, "_"]), max_size=8).map("".join)

@@ -15,10 +15,10 @@ from smallest import energy_words, settings_of
 
 import edlm
 from edlm.data import vocabulary
+from edlm.evaluation import generation
 from edlm.models import autoregressive, denoisers, energies
 from edlm.nn.networks import Transformer
 from edlm.process import schedules
-from edlm.recipes import generate
 from edlm.samplers import pipelines
 from edlm.weights import checkpoints
 
@@ -163,10 +163,9 @@ def test_an_ar_model_beside_a_denoiser_corrects_it(run: Runner, trained_ar: Path
     assert "energy passes" in shown
     records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert [record["energy_passes"] for record in records] == [3 * record["denoiser_passes"] for record in records]
-    recipe = generate.Generate(settings_of("generate", *base, f"output={tmp_path / 'y.jsonl'}"))
-    recipe.load_checkpoint()
-    assert recipe.correction.energy.module.carry_over == (form == "carry_over")
-    assert recipe.correction.energy.module.bos_id == 27, "every position counts in both parts"
+    found = generation.load(settings_of("generate", *base, f"output={tmp_path / 'y.jsonl'}"), torch.device("cpu"))
+    assert found.correction.energy.module.carry_over == (form == "carry_over")
+    assert found.correction.energy.module.bos_id == 27, "every position counts in both parts"
 
 
 def test_rules_of_sampling_come_from_the_config(run: Runner, trained_ar: Path, tmp_path: Path) -> None:
@@ -265,6 +264,6 @@ def test_a_mistake_in_generate_gets_one_line(
 
 def test_a_prompt_has_a_mask_for_every_underscore() -> None:
     characters = vocabulary.characters()
-    tokens = generate.encode_prompt("_ab__ c_", characters)
+    tokens = generation.encode_prompt("_ab__ c_", characters)
     assert tokens.tolist() == [27, 0, 1, 27, 27, 26, 2, 27]
     assert characters.decode(tokens) == "_ab__ c_"

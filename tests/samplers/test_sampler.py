@@ -88,12 +88,23 @@ def test_a_config_gives_the_same_sampler_back_and_names_tell_samplers_apart(case
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 3}, r"sampler\.steps is no axis of a sampler"),
+        ({"steps": 3}, r"sampler\.steps: unknown key; known keys: plan, proposal, "),
         ({"plan": {"name": "best"}}, r"plan\.name = 'best' must be one of grid, times, tokens_per_pass"),
-        ({"plan": {"name": "grid", "steps": 3}}, r"plan 'grid': .*steps"),
-        ({"plan": {"name": "grid", "num_steps": 0}}, r"num_steps = 0 must be at least 1"),
+        ({"plan": "grid"}, r"sampler\.plan = 'grid' must be a section"),
+        ({"plan": {"name": "grid", "steps": 3}}, r"sampler\.plan\.steps: unknown key; did you mean 'num_steps'"),
+        ({"plan": {"name": "grid", "num_steps": "3"}}, r"sampler\.plan\.num_steps = '3' must be of type int"),
+        ({"plan": {"name": "grid", "num_steps": 0}}, r"sampler\.plan 'grid': .*num_steps = 0 must be at least 1"),
+        ({"plan": {"name": "grid"}}, r"sampler\.plan 'grid': .*num_steps"),
+        ({"plan": {"name": "times", "at": [0.5, 0.0]}}, r"sampler\.plan 'times': .*must fall from 1 to 0"),
+        ({"proposal": {"temperature": 0}}, r"sampler\.proposal\.temperature = 0 must be a number above 0"),
         ({"correction": {"name": "energy", "called": "mine"}}, r"correction\.called = 'mine' must be one of"),
         ({"correction": {"name": "magic"}}, r"correction\.name = 'magic' must be one of energy, chain_rule, joint"),
+        ({"correction": {"name": "chain_rule", "heat": 1}}, r"sampler\.correction 'chain_rule': .*heat"),
+        ({"candidates": {"at_most": 8}}, r"sampler\.candidates\.ess: missing"),
+        ({"candidates": 0}, r"sampler\.candidates = 0 must be a whole number of at least 1"),
+        ({"selection": "best"}, r"sampler\.selection = 'best' must be one of sir, imh, greedy, speculative"),
+        ({"remasking": "cap"}, r"sampler\.remasking = 'cap' must be one of"),
+        ({"window": [1, 0]}, r"sampler\.window = .* must be two times"),
     ],
 )
 def test_a_wrong_config_is_named(values: dict[str, Any], message: str) -> None:

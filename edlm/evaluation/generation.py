@@ -1,0 +1,205 @@
+"""Texts of whatever a config names: its networks, its sampler, and what is written of each text that they draw."""
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from tqdm import tqdm
+
+from edlm import contracts
+from edlm.data.vocabulary import MASK_SYMBOL, Vocabulary
+from edlm.nn.networks import Transformer
+from edlm.runs import files, processes
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.samplers import autoregressive, baselines, configs, execution, pipelines
+from edlm.samplers.baselines import Reverse
+from edlm.samplers.corrections import OfEnergy
+from edlm.samplers.pipelines import Pipeline
+from edlm.weights import resolve
+from edlm.weights.resolve import Sources
+
+SETTINGS: Schema = {
+    **resolve.SETTINGS,
+    **configs.SHORT_KEYS,
+    "energy": schemas.optional(schemas.either(schemas.text, configs.COMPONENT)),
+}
+FIGURES = {
+    "denoiser_passes": "per text",
+    "energy_passes": "per text",
+    "ess": "effective particles, mean over corrected passes",
+    "log_prob": "nats per text, under the law it was drawn from",
+}
+_CHANGES_NO_TEXT = {
+    "output",
+    "num_samples",
+    "batch_size",
+    "device",
+    "threads",
+    "execution",
+    "live",
+    "energy_rows",
+    "plan",
+}
+_SHOWN_LIVE = 4
+_CLEAR_SCREEN = "\x1b[H\x1b[2J"
+
+Figures = dict[str, list[Any]]
+Watch = Callable[[TensorDict, TensorDict], None] | None
+Draw = Callable[[int, int], tuple[Tensor, Figures]]  # so many texts from a number on: tokens (b, l), and what they took
+
+
+def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
+    """Load what a config names; an energy of one's own, a component, is built over the loaded denoiser.
+
+    Raises ValueError as `resolve.load` does, and for such an energy with nothing to correct.
+    """
+    own = settings["energy"]
+    if not isinstance(own, Mapping):
+        return resolve.load(settings, device)
+    resolve.check(settings)
+    found = resolve.load({**settings, "energy": None}, device)
+    if found.denoiser is None:
+        raise ValueError(
+            f"energy = {dict(own)} corrects a masked diffusion denoiser, and {settings['denoiser']!r} is none"
+        )
+    energy = schemas.call("energy", own, configs.offers(settings, **offered(found)), "energy").to(device)
+    heat = settings["energy_temperature"]
+    return found._replace(correction=OfEnergy(energy, temperature=heat, called=configs.called(own)))
+
+
+def offered(found: Sources) -> dict[str, Any]:
+    """What a component of one's own can take of what is loaded."""
+    about = {} if found.denoiser is None else {"denoiser": found.denoiser, "mask_id": found.denoiser.mask_id}
+    return {"vocabulary": found.vocabulary, "schedule": found.schedule, **about}
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """What tells texts of different settings, weights or components apart."""
+    kept = {key: value for key, value in settings.items() if key not in _CHANGES_NO_TEXT}
+    code = schemas.sources({key: settings.get(key) for key in ("energy", "sampler")})
+    return files.fingerprint({**kept, "weights": resolve.weights_of(settings), **({"code": code} if code else {})})
+
+
+def prompt(settings: Mapping[str, Any], found: Sources) -> Tensor | None:
+    """The tokens (l,) of a config's prompt, after those that every text opens with; None if there are none."""
+    tokens = None if settings["prompt"] is None else encode_prompt(settings["prompt"], found.vocabulary)
+    if not found.opening:
+        return tokens
+    return torch.tensor([*found.opening, *(() if tokens is None else tokens)])
+
+
+def encode_prompt(text: str, vocabulary: Vocabulary) -> Tensor:
+    """Tokens (l,) of a text in which every `_` is one mask. Raises ValueError for a character it cannot hold."""
+    first, *others = text.split(MASK_SYMBOL)
+    pieces = [vocabulary.encode(first)]
+    for piece in others:
+        pieces += [torch.tensor([vocabulary.mask_id]), vocabulary.encode(piece, continued=True)]
+    return torch.cat(pieces)
+
+
+def source(settings: Mapping[str, Any], found: Sources) -> tuple[Draw, list[str]]:
+    """Build what draws texts, and a line for each setting that does nothing: a sampler, a baseline, or an AR model."""
+    shown = _live(found.vocabulary) if settings["live"] and processes.is_first() else None
+    how = {"seed": settings["seed"], "prompt": prompt(settings, found)}
+    length = settings["length"]
+    if found.denoiser is not None:
+        pipeline, told = _pipeline(settings, found)
+        length = length or found.denoiser.max_length
+        return partial(_of_pipeline, pipeline, length, settings["stride"], {**how, "callback": shown}), told
+    if settings.get("sampler"):
+        raise ValueError(f"sampler = {settings['sampler']} needs a masked diffusion denoiser to sample from")
+    if found.baseline is not None:
+        length = length or found.baseline.denoiser.max_length
+        return partial(_of_baseline, found.baseline, length, settings["num_steps"], {**how, "callback": shown}), []
+    assert found.ar is not None
+    how |= {"temperature": settings["temperature"]}
+    ids = (found.vocabulary.mask_id, found.bos_id)
+    return partial(_of_ar, found.ar, length or found.ar.max_length, ids, how), []
+
+
+def records(draw: Draw, vocabulary: Vocabulary, seed: int, drawn_by: str, count: int, first: int) -> list[Any]:
+    """One record per text: what it says, what it is made of, and how it came about; drawn_by: a fingerprint."""
+    tokens, figures = draw(count, first)
+    return [
+        {
+            "row": first + index,
+            "seed": seed,
+            "settings": drawn_by,
+            "text": text,
+            "tokens": tokens[index].tolist(),
+            **{name: values[index] for name, values in figures.items()},
+        }
+        for index, text in enumerate(vocabulary.decode(tokens.cpu()))
+    ]
+
+
+def summary(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """The means of what the records of texts say, as rows of a table."""
+    rows = []
+    for key, remark in FIGURES.items():
+        measured = [record[key] for record in found if record.get(key) is not None]
+        if measured:
+            rows.append((key.replace("_", " "), f"{sum(measured) / len(measured):.2f}", remark))
+    return rows
+
+
+def _pipeline(settings: Mapping[str, Any], found: Sources) -> tuple[Pipeline, list[str]]:
+    """The sampler of a config over the window of its denoiser, in its execution mode."""
+    assert found.denoiser is not None
+    window = found.denoiser.max_length
+    length = settings["length"] or window
+    if length > window and settings["stride"] is None:
+        raise ValueError(
+            f"length = {length} is more than the denoiser's {window}: give a stride below {window}, by which "
+            "its window moves on"
+        )
+    energies = {}
+    if found.correction is not None:
+        energies["energy" if settings["ar"] is None else "ar"] = found.correction.parts(found.denoiser).energy
+    sampler, told = configs.sampler_of(settings, found.denoiser, found.correction, energies, offered(found))
+    return execution.accelerate(pipelines.pipeline(sampler, min(length, window)), settings["execution"]), told
+
+
+def _of_pipeline(
+    pipeline: Pipeline, length: int, stride: int | None, how: Mapping[str, Any], count: int, first: int
+) -> tuple[Tensor, Figures]:
+    sample = partial(pipelines.sample, pipeline)
+    if length > pipeline.length and stride is not None:
+        sample = partial(pipelines.extend, pipeline, length, stride)
+    out = sample(count, first_row=first, **how)
+    info = out["info"].cpu()
+    return out["tokens"], {
+        "denoiser_passes": info["denoiser_passes"].tolist(),
+        "energy_passes": info["energy_passes"].tolist(),
+        "ess": [None if math.isnan(value) else value for value in info["ess"].nanmean(-1).tolist()],
+    }
+
+
+def _of_baseline(
+    kernel: Reverse, length: int, num_steps: int, how: Mapping[str, Any], count: int, first: int
+) -> tuple[Tensor, Figures]:
+    out = baselines.sample(kernel, length, num_steps, count, first_row=first, **how)
+    return out["tokens"], {"denoiser_passes": out["info"]["denoiser_passes"].tolist()}
+
+
+def _of_ar(
+    ar: Transformer, length: int, ids: tuple[int, int | None], how: Mapping[str, Any], count: int, first: int
+) -> tuple[Tensor, Figures]:
+    out = autoregressive.sample(ar, count, length, *ids, first_row=first, **how)
+    return out.tokens, {"log_prob": out.log_prob.sum(-1).tolist()}
+
+
+def _live(vocabulary: Vocabulary) -> Watch:
+    """What shows the first texts as they form, drawn over the ones before."""
+
+    def show(state: TensorDict, info: TensorDict) -> None:
+        texts = vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())
+        tqdm.write(_CLEAR_SCREEN + "\n\n".join(texts), file=sys.stderr)
+
+    return show
