@@ -49,7 +49,16 @@ LAYOUT: dict[str, list[str]] = {
         "baselines",
     ],
     "objectives": ["losses", "denoising", "contrastive", "transition", "chain_rule", "joint", "baselines"],
-    "likelihood": ["estimates", "nelbo", "bounds", "baselines", "enumeration", "hidden_markov"],
+    "likelihood": [
+        "estimates",
+        "nelbo",
+        "weighing",
+        "bounds",
+        "paper_nelbo",
+        "baselines",
+        "enumeration",
+        "hidden_markov",
+    ],
     "weights": [
         "tensors",
         "permitted",
