@@ -251,7 +251,7 @@ FAULTS = [
     ),
     Fault(
         "checkpoints that nothing names taken for none",
-        "weights/checkpoints.py",
+        "weights/pointers.py",
         "    if set(there) - cut_off:",
         "    if False:",
         "tests/weights/test_checkpoints.py::test_checkpoints_that_nothing_names_are_refused_and_stay",

@@ -22,6 +22,7 @@ LAYOUT: dict[str, list[str]] = {
         "formats",
         "continuation",
         "tokenizer_files",
+        "tokenizer_kinds",
         "vocabulary",
         "corpora",
         "token_cache",
@@ -62,6 +63,8 @@ LAYOUT: dict[str, list[str]] = {
     "weights": [
         "tensors",
         "permitted",
+        "whole",
+        "pointers",
         "checkpoints",
         "published",
         "inert",

@@ -14,7 +14,7 @@ from edlm.recipes import pretrain_denoiser
 from edlm.runs import files, locks, processes
 from edlm.training import kinds, log, state
 from edlm.training.loop import SettingsChanged
-from edlm.weights import checkpoints, permitted, tensors
+from edlm.weights import checkpoints, permitted, tensors, whole
 
 
 class Start(NamedTuple):
@@ -93,6 +93,6 @@ def _has_report(path: str) -> bool:
     if newest is None or not (folder / log.CURVES).is_file():
         return False
     try:
-        return checkpoints.read_json(folder / files.REPORT).get("step") == state.load(newest)["step"]
+        return whole.read_json(folder / files.REPORT).get("step") == state.load(newest)["step"]
     except ValueError:  # missing or damaged
         return False
