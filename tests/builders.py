@@ -19,12 +19,12 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 import edlm
-from edlm import contracts, samplers
+from edlm import contracts, costs, samplers
 from edlm.contracts import Denoiser, Energy, Positions, Scope
 from edlm.likelihood import bounds, enumeration
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
-from edlm.process import noise, particles, passes, schedules
+from edlm.process import noise, particles, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 from edlm.samplers import corrections, pipelines, plans, selections
@@ -272,7 +272,7 @@ def scoped(energy: Energy, scope: Scope) -> Energy:
     """The same energy, taken at its word that it weighs this."""
     if scope in energies.scopes_of(energy):
         return energy
-    return energies.declare(copy.copy(energy), (scope,), passes.of_energy(energy))
+    return energies.declare(copy.copy(energy), (scope,), costs.of_energy(energy))
 
 
 # ---- Specifications: every choice a sampler is made of, so that it can be built with one of them changed

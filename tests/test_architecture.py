@@ -16,7 +16,9 @@ PACKAGE = ROOT / "edlm"
 # A module may import only modules that stand before it.
 LAYOUT: dict[str, list[str]] = {
     "contracts": [],
-    "process": ["finite", "noise", "categorical", "schedules", "absorbing", "particles", "stages", "passes"],
+    "costs": [],
+    "declaration": [],
+    "process": ["finite", "noise", "categorical", "schedules", "absorbing", "particles"],
     "nn": ["rope", "attention", "head", "blocks", "networks", "folding", "decoders"],
     "data": [
         "formats",
@@ -40,6 +42,8 @@ LAYOUT: dict[str, list[str]] = {
         "plans",
         "selections",
         "kernel",
+        "stages",
+        "passes",
         "corrections",
         "rounds",
         "speculative",

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from edlm import costs
 from edlm.contracts import Denoiser
 from edlm.likelihood import nelbo
 from edlm.likelihood.weighing import flat, weigh
-from edlm.process import noise, particles, passes, schedules
+from edlm.process import noise, particles, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
 from edlm.samplers.sampler import Sampler
@@ -121,7 +122,7 @@ def _sum(
     corrected = schedules.inside(plan.t[terms.row, terms.number], sampler.window)
     if parts is None or (free == 0 and not limit):
         corrected = torch.zeros_like(corrected)
-    reads = passes.of_energy(None if parts is None else parts.energy)
+    reads = costs.of_energy(None if parts is None else parts.energy)
     plain, excess, ess, spread, read = torch.zeros(5, len(row), dtype=torch.float64, device=row.device)
     for part in _parts(terms, ~corrected, len(row)):
         x_t, t, now, _ = _before(denoiser, plan, x_0, part)
@@ -141,7 +142,7 @@ def _sum(
         gain = log_w.squeeze(-1) if limit else _gain(log_w, free + 1, m)
         plain.index_add_(0, part.row, -part.weight * torch.where(now, log_p, 0.0).sum(-1))
         excess.index_add_(0, part.row, -part.weight * gain)
-        read.index_add_(0, part.row, passes.tokens(reads, free + m, drawn.sum(-1), x_0.shape[1]).double())
+        read.index_add_(0, part.row, costs.tokens(reads, free + m, drawn.sum(-1), x_0.shape[1]).double())
         ess.index_add_(0, part.row, particles.ess(log_w[:, : free + 1]))
         spread.index_add_(0, part.row, particles.log_weight_std(log_w[:, : free + 1]))
     denoised = torch.bincount(terms.row, minlength=len(row))

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Ordered, Reads
+from edlm.declaration import stage
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.process import absorbing, categorical, schedules
-from edlm.process.stages import stage
 
 READS = Reads(candidates=0, new=2)  # of a candidate, beside a pass over x_t: each token and the mask in its place
 

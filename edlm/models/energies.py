@@ -12,10 +12,10 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import contracts
+from edlm import contracts, costs
 from edlm.contracts import Energy, Reads, Scope
 from edlm.nn.networks import EnergyNetwork
-from edlm.process import passes, schedules
+from edlm.process import schedules
 from edlm.process.schedules import Schedule
 
 E = TypeVar("E", bound=nn.Module)
@@ -24,7 +24,7 @@ E = TypeVar("E", bound=nn.Module)
 def zero() -> TensorDictModule:
     """`E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
     found = TensorDictModule(_Zero(), in_keys=[contracts.CANDIDATES], out_keys=[contracts.ENERGY])
-    return declare(found, ("draft", "transition"), passes.NOTHING)
+    return declare(found, ("draft", "transition"), costs.NOTHING)
 
 
 def declare(energy: E, scopes: tuple[Scope, ...], reads: Reads | None = None) -> E:
@@ -141,7 +141,7 @@ class _Sum(TensorDictModuleBase):
         declare(
             self,
             tuple(scope for scope in scopes[0] if all(scope in each for each in scopes)),
-            passes.together(*(passes.of_energy(term) for term in terms)),
+            costs.together(*(costs.of_energy(term) for term in terms)),
         )
 
     def forward(self, tensordict: TensorDict) -> TensorDict:

@@ -12,9 +12,10 @@ from edlm import contracts
 from edlm.contracts import Denoiser, Energy
 from edlm.objectives import losses
 from edlm.objectives.denoising import _corrupt
-from edlm.process import noise, stages
+from edlm.process import noise
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
+from edlm.samplers import stages
 
 
 def contrastive(

@@ -13,9 +13,10 @@ from edlm.models.denoisers import SubsDenoiser
 from edlm.models.joint import network_of, read, weigh
 from edlm.objectives import contrastive as contrastive_objectives
 from edlm.objectives import denoising, losses, transition
-from edlm.process import noise, schedules, stages
+from edlm.process import noise, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
+from edlm.samplers import stages
 
 
 def contrastive(
