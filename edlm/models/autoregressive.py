@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import contracts
+from edlm.declaration import stage
 from edlm.models.energies import declare, of_every_particle
 from edlm.nn.attention import Attention
 from edlm.nn.blocks import Head
@@ -32,11 +32,8 @@ def residual_ar(
     Raises ValueError as `check_ar` does.
     """
     check_ar(network, mask_id, bos_id, pad_id)
-    found = TensorDictModule(
-        _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
-        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES],
-        out_keys=[contracts.ENERGY],
-    )
+    weigh = _ResidualAr(network, mask_id, bos_id, carry_over, pad_id)
+    found = stage("candidates, x_t, positions, log_p_candidates -> energy", weigh)
     return declare(found, ("draft",))  # a mask has no chance under an AR model
 
 

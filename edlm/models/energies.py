@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edlm import contracts, costs
 from edlm.contracts import Energy, Reads, Scope
+from edlm.declaration import stage
 from edlm.nn.networks import EnergyNetwork
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
@@ -23,8 +24,7 @@ E = TypeVar("E", bound=nn.Module)
 
 def zero() -> TensorDictModule:
     """`E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
-    found = TensorDictModule(_Zero(), in_keys=[contracts.CANDIDATES], out_keys=[contracts.ENERGY])
-    return declare(found, ("draft", "transition"), costs.NOTHING)
+    return declare(stage("candidates -> energy", _zero), ("draft", "transition"), costs.NOTHING)
 
 
 def declare(energy: E, scopes: tuple[Scope, ...], reads: Reads | None = None) -> E:
@@ -63,9 +63,7 @@ def learned_transition(
 def _of_network(module: "_Learned") -> TensorDictModule:
     if module.schedule is not None:
         schedules.require_finite_sigma(module.schedule, "energy")
-    return TensorDictModule(
-        module, in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.T], out_keys=[contracts.ENERGY]
-    )
+    return stage("candidates, x_t, t -> energy", module)
 
 
 def scaled(energy: TensorDictModuleBase, factor: float) -> TensorDictModuleBase:
@@ -86,9 +84,8 @@ def product(*experts: TensorDictModuleBase) -> TensorDictModuleBase:
     return _Sum(experts, [1.0] * len(experts))
 
 
-class _Zero(nn.Module):
-    def forward(self, candidates: Tensor) -> Tensor:
-        return torch.zeros(candidates.shape[:2], dtype=torch.float64, device=candidates.device)
+def _zero(candidates: Tensor) -> Tensor:
+    return torch.zeros(candidates.shape[:2], dtype=torch.float64, device=candidates.device)
 
 
 class _Learned(nn.Module):
