@@ -22,7 +22,8 @@ from edlm.samplers.sampler import Sampler
 
 ENERGY_KEYS = (contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES)
 _DENOISER_KEYS = (contracts.X_T, contracts.T, contracts.POSITIONS)
-_PER_ROW = (contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.LOG_P_CANDIDATES)
+_PER_ROW = tuple(key for key in ENERGY_KEYS if contracts.SHAPES[key].split()[0] == "b")
+_PER_PARTICLE = tuple(key for key in ENERGY_KEYS if "k" in contracts.SHAPES[key].split())
 _SMALLEST, _LARGEST = 2.0**-53, 1.0 - 2.0**-53  # the extreme uniforms
 
 
@@ -288,8 +289,7 @@ def _choose(selection: Selection, log_weights: Tensor, uniforms: Tensor) -> Tens
 
 
 def _particle(inputs: TensorDict, j: int) -> TensorDict:
-    per_particle = {key: inputs[key][:, [j]] for key in (contracts.CANDIDATES, contracts.LOG_P_CANDIDATES)}
-    return inputs.clone().update(per_particle)
+    return inputs.clone().update({key: inputs[key][:, [j]] for key in _PER_PARTICLE})
 
 
 def _rows(inputs: TensorDict, rows: list[int], mask_id: int) -> TensorDict:

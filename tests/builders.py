@@ -6,8 +6,9 @@ Unlike the tables of `oracles` the parts here cost nothing to build, so a proper
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -18,15 +19,16 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 import edlm
-from edlm import contracts, samplers
+from edlm import contracts, costs, samplers
 from edlm.contracts import Denoiser, Energy, Positions, Scope
+from edlm.likelihood import bounds, enumeration
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
-from edlm.process import noise, particles, passes, schedules
+from edlm.process import noise, particles, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 from edlm.samplers import corrections, pipelines, plans, selections
-from edlm.samplers.corrections import Correction
+from edlm.samplers.corrections import Correction, Parts
 from edlm.samplers.kernel import Kernel
 from edlm.samplers.pipelines import Pipeline
 from edlm.samplers.sampler import Proposal, Sampler, UntilEss
@@ -166,6 +168,99 @@ def sampling(
     return pipelines.pipeline(sampler.replace(plan=plan, **where), length)
 
 
+def at_times(sampler: Sampler, grid: Tensor | None) -> Sampler:
+    """The same sampler in the steps of a grid (T + 1,), or with None one position at a time."""
+    return sampler.replace(plan=plans.TokensPerPass(1) if grid is None else plans.Times(tuple(grid.tolist())))
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """An energy with Z = 1 in every state as the law it is: its samplers have a bound and a law, and no texts."""
+
+    energy: Energy = field(repr=False)
+    temperature: float = 1.0
+    name: ClassVar[str] = "normalised"
+
+    def parts(self, denoiser: Denoiser) -> Parts:
+        """Those of the energy, and a stage in order that no one runs."""
+        return corrections.OfEnergy(self.energy, "transition").parts(denoiser)._replace(order=self.energy)
+
+
+def limit(schedule: Schedule, denoiser: Denoiser, energy: Energy, temperature: float = 1.0) -> Sampler:
+    """What transitions tend to with more and more candidates, under an energy with Z = 1 in every state."""
+    correction = Normalised(scoped(energy, "transition"), temperature)
+    return ancestral(schedule, denoiser).replace(correction=correction, selection="speculative")
+
+
+def plain_bound(
+    denoiser: Denoiser, schedule: Schedule, grid: Tensor | None, x_0: Tensor, seed: Tensor, row: Tensor, **how: Any
+) -> bounds.Bound:
+    """The bound of plain sampling; options of `bounds.of_sampler`."""
+    return bounds.of_sampler(at_times(ancestral(schedule, denoiser), grid), x_0, seed, row, **how)
+
+
+def draft_bound(
+    denoiser: Denoiser,
+    energy: Energy,
+    schedule: Schedule,
+    grid: Tensor | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    *,
+    num_particles: int,
+    window: tuple[float, float] = (0.0, 1.0),
+    temperature: float = 1.0,
+    **how: Any,
+) -> bounds.Bound:
+    """The bound of SIR on whole drafts."""
+    sampler = importance(schedule, denoiser, energy, num_particles, temperature).replace(window=window)
+    return bounds.of_sampler(at_times(sampler, grid), x_0, seed, row, **how)
+
+
+def transition_bound(
+    denoiser: Denoiser,
+    energy: Energy,
+    schedule: Schedule,
+    grid: Tensor | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    *,
+    num_particles: int | None,
+    window: tuple[float, float] = (0.0, 1.0),
+    temperature: float = 1.0,
+    **how: Any,
+) -> bounds.Bound:
+    """The bound of SIR on what a step reveals; num_particles None: of the limit."""
+    parts = schedule, denoiser, energy
+    k = num_particles
+    sampler = limit(*parts, temperature) if k is None else of_transitions(*parts, k, temperature)
+    return bounds.of_sampler(at_times(sampler.replace(window=window), grid), x_0, seed, row, **how)
+
+
+def law_of(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    grid: Tensor | None,
+    length: int,
+    energy: Energy | None = None,
+    num_particles: int = 1,
+    selection: str = "sir",
+    proposes: Positions = "masked",
+    temperature: float = 1.0,
+) -> Tensor:
+    """The enumerated law of a sampler, by what it is made of; temperature: of what proposes."""
+    if energy is None:
+        found = ancestral(schedule, denoiser, temperature)
+    elif selection == "speculative":
+        found = limit(schedule, denoiser, energy)
+    else:
+        build = importance if proposes == "masked" else of_transitions
+        found = build(schedule, denoiser, energy, num_particles, 1.0, SELECTIONS[selection], temperature)
+    return enumeration.law(at_times(found, grid), length)
+
+
 def on(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
     """The same denoiser of another masking process."""
     found = copy.copy(denoiser)
@@ -175,7 +270,9 @@ def on(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
 
 def scoped(energy: Energy, scope: Scope) -> Energy:
     """The same energy, taken at its word that it weighs this."""
-    return energies.declare(copy.copy(energy), (scope,), passes.of_energy(energy))
+    if scope in energies.scopes_of(energy):
+        return energy
+    return energies.declare(copy.copy(energy), (scope,), costs.of_energy(energy))
 
 
 # ---- Specifications: every choice a sampler is made of, so that it can be built with one of them changed

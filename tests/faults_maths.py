@@ -236,7 +236,7 @@ FAULTS = [
     ),
     Fault(
         "the rivals of the data hold the data",
-        "likelihood/bounds.py",
+        "likelihood/weighing.py",
         "torch.arange(uniforms.shape[-1], device=data.device) >= free",
         "torch.arange(uniforms.shape[-1], device=data.device) >= 0",
         "tests/likelihood/test_bounds.py::test_the_draws_average_to_the_enumerated_bound",
@@ -251,13 +251,13 @@ FAULTS = [
     Fault(
         "the bound takes the energy outside its window",
         "likelihood/bounds.py",
-        "corrected = schedules.inside(plan.t[terms.row, terms.number], window)",
+        "corrected = schedules.inside(plan.t[terms.row, terms.number], sampler.window)",
         "corrected = torch.ones_like(terms.row, dtype=torch.bool)",
         "tests/likelihood/test_bounds.py::test_the_draws_average_to_the_enumerated_bound",
     ),
     Fault(
         "log Z left out of the paper's figure",
-        "likelihood/bounds.py",
+        "likelihood/paper_nelbo.py",
         "per_token * (without + lower),",
         "per_token * without,",
         "tests/likelihood/test_bounds.py::test_a_constant_of_the_energy_changes_nothing",
@@ -293,22 +293,22 @@ FAULTS = [
     Fault(
         "the transition bound weighs whole drafts",
         "likelihood/bounds.py",
-        'drawn = now if scope == "transition" else masked',
+        'drawn = now if parts.scope == "transition" else masked',
         "drawn = masked",
         "tests/likelihood/test_transition_bound.py::test_draws_of_the_bound_have_it_as_their_mean",
     ),
     Fault(
         "the bound of many particles with the energy's sign flipped",
         "likelihood/bounds.py",
-        "gain = log_w.squeeze(-1) if k is None",
-        "gain = -log_w.squeeze(-1) if k is None",
+        "gain = log_w.squeeze(-1) if limit",
+        "gain = -log_w.squeeze(-1) if limit",
         "tests/likelihood/test_transition_bound.py::test_the_limit_of_many_particles_under_an_energy_with_z_of_one",
     ),
     Fault(
         "the transition bound scores what is given",
         "likelihood/bounds.py",
-        "row, scored)\n    how = (window, num_particles, 1,",
-        "row, None)\n    how = (window, num_particles, 1,",
+        "plan = sampler.plan.draw(uniforms, wanted, ",
+        "plan = sampler.plan.draw(uniforms, torch.ones_like(wanted), ",
         "tests/likelihood/test_transition_bound.py::test_what_is_given_is_read_and_not_scored_in_the_bound",
     ),
     Fault(

@@ -110,7 +110,7 @@ FAULTS = [
     ),
     Fault(
         "energies that are no numbers in a bound",
-        "likelihood/bounds.py",
+        "likelihood/weighing.py",
         "    finite.require_energy(weighed)\n",
         "",
         "tests/process/test_finite.py::test_figures_of_a_network_that_gives_no_numbers_are_refused",

@@ -110,7 +110,7 @@ FAULTS = [
     ),
     Fault(
         "a draw is discarded before the one that counts",
-        "process/stages.py",
+        "samplers/stages.py",
         "absorbing.reveal(x_t, _keep(candidates, chosen), positions)",
         "absorbing.reveal(x_t, candidates[:, 0], positions)",
         "tests/samplers/test_kernel.py::test_energy_decides",

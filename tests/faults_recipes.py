@@ -97,7 +97,7 @@ FAULTS = [
     Fault(
         "a log Z that cannot be known called reliable",
         "evaluation/figures.py",
-        "not std <= bounds.RELIABLE_STD",
+        "not std <= paper_nelbo.RELIABLE_STD",
         "std == math.inf",
         "tests/recipes/test_evaluate.py::test_past_a_deviation_of_three_the_papers_figure_is_marked",
     ),
@@ -251,7 +251,7 @@ FAULTS = [
     ),
     Fault(
         "checkpoints that nothing names taken for none",
-        "weights/checkpoints.py",
+        "weights/pointers.py",
         "    if set(there) - cut_off:",
         "    if False:",
         "tests/weights/test_checkpoints.py::test_checkpoints_that_nothing_names_are_refused_and_stay",

@@ -5,7 +5,7 @@ from fault import Fault
 FAULTS = [
     Fault(
         "a proposal's weight inverted",
-        "process/stages.py",
+        "samplers/stages.py",
         "ratio = (log_p - log_q)",
         "ratio = (log_q - log_p)",
         "tests/test_laws.py::test_another_proposal_is_weighed_against_the_denoiser",
@@ -54,7 +54,7 @@ FAULTS = [
     ),
     Fault(
         "the energy used outside its window",
-        "process/stages.py",
+        "samplers/stages.py",
         "torch.where(corrected, selection(log_weights, uniforms), 0)",
         "selection(log_weights, uniforms)",
         "tests/samplers/test_kernel.py::test_a_row_outside_the_window_keeps_its_first_candidate_whatever_the_energies",
@@ -82,7 +82,7 @@ FAULTS = [
     ),
     Fault(
         "wrong axis in the gather of the chosen particle",
-        "process/stages.py",
+        "samplers/stages.py",
         "candidates.gather(1, index)",
         "candidates.flip(1).gather(1, index)",
         "tests/samplers/test_kernel.py::test_energy_decides",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import edlm
 from edlm import contracts
-from edlm.likelihood import bounds
+from edlm.likelihood import bounds, paper_nelbo
 from edlm.models import chain_rule, denoisers, energies, joint
 from edlm.models.denoisers import SubsDenoiser
 from edlm.objectives import chain_rule as chain_rule_objectives
@@ -160,12 +160,12 @@ def bound_of(case: Case, x_0: Tensor, num_passes: int | None = None) -> bounds.B
     return bounds.of_sampler(sampler, x_0, *keys, num_completions=2, num_passes=num_passes, scored=scored)
 
 
-def paper_of(case: Case, x_0: Tensor) -> bounds.PaperNelbo:
+def paper_of(case: Case, x_0: Tensor) -> paper_nelbo.Figure:
     """The paper's figure of an energy of drafts."""
     denoiser = denoiser_of(case)
     keys = torch.tensor(SEED), torch.arange(len(x_0))
     energy = energy_of(case, denoiser)
-    return bounds.paper_nelbo(denoiser, energy, schedule_of(case), x_0, *keys, num_particles=4)
+    return paper_nelbo.figure(denoiser, energy, schedule_of(case), x_0, *keys, num_particles=4)
 
 
 def losses_of(x_0: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from smallest import denoiser_words
 from edlm import limits
 from edlm.data import vocabulary
 from edlm.nn import networks
-from edlm.weights import checkpoints, exchange, foreign, inert
+from edlm.weights import checkpoints, exchange, foreign, inert, whole
 
 
 class Planted:
@@ -162,7 +162,7 @@ def test_json_without_end_is_no_error_of_pythons(content: str, tmp_path: Path) -
 
 
 def test_a_json_file_above_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints.read_json, "__defaults__", (1000,))
+    monkeypatch.setattr(whole.read_json, "__defaults__", (1000,))
     hf_folder(tmp_path / "hf", small("denoiser"), note="x" * 2000)
     refused(lambda: foreign.read(tmp_path / "hf"), r"config\.json: bytes = 2[0-9]* must be at most 1000; EDLM_LIMITS=3")
 

@@ -17,22 +17,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from edlm import limits
-from edlm.data import continuation, tokenizer_files
+from edlm.data import continuation, tokenizer_files, tokenizer_kinds
 
 MASK_SYMBOL = "_"  # how a mask is shown in decoded text
 END_OF_TEXT = "<|endoftext|>"  # the name of GPT-2's document separator
 
-_ANY_CHARACTER = r"[\s\S]"
 _TOKENIZER_FILE, _SPECIALS_FILE = "tokenizer.json", "vocabulary.json"
 _ID_FIELDS = ("size", "mask_id", "bos_id", "eos_id", "pad_id")
 _DOCUMENTS_PER_CALL = 1024  # bounds the memory of the tokenizer's own records, which are far larger than the ids
 _PIECES_PER_CALL = 64  # of a long text, 4 million characters together
 _CUT = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
-_RARE_LETTER = "\N{EGYPTIAN HIEROGLYPH A001}"
 _SHOWN_ALPHABET = 80
 
 
@@ -59,10 +57,10 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         named = {name: getattr(self, name) for name in ("bos_id", "eos_id", "pad_id", "end_id")}
+        own_size = tokenizer_kinds.own_size(self.tokenizer)
         _require(
-            _own_size(self.tokenizer) <= self.mask_id < self.size,
-            f"mask_id = {self.mask_id} must lie above the tokenizer's {_own_size(self.tokenizer)} ids and below"
-            f" size = {self.size}",
+            own_size <= self.mask_id < self.size,
+            f"mask_id = {self.mask_id} must lie above the tokenizer's {own_size} ids and below size = {self.size}",
         )
         limits.require("vocabulary", "ids", self.size, limits.IDS)
         for name, value in named.items():
@@ -173,7 +171,7 @@ class Vocabulary:
         symbols = self.tokenizer.get_vocab()
         if any(len(symbol) != 1 for symbol in symbols):
             return None
-        if self.tokenizer.to_str() != _character_tokenizer(symbols).to_str():
+        if self.tokenizer.to_str() != tokenizer_kinds.of_characters(symbols).to_str():
             return None
         table = torch.full((max(map(ord, symbols)) + 2,), -1, dtype=torch.int64)
         table[[ord(symbol) for symbol in symbols]] = torch.tensor(list(symbols.values()))
@@ -293,7 +291,7 @@ def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence
     )
     mask_id = len(alphabet) + len(specials)
     named = {f"{name}_id": len(alphabet) + index for index, name in enumerate(specials)}
-    tokenizer = _character_tokenizer({symbol: index for index, symbol in enumerate(alphabet)})
+    tokenizer = tokenizer_kinds.of_characters({symbol: index for index, symbol in enumerate(alphabet)})
     return Vocabulary(tokenizer, size=mask_id + 1, mask_id=mask_id, **named)
 
 
@@ -311,9 +309,11 @@ def byte_level_bpe(vocab: str | Path, merges: str | Path, pad: bool = False) -> 
     model = tokenizer_files.parse(
         merges, f"one merge of two tokens of {vocab} per line", lambda: tokenizer_files.read_bpe(vocab, merges)
     )
-    tokenizer = _byte_level_tokenizer(model)
+    tokenizer = tokenizer_kinds.byte_level(model)
     end = tokenizer.token_to_id(END_OF_TEXT)
-    return _with_mask_on_top(tokenizer, bos_id=end, eos_id=end, pad_id=_own_size(tokenizer) if pad else None)
+    return _with_mask_on_top(
+        tokenizer, bos_id=end, eos_id=end, pad_id=tokenizer_kinds.own_size(tokenizer) if pad else None
+    )
 
 
 def from_tokenizer_json(
@@ -327,7 +327,7 @@ def from_tokenizer_json(
     """
     tokenizer = tokenizer_files.read(Path(path))
     _require(
-        _says_what_it_cannot_spell(tokenizer),
+        tokenizer_kinds.says_what_it_cannot_spell(tokenizer),
         f"{path}: drops characters it does not know; expected a byte-level tokenizer or one with an unknown token",
     )
     named = {"bos": bos, "eos": eos, "pad": pad}
@@ -343,15 +343,12 @@ def train_bpe(documents: Iterable[str], size: int) -> Vocabulary:
     `size` counts all ids: 256 bytes, the merges, one id that is both bos and eos, and the mask.
     Raises ValueError when `size` leaves no room for the bytes, or the documents cannot fill it.
     """
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    own_size = size - 2  # bos = eos, and the mask
-    _require(own_size >= len(alphabet), f"train_bpe: size = {size} must be at least {len(alphabet) + 2}")
-    tokenizer = _byte_level_tokenizer(models.BPE())
-    trainer = trainers.BpeTrainer(vocab_size=own_size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(documents, trainer)
+    own_size, fewest = size - 2, tokenizer_kinds.NUM_BYTES + 2  # bos = eos, and the mask
+    _require(size >= fewest, f"train_bpe: size = {size} must be at least {fewest}")
+    tokenizer = tokenizer_kinds.learned(documents, own_size)
     _require(
-        _own_size(tokenizer) == own_size,
-        f"train_bpe: size = {size}, but the documents give no more than {_own_size(tokenizer) + 2}",
+        tokenizer_kinds.own_size(tokenizer) == own_size,
+        f"train_bpe: size = {size}, but the documents give no more than {tokenizer_kinds.own_size(tokenizer) + 2}",
     )
     return Vocabulary(tokenizer, size=size, mask_id=own_size + 1, bos_id=own_size, eos_id=own_size)
 
@@ -365,34 +362,8 @@ def _restored(content: str, encode_special_tokens: bool, *ids: Any) -> Vocabular
 def _with_mask_on_top(
     tokenizer: Tokenizer, bos_id: int | None = None, eos_id: int | None = None, pad_id: int | None = None
 ) -> Vocabulary:
-    mask_id = max(_own_size(tokenizer), -1 if pad_id is None else pad_id + 1)
+    mask_id = max(tokenizer_kinds.own_size(tokenizer), -1 if pad_id is None else pad_id + 1)
     return Vocabulary(tokenizer, size=mask_id + 1, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
-
-
-def _says_what_it_cannot_spell(tokenizer: Tokenizer) -> bool:
-    """Whether an unknown character becomes some token, or an error, as one of whole words without an unknown gives."""
-    try:
-        return bool(tokenizer.encode(_RARE_LETTER, add_special_tokens=False).ids)
-    except Exception:  # `tokenizers` raises nothing more specific
-        return True
-
-
-def _own_size(tokenizer: Tokenizer) -> int:
-    return max(tokenizer.get_vocab().values(), default=-1) + 1  # not the count: published files have gaps
-
-
-def _character_tokenizer(symbols: dict[str, int]) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel(symbols))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY_CHARACTER), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return tokenizer
-
-
-def _byte_level_tokenizer(model: models.BPE) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
 
 
 def _write_whole(path: Path, content: str) -> None:

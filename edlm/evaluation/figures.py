@@ -11,7 +11,7 @@ from torch import Tensor
 from edlm.data.corpora import Excerpt
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation.scores import Score, Scores
-from edlm.likelihood import bounds, estimates
+from edlm.likelihood import estimates, paper_nelbo
 from edlm.likelihood.estimates import Estimate
 from edlm.runs import processes, tables
 
@@ -43,7 +43,7 @@ class Figure(NamedTuple):
     ess: float | None
     log_weight_std: float | None
     excess: Estimate | None  # over the plain sampler's bound on the same passes
-    unreliable_rows: float | None  # share of rows past `bounds.RELIABLE_STD`
+    unreliable_rows: float | None  # share of rows past `paper_nelbo.RELIABLE_STD`
 
     @property
     def is_paper_nelbo(self) -> bool:
@@ -54,7 +54,7 @@ class Figure(NamedTuple):
     def unreliable(self) -> bool:
         """Whether the log-weights vary too much for log Z to be known."""
         std = self.log_weight_std
-        return self.is_paper_nelbo and std is not None and not std <= bounds.RELIABLE_STD
+        return self.is_paper_nelbo and std is not None and not std <= paper_nelbo.RELIABLE_STD
 
     def record(self) -> dict[str, Any]:
         """All of it as plain values; a number that is not finite is null."""
@@ -78,7 +78,7 @@ class Figure(NamedTuple):
             "passes": self.passes,
         }
         if self.is_paper_nelbo:
-            record |= {"warning": bounds.PAPER_NELBO_WARNING, "reliable": not self.unreliable}
+            record |= {"warning": paper_nelbo.WARNING, "reliable": not self.unreliable}
         return {key: finite(value) for key, value in record.items()}
 
 
@@ -157,7 +157,7 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
             float(torch.cat(ess).nanmean()) if ess else None,
             None if std is None else float(std.nanmean()),
             estimates.estimate(torch.cat(excess), torch.cat(counts)) if excess else None,
-            None if std is None else float((std > bounds.RELIABLE_STD).double().mean()),
+            None if std is None else float((std > paper_nelbo.RELIABLE_STD).double().mean()),
         )
         for name, values in nats.items()
     ]
@@ -213,9 +213,9 @@ def _mark(figure: Figure) -> str:
 
 
 def _notes(figures: Sequence[Figure]) -> list[str]:
-    notes = [f"  * {bounds.PAPER_NELBO_WARNING}"] if any(figure.is_paper_nelbo for figure in figures) else []
+    notes = [f"  * {paper_nelbo.WARNING}"] if any(figure.is_paper_nelbo for figure in figures) else []
     if any(figure.unreliable for figure in figures):
-        notes.append(f"  ! unreliable: the log-weights' s.d. is above {bounds.RELIABLE_STD:g}, log Z is not known")
+        notes.append(f"  ! unreliable: the log-weights' s.d. is above {paper_nelbo.RELIABLE_STD:g}, log Z is not known")
     return notes
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edlm.contracts import Energy
 from edlm.likelihood import baselines as baseline_bounds
-from edlm.likelihood import bounds, nelbo
+from edlm.likelihood import bounds, nelbo, paper_nelbo
 from edlm.models import autoregressive
 from edlm.models.denoisers import SeddDenoiser
 from edlm.process import finite
@@ -177,7 +177,7 @@ def paper(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> 
     n = settings["log_z_particles"]
 
     def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        found = bounds.paper_nelbo(
+        found = paper_nelbo.figure(
             diffusion.denoiser, energy, diffusion.schedule, x_0, seed, row, num_particles=n, scored=scored
         )
         nats = {"paper_nelbo, log Z low": found.lower, "paper_nelbo, log Z high": found.upper}

@@ -9,8 +9,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from edlm.contracts import Denoiser, Scope
+from edlm.declaration import stage
 from edlm.models import energies
-from edlm.process.stages import stage
 from edlm.samplers import plans, sampler
 from edlm.samplers.corrections import Correction, OfEnergy, Parts
 from edlm.samplers.plans import Plan

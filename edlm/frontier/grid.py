@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from edlm import costs, samplers
 from edlm.contracts import Denoiser, Energy, Scope
 from edlm.frontier import controls, sweeps
 from edlm.models import energies
-from edlm.process import passes
-from edlm.samplers import sampler as samplers
+from edlm.samplers import configs
 from edlm.samplers.sampler import Sampler
 from edlm.weights.named import Autoregressive, Models
 
@@ -113,7 +113,7 @@ def config(setting: Setting) -> dict[str, Any]:
     """A setting as plain values, as a sweep has them: what a finished one is known by."""
     if isinstance(setting, Alone):
         return {sweeps.ALONE: {"temperature": setting.temperature}}
-    return samplers.config(setting)
+    return configs.config(setting)
 
 
 def family(setting: Setting) -> str:
@@ -159,7 +159,7 @@ def _fitting(values: Mapping[str, Any], own: Sources) -> Sampler:
     errors = []
     for denoiser in own.denoisers:
         try:
-            return samplers.from_config(values, denoiser, own.energies)
+            return configs.from_config(values, denoiser, own.energies)
         except ValueError as error:
             errors.append(error)
     raise errors[0]
@@ -173,4 +173,4 @@ def _weighing(energy: Energy, scope: Scope | None) -> Energy:
     """The same energy, weighing this alone."""
     if scope is None:
         return energy
-    return energies.declare(copy.copy(energy), (scope,), passes.of_energy(energy))  # type: ignore[type-var]
+    return energies.declare(copy.copy(energy), (scope,), costs.of_energy(energy))  # type: ignore[type-var]

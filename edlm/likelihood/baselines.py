@@ -12,7 +12,7 @@ from edlm.models.denoisers import D3pmDenoiser, SeddDenoiser
 from edlm.process import absorbing, categorical, finite, noise, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
-from edlm.samplers.baselines import Reverse, _alpha_end, _kept, _masks, _question, _sum_of_rows, _without_mask
+from edlm.samplers.baselines import Reverse, alpha_after, asked, masks_of, sum_of_rows, visible_share, without_mask
 
 
 @torch.no_grad()
@@ -32,13 +32,13 @@ def t_step_nelbo(
     t, s = grid[step], grid[step + 1]
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
-    x_t = absorbing.corrupt(x_0, _kept(kernel.schedule, t), uniforms, kernel.denoiser.mask_id, keep=~wanted)
-    positions, owner = _masks(x_t, kernel.denoiser.mask_id)
-    hidden = kernel.denoiser(_question(x_t, t, positions))[contracts.HIDDEN]
-    alpha_t, alpha_s = kernel.schedule.alpha(t)[owner], _alpha_end(kernel.schedule, s)[owner]
+    x_t = absorbing.corrupt(x_0, visible_share(kernel.schedule, t), uniforms, kernel.denoiser.mask_id, keep=~wanted)
+    positions, owner = masks_of(x_t, kernel.denoiser.mask_id)
+    hidden = kernel.denoiser(asked(x_t, t, positions))[contracts.HIDDEN]
+    alpha_t, alpha_s = kernel.schedule.alpha(t)[owner], alpha_after(kernel.schedule, s)[owner]
     divergence = partial(_divergence, kernel)
     divergences = _in_tiles(divergence, kernel.denoiser, hidden, x_0.flatten()[positions], alpha_t, alpha_s)
-    return num_steps * _sum_of_rows(divergences, owner, len(x_0)) / wanted.sum(1)
+    return num_steps * sum_of_rows(divergences, owner, len(x_0)) / wanted.sum(1)
 
 
 @torch.no_grad()
@@ -55,11 +55,11 @@ def score_entropy(
     Raises ValueError for a row without a scored position.
     """
     x_t, t, masked = nelbo.before_random_pass(schedule, x_0, denoiser.mask_id, seed, row, scored)
-    positions, owner = _masks(x_t, denoiser.mask_id)
-    hidden = denoiser(_question(x_t, t, positions))[contracts.HIDDEN]
+    positions, owner = masks_of(x_t, denoiser.mask_id)
+    hidden = denoiser(asked(x_t, t, positions))[contracts.HIDDEN]
     entropy, tokens = partial(_entropy, denoiser), x_0.flatten()[positions]
     entropies = _in_tiles(entropy, denoiser, hidden, tokens, schedule.alpha(t)[owner])
-    return _sum_of_rows(entropies, owner, len(x_0)) / masked.sum(1)
+    return sum_of_rows(entropies, owner, len(x_0)) / masked.sum(1)
 
 
 def _in_tiles(work: Callable[..., Tensor], denoiser: D3pmDenoiser | SeddDenoiser, *columns: Tensor) -> Tensor:
@@ -82,5 +82,5 @@ def _divergence(kernel: Reverse, hidden: Tensor, token: Tensor, alpha_t: Tensor,
 def _entropy(denoiser: SeddDenoiser, hidden: Tensor, token: Tensor, alpha: Tensor) -> Tensor:
     """`sum_y a_y - 1 - log a_{x_0}` of each masked position: (n,)."""
     log_score = denoiser.log_score(hidden, alpha).double()
-    log_a = _without_mask(log_score, denoiser.mask_id) - alpha.logit().unsqueeze(-1)
+    log_a = without_mask(log_score, denoiser.mask_id) - alpha.logit().unsqueeze(-1)
     return log_a.logsumexp(-1).exp() - 1.0 - log_a.gather(-1, token.unsqueeze(-1)).squeeze(-1)

@@ -16,8 +16,6 @@ from torch import Tensor
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
 from edlm.models import energies
-from edlm.process.schedules import Schedule
-from edlm.samplers import plans, selections
 from edlm.samplers.sampler import Sampler
 from edlm.samplers.selections import Law
 
@@ -81,43 +79,12 @@ def missing(sampler: Sampler) -> str:
     return "" if always else f"the law of a window is not enumerated: {list(sampler.window)}"
 
 
-def sampler_law(
-    denoiser: Denoiser,
-    schedule: Schedule,
-    grid: Tensor | None,
-    length: int,
-    energy: Energy | None = None,
-    num_particles: int = 1,
-    choice: Law = selections.sir_law,
-    proposes: Positions = "masked",
-    proposal_temperature: float = 1.0,
-) -> Tensor:
-    """The law of what a pipeline of these parts draws, float64 (m,) * l of the m symbols; the mask's id is m.
-
-    Arguments as of `samplers.importance` and `pipelines.sampling`; without an energy it is the plain sampler.
-    grid: times (T + 1,), None for one position at a time. proposes: candidates for all masks or for what is revealed.
-    Raises ValueError where there are more than `MOST_TRANSITIONS`, or where denoiser or energy change with the time t.
-    """
-    steps = transitions(denoiser, length, energy, num_particles, choice, proposes, proposal_temperature)
-    return law_after(steps, schedule, grid, denoiser.mask_id, length)
-
-
 def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
     """The law of texts after the passes of a sampler's plan, (m,) * l, from all masks."""
-    denoiser = sampler.denoiser
-    return _after(steps, sampler.plan.chances(denoiser.schedule, length), denoiser.mask_id, length)
-
-
-def law_after(steps: Transitions, schedule: Schedule, grid: Tensor | None, symbols: int, length: int) -> Tensor:
-    """The law of texts after the steps of a grid, (m,) * l, from all masks; see `sampler_law`."""
-    plan = plans.TokensPerPass(1) if grid is None else plans.Times(tuple(grid.tolist()))
-    return _after(steps, plan.chances(schedule, length), symbols, length)
-
-
-def _after(steps: Transitions, tables: Sequence[Tensor], symbols: int, length: int) -> Tensor:
+    denoiser, symbols = sampler.denoiser, sampler.denoiser.mask_id
     mass = torch.zeros((symbols + 1) ** length, dtype=torch.float64)
     mass[-1] = 1.0  # all masks
-    for chance in tables:
+    for chance in sampler.plan.chances(denoiser.schedule, length):
         flow = mass[steps.before] * steps.law * chance[steps.masked, steps.revealed]
         mass = torch.zeros_like(mass).index_add(0, steps.after, flow)
     return mass.view((symbols + 1,) * length)[(slice(symbols),) * length]
@@ -135,7 +102,8 @@ def transitions(
 ) -> Transitions:
     """Every transition of a step that may reveal any set of masks, the empty one too: the same for every grid.
 
-    Arguments and errors are those of `sampler_law`.
+    choice: the law of what is kept of num_particles candidates; proposes: candidates for all masks or for what is
+    revealed; without an energy, of the plain sampler. Errors as of `law`.
     """
     symbols = denoiser.mask_id
     if (2 * symbols + 1) ** length > MOST_TRANSITIONS:

@@ -16,11 +16,14 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 from edlm import contracts
+from edlm.declaration import stage
 from edlm.models import energies
 from edlm.process import categorical, noise, schedules
 from edlm.process.noise import Stream
 
 _SUM_TOLERANCE = 1e-9
+
+_WEIGHED = "candidates, x_t, log_p_candidates -> energy"
 
 
 class Source(NamedTuple):
@@ -170,9 +173,7 @@ def energy(source: Source) -> TensorDictModule:
     C is what a candidate fills in: the same formula serves drafts and transitions, and Z = 1 for both. p_theta comes
     from `log_p_candidates`. Float64 (b, k); +inf where q is zero.
     """
-    keys = [contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES]
-    found = TensorDictModule(_Residual(source), in_keys=keys, out_keys=[contracts.ENERGY])
-    return energies.declare(found, ("draft", "transition"))
+    return energies.declare(stage(_WEIGHED, _Residual(source)), ("draft", "transition"))
 
 
 def carry_over_energy(source: Source) -> TensorDictModule:
@@ -182,8 +183,7 @@ def carry_over_energy(source: Source) -> TensorDictModule:
     no posterior, for all that the model is exact: given tokens on the right of a mask do not count. Float64 (b, k);
     +inf where a factor of q is zero.
     """
-    keys = [contracts.CANDIDATES, contracts.X_T, contracts.LOG_P_CANDIDATES]
-    return energies.declare(TensorDictModule(_CarryOver(source), in_keys=keys, out_keys=[contracts.ENERGY]), ("draft",))
+    return energies.declare(stage(_WEIGHED, _CarryOver(source)), ("draft",))
 
 
 class _StateLawAt(nn.Module):

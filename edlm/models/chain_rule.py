@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Ordered, Reads
+from edlm.declaration import stage
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.process import absorbing, categorical, schedules
-from edlm.process.stages import stage
 
+_READ = "candidates, t, positions, log_p_candidates"
 READS = Reads(candidates=0, new=2)  # of a candidate, beside a pass over x_t: each token and the mask in its place
 
 
@@ -32,7 +33,7 @@ def energy(denoiser: SubsDenoiser) -> TensorDictModule:
     `read` and `weigh`, the stages of a sampler, need neither. Raises ValueError for a network that is no
     `contracts.Ordered`.
     """
-    found = _weigh(_Alone(denoiser), contracts.X_T)
+    found = stage(f"{_READ}, x_t -> energy", _Alone(denoiser))
     return energies.declare(found, ("transition", "draft"), Reads(texts=1, candidates=0, new=READS.new, calls=2))
 
 
@@ -41,7 +42,7 @@ def weigh(denoiser: SubsDenoiser) -> TensorDictModule:
 
     The energies are those of `energy`, up to rounding. Raises ValueError as `energy` does.
     """
-    return _weigh(_InOrder(denoiser), contracts.CONTEXT, contracts.NEW)
+    return stage(f"{_READ}, context, new -> energy", _Weigh(denoiser))
 
 
 def order(denoiser: SubsDenoiser) -> TensorDictModule:
@@ -67,14 +68,8 @@ def exact_energy(denoiser: Denoiser) -> TensorDictModule:
     to writing S from left to right as k grows, and Z = 1. A reference and no sampler: a candidate costs one pass of the
     denoiser per token of S, for which plain steps would write as many.
     """
-    keys = [contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.LOG_P_CANDIDATES]
-    found = TensorDictModule(_Exact(denoiser), in_keys=keys, out_keys=[contracts.ENERGY])
+    found = stage("candidates, x_t, t, log_p_candidates -> energy", _Exact(denoiser))
     return energies.declare(found, ("transition", "draft"), Reads(candidates=0, in_turn=1))
-
-
-def _weigh(module: nn.Module, *keys: str) -> TensorDictModule:
-    read = [contracts.CANDIDATES, contracts.T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES, *keys]
-    return TensorDictModule(module, in_keys=read, out_keys=[contracts.ENERGY])
 
 
 def _ordered(denoiser: SubsDenoiser) -> Ordered:
@@ -84,7 +79,7 @@ def _ordered(denoiser: SubsDenoiser) -> Ordered:
     return network
 
 
-class _OfDenoiser(nn.Module):
+class InOrder(nn.Module):
     """What is made of a denoiser whose network can be read in order."""
 
     def __init__(self, denoiser: SubsDenoiser) -> None:
@@ -92,27 +87,27 @@ class _OfDenoiser(nn.Module):
         self.denoiser = denoiser
         self.network = _ordered(denoiser)
 
-    def _told(self, t: Tensor) -> Tensor | None:
-        """The noise levels (b,) that the network is told, if it is told any."""
+    def noise_levels(self, t: Tensor) -> Tensor | None:
+        """The noise levels (b,) that the network is given, None for one that is given none."""
         told = self.denoiser.told
         return None if told is None else schedules.sigma(told, t)
 
-    def _in_order(self, tokens: Tensor, where: Tensor, t: Tensor, context: Tensor, text: Tensor) -> Tensor:
-        """The network's states; text (b, l): for one that has to look for what it never reads."""
-        asked = tokens, where, self.denoiser.mask_id, context, self._told(t)
+    def states_of(self, tokens: Tensor, where: Tensor, t: Tensor, context: Tensor, text: Tensor) -> Tensor:
+        """The states (b, k, m - 1, h) of new tokens but the first; text (b, l): for one that never reads padding."""
+        asked = tokens, where, self.denoiser.mask_id, context, self.noise_levels(t)
         if getattr(self.network, "pad_id", None) is None:  # it need not take another argument
             return self.network.in_order(*asked)
         return self.network.in_order(*asked, text)
 
 
-class _Read(_OfDenoiser):
+class _Read(InOrder):
     """The denoiser's pass, and what is kept of it: states (n, h) at the positions, and the context."""
 
     def forward(self, x_t: Tensor, t: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(x_t, self._told(t), positions.clamp(max=x_t.numel() - 1), keep=True)
+        return self.network(x_t, self.noise_levels(t), positions.clamp(max=x_t.numel() - 1), keep=True)
 
 
-class States(_OfDenoiser):
+class States(InOrder):
     """The states (n, k, h) that predict what is new at flat positions, each from x_t and the new tokens before it.
 
     Those of a row's first one mean nothing: it is predicted from x_t alone.
@@ -123,7 +118,7 @@ class States(_OfDenoiser):
         b, k, l = candidates.shape
         row, number = absorbing.numbered(positions, l)
         tokens = candidates.gather(2, new.clamp(max=l - 1).unsqueeze(1).expand(-1, k, -1))
-        hidden = self._in_order(tokens, new, t, context, candidates[:, 0])
+        hidden = self.states_of(tokens, new, t, context, candidates[:, 0])
         return hidden[row.clamp(max=b - 1), :, (number - 1).clamp(0, new.shape[1] - 2)]  # padding may count further
 
 
@@ -134,7 +129,7 @@ class _Order(States):
         return super().forward(candidates, t, positions, context, new).squeeze(1)
 
 
-class _InOrder(nn.Module):
+class _Weigh(nn.Module):
     """The energy (b, k) from the context of x_t."""
 
     def __init__(self, denoiser: SubsDenoiser) -> None:
@@ -163,7 +158,7 @@ class _Alone(nn.Module):
     def __init__(self, denoiser: SubsDenoiser) -> None:
         super().__init__()
         self.read = _Read(denoiser)
-        self.weigh = _InOrder(denoiser)
+        self.weigh = _Weigh(denoiser)
 
     def forward(self, candidates: Tensor, t: Tensor, positions: Tensor, log_p: Tensor, x_t: Tensor) -> Tensor:
         b, l = x_t.shape

@@ -12,11 +12,12 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import contracts
+from edlm import contracts, costs
 from edlm.contracts import Energy, Reads, Scope
+from edlm.declaration import stage
 from edlm.models import autoregressive
 from edlm.nn.networks import EnergyNetwork
-from edlm.process import passes, schedules
+from edlm.process import schedules
 from edlm.process.schedules import Schedule
 
 E = TypeVar("E", bound=nn.Module)
@@ -24,8 +25,7 @@ E = TypeVar("E", bound=nn.Module)
 
 def zero() -> TensorDictModule:
     """`E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
-    found = TensorDictModule(_Zero(), in_keys=[contracts.CANDIDATES], out_keys=[contracts.ENERGY])
-    return declare(found, ("draft", "transition"), passes.NOTHING)
+    return declare(stage("candidates -> energy", _zero), ("draft", "transition"), costs.NOTHING)
 
 
 def declare(energy: E, scopes: tuple[Scope, ...], reads: Reads | None = None) -> E:
@@ -90,9 +90,7 @@ def residual_ar(
 def _of_network(module: "_Learned") -> TensorDictModule:
     if module.schedule is not None:
         schedules.require_finite_sigma(module.schedule, "energy")
-    return TensorDictModule(
-        module, in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.T], out_keys=[contracts.ENERGY]
-    )
+    return stage("candidates, x_t, t -> energy", module)
 
 
 def scaled(energy: TensorDictModuleBase, factor: float) -> TensorDictModuleBase:
@@ -113,9 +111,8 @@ def product(*experts: TensorDictModuleBase) -> TensorDictModuleBase:
     return _Sum(experts, [1.0] * len(experts))
 
 
-class _Zero(nn.Module):
-    def forward(self, candidates: Tensor) -> Tensor:
-        return torch.zeros(candidates.shape[:2], dtype=torch.float64, device=candidates.device)
+def _zero(candidates: Tensor) -> Tensor:
+    return torch.zeros(candidates.shape[:2], dtype=torch.float64, device=candidates.device)
 
 
 class _Learned(nn.Module):
@@ -168,7 +165,7 @@ class _Sum(TensorDictModuleBase):
         declare(
             self,
             tuple(scope for scope in scopes[0] if all(scope in each for each in scopes)),
-            passes.together(*(passes.of_energy(term) for term in terms)),
+            costs.together(*(costs.of_energy(term) for term in terms)),
         )
 
     def forward(self, tensordict: TensorDict) -> TensorDict:

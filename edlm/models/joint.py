@@ -11,12 +11,11 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import contracts
+from edlm import contracts, costs
 from edlm.contracts import Joint, Reads
+from edlm.declaration import stage
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
-from edlm.process import passes
-from edlm.process.stages import stage
 
 
 def energy(network: Joint) -> TensorDictModule:
@@ -105,7 +104,7 @@ class _Energy(nn.Module):
 
 def first(network: Joint, tokens: Tensor) -> TensorDict:
     """The state before the first step: the denoiser's only pass of its own."""
-    return TensorDict({contracts.X_T: tokens, contracts.STATES: network(tokens), contracts.OWED: passes.owed(tokens)})
+    return TensorDict({contracts.X_T: tokens, contracts.STATES: network(tokens), contracts.OWED: costs.whole(tokens)})
 
 
 def _states_at(states: Tensor, positions: Tensor) -> Tensor:

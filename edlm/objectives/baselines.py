@@ -1,13 +1,15 @@
 """Training of D3PM and SEDD."""
 
+from functools import partial
+
 import torch
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
 
-from edlm import contracts
+from edlm.declaration import sequence, stage
 from edlm.models.denoisers import D3pmDenoiser, SeddDenoiser
 from edlm.objectives import losses
-from edlm.objectives.denoising import _corrupt
+from edlm.objectives.denoising import corruption
 from edlm.process import absorbing, noise, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
@@ -21,21 +23,13 @@ def d3pm(denoiser: D3pmDenoiser, schedule: Schedule, num_steps: int, pad_id: int
     """
     if num_steps < 1:
         raise ValueError(f"num_steps = {num_steps} must be at least 1")
-    return TensorDictSequential(
+    masked = partial(_masked_on_grid, denoiser.mask_id, schedule, num_steps, pad_id)
+    return sequence(
         {
-            "corrupt": TensorDictModule(
-                _CorruptOnGrid(denoiser.mask_id, schedule, num_steps, pad_id),
-                in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
-                out_keys=[contracts.X_T, contracts.T, contracts.S, contracts.POSITIONS],
-            ),
+            "corrupt": stage("x_0, seed, row, step, num_rows -> x_t, t, s, positions", masked),
             "denoise": denoiser,
-            "objective": TensorDictModule(
-                _D3pmLoss(denoiser, schedule, num_steps),
-                in_keys=[contracts.HIDDEN, contracts.POSITIONS, contracts.X_0, contracts.T, contracts.S],
-                out_keys=[contracts.LOSS],
-            ),
-        },
-        inplace=False,
+            "objective": stage("hidden, positions, x_0, t, s -> loss", _D3pmLoss(denoiser, schedule, num_steps)),
+        }
     )
 
 
@@ -47,38 +41,34 @@ def score_entropy(
     The loss is `losses.sedd` summed over the masks of a row, in nats; see `denoising` for the rest.
     Raises ValueError unless 0 <= time_low < 1.
     """
-    return TensorDictSequential(
+    return sequence(
         {
-            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low, pad_id),
+            "corrupt": corruption(denoiser.mask_id, schedule, time_low, pad_id),
             "denoise": denoiser,
-            "objective": TensorDictModule(
-                _SeddLoss(denoiser, schedule),
-                in_keys=[contracts.HIDDEN, contracts.POSITIONS, contracts.X_0, contracts.T],
-                out_keys=[contracts.LOSS],
-            ),
-        },
-        inplace=False,
+            "objective": stage("hidden, positions, x_0, t -> loss", _SeddLoss(denoiser, schedule)),
+        }
     )
 
 
-class _CorruptOnGrid(nn.Module):
-    """Masks of a training batch at the start t of one of T equal steps, chosen uniformly: x_t, t, s and positions."""
-
-    def __init__(self, mask_id: int, schedule: Schedule, num_steps: int, pad_id: int | None) -> None:
-        super().__init__()
-        self.mask_id = mask_id
-        self.pad_id = pad_id
-        self.schedule = schedule
-        self.num_steps = num_steps
-
-    def forward(self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor) -> tuple[Tensor, ...]:
-        time_noise = noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1)
-        before = (schedules.stratified_times(time_noise, row, num_rows) * self.num_steps).floor()
-        t, s = (before + 1.0) / self.num_steps, before / self.num_steps
-        mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
-        padding = None if self.pad_id is None else x_0 == self.pad_id
-        x_t = absorbing.corrupt(x_0, self.schedule.alpha(t), mask_noise, self.mask_id, keep=padding)
-        return x_t, t, s, (x_t == self.mask_id).flatten().nonzero().squeeze(-1)
+def _masked_on_grid(
+    mask_id: int,
+    schedule: Schedule,
+    num_steps: int,
+    pad_id: int | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    step: Tensor,
+    num_rows: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Texts with masks at the start t of one of T equal steps, chosen uniformly: x_t, t, s and positions."""
+    time_noise = noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1)
+    before = (schedules.stratified_times(time_noise, row, num_rows) * num_steps).floor()
+    t, s = (before + 1.0) / num_steps, before / num_steps
+    mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
+    padding = None if pad_id is None else x_0 == pad_id
+    x_t = absorbing.corrupt(x_0, schedule.alpha(t), mask_noise, mask_id, keep=padding)
+    return x_t, t, s, (x_t == mask_id).flatten().nonzero().squeeze(-1)
 
 
 class _D3pmLoss(nn.Module):

@@ -3,18 +3,16 @@
 from functools import partial
 
 import torch
-from tensordict.nn import TensorDictModule, TensorDictSequential
-from torch import Tensor, nn
+from tensordict.nn import TensorDictSequential
+from torch import Tensor
 
-from edlm import contracts
-from edlm.models.chain_rule import _OfDenoiser, _Read
+from edlm.declaration import sequence, stage
+from edlm.models import chain_rule
 from edlm.models.denoisers import SubsDenoiser
 from edlm.objectives import denoising as denoising_objectives
 from edlm.objectives import transition
 from edlm.process import absorbing
 from edlm.process.schedules import Schedule
-
-_IN_ORDER = "log_prob_in_order"
 
 
 def denoising(
@@ -32,52 +30,29 @@ def denoising(
     num_steps: fewest and most steps of the grids to train for; their logarithm is uniform between them.
     Raises ValueError unless 1 <= fewest <= most, and for a network that is no `contracts.Ordered`.
     """
-    read = TensorDictModule(
-        _ReadMasked(denoiser),
-        in_keys=[contracts.X_T, contracts.T],
-        out_keys=[contracts.HIDDEN, contracts.CONTEXT, contracts.POSITIONS],
-    )
-    return TensorDictSequential(
+    mask_id = denoiser.mask_id
+    return sequence(
         {
-            "corrupt": transition.before_step(denoiser.mask_id, schedule, num_steps, pad_id),
-            "read": read,
+            "corrupt": transition.before_step(mask_id, schedule, num_steps, pad_id),
+            "masks": stage("x_t -> positions", lambda x_t: (x_t == mask_id).flatten().nonzero().squeeze(-1)),
+            "read": chain_rule.read(denoiser),
             "score": denoising_objectives.score(denoiser),
-            "order": TensorDictModule(
-                _ScoreInOrder(denoiser),
-                in_keys=[contracts.X_T, contracts.X_S, contracts.T, contracts.CONTEXT, contracts.LOG_PROB],
-                out_keys=[_IN_ORDER],
+            "order": stage("x_t, x_s, t, context, log_prob -> log_prob_in_order", _ScoreInOrder(denoiser)),
+            "objective": stage(
+                "x_0, x_t, x_s, log_prob, log_prob_in_order -> loss", partial(_both_bounds, mask_id, pad_id)
             ),
-            "objective": TensorDictModule(
-                partial(_both_bounds, denoiser.mask_id, pad_id),
-                in_keys=[contracts.X_0, contracts.X_T, contracts.X_S, contracts.LOG_PROB, _IN_ORDER],
-                out_keys=[contracts.LOSS],
-            ),
-        },
-        inplace=False,
+        }
     )
 
 
-class _ReadMasked(nn.Module):
-    """The pass over x_t, its states at all masks: (n, h), the context, and the masks' flat positions (n,)."""
-
-    def __init__(self, denoiser: SubsDenoiser) -> None:
-        super().__init__()
-        self.read = _Read(denoiser)
-        self.mask_id = denoiser.mask_id
-
-    def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        positions = (x_t == self.mask_id).flatten().nonzero().squeeze(-1)
-        return *self.read(x_t, t, positions), positions
-
-
-class _ScoreInOrder(_OfDenoiser):
+class _ScoreInOrder(chain_rule.InOrder):
     """`log q` of what is new in x_s, in order, zero elsewhere: (b, l); the first of a row is told by `log_prob`."""
 
     def forward(self, x_t: Tensor, x_s: Tensor, t: Tensor, context: Tensor, log_prob: Tensor) -> Tensor:
         new, l = x_t != x_s, x_t.shape[1]
         where = absorbing.places(new, max(1, int(new.sum(1).amax())))
         tokens = x_s.gather(1, where.clamp(max=l - 1))
-        hidden = self._in_order(tokens.unsqueeze(1), where, t, context, x_t)[:, 0]
+        hidden = self.states_of(tokens.unsqueeze(1), where, t, context, x_t)[:, 0]
         later = where[:, 1:] < l
         of_later = self.denoiser.token_log_prob(hidden[later], tokens[:, 1:][later])
         first = new & (new.cumsum(1) == 1)

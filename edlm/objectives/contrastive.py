@@ -1,20 +1,23 @@
 """Training of an energy: data against drafts of a frozen denoiser."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
-from torch import Tensor, nn
+from torch import Tensor
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy
+from edlm.declaration import sequence, stage
 from edlm.objectives import losses
-from edlm.objectives.denoising import _corrupt
-from edlm.process import noise, stages
+from edlm.objectives.denoising import corruption
+from edlm.process import noise
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
+from edlm.samplers import stages
 
 
 def contrastive(
@@ -33,7 +36,7 @@ def contrastive(
     Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1, and for an energy that reads the drafts'
     log-probabilities: it is fixed by them, and there are none of the data here.
     """
-    corrupt = _corrupt(denoiser.mask_id, schedule, time_low, pad_id)
+    corrupt = corruption(denoiser.mask_id, schedule, time_low, pad_id)
     return against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_0)
 
 
@@ -54,40 +57,35 @@ def against_draws(
         raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
     if contracts.LOG_P_CANDIDATES in energy.in_keys:
         raise ValueError(f"an energy that reads {contracts.LOG_P_CANDIDATES} cannot be trained by contrast")
-    draft = TensorDictSequential(
-        {
-            "denoise": denoiser,
-            "draw": negative_noise(num_negatives),
-            "propose": stages.propose(denoiser),
-        },
-        inplace=False,
-    )
-    return TensorDictSequential(
+    return sequence(
         {
             "corrupt": corrupt,
-            "draft": Frozen(draft),
-            "pair": TensorDictModule(
-                lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1),
-                in_keys=[positive, contracts.CANDIDATES],
-                out_keys=[contracts.CANDIDATES],
-            ),
-            "weigh": energy,
-            "objective": TensorDictModule(
+            "draft": Frozen(negatives(denoiser, num_negatives)),
+            "pair": paired(positive),
+            "weigh": energy,  # type: ignore[dict-item]
+            "objective": stage(
+                "energy -> loss",
                 lambda energies: objective(_at_least_float32(energies[:, 0]), _at_least_float32(energies[:, 1:])),
-                in_keys=[contracts.ENERGY],
-                out_keys=[contracts.LOSS],
             ),
-        },
-        inplace=False,
+        }
     )
 
 
-def negative_noise(num_negatives: int) -> TensorDictModule:
-    """Build the stage that draws the uniforms of negatives: `{x_0, positions, seed, row, step} -> {proposal_noise}`."""
-    return TensorDictModule(
-        _NegativeNoise(num_negatives),
-        in_keys=[contracts.X_0, contracts.POSITIONS, contracts.SEED, contracts.ROW, contracts.STEP],
-        out_keys=[contracts.PROPOSAL_NOISE],
+def negatives(denoiser: Denoiser, num_negatives: int) -> TensorDictSequential:
+    """Build the stages that draw negatives: `{x_t, t, positions, x_0, seed, row, step} -> {candidates, ...}`."""
+    return sequence(
+        {
+            "denoise": denoiser,  # type: ignore[dict-item]
+            "draw": stage("x_0, positions, seed, row, step -> proposal_noise", partial(_noise, num_negatives)),
+            "propose": stages.propose(denoiser),
+        }
+    )
+
+
+def paired(positive: str) -> TensorDictModule:
+    """Build the stage that puts what is true, the tokens under a key, before the candidates that are drawn."""
+    return stage(
+        f"{positive}, candidates -> candidates", lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1)
     )
 
 
@@ -110,17 +108,11 @@ class Frozen(TensorDictModuleBase):
             return tensordict.copy().update(self.stage(tensordict))
 
 
-class _NegativeNoise(nn.Module):
+def _noise(num_negatives: int, x_0: Tensor, positions: Tensor, seed: Tensor, row: Tensor, step: Tensor) -> Tensor:
     """Uniforms (n, num_negatives) for the drafts of a training step."""
-
-    def __init__(self, num_negatives: int) -> None:
-        super().__init__()
-        self.num_negatives = num_negatives
-
-    def forward(self, x_0: Tensor, positions: Tensor, seed: Tensor, row: Tensor, step: Tensor) -> Tensor:
-        length = x_0.shape[1]
-        owner = row[positions // length]
-        return noise.uniforms(seed, owner, step, Stream.NEGATIVES, positions % length, self.num_negatives)
+    length = x_0.shape[1]
+    owner = row[positions // length]
+    return noise.uniforms(seed, owner, step, Stream.NEGATIVES, positions % length, num_negatives)
 
 
 def _at_least_float32(energies: Tensor) -> Tensor:

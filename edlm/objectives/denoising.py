@@ -4,11 +4,14 @@ Every batch is `{x_0, seed, row, step, num_rows}`: its noise is a function of th
 batch is split nor on what was drawn before.
 """
 
+from functools import partial
+
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
 from edlm import contracts
 from edlm.contracts import Denoiser
+from edlm.declaration import sequence, stage
 from edlm.models import autoregressive, denoisers
 from edlm.objectives import losses
 from edlm.process import absorbing, categorical, noise, schedules
@@ -25,16 +28,13 @@ def denoising(
     runs on masked positions only. Padding is never masked, so it never counts.
     Raises ValueError unless 0 <= time_low < 1.
     """
-    return TensorDictSequential(
+    return sequence(
         {
-            "corrupt": _corrupt(denoiser.mask_id, schedule, time_low, pad_id),
-            "denoise": denoiser,
+            "corrupt": corruption(denoiser.mask_id, schedule, time_low, pad_id),
+            "denoise": denoiser,  # type: ignore[dict-item]
             "score": score(denoiser, weight=contracts.WEIGHT),
-            "objective": TensorDictModule(
-                losses.nelbo, in_keys=[contracts.LOG_PROB, contracts.WEIGHT], out_keys=[contracts.LOSS]
-            ),
-        },
-        inplace=False,
+            "objective": stage("log_prob, weight -> loss", losses.nelbo),
+        }
     )
 
 
@@ -44,14 +44,11 @@ def next_token(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int
     The loss is `-log p(x_0)` in nats per row, exact. `bos_id` stands in front of the text, so that every position
     counts; with None the first token is given and does not. Padding never counts.
     """
-    return TensorDictSequential(
+    return sequence(
         {
-            "score": TensorDictModule(
-                _ArScore(network, mask_id, bos_id, pad_id), in_keys=[contracts.X_0], out_keys=[contracts.LOG_PROB]
-            ),
-            "objective": TensorDictModule(losses.next_token, in_keys=[contracts.LOG_PROB], out_keys=[contracts.LOSS]),
-        },
-        inplace=False,
+            "score": stage("x_0 -> log_prob", _ArScore(network, mask_id, bos_id, pad_id)),
+            "objective": stage("log_prob -> loss", losses.next_token),
+        }
     )
 
 
@@ -61,28 +58,19 @@ def score(denoiser: Denoiser, weight: str | None = None) -> TensorDictModule:
     weight: the key of what the objective will multiply a row's log-probabilities with, (b,). Told before, the
     vocabulary head is run once and not twice; the gradients are those of any objective all the same.
     """
-    in_keys = [contracts.HIDDEN, contracts.POSITIONS, contracts.X_0, *([] if weight is None else [weight])]
-    return TensorDictModule(_Score(denoiser), in_keys=in_keys, out_keys=[contracts.LOG_PROB])
+    weighted = "" if weight is None else f", {weight}"
+    return stage(f"hidden, positions, x_0{weighted} -> log_prob", _Score(denoiser))
 
 
-class _Corrupt(nn.Module):
-    """Times, masks and NELBO weights of a training batch, from its noise keys."""
+def corruption(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None = None) -> TensorDictModule:
+    """Build the stage that masks texts at times of their own: `{x_0, seed, ...} -> {x_t, t, weight, positions}`.
 
-    def __init__(self, mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None) -> None:
-        super().__init__()
-        self.mask_id = mask_id
-        self.pad_id = pad_id
-        self.schedule = schedule
-        self.time_low = time_low
-
-    def forward(self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor) -> tuple[Tensor, ...]:
-        time_noise = noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1)
-        t = schedules.stratified_times(time_noise, row, num_rows, self.time_low)
-        mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
-        padding = None if self.pad_id is None else x_0 == self.pad_id
-        x_t = absorbing.corrupt(x_0, self.schedule.alpha(t), mask_noise, self.mask_id, keep=padding)
-        positions = (x_t == self.mask_id).flatten().nonzero().squeeze(-1)
-        return x_t, t, schedules.nelbo_weight(self.schedule, t), positions
+    Raises ValueError unless 0 <= time_low < 1.
+    """
+    if not 0.0 <= time_low < 1.0:
+        raise ValueError(f"time_low = {time_low} must lie in [0, 1)")
+    masked = partial(_masked, mask_id, schedule, time_low, pad_id)
+    return stage("x_0, seed, row, step, num_rows -> x_t, t, weight, positions", masked)
 
 
 class _Score(nn.Module):
@@ -117,11 +105,21 @@ class _ArScore(nn.Module):
         return autoregressive.ar_log_prob(self.network, x_0, self.mask_id, self.bos_id, counts)
 
 
-def _corrupt(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None) -> TensorDictModule:
-    if not 0.0 <= time_low < 1.0:
-        raise ValueError(f"time_low = {time_low} must lie in [0, 1)")
-    return TensorDictModule(
-        _Corrupt(mask_id, schedule, time_low, pad_id),
-        in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
-        out_keys=[contracts.X_T, contracts.T, contracts.WEIGHT, contracts.POSITIONS],
-    )
+def _masked(
+    mask_id: int,
+    schedule: Schedule,
+    time_low: float,
+    pad_id: int | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    step: Tensor,
+    num_rows: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Texts with masks (b, l), their times (b,), weights of the NELBO (b,), and the masks' flat positions (n,)."""
+    time_noise = noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1)
+    t = schedules.stratified_times(time_noise, row, num_rows, time_low)
+    mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
+    padding = None if pad_id is None else x_0 == pad_id
+    x_t = absorbing.corrupt(x_0, schedule.alpha(t), mask_noise, mask_id, keep=padding)
+    return x_t, t, schedules.nelbo_weight(schedule, t), (x_t == mask_id).flatten().nonzero().squeeze(-1)

@@ -5,15 +5,16 @@ from functools import partial
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
-from torch import Tensor, nn
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torch import Tensor
 
 from edlm import contracts
+from edlm.declaration import sequence, stage
+from edlm.models import joint
 from edlm.models.denoisers import SubsDenoiser
-from edlm.models.joint import network_of, read, weigh
 from edlm.objectives import contrastive as contrastive_objectives
 from edlm.objectives import denoising, losses, transition
-from edlm.process import noise, schedules, stages
+from edlm.process import noise, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
@@ -37,51 +38,28 @@ def contrastive(
     `num_tokens` too, and l is `num_tokens / num_rows`: the mean of the first part is then one over tokens.
     num_steps: fewest and most steps of the grids to train for; their logarithm is uniform between them.
     Of the T + 1 states of a grid the first, all masks, has no step before it, the last nothing left to predict.
-    Raises ValueError unless 1 <= fewest <= most and num_negatives >= 1, and for a denoiser as `network_of` does.
+    Raises ValueError unless 1 <= fewest <= most and num_negatives >= 1, and for a denoiser as `joint.network_of` does.
     """
     fewest, most = num_steps
     if not 1 <= fewest <= most:
         raise ValueError(f"num_steps = ({fewest}, {most}) must be the fewest and the most steps, 1 <= fewest <= most")
     if num_negatives < 1:
         raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
-    network = network_of(denoiser)
-    counted = [] if pad_id is None else [contracts.NUM_TOKENS, contracts.NUM_ROWS]
-    draft = TensorDictSequential(
+    network = joint.network_of(denoiser)
+    counted = "" if pad_id is None else ", num_tokens, num_rows"
+    put = partial(_at_state, denoiser.mask_id, schedule, fewest, most, pad_id)
+    loss = partial(_loss, nelbo_weight, energy_weight, objective)
+    return sequence(
         {
-            "denoise": denoiser,
-            "draw": contrastive_objectives.negative_noise(num_negatives),
-            "propose": stages.propose(denoiser),
-        },
-        inplace=False,
-    )
-    return TensorDictSequential(
-        {
-            "corrupt": TensorDictModule(
-                _AtState(denoiser.mask_id, schedule, fewest, most, pad_id),
-                in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
-                out_keys=[contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS, contracts.WEIGHT],
-            ),
-            "draft": _AsItStands(draft),
-            "pair": TensorDictModule(
-                lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1),
-                in_keys=[contracts.X_S, contracts.CANDIDATES],
-                out_keys=[contracts.CANDIDATES],
-            ),
-            "read": read(network),
-            "weigh": weigh(network),
-            "remain": TensorDictModule(
-                partial(_still_masked, denoiser.mask_id),
-                in_keys=[contracts.X_S, contracts.CANDIDATE_STATES],
-                out_keys=[contracts.POSITIONS, contracts.HIDDEN],
-            ),
+            "corrupt": stage("x_0, seed, row, step, num_rows -> x_t, t, x_s, positions, weight", put),
+            "draft": _AsItStands(contrastive_objectives.negatives(denoiser, num_negatives)),
+            "pair": contrastive_objectives.paired(contracts.X_S),
+            "read": joint.read(network),
+            "weigh": joint.weigh(network),
+            "remain": stage("x_s, candidate_states -> positions, hidden", partial(_still_masked, denoiser.mask_id)),
             "score": denoising.score(denoiser),
-            "objective": TensorDictModule(
-                partial(_loss, nelbo_weight, energy_weight, objective),
-                in_keys=[contracts.LOG_PROB, contracts.WEIGHT, contracts.ENERGY, *counted],
-                out_keys=[contracts.LOSS],
-            ),
-        },
-        inplace=False,
+            "objective": stage(f"log_prob, weight, energy{counted} -> loss", loss),
+        }
     )
 
 
@@ -107,36 +85,35 @@ class _AsItStands(TensorDictModuleBase):
                 module.training = True
 
 
-class _AtState(nn.Module):
+def _at_state(
+    mask_id: int,
+    schedule: Schedule,
+    fewest: int,
+    most: int,
+    pad_id: int | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    step: Tensor,
+    num_rows: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Texts at one of the T + 1 states of a random grid, x_s, and at the one before, x_t; weights of their NELBO.
 
     The sum over the states that are before a step is the T-step NELBO, of which one of T + 1 is drawn: its weight is
     `(T + 1) (alpha_s' - alpha_s) / (1 - alpha_s)`, with the next step's `s -> s'`, and zero at the end of the grid.
     """
-
-    def __init__(self, mask_id: int, schedule: Schedule, fewest: int, most: int, pad_id: int | None) -> None:
-        super().__init__()
-        self.mask_id = mask_id
-        self.schedule = schedule
-        self.fewest = fewest
-        self.most = most
-        self.pad_id = pad_id
-
-    def forward(
-        self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        when, how_many = noise.uniforms(seed, row, step, Stream.TIME, count=2).unbind(-1)
-        num_steps = transition.steps_between(self.fewest, self.most, how_many)
-        left = (schedules.stratified_times(when, row, num_rows) * (num_steps + 1)).floor()  # steps to go: 0..T
-        maskable = torch.ones_like(x_0, dtype=torch.bool) if self.pad_id is None else x_0 != self.pad_id
-        reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
-        masked_for = transition.steps_masked(reveal_noise, self.schedule, num_steps)
-        x_t = torch.where(maskable & (masked_for <= left.unsqueeze(-1) + 1), self.mask_id, x_0)
-        x_s = torch.where(maskable & (masked_for <= left.unsqueeze(-1)), self.mask_id, x_0)
-        alpha, alpha_next = (self.schedule.alpha(steps.clamp(min=0) / num_steps) for steps in (left, left - 1))
-        share = torch.where(left > 1, (alpha_next - alpha) / (1.0 - alpha), left)  # the last step reveals all
-        positions = (x_t != x_s).flatten().nonzero().squeeze(-1)
-        return x_t, ((left + 1) / num_steps).clamp(max=1.0), x_s, positions, (num_steps + 1) * share
+    when, how_many = noise.uniforms(seed, row, step, Stream.TIME, count=2).unbind(-1)
+    num_steps = transition.steps_between(fewest, most, how_many)
+    left = (schedules.stratified_times(when, row, num_rows) * (num_steps + 1)).floor()  # steps to go: 0..T
+    maskable = torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
+    reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
+    masked_for = transition.steps_masked(reveal_noise, schedule, num_steps)
+    x_t = torch.where(maskable & (masked_for <= left.unsqueeze(-1) + 1), mask_id, x_0)
+    x_s = torch.where(maskable & (masked_for <= left.unsqueeze(-1)), mask_id, x_0)
+    alpha, alpha_next = (schedule.alpha(steps.clamp(min=0) / num_steps) for steps in (left, left - 1))
+    share = torch.where(left > 1, (alpha_next - alpha) / (1.0 - alpha), left)  # the last step reveals all
+    positions = (x_t != x_s).flatten().nonzero().squeeze(-1)
+    return x_t, ((left + 1) / num_steps).clamp(max=1.0), x_s, positions, (num_steps + 1) * share
 
 
 def _still_masked(mask_id: int, x_s: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:

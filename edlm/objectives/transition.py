@@ -10,13 +10,15 @@ transitions: what is masked in x_s is unknown, not improbable.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from torch import Tensor, nn
+from torch import Tensor
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy
+from edlm.declaration import stage
 from edlm.objectives import contrastive as contrastive_objectives
 from edlm.objectives import losses
 from edlm.process import absorbing, noise, schedules
@@ -56,39 +58,35 @@ def before_step(
     fewest, most = num_steps
     if not 1 <= fewest <= most:
         raise ValueError(f"num_steps = ({fewest}, {most}) must be the fewest and the most steps, 1 <= fewest <= most")
-    return TensorDictModule(
-        _BeforeStep(mask_id, schedule, fewest, most, pad_id),
-        in_keys=[contracts.X_0, contracts.SEED, contracts.ROW, contracts.STEP, contracts.NUM_ROWS],
-        out_keys=[contracts.X_T, contracts.T, contracts.X_S, contracts.POSITIONS],
-    )
+    put = partial(_before_step, mask_id, schedule, fewest, most, pad_id)
+    return stage("x_0, seed, row, step, num_rows -> x_t, t, x_s, positions", put)
 
 
-class _BeforeStep(nn.Module):
+def _before_step(
+    mask_id: int,
+    schedule: Schedule,
+    fewest: int,
+    most: int,
+    pad_id: int | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    step: Tensor,
+    num_rows: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Texts before and after a step of a random grid: x_t (b, l), t (b,), x_s (b, l), revealed flat positions (n,)."""
-
-    def __init__(self, mask_id: int, schedule: Schedule, fewest: int, most: int, pad_id: int | None) -> None:
-        super().__init__()
-        self.mask_id = mask_id
-        self.schedule = schedule
-        self.fewest = fewest
-        self.most = most
-        self.pad_id = pad_id
-
-    def forward(
-        self, x_0: Tensor, seed: Tensor, row: Tensor, step: Tensor, num_rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        when, how_many, which = noise.uniforms(seed, row, step, Stream.TIME, count=3).unbind(-1)
-        num_steps = steps_between(self.fewest, self.most, how_many)
-        maskable = torch.ones_like(x_0, dtype=torch.bool) if self.pad_id is None else x_0 != self.pad_id
-        picked = _nth(maskable, which)
-        reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
-        reveal_noise = reveal_noise.scatter(1, picked, schedules.stratified_times(when, row, num_rows).unsqueeze(-1))
-        masked_for = steps_masked(reveal_noise, self.schedule, num_steps)
-        now = masked_for.gather(1, picked)
-        x_t = torch.where(maskable & (masked_for <= now), self.mask_id, x_0)
-        x_s = torch.where(maskable & (masked_for < now), self.mask_id, x_0)
-        positions = (x_t != x_s).flatten().nonzero().squeeze(-1)
-        return x_t, now.squeeze(1) / num_steps, x_s, positions
+    when, how_many, which = noise.uniforms(seed, row, step, Stream.TIME, count=3).unbind(-1)
+    num_steps = steps_between(fewest, most, how_many)
+    maskable = torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
+    picked = _nth(maskable, which)
+    reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
+    reveal_noise = reveal_noise.scatter(1, picked, schedules.stratified_times(when, row, num_rows).unsqueeze(-1))
+    masked_for = steps_masked(reveal_noise, schedule, num_steps)
+    now = masked_for.gather(1, picked)
+    x_t = torch.where(maskable & (masked_for <= now), mask_id, x_0)
+    x_s = torch.where(maskable & (masked_for < now), mask_id, x_0)
+    positions = (x_t != x_s).flatten().nonzero().squeeze(-1)
+    return x_t, now.squeeze(1) / num_steps, x_s, positions
 
 
 def steps_between(fewest: int, most: int, share: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictSequential
-from torch import Tensor, nn
+from tensordict.nn import TensorDictSequential
+from torch import Tensor
 
 from edlm import contracts
+from edlm.declaration import sequence, stage
 from edlm.models.denoisers import D3pmDenoiser, SeddDenoiser
 from edlm.process import absorbing, categorical, finite, noise, schedules
 from edlm.process.noise import Stream
@@ -109,84 +110,75 @@ def sample(
 def _d3pm_law(denoiser: D3pmDenoiser, hidden: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
     log_p = denoiser.log_prob(hidden).double()
     log_mask = log_p[:, denoiser.mask_id]
-    tokens = _without_mask(log_p, denoiser.mask_id)
+    tokens = without_mask(log_p, denoiser.mask_id)
     stay = torch.logaddexp((1.0 - alpha_s).log() + tokens.logsumexp(-1), log_mask)
     weights = tokens + (alpha_s - alpha_t).log().unsqueeze(-1)
     return _with_mask(weights, denoiser.mask_id, torch.where(alpha_s < 1.0, stay, -torch.inf)).log_softmax(-1)
 
 
 def _analytic_law(denoiser: SeddDenoiser, hidden: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
-    log_score = _without_mask(denoiser.log_score(hidden, alpha_t).double(), denoiser.mask_id)
+    log_score = without_mask(denoiser.log_score(hidden, alpha_t).double(), denoiser.mask_id)
     tokens = log_score + ((alpha_s - alpha_t) / alpha_t).log().unsqueeze(-1)
     left = (1.0 - tokens.logsumexp(-1).exp()).clamp(min=0.0)
     return _with_mask(tokens, denoiser.mask_id, torch.where(alpha_s < 1.0, left.log(), -torch.inf)).log_softmax(-1)
 
 
-class _Move(nn.Module):
+def _move(
+    log_law: LogLaw,
+    schedule: Schedule,
+    hidden: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    positions: Tensor,
+    uniforms: Tensor,
+) -> tuple[Tensor, Tensor]:
     """What stands at the masked positions at s, one uniform each: tokens (b, l), and log-probabilities (n,)."""
-
-    def __init__(self, log_law: LogLaw, schedule: Schedule) -> None:
-        super().__init__()
-        self.log_law = log_law
-        self.schedule = schedule
-
-    def forward(
-        self, hidden: Tensor, x_t: Tensor, t: Tensor, s: Tensor, positions: Tensor, uniforms: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        owner = positions // x_t.shape[1]
-        alphas = self.schedule.alpha(t)[owner], _alpha_end(self.schedule, s)[owner]
-        drawn = categorical.inverse_cdf(self.log_law(hidden, *alphas), uniforms)
-        moved = x_t.flatten().index_copy(0, positions, drawn.tokens.squeeze(-1)).view_as(x_t)
-        return moved, drawn.log_prob.squeeze(-1)
+    owner = positions // x_t.shape[1]
+    alphas = schedule.alpha(t)[owner], alpha_after(schedule, s)[owner]
+    drawn = categorical.inverse_cdf(log_law(hidden, *alphas), uniforms)
+    moved = x_t.flatten().index_copy(0, positions, drawn.tokens.squeeze(-1)).view_as(x_t)
+    return moved, drawn.log_prob.squeeze(-1)
 
 
 def _reverse(denoiser: D3pmDenoiser | SeddDenoiser, schedule: Schedule, log_law: LogLaw) -> Reverse:
-    move = TensorDictModule(
-        _Move(log_law, schedule),
-        in_keys=[
-            contracts.HIDDEN,
-            contracts.X_T,
-            contracts.T,
-            contracts.S,
-            contracts.POSITIONS,
-            contracts.PROPOSAL_NOISE,
-        ],
-        out_keys=[contracts.X_S, contracts.LOG_P_PROPOSED],
+    move = stage(
+        "hidden, x_t, t, s, positions, proposal_noise -> x_s, log_p_proposed", partial(_move, log_law, schedule)
     )
-    return Reverse(
-        schedule, denoiser, log_law, TensorDictSequential({"denoise": denoiser, "move": move}, inplace=False)
-    )
+    return Reverse(schedule, denoiser, log_law, sequence({"denoise": denoiser, "move": move}))
 
 
 def _state(x_t: Tensor, row: Tensor, t: Tensor, s: Tensor, seed: int, number: int, mask_id: int) -> TensorDict:
     """What a step reads: the tokens of the rows that have masks, their time and their noise."""
-    positions, owner = _masks(x_t, mask_id)
+    positions, owner = masks_of(x_t, mask_id)
     uniforms = noise.uniforms(seed, row[owner], number, Stream.PROPOSAL, positions % x_t.shape[1])
     ends = {contracts.S: s.expand(len(row)), contracts.PROPOSAL_NOISE: uniforms}
-    return _question(x_t, t.expand(len(row)), positions).update(ends)
+    return asked(x_t, t.expand(len(row)), positions).update(ends)
 
 
-def _question(x_t: Tensor, t: Tensor, positions: Tensor) -> TensorDict:
+def asked(x_t: Tensor, t: Tensor, positions: Tensor) -> TensorDict:
+    """What a denoiser is given: tokens (b, l), times (b,) and flat positions (n,)."""
     return TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions})
 
 
-def _masks(x_t: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+def masks_of(x_t: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
     """Flat positions (n,) of the masks and the row of each."""
     positions = (x_t == mask_id).flatten().nonzero().squeeze(-1)
     return positions, positions // x_t.shape[1]
 
 
-def _kept(schedule: Schedule, t: Tensor) -> Tensor:
+def visible_share(schedule: Schedule, t: Tensor) -> Tensor:
     """The share of visible tokens at t on the way from all masks: `1 - (1 - alpha(t)) / (1 - alpha(1))`."""
     return 1.0 - (1.0 - schedule.alpha(t)) / (1.0 - schedule.alpha(torch.ones_like(t)))
 
 
-def _alpha_end(schedule: Schedule, s: Tensor) -> Tensor:
+def alpha_after(schedule: Schedule, s: Tensor) -> Tensor:
     """`alpha(s)`, and exactly 1 at s = 0: the last step leaves no mask, whatever the schedule."""
     return torch.where(s > 0.0, schedule.alpha(s), 1.0)
 
 
-def _without_mask(log_p: Tensor, mask_id: int) -> Tensor:
+def without_mask(log_p: Tensor, mask_id: int) -> Tensor:
+    """Log-probabilities (n, v) with no chance of the mask."""
     return log_p.index_fill(-1, torch.tensor([mask_id], device=log_p.device), -torch.inf)
 
 
@@ -194,5 +186,6 @@ def _with_mask(log_p: Tensor, mask_id: int, value: Tensor) -> Tensor:
     return log_p.index_copy(-1, torch.tensor([mask_id], device=log_p.device), value.unsqueeze(-1))
 
 
-def _sum_of_rows(values: Tensor, owner: Tensor, b: int) -> Tensor:
+def sum_of_rows(values: Tensor, owner: Tensor, b: int) -> Tensor:
+    """Sum values (n,) over the rows that own them: (b,)."""
     return values.new_zeros(b).index_add(0, owner, values)

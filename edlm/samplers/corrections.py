@@ -14,11 +14,12 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from edlm import costs
 from edlm.contracts import Denoiser, Energy, Reads, Scope
+from edlm.declaration import Stages
 from edlm.models import chain_rule, energies, joint
 from edlm.models.denoisers import SubsDenoiser
-from edlm.process import finite, particles, passes
-from edlm.process.stages import Stages
+from edlm.process import finite, particles
 from edlm.samplers import kernel
 
 
@@ -88,7 +89,7 @@ class OfEnergy:
     def parts(self, denoiser: Denoiser) -> Parts:
         """The denoiser's pass, and the energy's over every candidate."""
         scope = self.scope or energies.scopes_of(self.energy)[0]
-        reads = passes.of_energy(self.energy)
+        reads = costs.of_energy(self.energy)
         return Parts(self.energy, scope, {"denoise": denoiser}, {"weigh": self.energy}, reads)  # type: ignore[dict-item]
 
 

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 from tensordict.nn import TensorDictSequential
 
+from edlm import costs, declaration
 from edlm.contracts import Denoiser, Positions
-from edlm.process import finite, particles, passes, schedules, stages
+from edlm.process import finite, particles, schedules
 from edlm.samplers import kernel as kernels
-from edlm.samplers import plans, selections, speculative
+from edlm.samplers import passes, plans, selections, speculative, stages
 from edlm.samplers.corrections import Correction, Parts
 from edlm.samplers.kernel import Kernel, Looped
 from edlm.samplers.plans import Expected, Plan
@@ -116,7 +117,7 @@ def kernel_of(sampler: Sampler) -> Kernel:
     """Build what takes a sampler's steps: the one place where stages are put together."""
     parts, denoiser = sampler.parts, sampler.denoiser
     proposed = {"propose": stages.propose(denoiser, *sampler.proposal)}
-    plain = stages.sequence(
+    plain = declaration.sequence(
         {"denoise": denoiser, **proposed, "reveal": stages.reveal_first(), "count": passes.plain()}  # type: ignore[dict-item]
     )
     outside = Kernel(denoiser, kernels.init, partial(kernels.draw, 1), plain, "revealed", 1)
@@ -139,10 +140,10 @@ def kernel_of(sampler: Sampler) -> Kernel:
     }
     if isinstance(sampler.candidates, UntilEss):
         log_weights = partial(particles.log_weights, temperature=temperature)
-        expect, weigh_, finish_ = (stages.sequence(each) for each in (parts.before, weigh, finish))
+        expect, weigh_, finish_ = (declaration.sequence(each) for each in (parts.before, weigh, finish))
         step = Rounds(expect, weigh_, finish_, log_weights, choose, sampler.candidates)
     else:
-        step = stages.sequence({**parts.before, **weigh, "select": stages.select(choose, temperature), **finish})
+        step = declaration.sequence({**parts.before, **weigh, "select": stages.select(choose, temperature), **finish})
     proposes: Positions = "masked" if parts.scope == "draft" else "revealed"
     draw = partial(kernels.draw, sampler.most)
     return Kernel(denoiser, parts.init, draw, step, proposes, sampler.most, outside)
@@ -152,8 +153,8 @@ def describe(sampler: Sampler) -> str:
     """The algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them."""
     step = kernel_of(sampler).step
     if not isinstance(step, Looped):
-        return stages.describe(step)  # type: ignore[arg-type]
-    lines = [stages.describe(part) for part in step.parts]  # type: ignore[arg-type]
+        return declaration.algorithm(step)  # type: ignore[arg-type]
+    lines = [declaration.algorithm(part) for part in step.parts]  # type: ignore[arg-type]
     for index in step.repeated:
         lines[index] = "\n".join(f"| {line}" for line in lines[index].splitlines())
     return "\n".join([lines[0], f"in rounds, {_rounds(sampler)}:", *lines[1:]])
@@ -174,8 +175,8 @@ def expected_passes(sampler: Sampler, length: int) -> float:
         return plan.passes
     k = _VERIFICATIONS if sampler.chooses.in_order else sampler.most
     masked = length * plan.revealed if parts.scope == "transition" else plan.corrected * (length + 1) / 2
-    read = passes.tokens(parts.reads, k, 1.0, length) * plan.corrected
-    read += passes.tokens(parts.reads._replace(texts=0, candidates=0), k, masked - plan.corrected + 1.0, length)
+    read = costs.tokens(parts.reads, k, 1.0, length) * plan.corrected
+    read += costs.tokens(parts.reads._replace(texts=0, candidates=0), k, masked - plan.corrected + 1.0, length)
     denoised = plan.passes - plan.corrected + plan.entered if parts.carries else plan.passes
     return denoised + read / length
 

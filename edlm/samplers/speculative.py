@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Reads
-from edlm.process import absorbing, categorical, passes
-from edlm.process.stages import Stages, sequence, stage
-from edlm.samplers import kernel
+from edlm.declaration import Stages, sequence, stage
+from edlm.process import absorbing, categorical
+from edlm.samplers import kernel, passes
 from edlm.samplers.kernel import Looped
 
 NUMBERS = 3  # uniforms of a position: what is proposed, whether that is accepted, and what is resampled in its place

@@ -10,7 +10,7 @@ import torch
 from edlm.runs import files, locks, processes
 from edlm.training import log, state
 from edlm.training.resume import SettingsChanged
-from edlm.weights import checkpoints, loading
+from edlm.weights import checkpoints, loading, whole
 from edlm.weights.kinds import BASELINES
 from edlm.weights.loading import Found
 
@@ -73,6 +73,6 @@ def _has_report(path: str) -> bool:
     if newest is None or not (folder / log.CURVES).is_file():
         return False
     try:
-        return checkpoints.read_json(folder / files.REPORT).get("step") == state.load(newest)["step"]
+        return whole.read_json(folder / files.REPORT).get("step") == state.load(newest)["step"]
     except ValueError:  # missing or damaged
         return False

@@ -10,30 +10,24 @@ in its first save are told by `checkpoints/first.json`, which stands there only 
 """
 
 import json
-import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edlm import limits
 from edlm.data.vocabulary import Vocabulary, load_vocabulary
 from edlm.nn import networks
 from edlm.process import finite
-from edlm.weights import permitted, tensors
+from edlm.weights import permitted, pointers, tensors, whole
 
 N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
 HASHES = "sha256"  # the key of both json files under which hashes stand
 OWN_KEYS = frozenset({"class", "arguments", "vocabulary", HASHES})  # of `network.json`, which are no notes
 _WEIGHTS, _STATE = "network.safetensors", "training.safetensors"
-_FIRST = "first.json"
-_STEP = re.compile(r"step_\d{8,}")
 _TENSOR = "tensor:"  # prefix of a name that stands for a tensor in the json of a training state
 
 
@@ -42,7 +36,7 @@ def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes
 
     Raises ValueError naming the folder if it cannot be written, with nothing left of it.
     """
-    write_folder(Path(folder), lambda target: _fill_network(target, network, vocabulary, notes))
+    whole.write_folder(Path(folder), lambda target: _fill_network(target, network, vocabulary, notes))
 
 
 def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify: bool = True) -> nn.Module:
@@ -131,7 +125,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
     Raises ValueError naming the file, and for a note that names what is not in the tables of `permitted`.
     """
-    description = read_json(folder / "network.json")
+    description = whole.read_json(folder / "network.json")
     missing = OWN_KEYS - {HASHES} - set(description)
     if missing:
         raise ValueError(f"{folder}/network.json: lacks {', '.join(sorted(missing))}")
@@ -164,15 +158,15 @@ def save_checkpoint(
     newest = last_checkpoint(run)
     if newest != folder:  # else a run that ends on a saving step
         if newest is None:
-            _write_first(run / "checkpoints" / _FIRST, folder)
+            pointers.write_first(run / "checkpoints" / pointers.FIRST, folder)
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut off before `last.json` named it
-        write_folder(folder, fill, still_good=newest)
-        _write_pointer(run / "checkpoints" / "last.json", {"folder": folder.name}, folder)
+        whole.write_folder(folder, fill, still_good=newest)
+        pointers.write_pointer(run / "checkpoints" / pointers.LAST, {"folder": folder.name}, folder)
     best_folder = None if best is None else run / "checkpoints" / f"step_{best['step']:08d}"
-    (run / "checkpoints" / _FIRST).unlink(missing_ok=True)
+    (run / "checkpoints" / pointers.FIRST).unlink(missing_ok=True)
     if best is not None and best_folder is not None and best_folder.is_dir():
-        _write_pointer(run / "checkpoints" / "best.json", {"folder": best_folder.name, **best}, folder)
-    _remove_old(run / "checkpoints", folder.name, keep_last)
+        pointers.write_pointer(run / "checkpoints" / pointers.BEST, {"folder": best_folder.name, **best}, folder)
+    pointers.remove_old(run / "checkpoints", folder.name, keep_last)
     return folder
 
 
@@ -182,16 +176,16 @@ def last_checkpoint(run: str | Path) -> Path | None:
     Raises ValueError, which says what to do, if `last.json` is damaged, names what is gone, or is missing beside
     checkpoints.
     """
-    pointer = Path(run) / "checkpoints" / "last.json"
-    newest = _pointed(pointer)
+    pointer = Path(run) / "checkpoints" / pointers.LAST
+    newest = pointers.pointed(pointer)
     if newest is None:
-        _refuse_lost(pointer)
+        pointers.refuse_lost(pointer)
     return newest
 
 
 def best_checkpoint(run: str | Path) -> Path | None:
     """The checkpoint of the least held-out loss, None if none was kept. Raises ValueError as `last_checkpoint` does."""
-    return _pointed(Path(run) / "checkpoints" / "best.json")
+    return pointers.pointed(Path(run) / "checkpoints" / pointers.BEST)
 
 
 def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
@@ -201,7 +195,7 @@ def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
     missing, broken or changed.
     """
     file = folder / "training.json"
-    record = read_json(file)
+    record = whole.read_json(file)
     values = tensors.read_safetensors(folder / _STATE)
     if verify:
         _verify(folder, record, _STATE)
@@ -213,82 +207,6 @@ def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{file}: its key 'state' holds no training state, but {type(state).__name__}")
     return state
-
-
-def _pointed(pointer: Path) -> Path | None:
-    if not os.path.lexists(pointer):
-        return None
-    try:
-        name = read_json(pointer).get("folder")
-        if not (isinstance(name, str) and _STEP.fullmatch(name)):
-            raise ValueError(f"{pointer}: folder = {name!r} must be the name of a checkpoint")
-    except ValueError as error:
-        raise ValueError(f"{error}{_remedy(pointer)}") from error
-    if not (pointer.parent / name).is_dir():
-        raise ValueError(f"{pointer} names {name}, which is not there{_remedy(pointer)}")
-    return pointer.parent / name
-
-
-def _refuse_lost(pointer: Path) -> None:
-    """Raise ValueError if checkpoints are there but no `last.json`, unless the first save of the run was cut off."""
-    there = _steps_in(pointer.parent)
-    first = pointer.with_name(_FIRST)
-    cut_off = {str(read_json(first).get("folder"))} if there and first.is_file() else set()
-    if set(there) - cut_off:
-        raise ValueError(f"{pointer} is missing, and {len(there)} checkpoints are there{_remedy(pointer)}")
-
-
-def _remedy(pointer: Path) -> str:
-    """What to do about a pointer that is lost or damaged."""
-    there = _steps_in(pointer.parent)
-    if not there:
-        return ""
-    which = "to go on from the last of those there" if pointer.name == "last.json" else "or the best of those there"
-    content = json.dumps({"folder": there[-1]})
-    return (
-        f": write {content} into {pointer.name} {which} ({', '.join(there[-3:])}), or use another output_dir; nothing "
-        "was removed"
-    )
-
-
-def _steps_in(checkpoints: Path) -> list[str]:
-    """Names of the checkpoints there, the latest step last."""
-    found = [folder.name for folder in checkpoints.glob("step_*") if _STEP.fullmatch(folder.name)]
-    return sorted(found, key=lambda name: (len(name), name))
-
-
-def _write_first(marker: Path, folder: Path) -> None:
-    """Say that a run's first save is under way. Raises ValueError naming the folder if nothing can be written there."""
-    try:
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        write_json(marker, {"folder": folder.name})
-    except OSError as error:
-        raise ValueError(f"cannot write {folder}: {error}") from error
-
-
-def _write_pointer(pointer: Path, content: Mapping[str, Any], still_good: Path) -> None:
-    """Write `last.json` or `best.json`. Raises ValueError naming it if it cannot be."""
-    try:
-        write_json(pointer, content)
-    except OSError as error:
-        raise ValueError(f"cannot write {pointer}: {error}; {still_good} is whole") from error
-
-
-def _remove_old(checkpoints: Path, newest: str, keep_last: int) -> None:
-    """Remove all but the last ones up to the newest, and the best; and what a run that was cut off left behind.
-
-    Checkpoints of later steps are such: the run went on from an earlier one.
-    """
-    folders = sorted(folder.name for folder in checkpoints.glob("step_*"))
-    kept = set([name for name in folders if name <= newest][-keep_last:])
-    best = checkpoints / "best.json"
-    kept |= {str(read_json(best).get("folder"))} if best.is_file() else set()
-    for name in [name for name in folders if name not in kept]:
-        hidden = checkpoints / f".{name}.partial"  # half a checkpoint is never seen under its name
-        shutil.rmtree(hidden, ignore_errors=True)
-        os.rename(checkpoints / name, hidden)
-    for partial in checkpoints.glob(".*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
@@ -304,7 +222,7 @@ def _fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, note
     saved = {"class": type(plain).__name__, "arguments": plain.arguments, "vocabulary": vocabulary.fingerprint}
     hashes = {name: tensors.sha256(target / name) for name in (_WEIGHTS, *Vocabulary.FILES)}
     hashes["arguments"] = tensors.digest([saved["class"], json.loads(json.dumps(saved["arguments"]))])
-    write_json(target / "network.json", {**saved, **notes, HASHES: hashes})
+    whole.write_json(target / "network.json", {**saved, **notes, HASHES: hashes})
 
 
 def _fill_state(target: Path, state: Mapping[str, Any]) -> None:
@@ -312,7 +230,7 @@ def _fill_state(target: Path, state: Mapping[str, Any]) -> None:
     encoded = _encode(state, values)
     save_file(values, target / _STATE)
     hashes = {_STATE: tensors.sha256(target / _STATE), "state": tensors.digest(encoded)}
-    write_json(target / "training.json", {"state": encoded, HASHES: hashes})
+    whole.write_json(target / "training.json", {"state": encoded, HASHES: hashes})
 
 
 def _hashes(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -331,26 +249,6 @@ def _verify(folder: Path, record: Mapping[str, Any], *names: str) -> None:
             tensors.require_hash(tensors.sha256(folder / name), hashes[name], folder / name)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], still_good: Path | None = None) -> None:
-    """Fill a temporary folder, flush it to disk and rename it; on failure remove it and say what still stands.
-
-    Raises ValueError naming the folder if it cannot be written.
-    """
-    temporary = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        for file in [*temporary.iterdir(), temporary]:
-            _flush(file)
-        os.rename(temporary, folder)
-        _flush(folder.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        kept = "" if still_good is None else f"; the last good checkpoint is {still_good}"
-        raise ValueError(f"cannot write {folder}: {error}{kept}") from error
-
-
 def _require_shapes(outline: nn.Module, file: Path) -> None:
     """Raise ValueError naming each parameter that the file lacks, has beside, or has in another shape."""
     expected = {name: tuple(value.shape) for name, value in outline.state_dict().items()}
@@ -364,41 +262,6 @@ def _require_shapes(outline: nn.Module, file: Path) -> None:
     ]
     if problems:
         raise ValueError(f"{file}: {'; '.join(sorted(problems)[:5])}")
-
-
-def read_json(file: Path, most: int = limits.JSON_BYTES) -> dict[str, Any]:
-    """The object of a json file of at most so many bytes.
-
-    Raises ValueError naming the file if it is missing, broken, larger or no object.
-    """
-    limits.require_small(file, most)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid json ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: not a json object")
-    return content
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a json file that is there whole or not at all."""
-    temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _flush(temporary)
-    os.replace(temporary, file)
-    _flush(file.parent)
-
-
-def _flush(path: Path) -> None:
-    """Have the file or folder on the disk before anything that relies on it is written."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:

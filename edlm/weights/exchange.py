@@ -14,7 +14,7 @@ from torch import Tensor
 from edlm.data import vocabulary
 from edlm.data.vocabulary import END_OF_TEXT, Vocabulary
 from edlm.nn.networks import EnergyNetwork, Transformer
-from edlm.weights import checkpoints, foreign, published
+from edlm.weights import checkpoints, foreign, published, whole
 from edlm.weights.foreign import Weights
 
 TEXT8 = "text8"  # the name of a vocabulary, where the path of a tokenizer is asked for
@@ -91,9 +91,9 @@ def export(path: str | Path, out: Path) -> Rows:
         words.save(target)
         state = {f"backbone.{name}": value for name, value in published.export(network).items()}
         save_file(state, target / "model.safetensors", {"format": "pt"})
-        checkpoints.write_json(target / "config.json", _hf_config(network, words, notes))
+        whole.write_json(target / "config.json", _hf_config(network, words, notes))
 
-    checkpoints.write_folder(out, fill)
+    whole.write_folder(out, fill)
     return _table(f"network folder {folder}", network, words, notes)
 
 

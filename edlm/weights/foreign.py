@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.weights import checkpoints, inert, permitted, tensors
+from edlm.weights import checkpoints, inert, permitted, tensors, whole
 
 # What stands before a parameter's name in a file, and which network it then belongs to; the first that fits counts.
 _ONLY = "only"
@@ -75,7 +75,7 @@ def read(path: str | Path, part: str | None = None) -> Weights:
 
 
 def _read_folder(folder: Path, part: str | None) -> Weights:
-    config = checkpoints.read_json(folder / "config.json")
+    config = whole.read_json(folder / "config.json")
     if config.get("model_type") != "mdlm":
         raise ValueError(
             f"{folder}: model_type = {config.get('model_type')!r} must be mdlm; edlm.large reads llada and Dream"

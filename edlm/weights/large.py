@@ -23,7 +23,7 @@ from edlm.data import formats, tokenizer_files
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork, bidirectional
-from edlm.weights import checkpoints
+from edlm.weights import whole
 from edlm.weights.tensors import read_safetensors, unwrapped
 
 # Names of LLaDA's parameters as a Llama's: those above the blocks, and those of block i.
@@ -99,12 +99,12 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
     Raises ValueError naming what is missing.
     """
     folder = Path(folder)
-    config = checkpoints.read_json(folder / "config.json")
+    config = whole.read_json(folder / "config.json")
     mask_id = _count(folder, config, "mask_token_id")
     file = Path(tokenizer or folder / "tokenizer.json")
     if file.exists():
         formats.require_file(file)
-    content = checkpoints.read_json(file, limits.TOKENIZER_BYTES)
+    content = whole.read_json(file, limits.TOKENIZER_BYTES)
     words = tokenizer_files.parse(file, tokenizer_files.EXPECTED, partial(_without_mask, content, mask_id))
     size = _count(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
     specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
@@ -139,9 +139,7 @@ def require_same_tokens(vocabulary: Vocabulary, folder: str | Path) -> None:
     file = Path(folder) / "tokenizer.json"
     if not file.is_file():
         return
-    if _deciding(vocabulary.tokenizer.to_str()) != _deciding(
-        json.dumps(checkpoints.read_json(file, limits.TOKENIZER_BYTES))
-    ):
+    if _deciding(vocabulary.tokenizer.to_str()) != _deciding(json.dumps(whole.read_json(file, limits.TOKENIZER_BYTES))):
         raise ValueError(f"{file}: another tokenizer than the denoiser's, so a token means another text to each")
 
 
@@ -161,7 +159,7 @@ def _without_offsets(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(folder: Path, families: Mapping[str, Callable[..., Blueprint]], max_length: int) -> Blueprint:
-    config = checkpoints.read_json(folder / "config.json")
+    config = whole.read_json(folder / "config.json")
     family = families.get(str(config.get("model_type")))
     if family is None:
         raise ValueError(f"{folder}: model_type = {config.get('model_type')!r} must be one of {', '.join(families)}")
@@ -171,7 +169,7 @@ def _read(folder: Path, families: Mapping[str, Callable[..., Blueprint]], max_le
 def dtype_of(folder: str | Path) -> torch.dtype:
     """The precision of a folder's weights by its `config.json`, under either name; float32 if it does not say."""
     file = Path(folder) / "config.json"
-    config = checkpoints.read_json(file) if file.is_file() else {}
+    config = whole.read_json(file) if file.is_file() else {}
     found = getattr(torch, str(config.get("torch_dtype") or config.get("dtype")), None)
     return found if isinstance(found, torch.dtype) else torch.float32
 
@@ -306,7 +304,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return read_safetensors(folder / "model.safetensors")
-    where = checkpoints.read_json(index).get("weight_map")
+    where = whole.read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(re.fullmatch(r"[\w.-]+\.safetensors", str(f)) for f in where.values()):
         raise ValueError(f"{index}: no weight_map from parameters to safetensors files beside it")
     tensors: dict[str, Tensor] = {}

@@ -25,7 +25,7 @@ from edlm.runs.settings import Check, Schema
 from edlm.samplers import corrections
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction
-from edlm.weights import checkpoints, kinds, large, loading, memory
+from edlm.weights import checkpoints, kinds, large, loading, memory, whole
 from edlm.weights import named as named_networks
 from edlm.weights.loading import DTYPES, is_large
 from edlm.weights.named import CHAIN_RULE, SPECULATIVE
@@ -251,7 +251,7 @@ def _require_length(settings: Mapping[str, Any], longest: int, ar_longest: int) 
 def _bos_of(folder: Path, vocabulary: Vocabulary) -> int | None:
     """What the AR model's own config calls bos; else the denoiser's."""
     file = folder / "config.json"
-    found = large.special_id(folder, checkpoints.read_json(file), "bos") if file.is_file() else None
+    found = large.special_id(folder, whole.read_json(file), "bos") if file.is_file() else None
     return vocabulary.bos_id if found is None else found
 
 

@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModule
 from edlm import contracts
 from edlm.data import vocabulary
 from edlm.evaluation import correction as _correction
-from edlm.likelihood import bounds, estimates
+from edlm.likelihood import estimates
 from edlm.process import schedules
 from edlm.samplers import corrections, pipelines
 from edlm.samplers.sampler import Sampler
@@ -60,7 +60,7 @@ def test_the_bound_is_that_of_the_samplers_steps_and_particles_text_by_text() ->
         text = x_0[row]
         keys = (schedule, schedules.uniform_grid(3), text, torch.tensor(7), row)
         bound, plain = (
-            float(bounds.transition_nelbo(denoiser, MORE_A, *keys, num_particles=k, scored=text != 3).nats)
+            float(builders.transition_bound(denoiser, MORE_A, *keys, num_particles=k, scored=text != 3).nats)
             for k in (4, 1)
         )
         for name, nats in (("plain_bound", plain), ("bound", bound), ("gain", plain - bound)):

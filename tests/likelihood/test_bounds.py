@@ -8,6 +8,7 @@ random.
 import math
 from functools import partial
 
+import builders
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,7 +37,7 @@ from torch import Tensor
 
 from edlm import contracts
 from edlm.contracts import Energy
-from edlm.likelihood import bounds, nelbo
+from edlm.likelihood import bounds, nelbo, paper_nelbo
 from edlm.likelihood.estimates import estimate
 from edlm.models import energies
 from edlm.process import schedules
@@ -69,7 +70,7 @@ def drawn(x_0: Tensor, num_steps: int | None, energy: Energy | None = None, **op
     row = torch.arange(len(x_0))
     given_energy = OracleEnergy(ENERGY) if energy is None else energy
     options = {"num_particles": 2, **options}
-    return bounds.sampler_nelbo(DENOISER, given_energy, SCHEDULE, grid, x_0, SEED, row, **options)
+    return builders.draft_bound(DENOISER, given_energy, SCHEDULE, grid, x_0, SEED, row, **options)
 
 
 def many(x: list[int] | Tensor, rows: int = ROWS) -> Tensor:
@@ -168,17 +169,17 @@ def test_one_position_at_a_time_is_the_limit_of_many_steps() -> None:
 @settings(max_examples=40, deadline=None)
 def test_one_particle_is_the_t_step_nelbo_term_by_term(schedule, grid, seed, num_passes) -> None:
     keys = schedule, grid, TEXTS, torch.tensor(seed), torch.arange(len(TEXTS))
-    plain = bounds.t_step_nelbo(DENOISER, *keys, num_passes=num_passes).nats
+    plain = builders.plain_bound(DENOISER, *keys, num_passes=num_passes).nats
     for energy in (energies.zero(), OracleEnergy(ENERGY)):
-        one = bounds.sampler_nelbo(DENOISER, energy, *keys, num_particles=1, num_completions=3, num_passes=num_passes)
+        one = builders.draft_bound(DENOISER, energy, *keys, num_particles=1, num_completions=3, num_passes=num_passes)
         assert torch.equal(one.nats, plain)
         assert (one.excess == 0).all()
         assert (one.energy_passes == 0).all()
         assert one.ess.isnan().all()
-    both = bounds.sampler_nelbo(DENOISER, OracleEnergy(ENERGY), *keys, num_particles=2, num_passes=num_passes)
+    both = builders.draft_bound(DENOISER, OracleEnergy(ENERGY), *keys, num_particles=2, num_passes=num_passes)
     torch.testing.assert_close(both.nats - both.excess, plain)
     if num_passes is None:  # an energy that says nothing leaves every weight equal
-        flat = bounds.sampler_nelbo(DENOISER, energies.zero(), *keys, num_particles=3, num_completions=2)
+        flat = builders.draft_bound(DENOISER, energies.zero(), *keys, num_particles=3, num_completions=2)
         torch.testing.assert_close(flat.nats, plain)
 
 
@@ -186,7 +187,7 @@ def test_one_particle_is_the_t_step_nelbo_term_by_term(schedule, grid, seed, num
 def test_the_t_step_nelbo_averages_to_its_formula(num_steps: int) -> None:
     expected = exact_t_step(TABLE, alphas(num_steps), TEXTS[2:3]).item() / LENGTH
     keys = SCHEDULE, schedules.uniform_grid(num_steps), many(TEXTS[2]), SEED, torch.arange(ROWS)
-    values = bounds.t_step_nelbo(DENOISER, *keys).nats
+    values = builders.plain_bound(DENOISER, *keys).nats
     assert agrees(values - expected + 1e-9 * torch.linspace(-1, 1, ROWS), 0.0)  # one step leaves nothing to chance
     assert not agrees(values, 1.05 * expected)
 
@@ -194,7 +195,7 @@ def test_the_t_step_nelbo_averages_to_its_formula(num_steps: int) -> None:
 def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     whole = drawn(TEXTS, 2, num_particles=3, num_completions=2).nats
     for row in range(len(TEXTS)):
-        alone = bounds.sampler_nelbo(
+        alone = builders.draft_bound(
             DENOISER,
             OracleEnergy(ENERGY),
             SCHEDULE,
@@ -245,7 +246,7 @@ def test_given_positions_are_conditioned_on_and_not_scored() -> None:
     x_0 = torch.tensor([1, 0, 1])
     truth = exact_nll(law, x_0).item()
     values = drawn(many(x_0), 1, scored=many(scored)).nats  # one step that reveals all: the bound has Jensen's gap only
-    plain = bounds.t_step_nelbo(
+    plain = builders.plain_bound(
         DENOISER, SCHEDULE, schedules.uniform_grid(1), many(x_0, 2), SEED, torch.arange(2), scored=many(scored, 2)
     )
     x_t = start.clone()
@@ -264,7 +265,7 @@ def test_the_continuous_nelbo_of_given_positions_is_that_of_the_rest() -> None:
     assert agrees(values, ((first + last) / 2).item())
 
 
-@pytest.mark.parametrize("function", [partial(bounds.t_step_nelbo, grid=None), partial(bounds.paper_nelbo)])
+@pytest.mark.parametrize("function", [partial(builders.plain_bound, grid=None), partial(paper_nelbo.figure)])
 def test_a_row_without_a_scored_position_is_refused(function) -> None:
     scored = torch.tensor([[True, True, True], [False, False, False]])
     extra = {} if "grid" in function.keywords else {"energy": energies.zero(), "num_particles": 2}
@@ -277,17 +278,17 @@ def test_a_window_that_is_none_is_refused() -> None:
         drawn(TEXTS, 2, num_particles=2, window=(0.8, 0.4))
 
 
-@pytest.mark.parametrize("name", ["num_particles", "num_completions", "num_passes"])
+@pytest.mark.parametrize("name", ["candidates", "num_completions", "num_passes"])
 def test_counts_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} = 0 must be at least 1"):
-        drawn(TEXTS, 2, **{name: 0})
+        drawn(TEXTS, 2, **{"num_particles" if name == "candidates" else name: 0})
 
 
 # ---- The paper's figure
 
 
-def paper(denoiser, energy, x_0: Tensor, n: int, schedule=SCHEDULE) -> bounds.PaperNelbo:
-    return bounds.paper_nelbo(denoiser, energy, schedule, x_0, SEED, torch.arange(len(x_0)), num_particles=n)
+def paper(denoiser, energy, x_0: Tensor, n: int, schedule=SCHEDULE) -> paper_nelbo.Figure:
+    return paper_nelbo.figure(denoiser, energy, schedule, x_0, SEED, torch.arange(len(x_0)), num_particles=n)
 
 
 def test_two_identical_fair_bits_score_half_their_entropy() -> None:

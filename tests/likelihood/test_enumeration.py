@@ -23,7 +23,7 @@ from oracles import sir as oracle_sir
 from torch import Tensor
 
 from edlm.contracts import Positions
-from edlm.likelihood import enumeration, hidden_markov
+from edlm.likelihood import hidden_markov
 from edlm.models import energies
 from edlm.process import particles, schedules
 from edlm.samplers import pipelines, selections
@@ -41,17 +41,17 @@ CHOICES = {"sir": (selections.sir_law, oracle_sir), "imh": (selections.imh_law, 
 @pytest.mark.parametrize("proposes", ["masked", "revealed"])
 @pytest.mark.parametrize("num_particles", [1, 2, 4])
 def test_it_is_the_oracle_s_law(choice: str, proposes: Positions, num_particles: int) -> None:
-    own, oracle = CHOICES[choice]
+    _, oracle = CHOICES[choice]
     for num_steps in (1, 3):
         grid = schedules.uniform_grid(num_steps)
-        found = enumeration.sampler_law(DENOISER, LINEAR, grid, LENGTH, ENERGY, num_particles, own, proposes)
+        found = builders.law_of(DENOISER, LINEAR, grid, LENGTH, ENERGY, num_particles, choice, proposes)
         wanted = oracle_law(TABLE, 1.0 - grid, residual_energy(JOINT), oracle(num_particles), proposes)
         torch.testing.assert_close(found.flatten(), wanted, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("proposes", ["masked", "revealed"])
 def test_one_position_at_a_time_is_the_oracle_s_law(proposes: Positions) -> None:
-    found = enumeration.sampler_law(DENOISER, LINEAR, None, LENGTH, ENERGY, 3, selections.sir_law, proposes)
+    found = builders.law_of(DENOISER, LINEAR, None, LENGTH, ENERGY, 3, "sir", proposes)
     wanted = first_hitting_law(TABLE, residual_energy(JOINT), oracle_sir(3), proposes)
     torch.testing.assert_close(found.flatten(), wanted, rtol=1e-8, atol=1e-12)
 
@@ -67,7 +67,7 @@ def test_it_is_the_law_of_the_texts_that_the_library_draws(proposes: Positions) 
     drawn = pipelines.sample(builders.sampling(kernel, LENGTH, 2), n, seed=0)["tokens"]
     grid = schedules.uniform_grid(2)
     laws = [
-        enumeration.sampler_law(DENOISER, linear, grid, LENGTH, each, k, selections.sir_law, proposes, heat)
+        builders.law_of(DENOISER, linear, grid, LENGTH, each, k, "sir", proposes, heat)
         for each, k, heat in ((energy, 3, 0.7), (energy, 1, 0.7), (None, 1, 1.0))
     ]
     limit = math.sqrt(SYMBOLS**LENGTH / n) / 2 + math.sqrt(math.log(1e6) / (2 * n))
@@ -100,7 +100,7 @@ def test_a_candidate_without_weight_is_kept_only_among_its_like(name: str) -> No
 
 def law_of(steps: int | None, proposes: Positions, k: int) -> Tensor:
     grid = None if steps is None else schedules.uniform_grid(steps)
-    return enumeration.sampler_law(DENOISER, LINEAR, grid, LENGTH, ENERGY, k, selections.sir_law, proposes)
+    return builders.law_of(DENOISER, LINEAR, grid, LENGTH, ENERGY, k, "sir", proposes)
 
 
 def test_the_exact_energy_leads_to_the_data_and_drafts_spoil_single_tokens() -> None:
@@ -112,8 +112,8 @@ def test_the_exact_energy_leads_to_the_data_and_drafts_spoil_single_tokens() -> 
 
 def test_what_more_and_more_candidates_tend_to_is_the_law_of_many() -> None:
     """With the exact energy the data's own, at one step."""
-    limit = partial(enumeration.sampler_law, DENOISER, LINEAR, schedules.uniform_grid(1), LENGTH, ENERGY)
-    torch.testing.assert_close(limit(2, selections.limit_law, "revealed"), JOINT, rtol=1e-8, atol=0.0)
+    limit = partial(builders.law_of, DENOISER, LINEAR, schedules.uniform_grid(1), LENGTH, ENERGY)
+    torch.testing.assert_close(limit(2, "speculative", "revealed"), JOINT, rtol=1e-8, atol=0.0)
     log_q, log_w = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     log_q = log_q.log_softmax(-1)
     for choice in (selections.sir_law, selections.imh_law):
@@ -123,7 +123,7 @@ def test_what_more_and_more_candidates_tend_to_is_the_law_of_many() -> None:
 
 def test_what_cannot_be_enumerated_is_refused() -> None:
     with pytest.raises(ValueError, match="3 symbols and length = 8 have 5764801 transitions, more than 1048576"):
-        enumeration.sampler_law(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8), LINEAR, None, 8)
+        builders.law_of(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8), LINEAR, None, 8)
     told = tiny_denoiser(0, SYMBOLS, schedules.log_linear(1e-3), vocab_size=SYMBOLS + 1, max_length=LENGTH)
     with pytest.raises(ValueError, match="the denoiser changes with the time t"):
-        enumeration.sampler_law(told, LINEAR, None, LENGTH)
+        builders.law_of(told, LINEAR, None, LENGTH)

@@ -28,7 +28,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from edlm import contracts, testing
-from edlm.likelihood import bounds, hidden_markov
+from edlm.likelihood import hidden_markov
 from edlm.likelihood.hidden_markov import Source
 from edlm.process import schedules
 from edlm.samplers import pipelines
@@ -186,11 +186,11 @@ def test_under_exact_parts_the_bound_of_transitions_falls_to_the_data_s_own_like
     above = []
     for k in (1, 4, 16):
         args = (denoiser, energy, linear, schedules.uniform_grid(2), x_0, torch.tensor(0), row)
-        gap = bounds.transition_nelbo(*args, num_particles=k).nats + hidden_markov.log_prob(source, x_0) / length
+        gap = builders.transition_bound(*args, num_particles=k).nats + hidden_markov.log_prob(source, x_0) / length
         above.append((float(gap.mean()), float(gap.std()) / 128**0.5))
     assert all(mean > 3 * error for mean, error in above)
     assert above[0][0] > 1.5 * above[1][0] > 2 * above[2][0]
-    plain = bounds.t_step_nelbo(denoiser, linear, schedules.uniform_grid(2), x_0, torch.tensor(0), row)
+    plain = builders.plain_bound(denoiser, linear, schedules.uniform_grid(2), x_0, torch.tensor(0), row)
     assert float((plain.nats + hidden_markov.log_prob(source, x_0) / length).mean()) == pytest.approx(
         above[0][0], rel=0.2
     )

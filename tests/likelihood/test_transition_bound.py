@@ -2,6 +2,7 @@
 
 import math
 
+import builders
 import pytest
 import torch
 from oracles import (
@@ -67,7 +68,7 @@ def drawn(energy: EnergyFn, num_steps: int, k: int | None, x_0: Tensor, **option
     """Of the wrong denoiser."""
     denoiser, row = OracleDenoiser(Lookup(TABLES["wrong"]), SYMBOLS), torch.arange(len(x_0))
     keys = schedules.log_linear(), schedules.uniform_grid(num_steps), x_0, torch.tensor(3), row
-    return bounds.transition_nelbo(denoiser, OracleEnergy(energy), *keys, num_particles=k, **options)
+    return builders.transition_bound(denoiser, OracleEnergy(energy), *keys, num_particles=k, **options)
 
 
 def drawn_bound(energy: EnergyFn, num_steps: int, k: int | None, x_0: Tensor, **options: object) -> Tensor:
@@ -133,7 +134,7 @@ def test_the_limit_of_many_particles_under_an_energy_with_z_of_one():
     assert of_data(None) < of_data(None, window=(0.6, 1.0)) < of_data(1)
     far = [of_data(k) - of_data(None) for k in (2, 8, 64)]
     assert far[0] > 2 * far[1] > 6 * far[2] > 0.0
-    with pytest.raises(ValueError, match=r"temperature = 2.0 must be 1 where num_particles is None"):
+    with pytest.raises(ValueError, match=r"temperature = 2.0 of the correction must be 1"):
         drawn(ENERGY, 2, None, x_0, temperature=2.0)
 
 
@@ -183,5 +184,5 @@ def test_a_text_without_weight_is_impossible_and_where_nothing_has_any_it_is_pla
 
 
 def test_a_bound_of_no_particles_is_an_error():
-    with pytest.raises(ValueError, match="num_particles = 0 must be at least 1"):
+    with pytest.raises(ValueError, match="candidates = 0 must be at least 1"):
         drawn_bound(ENERGY, 2, 0, SEQUENCES)

@@ -18,13 +18,13 @@ from torch import Tensor
 import edlm
 from edlm import contracts, samplers
 from edlm.contracts import Denoiser
-from edlm.likelihood import bounds, enumeration, hidden_markov
+from edlm.likelihood import hidden_markov
 from edlm.models import chain_rule, denoisers, energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import networks
 from edlm.objectives import transition
 from edlm.process import schedules
-from edlm.samplers import execution, pipelines, selections
+from edlm.samplers import execution, pipelines
 from edlm.samplers.sampler import Sampler
 
 LINEAR = schedules.log_linear()
@@ -224,12 +224,12 @@ def test_the_texts_it_draws_have_the_enumerated_law() -> None:
     """k = 2, two layers, 20,000 texts of 3 symbols and length 3; wrong with probability 1e-6."""
     n, own = 20_000, sharp(2)
     grid = schedules.uniform_grid(1)
-    law = enumeration.sampler_law(own, LINEAR, grid, 3, chain_rule.energy(own), 2, selections.sir_law, "revealed")
+    law = builders.law_of(own, LINEAR, grid, 3, chain_rule.energy(own), 2, "sir", "revealed")
     drawn = edlm.sample(builders.sampling(builders.in_order(LINEAR, own, 2), 3, 1), n, seed=5)["tokens"]
     found, law = empirical_law(drawn, 3), law.flatten()
     # P(TV > mean + e) <= exp(-2 n e^2), and the mean is at most half of sum sqrt(p (1 - p) / n).
     bound = 0.5 * float((law * (1 - law) / n).sqrt().sum()) + math.sqrt(math.log(1e6) / (2 * n))
-    plain = enumeration.sampler_law(own, LINEAR, grid, 3, None, 1, selections.sir_law, "revealed").flatten()
+    plain = builders.law_of(own, LINEAR, grid, 3, None, 1, "sir", "revealed").flatten()
     assert total_variation(found, law) < bound < total_variation(law, plain)
 
 
@@ -244,9 +244,7 @@ def test_with_more_particles_a_step_tends_to_writing_from_left_to_right() -> Non
         told += law.gather(-1, words[:, place : place + 1]).squeeze(-1)
     far = [
         total_variation(
-            enumeration.sampler_law(
-                own, LINEAR, schedules.uniform_grid(1), 3, energy, k, selections.sir_law, "revealed"
-            ).flatten(),
+            builders.law_of(own, LINEAR, schedules.uniform_grid(1), 3, energy, k, "sir", "revealed").flatten(),
             told.exp(),
         )
         for k in (1, 4, 64)
@@ -262,9 +260,9 @@ def test_the_bound_falls_by_what_the_denoiser_knows() -> None:
     told = product_of_laws(own, energy, torch.full((1, 3), 3), [0, 1, 2])
     reps = 50  # draws of the rivals for each text
     texts, rows = words.repeat_interleave(reps, 0), torch.arange(len(words) * reps)
-    found = bounds.transition_nelbo(own, energy, LINEAR, grid, texts, torch.tensor(0), rows, num_particles=16)
+    found = builders.transition_bound(own, energy, LINEAR, grid, texts, torch.tensor(0), rows, num_particles=16)
     fall = (told * found.excess.view(-1, reps).mean(1)).sum() * 3
-    law = enumeration.sampler_law(own, LINEAR, grid, 3, None, 1, selections.sir_law, "revealed").flatten()
+    law = builders.law_of(own, LINEAR, grid, 3, None, 1, "sir", "revealed").flatten()
     most = (told * (law.log() - told.log())).sum()  # the KL of the two laws
     assert float(most) < -0.03
     assert float(most) < float(fall) < 0.7 * float(most)

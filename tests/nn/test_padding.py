@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import edlm
 from edlm import contracts
 from edlm.data import vocabulary
-from edlm.likelihood import bounds, nelbo
+from edlm.likelihood import nelbo
 from edlm.models import chain_rule, denoisers, energies, joint
 from edlm.nn import folding, networks
 from edlm.process import schedules
@@ -170,12 +170,12 @@ def test_the_bounds_of_a_text_are_those_of_the_text_alone(seed: int, count: int)
     energy = energies.learned(of_pairs, pad_id=PAD)
     scores = [
         lambda x_0, scored: nelbo.nelbo(denoiser, linear, x_0, *keys, scored),
-        lambda x_0, scored: bounds.t_step_nelbo(denoiser, linear, grid, x_0, *keys, scored=scored).nats,
+        lambda x_0, scored: builders.plain_bound(denoiser, linear, grid, x_0, *keys, scored=scored).nats,
         lambda x_0, scored: (
-            bounds.sampler_nelbo(denoiser, energy, linear, grid, x_0, *keys, num_particles=2, scored=scored).nats
+            builders.draft_bound(denoiser, energy, linear, grid, x_0, *keys, num_particles=2, scored=scored).nats
         ),
         lambda x_0, scored: (
-            bounds.transition_nelbo(
+            builders.transition_bound(
                 denoiser, chain_rule.energy(denoiser), linear, grid, x_0, *keys, num_particles=2, scored=scored
             ).nats
         ),

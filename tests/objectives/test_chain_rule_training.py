@@ -2,6 +2,7 @@
 
 import math
 
+import builders
 import pytest
 import torch
 from revealing import LENGTH, MASK, Step, denoiser, sharp, state_of
@@ -9,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from edlm import contracts
-from edlm.likelihood import bounds, hidden_markov
+from edlm.likelihood import hidden_markov
 from edlm.models import chain_rule, denoisers, energies
 from edlm.nn import networks
 from edlm.objectives import chain_rule as chain_rule_objectives
@@ -59,7 +60,7 @@ def test_its_first_part_is_the_t_step_nelbo_in_the_mean() -> None:
     masked = (out[contracts.X_T] == 3).sum(1)
     ours = -3 * out[contracts.LOG_PROB].sum(1) / masked
     grid = schedules.uniform_grid(num_steps)
-    theirs = 3 * bounds.t_step_nelbo(own, LINEAR, grid, x_0, torch.tensor(9), rows).nats
+    theirs = 3 * builders.plain_bound(own, LINEAR, grid, x_0, torch.tensor(9), rows).nats
     error = math.sqrt(float(ours.var() + theirs.var()) / n)
     assert abs(float(ours.mean() - theirs.mean())) < 4.9 * error < 0.2
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import builders
 import pytest
 import torch
 from fault import Fault
@@ -20,7 +21,7 @@ from edlm import contracts
 from edlm.data import corpora, datasets
 from edlm.data.vocabulary import characters
 from edlm.evaluation import contrast
-from edlm.likelihood import bounds, estimates, nelbo
+from edlm.likelihood import estimates, nelbo
 from edlm.models import denoisers, energies
 from edlm.nn import networks
 from edlm.nn.networks import EnergyNetwork, Transformer
@@ -202,7 +203,7 @@ def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
     expected = estimates.estimate(torch.cat(parts), scored.sum(1))
     assert report["nelbo"] == pytest.approx(expected._asdict(), abs=1e-5)
     keys = schedule, schedules.uniform_grid(3), x_0[:8], seed, row[:8]
-    bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=2, scored=scored[:8])
+    bound = builders.transition_bound(denoiser, energy, *keys, num_particles=2, scored=scored[:8])
     expected = estimates.estimate(bound.nats, scored[:8].sum(1))
     assert report["bound"] == pytest.approx(expected._asdict(), abs=1e-5)
 

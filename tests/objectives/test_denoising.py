@@ -12,9 +12,9 @@ from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
 import edlm
-from edlm import contracts
+from edlm import contracts, declaration
 from edlm.objectives import contrastive, denoising, losses, transition
-from edlm.process import noise, schedules, stages
+from edlm.process import noise, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
@@ -279,7 +279,7 @@ def test_next_token_is_the_exact_likelihood_of_what_is_not_padding(bos_id: int |
     ],
 )
 def test_a_pipeline_prints_a_line_per_stage(made: TensorDictSequential, names: list[str]):
-    lines = stages.describe(made).splitlines()
+    lines = declaration.algorithm(made).splitlines()
     assert [line.split()[0] for line in lines] == names
     for line, module in zip(lines, made.module.values(), strict=True):
         assert isinstance(module, TensorDictModuleBase)

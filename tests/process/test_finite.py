@@ -23,7 +23,7 @@ import edlm
 from edlm.data import corpora, vocabulary
 from edlm.evaluation import figures, judges, scores
 from edlm.likelihood import baselines as baseline_bounds
-from edlm.likelihood import bounds, nelbo
+from edlm.likelihood import nelbo
 from edlm.models import denoisers, energies
 from edlm.nn import networks
 from edlm.process import categorical, particles, schedules
@@ -221,11 +221,11 @@ def test_figures_of_a_network_that_gives_no_numbers_are_refused() -> None:
     asked: list[tuple[Callable[[], object], str]] = [
         (partial(nelbo.nelbo, wrong, LINEAR, x_0, *keys), of_denoiser),
         (partial(nelbo.masked_nll, wrong, LINEAR, x_0, torch.full((3,), 0.7), *keys), of_denoiser),
-        (partial(bounds.t_step_nelbo, wrong, LINEAR, grid, x_0, *keys), of_denoiser),
+        (partial(builders.plain_bound, wrong, LINEAR, grid, x_0, *keys), of_denoiser),
         (partial(baseline_bounds.t_step_nelbo, baselines.d3pm(d3pm, told), x_0, *keys, 3), of_denoiser),
         (partial(baseline_bounds.score_entropy, sedd, told, x_0, *keys), of_denoiser),
     ]
-    for bound in (bounds.sampler_nelbo, bounds.transition_nelbo):
+    for bound in (builders.draft_bound, builders.transition_bound):
         asked.append((partial(bound, wrong, tiny_energy(), LINEAR, grid, x_0, *keys, num_particles=2), of_denoiser))
         energy = energy_of(From(math.nan))
         asked.append((partial(bound, right, energy, LINEAR, grid, x_0, *keys, num_particles=2), of_energy))
@@ -238,7 +238,7 @@ def test_a_bound_of_what_is_impossible_is_infinite_and_no_error() -> None:
     """A figure of inf says that a text cannot come out; it is nan that says nothing."""
     energy = OracleEnergy(lambda x, x_t: torch.where((x != MASK).all(-1), math.inf, 0.0).double())
     x_0, keys = torch.zeros(2, 4, dtype=torch.int64), (torch.tensor(0), torch.arange(2))
-    found = bounds.transition_nelbo(
+    found = builders.transition_bound(
         Spec().kernel().denoiser, energy, LINEAR, schedules.uniform_grid(1), x_0, *keys, num_particles=2
     )
     assert not found.nats.isnan().any()

@@ -14,7 +14,7 @@ from edlm.cli import commands
 from edlm.data import corpora, datasets, vocabulary
 from edlm.evaluation import contrast
 from edlm.evaluation.draws import Draws
-from edlm.likelihood import bounds, estimates, nelbo
+from edlm.likelihood import estimates, nelbo
 from edlm.models import denoisers, joint
 from edlm.nn.networks import JointNetwork, Transformer
 from edlm.objectives import joint as joint_objectives
@@ -64,7 +64,7 @@ def test_it_reports_what_the_denoiser_paid_and_what_the_bound_gained(trained: Pa
             per_row[name].append(nelbo.nelbo(denoisers.subs(each, 27), schedule, text, seed, row))
         if int(row[0]) < 8:
             for name, k in (("plain_bound", 1), ("bound", 3)):
-                per_row[name].append(bounds.transition_nelbo(*parts, text, seed, row, num_particles=k).nats)
+                per_row[name].append(builders.transition_bound(*parts, text, seed, row, num_particles=k).nats)
     found = {name: torch.cat(values) for name, values in per_row.items()}
     found |= {"cost": found["nelbo"] - found["start_nelbo"], "gain": found["plain_bound"] - found["bound"]}
     for name, values in found.items():
@@ -106,7 +106,7 @@ def test_evaluate_and_frontier_take_it_with_its_own_denoiser(trained: Path):
     assert loaded is not None
     x_0 = corpora.load_blocks(corpora.embedded(), vocabulary.characters(), 32).test[torch.arange(8)]
     parts = (loaded.denoiser, loaded.energies["joint"], loaded.schedule, schedules.uniform_grid(4))
-    bound = bounds.transition_nelbo(*parts, x_0, torch.tensor(0), torch.arange(8), num_particles=3)
+    bound = builders.transition_bound(*parts, x_0, torch.tensor(0), torch.arange(8), num_particles=3)
     report = json.loads((trained / "joint" / "report.json").read_text())["bound"]
     assert float(bound.nats.mean()) == pytest.approx(report["mean"], abs=1e-5)
     for key in ("energy", "transition"):
@@ -239,7 +239,7 @@ def test_padding_is_not_scored(tmp_path: Path) -> None:
     expected = estimates.estimate(torch.cat(parts), scored.sum(1))
     assert report["nelbo"] == pytest.approx(expected._asdict(), abs=1e-5)
     few, keys = scored[:16], (schedule, schedules.uniform_grid(3), x_0[:16], seed, row[:16])
-    bound = bounds.transition_nelbo(denoiser, joint.energy(network), *keys, num_particles=2, scored=few)
+    bound = builders.transition_bound(denoiser, joint.energy(network), *keys, num_particles=2, scored=few)
     for name, values in (("bound", bound.nats), ("gain", -bound.excess)):
         assert report[name] == pytest.approx(estimates.estimate(values, few.sum(1))._asdict(), abs=1e-5)
 

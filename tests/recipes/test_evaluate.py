@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 import torch
 from builders import tiny_network
@@ -22,7 +23,7 @@ from edlm.evaluation import samples as sample_figures
 from edlm.evaluation import texts as text_sets
 from edlm.evaluation.figures import Figure, TextSet
 from edlm.evaluation.scores import Scores
-from edlm.likelihood import bounds, estimates
+from edlm.likelihood import estimates, paper_nelbo
 from edlm.likelihood.estimates import Estimate
 from edlm.models import autoregressive, chain_rule, denoisers, energies, joint
 from edlm.nn import folding
@@ -136,11 +137,11 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     expected += [("chain_rule", "transition_nelbo"), ("speculative", "transition_nelbo")]
     expected += [(model, name) for model in energies_shown for name in ("sampler_nelbo", *paper)]
     assert list(found) == [*expected, ("ar", "exact_nll")]
-    assert bounds.PAPER_NELBO_WARNING in shown
+    assert paper_nelbo.WARNING in shown
     assert "seed 0, networks float32, sums float64" in shown
     assert "bounds of the sampler with T=4, k=3, m=2, t in [0.4, 1]; log Z of 3 drafts" in shown
     for (model, name), figure in found.items():
-        assert (figure.get("warning") == bounds.PAPER_NELBO_WARNING) == name.startswith("paper")
+        assert (figure.get("warning") == paper_nelbo.WARNING) == name.startswith("paper")
         assert figure["n"] == 6
         assert f"{model}: {name}" in shown
         assert figure["seconds"] > 0
@@ -161,7 +162,7 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     options = {"num_particles": 3, "num_completions": 2, "window": (0.4, 1.0)}
     for model, energy in zip(energies_shown, (learned, posterior, carry_over), strict=True):
-        bound = bounds.sampler_nelbo(denoiser, energy, *keys, **options)
+        bound = builders.draft_bound(denoiser, energy, *keys, **options)
         estimate = estimates.estimate(bound.nats)
         assert found[model, "sampler_nelbo"]["nats_per_token"] == pytest.approx(estimate.mean, rel=1e-5)
         assert found[model, "sampler_nelbo"]["nats_error"] == pytest.approx(estimate.standard_error, rel=1e-5)
@@ -181,7 +182,7 @@ def test_an_energy_of_transitions_has_a_bound_of_its_own(run, folder: Path) -> N
     x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     energy = energies.learned_transition(network)
-    bound = bounds.transition_nelbo(denoiser, energy, *keys, num_particles=3, window=(0.4, 1.0))
+    bound = builders.transition_bound(denoiser, energy, *keys, num_particles=3, window=(0.4, 1.0))
     estimate = estimates.estimate(bound.nats)
     assert found["nats_per_token"] == pytest.approx(estimate.mean, rel=1e-5)
     assert found["excess_nats"] == pytest.approx(float(bound.excess.mean()), rel=1e-4)
@@ -202,7 +203,7 @@ def test_a_denoiser_is_bounded_with_the_energy_that_it_has_in_itself(run, folder
     x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
     grid, keys = schedules.uniform_grid(4), (torch.tensor(0), torch.arange(6))
     parts = denoiser, chain_rule.energy(denoiser), schedules.log_linear(), grid, x_0
-    bound = bounds.transition_nelbo(*parts, *keys, num_particles=3, window=(0.4, 1.0))
+    bound = builders.transition_bound(*parts, *keys, num_particles=3, window=(0.4, 1.0))
     assert found["nats_per_token"] == pytest.approx(float(bound.nats.mean()), rel=1e-5)
     assert found["excess_nats"] == pytest.approx(float(bound.excess.mean()), rel=1e-4)
     assert abs(found["excess_nats"]) > 1e-3
@@ -214,7 +215,7 @@ def test_a_denoiser_is_bounded_with_the_energy_that_it_has_in_itself(run, folder
             passes += (1 + 3 * 2 * (order.count(number) - 1) / LENGTH) * (starts[number] >= 0.4)
     assert found["passes"]["energy"] == pytest.approx(passes)
     assert passes == pytest.approx(float(bound.energy_passes.sum()))
-    limit = bounds.transition_nelbo(*parts, *keys, num_particles=None, window=(0.4, 1.0))
+    limit = builders.transition_bound(*parts, *keys, num_particles=None, window=(0.4, 1.0))
     written = by_name(card)["speculative", "transition_nelbo"]
     assert written["nats_per_token"] == pytest.approx(float(limit.nats.mean()), rel=1e-5)
     assert written["passes"]["energy"] < found["passes"]["energy"]
@@ -235,8 +236,8 @@ def test_a_joint_network_has_the_bounds_of_its_denoiser_and_of_its_own_sampler(r
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     denoiser = denoisers.subs(network, ABC.mask_id)
     options = {"num_particles": 3, "window": (0.4, 1.0)}
-    bound = estimates.estimate(bounds.transition_nelbo(denoiser, joint.energy(network), *keys, **options).nats)
-    plain = estimates.estimate(bounds.t_step_nelbo(denoiser, *keys).nats)
+    bound = estimates.estimate(builders.transition_bound(denoiser, joint.energy(network), *keys, **options).nats)
+    plain = estimates.estimate(builders.plain_bound(denoiser, *keys).nats)
     assert found["joint", "transition_nelbo"]["nats_per_token"] == pytest.approx(bound.mean, rel=1e-4)
     assert found["joint", "t_step_nelbo"]["nats_per_token"] == pytest.approx(plain.mean, rel=1e-4)
     assert bound.mean != pytest.approx(plain.mean, rel=1e-3)
@@ -433,12 +434,12 @@ def test_past_a_deviation_of_three_the_papers_figure_is_marked(std: float, unrel
     low = figure("paper_nelbo, log Z low", std)
     assert low.record()["reliable"] != unreliable
     for shown in (text_figures.table([low], "token"), text_figures.comparison([low])):
-        assert bounds.PAPER_NELBO_WARNING in shown
+        assert paper_nelbo.WARNING in shown
         assert ("unreliable" in shown) == unreliable
         assert ("!" in shown) == unreliable
     bound = figure("sampler_nelbo", std)
     assert "unreliable" not in text_figures.table([bound], "token")
-    assert bounds.PAPER_NELBO_WARNING not in text_figures.table([bound], "token")
+    assert paper_nelbo.WARNING not in text_figures.table([bound], "token")
 
 
 def test_bits_are_per_character_whatever_a_token_is() -> None:

@@ -24,8 +24,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import contracts, samplers
-from edlm.process import categorical, noise, schedules, stages
+from edlm import contracts, declaration, samplers
+from edlm.process import categorical, noise, schedules
 from edlm.process.noise import Stream
 from edlm.samplers import pipelines
 from edlm.samplers.kernel import Kernel
@@ -388,10 +388,10 @@ def test_rows_of_networks_are_independent(selection: str | None):
 
 
 def test_stages_print_as_the_algorithm():
-    lines = stages.describe(Spec().kernel().step).splitlines()
+    lines = declaration.algorithm(Spec().kernel().step).splitlines()
     assert [line.split()[0] for line in lines] == ["denoise", "propose", "weigh", "select", "reveal", "count"]
     assert lines[2] == "weigh    candidates, x_t -> energy"
-    assert [line.split()[0] for line in stages.describe(Spec(selection=None).kernel().step).splitlines()] == [
+    assert [line.split()[0] for line in declaration.algorithm(Spec(selection=None).kernel().step).splitlines()] == [
         "denoise",
         "propose",
         "reveal",

@@ -10,10 +10,9 @@ from builders import tiny_denoiser, tiny_energy, tiny_network
 from identity_parts import MASK, SEED, Case
 
 import edlm
-from edlm import samplers
+from edlm import declaration, samplers
 from edlm.likelihood import bounds, enumeration
 from edlm.models import energies
-from edlm.process import stages
 from edlm.samplers import corrections, plans
 from edlm.samplers.rounds import UntilEss
 from edlm.samplers.sampler import Proposal, Sampler
@@ -124,7 +123,7 @@ def test_a_pipeline_shows_its_algorithm_and_escapes_it_for_notebooks() -> None:
 
 def test_a_stage_names_keys_that_have_a_shape() -> None:
     with pytest.raises(ValueError, match=r"stage 'x_t, magic -> x_s': magic must be among the keys"):
-        stages.stage("x_t, magic -> x_s", lambda x_t, magic: x_t)
+        declaration.stage("x_t, magic -> x_s", lambda x_t, magic: x_t)
 
 
 @pytest.mark.parametrize("case", [each for each in CASES if each.plan == "grid"], ids=str)

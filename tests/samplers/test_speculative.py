@@ -15,7 +15,6 @@ from torch import Tensor
 
 import edlm
 from edlm import contracts
-from edlm.likelihood import bounds
 from edlm.models import chain_rule, denoisers
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import networks
@@ -270,7 +269,7 @@ def test_its_bound_is_the_law_that_it_draws_from(num_layers: int) -> None:
     """At one step there is one plan, and nothing is left to bound."""
     own, words = sharp(num_layers), all_sequences(3, 3)
     keys = LINEAR, schedules.uniform_grid(1), words, torch.tensor(0), torch.arange(len(words))
-    found = bounds.transition_nelbo(own, chain_rule.energy(own), *keys, num_particles=None)
+    found = builders.transition_bound(own, chain_rule.energy(own), *keys, num_particles=None)
     torch.testing.assert_close(3 * found.nats, -in_order(own, words).log(), rtol=1e-9, atol=1e-9)
 
 

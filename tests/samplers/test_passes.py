@@ -11,10 +11,9 @@ from tensordict import TensorDict
 from torch import nn
 
 import edlm
-from edlm import contracts, samplers
+from edlm import contracts, costs, samplers
 from edlm.contracts import Reads
 from edlm.models import chain_rule, energies
-from edlm.process import passes
 
 CASES = [each for each in identity_parts.cases() if not each.told]
 
@@ -66,13 +65,13 @@ def test_a_text_tells_the_same_whatever_is_in_its_batch(case: Case) -> None:
 
 def test_an_energy_that_reads_more_than_a_candidate_says_so() -> None:
     plain = identity_parts.denoiser_of(Case(None, 1, "sir", "grid"))
-    exact = passes.of_energy(chain_rule.exact_energy(plain))
-    assert passes.tokens(exact, 3, 4, 10) == 3 * 3 * 10
-    assert passes.of_energy(energies.zero()) == passes.NOTHING
-    assert passes.of_energy(energies.scaled(energies.zero(), -1.0)) == passes.NOTHING
+    exact = costs.of_energy(chain_rule.exact_energy(plain))
+    assert costs.tokens(exact, 3, 4, 10) == 3 * 3 * 10
+    assert costs.of_energy(energies.zero()) == costs.NOTHING
+    assert costs.of_energy(energies.scaled(energies.zero(), -1.0)) == costs.NOTHING
     both = energies.product(chain_rule.energy(plain), energies.zero())
-    assert passes.tokens(passes.of_energy(both), 2, 3, 10) == 10 + 2 * 2 * 2
-    assert passes.of_energy(object()) == Reads()
+    assert costs.tokens(costs.of_energy(both), 2, 3, 10) == 10 + 2 * 2 * 2
+    assert costs.of_energy(object()) == Reads()
 
 
 @pytest.mark.parametrize("plan", identity_parts.PLANS)
