@@ -1,4 +1,4 @@
-"""Count what a tree of this repository is made of: `python tests/count_tree.py [COMMIT]`, the working tree without one.
+"""Count what a tree of this repository is made of: `python tests/count_tree.py [COMMIT ...]`, and the working tree.
 
 A room is a package of the library, a module beside them, or the recipes; an arrow says that one room imports another;
 floors are the longest way down. Rooms that import each other share a floor.
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -18,30 +18,34 @@ ROOT = Path(__file__).parents[1]
 RECIPES = "recipes"
 
 
-def main(words: list[str]) -> None:
-    """Print the counts of the working tree, or of a commit."""
-    if not words:
-        print(shown(ROOT))
-        return
+def main(commits: list[str]) -> None:
+    """Print the counts of commits, and of the working tree behind them, as a table in Markdown."""
+    columns = {commit: of_commit(commit) for commit in commits} | {"now": counts(ROOT)}
+    print("\n".join([row("", columns), row("---", ["---"] * len(columns))]))
+    for name in columns["now"]:
+        print(row(name, [column[name] for column in columns.values()]))
+
+
+def row(name: str, values: Iterable[object]) -> str:
+    """One row of the table."""
+    return f"| {' | '.join(map(str, [name, *values]))} |".replace("|  |", "| |")
+
+
+def of_commit(commit: str) -> dict[str, int]:
+    """The counts of the tree of a commit."""
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(["git", "archive", words[0]], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
             files.extractall(folder, filter="data")
-        print(shown(Path(folder)))
+        return counts(Path(folder))
 
 
-def shown(tree: Path) -> str:
-    """One line a count."""
-    return "\n".join(f"{name:<36} {value}" for name, value in counts(tree).items())
-
-
-def counts(tree: Path) -> dict[str, object]:
+def counts(tree: Path) -> dict[str, int]:
     """Every count of a tree by its name."""
     files = {path: path.read_text("utf-8") for path in sources(tree)}
     lengths = {path: len(text.splitlines()) for path, text in files.items()}
     trees = {path: ast.parse(text) for path, text in files.items()}
     functions = [length for each in trees.values() for length in function_lengths(each)]
-    longest = max(lengths, key=lambda path: lengths[path])
     modules = {name_of(path, tree) for path in trees}
     between = {(name_of(path, tree), other) for path, each in trees.items() for other in imports(each, modules)}
     arrows = {(room(one), room(other)) for one, other in between if room(one) != room(other)}
@@ -49,7 +53,7 @@ def counts(tree: Path) -> dict[str, object]:
     return {
         "files": len(files),
         "lines": sum(lengths.values()),
-        "lines of the longest file": f"{lengths[longest]} ({longest.relative_to(tree)})",
+        "lines of the longest file": max(lengths.values()),
         "lines of a file (median)": round(median(lengths.values())),
         "lines of a function (median)": round(median(functions)),
         "rooms": len(rooms),

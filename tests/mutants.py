@@ -93,6 +93,7 @@ def tests_of(file: str) -> list[str]:
     """
     module, stem = dotted(file), Path(file).stem.strip("_")
     named = [path for path in sorted(TESTS.rglob("test_*.py")) if path.stem in (f"test_{stem}", f"test_{stem}s")]
+    named.sort(key=lambda path: path.parent.name != Path(file).parent.name)  # its own package's first
     near = [path for path in _users({module}) if path not in named]
     above = {dotted(other) for other in modules() if module in imported(ROOT / other)}
     far = [path for path in _users(above) if path not in (*named, *near)]

@@ -176,6 +176,8 @@ TOO_LONG: dict[str, str] = {
 }
 # An energy and a joint network are also parts that a config loads, and the keys by which it names them.
 ALSO_PARTS = {"energy", "joint"}
+# Recipes that draw by whatever sampler a config says: they do not even name its classes.
+TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ("generate", "evaluate", "frontier", "oracle", "benchmark")}
 NAMES_A_KIND: dict[str, str] = {
     "edlm/frontier/grid.py": "controls and fields of sweeps are of kinds",
     "edlm/frontier/learning.py": "which network is learned goes by a kind",
@@ -284,6 +286,13 @@ def kinds_of_samplers() -> dict[str, str]:
     return found
 
 
+def classes_of_kinds() -> set[str]:
+    """The classes that have such a name."""
+    places = {import_module(place) for place in kinds_of_samplers().values()}
+    kinds = set(kinds_of_samplers())
+    return {each for place in places for each, value in vars(place).items() if getattr(value, "name", None) in kinds}
+
+
 def registers(tree: ast.Module) -> bool:
     """Whether a file gives a kind its name."""
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -292,18 +301,21 @@ def registers(tree: ast.Module) -> bool:
 
 def test_kinds_of_samplers_are_found() -> None:
     assert {"tokens_per_pass", "speculative", "chain_rule"} <= set(kinds_of_samplers())
+    assert {"TokensPerPass", "SPECULATIVE", "ChainRule"} <= classes_of_kinds()
 
 
 def test_only_the_file_of_a_kind_names_it() -> None:
     """So a new value of an axis is one file. What is listed as naming a kind has to; so the list only shrinks."""
-    kinds = set(kinds_of_samplers()) - ALSO_PARTS
-    trees = {named(path): ast.parse(path.read_text("utf-8")) for path in SOURCES}
-    naming = {
-        name: sorted({str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)} & kinds)
-        for name, tree in trees.items()
-        if not registers(tree)
-    }
-    found = {name: kinds for name, kinds in naming.items() if kinds}
+    kinds, classes = set(kinds_of_samplers()) - ALSO_PARTS, classes_of_kinds()
+    found = {}
+    for path in SOURCES:
+        tree = ast.parse(path.read_text("utf-8"))
+        names = {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)} & kinds
+        if named(path) in TAKE_ANY_SAMPLER:
+            names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & classes
+            names |= {name.rpartition(".")[2] for name in imported(path)} & classes
+        if names and not registers(tree):
+            found[named(path)] = sorted(names)
     assert set(found) == set(NAMES_A_KIND), found
 
 

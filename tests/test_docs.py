@@ -72,6 +72,13 @@ def test_every_named_function_exists(document: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("document", [*DOCUMENTS, *(ROOT / ".ci").iterdir()], ids=lambda path: path.name)
+def test_every_named_source_file_exists(document: Path) -> None:
+    """From the root of the repository, or of the folder of tests."""
+    named = set(re.findall(r"(?<![\w/.])[a-z]+/[\w/]+\.py\b", document.read_text("utf-8")))
+    assert not {name for name in named if not ((ROOT / name).exists() or (ROOT / "tests" / name).exists())}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_named_test_exists(document: Path) -> None:
     tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
