@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from edlm import limits
-from edlm.data import corpora, datasets, documents, formats, vocabulary
+from edlm.data import columns, corpora, datasets, documents, formats, vocabulary
 
 TEXTS = ["One, two", "3\tthree"]
 CONTENT = {
@@ -132,7 +132,9 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "a.jsonl.gz" else name for name in BOMBS]
+)
 def test_a_small_file_that_unpacks_to_much_is_refused_with_what_allows_it(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     BOMBS[name](file)
@@ -152,6 +154,38 @@ def test_a_raised_limit_lets_it_pass(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(limits.FACTOR, "10000")
     assert datasets.files(tmp_path / "a.parquet").train[0] == "a" * (1 << 20)
     assert len(datasets.files(tmp_path / "a.txt.gz").train) == 8
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_damaged_column_is_one_line_or_texts(tmp_path: Path, suffix: str) -> None:
+    """Of a parquet file that contradicts itself pyarrow ends the whole process, unless it is asked for nothing else."""
+    file, column = tmp_path / f"a.{suffix}", pyarrow.array(["one", "two and more", None, "three"] * 3)
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"id": list(range(12)), "text": column}), file)
+    else:
+        as_arrow(file, column)
+    whole = file.read_bytes()
+    for place in range(len(whole) // 3 if suffix == "parquet" else 0, len(whole), 3):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        try:
+            assert all(isinstance(text, str) for text in documents.read(file))
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"no {suffix} file that can be read"):
+        list(documents.read(file))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_what_a_parquet_file_says_of_its_columns_is_what_pyarrow_reads(tmp_path: Path, groups: int) -> None:
+    values = {"text": [f"text {i}" for i in range(30)], "more": [["a"] * i for i in range(30)], "n": list(range(30))}
+    pyarrow.parquet.write_table(pyarrow.table(values), tmp_path / "a.parquet", row_group_size=-(-30 // groups))
+    about = pyarrow.parquet.read_metadata(tmp_path / "a.parquet")
+    expected = [about.row_group(group).column(leaf) for group in range(groups) for leaf in range(about.num_columns)]
+    found = list(
+        columns._chunks(tmp_path / "a.parquet", about.serialized_size, (tmp_path / "a.parquet").stat().st_size)
+    )
+    assert found == [(each.path_in_schema, each.num_values, each.total_uncompressed_size) for each in expected]
 
 
 @pytest.mark.parametrize(
