@@ -37,7 +37,11 @@ def parquet(file: Path, columns: Sequence[str]) -> Iterator[Any]:
             limits.require_inflation(file, needed, size)
         encoded = [paths[leaf] for leaf in leaves if about.schema.column(leaf).physical_type == "BYTE_ARRAY"]
         table = pyarrow.parquet.ParquetFile(file, metadata=about, read_dictionary=encoded)
-        batches = table.iter_batches(_ROWS_AT_ONCE, columns=[column])
+        batches = (
+            batch
+            for group in range(about.num_row_groups)  # lists are not read across groups, where texts are numbered anew
+            for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column])
+        )
         yield from _values((batch.column(column) for batch in batches), pyarrow, size, str(file))
 
 
@@ -114,7 +118,11 @@ def _sizes(array: Any, pyarrow: Any) -> list[int]:
     if kinds.is_dictionary(array.type):
         lengths = _sizes(array.dictionary, pyarrow)
         return [0 if index is None else lengths[index] for index in array.indices.to_pylist()]
-    if any(test(array.type) for test in (kinds.is_string, kinds.is_large_string, kinds.is_string_view)):
+    if kinds.is_string_view(array.type):  # four numbers each, of which the first is the length
+        lengths = memoryview(array.buffers()[1]).cast("b").cast("i")[4 * array.offset :: 4].tolist()
+        valid = array.is_valid().to_pylist()
+        return [length * is_there for length, is_there in zip(lengths, valid, strict=False)]
+    if kinds.is_string(array.type) or kinds.is_large_string(array.type):
         found: list[int] = compute.binary_length(array).fill_null(0).to_pylist()
         return found
     return [0] * len(array)

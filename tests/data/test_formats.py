@@ -176,6 +176,32 @@ def test_a_damaged_column_is_one_line_or_texts(tmp_path: Path, suffix: str) -> N
         list(documents.read(file))
 
 
+@pytest.mark.parametrize("rows", [4, 15, 40])
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "kind", ["string", "large_string", "string_view", "dictionary", "list", "large_list", "list of views"]
+)
+def test_texts_of_every_type_come_out_in_order_whatever_the_batches(
+    tmp_path: Path, kind: str, suffix: str, rows: int
+) -> None:
+    texts = [None if i % 11 == 3 else f"text {i % 7}" + " and more" * (i % 5) for i in range(40)]
+    lists = [None if text is None else text.split() for text in texts]
+    array = {
+        "dictionary": lambda: pyarrow.array(texts).dictionary_encode(),
+        "list": lambda: pyarrow.array(lists),
+        "large_list": lambda: pyarrow.array(lists, pyarrow.large_list(pyarrow.string())),
+        "list of views": lambda: pyarrow.array(lists, pyarrow.list_(pyarrow.string_view())),
+    }.get(kind, lambda: pyarrow.array(texts, getattr(pyarrow, kind)()))()
+    file, table = tmp_path / f"a.{suffix}", pyarrow.table({"text": array})
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table, file, row_group_size=rows)
+    else:
+        with pyarrow.OSFile(str(file), "wb") as out, pyarrow.ipc.new_stream(out, table.schema) as writer:
+            writer.write_table(table, max_chunksize=rows)
+    joined = ["" if text is None else "\n".join(text.split()) if "list" in kind else text for text in texts]
+    assert list(documents.read(file)) == joined
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 def test_what_a_parquet_file_says_of_its_columns_is_what_pyarrow_reads(tmp_path: Path, groups: int) -> None:
     values = {"text": [f"text {i}" for i in range(30)], "more": [["a"] * i for i in range(30)], "n": list(range(30))}
