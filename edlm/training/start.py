@@ -59,6 +59,8 @@ def _finished(path: str, steps: int) -> bool:
     """Whether there is a network folder, or a run with so many steps and the report of its last one."""
     if (Path(path) / "network.json").is_file():
         return True
+    if (Path(path) / "network.safetensors").is_file():
+        raise ValueError(f"denoiser = {path!r} holds the weights of a network and no network.json: choose another path")
     return _has_steps(path, steps) and (_has_report(path) or not os.access(path, os.W_OK))
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from edlm import limits
-from edlm.data import corpora, datasets, documents, formats, vocabulary
+from edlm.data import columns, corpora, datasets, documents, formats, vocabulary
 
 TEXTS = ["One, two", "3\tthree"]
 CONTENT = {
@@ -132,7 +132,9 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "a.jsonl.gz" else name for name in BOMBS]
+)
 def test_a_small_file_that_unpacks_to_much_is_refused_with_what_allows_it(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     BOMBS[name](file)
@@ -152,6 +154,64 @@ def test_a_raised_limit_lets_it_pass(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(limits.FACTOR, "10000")
     assert datasets.files(tmp_path / "a.parquet").train[0] == "a" * (1 << 20)
     assert len(datasets.files(tmp_path / "a.txt.gz").train) == 8
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_damaged_column_is_one_line_or_texts(tmp_path: Path, suffix: str) -> None:
+    """Of a parquet file that contradicts itself pyarrow ends the whole process, unless it is asked for nothing else."""
+    file, column = tmp_path / f"a.{suffix}", pyarrow.array(["one", "two and more", None, "three"] * 3)
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"id": list(range(12)), "text": column}), file)
+    else:
+        as_arrow(file, column)
+    whole = file.read_bytes()
+    for place in range(len(whole) // 3 if suffix == "parquet" else 0, len(whole), 3):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        try:
+            assert all(isinstance(text, str) for text in documents.read(file))
+        except ValueError as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"no {suffix} file that can be read"):
+        list(documents.read(file))
+
+
+@pytest.mark.parametrize("rows", [4, 15, 40])
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "kind", ["string", "large_string", "string_view", "dictionary", "list", "large_list", "list of views"]
+)
+def test_texts_of_every_type_come_out_in_order_whatever_the_batches(
+    tmp_path: Path, kind: str, suffix: str, rows: int
+) -> None:
+    texts = [None if i % 11 == 3 else f"text {i % 7}" + " and more" * (i % 5) for i in range(40)]
+    lists = [None if text is None else text.split() for text in texts]
+    array = {
+        "dictionary": lambda: pyarrow.array(texts).dictionary_encode(),
+        "list": lambda: pyarrow.array(lists),
+        "large_list": lambda: pyarrow.array(lists, pyarrow.large_list(pyarrow.string())),
+        "list of views": lambda: pyarrow.array(lists, pyarrow.list_(pyarrow.string_view())),
+    }.get(kind, lambda: pyarrow.array(texts, getattr(pyarrow, kind)()))()
+    file, table = tmp_path / f"a.{suffix}", pyarrow.table({"text": array})
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table, file, row_group_size=rows)
+    else:
+        with pyarrow.OSFile(str(file), "wb") as out, pyarrow.ipc.new_stream(out, table.schema) as writer:
+            writer.write_table(table, max_chunksize=rows)
+    joined = ["" if text is None else "\n".join(text.split()) if "list" in kind else text for text in texts]
+    assert list(documents.read(file)) == joined
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_what_a_parquet_file_says_of_its_columns_is_what_pyarrow_reads(tmp_path: Path, groups: int) -> None:
+    values = {"text": [f"text {i}" for i in range(30)], "more": [["a"] * i for i in range(30)], "n": list(range(30))}
+    pyarrow.parquet.write_table(pyarrow.table(values), tmp_path / "a.parquet", row_group_size=-(-30 // groups))
+    about = pyarrow.parquet.read_metadata(tmp_path / "a.parquet")
+    expected = [about.row_group(group).column(leaf) for group in range(groups) for leaf in range(about.num_columns)]
+    found = list(
+        columns._chunks(tmp_path / "a.parquet", about.serialized_size, (tmp_path / "a.parquet").stat().st_size)
+    )
+    assert found == [(each.path_in_schema, each.num_values, each.total_uncompressed_size) for each in expected]
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,18 @@ def test_a_network_folder_is_taken_as_it_is(tmp_path: Path, capsys: pytest.Captu
     assert {file.name for file in kept.iterdir()} == {file.name for file in last.iterdir()}
 
 
+def test_a_network_folder_without_its_json_is_not_trained_into(tmp_path: Path) -> None:
+    abc, notes = vocabulary.characters(), {"schedule": {"_component_": "edlm.process.schedules.cosine"}}
+    checkpoints.save_network(
+        tmp_path / "denoiser", tiny_network(vocab_size=abc.size), abc, {**notes, "time_conditioning": False}
+    )
+    (tmp_path / "denoiser" / "network.json").unlink()
+    before = sorted(path.name for path in (tmp_path / "denoiser").iterdir())
+    with pytest.raises(ValueError, match=r"holds the weights of a network and no network\.json"):
+        load(tmp_path, 2)
+    assert sorted(path.name for path in (tmp_path / "denoiser").iterdir()) == before
+
+
 def test_a_run_of_another_plan_is_named_with_what_to_do(tmp_path: Path) -> None:
     _trained(tmp_path)
     words = ["pretrain.steps=4", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "pretrain.batch_size=3"]
