@@ -186,9 +186,12 @@ def test_contracts_hold_no_functions() -> None:
     assert not [node for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
+STILL_LONG = {"benchmark", "evaluate", "frontier", "generate", "oracle"}  # recipes whose library code is to leave them
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_a_recipe_is_a_short_story(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) < 300
+    assert len(path.read_text("utf-8").splitlines()) <= (300 if path.stem in STILL_LONG else 150)
     assert imported(path).isdisjoint({"torchtune.config"})  # through `_entry` and `_settings` only
 
 
