@@ -30,7 +30,7 @@ PREDICTIONS = {"nce": calibrations.of_pairs, "info_nce": calibrations.of_choices
 
 
 def calibration_error(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -> CalibrationError:
-    """Measure the calibration of the classifier that is trained: of all pairs, or of choices among `1 + num_negatives`."""
+    """Measure the calibration of the classifier that is trained: of all pairs, or of choices as in its training."""
     energies = per_row[ENERGIES]
     drafts = energies[:, 1:] if objective == "nce" else energies[:, 1 : 1 + num_negatives]
     return calibrations.expected_calibration_error(PREDICTIONS[objective](energies[:, 0], drafts))
