@@ -30,14 +30,14 @@ PREDICTIONS = {"nce": calibrations.of_pairs, "info_nce": calibrations.of_choices
 
 
 def calibration_error(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -> CalibrationError:
-    """Of the classifier that the objective trains: of all pairs, or of choices among as many as it was trained with."""
+    """Measure the calibration of the classifier that is trained: of all pairs, or of choices as in its training."""
     energies = per_row[ENERGIES]
     drafts = energies[:, 1:] if objective == "nce" else energies[:, 1 : 1 + num_negatives]
     return calibrations.expected_calibration_error(PREDICTIONS[objective](energies[:, 0], drafts))
 
 
 def by_noise_level(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -> list[dict[str, Any]]:
-    """Means of the figures over fifths of the time, from data to masks; None where no row lies."""
+    """Give means of the figures over fifths of the time, from data to masks; None where no row lies."""
     edges = [step / NUM_LEVELS for step in range(NUM_LEVELS + 1)]
     levels = []
     for low, high in itertools.pairwise(edges):
@@ -56,7 +56,7 @@ def by_noise_level(per_row: Mapping[str, Tensor], objective: str, num_negatives:
 
 
 def metrics(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -> dict[str, float]:
-    """What a validation logs, the loss first: means over all times, then those of each noise level that has rows."""
+    """Give what a validation logs, the loss first: means over all times, then by noise level where there are rows."""
     found = {name: estimate(per_row[name]).mean for name in FIGURES}
     found["calibration_error"] = calibration_error(per_row, objective, num_negatives).error
     for level in by_noise_level(per_row, objective, num_negatives):
@@ -67,7 +67,7 @@ def metrics(per_row: Mapping[str, Tensor], objective: str, num_negatives: int) -
 
 
 def warning(per_row: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with an energy that is constant, of the wrong sign or orders nothing, with the figure; or None."""
+    """Say what is wrong with an energy that is constant, of the wrong sign or orders nothing; None if nothing is."""
     energies, gap, accuracy = per_row[ENERGIES], estimate(per_row["gap"]), estimate(per_row["accuracy"])
     figures = f"mean gap {_plus_minus(gap)} nats, accuracy {_plus_minus(accuracy)}, n = {gap.n}"
     if float(energies.max() - energies.min()) < CONSTANT:
@@ -80,7 +80,7 @@ def warning(per_row: Mapping[str, Tensor]) -> str | None:
 
 
 def levels_table(levels: list[dict[str, Any]], k: int) -> str:
-    """Accuracy, evenness of weights and calibration by noise level."""
+    """Lay out accuracy, evenness of weights and calibration by noise level."""
     rows = [
         (
             f"t in {level['t']}",
@@ -119,7 +119,7 @@ def figure_lines(
 
 
 def of_batch(energies: Tensor, t: Tensor, k: int, objective: str, num_negatives: int) -> dict[str, Tensor]:
-    """Per row (b,): its time, the figures, weights over k drafts; energies (b, 1 + n), the data's and its drafts'."""
+    """Measure per row (b,): time, figures, weights over k drafts; energies (b, 1 + n), the data's and its drafts'."""
     positive, negative = energies[:, 0], energies[:, 1:]
     log_weights = particles.log_weights(negative[:, :k])
     return {
@@ -186,7 +186,7 @@ def warn(per_row: Mapping[str, Tensor], step: int) -> None:
 
 
 def _has_new(out: TensorDictBase) -> Tensor:
-    """Whether a step reveals anything in a row (b,)."""
+    """Tell whether a step reveals anything in a row (b,)."""
     return (out[contracts.X_T] != out[contracts.X_S]).any(1)
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from edlm.contracts import Denoiser
 from edlm.data.corpora import Rows
 from edlm.data.vocabulary import Vocabulary
+from edlm.evaluation import draws
 from edlm.likelihood import bounds
 from edlm.likelihood.estimates import Estimate, estimate
 from edlm.likelihood.nelbo import not_padding
 from edlm.models.denoisers import SubsDenoiser
-from edlm.runs import processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import pipelines, plans
@@ -32,7 +32,7 @@ SAMPLES: Schema = {
 def texts(
     denoiser: Denoiser, correction: Correction, wanted: Mapping[str, Any], vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """A few samples with and without a correction at equal seeds, as the section `samples` of a config wants them."""
+    """Draw a few samples with and without a correction at equal seeds, as `samples` of a config wants them."""
     off, drawn = Sampler(denoiser, plans.Grid(wanted["num_steps"])), {}
     on = off.replace(correction=correction, candidates=wanted["num_particles"], window=tuple(wanted["window"]))
     for name, sampler in (("off", off), ("on", on)):
@@ -53,7 +53,7 @@ def transition_bounds(
     settings: Mapping[str, Any],
     pad_id: int | None = None,
 ) -> dict[str, Estimate]:
-    """Nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row.
+    """Estimate nats per token of the sampler of `texts` without a window: plain, corrected, and the gain row by row.
 
     Padding is neither scored nor masked, and a row counts by its tokens.
     """
@@ -62,14 +62,13 @@ def transition_bounds(
     sampler = sampler.replace(correction=correction, candidates=wanted["num_particles"])
     seed = torch.tensor(settings["seed"], device=device)
 
-    def score(row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_0 = blocks[(row % len(blocks)).cpu()].to(device)
+    def score(row: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scored = not_padding(x_0, pad_id)
         bound = bounds.of_sampler(sampler, x_0, seed, row, scored=scored)
         return bound.nats.cpu(), bound.excess.cpu(), scored.sum(1).cpu()
 
-    rows = torch.arange(settings["valid_rows"], device=device).split(settings["batch_size"])
-    found = processes.spread(score, rows, "bound of the sampler")
+    drawn = draws.of_settings(blocks, settings["valid_rows"], settings, device)
+    found = drawn.spread(score, "bound of the sampler")
     nats, excess, counts = (torch.cat(values) for values in zip(*found, strict=True))
     per_row = {"plain_bound": nats - excess, "bound": nats, "gain": -excess}
     return {name: estimate(values, counts) for name, values in per_row.items()}

@@ -83,7 +83,7 @@ def forecast(
 
 
 def table(found: Forecast, settings: Mapping[str, Any], length: int, step: int = 0) -> str:
-    """The forecast for the terminal, with advice if memory will not suffice."""
+    """Lay out the forecast for the terminal, with advice if memory will not suffice."""
     left, batch = settings["steps"] - step, _share(settings)
     whole = found.seconds * batch * left
     lines = [("parameters", f"{found.parameters:,}", "")]
@@ -113,13 +113,13 @@ def advice(settings: Mapping[str, Any], length: int) -> Iterator[None]:
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether an error says that there was no memory left, on a device or for a CPU's tensor."""
+    """Tell whether an error says that there was no memory left, on a device or for a CPU's tensor."""
     named = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return named or any(words in str(error) for words in _REFUSED)
 
 
 def remedy(settings: Mapping[str, Any], length: int, fits: int | None = None) -> str:
-    """What to lower and to what: parts of half as many rows, or of as many as fit; with one row, the length."""
+    """Say what to lower and to what: parts of half as many rows, or of as many as fit; with one row, the length."""
     batch = _share(settings)
     rows = math.ceil(batch / settings["accumulate"])
     shorter = f"texts of {max(1, length // 2)} instead of {length}"
@@ -147,7 +147,7 @@ def _share(settings: Mapping[str, Any]) -> int:
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:
-    """What holds a tensor, or this process' part of it."""
+    """Give what holds a tensor, or this process' part of it."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
 
 

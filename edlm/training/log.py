@@ -76,7 +76,7 @@ class Log:
 
 
 def curves_are_drawn(folder: Path) -> bool:
-    """Whether there is a picture, and no figure that is newer."""
+    """Tell whether there is a picture, and no figure that is newer."""
     log, picture = folder / METRICS, folder / CURVES
     return not log.is_file() or (picture.is_file() and picture.stat().st_mtime_ns >= log.stat().st_mtime_ns)
 
@@ -119,7 +119,7 @@ def draw_curves(folder: Path) -> None:
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The panels of a picture and the figures that share each: losses, rate, and every other figure with its levels."""
+    """Name the panels of a picture and the figures that share each: losses, rate, any other figure with its levels."""
     names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
     losses = [name for name in names if name == "loss" or name in ("valid_loss", "valid_nelbo", "valid_nll")]
     alone = [name for name in names if name not in losses and not name.endswith("_error")]
@@ -137,7 +137,7 @@ def _curve(axes: Any, records: Sequence[Mapping[str, Any]], name: str) -> None:
 
 
 def _logger(name: str, folder: Path) -> Any:
-    """One of torchtune's loggers. Raises ValueError naming the extra if its package is not installed."""
+    """Build one of torchtune's loggers. Raises ValueError naming the extra if its package is not installed."""
     from torchtune.training import metric_logging
 
     try:

@@ -13,13 +13,13 @@ WITHOUT = "without_log"
 
 
 def resume(key: str, value: Any) -> None:
-    """A flag, or the word by which a run goes on whose log is lost."""
+    """Accept a flag, or the word by which a run goes on whose log is lost."""
     if value != WITHOUT and not isinstance(value, bool):
         raise ValueError(f"{key} = {value!r} must be true or false, or {WITHOUT}")
 
 
 def written(folder: Path) -> dict[str, records.Extent]:
-    """What a run has logged, for a checkpoint to keep."""
+    """Measure what a run has logged, for a checkpoint to keep."""
     return {name: records.extent(folder / name) for name in FILES}
 
 

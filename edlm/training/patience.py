@@ -26,7 +26,7 @@ class Patience:
         return {"step": self.step, "loss": self.least} if self.step else None
 
     def note(self, step: int, loss: float) -> bool:
-        """Take the loss of a validation: whether it is the least so far. One that is not a number is not."""
+        """Take the loss of a validation, and tell whether it is the least so far. One that is not a number is not."""
         if not loss < self.least:
             self.waited += 1
             return False
@@ -34,7 +34,7 @@ class Patience:
         return True
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Give what a checkpoint keeps."""
         return {**self.best, "waited": self.waited} if self.best is not None else {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ FREE = {
 
 
 class SettingsChanged(ValueError):
-    """A run cannot go on, and what to do about it."""
+    """Says why a run cannot go on, and what to do about it."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(f"{what}; {remedy}")

@@ -13,7 +13,7 @@ from edlm.training.sharding import PURE
 
 
 def _optimizer(key: str, value: Any) -> None:
-    """A component; what a class of torch.optim refuses of its values is said before anything is trained.
+    """Accept a component; what a class of torch.optim refuses of its values is said before anything is trained.
 
     No other is called before the run: a config is checked without running what it names.
     """

@@ -61,7 +61,7 @@ class Weights:
         return self._average
 
     def grouped(self, share_of: Callable[[str], float]) -> list[tuple[float, list[Tensor]]]:
-        """The masters in their order, neighbours of one share together: an optimiser's groups keep their numbers."""
+        """List the masters in order, neighbours of one share together: an optimiser's groups keep their numbers."""
         shares = map(share_of, self._names())
         found = itertools.groupby(zip(shares, self.masters, strict=True), key=lambda pair: pair[0])
         return [(share, [master for _, master in pairs]) for share, pairs in found]
@@ -94,19 +94,19 @@ class Weights:
         self.count += 1
 
     def finite(self) -> bool:
-        """Whether every weight that this process holds, and its average, is a finite number."""
+        """Tell whether every weight that this process holds, and its average, is a finite number."""
         return all(bool(each.isfinite().all()) for each in (*_local(self.masters), *_local(self._averages)))
 
     def state(self) -> dict[str, Tensor | None]:
-        """The masters by name, whole, for the first process to save; the others get None for each."""
+        """Give the masters by name, whole, for the first process to save; the others get None for each."""
         return {name: _saved(value) for name, value in zip(self._names(), self.masters, strict=True)}
 
     def average_state(self) -> dict[str, Tensor]:
-        """The average by name, whole."""
+        """Give the average by name, whole."""
         return {name: _whole(value) for name, value in zip(self._names(), self._averages, strict=True)}
 
     def shapes(self) -> dict[str, torch.Size]:
-        """The shapes of the weights by name."""
+        """Give the shapes of the weights by name."""
         return {name: master.shape for name, master in zip(self._names(), self.masters, strict=True)}
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class Weights:
         self.count = count
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The state of an optimiser of the masters, as `state` is."""
+        """Give the state of an optimiser of the masters, as `state` is."""
         return _nested(_saved, optimizer.state_dict())
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -158,12 +158,12 @@ def _shard(network: nn.Module, rounded: bool) -> None:
 
 
 def _whole(value: Any) -> Any:
-    """A tensor of which every process holds a part, put together; anything else as it is."""
+    """Put together a tensor of which every process holds a part; leave anything else as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _saved(value: Any) -> Any:
-    """The same for the first process alone, and out of the device's way."""
+    """Do the same for the first process alone, and out of the device's way."""
     if not isinstance(value, DTensor):
         return value
     whole = value.full_tensor()  # every process takes part
@@ -171,7 +171,7 @@ def _saved(value: Any) -> Any:
 
 
 def _part_of(value: Tensor, like: Tensor) -> Tensor:
-    """The part of a whole tensor that this process holds of another of its shape."""
+    """Cut out the part of a whole tensor that this process holds of another of its shape."""
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

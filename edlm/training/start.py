@@ -56,7 +56,7 @@ def _train(path: str, plan: Mapping[str, Any], shared: Mapping[str, Any], pretra
 
 
 def _finished(path: str, steps: int) -> bool:
-    """Whether there is a network folder, or a run with so many steps and the report of its last one."""
+    """Tell whether there is a network folder, or a run with so many steps and the report of its last one."""
     if (Path(path) / "network.json").is_file():
         return True
     if (Path(path) / "network.safetensors").is_file():
@@ -70,7 +70,7 @@ def _has_steps(path: str, steps: int) -> bool:
 
 
 def _has_report(path: str) -> bool:
-    """Whether the report and the picture of a run's newest checkpoint are there."""
+    """Tell whether the report and the picture of a run's newest checkpoint are there."""
     newest, folder = checkpoints.last_checkpoint(path), Path(path)
     if newest is None or not (folder / log.CURVES).is_file():
         return False

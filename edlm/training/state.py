@@ -17,7 +17,7 @@ Shapes = Mapping[str, torch.Size]
 
 
 def load(checkpoint: Path) -> dict[str, Any]:
-    """The state that `TrainingRun.save_checkpoint` wrote. Raises ValueError naming the file and the key."""
+    """Load the state that `TrainingRun.save_checkpoint` wrote. Raises ValueError naming the file and the key."""
     state = checkpoints.load_state(checkpoint)
     for key, (is_right, wanted) in _SCHEMA.items():
         if key not in state:
@@ -78,7 +78,7 @@ def _require_moments(checkpoint: Path, saved: Mapping[Any, Any], fresh: torch.op
 
 
 def _after_a_step(fresh: torch.optim.Optimizer, dimensions: int) -> dict[str, Any]:
-    """What an optimiser of this kind keeps of a parameter; nothing where that cannot be found out."""
+    """Find what an optimiser of this kind keeps of a parameter; nothing where that cannot be found out."""
     probe = torch.nn.Parameter(_probe(dimensions))
     probe.grad = torch.ones_like(probe)
     defaults = {name: value for name, value in fresh.param_groups[0].items() if name != "params"}
@@ -96,7 +96,7 @@ def _probe(dimensions: int) -> Tensor:
 
 
 def _alike(saved: Any, now: Any) -> bool:
-    """Whether a value can stand for another: of the same kind, and finite."""
+    """Tell whether a value can stand for another: of the same kind, and finite."""
     if isinstance(now, bool) or now is None or isinstance(now, str):
         return type(saved) is type(now)
     if isinstance(now, list | tuple):

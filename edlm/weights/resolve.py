@@ -141,12 +141,12 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
 
 
 def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The hash of every network of ours that a config names, by key; large models stand for themselves."""
+    """Hash the weights of every network of ours that a config names, by key; large models stand for themselves."""
     return {key: loading.weights_of(path) for key, path in _ours(settings).items()}
 
 
 def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The folders of our own networks that a config names, by key."""
+    """Give the folders of our own networks that a config names, by key."""
     named = {key: settings[key] for key in ("denoiser", "energy", "ar")}
     if named["energy"] == CHAIN_RULE:
         del named["energy"]
@@ -168,7 +168,7 @@ def _check_baseline(settings: Mapping[str, Any]) -> None:
 
 
 def memory_plan(settings: Mapping[str, Any]) -> str | None:
-    """What a step needs of a large denoiser and its energy, as a table, from their configs alone; None for others.
+    """Lay out what a step needs of a large denoiser and its energy, from their configs alone; None for others.
 
     Raises ValueError as `load` does, for what the weights do not decide.
     """
@@ -198,7 +198,7 @@ def require_plan(settings: Mapping[str, Any]) -> str:
 
 
 def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) -> Sources:
-    """The residual energy of an AR model against the denoiser."""
+    """Add the residual energy of an AR model against the denoiser."""
     ids, source = found.vocabulary, settings["ar"]
     ar: nn.Module
     if is_large(source):
@@ -221,7 +221,7 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
 
 
 def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
-    """A folder of the hub, or what a section's builder makes and its checkpointer reads."""
+    """Read a folder of the hub, or what a section's builder makes and its checkpointer reads."""
     source, rows, length = settings["ar"], settings["energy_rows"], _longest(settings)
     if not isinstance(source, dict):
         return large.read_autoregressive(source, length, rows, vocab_size)
@@ -249,7 +249,7 @@ def _require_length(settings: Mapping[str, Any], longest: int, ar_longest: int) 
 
 
 def _bos_of(folder: Path, vocabulary: Vocabulary) -> int | None:
-    """What the AR model's own config calls bos; else the denoiser's."""
+    """Give what the AR model's own config calls bos; else the denoiser's."""
     file = folder / "config.json"
     found = large.special_id(folder, whole.read_json(file), "bos") if file.is_file() else None
     return vocabulary.bos_id if found is None else found

@@ -1,6 +1,9 @@
 """The batch that training pipelines read, as its own example shows it."""
 
 import doctest
+import re
+from pathlib import Path
+from typing import Any
 
 import torch
 from builders import tiny_network
@@ -26,3 +29,12 @@ def test_the_parts_of_a_batch_have_the_losses_of_the_whole() -> None:
         found = stages(batches.training_batch(x_0[part], 3, part, 5, num_rows=4))
         assert torch.equal(found[contracts.X_T], whole[contracts.X_T][part])
         torch.testing.assert_close(found[contracts.LOSS], whole[contracts.LOSS][part])
+
+
+def test_the_loop_of_the_document_trains() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(compile(code, "training.md", "exec"), names)
+    assert any(bool(parameter.grad.any()) for parameter in names["network"].parameters() if parameter.grad is not None)

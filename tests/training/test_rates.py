@@ -1,5 +1,6 @@
 """The learning rate of every step: warm-up, decay, what each parameter has of it, and that the weights follow it."""
 
+import doctest
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ from test_log import tiny_run
 from torch import Tensor
 
 from edlm.training import log
+from edlm.training import rates as factors
 
 STEPS, RATE = 8, 0.5
 
@@ -84,3 +86,9 @@ def test_the_weights_move_by_the_rate_of_the_step(decay: str, warmup: int, tmp_p
     run.optimizer.register_step_post_hook(after)
     run.train()
     assert len({rate for *_, rate in kept}) > 1
+
+
+def test_the_example_of_the_factor_is_true() -> None:
+    found = doctest.testmod(factors)
+    assert found.attempted
+    assert not found.failed
