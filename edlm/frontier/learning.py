@@ -11,6 +11,7 @@ from torch import nn
 
 from edlm import contracts
 from edlm.contracts import Energy
+from edlm.data import vocabulary
 from edlm.frontier import sweeps
 from edlm.frontier.grid import ENERGIES, Entry
 from edlm.likelihood import hidden_markov
@@ -21,6 +22,7 @@ from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.objectives import chain_rule as chain_rule_objectives
 from edlm.objectives import contrastive, denoising, losses, transition
 from edlm.objectives import joint as joint_objectives
+from edlm.process import schedules
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers.sampler import Sampler
@@ -102,6 +104,14 @@ class Learning(NamedTuple):
         run.load_checkpoint()
         run.train()
         return run.average.eval()
+
+
+def exact_models(source: Source, length: int) -> tuple[Models, Diffusion]:
+    """What is known of a source without learning, its symbols spelled a, b, c: its denoiser and exact energies."""
+    exact = {"exact": hidden_markov.energy(source), "exact, carry_over": hidden_markov.carry_over_energy(source)}
+    diffusion = Diffusion(hidden_markov.denoiser(source, length), schedules.log_linear(), exact)
+    alphabet = "".join(chr(ord("a") + symbol) for symbol in range(source.num_symbols))
+    return Models(vocabulary.characters(alphabet), length, diffusion, None, {}), diffusion
 
 
 def require_sources(wanted: Sequence[Mapping[str, Any]], learn: Mapping[str, Any] | None) -> None:
