@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from edlm.data import vocabulary
 from edlm.frontier import card, draws, exact_report, grid, sweeps
 from edlm.frontier import exact as exact_figures
 from edlm.frontier import learning as frontier_learning
@@ -21,12 +20,11 @@ from edlm.frontier.learning import Learning
 from edlm.frontier.lines import Lines
 from edlm.likelihood import hidden_markov
 from edlm.likelihood.estimates import estimate
-from edlm.process import schedules
 from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers.sampler import Sampler
-from edlm.weights.named import Diffusion, Models
+from edlm.weights.named import Models
 
 SETTINGS: Schema = {
     "recipe": schemas.choice("oracle"),
@@ -65,13 +63,7 @@ class Oracle:
         settings, length = self.settings, self.settings["length"]
         self.source = schemas.build(settings["source"], "source")
         self.drawing = Drawing(length, settings["num_samples"], settings["batch_size"], settings["seed"], self.device)
-        alphabet = "".join(chr(ord("a") + symbol) for symbol in range(self.source.num_symbols))
-        exact = {
-            "exact": hidden_markov.energy(self.source),
-            "exact, carry_over": hidden_markov.carry_over_energy(self.source),
-        }
-        self.exact = Diffusion(hidden_markov.denoiser(self.source, length), schedules.log_linear(), exact)
-        self.models = Models(vocabulary.characters(alphabet), length, self.exact, None, {})
+        self.models, self.exact = frontier_learning.exact_models(self.source, length)
         drawn = [
             hidden_markov.texts(self.source, settings[count], length, settings["seed"] + purpose)
             for count, purpose in (("entropy_texts", _COMPARED), ("bounded_texts", _BOUNDED))
@@ -107,12 +99,13 @@ class Oracle:
             self.lines.add(SOURCE, {"figures": {**exact, **figures}})
         missing = [each.setting for name, each in self.grid.items() if name not in self.lines.records]
         draws.warm_up(missing, self.drawing)
+        known: exact_figures.Known = {}
         for setting in (bar := tqdm(missing, unit="setting")):
             assert isinstance(setting, Sampler)
             bar.set_description(str(setting))
             tokens, costs = draws.draw(setting, self.drawing)
             figures = {
-                **exact_figures.of_sampler(setting, self.beside),
+                **exact_figures.of_sampler(setting, self.beside, known),
                 **exact_figures.of_texts(tokens, self.beside),
                 **exact_figures.of_costs(costs),
             }

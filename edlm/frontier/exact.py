@@ -1,8 +1,8 @@
 """What is said of a sampler beside a source of a known law: exact distances, where texts are few, bounds, samples."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +15,11 @@ from edlm.likelihood.enumeration import Transitions
 from edlm.likelihood.estimates import Estimate, estimate
 from edlm.likelihood.hidden_markov import Source
 from edlm.samplers import plans
+from edlm.samplers import sampler as samplers
 from edlm.samplers.sampler import Sampler
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]
+Known = dict[tuple[int, str], Transitions]  # by denoiser and by all axes but the plan
 
 
 class Beside(NamedTuple):
@@ -50,16 +52,16 @@ def of_texts(tokens: Tensor, beside: Beside) -> Figures:
     return figures
 
 
-def of_sampler(sampler: Sampler, beside: Beside) -> Figures:
+def of_sampler(sampler: Sampler, beside: Beside, known: Known | None = None) -> Figures:
     """The exact total variation and KL in nats per token of a small space, and a bound of the KL at any length.
 
     KL is `E_q log(q / p)`, from the law of the source to that of the sampler, the nats that coding with it would cost.
     The bound is the mean over texts of the source of what `bounds` says of the sampler, plus `log q`. What is not known
-    of a sampler is left out.
+    of a sampler is left out. known: what steps write, kept for samplers that differ in their plan alone.
     """
     figures: Figures = {}
     if beside.is_small and not enumeration.missing(sampler):
-        figures |= _exact(sampler, beside)
+        figures |= _exact(sampler, beside, {} if known is None else known)
     if not bounds.missing(sampler):
         keys = (torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
         bound = bounds.of_sampler(sampler, beside.bounded, *keys).nats
@@ -68,8 +70,12 @@ def of_sampler(sampler: Sampler, beside: Beside) -> Figures:
     return figures
 
 
-def _exact(sampler: Sampler, beside: Beside) -> Figures:
-    steps = _transitions(sampler.replace(plan=plans.first_hitting()), beside.length)
+def _exact(sampler: Sampler, beside: Beside, known: Known) -> Figures:
+    of_any_plan = sampler.replace(plan=plans.first_hitting())
+    key = (id(sampler.denoiser), json.dumps(samplers.config(of_any_plan), default=str))
+    if key not in known:
+        known[key] = enumeration.transitions_of(of_any_plan, beside.length)
+    steps = known[key]
     symbols = beside.source.num_symbols
     law = enumeration.law_of(steps, sampler, beside.length).flatten()
     digits = symbols ** torch.arange(beside.length - 1, -1, -1)
@@ -78,12 +84,6 @@ def _exact(sampler: Sampler, beside: Beside) -> Figures:
     q = log_q.exp()
     kl = torch.where(q > 0.0, q * (log_q - law.log()), 0.0).sum() / beside.length
     return {"total_variation": [float((law - q).abs().sum() / 2), 0.0], "kl": [float(kl), 0.0]}
-
-
-@cache
-def _transitions(of_any_plan: Sampler, length: int) -> Transitions:
-    """What a step writes: the same for every plan, so samplers that differ in it alone share it."""
-    return enumeration.transitions_of(of_any_plan, length)
 
 
 def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:

@@ -71,9 +71,9 @@ def to_csv(rows: Sequence[Row]) -> str:
     columns = [column for name in names for column in (name, f"{name}_error")]
     writer.writerow(["name", *grid.COLUMNS, "control", "front", *columns])
     for row in rows:
-        cells = [cell for name in names for cell in row.figures.get(name, [None, None])]
-        shown = [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells]
-        writer.writerow([row.name, *grid.cells(row.setting), row.role, int(row.name in best), *shown])
+        figures = [cell for name in names for cell in row.figures.get(name, [None, None])]
+        cells = [row.name, *grid.cells(row.setting), row.role, int(row.name in best), *figures]
+        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells])
     return file.getvalue()
 
 

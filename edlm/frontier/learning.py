@@ -11,6 +11,7 @@ from torch import nn
 
 from edlm import contracts
 from edlm.contracts import Energy
+from edlm.data import vocabulary
 from edlm.frontier import sweeps
 from edlm.frontier.grid import ENERGIES, Entry
 from edlm.likelihood import hidden_markov
@@ -21,6 +22,7 @@ from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.objectives import batches, contrastive, denoising, losses, transition
 from edlm.objectives import chain_rule as chain_rule_objectives
 from edlm.objectives import joint as joint_objectives
+from edlm.process import schedules
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers.sampler import Sampler
@@ -104,6 +106,14 @@ class Learning(NamedTuple):
         return run.average.eval()
 
 
+def exact_models(source: Source, length: int) -> tuple[Models, Diffusion]:
+    """What is known of a source without learning, its symbols spelled a, b, c: its denoiser and exact energies."""
+    exact = {"exact": hidden_markov.energy(source), "exact, carry_over": hidden_markov.carry_over_energy(source)}
+    diffusion = Diffusion(hidden_markov.denoiser(source, length), schedules.log_linear(), exact)
+    alphabet = "".join(chr(ord("a") + symbol) for symbol in range(source.num_symbols))
+    return Models(vocabulary.characters(alphabet), length, diffusion, None, {}), diffusion
+
+
 def require_sources(wanted: Sequence[Mapping[str, Any]], learn: Mapping[str, Any] | None) -> None:
     """Raise ValueError if a sweep uses an energy that is not there."""
     for index, sweep in enumerate(wanted):
@@ -170,7 +180,10 @@ def _energy_network(learning: Learning) -> EnergyNetwork:
     """Untrained, the same for a seed."""
     torch.manual_seed(learning.seed)
     named = learning.settings["network"]
-    sizes: dict[str, Any] = {"vocab_size": learning.exact.denoiser.vocab_size, "max_length": learning.models.max_length}
+    sizes: dict[str, Any] = {
+        "vocab_size": learning.exact.denoiser.vocab_size,
+        "max_length": learning.models.max_length,
+    }
     network = schemas.build(named, **sizes)
     if not isinstance(network, EnergyNetwork):
         raise ValueError(f"learn.network._component_ = {named['_component_']!r} must be 'edlm.networks.EnergyNetwork'")

@@ -15,7 +15,6 @@ from torch import Tensor
 from edlm.evaluation import quality
 from edlm.frontier.grid import Setting
 from edlm.likelihood.estimates import Estimate
-from edlm.samplers.plans import Plan
 from edlm.samplers.sampler import Proposal, Sampler
 
 COSTS = ("seconds", "passes", "calls")
@@ -164,10 +163,10 @@ def _is_plain(setting: Setting | None) -> bool:
 
 def _speedups(own: Point, drawn: Resampled, plain: Sequence[tuple[Point, Resampled]]) -> dict[str, SpeedUp | None]:
     """At equal bits, along the plain sampler with the denoiser's own law; at equal bits and entropy, along all."""
-    at_one, plans = [], dict[Plan, list[tuple[Point, Resampled]]]()
+    at_one, plans = [], dict[str, list[tuple[Point, Resampled]]]()
     for each in plain:
         assert isinstance(each[0].setting, Sampler)
-        plans.setdefault(each[0].setting.plan, []).append(each)
+        plans.setdefault(repr(each[0].setting.plan), []).append(each)
         at_one += [each] if each[0].setting.proposal == Proposal() else []
     found: dict[str, SpeedUp | None] = {}
     for cost in COSTS:
