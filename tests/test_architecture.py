@@ -91,7 +91,16 @@ LAYOUT: dict[str, list[str]] = {
         "start",
     ],
     "frontier": ["grid", "draws", "lines", "points", "table", "plots", "exact", "exact_report", "learning"],
-    "benchmark": ["textbook", "textbook_training", "methods", "comparison", "training_cases", "plots"],
+    "benchmark": [
+        "textbook",
+        "textbook_training",
+        "methods",
+        "cases",
+        "comparison",
+        "training_cases",
+        "plots",
+        "report",
+    ],
     "testing": [],
     "cli": ["doctor", "commands"],
 }

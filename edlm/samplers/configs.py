@@ -87,6 +87,17 @@ def called(values: Mapping[str, Any]) -> str:
     return str(values["_component_"]).replace(":", ".").rpartition(".")[2]
 
 
+def short(values: Mapping[str, Any]) -> str:
+    """A section in a few words, for tables."""
+    said = []
+    for axis, value in values.items():
+        options = dict(value) if isinstance(value, Mapping) else {axis: value}
+        name = called(options) if "_component_" in options else options.get("name", "")
+        rest = [f"{key}={each}" for key, each in options.items() if key not in ("name", "_component_")]
+        said.append(" ".join([str(name), *rest]).strip())
+    return ", ".join(said)
+
+
 def of_short_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Expand the short keys of a recipe into a section; an axis of its section `sampler` takes the place of its keys.
 
