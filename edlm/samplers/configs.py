@@ -263,8 +263,11 @@ def _check_correction(key: str, value: Any) -> None:
 
 
 def _check_selection(key: str, value: Any) -> None:
-    check_name = schemas.choice(*selections.SELECTIONS)
-    schemas.either(check_name, COMPONENT)(key, value)
+    schemas.either(_check_selection_name, COMPONENT)(key, value)
+
+
+def _check_selection_name(key: str, value: Any) -> None:
+    schemas.choice(*selections.SELECTIONS)(key, value)  # asked anew: more may have been registered
 
 
 def _name_and_options(
@@ -318,7 +321,7 @@ SHORT_KEYS: Schema = {
     "num_particles": schemas.integer(1),
     "window": schemas.window,
     "target_ess": schemas.optional(schemas.number(0, above=True)),
-    "selection": schemas.choice(*selections.SELECTIONS),
+    "selection": _check_selection_name,
     "energy_temperature": schemas.temperature(particles.COLDEST),
     "temperature": schemas.temperature(),
     "nucleus": schemas.number(0, 1, above=True),

@@ -8,6 +8,7 @@ from typing import Any
 
 import own_parts
 import pytest
+import small_benchmarks
 import torch
 from builders import tiny_denoiser
 from running import Runner
@@ -15,7 +16,8 @@ from running import Runner
 import edlm
 from edlm import samplers, testing
 from edlm.cli import commands
-from edlm.samplers import corrections, plans
+from edlm.recipes import benchmark
+from edlm.samplers import corrections, plans, selections
 
 V, MASK = 5, 4
 
@@ -154,3 +156,28 @@ def test_texts_are_not_gone_on_with_after_the_code_of_a_part_changes(run: Runner
         file.write("# changed\n")
     status, _, error = run("generate", *words)
     assert (status, "holds other texts" in error) == (2, True)
+
+
+def test_what_is_registered_appears_in_every_recipe(
+    run: Runner, trained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = own("my_correction", monkeypatch)
+    monkeypatch.setattr(corrections, "CORRECTIONS", dict(corrections.CORRECTIONS))
+    monkeypatch.setattr(selections, "SELECTIONS", dict(selections.SELECTIONS))
+    corrections.register("sharpen", lambda _, **options: module.Sharpen(**options))
+    selections.register(own("my_selection", monkeypatch).among_best())
+    own("my_plan", monkeypatch)
+    paths = [f"denoiser={trained / 'denoiser'}", "energy=null", "threads=1", "num_steps=2"]
+    words = ["sampler.correction.name=sharpen", "sampler.plan.name=blocks", "selection=among_best"]
+    assert run("generate", *paths, *words, "output=out.jsonl", "num_samples=1").status == 0
+    assert drawn(Path("out.jsonl"))[0]["ess"] >= 1.0
+    few = ["ar=null", "rows=2", "num_particles=2", "output_dir=out"]
+    status, _, error = run("evaluate", *paths, *few, "sampler.plan.name=blocks")
+    assert status == 0, error
+    figures = json.loads(Path("out/metric_card.json").read_text())["figures"]
+    assert ("sharpen", "transition_nelbo") in {(figure["model"], figure["figure"]) for figure in figures}
+    given = small_benchmarks.settings(tmp_path / "bench", growth=[])
+    section = {"correction": {"name": "sharpen", "power": 1.5}, "selection": "among_best", "plan": {"name": "blocks"}}
+    benchmark.main({**given, "cases": [{**given["cases"][0], "num_particles": 3, "sampler": section}]})
+    [case] = json.loads((tmp_path / "bench" / "benchmark.json").read_text())["cases"]
+    assert "k=3 sharpen power=1.5, selection=among_best, blocks" in case["name"]
