@@ -4,7 +4,7 @@ Beside the energies that a config names, a denoiser is bounded with the one that
 
 edlm run evaluate denoiser=runs/tiny/denoiser energy=runs/tiny/energy rows=64
 edlm run evaluate zero_shot=[ptb,wikitext2,books.txt] split=null energy=null
-edlm run evaluate sampler.correction._component_=my_module.MyCorrection
+edlm run evaluate sampler.correction._component_=my_correction.Sharpen
 edlm run evaluate samples=runs/tiny/samples.jsonl judge=runs/tiny/ar
 """
 

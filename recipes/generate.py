@@ -6,7 +6,7 @@ edlm run generate prompt="the statement ____ the name" num_steps=16
 edlm run generate energy=null ar=runs/tiny/ar ar_form=carry_over
 edlm run generate denoiser=null energy=null ar=runs/tiny/ar
 edlm run generate --config dream_qwen_energy plan=true
-edlm run generate sampler.plan._component_=my_module.MyPlan
+edlm run generate sampler.plan._component_=my_plan.Blocks
 """
 
 import itertools

@@ -27,7 +27,8 @@ class Runner:
 
     def __call__(self, recipe: str, *words: str, config: str = "tiny") -> Ran:
         module = import_module(f"edlm.recipes.{recipe}")
-        self.monkeypatch.setattr(sys, "argv", [recipe, "--config", str(commands.configs(recipe)[config]), *words])
+        path = commands.configs(recipe).get(config, config)
+        self.monkeypatch.setattr(sys, "argv", [recipe, "--config", str(path), *words])
         status = 0
         try:
             entry.enter(module.main, module.SETTINGS)

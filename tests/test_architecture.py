@@ -146,7 +146,16 @@ LAYOUT: dict[str, list[str]] = {
         "learning",
         "card",
     ],
-    "benchmark": ["textbook", "textbook_training", "methods", "comparison", "training_cases", "plots"],
+    "benchmark": [
+        "textbook",
+        "textbook_training",
+        "methods",
+        "cases",
+        "comparison",
+        "training_cases",
+        "plots",
+        "report",
+    ],
     "testing": [],
     "cli": ["doctor", "commands"],
 }

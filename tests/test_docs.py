@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import builders
+import own_parts
 import pytest
 import torch
 from builders import tiny_denoiser, tiny_energy
@@ -101,7 +102,10 @@ SHOWN = list(shown_runs())
 
 
 @pytest.mark.parametrize(("where", "shown"), SHOWN, ids=[f"{where}-{run.recipe}-{run.config}" for where, run in SHOWN])
-def test_every_command_that_is_shown_would_start(where: str, shown: Run) -> None:
+def test_every_command_that_is_shown_would_start(
+    where: str, shown: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(own_parts.write(tmp_path)))
     assert shown.recipe in commands.recipes()
     assert shown.config in commands.configs(shown.recipe) or re.fullmatch(r"FILE|my\.yaml", shown.config)
     shown.settings()

@@ -1,7 +1,8 @@
 """What a benchmark compares on one case: the textbook sampler, and ours in every mode, with the same weights."""
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
@@ -16,7 +17,8 @@ from edlm.nn import folding
 from edlm.nn.networks import Transformer
 from edlm.runs import timing
 from edlm.runs.timing import Clock
-from edlm.samplers import corrections, execution, pipelines, plans
+from edlm.samplers import configs, corrections, execution, pipelines
+from edlm.samplers.kernel import Looped
 from edlm.samplers.pipelines import Pipeline
 from edlm.samplers.sampler import Sampler
 
@@ -25,8 +27,16 @@ _WARM_UP_STEPS = 2
 T = TypeVar("T", bound=nn.Module)
 
 
+METHODS = ("plain", "posterior", "carry_over")
+
+
 class Case(NamedTuple):
-    """One sampling task; num_particles is 1 for `plain`. textbook_steps: how many of its steps are timed, None: all."""
+    """One sampling task.
+
+    method: the textbook sampler, without an energy or with an AR model's in either form; num_particles is 1 without.
+    textbook_steps: how many of its steps are timed, None: all. sampler: what of ours is not as the method has it, a
+    section of `samplers.configs`.
+    """
 
     method: str
     vocab_size: int
@@ -36,10 +46,22 @@ class Case(NamedTuple):
     num_particles: int
     repeats: int
     textbook_steps: int | None
+    sampler: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
-        particles = f" k={self.num_particles}" if self.method != "plain" else ""
-        return f"{self.method} v={self.vocab_size} l={self.length} b={self.rows} T={self.num_steps}{particles}"
+        particles = f" k={self.num_particles}" if self.corrects else ""
+        own = f" {configs.short(self.sampler)}" if self.sampler else ""
+        return f"{self.method} v={self.vocab_size} l={self.length} b={self.rows} T={self.num_steps}{particles}{own}"
+
+    @property
+    def corrects(self) -> bool:
+        """Whether candidates are weighed."""
+        return self.method != METHODS[0] or configs.names_correction((self.sampler or {}).get("correction"))
+
+    @property
+    def key(self) -> str:
+        """What tells its pipeline from that of another case; it serves every number of steps."""
+        return json.dumps(self._replace(num_steps=0)._asdict())
 
 
 class Networks(NamedTuple):
@@ -78,7 +100,7 @@ def textbook(case: Case, networks: Networks, seed: int, device: torch.device) ->
     """The sampler of `benchmark.textbook` on the unfolded network; it has no execution mode but eager."""
     mask_id, shape = case.vocab_size - 1, (case.rows, case.length)
     run: Callable[..., Tensor]
-    if case.method == "plain":
+    if case.method == METHODS[0]:
         run = partial(textbook_samplers.ancestral, networks.denoiser, mask_id, shape, case.num_steps)
     else:
         energy = textbook_samplers.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
@@ -103,14 +125,14 @@ def textbook(case: Case, networks: Networks, seed: int, device: torch.device) ->
 
 def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Method:
     """The library's sampler, in the mode the pipeline is put in; see `build_pipeline`."""
-    pipeline = _with_steps(pipeline, case.num_steps)
-    short = _with_steps(pipeline, min(_WARM_UP_STEPS, case.num_steps))
+    pipeline = _with_steps(pipeline, case, case.num_steps)
+    short = _with_steps(pipeline, case, min(_WARM_UP_STEPS, case.num_steps))
 
     def observe(clock: Clock) -> object:
         kernel = pipeline.kernel._replace(draw=clock.timed(pipeline.kernel.draw, "noise"))
         with ExitStack() as stack:
             stack.enter_context(clock.watching(_parts(networks.folded, networks.ar), timing.operations))
-            stack.enter_context(clock.watching(dict(kernel.step.module.items())))
+            stack.enter_context(clock.watching(_stages(kernel.step)))
             return pipelines.sample(pipeline._replace(kernel=kernel), case.rows, seed=seed)
 
     return Method(
@@ -123,17 +145,64 @@ def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Metho
 
 def build_pipeline(case: Case, networks: Networks, mode: execution.Mode) -> Pipeline:
     """The library's sampler of a case in an execution mode, good for every number of steps."""
+    return execution.accelerate(pipelines.pipeline(_sampler(case, networks), case.length), mode)
+
+
+def _sampler(case: Case, networks: Networks) -> Sampler:
+    """The library's sampler of a case: that of its method, but for the axes that its section names."""
     mask_id = case.vocab_size - 1
-    sampler = Sampler(denoisers.subs(networks.folded, mask_id), plans.Grid(case.num_steps))
-    if case.method != "plain":
-        energy = energies.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
-        sampler = sampler.replace(correction=corrections.OfEnergy(energy), candidates=case.num_particles)
-    return execution.accelerate(pipelines.pipeline(sampler, case.length), mode)
+    forms = {form: energies.residual_ar(networks.ar, mask_id, BOS_ID, form == "carry_over") for form in METHODS[1:]}
+    loaded = corrections.OfEnergy(forms[case.method]) if case.method in forms else None
+    denoiser = denoisers.subs(networks.folded, mask_id)
+    return configs.sampler_of(_short_keys(case), denoiser, loaded, forms)[0]
 
 
-def _with_steps(pipeline: Pipeline, num_steps: int) -> Pipeline:
+def _short_keys(case: Case) -> dict[str, Any]:
+    return {"num_steps": case.num_steps, "num_particles": case.num_particles, "sampler": case.sampler or {}}
+
+
+def _with_steps(pipeline: Pipeline, case: Case, num_steps: int) -> Pipeline:
     """The same, with what is compiled of it, in another number of steps."""
-    return pipeline._replace(sampler=pipeline.sampler.replace(plan=plans.Grid(num_steps)))
+    alone = {"plan": case.sampler["plan"]} if case.sampler and "plan" in case.sampler else {}
+    settings = {**_short_keys(case), "num_steps": num_steps, "sampler": alone}
+    plan = configs.sampler_of(settings, pipeline.sampler.denoiser)[0].plan
+    return pipeline._replace(sampler=pipeline.sampler.replace(plan=plan))
+
+
+def _stages(step: Any) -> dict[str, nn.Module]:
+    """The stages of a step by name, those of a loop's parts too."""
+    parts = step.parts if isinstance(step, Looped) else (step,)
+    return {name: stage for part in parts for name, stage in part.module.items()}
+
+
+class Bench:
+    """The networks and pipelines of many cases, each built once."""
+
+    def __init__(
+        self, sizes: Mapping[str, Any], longest: int, seed: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.seed, self.device = seed, device
+        self._build = partial(build_networks, sizes, max_length=longest, seed=seed, device=device, dtype=dtype)
+        self._networks: dict[int, Networks] = {}
+        self._pipelines: dict[tuple[str, str], Pipeline] = {}
+
+    def methods(self, case: Case, modes: Sequence[Any], first: str) -> dict[str, Method]:
+        """The textbook, under the name of `first`, and the library in each mode."""
+        if case.vocab_size not in self._networks:
+            self._networks[case.vocab_size] = self._build(case.vocab_size)
+        networks = self._networks[case.vocab_size]
+        found = {first: textbook(case, networks, self.seed, self.device)}
+        for mode in modes:
+            key = (case.key, mode)
+            if key not in self._pipelines:
+                self._pipelines[key] = build_pipeline(case, networks, mode)
+            method = ours(case, networks, self._pipelines[key], self.seed)
+            found[mode] = method if mode == "eager" else method._replace(observe=None)
+        return found
+
+    def forget(self) -> None:
+        """Drop the pipelines, and with them what was compiled; a sweep keeps its own for all of its cases."""
+        self._pipelines.clear()
 
 
 def missing_for(mode: str, device: torch.device) -> str | None:

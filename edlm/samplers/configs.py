@@ -87,6 +87,17 @@ def called(values: Mapping[str, Any]) -> str:
     return str(values["_component_"]).replace(":", ".").rpartition(".")[2]
 
 
+def short(values: Mapping[str, Any]) -> str:
+    """A section in a few words, for tables."""
+    said = []
+    for axis, value in values.items():
+        options = dict(value) if isinstance(value, Mapping) else {axis: value}
+        name = called(options) if "_component_" in options else options.get("name", "")
+        rest = [f"{key}={each}" for key, each in options.items() if key not in ("name", "_component_")]
+        said.append(" ".join([str(name), *rest]).strip())
+    return ", ".join(said)
+
+
 def of_short_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Expand the short keys of a recipe into a section; an axis of its section `sampler` takes the place of its keys.
 
@@ -252,8 +263,11 @@ def _check_correction(key: str, value: Any) -> None:
 
 
 def _check_selection(key: str, value: Any) -> None:
-    check_name = schemas.choice(*selections.SELECTIONS)
-    schemas.either(check_name, COMPONENT)(key, value)
+    schemas.either(_check_selection_name, COMPONENT)(key, value)
+
+
+def _check_selection_name(key: str, value: Any) -> None:
+    schemas.choice(*selections.SELECTIONS)(key, value)  # asked anew: more may have been registered
 
 
 def _name_and_options(
@@ -307,7 +321,7 @@ SHORT_KEYS: Schema = {
     "num_particles": schemas.integer(1),
     "window": schemas.window,
     "target_ess": schemas.optional(schemas.number(0, above=True)),
-    "selection": schemas.choice(*selections.SELECTIONS),
+    "selection": _check_selection_name,
     "energy_temperature": schemas.temperature(particles.COLDEST),
     "temperature": schemas.temperature(),
     "nucleus": schemas.number(0, 1, above=True),

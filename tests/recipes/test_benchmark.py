@@ -216,6 +216,31 @@ def test_the_recipe_reports_every_case_and_sweep(tmp_path: Path, capsys: pytest.
     assert not list(tmp_path.glob(".*.partial"))
 
 
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"plan": {"name": "tokens_per_pass", "count": 2}}, "tokens_per_pass count=2"),
+        ({"plan": {"name": "grid", "spacing": "cosine"}, "candidates": 3}, "grid spacing=cosine, candidates=3"),
+        ({"correction": {"name": "chain_rule"}, "selection": "imh"}, "chain_rule, selection=imh"),
+        ({"correction": {"name": "chain_rule"}, "selection": "speculative"}, "selection=speculative"),
+        ({"candidates": {"ess": 2.0, "at_most": 4}}, "ess=2.0 at_most=4"),
+        ({"correction": {"name": "energy", "called": "posterior"}, "window": [0.5, 1]}, "energy called=posterior"),
+    ],
+)
+def test_a_case_names_its_sampler_by_the_section_of_all_recipes(
+    tmp_path: Path, section: dict[str, Any], says: str
+) -> None:
+    given = settings(tmp_path)
+    given["cases"] = [{**given["cases"][1], "sampler": section}]
+    benchmark.main({**given, "growth": [{**given["growth"][0], "num_steps": [2, 4, 8], "sampler": section}]})
+    report = json.loads((tmp_path / "benchmark.json").read_text("utf-8"))
+    [case], [sweep] = report["cases"], report["growth"]
+    assert says in case["name"]
+    assert says in sweep["name"]
+    assert case["case"]["sampler"] == section
+    assert case["methods"]["eager"]["passes"]["denoiser"]["rows"] > 0
+
+
 def test_chosen_cases_alone_are_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.main(settings(tmp_path, only=[1], growth=[]))
     assert [case["case"]["method"] for case in json.loads((tmp_path / "benchmark.json").read_text())["cases"]] == [
@@ -248,6 +273,7 @@ def changed(where: str, index: int, **changes: Any) -> dict[str, Any]:
     ("changes", "said"),
     [
         (changed("cases", 0, num_particles=8), r"cases\[0\].num_particles = 8 must be 1 for the plain method"),
+        (changed("cases", 1, sampler={"selection": "best"}), r"cases\[1\].sampler.selection = 'best' must be one of"),
         (changed("cases", 1, textbook_steps=9), r"cases\[1\].textbook_steps = 9 must be at most num_steps = 8"),
         (changed("cases", 1, rows=[1, 2]), r"cases\[1\].rows = \[1, 2\] must be a whole number of at least 1"),
         (changed("growth", 0, rows=[1, 2]), r"growth\[0\] has 2 lists \(num_steps, rows\), and needs one"),

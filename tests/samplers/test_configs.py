@@ -1,5 +1,6 @@
 """The config form of a sampler: components of one's own in it, short keys that are expanded into it."""
 
+import ast
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,21 @@ def test_a_setting_that_does_nothing_is_told(changed: dict[str, Any], loaded: An
     assert all(
         line.startswith(f"{start}") and " is not used: " in line for line, start in zip(lines, told, strict=True)
     )
+
+
+STORIES = [
+    *(f"recipes/{name}.py" for name in ("generate", "evaluate", "benchmark")),
+    *(f"edlm/evaluation/{name}.py" for name in ("generation", "card", "scores", "figures")),
+    *(f"edlm/benchmark/{name}.py" for name in ("methods", "cases", "comparison", "report")),
+]
+
+
+@pytest.mark.parametrize("file", STORIES)
+def test_no_story_names_a_kind(file: str) -> None:
+    """Kinds are named in their own files; `energy` and `joint` are the names of networks in a config, too."""
+    kinds = {*plans.PLANS, *selections.SELECTIONS, *corrections.CORRECTIONS} - {"energy", "joint", "times"}
+    code = (Path(__file__).parents[2] / file).read_text("utf-8")
+    assert len(code.splitlines()) <= (150 if file.startswith("recipes") else 400)
+    named = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    assert not kinds & named
+    assert not {node.attr for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)} & {"ChainRule"}

@@ -1,0 +1,27 @@
+"""The files of parts of one's own that `docs/extend.md` shows."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+TEXT = PAGE.read_text("utf-8")
+FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", TEXT, flags=re.DOTALL))
+[SECTION] = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def write(folder: Path) -> Path:
+    """Write them into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, code in FILES.items():
+        (folder / name).write_text(code, encoding="utf-8")
+    return folder
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have imports of these files be forgotten after the test, and the folders where they were found."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in FILES:
+        sys.modules.pop(Path(name).stem, None)
