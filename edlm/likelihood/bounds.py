@@ -90,12 +90,34 @@ def of_sampler(
     completed, and it is `E log( (w(x_s) + sum_{j=2..k} w_j) / (k w(x_s)) )`. Of the limit, under an energy with Z = 1
     in every state, it is `E(x_s, x_t)`, exact, and nothing is drawn beside the text.
 
-    x_0 (b, l); seed: int64 (); row: int64 (b,), the key of a row's noise. num_completions: m, of drafts alone.
-    num_passes: so many passes of a row, evenly spread from a random one on, stand for all, without bias; None: all of
-    them. scored: bool (b, l), the positions that count, the others are given, as a prompt is; None: all. A row's terms
-    do not depend on the rows beside it, except which passes stand for all.
-    Raises ValueError, with the reason, for a sampler that has no bound, unless num_completions and num_passes are at
-    least 1, and for a row without a scored position.
+    A row's terms do not depend on the rows beside it, except which passes stand for all.
+
+    Args:
+        sampler: one that has a bound, see `missing`.
+        x_0: texts (b, l).
+        seed: of the noise, int64 ().
+        row: the key of each row's noise, int64 (b,).
+        num_completions: m, of drafts alone.
+        num_passes: so many passes of a row, evenly spread from a random one on, stand for all, without bias; None: all
+            of them.
+        scored: the positions that count, bool (b, l), the others are given, as a prompt is; None: all.
+
+    Returns:
+        A `Bound` of each row.
+
+    Raises:
+        ValueError: with the reason, for a sampler that has no bound, unless num_completions and num_passes are at least
+            1, and for a row without a scored position.
+
+    Example:
+        >>> import edlm, torch
+        >>> from edlm.likelihood import hidden_markov
+        >>> source = hidden_markov.random_markov(0, 3)
+        >>> sampler = edlm.samplers.Sampler(hidden_markov.denoiser(source, 8))
+        >>> row = torch.arange(2)
+        >>> bound = edlm.bounds.of_sampler(sampler, hidden_markov.texts(source, 2, 8, seed=1), torch.tensor(0), row)
+        >>> bound.denoiser_passes.tolist()
+        [8, 8]
     """
     reason = missing(sampler)
     if reason:

@@ -38,10 +38,26 @@ class Transitions(NamedTuple):
 
 
 def law(sampler: Sampler, length: int) -> Tensor:
-    """The law of what a sampler draws, float64 (m,) * l of the m symbols; the mask's id is m.
+    """Enumerate the law of what a sampler draws.
 
-    Raises ValueError where there are more than `MOST_TRANSITIONS`, where denoiser or energy change with the time t, and
-    for a window, a nucleus, candidates until an ESS is reached and a selection whose law is not known.
+    Args:
+        sampler: one over a small vocabulary of m symbols, the mask's id m.
+        length: tokens of a text, l.
+
+    Returns:
+        The probability of every text, float64 (m,) * l.
+
+    Raises:
+        ValueError: where there are more than `MOST_TRANSITIONS`, where denoiser or energy change with the time t, and
+            for a window, a nucleus, candidates until an ESS is reached and a selection whose law is not known.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> source = hidden_markov.random_markov(0, 3)
+        >>> law = edlm.enumeration.law(edlm.samplers.Sampler(hidden_markov.denoiser(source, 4)), length=4)
+        >>> law.shape, round(float(law.sum()), 9)
+        (torch.Size([3, 3, 3, 3]), 1.0)
     """
     return law_of(transitions_of(sampler, length), sampler, length)
 

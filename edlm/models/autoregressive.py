@@ -17,19 +17,37 @@ from edlm.process import categorical
 def residual_ar(
     network: nn.Module, mask_id: int, bos_id: int | None, carry_over: bool, pad_id: int | None = None
 ) -> TensorDictModule:
-    """The energy of an autoregressive model against the denoiser: nothing to train (EDLM, Xu et al. 2025).
+    """Build the energy of an autoregressive model against the denoiser: nothing to train (EDLM, Xu et al. 2025).
 
     Posterior form (carry_over=False): `E = -log p_AR(x_0) + log p_theta(x_0 | x_t)`, so that `Z(x_t)` is the
     probability of the visible tokens under the AR model. Carry-over form: only positions that x_t masks count, in both
     parts, and Z = 1; it does not look at visible tokens to the right.
 
-    bos_id stands in front of the text, so that both parts cover every position; it may be the mask's id, for a network
-    that was trained with it there. With None the first token is given, as the published models take it, and is left
-    out of both. Positions that x_t gives as `pad_id` count in neither. The mask has probability zero under the AR
-    model too: a candidate with a mask at a position that counts has E = +inf. Log-probabilities are float32 or better,
-    sums float64.
+    The mask has probability zero under the AR model too: a candidate with a mask at a position that counts has
+    E = +inf. Log-probabilities are float32 or better, sums float64.
 
-    Raises ValueError as `check_ar` does.
+    Args:
+        network: a causal network over the denoiser's vocabulary.
+        mask_id: the id of the mask.
+        bos_id: what stands in front of the text, so that both parts cover every position; it may be the mask's id, for
+            a network that was trained with it there. With None the first token is given, as the published models take
+            it, and is left out of both.
+        carry_over: the carry-over form, or else that of the posterior.
+        pad_id: positions that x_t gives as this id count in neither part.
+
+    Returns:
+        A `contracts.Energy` of drafts.
+
+    Raises:
+        ValueError: as `check_ar` does, for a network that is not causal or an id outside its vocabulary.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.models import autoregressive
+        >>> sizes = dict(hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0)
+        >>> network = edlm.networks.Transformer(5, max_length=8, **sizes, causal=True).eval()
+        >>> autoregressive.residual_ar(network, mask_id=4, bos_id=4, carry_over=False).in_keys
+        ['candidates', 'x_t', 'positions', 'log_p_candidates']
     """
     check_ar(network, mask_id, bos_id, pad_id)
     weigh = _ResidualAr(network, mask_id, bos_id, carry_over, pad_id)

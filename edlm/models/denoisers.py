@@ -76,12 +76,27 @@ def subs(
 ) -> SubsDenoiser:
     """`p_theta(x_0 | x_t) = prod_i p_i`, mask excluded, revealed tokens kept (SUBS, Sahoo et al. 2024, section 3).
 
-    A revealed position is never asked for, so it keeps its own token by construction. told: the schedule of whose
-    `sigma(t) = -log alpha(t)` the network is told; None tells it sigma = 0 at every time, as the published models
-    without time conditioning are. schedule: that of the masking process, which a sampler takes from here; None is
-    `told`, or the log-linear one.
+    A revealed position is never asked for, so it keeps its own token by construction.
 
-    Raises ValueError if mask_id is outside the vocabulary, or if the sigma(1) that the network is told is infinite.
+    Args:
+        network: tokens to hidden states, with a vocabulary head: a `contracts.Network`.
+        mask_id: the id of the mask.
+        told: the schedule whose noise level `sigma(t) = -log alpha(t)` the network is given; None gives it sigma = 0
+            at every time, as the published models without time conditioning take it.
+        schedule: that of the masking process, which a sampler takes from here; None is `told`, or the log-linear one.
+
+    Returns:
+        A `contracts.Denoiser`.
+
+    Raises:
+        ValueError: if mask_id is outside the vocabulary, or if the sigma(1) that the network is given is infinite.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.Transformer(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> denoiser = edlm.denoisers.subs(network, mask_id=4)
+        >>> denoiser.vocab_size, denoiser.max_length
+        (5, 8)
     """
     _check(network, mask_id, told)
     return SubsDenoiser(network, mask_id, told, schedule)

@@ -40,10 +40,24 @@ def scopes_of(energy: Energy) -> tuple[Scope, ...]:
 
 
 def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | None = None) -> TensorDictModule:
-    """The energy of a network `(x_t, x_0, sigma) -> scalar`, trained by noise contrastive estimation.
+    """Build the energy of drafts of a network `(x_t, x_0, sigma) -> scalar`, as contrast trains it.
 
-    With a schedule the network is told `sigma(t)`, else zero. Positions that x_t gives as `pad_id` do not count.
-    Raises ValueError if the schedule's sigma(1) is infinite.
+    Args:
+        network: an `EnergyNetwork`, or what is called like one.
+        schedule: that of whose `sigma(t)` the network is given; None gives it zero.
+        pad_id: positions that x_t gives as this id do not count.
+
+    Returns:
+        A `contracts.Energy` of drafts.
+
+    Raises:
+        ValueError: if the schedule's sigma(1) is infinite.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.EnergyNetwork(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> edlm.energies.scopes_of(edlm.energies.learned(network))
+        ('draft',)
     """
     return declare(_of_network(_Learned(network, schedule, pad_id)), ("draft",))
 
@@ -67,17 +81,39 @@ def _of_network(module: "_Learned") -> TensorDictModule:
 
 
 def scaled(energy: TensorDictModuleBase, factor: float) -> TensorDictModuleBase:
-    """`factor * E`; `-1` flips the sign, the control that must make samples worse. Other keys are read as before.
+    """Scale an energy to `factor * E`: `-1` flips the sign, the control that must make samples worse.
 
-    An energy that can be +inf may only be scaled by a positive factor.
+    Args:
+        energy: any energy; one that can be +inf may only be scaled by a positive factor.
+        factor: what it is multiplied with.
+
+    Returns:
+        An energy of the same scope that reads the same keys.
+
+    Example:
+        >>> import edlm
+        >>> edlm.energies.scaled(edlm.energies.zero(), -1.0).in_keys
+        ['candidates']
     """
     return _Sum([energy], [factor])
 
 
 def product(*experts: TensorDictModuleBase) -> TensorDictModuleBase:
-    """`E = sum_j E_j`, float64: experts multiply, the target is `p_theta prod_j exp(-E_j)` (Hinton 2002).
+    """Add energies, `E = sum_j E_j`, float64: experts multiply, the target is `p_theta prod_j exp(-E_j)` (Hinton 2002).
 
-    It reads what any of them reads. A weight of an expert is `scaled(energy, weight)`. Raises ValueError for none.
+    Args:
+        experts: energies, at least one; the weight of one is `scaled(energy, weight)`.
+
+    Returns:
+        An energy of the scopes that all of them have, which reads what any of them reads.
+
+    Raises:
+        ValueError: for no energy.
+
+    Example:
+        >>> import edlm
+        >>> edlm.energies.product(edlm.energies.zero(), edlm.energies.zero()).out_keys
+        ['energy']
     """
     if not experts:
         raise ValueError("a product needs at least one energy")

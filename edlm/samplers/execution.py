@@ -39,7 +39,24 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
     have to come in tiles, one for each power of two of them. cudagraph: these graphs captured and replayed, rows and
     positions padded to powers of two so that few captures are needed. The rounds of an adaptive kernel are graphs of
     their own, in both modes. On a CPU without a C++ compiler, compile warns and stays eager.
-    Raises ValueError as `check_mode` does.
+
+    Args:
+        pipeline: what is to be run faster.
+        mode: `"eager"`, `"compile"` or `"cudagraph"`.
+
+    Returns:
+        A pipeline that draws the same texts.
+
+    Raises:
+        ValueError: as `check_mode` does.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> pipeline = edlm.pipelines.pipeline(edlm.samplers.Sampler(denoiser), length=8)
+        >>> edlm.accelerate(pipeline, "eager") is pipeline
+        True
     """
     check_mode(mode, pipeline.device)
     if mode == "eager":

@@ -59,7 +59,26 @@ class Pipeline(NamedTuple):
 def pipeline(sampler: Sampler, length: int) -> Pipeline:
     """Compose a sampler and a length into a pipeline.
 
-    Raises ValueError for a length outside 1..max_length of the network.
+    Args:
+        sampler: how texts are drawn.
+        length: tokens of a text.
+
+    Returns:
+        What `sample` and `extend` run; its `repr` is the algorithm.
+
+    Raises:
+        ValueError: for a length outside 1..max_length of the network.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> edlm.pipelines.pipeline(edlm.samplers.Sampler(denoiser, edlm.plans.Grid(4)), length=8)
+        plain, T=4, 8 tokens
+          denoise  x_t, positions -> hidden
+          propose  hidden, x_t, positions, proposal_noise -> candidates, log_p_candidates, log_ratio
+          reveal   x_t, candidates, reveal -> x_s
+          count    x_t -> denoiser_tokens, energy_tokens, calls, rounds
     """
     max_length = sampler.denoiser.max_length
     if not 1 <= length <= max_length:
@@ -77,18 +96,36 @@ def sample(
     first_row: int = 0,
     callback: Callback | None = None,
 ) -> TensorDict:
-    """Draw texts: a TensorDict with `tokens` (b, l) and `info`, a function of the arguments alone.
+    """Draw texts: a function of the arguments alone.
 
-    Row i of the result is sample number `first_row + i` of the seed, whatever else is in the batch. prompt: tokens
-    with masks, (l,) or (b, l), filled up with masks on the right; what it gives never changes, so a prefix, a suffix
-    and an infilling are one thing. callback: called after each pass with the state `{x_t}` and the pass's info.
+    Args:
+        pipeline: a sampler and a length.
+        num_samples: how many texts, b.
+        seed: of the noise, together with the number of each row.
+        prompt: tokens with masks, (l,) or (b, l), filled up with masks on the right. What it gives never changes, so a
+            prefix, a suffix and an infilling are one thing.
+        first_row: row i of the result is sample number `first_row + i` of the seed, whatever else is in the batch.
+        callback: called after each pass with the state `{x_t}` and the pass's info.
 
-    `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), parts of a text counted by their tokens, and per
-    pass `t`, how many tokens it `revealed`, `corrected`, `particles`, `ess` and `log_weight_std` (b, p), the last two
-    NaN where no candidates were weighed, and what was read for the row: `denoiser_tokens`, `energy_tokens`, `calls` of
-    a network one after the other, and `rounds` (b, p). It tells of a text alone, whatever else is in its batch.
-    Raises ValueError for num_samples < 1, a prompt that does not fit, dropout left on (call `.eval()`), and, when the
-    texts are there, for logits or energies that are no numbers, with the pass and the text: see `finite`.
+    Returns:
+        A TensorDict with `tokens` (b, l) and `info`. It holds, per row, `denoiser_passes` and `energy_passes` (b,),
+        parts of a text counted by their tokens, and per pass `t`, how many tokens it `revealed`, `corrected`,
+        `particles`, `ess` and `log_weight_std` (b, p), the last two NaN where no candidates were weighed, and what was
+        read for the row: `denoiser_tokens`, `energy_tokens`, `calls` of a network one after the other, and `rounds`
+        (b, p). It says what a text takes alone, whatever else is in its batch.
+
+    Raises:
+        ValueError: for num_samples < 1, a prompt that does not fit, dropout left on (call `.eval()`), and, when the
+            texts are there, for logits or energies that are no numbers, with the pass and the text: see `finite`.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> pipeline = edlm.pipelines.pipeline(edlm.samplers.Sampler(denoiser, edlm.plans.Grid(4)), length=8)
+        >>> out = edlm.sample(pipeline, 2, seed=0)
+        >>> out["tokens"].shape, out["info", "revealed"].sum(1).tolist()
+        (torch.Size([2, 8]), [8, 8])
     """
     kernel = pipeline.kernel
     check_evaluating(kernel.step)
@@ -111,9 +148,31 @@ def extend(
     """Draw texts of any length: a window as long as the pipeline moves on by `stride` tokens until the end is reached.
 
     What the window has filled and still covers is given in its next place, so a new token sees the
-    `pipeline.length - stride` tokens before its part. Arguments and result are those of `sample`, the passes of all
-    windows in a row; a callback sees the whole text. Up to `pipeline.length` tokens it is `sample` itself.
-    Raises ValueError unless 1 <= stride < pipeline.length <= length, and as `sample` does.
+    `pipeline.length - stride` tokens before its part. Up to `pipeline.length` tokens it is `sample` itself.
+
+    Args:
+        pipeline: a sampler and the length of the window.
+        length: tokens of a text, at least those of the window.
+        stride: tokens by which the window moves on.
+        num_samples: how many texts; this and the other arguments are those of `sample`.
+        seed: see `sample`.
+        prompt: see `sample`.
+        first_row: see `sample`.
+        callback: see `sample`; it is shown the whole text.
+
+    Returns:
+        What `sample` returns, the passes of all windows in a row.
+
+    Raises:
+        ValueError: unless 1 <= stride < pipeline.length <= length, and as `sample` does.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> pipeline = edlm.pipelines.pipeline(edlm.samplers.Sampler(denoiser, edlm.plans.Grid(4)), length=8)
+        >>> edlm.extend(pipeline, length=20, stride=4, num_samples=2)["tokens"].shape
+        torch.Size([2, 20])
     """
     window = pipeline.length
     if not 1 <= stride < window:

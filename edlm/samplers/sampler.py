@@ -55,7 +55,28 @@ class Sampler:
     may be proposed by a law `q` other than `p_theta`: the weight is then `p_theta / q exp(-E / temperature)`, and the
     target stays what it was, on the nucleus.
 
-    Raises ValueError, with the reason, for a combination that makes no sense.
+    Args:
+        denoiser: what proposes; the schedule is its own.
+        plan: which positions a pass reveals, of `edlm.plans`; one by one if not given.
+        proposal: the law of each token, `Proposal(temperature, nucleus)`.
+        correction: how what is proposed is put right, of `edlm.samplers.corrections`; None is plain sampling.
+        candidates: how many are weighed, or `rounds.UntilEss`.
+        selection: which is kept: `"sir"`, `"imh"`, `"greedy"`, `"speculative"`, or one of your own.
+        remasking: None, the only rule there is.
+        window: the times [low, high] at which the correction acts.
+
+    Raises:
+        ValueError: with the reason, for a combination that makes no sense.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> from edlm.samplers import corrections
+        >>> source = hidden_markov.random_markov(0, 3)
+        >>> plain = edlm.samplers.Sampler(hidden_markov.denoiser(source, 8), edlm.plans.Grid(4))
+        >>> energy = corrections.OfEnergy(hidden_markov.energy(source), "transition")
+        >>> print(plain.replace(correction=energy, candidates=8, window=(0.5, 1.0)))
+        sir, own, T=4, k=8, t in [0.5, 1]
     """
 
     denoiser: Denoiser = field(repr=False)
