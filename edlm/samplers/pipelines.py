@@ -23,7 +23,9 @@ from edlm.samplers.kernel import Kernel
 from edlm.samplers.sampler import Sampler
 
 Callback = Callable[[TensorDict, TensorDict], None]
+_WEIGHED = (contracts.PARTICLES, contracts.ESS, contracts.LOG_WEIGHT_STD, contracts.ROUNDS)
 _READ = (contracts.DENOISER_TOKENS, contracts.ENERGY_TOKENS, contracts.CALLS)
+_KINDS = {True: torch.float64, False: torch.int64}  # of what weights say, and of numbers
 
 
 class Pipeline(NamedTuple):
@@ -226,7 +228,7 @@ def _run(
     tokens = tokens[order]
     before: Kernel | None = None
     state = TensorDict({})
-    diagnostics: list[TensorDict] = []
+    written: list[dict[str, Tensor]] = []
     flags: list[Tensor] = []
     for p, (running, count, most, any_corrected) in enumerate(passes):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
@@ -243,12 +245,14 @@ def _run(
         carried = {key: out[key] for key, _ in state.items() if key != contracts.X_T}
         state = TensorDict({contracts.X_T: out[contracts.X_S], **carried})
         before = active
-        diagnostics.append(_diagnostics(out, corrected[:, p], plan.passes > p))
+        written.append({key: out[key] for key in (*_WEIGHED, *_READ) if key in out})
         flags.append(finite.of_pass(out, corrected[:, p]))
         if callback is not None:
-            callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics[-1][original])
+            of_pass = _measured(written[-1:], corrected[:, p : p + 1], (plan.passes > p).unsqueeze(-1))
+            diagnostics = TensorDict({key: value[original, 0] for key, value in of_pass.items()}, batch_size=[b])
+            callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics)
     finite.require(flags, plan.t, row)
-    info = _info(plan, revealed, corrected, diagnostics, length)
+    info = _info(plan, revealed, corrected, written, length)
     return TensorDict({"tokens": tokens, "info": info}, batch_size=[b])[original]
 
 
@@ -274,9 +278,13 @@ def check_evaluating(step: nn.Module) -> None:
 
 def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     """Whether each row's pass is corrected by the energy: bool (b, p)."""
-    running = torch.arange(plan.t.shape[1], device=plan.t.device) < plan.passes.unsqueeze(-1)
-    inside = schedules.inside(plan.t, pipeline.sampler.window) & running
+    inside = schedules.inside(plan.t, pipeline.sampler.window) & _running(plan)
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
+
+
+def _running(plan: RevealPlan) -> Tensor:
+    """Whether each row takes each pass: bool (b, p)."""
+    return torch.arange(plan.t.shape[1], device=plan.t.device) < plan.passes.unsqueeze(-1)
 
 
 def _revealed(plan: RevealPlan) -> Tensor:
@@ -326,30 +334,28 @@ def _contiguous(column: Tensor) -> Tensor:
     return column.clone(memory_format=torch.contiguous_format)
 
 
-def _diagnostics(out: TensorDict, corrected: Tensor, running: Tensor) -> TensorDict:
-    """What one pass says of every row (b,): 0 and NaN of weights where it was not corrected, 0 where it is finished."""
-    nothing = torch.full(corrected.shape, torch.nan, dtype=torch.float64, device=corrected.device)
-    none = torch.zeros_like(corrected, dtype=torch.int64)
-    kinds = [(contracts.PARTICLES, none, corrected), (contracts.ESS, nothing, corrected)]
-    kinds += [(contracts.LOG_WEIGHT_STD, nothing, corrected), (contracts.ROUNDS, none, corrected)]
-    kinds += [(key, none, running) for key in _READ]
-    values = {
-        key: torch.where(told, torch.cat([out[key], absent[len(out[key]) :]]), absent) if key in out else absent
-        for key, absent, told in kinds
-    }
-    return TensorDict(values, batch_size=corrected.shape)
+def _measured(out: list[dict[str, Tensor]], corrected: Tensor, running: Tensor) -> dict[str, Tensor]:
+    """What passes say of every row, (b, p) each: 0, and NaN of weights, where a row was not corrected or is finished.
+
+    out: of each pass what was written of its first rows; corrected, running: bool (b, p).
+    """
+    b = len(corrected)
+    found = {}
+    for key in (*_WEIGHED, *_READ):
+        of_weights = key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
+        absent = torch.full_like(corrected, torch.nan if of_weights else 0, dtype=_KINDS[of_weights])
+        columns = [each.get(key, absent[:0, 0]) for each in out]
+        columns = [c if len(c) == b else torch.cat([c, absent[len(c) :, 0]]) for c in columns]
+        stacked = torch.stack(columns, dim=1) if columns else absent
+        found[key] = torch.where(corrected if key in _WEIGHED else running, stacked, absent)
+    return found
 
 
 def _info(
-    plan: RevealPlan, revealed: Tensor, corrected: Tensor, diagnostics: list[TensorDict], length: int
+    plan: RevealPlan, revealed: Tensor, corrected: Tensor, out: list[dict[str, Tensor]], length: int
 ) -> TensorDict:
     """Per-row and per-pass record of a run, the passes those of a text alone, whatever else is in its batch."""
-    kinds = {contracts.ESS: plan.t, contracts.LOG_WEIGHT_STD: plan.t}
-    kinds |= dict.fromkeys((contracts.PARTICLES, contracts.ROUNDS, *_READ), plan.passes)
-    measured = {
-        key: torch.stack([each[key] for each in diagnostics], dim=1) if diagnostics else kind.new_zeros(plan.t.shape)
-        for key, kind in kinds.items()
-    }
+    measured = _measured(out, corrected, _running(plan))
     return TensorDict(
         {
             "t": plan.t,
