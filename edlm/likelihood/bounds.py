@@ -46,7 +46,7 @@ class _Term(NamedTuple):
 
 
 def missing(sampler: Sampler) -> str:
-    """Why a sampler has no bound; an empty text if it has one."""
+    """Say why a sampler has no bound; an empty text if it has one."""
     selection = sampler.chooses
     if sampler.proposal != (1.0, 1.0):
         return f"no bound is known of a proposal that is not the denoiser's own law: {sampler.proposal}"
@@ -58,7 +58,7 @@ def missing(sampler: Sampler) -> str:
 
 
 def name(sampler: Sampler) -> str:
-    """What the bound of a sampler is called: after what is weighed."""
+    """Name the bound of a sampler, after what is weighed."""
     parts = sampler.parts
     return (
         "t_step_nelbo" if parts is None else {"draft": "sampler_nelbo", "transition": "transition_nelbo"}[parts.scope]
@@ -75,7 +75,7 @@ def of_sampler(
     num_passes: int | None = None,
     scored: Tensor | None = None,
 ) -> Bound:
-    """One unbiased draw per row of an upper bound of `-log q(x_0)`, q the law of the sampler as it runs.
+    """Draw one unbiased value per row of an upper bound of `-log q(x_0)`, q the law of the sampler as it runs.
 
     A pass reveals S and leaves R masked. The bound is a sum over the passes of a drawn plan of
     `sum_{i in S} -log p_i(x_0^i | x_t)` and, where the pass is corrected, of what the correction adds to it.

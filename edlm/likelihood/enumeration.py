@@ -63,7 +63,7 @@ def law(sampler: Sampler, length: int) -> Tensor:
 
 
 def transitions_of(sampler: Sampler, length: int) -> Transitions:
-    """Every transition of a sampler's step, the same for every plan; errors as of `law`."""
+    """Enumerate every transition of a sampler's step, the same for every plan; errors as of `law`."""
     reason = missing(sampler)
     if reason:
         raise ValueError(f"{sampler}: {reason}")
@@ -81,7 +81,7 @@ def transitions_of(sampler: Sampler, length: int) -> Transitions:
 
 
 def missing(sampler: Sampler) -> str:
-    """Why the law of a sampler cannot be enumerated, whatever the space; an empty text if it can."""
+    """Say why the law of a sampler cannot be enumerated, whatever the space; an empty text if it can."""
     selection, (temperature, nucleus) = sampler.chooses, sampler.proposal
     if nucleus != 1.0:
         return f"the law of a nucleus is not enumerated: {nucleus}"
@@ -96,7 +96,7 @@ def missing(sampler: Sampler) -> str:
 
 
 def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
-    """The law of texts after the passes of a sampler's plan, (m,) * l, from all masks."""
+    """Return the law of texts after the passes of a sampler's plan, (m,) * l, from all masks."""
     denoiser, symbols = sampler.denoiser, sampler.denoiser.mask_id
     mass = torch.zeros((symbols + 1) ** length, dtype=torch.float64)
     mass[-1] = 1.0  # all masks
@@ -116,7 +116,7 @@ def transitions(
     proposes: Positions,
     proposal_temperature: float = 1.0,
 ) -> Transitions:
-    """Every transition of a step that may reveal any set of masks, the empty one too: the same for every grid.
+    """Enumerate every transition of a step that may reveal any set of masks, the empty one too: as for every grid.
 
     choice: the law of what is kept of num_particles candidates; proposes: candidates for all masks or for what is
     revealed; without an energy, of the plain sampler. Errors as of `law`.

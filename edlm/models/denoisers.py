@@ -41,7 +41,7 @@ class _OfNetwork(TensorDictModule):
 
     @property
     def told(self) -> Schedule | None:
-        """The schedule whose noise level the network is told, None for one that is told no time."""
+        """The schedule whose noise level the network is given, None for one that is given no time."""
         found: Schedule | None = self.module.schedule
         return found
 
@@ -74,7 +74,7 @@ class SubsDenoiser(_OfNetwork):
 def subs(
     network: nn.Module, mask_id: int, told: Schedule | None = None, schedule: Schedule | None = None
 ) -> SubsDenoiser:
-    """`p_theta(x_0 | x_t) = prod_i p_i`, mask excluded, revealed tokens kept (SUBS, Sahoo et al. 2024, section 3).
+    """Build `p_theta(x_0 | x_t) = prod_i p_i`, mask excluded, revealed tokens kept (SUBS, Sahoo et al. 2024, sec. 3).
 
     A revealed position is never asked for, so it keeps its own token by construction.
 
@@ -112,11 +112,11 @@ class D3pmDenoiser(_OfNetwork):
 
 
 def d3pm(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> D3pmDenoiser:
-    """`p_theta(x_0 | x_t)` that may predict the mask and has to copy visible tokens (Austin et al. 2021): a baseline.
+    """Build `p_theta(x_0 | x_t)` that may predict the mask and copies visible tokens (Austin et al. 2021): a baseline.
 
     No `Denoiser` of the samplers: whether a mask is revealed depends on what the network says, which no reveal plan
-    knows; `baselines.d3pm` is its kernel. Without a schedule the network is told sigma = 0. Raises ValueError as `subs`
-    does.
+    knows; `baselines.d3pm` is its kernel. Without a schedule the network is given sigma = 0. Raises ValueError as
+    `subs` does.
     """
     _check(network, mask_id, schedule)
     return D3pmDenoiser(network, mask_id, schedule)
@@ -138,7 +138,7 @@ class SeddDenoiser(_OfNetwork):
 
 
 def sedd(network: nn.Module, mask_id: int, schedule: Schedule) -> SeddDenoiser:
-    """Ratios of the law of x_t at a masked position (SEDD, Lou et al. 2023): a baseline, and no `Denoiser` either.
+    """Build ratios of the law of x_t at a masked position (SEDD, Lou et al. 2023): a baseline, no `Denoiser` either.
 
     `baselines.analytic` is its kernel. Raises ValueError as `subs` does, and without a schedule: a score at sigma = 0
     is infinite.

@@ -23,7 +23,7 @@ E = TypeVar("E", bound=nn.Module)
 
 
 def zero() -> TensorDictModule:
-    """`E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
+    """Build `E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
     return declare(stage("candidates -> energy", _zero), ("draft", "transition"), costs.NOTHING)
 
 
@@ -34,7 +34,7 @@ def declare(energy: E, scopes: tuple[Scope, ...], reads: Reads | None = None) ->
 
 
 def scopes_of(energy: Energy) -> tuple[Scope, ...]:
-    """What an energy says that it can weigh; either, if it says nothing."""
+    """Return what an energy says that it can weigh; either, if it says nothing."""
     found: tuple[Scope, ...] = getattr(energy, "scopes", ("draft", "transition"))
     return found
 
@@ -65,7 +65,7 @@ def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | 
 def learned_transition(
     network: EnergyNetwork, schedule: Schedule | None = None, pad_id: int | None = None
 ) -> TensorDictModule:
-    """The energy of a transition from a network's scalars: `E = sum_{i in S} e_i(x_t, x_s)`, S the new positions.
+    """Build the energy of a transition from a network's scalars: `E = sum_{i in S} e_i(x_t, x_s)`, S the new positions.
 
     S is where x_s differs from x_t. The log-ratio of a transition is such a sum, by the chain rule over S; an average
     over a long text would drown the few positions that differ. Zero if nothing is new. Arguments and errors are those
@@ -153,7 +153,7 @@ class _LearnedTransition(_Learned):
 
 
 def of_every_particle(positions: Tensor, b: int, k: int, l: int) -> Tensor:
-    """Flat positions of b rows (n,) as those of all their particles, flat in b * k * l: (n k,), padding kept."""
+    """Return flat positions of b rows (n,) as those of all their particles, flat in b * k * l: (n k,), padding kept."""
     row, position = positions // l, positions % l
     particles = torch.arange(k, device=positions.device)
     everyone = (row.unsqueeze(-1) * k + particles) * l + position.unsqueeze(-1)

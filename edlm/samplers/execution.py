@@ -110,12 +110,12 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function traced as one graph and run by torch's own operations: it raises where compilation would break."""
+    """Trace the function as one graph, run by torch's own operations: it raises where compilation would break."""
     return torch.compile(_with_own_graphs(function), fullgraph=True, backend="eager")
 
 
 def missing_compiler(device: torch.device) -> str:
-    """The name of the C++ compiler that inductor will call for the CPU, if it is not there; else an empty text."""
+    """Name the C++ compiler that inductor will call for the CPU, if it is not there; else an empty text."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     return "" if device.type != "cpu" or shutil.which(name) else name
 

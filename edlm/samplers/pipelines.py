@@ -257,7 +257,7 @@ def _run(
 
 
 def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
-    """What `sample` starts from, on the pipeline's device; see `absorbing.starting_tokens`."""
+    """Return what `sample` starts from, on the pipeline's device; see `absorbing.starting_tokens`."""
     denoiser = pipeline.kernel.denoiser
     return absorbing.starting_tokens(
         num_samples, pipeline.length, denoiser.mask_id, denoiser.vocab_size, prompt, pipeline.device
@@ -265,7 +265,7 @@ def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None)
 
 
 def device_of(step: nn.Module) -> torch.device:
-    """Where the parameters and buffers are; the CPU if there are none."""
+    """Return where the parameters and buffers are; the CPU if there are none."""
     return next((each.device for each in chain(step.parameters(), step.buffers())), torch.device("cpu"))
 
 

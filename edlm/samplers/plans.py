@@ -234,7 +234,7 @@ def first_hitting() -> TokensPerPass:
 
 
 def revealed_before(schedule: Schedule, t: Tensor) -> Tensor:
-    """Expected share of the positions that are revealed before time t is reached, 0 at 1 and 1 at 0."""
+    """Return the expected share of the positions that are revealed before time t is reached, 0 at 1 and 1 at 0."""
     at_one = schedule.alpha(torch.ones((), dtype=torch.float64))
     return torch.where(t > 0.0, (schedule.alpha(t) - at_one) / (1.0 - at_one), 1.0)
 

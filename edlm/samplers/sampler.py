@@ -115,7 +115,7 @@ class Sampler:
 
 
 def name(sampler: Sampler) -> str:
-    """What a sampler is called in tables: the values of its axes, those that change nothing left out."""
+    """Name a sampler for tables: the values of its axes, those that change nothing left out."""
     correction, (low, high) = sampler.correction, sampler.window
     temperature, nucleus = sampler.proposal
     found = ["plain"]
@@ -172,7 +172,7 @@ def kernel_of(sampler: Sampler) -> Kernel:
 
 
 def describe(sampler: Sampler) -> str:
-    """The algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them."""
+    """Print the algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them."""
     step = kernel_of(sampler).step
     if not isinstance(step, Looped):
         return declaration.algorithm(step)  # type: ignore[arg-type]
@@ -183,12 +183,12 @@ def describe(sampler: Sampler) -> str:
 
 
 def expected(sampler: Sampler, length: int) -> Expected:
-    """What the plan of a text of so many masks is expected to take; see `plans.Expected`."""
+    """Work out what the plan of a text of so many masks is expected to take; see `plans.Expected`."""
     return sampler.plan.expected(sampler.denoiser.schedule, length, sampler.window)
 
 
 def expected_passes(sampler: Sampler, length: int) -> float:
-    """Expected number of texts that networks read for one text, parts of a text by their tokens.
+    """Return the expected number of texts that networks read for one text, parts of a text by their tokens.
 
     Until an ESS is reached at most as many; in order about as many as `_VERIFICATIONS` rounds take.
     """
@@ -204,7 +204,7 @@ def expected_passes(sampler: Sampler, length: int) -> float:
 
 
 def config(sampler: Sampler) -> dict[str, Any]:
-    """The axes of a sampler as plain values, as `from_config` reads them; networks are named, not held."""
+    """Return the axes of a sampler as plain values, as `from_config` reads them; networks are named, not held."""
     plan, correction, candidates = sampler.plan, sampler.correction, sampler.candidates
     return {
         "plan": {"name": plan.name, **_fields(plan)},
