@@ -15,22 +15,22 @@ NOTHING = Reads(candidates=0, calls=0)
 
 
 def of_energy(energy: Any) -> Reads:
-    """What an energy says that it reads; every candidate once, if it says nothing."""
+    """Return what an energy says that it reads; every candidate once, if it says nothing."""
     found: Reads = getattr(energy, "reads", Reads())
     return found
 
 
 def together(*parts: Reads) -> Reads:
-    """What several energies read, one after the other."""
+    """Return what several energies read, one after the other."""
     return Reads(*(sum(numbers) for numbers in zip(*parts, strict=True)))
 
 
 def tokens(reads: Reads, k: Any, new: Any, length: int) -> Any:
-    """Tokens of a row that are read for k candidates with so many new tokens, at least one: numbers or tensors."""
+    """Count the tokens of a row that are read for k candidates with so many new tokens, at least one."""
     later = new - 1
     return reads.texts * length + k * (reads.candidates * length + reads.new * later + reads.in_turn * later * length)
 
 
 def whole(x_t: Tensor) -> Tensor:
-    """Tokens (b,) of one pass over x_t (b, l)."""
+    """Count the tokens (b,) of one pass over x_t (b, l)."""
     return torch.full_like(x_t[:, 0], x_t.shape[1])

@@ -36,10 +36,30 @@ def drafts(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> TensorDict:
-    """What an energy is given in a corrected step: `{candidates, x_t, t, positions, log_p_candidates}`.
+    """Make what an energy is given in a corrected step: `{candidates, x_t, t, positions, log_p_candidates}`.
 
     Tokens are any but the mask, evenly; the last row is all masks, and every row has some. The candidates fill in what
-    x_t masks. Raises ValueError for a mask outside the vocabulary.
+    x_t masks.
+
+    Args:
+        vocab_size: ids, the mask's included.
+        mask_id: the mask's.
+        length: tokens of a text.
+        num_rows: texts.
+        num_particles: candidates of each.
+        seed: of the tokens.
+        device: where they are put.
+
+    Returns:
+        The inputs of an energy.
+
+    Raises:
+        ValueError: for a mask outside the vocabulary.
+
+    Example:
+        >>> import edlm
+        >>> edlm.testing.drafts(vocab_size=5, mask_id=4, num_particles=2)["candidates"].shape
+        torch.Size([3, 2, 8])
     """
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id = {mask_id} is outside the vocabulary of {vocab_size}")
@@ -74,11 +94,28 @@ def check_energy(
     seed: int = 0,
     tolerance: float = 1e-4,
 ) -> None:
-    """Check the laws of an `Energy`, on the device of its parameters; `tolerance` is relative, in nats below one nat.
+    """Check the laws of an `Energy`, on the device of its parameters.
 
     It reads keys of `ENERGY_KEYS` and edits none; it writes floats (b, k), finite or +inf, for any number of particles
     and for candidates with masks; the same again for the same input; particles and rows do not see each other; padded
     positions, and those of other rows, change nothing; a constant per row changes no sample.
+
+    Args:
+        energy: what is checked.
+        vocab_size: ids, the mask's included.
+        mask_id: the mask's.
+        length: tokens of a text.
+        num_rows: texts.
+        num_particles: candidates of each.
+        seed: of the inputs.
+        tolerance: relative, in nats below one nat.
+
+    Raises:
+        AssertionError: with the law that is broken, and the rows that break it.
+
+    Example:
+        >>> import edlm
+        >>> edlm.testing.check_energy(edlm.energies.zero(), vocab_size=5, mask_id=4)
     """
     make = _maker(vocab_size, mask_id, length, num_rows, num_particles, _device_of(energy))
     inputs = make(seed)
@@ -101,11 +138,26 @@ def check_energy(
 def check_denoiser(
     denoiser: Denoiser, length: int = 8, num_rows: int = 3, seed: int = 0, tolerance: float = 1e-4
 ) -> None:
-    """Check the laws of a `Denoiser`, on the device of its parameters; `tolerance` is relative, in nats below one nat.
+    """Check the laws of a `Denoiser`, on the device of its parameters.
 
     It reads `{x_t, t, positions}` and edits none; it writes a state for each position, padded ones too; logits are
     (n, v), -inf at the mask, never NaN or +inf, and leave the states as they are; the same again for the same input;
     rows do not see each other; a position has the same law whichever others are asked for.
+
+    Args:
+        denoiser: what is checked.
+        length: tokens of a text.
+        num_rows: texts.
+        seed: of the inputs.
+        tolerance: relative, in nats below one nat.
+
+    Raises:
+        AssertionError: with the law that is broken, and the rows that break it.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.Transformer(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> edlm.testing.check_denoiser(edlm.denoisers.subs(network, mask_id=4))
     """
     mask_id, vocab_size = denoiser.mask_id, denoiser.vocab_size
     _require(1 <= length <= denoiser.max_length, f"length = {length} lies in 1..max_length = {denoiser.max_length}")
@@ -132,6 +184,20 @@ def check_selection(selection: Selection, num_particles: int = 4, num_rows: int 
 
     It gives int64 (b,) in [0, k) and edits nothing; a constant per row changes no choice; a particle of weight zero is
     never chosen unless all are; rows do not see each other; one particle is always the first.
+
+    Args:
+        selection: what is checked.
+        num_particles: candidates of each row.
+        num_rows: rows.
+        seed: of the weights and uniforms.
+
+    Raises:
+        AssertionError: with the law that is broken, and the rows that break it.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.process import particles
+        >>> edlm.testing.check_selection(particles.sir)
     """
     row = torch.arange(num_rows)
     u = noise.uniforms(seed, row, 0, Stream.SELECTION, count=num_particles)
@@ -154,6 +220,18 @@ def check_one_graph(module: Callable[..., Any], *inputs: TensorDict | Tensor, to
     """Check that a part is one graph under torch.compile and gives the same in it: what `accelerate` needs of it.
 
     A part that fails it, because it works on the host, samples in eager mode alone.
+
+    Args:
+        module: what is checked.
+        inputs: what it is called with.
+        tolerance: relative, in nats below one nat.
+
+    Raises:
+        AssertionError: with the reason why it is no graph, or what is not the same in it.
+
+    Example:
+        >>> import edlm
+        >>> edlm.testing.check_one_graph(edlm.energies.zero(), edlm.testing.drafts(vocab_size=5, mask_id=4))
     """
     expected = _tensors(module(*_clones(inputs)))
     try:

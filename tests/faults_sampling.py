@@ -230,8 +230,8 @@ FAULTS = [
     Fault(
         "the chain rule with its sign flipped",
         "models/chain_rule.py",
-        "log_p[row, :, place].double() - told.double()",
-        "told.double() - log_p[row, :, place].double()",
+        "log_p[row, :, place].double() - log_q.double()",
+        "log_q.double() - log_p[row, :, place].double()",
         "tests/models/test_chain_rule.py::test_it_is_normalised_whatever_the_weights",
     ),
     Fault(

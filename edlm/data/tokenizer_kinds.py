@@ -10,7 +10,7 @@ NUM_BYTES = 256
 
 
 def says_what_it_cannot_spell(tokenizer: Tokenizer) -> bool:
-    """Whether an unknown character becomes some token, or an error, as one of whole words without an unknown gives."""
+    """Say whether an unknown character becomes a token or an error: of whole words without an unknown, an error."""
     try:
         return bool(tokenizer.encode(_RARE_LETTER, add_special_tokens=False).ids)
     except Exception:  # `tokenizers` raises nothing more specific
@@ -18,7 +18,7 @@ def says_what_it_cannot_spell(tokenizer: Tokenizer) -> bool:
 
 
 def own_size(tokenizer: Tokenizer) -> int:
-    """The number of ids up to the tokenizer's highest one: not the count, for published files have gaps."""
+    """Return the number of ids up to the tokenizer's highest one: not the count, for published files have gaps."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 

@@ -278,7 +278,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
 
 def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence[str] = ()) -> Vocabulary:
-    """One id per character of `alphabet`, then one per special ("bos", "eos", "pad"), the mask last.
+    """Give every character of `alphabet` an id, then every special ("bos", "eos", "pad"), and the mask the last.
 
     The default is text8: 27 symbols and a mask. Raises ValueError for an empty alphabet and for repetitions.
     """
@@ -296,7 +296,7 @@ def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence
 
 
 def byte_level_bpe(vocab: str | Path, merges: str | Path, pad: bool = False) -> Vocabulary:
-    """GPT-2's kind of tokenizer from its two files; `<|endoftext|>`, where there is one, is both bos and eos.
+    """Read GPT-2's kind of tokenizer from its two files; `<|endoftext|>`, where there is one, is both bos and eos.
 
     Any text can be encoded. Text that spells `<|endoftext|>` becomes ordinary tokens. pad: an id for padding below the
     mask's, which padded blocks need and published networks have not.
@@ -319,7 +319,7 @@ def byte_level_bpe(vocab: str | Path, merges: str | Path, pad: bool = False) -> 
 def from_tokenizer_json(
     path: str | Path, bos: str | None = None, eos: str | None = None, pad: str | None = None
 ) -> Vocabulary:
-    """Any tokenizer in the one-file format; `bos`, `eos` and `pad` are the names of tokens it holds.
+    """Read any tokenizer in the one-file format; `bos`, `eos` and `pad` are the names of tokens it holds.
 
     The mask is added on top even where the tokenizer has one of its own. Whether decoding gives the text back is up
     to the tokenizer: a lower-casing one does not. Raises ValueError for a missing or broken file, an unknown name, and
@@ -338,7 +338,7 @@ def from_tokenizer_json(
 
 
 def train_bpe(documents: Iterable[str], size: int) -> Vocabulary:
-    """A byte-level tokenizer learned from `documents`; the same documents give the same vocabulary.
+    """Learn a byte-level tokenizer from `documents`; the same documents give the same vocabulary.
 
     `size` counts all ids: 256 bytes, the merges, one id that is both bos and eos, and the mask.
     Raises ValueError when `size` leaves no room for the bytes, or the documents cannot fill it.

@@ -14,8 +14,7 @@ from edlm.likelihood import bounds, enumeration, hidden_markov
 from edlm.likelihood.enumeration import Transitions
 from edlm.likelihood.estimates import Estimate, estimate
 from edlm.likelihood.hidden_markov import Source
-from edlm.samplers import plans
-from edlm.samplers import sampler as samplers
+from edlm.samplers import configs, plans
 from edlm.samplers.sampler import Sampler
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]
@@ -72,7 +71,7 @@ def of_sampler(sampler: Sampler, beside: Beside, known: Known | None = None) -> 
 
 def _exact(sampler: Sampler, beside: Beside, known: Known) -> Figures:
     of_any_plan = sampler.replace(plan=plans.first_hitting())
-    key = (id(sampler.denoiser), json.dumps(samplers.config(of_any_plan), default=str))
+    key = (id(sampler.denoiser), json.dumps(configs.config(of_any_plan), default=str))
     if key not in known:
         known[key] = enumeration.transitions_of(of_any_plan, beside.length)
     steps = known[key]

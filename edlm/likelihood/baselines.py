@@ -19,7 +19,7 @@ from edlm.samplers.baselines import Reverse, alpha_after, asked, masks_of, sum_o
 def t_step_nelbo(
     kernel: Reverse, x_0: Tensor, seed: Tensor, row: Tensor, num_steps: int, scored: Tensor | None = None
 ) -> Tensor:
-    """One unbiased draw per row of an upper bound of `-log p(x_0)` of `sample` with `num_steps` steps: float64 (b,).
+    """Draw one unbiased value per row of an upper bound of `-log p(x_0)` of `sample` in so many steps: float64 (b,).
 
     `T sum_{i masked} KL( q(x_s | x_t, x_0) || p(x_s | x_t) )` of one of the T steps, in nats per scored token; infinite
     if a mask that should stay has no probability of it, which large scores of SEDD can bring about. Steps are
@@ -45,7 +45,7 @@ def t_step_nelbo(
 def score_entropy(
     denoiser: SeddDenoiser, schedule: Schedule, x_0: Tensor, seed: Tensor, row: Tensor, scored: Tensor | None = None
 ) -> Tensor:
-    """One unbiased draw per row of SEDD's bound of `-log p(x_0)` in continuous time (Lou et al. 2023, theorem 3.6).
+    """Draw one unbiased value per row of SEDD's bound of `-log p(x_0)` in continuous time (Lou et al. 2023, th. 3.6).
 
     With `s_y = alpha / (1 - alpha) a_y`, the score entropy is the NELBO's weight times `sum_y a_y - 1 - log a_{x_0}`
     per masked position: that of a normalised law, `-log p_{x_0}`, and `A - 1 - log A >= 0` for a sum A other than 1.

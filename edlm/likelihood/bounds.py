@@ -46,7 +46,7 @@ class _Term(NamedTuple):
 
 
 def missing(sampler: Sampler) -> str:
-    """Why a sampler has no bound; an empty text if it has one."""
+    """Say why a sampler has no bound; an empty text if it has one."""
     selection = sampler.chooses
     if sampler.proposal != (1.0, 1.0):
         return f"no bound is known of a proposal that is not the denoiser's own law: {sampler.proposal}"
@@ -58,7 +58,7 @@ def missing(sampler: Sampler) -> str:
 
 
 def name(sampler: Sampler) -> str:
-    """What the bound of a sampler is called: after what is weighed."""
+    """Name the bound of a sampler, after what is weighed."""
     parts = sampler.parts
     return (
         "t_step_nelbo" if parts is None else {"draft": "sampler_nelbo", "transition": "transition_nelbo"}[parts.scope]
@@ -75,7 +75,7 @@ def of_sampler(
     num_passes: int | None = None,
     scored: Tensor | None = None,
 ) -> Bound:
-    """One unbiased draw per row of an upper bound of `-log q(x_0)`, q the law of the sampler as it runs.
+    """Draw one unbiased value per row of an upper bound of `-log q(x_0)`, q the law of the sampler as it runs.
 
     A pass reveals S and leaves R masked. The bound is a sum over the passes of a drawn plan of
     `sum_{i in S} -log p_i(x_0^i | x_t)` and, where the pass is corrected, of what the correction adds to it.
@@ -90,12 +90,34 @@ def of_sampler(
     completed, and it is `E log( (w(x_s) + sum_{j=2..k} w_j) / (k w(x_s)) )`. Of the limit, under an energy with Z = 1
     in every state, it is `E(x_s, x_t)`, exact, and nothing is drawn beside the text.
 
-    x_0 (b, l); seed: int64 (); row: int64 (b,), the key of a row's noise. num_completions: m, of drafts alone.
-    num_passes: so many passes of a row, evenly spread from a random one on, stand for all, without bias; None: all of
-    them. scored: bool (b, l), the positions that count, the others are given, as a prompt is; None: all. A row's terms
-    do not depend on the rows beside it, except which passes stand for all.
-    Raises ValueError, with the reason, for a sampler that has no bound, unless num_completions and num_passes are at
-    least 1, and for a row without a scored position.
+    A row's terms do not depend on the rows beside it, except which passes stand for all.
+
+    Args:
+        sampler: one that has a bound, see `missing`.
+        x_0: texts (b, l).
+        seed: of the noise, int64 ().
+        row: the key of each row's noise, int64 (b,).
+        num_completions: m, of drafts alone.
+        num_passes: so many passes of a row, evenly spread from a random one on, stand for all, without bias; None: all
+            of them.
+        scored: the positions that count, bool (b, l), the others are given, as a prompt is; None: all.
+
+    Returns:
+        A `Bound` of each row.
+
+    Raises:
+        ValueError: with the reason, for a sampler that has no bound, unless num_completions and num_passes are at least
+            1, and for a row without a scored position.
+
+    Example:
+        >>> import edlm, torch
+        >>> from edlm.likelihood import hidden_markov
+        >>> source = hidden_markov.random_markov(0, 3)
+        >>> sampler = edlm.samplers.Sampler(hidden_markov.denoiser(source, 8))
+        >>> row = torch.arange(2)
+        >>> bound = edlm.bounds.of_sampler(sampler, hidden_markov.texts(source, 2, 8, seed=1), torch.tensor(0), row)
+        >>> bound.denoiser_passes.tolist()
+        [8, 8]
     """
     reason = missing(sampler)
     if reason:

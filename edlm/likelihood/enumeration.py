@@ -38,16 +38,32 @@ class Transitions(NamedTuple):
 
 
 def law(sampler: Sampler, length: int) -> Tensor:
-    """The law of what a sampler draws, float64 (m,) * l of the m symbols; the mask's id is m.
+    """Enumerate the law of what a sampler draws.
 
-    Raises ValueError where there are more than `MOST_TRANSITIONS`, where denoiser or energy change with the time t, and
-    for a window, a nucleus, candidates until an ESS is reached and a selection whose law is not known.
+    Args:
+        sampler: one over a small vocabulary of m symbols, the mask's id m.
+        length: tokens of a text, l.
+
+    Returns:
+        The probability of every text, float64 (m,) * l.
+
+    Raises:
+        ValueError: where there are more than `MOST_TRANSITIONS`, where denoiser or energy change with the time t, and
+            for a window, a nucleus, candidates until an ESS is reached and a selection whose law is not known.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> source = hidden_markov.random_markov(0, 3)
+        >>> law = edlm.enumeration.law(edlm.samplers.Sampler(hidden_markov.denoiser(source, 4)), length=4)
+        >>> law.shape, round(float(law.sum()), 9)
+        (torch.Size([3, 3, 3, 3]), 1.0)
     """
     return law_of(transitions_of(sampler, length), sampler, length)
 
 
 def transitions_of(sampler: Sampler, length: int) -> Transitions:
-    """Every transition of a sampler's step, the same for every plan; errors as of `law`."""
+    """Enumerate every transition of a sampler's step, the same for every plan; errors as of `law`."""
     reason = missing(sampler)
     if reason:
         raise ValueError(f"{sampler}: {reason}")
@@ -65,7 +81,7 @@ def transitions_of(sampler: Sampler, length: int) -> Transitions:
 
 
 def missing(sampler: Sampler) -> str:
-    """Why the law of a sampler cannot be enumerated, whatever the space; an empty text if it can."""
+    """Say why the law of a sampler cannot be enumerated, whatever the space; an empty text if it can."""
     selection, (temperature, nucleus) = sampler.chooses, sampler.proposal
     if nucleus != 1.0:
         return f"the law of a nucleus is not enumerated: {nucleus}"
@@ -80,7 +96,7 @@ def missing(sampler: Sampler) -> str:
 
 
 def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
-    """The law of texts after the passes of a sampler's plan, (m,) * l, from all masks."""
+    """Return the law of texts after the passes of a sampler's plan, (m,) * l, from all masks."""
     denoiser, symbols = sampler.denoiser, sampler.denoiser.mask_id
     mass = torch.zeros((symbols + 1) ** length, dtype=torch.float64)
     mass[-1] = 1.0  # all masks
@@ -100,7 +116,7 @@ def transitions(
     proposes: Positions,
     proposal_temperature: float = 1.0,
 ) -> Transitions:
-    """Every transition of a step that may reveal any set of masks, the empty one too: the same for every grid.
+    """Enumerate every transition of a step that may reveal any set of masks, the empty one too: as for every grid.
 
     choice: the law of what is kept of num_particles candidates; proposes: candidates for all masks or for what is
     revealed; without an energy, of the plain sampler. Errors as of `law`.

@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Tensor, tokens: Tensor | None = None) -> Estimate:
-    """Mean and standard error of per-row values (n,); with `tokens` (n,) every row counts that many times.
+    """Estimate the mean of per-row values (n,) and its error; with `tokens` (n,) every row counts that many times.
 
     The mean is then `sum c v / sum c`, over tokens, and its error that of a ratio of two means over rows:
     `sqrt(n / (n - 1) sum (c (v - mean))^2) / sum c`. Raises ValueError for fewer than two rows.

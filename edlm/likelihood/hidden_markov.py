@@ -40,7 +40,7 @@ class Source(NamedTuple):
 
 
 def hidden_markov(transition: Tensor, emission: Tensor, initial: Tensor | None = None) -> Source:
-    """A hidden Markov model; without an initial law (h,) it starts in its stationary one, the same at every position.
+    """Build a hidden Markov model; without an initial law (h,) it starts in its stationary one, the same everywhere.
 
     transition: (h, h), emission: (h, m). Raises ValueError for a table that does not hold laws, or for shapes that do
     not fit.
@@ -58,12 +58,12 @@ def hidden_markov(transition: Tensor, emission: Tensor, initial: Tensor | None =
 
 
 def markov(transition: Tensor, initial: Tensor | None = None) -> Source:
-    """A Markov chain: the hidden Markov model that shows its state; arguments and errors as of `hidden_markov`."""
+    """Build a Markov chain: the hidden Markov model that shows its state; the rest as of `hidden_markov`."""
     return hidden_markov(transition, torch.eye(len(transition), dtype=torch.float64), initial)
 
 
 def random_hidden_markov(seed: int, hidden: int, symbols: int, strength: float = 2.0) -> Source:
-    """A random hidden Markov model, stationary: log-probabilities are `strength` times independent normal numbers.
+    """Build a random stationary hidden Markov model: log-probabilities are `strength` times independent normal numbers.
 
     Every text has positive probability; a larger strength makes it less noisy. Raises ValueError unless hidden >= 1 and
     symbols >= 2.
@@ -73,7 +73,7 @@ def random_hidden_markov(seed: int, hidden: int, symbols: int, strength: float =
 
 
 def random_markov(seed: int, symbols: int, strength: float = 2.0) -> Source:
-    """A random Markov chain, stationary and positive; its transitions and errors are as of `random_hidden_markov`."""
+    """Build a random Markov chain, stationary and positive; transitions and errors are as of `random_hidden_markov`."""
     _require_sizes(symbols, symbols)
     return markov(_random_laws(seed, 0, symbols, symbols, strength))
 
@@ -88,18 +88,18 @@ def sample(source: Source, uniforms: Tensor) -> Tensor:
 
 
 def texts(source: Source, num_texts: int, length: int, seed: int, first_row: int = 0) -> Tensor:
-    """Texts number `first_row` on of a seed, int64 (n, l): text i is a function of the seed and i alone."""
+    """Draw texts number `first_row` on of a seed, int64 (n, l): text i is a function of the seed and i alone."""
     row = torch.arange(first_row, first_row + num_texts)
     return sample(source, noise.grid(torch.tensor(seed), row, 0, Stream.AUTOREGRESSIVE, length))
 
 
 def log_prob(source: Source, x: Tensor) -> Tensor:
-    """`log q(visible tokens)`, masks summed out: (..., l) to nats (...); `-inf` where it is zero."""
+    """Compute `log q(visible tokens)`, masks summed out: (..., l) to nats (...); `-inf` where it is zero."""
     return log_next(source, x).sum(-1)
 
 
 def log_next(source: Source, x: Tensor) -> Tensor:
-    """`log q(x_i | x_<i)`, zero at a mask: (..., l) to nats (..., l); `-inf` where it is zero and after that."""
+    """Compute `log q(x_i | x_<i)`, zero at a mask: (..., l) to nats (..., l); `-inf` where it is zero and after."""
     seen, law, found = _evidence(source), source.initial.expand(*x.shape[:-1], -1), []
     for tokens in x.unbind(-1):
         law, mass = _observed(law, seen[tokens])
@@ -109,7 +109,7 @@ def log_next(source: Source, x: Tensor) -> Tensor:
 
 
 def log_conditional(source: Source, candidates: Tensor, x_t: Tensor) -> Tensor:
-    """`log q(x^C | x_t)` of the tokens that candidates (b, k, l) fill in, (b, k): of drafts, or of what a step reveals.
+    """Compute `log q(x^C | x_t)` of what candidates (b, k, l) fill in, (b, k): of drafts, or of what a step reveals.
 
     Masks that a candidate leaves are summed out. Candidates must keep the visible tokens of x_t (b, l).
     """
@@ -120,7 +120,7 @@ def log_conditional(source: Source, candidates: Tensor, x_t: Tensor) -> Tensor:
 
 
 def state_law(source: Source, x_t: Tensor) -> Tensor:
-    """`q(h_i | visible tokens other than i)`, the law of every position's hidden state: (..., l) to (..., l, h)."""
+    """Compute `q(h_i | visible tokens other than i)`, the law of every hidden state: (..., l) to (..., l, h)."""
     seen, law = _evidence(source), source.initial.expand(*x_t.shape[:-1], -1)
     message, before, after = torch.ones_like(law), [], []
     for tokens in x_t.unbind(-1):
@@ -133,7 +133,7 @@ def state_law(source: Source, x_t: Tensor) -> Tensor:
 
 
 def pair_law(source: Source, length: int, distance: int = 1) -> Tensor:
-    """The law of two tokens so far apart, averaged over a text's positions: (m, m). Needs 1 <= distance < length."""
+    """Return the law of two tokens so far apart, averaged over positions: (m, m). Needs 1 <= distance < length."""
     law, mean = source.initial, torch.zeros_like(source.initial)
     for _ in range(length - distance):
         mean = mean + law / (length - distance)
@@ -160,7 +160,7 @@ class SourceDenoiser(TensorDictModule):
 
 
 def denoiser(source: Source, max_length: int) -> SourceDenoiser:
-    """The factorised law `prod_i q(x_i | x_t)` with exact factors: all that a perfect denoiser can know.
+    """Build the factorised law `prod_i q(x_i | x_t)` with exact factors: all that a perfect denoiser can know.
 
     What the network of a learned one would give as hidden states are here the laws of the source's hidden state.
     """
@@ -168,7 +168,7 @@ def denoiser(source: Source, max_length: int) -> SourceDenoiser:
 
 
 def energy(source: Source) -> TensorDictModule:
-    """The exact energy `E = -log [ q(x^C | x_t) / prod_{i in C} p_theta(x_i | x_t) ]` against any denoiser.
+    """Build the exact energy `E = -log [ q(x^C | x_t) / prod_{i in C} p_theta(x_i | x_t) ]` against any denoiser.
 
     C is what a candidate fills in: the same formula serves drafts and transitions, and Z = 1 for both. p_theta comes
     from `log_p_candidates`. Float64 (b, k); +inf where q is zero.
@@ -177,7 +177,7 @@ def energy(source: Source) -> TensorDictModule:
 
 
 def carry_over_energy(source: Source) -> TensorDictModule:
-    """The energy of an exact autoregressive model in its carry-over form, of drafts (EDLM, Xu et al. 2025).
+    """Build the energy of an exact autoregressive model in its carry-over form, of drafts (EDLM, Xu et al. 2025).
 
     `E = -sum_{i masked} [ log q(x_i | x_<i) - log p_theta(x_i | x_t) ]`; Z = 1 where q gives every text a chance. It is
     no posterior, for all that the model is exact: given tokens on the right of a mask do not count. Float64 (b, k);

@@ -12,7 +12,7 @@ from edlm.process.schedules import Schedule
 
 
 def not_padding(x_0: Tensor, pad_id: int | None) -> Tensor:
-    """The positions of texts (b, l) that count, bool (b, l): all where nothing is padding."""
+    """Return the positions of texts (b, l) that count, bool (b, l): all where nothing is padding."""
     return torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
 
 
@@ -20,7 +20,7 @@ def not_padding(x_0: Tensor, pad_id: int | None) -> Tensor:
 def nelbo(
     denoiser: Denoiser, schedule: Schedule, x_0: Tensor, seed: Tensor, row: Tensor, scored: Tensor | None = None
 ) -> Tensor:
-    """One unbiased draw per row of the continuous-time NELBO, in nats per scored token: x_0 (b, l) to float64 (b,).
+    """Draw one unbiased value per row of the continuous-time NELBO, in nats per scored token: x_0 (b, l) to (b,).
 
     A text is revealed one position at a time in the order of its reveal times, so the bound is a sum over l passes;
     a pass r is drawn uniformly, and given the state before it each of its m masked positions is equally likely to be
@@ -44,7 +44,7 @@ def masked_nll(
     row: Tensor,
     scored: Tensor | None = None,
 ) -> Tensor:
-    """Mean of `-log p_i(x_0^i | x_t)` over the masks of `x_t ~ q(x_t | x_0)`: x_0 (b, l), t (b,) to nats (b,).
+    """Average `-log p_i(x_0^i | x_t)` over the masks of `x_t ~ q(x_t | x_0)`: x_0 (b, l), t (b,) to nats (b,).
 
     What is left to learn at one noise level; NaN for a row that got no mask. scored: bool (b, l), the positions that
     may be masked. None: all.
@@ -62,7 +62,7 @@ def _mean_over_masks(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, ma
 
 
 def data_log_prob(denoiser: Denoiser, x_0: Tensor, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
-    """`log p_i(x_0^i | x_t)` at the flat positions (n,), zero elsewhere: nats, float64 (b, l).
+    """Compute `log p_i(x_0^i | x_t)` at the flat positions (n,), zero elsewhere: nats, float64 (b, l).
 
     The head runs on these positions alone, on no more of them at once than `categorical.rows_at_once` says.
     Raises ValueError for what is nan.
@@ -89,7 +89,7 @@ def check_scored(scored: Tensor | None) -> None:
 
 
 def strata(seed: Tensor, row: Tensor) -> Tensor:
-    """A uniform per row, one in each of b strata that are shifted together, so that none belongs to a row: (b,)."""
+    """Draw a uniform per row, one in each of b strata that are shifted together, so none belongs to a row: (b,)."""
     jitter = noise.uniforms(seed, row, 0, Stream.TIME).squeeze(-1)
     shift = noise.uniforms(seed, row[:1], 1, Stream.TIME).squeeze(-1)
     return ((jitter + torch.arange(row.shape[0], device=row.device)) / row.shape[0] + shift) % 1.0
@@ -98,7 +98,7 @@ def strata(seed: Tensor, row: Tensor) -> Tensor:
 def before_random_pass(
     schedule: Schedule, x_0: Tensor, mask_id: int, seed: Tensor, row: Tensor, scored: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The state x_t before a random one of a row's passes, its time, and its masks: (b, l), (b,), bool (b, l).
+    """Return the state x_t before a random one of a row's passes, its time, and its masks: (b, l), (b,), bool (b, l).
 
     One scored position is revealed in each pass. For any f of a state with m masks, the mean of `f / m` times the
     number of scored positions is `int w(t) E[f(x_t)] dt`, with the weight of the continuous NELBO.

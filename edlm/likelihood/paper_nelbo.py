@@ -41,7 +41,7 @@ def figure(
     num_particles: int,
     scored: Tensor | None = None,
 ) -> Figure:
-    """One draw per row of the figure that Xu et al. 2025 report, which bounds nothing; see `WARNING`.
+    """Draw, once a row, the figure that Xu et al. 2025 report, which bounds nothing; see `WARNING`.
 
     `int w(t) E[ -log p_theta(x_0 | x_t) + E(x_0, x_t, t) + log Z(x_t) ] dt`, at a random pass as `nelbo.nelbo`,
     with log Z from n drafts: the pair of `particles.log_z_bounds`. Not to be relied on where the log-weights' standard

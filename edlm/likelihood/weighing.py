@@ -11,7 +11,7 @@ from edlm.process.noise import Stream
 
 
 def flat(chosen: Tensor, count: int) -> Tensor:
-    """Flat indices of the chosen positions, of which there are `count`: bool (b, l) to (count,)."""
+    """Return flat indices of the chosen positions, of which there are `count`: bool (b, l) to (count,)."""
     return torch.nonzero_static(chosen.flatten(), size=count).squeeze(-1)
 
 
@@ -30,7 +30,7 @@ def weigh(
     row: Tensor,
     step: Tensor | int,
 ) -> tuple[Tensor, Tensor]:
-    """Energies (b, free + holding) of candidates; those of the second kind have the data where it is `held` (b, l).
+    """Weigh candidates: energies (b, free + holding), those of the second kind with the data where it is `held` (b, l).
 
     First the log-probability of the data wherever a candidate is `drawn`, float64 (b, l); these are `count` positions.
     """

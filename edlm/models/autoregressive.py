@@ -14,7 +14,7 @@ from edlm.process import categorical
 def ar_log_prob(
     network: nn.Module, tokens: Tensor, mask_id: int, bos_id: int | None, positions: Tensor | None = None
 ) -> Tensor:
-    """`log p(x_i | x_<i)` of a causal network: tokens (n, l) to nats (n, l), float32 or better.
+    """Compute `log p(x_i | x_<i)` of a causal network: tokens (n, l) to nats (n, l), float32 or better.
 
     The network reads `[bos, x_0, ..., x_{l-2}]`; without a bos, position 0 is given and its entry is zero. The mask's
     logit is left out. With flat positions, indices into n * l of which n * l is padding, the vocabulary head runs on
@@ -47,7 +47,7 @@ def ar_log_prob(
 
 
 def ar_logits(network: nn.Module, hidden: Tensor, mask_id: int, columns: slice | None = None) -> Tensor:
-    """Logits (n, v) of hidden states (n, h), or some columns of them, `-inf` at the mask."""
+    """Return logits (n, v) of hidden states (n, h), or some columns of them, `-inf` at the mask."""
     head = network.get_submodule("head")
     logits: Tensor = head(hidden) if columns is None else head(hidden, columns)
     place = mask_id - (0 if columns is None else columns.start)

@@ -25,7 +25,7 @@ READS = Reads(candidates=0, new=2)  # of a candidate, beside a pass over x_t: ea
 
 
 def energy(denoiser: SubsDenoiser) -> TensorDictModule:
-    """The chain rule of the denoiser's own network, for any kernel or bound: `E` in nats, float64 (b, k).
+    """Build the chain rule of the denoiser's own network, for any kernel or bound: `E` in nats, float64 (b, k).
 
     `E = sum_{i in S} [ log p_theta(x_i | x_t) - log q(x_i | x_t, x^{S<i}) ]`, S the positions that candidates fill in
     and q the network's law as it is read in order. Whatever the weights, q is a law: `sum p_theta(x^S | x_t) e^-E = 1`,
@@ -62,7 +62,7 @@ def read(denoiser: SubsDenoiser) -> TensorDictModule:
 
 
 def exact_energy(denoiser: Denoiser) -> TensorDictModule:
-    """The chain rule of any denoiser, token by token: what `energy` is to be compared with.
+    """Build the chain rule of any denoiser, token by token: what `energy` is to be compared with.
 
     `E = sum_{i in S} [ log p_theta(x_i | x_t) - log p_theta(x_i | x_t, x^{S<i}) ]`, float64 (b, k): under it SIR tends
     to writing S from left to right as k grows, and Z = 1. A reference and no sampler: a candidate costs one pass of the
@@ -147,8 +147,8 @@ class _Weigh(nn.Module):
         later = ((row < b) & (number > 0)).unsqueeze(-1)  # the first one of a row is predicted from x_t alone
         row, place = row.clamp(max=b - 1), positions % l
         hidden = self.states(candidates, t, positions, context, new)
-        told = _log_prob(self.denoiser, hidden.flatten(0, 1), candidates[row, :, place].flatten()).view(-1, k)
-        terms = torch.where(later, log_p[row, :, place].double() - told.double(), 0.0)
+        log_q = _log_prob(self.denoiser, hidden.flatten(0, 1), candidates[row, :, place].flatten()).view(-1, k)
+        terms = torch.where(later, log_p[row, :, place].double() - log_q.double(), 0.0)
         return terms.new_zeros(b, k).index_add(0, row, terms)
 
 
@@ -177,7 +177,7 @@ class _Exact(nn.Module):
     def forward(self, candidates: Tensor, x_t: Tensor, t: Tensor, log_p_candidates: Tensor) -> Tensor:
         b, k, length = candidates.shape
         new = candidates != x_t.unsqueeze(1)
-        number, told = new.cumsum(-1), torch.zeros(b * k, dtype=torch.float64, device=x_t.device)
+        number, log_q = new.cumsum(-1), torch.zeros(b * k, dtype=torch.float64, device=x_t.device)
         for place in range(1, int(number.max()) + 1):
             own = (new & (number == place)).flatten(0, 1)
             asked = own.any(-1).nonzero().squeeze(-1)  # candidates that have so many
@@ -186,8 +186,8 @@ class _Exact(nn.Module):
             of_candidate = torch.arange(len(asked), device=x_t.device) * length + where
             hidden = _hidden(self.denoiser, context, t.repeat_interleave(k)[asked], of_candidate)
             tokens = candidates.flatten(0, 1)[asked, where]
-            told.index_add_(0, asked, _log_prob(self.denoiser, hidden, tokens).double())
-        return log_p_candidates.double().sum(-1) - told.view(b, k)
+            log_q.index_add_(0, asked, _log_prob(self.denoiser, hidden, tokens).double())
+        return log_p_candidates.double().sum(-1) - log_q.view(b, k)
 
 
 def _hidden(denoiser: Denoiser, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:

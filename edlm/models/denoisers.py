@@ -41,7 +41,7 @@ class _OfNetwork(TensorDictModule):
 
     @property
     def told(self) -> Schedule | None:
-        """The schedule whose noise level the network is told, None for one that is told no time."""
+        """The schedule whose noise level the network is given, None for one that is given no time."""
         found: Schedule | None = self.module.schedule
         return found
 
@@ -74,14 +74,29 @@ class SubsDenoiser(_OfNetwork):
 def subs(
     network: nn.Module, mask_id: int, told: Schedule | None = None, schedule: Schedule | None = None
 ) -> SubsDenoiser:
-    """`p_theta(x_0 | x_t) = prod_i p_i`, mask excluded, revealed tokens kept (SUBS, Sahoo et al. 2024, section 3).
+    """Build `p_theta(x_0 | x_t) = prod_i p_i`, mask excluded, revealed tokens kept (SUBS, Sahoo et al. 2024, sec. 3).
 
-    A revealed position is never asked for, so it keeps its own token by construction. told: the schedule of whose
-    `sigma(t) = -log alpha(t)` the network is told; None tells it sigma = 0 at every time, as the published models
-    without time conditioning are. schedule: that of the masking process, which a sampler takes from here; None is
-    `told`, or the log-linear one.
+    A revealed position is never asked for, so it keeps its own token by construction.
 
-    Raises ValueError if mask_id is outside the vocabulary, or if the sigma(1) that the network is told is infinite.
+    Args:
+        network: tokens to hidden states, with a vocabulary head: a `contracts.Network`.
+        mask_id: the id of the mask.
+        told: the schedule whose noise level `sigma(t) = -log alpha(t)` the network is given; None gives it sigma = 0
+            at every time, as the published models without time conditioning take it.
+        schedule: that of the masking process, which a sampler takes from here; None is `told`, or the log-linear one.
+
+    Returns:
+        A `contracts.Denoiser`.
+
+    Raises:
+        ValueError: if mask_id is outside the vocabulary, or if the sigma(1) that the network is given is infinite.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.Transformer(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> denoiser = edlm.denoisers.subs(network, mask_id=4)
+        >>> denoiser.vocab_size, denoiser.max_length
+        (5, 8)
     """
     _check(network, mask_id, told)
     return SubsDenoiser(network, mask_id, told, schedule)
@@ -97,11 +112,11 @@ class D3pmDenoiser(_OfNetwork):
 
 
 def d3pm(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> D3pmDenoiser:
-    """`p_theta(x_0 | x_t)` that may predict the mask and has to copy visible tokens (Austin et al. 2021): a baseline.
+    """Build `p_theta(x_0 | x_t)` that may predict the mask and copies visible tokens (Austin et al. 2021): a baseline.
 
     No `Denoiser` of the samplers: whether a mask is revealed depends on what the network says, which no reveal plan
-    knows; `baselines.d3pm` is its kernel. Without a schedule the network is told sigma = 0. Raises ValueError as `subs`
-    does.
+    knows; `baselines.d3pm` is its kernel. Without a schedule the network is given sigma = 0. Raises ValueError as
+    `subs` does.
     """
     _check(network, mask_id, schedule)
     return D3pmDenoiser(network, mask_id, schedule)
@@ -123,7 +138,7 @@ class SeddDenoiser(_OfNetwork):
 
 
 def sedd(network: nn.Module, mask_id: int, schedule: Schedule) -> SeddDenoiser:
-    """Ratios of the law of x_t at a masked position (SEDD, Lou et al. 2023): a baseline, and no `Denoiser` either.
+    """Build ratios of the law of x_t at a masked position (SEDD, Lou et al. 2023): a baseline, no `Denoiser` either.
 
     `baselines.analytic` is its kernel. Raises ValueError as `subs` does, and without a schedule: a score at sigma = 0
     is infinite.

@@ -24,7 +24,7 @@ E = TypeVar("E", bound=nn.Module)
 
 
 def zero() -> TensorDictModule:
-    """`E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
+    """Build `E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
     return declare(stage("candidates -> energy", _zero), ("draft", "transition"), costs.NOTHING)
 
 
@@ -35,16 +35,30 @@ def declare(energy: E, scopes: tuple[Scope, ...], reads: Reads | None = None) ->
 
 
 def scopes_of(energy: Energy) -> tuple[Scope, ...]:
-    """What an energy says that it can weigh; either, if it says nothing."""
+    """Return what an energy says that it can weigh; either, if it says nothing."""
     found: tuple[Scope, ...] = getattr(energy, "scopes", ("draft", "transition"))
     return found
 
 
 def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | None = None) -> TensorDictModule:
-    """The energy of a network `(x_t, x_0, sigma) -> scalar`, trained by noise contrastive estimation.
+    """Build the energy of drafts of a network `(x_t, x_0, sigma) -> scalar`, as contrast trains it.
 
-    With a schedule the network is told `sigma(t)`, else zero. Positions that x_t gives as `pad_id` do not count.
-    Raises ValueError if the schedule's sigma(1) is infinite.
+    Args:
+        network: an `EnergyNetwork`, or what is called like one.
+        schedule: that of whose `sigma(t)` the network is given; None gives it zero.
+        pad_id: positions that x_t gives as this id do not count.
+
+    Returns:
+        A `contracts.Energy` of drafts.
+
+    Raises:
+        ValueError: if the schedule's sigma(1) is infinite.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.EnergyNetwork(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> edlm.energies.scopes_of(edlm.energies.learned(network))
+        ('draft',)
     """
     return declare(_of_network(_Learned(network, schedule, pad_id)), ("draft",))
 
@@ -52,7 +66,7 @@ def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | 
 def learned_transition(
     network: EnergyNetwork, schedule: Schedule | None = None, pad_id: int | None = None
 ) -> TensorDictModule:
-    """The energy of a transition from a network's scalars: `E = sum_{i in S} e_i(x_t, x_s)`, S the new positions.
+    """Build the energy of a transition from a network's scalars: `E = sum_{i in S} e_i(x_t, x_s)`, S the new positions.
 
     S is where x_s differs from x_t. The log-ratio of a transition is such a sum, by the chain rule over S; an average
     over a long text would drown the few positions that differ. Zero if nothing is new. Arguments and errors are those
@@ -64,19 +78,36 @@ def learned_transition(
 def residual_ar(
     network: nn.Module, mask_id: int, bos_id: int | None, carry_over: bool, pad_id: int | None = None
 ) -> TensorDictModule:
-    """The energy of an autoregressive model against the denoiser: nothing to train (EDLM, Xu et al. 2025).
+    """Build the energy of an autoregressive model against the denoiser: nothing to train (EDLM, Xu et al. 2025).
 
     Posterior form (carry_over=False): `E = -log p_AR(x_0) + log p_theta(x_0 | x_t)`, so that `Z(x_t)` is the
     probability of the visible tokens under the AR model. Carry-over form: only positions that x_t masks count, in both
     parts, and Z = 1; it does not look at visible tokens to the right.
 
-    bos_id stands in front of the text, so that both parts cover every position; it may be the mask's id, for a network
-    that was trained with it there. With None the first token is given, as the published models take it, and is left
-    out of both. Positions that x_t gives as `pad_id` count in neither. The mask has probability zero under the AR
-    model too: a candidate with a mask at a position that counts has E = +inf. Log-probabilities are float32 or better,
-    sums float64.
+    The mask has probability zero under the AR model too: a candidate with a mask at a position that counts has
+    E = +inf. Log-probabilities are float32 or better, sums float64.
 
-    Raises ValueError as `autoregressive.check_ar` does.
+    Args:
+        network: a causal network over the denoiser's vocabulary.
+        mask_id: the id of the mask.
+        bos_id: what stands in front of the text, so that both parts cover every position; it may be the mask's id, for
+            a network that was trained with it there. With None the first token is given, as the published models take
+            it, and is left out of both.
+        carry_over: the carry-over form, or else that of the posterior.
+        pad_id: positions that x_t gives as this id count in neither part.
+
+    Returns:
+        A `contracts.Energy` of drafts.
+
+    Raises:
+        ValueError: as `check_ar` does, for a network that is not causal or an id outside its vocabulary.
+
+    Example:
+        >>> import edlm
+        >>> sizes = dict(hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0)
+        >>> network = edlm.networks.Transformer(5, max_length=8, **sizes, causal=True).eval()
+        >>> edlm.energies.residual_ar(network, mask_id=4, bos_id=4, carry_over=False).in_keys
+        ['candidates', 'x_t', 'positions', 'log_p_candidates']
     """
     autoregressive.check_ar(network, mask_id, bos_id, pad_id)
     found = TensorDictModule(
@@ -94,17 +125,39 @@ def _of_network(module: "_Learned") -> TensorDictModule:
 
 
 def scaled(energy: TensorDictModuleBase, factor: float) -> TensorDictModuleBase:
-    """`factor * E`; `-1` flips the sign, the control that must make samples worse. Other keys are read as before.
+    """Scale an energy to `factor * E`: `-1` flips the sign, the control that must make samples worse.
 
-    An energy that can be +inf may only be scaled by a positive factor.
+    Args:
+        energy: any energy; one that can be +inf may only be scaled by a positive factor.
+        factor: what it is multiplied with.
+
+    Returns:
+        An energy of the same scope that reads the same keys.
+
+    Example:
+        >>> import edlm
+        >>> edlm.energies.scaled(edlm.energies.zero(), -1.0).in_keys
+        ['candidates']
     """
     return _Sum([energy], [factor])
 
 
 def product(*experts: TensorDictModuleBase) -> TensorDictModuleBase:
-    """`E = sum_j E_j`, float64: experts multiply, the target is `p_theta prod_j exp(-E_j)` (Hinton 2002).
+    """Add energies, `E = sum_j E_j`, float64: experts multiply, the target is `p_theta prod_j exp(-E_j)` (Hinton 2002).
 
-    It reads what any of them reads. A weight of an expert is `scaled(energy, weight)`. Raises ValueError for none.
+    Args:
+        experts: energies, at least one; the weight of one is `scaled(energy, weight)`.
+
+    Returns:
+        An energy of the scopes that all of them have, which reads what any of them reads.
+
+    Raises:
+        ValueError: for no energy.
+
+    Example:
+        >>> import edlm
+        >>> edlm.energies.product(edlm.energies.zero(), edlm.energies.zero()).out_keys
+        ['energy']
     """
     if not experts:
         raise ValueError("a product needs at least one energy")
@@ -144,7 +197,7 @@ class _LearnedTransition(_Learned):
 
 
 def of_every_particle(positions: Tensor, b: int, k: int, l: int) -> Tensor:
-    """Flat positions of b rows (n,) as those of all their particles, flat in b * k * l: (n k,), padding kept."""
+    """Return flat positions of b rows (n,) as those of all their particles, flat in b * k * l: (n k,), padding kept."""
     row, position = positions // l, positions % l
     particles = torch.arange(k, device=positions.device)
     everyone = (row.unsqueeze(-1) * k + particles) * l + position.unsqueeze(-1)

@@ -3,7 +3,7 @@
 A joint network (`contracts.Joint`) reads the candidates x_s. Its states at what is new in x_s tell the energy of the
 transition (see `transition`), and those at what is still masked give `log p(x_0 | x_s)`. So a sampler reads the text of
 masks once, then k candidates per step, and nothing besides; the winner's states are carried to the next step.
-The network is told no time: one pass serves two of them, and the law of the data given x_t depends on none.
+The network is given no time: one pass serves two of them, and the law of the data given x_t depends on none.
 """
 
 import torch
@@ -19,7 +19,7 @@ from edlm.models.denoisers import SubsDenoiser
 
 
 def energy(network: Joint) -> TensorDictModule:
-    """The energy of transitions of a joint network as one of its own, `{candidates, x_t, positions} -> {energy}`.
+    """Build the energy of transitions of a joint network as one of its own, `{candidates, x_t, positions} -> {energy}`.
 
     What `read` and `weigh` compute, for any other kernel or bound; it reads x_t too, one pass more than they need.
     """
@@ -49,12 +49,12 @@ def carry() -> TensorDictModule:
 
 
 def network_of(denoiser: SubsDenoiser) -> Joint:
-    """The joint network of a denoiser. Raises ValueError for one without, and for one that is told the time."""
+    """Return the joint network of a denoiser. Raises ValueError for one without, and for one that is given the time."""
     network = denoiser.network
     if not isinstance(network, Joint):
         raise ValueError(f"a network of class {type(network).__name__} has no energy: a joint network has two heads")
     if denoiser.told is not None:
-        raise ValueError("a joint network is told no time: build its denoiser without a schedule")
+        raise ValueError("a joint network is given no time: build its denoiser without a schedule")
     return network
 
 
@@ -103,7 +103,7 @@ class _Energy(nn.Module):
 
 
 def first(network: Joint, tokens: Tensor) -> TensorDict:
-    """The state before the first step: the denoiser's only pass of its own."""
+    """Return the state before the first step: the denoiser's only pass of its own."""
     return TensorDict({contracts.X_T: tokens, contracts.STATES: network(tokens), contracts.OWED: costs.whole(tokens)})
 
 

@@ -46,7 +46,7 @@ def denoising(
 
 
 class _ScoreInOrder(chain_rule.InOrder):
-    """`log q` of what is new in x_s, in order, zero elsewhere: (b, l); the first of a row is told by `log_prob`."""
+    """`log q` of what is new in x_s, in order, zero elsewhere: (b, l); the first of a row is that of `log_prob`."""
 
     def forward(self, x_t: Tensor, x_s: Tensor, t: Tensor, context: Tensor, log_prob: Tensor) -> Tensor:
         new, l = x_t != x_s, x_t.shape[1]

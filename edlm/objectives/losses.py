@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def nelbo(log_prob: Tensor, weight: Tensor) -> Tensor:
-    """`w(t) sum_{i masked} -log p_i(x_0^i | x_t)`, the continuous NELBO of each row (Sahoo et al. 2024, section 3).
+    """Compute `w(t) sum_{i masked} -log p_i(x_0^i | x_t)`, each row's continuous NELBO (Sahoo et al. 2024, section 3).
 
     log_prob: (b, l), zero where nothing is to be predicted; weight: (b,), `-alpha'(t) / (1 - alpha(t))`. Returns (b,);
     its mean over t uniform in [0, 1] is an upper bound of `-log p(x_0)`.
@@ -15,7 +15,7 @@ def nelbo(log_prob: Tensor, weight: Tensor) -> Tensor:
 
 
 def t_step(log_prob: Tensor, alpha_t: Tensor, alpha_s: Tensor, num_steps: int) -> Tensor:
-    """`T (alpha_s - alpha_t) / (1 - alpha_t) sum_{i masked} -log p_i(x_0^i | x_t)`, the T-step NELBO of each row.
+    """Compute `T (alpha_s - alpha_t) / (1 - alpha_t) sum_{i masked} -log p_i(x_0^i | x_t)`, each row's T-step NELBO.
 
     log_prob: (b, l), zero where nothing is to be predicted; alpha_t < alpha_s: (b,), the ends of one of the grid's T
     steps, chosen uniformly. Returns (b,), finite for every step, the last one (alpha_s = 1) included; its mean over
@@ -25,14 +25,14 @@ def t_step(log_prob: Tensor, alpha_t: Tensor, alpha_s: Tensor, num_steps: int) -
 
 
 def next_token(log_prob: Tensor) -> Tensor:
-    """`sum_i -log p(x_i | x_<i)`, the exact negative log-likelihood of an autoregressive model: (b, l) to (b,)."""
+    """Compute `sum_i -log p(x_i | x_<i)`, exact negative log-likelihood of an autoregressive model: (b, l) to (b,)."""
     return -log_prob.sum(-1)
 
 
 def d3pm(
     log_prob: Tensor, log_prob_mask: Tensor, masked: Tensor, alpha_t: Tensor, alpha_s: Tensor, num_steps: int
 ) -> Tensor:
-    """`T sum_{i masked} KL( q(x_s | x_t, x_0) || p_theta(x_s | x_t) )` of absorbing D3PM (Austin et al. 2021), (b,).
+    """Compute `T sum_{i masked} KL( q(x_s | x_t, x_0) || p_theta(x_s | x_t) )` of D3PM (Austin et al. 2021), (b,).
 
     The network may predict the mask. log_prob, log_prob_mask (b, l): `log p_i(x_0^i | x_t)` and `log p_i(mask | x_t)`;
     masked: bool (b, l); alpha_t < alpha_s: (b,), the ends of one of the grid's T steps, chosen uniformly. Finite for
@@ -48,7 +48,7 @@ def d3pm(
 
 
 def sedd(log_score: Tensor, x_0: Tensor, alpha: Tensor, alpha_slope: Tensor, mask_id: int) -> Tensor:
-    """Denoising score entropy of absorbing SEDD at masked positions (Lou et al. 2023): nats (n,), zero at its minimum.
+    """Compute the score entropy of absorbing SEDD at masks (Lou et al. 2023): nats (n,), zero at its minimum.
 
     `sigma' [ sum_{y != mask} s_y - r log s_{x_0} + r (log r - 1) ]` with `r = alpha / (1 - alpha) = 1 / expm1(sigma)`,
     the true ratio, and `sigma' = -alpha' / alpha`. log_score (n, v): `log s`, ratios of the law of x_t with the mask
@@ -65,7 +65,7 @@ def sedd(log_score: Tensor, x_0: Tensor, alpha: Tensor, alpha_slope: Tensor, mas
 
 
 def nce(energy_positive: Tensor, energy_negative: Tensor) -> Tensor:
-    """Binary noise contrastive estimation: `softplus(E_+) + mean_n softplus(-E_-)` (Xu et al. 2025).
+    """Contrast by pairs, binary NCE: `softplus(E_+) + mean_n softplus(-E_-)` (Xu et al. 2025).
 
     energy_positive (b,) of the data, energy_negative (b, n) of drafts of the denoiser. Returns (b,), minimal when
     `exp(-E)` is the ratio of data to denoiser, whatever n; an energy that knows nothing scores 2 log 2.
@@ -74,7 +74,7 @@ def nce(energy_positive: Tensor, energy_negative: Tensor) -> Tensor:
 
 
 def info_nce(energy_positive: Tensor, energy_negative: Tensor) -> Tensor:
-    """Ranking NCE: `-log( exp(-E_+) / (exp(-E_+) + sum_n exp(-E_-)) )`, (b,) and (b, n) to (b,).
+    """Contrast by ranking, InfoNCE: `-log( exp(-E_+) / (exp(-E_+) + sum_n exp(-E_-)) )`, (b,) and (b, n) to (b,).
 
     Minimal when `exp(-E)` is the ratio of data to denoiser up to a factor that may depend on `x_t`; an energy that
     knows nothing scores log(1 + n).
@@ -84,7 +84,7 @@ def info_nce(energy_positive: Tensor, energy_negative: Tensor) -> Tensor:
 
 
 def nce_accuracy(energy_positive: Tensor, energy_negative: Tensor) -> Tensor:
-    """Share of (data, draft) pairs that the energy orders rightly, ties counting half: (b,) and (b, n) to (b,)."""
+    """Measure the share of pairs (data, draft) that the energy orders rightly, ties as half: (b,), (b, n) to (b,)."""
     gap = energy_negative - energy_positive.unsqueeze(-1)
     return ((gap > 0).float() + 0.5 * (gap == 0).float()).mean(-1)
 

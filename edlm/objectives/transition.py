@@ -90,12 +90,12 @@ def _before_step(
 
 
 def steps_between(fewest: int, most: int, share: Tensor) -> Tensor:
-    """Whole numbers of steps, their logarithm uniform for a uniform share (b,) in (0, 1); float (b,)."""
+    """Return whole numbers of steps, their logarithm uniform for a uniform share (b,) in (0, 1); float (b,)."""
     return (fewest * ((most + 1) / fewest) ** share).floor().clamp(max=most)
 
 
 def steps_masked(reveal_noise: Tensor, schedule: Schedule, num_steps: Tensor) -> Tensor:
-    """How many steps of a uniform grid each position is still masked for, counted from its end: (b, l) in 1..num_steps.
+    """Count the steps of a uniform grid each position is still masked for, from its end: (b, l) in 1..num_steps.
 
     reveal_noise: uniforms (b, l), each the place of a position in the order of its text; num_steps (b,).
     """

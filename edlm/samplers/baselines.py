@@ -43,7 +43,7 @@ class Reverse(NamedTuple):
 
 
 def d3pm(denoiser: D3pmDenoiser, schedule: Schedule) -> Reverse:
-    """The ancestral step of absorbing D3PM, `p(x_s | x_t) ~ sum_x q(x_s, x_t | x) p(x | x_t)` (Austin et al. 2021).
+    """Build the ancestral step of D3PM, `p(x_s | x_t) ~ sum_x q(x_s, x_t | x) p(x | x_t)` (Austin et al. 2021).
 
     Their equation 4. From a mask: a token y with weight `(alpha_s - alpha_t) p_y`, the mask with
     `(1 - alpha_s) (1 - p_mask) + p_mask`, divided by their sum. The last step draws among tokens.
@@ -52,7 +52,7 @@ def d3pm(denoiser: D3pmDenoiser, schedule: Schedule) -> Reverse:
 
 
 def analytic(denoiser: SeddDenoiser, schedule: Schedule) -> Reverse:
-    """The analytic sampler of absorbing SEDD, Tweedie tau-leaping (Lou et al. 2023, theorem 4.2).
+    """Build the analytic sampler of absorbing SEDD, Tweedie tau-leaping (Lou et al. 2023, theorem 4.2).
 
     With `dsigma = sigma_t - sigma_s` and scores s: a token y with probability `(e^dsigma - 1) s_y`, which is
     `(alpha_s - alpha_t) / alpha_t s_y`, the mask with what is left. Scores so large that nothing is left are divided by
@@ -157,28 +157,28 @@ def _state(x_t: Tensor, row: Tensor, t: Tensor, s: Tensor, seed: int, number: in
 
 
 def asked(x_t: Tensor, t: Tensor, positions: Tensor) -> TensorDict:
-    """What a denoiser is given: tokens (b, l), times (b,) and flat positions (n,)."""
+    """Return what a denoiser is given: tokens (b, l), times (b,) and flat positions (n,)."""
     return TensorDict({contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions})
 
 
 def masks_of(x_t: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
-    """Flat positions (n,) of the masks and the row of each."""
+    """Return flat positions (n,) of the masks and the row of each."""
     positions = (x_t == mask_id).flatten().nonzero().squeeze(-1)
     return positions, positions // x_t.shape[1]
 
 
 def visible_share(schedule: Schedule, t: Tensor) -> Tensor:
-    """The share of visible tokens at t on the way from all masks: `1 - (1 - alpha(t)) / (1 - alpha(1))`."""
+    """Return the share of visible tokens at t on the way from all masks: `1 - (1 - alpha(t)) / (1 - alpha(1))`."""
     return 1.0 - (1.0 - schedule.alpha(t)) / (1.0 - schedule.alpha(torch.ones_like(t)))
 
 
 def alpha_after(schedule: Schedule, s: Tensor) -> Tensor:
-    """`alpha(s)`, and exactly 1 at s = 0: the last step leaves no mask, whatever the schedule."""
+    """Compute `alpha(s)`, and exactly 1 at s = 0: the last step leaves no mask, whatever the schedule."""
     return torch.where(s > 0.0, schedule.alpha(s), 1.0)
 
 
 def without_mask(log_p: Tensor, mask_id: int) -> Tensor:
-    """Log-probabilities (n, v) with no chance of the mask."""
+    """Return log-probabilities (n, v) with no chance of the mask."""
     return log_p.index_fill(-1, torch.tensor([mask_id], device=log_p.device), -torch.inf)
 
 

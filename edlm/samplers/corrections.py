@@ -61,10 +61,22 @@ class Correction(Protocol):
 
 @dataclass(frozen=True)
 class OfEnergy:
-    """An energy by itself, a pass of another network or none. scope: what is weighed; None: what the energy is of.
+    """An energy by itself, a pass of another network or none.
 
-    called: which energy it is, in tables and configs. Raises ValueError for a scope that the energy has not, and unless
-    temperature > 0.
+    Args:
+        energy: what weighs the candidates.
+        scope: `"draft"` or `"transition"`, what is weighed; None is what the energy says of itself.
+        temperature: candidates are weighed by `exp(-E / temperature)`.
+        called: which energy it is, in tables and configs.
+
+    Raises:
+        ValueError: for a scope that the energy has not, and unless temperature > 0.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.samplers import corrections
+        >>> corrections.OfEnergy(edlm.energies.zero(), "transition", temperature=0.5)
+        OfEnergy(scope='transition', temperature=0.5, called='own')
     """
 
     energy: Energy = field(repr=False)
@@ -95,7 +107,23 @@ class OfEnergy:
 
 @dataclass(frozen=True)
 class ChainRule:
-    """The energy that a denoiser has in itself, read in order over the new tokens alone; factor: of the energy."""
+    """The energy that a denoiser has in itself, read in order over the new tokens alone.
+
+    Args:
+        temperature: candidates are weighed by `exp(-E / temperature)`.
+        factor: what the energy is multiplied with, -1 the control.
+
+    Raises:
+        ValueError: unless temperature > 0.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.samplers import corrections
+        >>> network = edlm.networks.Transformer(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> denoiser = edlm.denoisers.subs(network, mask_id=4)
+        >>> print(edlm.samplers.Sampler(denoiser, correction=corrections.ChainRule(), candidates=8))
+        sir, chain_rule, one by one, k=8
+    """
 
     temperature: float = 1.0
     factor: float = 1.0
@@ -119,7 +147,23 @@ class ChainRule:
 
 @dataclass(frozen=True)
 class Joint:
-    """The second head of a joint network, whose pass over the candidates is the next step's; factor: of the energy."""
+    """The second head of a joint network, whose pass over the candidates is the next step's.
+
+    Args:
+        temperature: candidates are weighed by `exp(-E / temperature)`.
+        factor: what the energy is multiplied with, -1 the control.
+
+    Raises:
+        ValueError: unless temperature > 0.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.samplers import corrections
+        >>> network = edlm.networks.JointNetwork(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> denoiser = edlm.denoisers.subs(network, mask_id=4)
+        >>> print(edlm.samplers.Sampler(denoiser, correction=corrections.Joint(), candidates=8))
+        sir, joint, one by one, k=8
+    """
 
     temperature: float = 1.0
     factor: float = 1.0

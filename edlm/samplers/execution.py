@@ -39,7 +39,24 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
     have to come in tiles, one for each power of two of them. cudagraph: these graphs captured and replayed, rows and
     positions padded to powers of two so that few captures are needed. The rounds of an adaptive kernel are graphs of
     their own, in both modes. On a CPU without a C++ compiler, compile warns and stays eager.
-    Raises ValueError as `check_mode` does.
+
+    Args:
+        pipeline: what is to be run faster.
+        mode: `"eager"`, `"compile"` or `"cudagraph"`.
+
+    Returns:
+        A pipeline that draws the same texts.
+
+    Raises:
+        ValueError: as `check_mode` does.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> pipeline = edlm.pipelines.pipeline(edlm.samplers.Sampler(denoiser), length=8)
+        >>> edlm.accelerate(pipeline, "eager") is pipeline
+        True
     """
     check_mode(mode, pipeline.device)
     if mode == "eager":
@@ -93,12 +110,12 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 def one_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function traced as one graph and run by torch's own operations: it raises where compilation would break."""
+    """Trace the function as one graph, run by torch's own operations: it raises where compilation would break."""
     return torch.compile(_with_own_graphs(function), fullgraph=True, backend="eager")
 
 
 def missing_compiler(device: torch.device) -> str:
-    """The name of the C++ compiler that inductor will call for the CPU, if it is not there; else an empty text."""
+    """Name the C++ compiler that inductor will call for the CPU, if it is not there; else an empty text."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     return "" if device.type != "cpu" or shutil.which(name) else name
 

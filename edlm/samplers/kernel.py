@@ -56,12 +56,12 @@ class Looped(TensorDictModuleBase):
 
 
 def init(tokens: Tensor) -> TensorDict:
-    """The state of a kernel that remembers nothing but its tokens."""
+    """Return the state of a kernel that remembers nothing but its tokens."""
     return TensorDict({contracts.X_T: tokens})
 
 
 def draw(k: int, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, length: int) -> TensorDict:
-    """Uniforms of one step, proposal (n, k) and selection (b, k), keyed by the row's number and its own pass.
+    """Draw the uniforms of one step, proposal (n, k) and selection (b, k), keyed by the row's number and its own pass.
 
     row: int64 (b,); step: int64 (); positions: int64 (n,), where `b * length` is padding.
     """
@@ -74,7 +74,7 @@ def draw(k: int, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, len
 def part_of(
     state: TensorDict, keys: list[str], rows: Tensor, taken: Tensor, particles: slice | None = None
 ) -> dict[str, Tensor]:
-    """The entries of some rows, positions and particles, by their declared shapes.
+    """Return the entries of some rows, positions and particles, by their declared shapes.
 
     rows: int64 (r,); taken: which of the flat positions are theirs (n',); particles: None for all of them.
     """
@@ -90,7 +90,7 @@ def part_of(
 
 
 def of_rows(positions: Tensor, rows: Tensor, b: int, l: int) -> tuple[Tensor, Tensor]:
-    """Which flat positions (n,) of (b, l) are those of some rows, and what they are among these rows alone: (n',) each.
+    """Find which flat positions (n,) of (b, l) are those of some rows, and what they are among these alone: (n',) each.
 
     rows: int64 (r,), ascending; padded positions belong to none. The host waits for their number.
     """
@@ -102,5 +102,5 @@ def of_rows(positions: Tensor, rows: Tensor, b: int, l: int) -> tuple[Tensor, Te
 
 
 def padded(indices: Tensor, pad: Callable[[int], int], fill: int) -> Tensor:
-    """Indices (n,) filled up to as many as `pad` wants."""
+    """Fill indices (n,) up to as many as `pad` wants."""
     return torch.cat([indices, indices.new_full((pad(len(indices)) - len(indices),), fill)])

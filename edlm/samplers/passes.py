@@ -33,7 +33,7 @@ def weighed(reads: Reads, scope: Scope, mask_id: int, carries: bool) -> TensorDi
 
 
 def verified(reads: Reads, x_t: Tensor, new: Tensor, rounds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens of the denoiser and of verifying, and calls, (b,) each, of a step that verifies its new tokens (b,)."""
+    """Count tokens of the denoiser and of verifying, and calls, (b,) each, of a step with so many new tokens (b,)."""
     return costs.whole(x_t), costs.tokens(reads, rounds, new.clamp(min=1), x_t.shape[1]), 1 + rounds
 
 

@@ -23,7 +23,9 @@ from edlm.samplers.kernel import Kernel
 from edlm.samplers.sampler import Sampler
 
 Callback = Callable[[TensorDict, TensorDict], None]
+_WEIGHED = (contracts.PARTICLES, contracts.ESS, contracts.LOG_WEIGHT_STD, contracts.ROUNDS)
 _READ = (contracts.DENOISER_TOKENS, contracts.ENERGY_TOKENS, contracts.CALLS)
+_KINDS = {True: torch.float64, False: torch.int64}  # of what weights say, and of numbers
 
 
 class Pipeline(NamedTuple):
@@ -59,7 +61,26 @@ class Pipeline(NamedTuple):
 def pipeline(sampler: Sampler, length: int) -> Pipeline:
     """Compose a sampler and a length into a pipeline.
 
-    Raises ValueError for a length outside 1..max_length of the network.
+    Args:
+        sampler: how texts are drawn.
+        length: tokens of a text.
+
+    Returns:
+        What `sample` and `extend` run; its `repr` is the algorithm.
+
+    Raises:
+        ValueError: for a length outside 1..max_length of the network.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> edlm.pipelines.pipeline(edlm.samplers.Sampler(denoiser, edlm.plans.Grid(4)), length=8)
+        plain, T=4, 8 tokens
+          denoise  x_t, positions -> hidden
+          propose  hidden, x_t, positions, proposal_noise -> candidates, log_p_candidates, log_ratio
+          reveal   x_t, candidates, reveal -> x_s
+          count    x_t -> denoiser_tokens, energy_tokens, calls, rounds
     """
     max_length = sampler.denoiser.max_length
     if not 1 <= length <= max_length:
@@ -77,18 +98,36 @@ def sample(
     first_row: int = 0,
     callback: Callback | None = None,
 ) -> TensorDict:
-    """Draw texts: a TensorDict with `tokens` (b, l) and `info`, a function of the arguments alone.
+    """Draw texts: a function of the arguments alone.
 
-    Row i of the result is sample number `first_row + i` of the seed, whatever else is in the batch. prompt: tokens
-    with masks, (l,) or (b, l), filled up with masks on the right; what it gives never changes, so a prefix, a suffix
-    and an infilling are one thing. callback: called after each pass with the state `{x_t}` and the pass's info.
+    Args:
+        pipeline: a sampler and a length.
+        num_samples: how many texts, b.
+        seed: of the noise, together with the number of each row.
+        prompt: tokens with masks, (l,) or (b, l), filled up with masks on the right. What it gives never changes, so a
+            prefix, a suffix and an infilling are one thing.
+        first_row: row i of the result is sample number `first_row + i` of the seed, whatever else is in the batch.
+        callback: called after each pass with the state `{x_t}` and the pass's info.
 
-    `info` holds, per row, `denoiser_passes` and `energy_passes` (b,), parts of a text counted by their tokens, and per
-    pass `t`, how many tokens it `revealed`, `corrected`, `particles`, `ess` and `log_weight_std` (b, p), the last two
-    NaN where no candidates were weighed, and what was read for the row: `denoiser_tokens`, `energy_tokens`, `calls` of
-    a network one after the other, and `rounds` (b, p). It tells of a text alone, whatever else is in its batch.
-    Raises ValueError for num_samples < 1, a prompt that does not fit, dropout left on (call `.eval()`), and, when the
-    texts are there, for logits or energies that are no numbers, with the pass and the text: see `finite`.
+    Returns:
+        A TensorDict with `tokens` (b, l) and `info`. It holds, per row, `denoiser_passes` and `energy_passes` (b,),
+        parts of a text counted by their tokens, and per pass `t`, how many tokens it `revealed`, `corrected`,
+        `particles`, `ess` and `log_weight_std` (b, p), the last two NaN where no candidates were weighed, and what was
+        read for the row: `denoiser_tokens`, `energy_tokens`, `calls` of a network one after the other, and `rounds`
+        (b, p). It says what a text takes alone, whatever else is in its batch.
+
+    Raises:
+        ValueError: for num_samples < 1, a prompt that does not fit, dropout left on (call `.eval()`), and, when the
+            texts are there, for logits or energies that are no numbers, with the pass and the text: see `finite`.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> pipeline = edlm.pipelines.pipeline(edlm.samplers.Sampler(denoiser, edlm.plans.Grid(4)), length=8)
+        >>> out = edlm.sample(pipeline, 2, seed=0)
+        >>> out["tokens"].shape, out["info", "revealed"].sum(1).tolist()
+        (torch.Size([2, 8]), [8, 8])
     """
     kernel = pipeline.kernel
     check_evaluating(kernel.step)
@@ -111,9 +150,31 @@ def extend(
     """Draw texts of any length: a window as long as the pipeline moves on by `stride` tokens until the end is reached.
 
     What the window has filled and still covers is given in its next place, so a new token sees the
-    `pipeline.length - stride` tokens before its part. Arguments and result are those of `sample`, the passes of all
-    windows in a row; a callback sees the whole text. Up to `pipeline.length` tokens it is `sample` itself.
-    Raises ValueError unless 1 <= stride < pipeline.length <= length, and as `sample` does.
+    `pipeline.length - stride` tokens before its part. Up to `pipeline.length` tokens it is `sample` itself.
+
+    Args:
+        pipeline: a sampler and the length of the window.
+        length: tokens of a text, at least those of the window.
+        stride: tokens by which the window moves on.
+        num_samples: how many texts; this and the other arguments are those of `sample`.
+        seed: see `sample`.
+        prompt: see `sample`.
+        first_row: see `sample`.
+        callback: see `sample`; it is shown the whole text.
+
+    Returns:
+        What `sample` returns, the passes of all windows in a row.
+
+    Raises:
+        ValueError: unless 1 <= stride < pipeline.length <= length, and as `sample` does.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> pipeline = edlm.pipelines.pipeline(edlm.samplers.Sampler(denoiser, edlm.plans.Grid(4)), length=8)
+        >>> edlm.extend(pipeline, length=20, stride=4, num_samples=2)["tokens"].shape
+        torch.Size([2, 20])
     """
     window = pipeline.length
     if not 1 <= stride < window:
@@ -167,7 +228,7 @@ def _run(
     tokens = tokens[order]
     before: Kernel | None = None
     state = TensorDict({})
-    diagnostics: list[TensorDict] = []
+    written: list[dict[str, Tensor]] = []
     flags: list[Tensor] = []
     for p, (running, count, most, any_corrected) in enumerate(passes):
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
@@ -184,17 +245,19 @@ def _run(
         carried = {key: out[key] for key, _ in state.items() if key != contracts.X_T}
         state = TensorDict({contracts.X_T: out[contracts.X_S], **carried})
         before = active
-        diagnostics.append(_diagnostics(out, corrected[:, p], plan.passes > p))
+        written.append({key: out[key] for key in (*_WEIGHED, *_READ) if key in out})
         flags.append(finite.of_pass(out, corrected[:, p]))
         if callback is not None:
-            callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics[-1][original])
+            of_pass = _measured(written[-1:], corrected[:, p : p + 1], (plan.passes > p).unsqueeze(-1))
+            diagnostics = TensorDict({key: value[original, 0] for key, value in of_pass.items()}, batch_size=[b])
+            callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics)
     finite.require(flags, plan.t, row)
-    info = _info(plan, revealed, corrected, diagnostics, length)
+    info = _info(plan, revealed, corrected, written, length)
     return TensorDict({"tokens": tokens, "info": info}, batch_size=[b])[original]
 
 
 def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
-    """What `sample` starts from, on the pipeline's device; see `absorbing.starting_tokens`."""
+    """Return what `sample` starts from, on the pipeline's device; see `absorbing.starting_tokens`."""
     denoiser = pipeline.kernel.denoiser
     return absorbing.starting_tokens(
         num_samples, pipeline.length, denoiser.mask_id, denoiser.vocab_size, prompt, pipeline.device
@@ -202,7 +265,7 @@ def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None)
 
 
 def device_of(step: nn.Module) -> torch.device:
-    """Where the parameters and buffers are; the CPU if there are none."""
+    """Return where the parameters and buffers are; the CPU if there are none."""
     return next((each.device for each in chain(step.parameters(), step.buffers())), torch.device("cpu"))
 
 
@@ -215,9 +278,13 @@ def check_evaluating(step: nn.Module) -> None:
 
 def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     """Whether each row's pass is corrected by the energy: bool (b, p)."""
-    running = torch.arange(plan.t.shape[1], device=plan.t.device) < plan.passes.unsqueeze(-1)
-    inside = schedules.inside(plan.t, pipeline.sampler.window) & running
+    inside = schedules.inside(plan.t, pipeline.sampler.window) & _running(plan)
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
+
+
+def _running(plan: RevealPlan) -> Tensor:
+    """Whether each row takes each pass: bool (b, p)."""
+    return torch.arange(plan.t.shape[1], device=plan.t.device) < plan.passes.unsqueeze(-1)
 
 
 def _revealed(plan: RevealPlan) -> Tensor:
@@ -267,30 +334,28 @@ def _contiguous(column: Tensor) -> Tensor:
     return column.clone(memory_format=torch.contiguous_format)
 
 
-def _diagnostics(out: TensorDict, corrected: Tensor, running: Tensor) -> TensorDict:
-    """What one pass says of every row (b,): 0 and NaN of weights where it was not corrected, 0 where it is finished."""
-    nothing = torch.full(corrected.shape, torch.nan, dtype=torch.float64, device=corrected.device)
-    none = torch.zeros_like(corrected, dtype=torch.int64)
-    kinds = [(contracts.PARTICLES, none, corrected), (contracts.ESS, nothing, corrected)]
-    kinds += [(contracts.LOG_WEIGHT_STD, nothing, corrected), (contracts.ROUNDS, none, corrected)]
-    kinds += [(key, none, running) for key in _READ]
-    values = {
-        key: torch.where(told, torch.cat([out[key], absent[len(out[key]) :]]), absent) if key in out else absent
-        for key, absent, told in kinds
-    }
-    return TensorDict(values, batch_size=corrected.shape)
+def _measured(out: list[dict[str, Tensor]], corrected: Tensor, running: Tensor) -> dict[str, Tensor]:
+    """What passes say of every row, (b, p) each: 0, and NaN of weights, where a row was not corrected or is finished.
+
+    out: of each pass what was written of its first rows; corrected, running: bool (b, p).
+    """
+    b = len(corrected)
+    found = {}
+    for key in (*_WEIGHED, *_READ):
+        of_weights = key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
+        absent = torch.full_like(corrected, torch.nan if of_weights else 0, dtype=_KINDS[of_weights])
+        columns = [each.get(key, absent[:0, 0]) for each in out]
+        columns = [c if len(c) == b else torch.cat([c, absent[len(c) :, 0]]) for c in columns]
+        stacked = torch.stack(columns, dim=1) if columns else absent
+        found[key] = torch.where(corrected if key in _WEIGHED else running, stacked, absent)
+    return found
 
 
 def _info(
-    plan: RevealPlan, revealed: Tensor, corrected: Tensor, diagnostics: list[TensorDict], length: int
+    plan: RevealPlan, revealed: Tensor, corrected: Tensor, out: list[dict[str, Tensor]], length: int
 ) -> TensorDict:
     """Per-row and per-pass record of a run, the passes those of a text alone, whatever else is in its batch."""
-    kinds = {contracts.ESS: plan.t, contracts.LOG_WEIGHT_STD: plan.t}
-    kinds |= dict.fromkeys((contracts.PARTICLES, contracts.ROUNDS, *_READ), plan.passes)
-    measured = {
-        key: torch.stack([each[key] for each in diagnostics], dim=1) if diagnostics else kind.new_zeros(plan.t.shape)
-        for key, kind in kinds.items()
-    }
+    measured = _measured(out, corrected, _running(plan))
     return TensorDict(
         {
             "t": plan.t,

@@ -56,7 +56,19 @@ SPACINGS: dict[str, Callable[[int], Tensor]] = {"uniform": schedules.uniform_gri
 
 @dataclass(frozen=True)
 class Times:
-    """Steps between given times that fall from 1 to 0, each of which reveals what falls into it."""
+    """Steps between given times that fall from 1 to 0, each of which reveals what falls into it.
+
+    Args:
+        at: the times, T + 1 of them.
+
+    Raises:
+        ValueError: unless they fall from 1 to 0.
+
+    Example:
+        >>> import edlm
+        >>> print(edlm.plans.Times((1.0, 0.2, 0.0)))
+        T=2 at times
+    """
 
     at: tuple[float, ...]
     name: ClassVar[str] = "times"
@@ -96,7 +108,20 @@ class Times:
 
 @dataclass(frozen=True)
 class Grid:
-    """So many steps, placed by the name of a spacing."""
+    """So many steps, placed by the name of a spacing.
+
+    Args:
+        num_steps: how many, T.
+        spacing: `"uniform"` or `"cosine"`.
+
+    Raises:
+        ValueError: for a spacing that there is not, and for less than one step.
+
+    Example:
+        >>> import edlm
+        >>> edlm.plans.Grid(4, "cosine").placed.at[0], str(edlm.plans.Grid(4))
+        (1.0, 'T=4')
+    """
 
     num_steps: int
     spacing: str = "uniform"
@@ -130,7 +155,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class TokensPerPass:
-    """So many positions in every pass, in random order: one is the first-hitting sampler."""
+    """So many positions in every pass, in random order: one is the first-hitting sampler.
+
+    Args:
+        count: positions of a pass.
+
+    Raises:
+        ValueError: for less than one.
+
+    Example:
+        >>> import edlm
+        >>> plan = edlm.plans.TokensPerPass(4)
+        >>> plan.expected(edlm.schedules.log_linear(), length=10, window=(0.0, 1.0)).passes
+        3.0
+    """
 
     count: int = 1
     name: ClassVar[str] = "tokens_per_pass"
@@ -182,12 +220,21 @@ register(TokensPerPass)
 
 
 def first_hitting() -> TokensPerPass:
-    """One position in every pass, in random order (Zheng et al. 2024, arXiv 2409.02908)."""
+    """Reveal one position in every pass, in random order (Zheng et al. 2024, arXiv 2409.02908).
+
+    Returns:
+        `TokensPerPass(1)`.
+
+    Example:
+        >>> import edlm
+        >>> print(edlm.plans.first_hitting())
+        one by one
+    """
     return TokensPerPass(1)
 
 
 def revealed_before(schedule: Schedule, t: Tensor) -> Tensor:
-    """Expected share of the positions that are revealed before time t is reached, 0 at 1 and 1 at 0."""
+    """Return the expected share of the positions that are revealed before time t is reached, 0 at 1 and 1 at 0."""
     at_one = schedule.alpha(torch.ones((), dtype=torch.float64))
     return torch.where(t > 0.0, (schedule.alpha(t) - at_one) / (1.0 - at_one), 1.0)
 

@@ -54,7 +54,28 @@ class Sampler:
     may be proposed by a law `q` other than `p_theta`: the weight is then `p_theta / q exp(-E / temperature)`, and the
     target stays what it was, on the nucleus.
 
-    Raises ValueError, with the reason, for a combination that makes no sense.
+    Args:
+        denoiser: what proposes; the schedule is its own.
+        plan: which positions a pass reveals, of `edlm.plans`; one by one if not given.
+        proposal: the law of each token, `Proposal(temperature, nucleus)`.
+        correction: how what is proposed is put right, of `edlm.samplers.corrections`; None is plain sampling.
+        candidates: how many are weighed, or `rounds.UntilEss`.
+        selection: which is kept: `"sir"`, `"imh"`, `"greedy"`, `"speculative"`, or one of your own.
+        remasking: None, the only rule there is.
+        window: the times [low, high] at which the correction acts.
+
+    Raises:
+        ValueError: with the reason, for a combination that makes no sense.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> from edlm.samplers import corrections
+        >>> source = hidden_markov.random_markov(0, 3)
+        >>> plain = edlm.samplers.Sampler(hidden_markov.denoiser(source, 8), edlm.plans.Grid(4))
+        >>> energy = corrections.OfEnergy(hidden_markov.energy(source), "transition")
+        >>> print(plain.replace(correction=energy, candidates=8, window=(0.5, 1.0)))
+        sir, own, T=4, k=8, t in [0.5, 1]
     """
 
     denoiser: Denoiser = field(repr=False)
@@ -93,7 +114,7 @@ class Sampler:
 
 
 def name(sampler: Sampler) -> str:
-    """What a sampler is called in tables: the values of its axes, those that change nothing left out."""
+    """Name a sampler for tables: the values of its axes, those that change nothing left out."""
     correction, (low, high) = sampler.correction, sampler.window
     temperature, nucleus = sampler.proposal
     found = ["plain"]
@@ -150,7 +171,7 @@ def kernel_of(sampler: Sampler) -> Kernel:
 
 
 def describe(sampler: Sampler) -> str:
-    """The algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them."""
+    """Print the algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them."""
     step = kernel_of(sampler).step
     if not isinstance(step, Looped):
         return declaration.algorithm(step)  # type: ignore[arg-type]
@@ -161,12 +182,12 @@ def describe(sampler: Sampler) -> str:
 
 
 def expected(sampler: Sampler, length: int) -> Expected:
-    """What the plan of a text of so many masks is expected to take; see `plans.Expected`."""
+    """Work out what the plan of a text of so many masks is expected to take; see `plans.Expected`."""
     return sampler.plan.expected(sampler.denoiser.schedule, length, sampler.window)
 
 
 def expected_passes(sampler: Sampler, length: int) -> float:
-    """Expected number of texts that networks read for one text, parts of a text by their tokens.
+    """Return the expected number of texts that networks read for one text, parts of a text by their tokens.
 
     Until an ESS is reached at most as many; in order about as many as `_VERIFICATIONS` rounds take.
     """

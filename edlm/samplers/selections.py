@@ -41,7 +41,7 @@ class Selection:
 
 
 def sir_law(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
-    """The law of the candidate that SIR keeps of k independent draws, (b, d), by quadrature to about 1e-9.
+    """Return the law of the candidate that SIR keeps of k independent draws, (b, d), by quadrature to about 1e-9.
 
     `k q w E[1 / (w + sum_{j=2..k} w_j)] = k q w int_0^inf e^(-s w) (E e^(-s w_j))^(k - 1) ds`; where every weight is
     zero the first is kept.
@@ -62,7 +62,7 @@ def sir_law(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
 
 
 def imh_law(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
-    """The law of an independent Metropolis-Hastings chain that starts at a draw and is offered k - 1 more, (b, d)."""
+    """Return the law of an independent Metropolis-Hastings chain from one draw that is offered k - 1 more, (b, d)."""
     q, law = log_q.exp(), log_q.exp()
     rise = log_w.unsqueeze(1) - log_w.unsqueeze(2)  # (b, from, to)
     accepted = torch.where(rise.isnan(), 0.0, rise.clamp(max=0.0).exp()) * q.unsqueeze(1)
@@ -72,7 +72,7 @@ def imh_law(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
 
 
 def limit_law(log_q: Tensor, log_w: Tensor, num_particles: int) -> Tensor:
-    """The law that SIR and IMH tend to with more and more candidates, (b, d): `q w` over its sum, k not read."""
+    """Return the law that SIR and IMH tend to with more and more candidates, (b, d): `q w` over its sum, k not read."""
     return (log_q + log_w).softmax(-1)
 
 
@@ -87,7 +87,7 @@ def register(selection: Selection) -> Selection:
 
 
 def of(value: "str | Selection") -> Selection:
-    """The selection of a name, or the one that is given. Raises ValueError for a name that there is not."""
+    """Find the selection of a name, or return the one that is given. Raises ValueError for a name that there is not."""
     if isinstance(value, Selection):
         return value
     if value not in SELECTIONS:

@@ -6,7 +6,7 @@ with the state of its training,
 `checkpoints/last.json`, which names the newest whole one, and `checkpoints/best.json`, where a run keeps the best one.
 Everything is written under a temporary name first and renamed, so a crash or a full disk leaves the earlier checkpoint
 as it was. Checkpoints that no `last.json` names are lost from sight, and are refused; those of a run that was cut off
-in its first save are told by `checkpoints/first.json`, which stands there only during that save.
+in its first save are known by `checkpoints/first.json`, which stands there only during that save.
 """
 
 import json
@@ -77,7 +77,7 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify:
 
 
 def load_as(cls: type[N], path: str | Path, vocabulary: Vocabulary | None = None, verify: bool = True) -> N:
-    """`load_network` for a network of a known class. Raises ValueError, too, if it is of another."""
+    """Load a network of a known class as `load_network` does. Raises ValueError, too, if it is of another."""
     network = load_network(path, vocabulary, verify)
     if not isinstance(network, cls):
         raise ValueError(f"{path} holds a network of class {type(network).__name__}, not {cls.__name__}")
@@ -85,7 +85,7 @@ def load_as(cls: type[N], path: str | Path, vocabulary: Vocabulary | None = None
 
 
 def load_vocabulary_of(path: str | Path, verify: bool = True) -> Vocabulary:
-    """The vocabulary a network folder or run folder was trained with, its files compared with their hashes.
+    """Load the vocabulary of a network folder or run folder, its files compared with their hashes.
 
     Raises ValueError naming the file that is missing, broken or changed.
     """
@@ -110,7 +110,7 @@ def require_same_vocabulary(first: str | Path, second: str | Path) -> None:
 
 
 def find_network(path: str | Path) -> Path:
-    """The network folder that a path stands for: itself, or a run's newest checkpoint. Raises ValueError if neither."""
+    """Find the network folder that a path stands for: itself, or a run's newest checkpoint; ValueError if neither."""
     path = Path(path)
     if (path / "network.json").is_file():
         return path
@@ -171,7 +171,7 @@ def save_checkpoint(
 
 
 def last_checkpoint(run: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run folder, None if it has none.
+    """Find the newest whole checkpoint of a run folder, None if it has none.
 
     Raises ValueError, which says what to do, if `last.json` is damaged, names what is gone, or is missing beside
     checkpoints.
@@ -184,12 +184,12 @@ def last_checkpoint(run: str | Path) -> Path | None:
 
 
 def best_checkpoint(run: str | Path) -> Path | None:
-    """The checkpoint of the least held-out loss, None if none was kept. Raises ValueError as `last_checkpoint` does."""
+    """Find the checkpoint of the least held-out loss, None if there is none; errors as of `last_checkpoint`."""
     return pointers.pointed(Path(run) / "checkpoints" / pointers.BEST)
 
 
 def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
-    """The training state of a checkpoint, as it was saved.
+    """Load the training state of a checkpoint, as it was saved.
 
     verify: whether it has to be what the hashes in `training.json` say. Raises ValueError naming the file that is
     missing, broken or changed.

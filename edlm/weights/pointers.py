@@ -19,7 +19,7 @@ _STEP = re.compile(r"step_\d{8,}")
 
 
 def pointed(pointer: Path) -> Path | None:
-    """The checkpoint that a pointer names, None if there is no pointer.
+    """Find the checkpoint that a pointer names, None if there is no pointer.
 
     Raises ValueError, which says what to do, for one that is damaged or names what is gone.
     """

@@ -33,7 +33,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], still_good: Path | 
 
 
 def read_json(file: Path, most: int = limits.JSON_BYTES) -> dict[str, Any]:
-    """The object of a json file of at most so many bytes.
+    """Read the object of a json file of at most so many bytes.
 
     Raises ValueError naming the file if it is missing, broken, larger or no object.
     """
