@@ -1,4 +1,4 @@
-"""Rotary attention: over a whole text, and from a cache of what was read before for rows that come after it."""
+"""Rotary attention: over a whole text, or for new rows that also read a cache of earlier keys and values."""
 
 import math
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         cache: Cache | None = None,
         positions: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
-        """Mix rows (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,); returns their keys and values too.
+        """Mix rows (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,); return their keys and values too.
 
         rotary: cosines and sines, (l, d) or (b, l, d). mask: as `F.scaled_dot_product_attention` takes it.
         cache: what was read before, which is not written to. The rows then come in groups, and mask is a tuple with one
@@ -52,26 +52,26 @@ class Attention(nn.Module):
         return self.out(rows_at(mixed.transpose(1, 2).flatten(-2), positions)), Cache(k, v)
 
     def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (b, heads, l, d), the first two turned by their positions, (l, d) or (b, l, d)."""
+        """Compute queries, keys and values (b, heads, l, d); positions (l, d) or (b, l, d) turn the first two."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         cos, sin = (table.unsqueeze(-2) for table in rotary)
         return rope.rotate(q, cos, sin).transpose(1, 2), rope.rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
 
 def readable(valid: Tensor | None) -> Tensor | None:
-    """The mask by which a whole pass reads nothing where `valid`, bool (b, l), is False; None: everything is read."""
+    """Build the mask of a pass that reads only where `valid`, bool (b, l), is True; None: it reads everything."""
     return None if valid is None else valid[:, None, None]
 
 
 def rows_at(x: Tensor, positions: Tensor | None) -> Tensor:
-    """Rows (n, h) of (b, l, h) at flat positions (n,), or all of it."""
+    """Take the rows (n, h) of (b, l, h) at flat positions (n,), or all rows."""
     return x if positions is None else x.flatten(0, 1).index_select(0, positions)
 
 
 def two_streams(
     where: Tensor, length: int, k: int, head_size: int, like: Tensor, valid: Tensor | None = None
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Say where the rows of k candidates stand, and what they see of x_t and of each other: rotary and mask of a pass.
+    """Build rotary tables and mask of a pass over k candidates: where each row stands, and which rows it reads.
 
     where: places of m new tokens in x_t, int64 (b, m), ascending, `length` where a row has fewer; valid: bool (b, l),
     False where nothing is read of x_t but what is new there. A candidate has 2 (m - 1) rows, for (b, k 2 (m - 1), h).

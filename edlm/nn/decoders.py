@@ -1,7 +1,7 @@
 """Torchtune's decoders as networks: bidirectional ones for diffusion models, causal ones for an AR energy.
 
-A `Blueprint` says how a model is built and filled before any of it takes memory. Torchtune itself is imported by
-whoever builds a decoder, not here.
+A `Blueprint` says how a model is built and filled before any of it takes memory. The caller that builds a decoder
+imports torchtune; this module does not.
 """
 
 from collections.abc import Callable, Mapping
