@@ -1,6 +1,6 @@
-"""Blocks out of a stream of ids that lies on disk: packed or padded, with bos and eos or without, read when indexed.
+"""Blocks out of a stream of ids on disk: packed or padded, with bos and eos or without, read when indexed.
 
-What is where is arithmetic on block numbers, so that one file of tokens serves every length and layout.
+The place of a block follows from its number, so one file of tokens serves every length and layout.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Layout = Literal["packed", "padded"]
 
 
 class _Span(NamedTuple):
-    """Where the ids of blocks lie: the place of the first and how many, int64 (b,) each."""
+    """Places of the ids of blocks: the first and how many, int64 (b,) each."""
 
     start: Tensor
     size: Tensor
@@ -109,7 +109,7 @@ def _packed(number: Tensor, total: int, room: int) -> _Span:
 
 
 def _padded(number: Tensor, bounds: Tensor, ends: Tensor, room: int) -> _Span:
-    """`ends` (documents,): how many blocks a document and those before it fill."""
+    """Find the spans of padded blocks. `ends` (documents,): how many blocks a document and those before it fill."""
     document = torch.searchsorted(ends, number, right=True)
     first, last = bounds[document].unbind(-1)
     blocks = -((first - last) // room)

@@ -23,7 +23,7 @@ from edlm.weights import checkpoints, large
 
 
 class Judgement(NamedTuple):
-    """Per text, (n,) each: float64 nats of all tokens that count, and how many tokens of the judge's those are."""
+    """Nats of a judge, float64 (n,), summed over the tokens of each text that count, and the number of those, (n,)."""
 
     nll: Tensor
     tokens: Tensor
@@ -86,7 +86,7 @@ def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
 
 
 def _from_hugging_face(key: str, name: str, loader: str) -> tuple[Any, Any]:
-    """The tokenizer and the network of a model, by a loader of `transformers`, every weight of it from its files."""
+    """Load the tokenizer and the network of a model, by a loader of `transformers`, all its weights from its files."""
     try:
         import transformers
     except ImportError as error:
@@ -111,7 +111,7 @@ def _from_hugging_face(key: str, name: str, loader: str) -> tuple[Any, Any]:
 
 
 def _context(config: Any) -> int:
-    """Tokens of a piece for a model with this config."""
+    """Choose the tokens of a piece for a model with this config."""
     return min(_CONTEXT, int(getattr(config, "max_position_embeddings", _CONTEXT)))
 
 
@@ -137,13 +137,14 @@ def torchtune_decoder(folder: str | Path, device: torch.device, batch_size: int 
 
 
 def mauve(name: str, device: torch.device) -> Likeness:
-    """How alike samples and real text are, 0 to 1: MAUVE (Pillutla et al. 2021, arXiv 2102.01454).
+    """Build MAUVE, how alike samples and real text are, 0 to 1 (Pillutla et al. 2021, arXiv 2102.01454).
 
-    name: the language model in Hugging Face's format whose last state is a text's features, `gpt2-large` in the paper;
-    it reads 1024 tokens at most. The figure moves with the clustering of features: it is the mean over a few, and its
-    error their standard deviation over texts held fixed. Few texts make few clusters; the authors advise thousands.
-    Raises ValueError if `mauve-text` or `transformers` is not installed or the model cannot be loaded; the measure
-    itself, for fewer than two texts that say anything.
+    name: the language model in Hugging Face's format whose last state is a text's features, `gpt2-large` in the paper.
+    It reads 1024 tokens at most. The figure varies with the clustering of features. So it is the mean over a few
+    clusterings, and its error their standard deviation with the texts held fixed. Few texts make few clusters; the
+    authors advise thousands.
+    Raises ValueError if `mauve-text` or `transformers` is not installed or the model cannot be loaded. The measure
+    itself raises ValueError for fewer than two texts with any tokens.
     """
     try:
         from mauve import compute_mauve
@@ -170,7 +171,7 @@ def mauve(name: str, device: torch.device) -> Likeness:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a model in Hugging Face's format is judged with: its context, and the versions that a figure depends on.
+    """Describe a judge in Hugging Face's format: its context, and the versions that a figure depends on.
 
     revision: the commit of a name's files, None for those of a folder. Raises as `causal_lm` does for its config.
     """
@@ -186,14 +187,14 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _commit(name: str) -> str | None:
-    """The commit of a name's files, by the folder of the hub's cache that they lie in; None for a folder's."""
+    """Find the commit of a name's files, by the folder of the hub's cache that they lie in; None for a folder's."""
     from transformers.utils import cached_file
 
     return None if Path(name).is_dir() else Path(cached_file(name, "config.json")).parent.name
 
 
 def load(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
-    """A judge and what it is: an AR model's run or network folder of ours, else a model in Hugging Face's format.
+    """Load a judge and its description: an AR model's run or network folder of ours, else a Hugging Face model.
 
     With `torchtune:` in front of a folder, torchtune builds its model. Raises ValueError for a network of ours that is
     not causal, and as `causal_lm` and `torchtune_decoder` do.

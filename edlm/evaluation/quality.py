@@ -1,7 +1,7 @@
-"""What is reported of samples: diversity, and their distance to held-out text. Errors are bootstrapped over texts.
+"""Statistics of samples: diversity, and distance to held-out text. Errors are bootstrapped over texts.
 
-A text is a row of token ids, int64 (l,). Every figure is a function of weights over texts, all one as measured; a
-bootstrap replicate draws as many texts again, with replacement, by keyed uniforms (Efron 1979).
+A text is a row of token ids, int64 (l,). Every statistic is a function of weights over texts, which are all one as
+measured. A bootstrap replicate draws as many texts again, with replacement, by keyed uniforms (Efron 1979).
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ class Grams(NamedTuple):
 
 
 def bootstrap(statistic: Statistic, sizes: Sequence[int], seed: int, replicates: int = 200) -> Estimate:
-    """A figure with the standard deviation of it over replicates; `sizes` are the numbers of texts of its sets.
+    """Estimate a statistic and its standard deviation over replicates; `sizes` are the numbers of texts of its sets.
 
     Raises ValueError unless every set has two texts.
     """
@@ -38,7 +38,7 @@ def bootstrap(statistic: Statistic, sizes: Sequence[int], seed: int, replicates:
 
 
 def replicate_weights(size: int, seed: int, replicates: int = 200) -> Tensor:
-    """The weights over texts of a bootstrap's replicates: float64 (replicates, size), those of a first set.
+    """Draw the weights over texts of a bootstrap's replicates: float64 (replicates, size), those of a first set.
 
     For figures of several sets whose texts belong together one by one, drawn together. Raises ValueError for one text.
     """
@@ -48,10 +48,10 @@ def replicate_weights(size: int, seed: int, replicates: int = 200) -> Tensor:
 
 
 def half_sampling(statistic: Statistic, size: int, seed: int, replicates: int = 200) -> Estimate:
-    """A figure of one set with its deviation over halves of the set, drawn without replacement.
+    """Estimate a statistic of one set, and its deviation over halves of the set, drawn without replacement.
 
-    For figures that a text drawn twice would spoil: it cannot add anything new to what it has said. A half of m of n
-    texts varies by `(n - m) / m` times the variance of the whole, which is taken out. Raises ValueError for one text.
+    For statistics that a text drawn twice would spoil: its copy adds no new n-grams. A half of m of n texts varies by
+    `(n - m) / m` times the variance of the whole, which is taken out. Raises ValueError for one text.
     """
     if size < 2:
         raise ValueError(f"an error by halves needs at least 2 texts, got {size}")
@@ -80,7 +80,7 @@ def grams(texts: Sequence[Tensor], n: int) -> Grams:
 
 
 def unigram_entropy(texts: Sequence[Tensor]) -> Tensor:
-    """Entropy of the token frequencies within each text, nats: float64 (n,) (Zheng et al. 2024, arXiv 2409.02908).
+    """Compute the entropy of token frequencies in each text, nats: float64 (n,) (Zheng et al. 2024, arXiv 2409.02908).
 
     Low where a text repeats itself: a sampler that sharpens its law lowers it, and its judged perplexity with it.
     """
@@ -88,7 +88,7 @@ def unigram_entropy(texts: Sequence[Tensor]) -> Tensor:
 
 
 def repetition(texts: Sequence[Tensor], n: int) -> Tensor:
-    """Share of a text's n-grams that stood in it before (seq-rep-n, Welleck et al. 2020): float64 (n,).
+    """Compute the share of a text's n-grams that stood in it before (seq-rep-n, Welleck et al. 2020): float64 (n,).
 
     Raises ValueError if a text has fewer than n tokens.
     """
@@ -96,7 +96,7 @@ def repetition(texts: Sequence[Tensor], n: int) -> Tensor:
 
 
 def distinct(found: Grams) -> Statistic:
-    """Build distinct-n: n-grams that differ over all n-grams, of all texts together (Li et al. 2016, arXiv 1510.03055).
+    """Build distinct-n: distinct n-grams over all n-grams, of all texts together (Li et al. 2016, arXiv 1510.03055).
 
     It falls as texts are added: compare equal numbers of texts of equal length. Its error is that of `half_sampling`.
     """
@@ -139,12 +139,12 @@ def _histogram(found: Grams, weights: Tensor) -> Tensor:
 
 
 def _entropy(counts: Tensor) -> Tensor:
-    """Entropy in nats of the frequencies that counts give, zeros among them: (v,) to ()."""
+    """Compute the entropy in nats of the frequencies of counts, zeros among them: (v,) to ()."""
     share = counts / counts.sum()
     return -torch.special.xlogy(share, share).sum()
 
 
 def _weights(size: int, seed: int, number: int) -> Tensor:
-    """How often each of `size` texts is drawn in `size` draws with replacement: float64 (size,)."""
+    """Count how often each of `size` texts is drawn in `size` draws with replacement: float64 (size,)."""
     uniforms = noise.uniforms(seed, torch.arange(size), number, Stream.EVALUATION).squeeze(-1)
     return torch.bincount((uniforms * size).long(), minlength=size).double()

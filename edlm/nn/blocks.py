@@ -49,7 +49,7 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer with pre-normalisation and residual sums, modulated where there is conditioning."""
+    """Attention and a feed-forward layer with pre-normalisation and residual sums, modulated if conditioned."""
 
     def __init__(
         self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float, norm_bias: bool

@@ -96,7 +96,7 @@ def load(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwo
 
 
 def outline(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwork:
-    """The network without its weights, on the meta device: it takes no memory and serves `memory.memory_plan`."""
+    """Build the network without its weights, on the meta device: it takes no memory and serves `memory.memory_plan`."""
     with torch.device("meta"):
         return blueprint.network(blueprint.build().to(dtype or blueprint.dtype))
 
@@ -104,7 +104,7 @@ def outline(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNe
 def autoregressive(
     decoder: Any, max_length: int | None = None, rows_at_once: int | None = None, vocab_size: int | None = None
 ) -> DecoderNetwork:
-    """A causal torchtune decoder (Llama 3, Qwen 2, Gemma, Mistral, Phi 3) for `energies.residual_ar`, in eval mode.
+    """Wrap a causal torchtune decoder (Llama 3, Qwen 2, Gemma, Mistral, Phi 3) for `energies.residual_ar`, eval mode.
 
     vocab_size: that of the denoiser, where it is larger; ids that the decoder does not know are impossible.
     Raises ValueError if a layer looks ahead.
@@ -115,7 +115,7 @@ def autoregressive(
 
 
 def with_weights(build: Callable[[], Any], weights: Mapping[str, Tensor]) -> Any:
-    """A torchtune decoder that holds the given tensors themselves, in their precision, under torchtune's names.
+    """Build a torchtune decoder that holds the given tensors themselves, in their precision, under torchtune's names.
 
     `build` makes it, on no device, since a copy would take gigabytes; rotary tables are float32 whatever the weights
     are. Raises ValueError for names and shapes that are not the decoder's.
@@ -157,7 +157,7 @@ class _PaddedHead(Head):
 
 
 def _head(decoder: Any, vocab_size: int | None) -> Head:
-    """The vocabulary head over the decoder's own weight, also where that is its embedding, as wide as is asked."""
+    """Build the vocabulary head over the decoder's own weight, even if that is its embedding, as wide as is asked."""
     weight = (decoder.output if isinstance(decoder.output, nn.Linear) else decoder.tok_embeddings).weight
     known, width = weight.shape
     wanted = max(known, vocab_size or 0)

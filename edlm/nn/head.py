@@ -27,7 +27,7 @@ class Head(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of `sum_i g_i log p_i(x_i)`, at least float32: hidden (n, h), weight (v, h), bias (v,); None if unwanted."""
+    """Gradients of `sum_i g_i log p_i(x_i)`, at least float32: hidden (n, h), weight (v, h), bias (v,), if wanted."""
 
     hidden: Tensor | None
     weight: Tensor | None

@@ -320,7 +320,7 @@ def importance_times(uniforms: Tensor, schedule: Schedule, low: float = 1e-3) ->
 
     Example:
         >>> half = torch.tensor([0.5], dtype=torch.float64)
-        >>> edlm.schedules.importance_times(half, edlm.schedules.log_linear(), low=0.01)  # the geometric mean of 0.01 and 1
+        >>> edlm.schedules.importance_times(half, edlm.schedules.log_linear(), low=0.01)  # sqrt(0.01)
         tensor([0.1000], dtype=torch.float64)
     """
     _require(0.0 < low < 1.0, f"low = {low} must lie in (0, 1)")
