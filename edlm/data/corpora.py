@@ -301,7 +301,7 @@ def read_documents(path: str | Path, normalised: bool = False, largest_file: int
     if (path / _SPLIT_FILES[-1]).exists():
         return _documents(path / _SPLIT_FILES[-1], normalised, largest_file)
     files = sorted(_texts_in(path))
-    _require(bool(files), f"{path}: no *.txt there")
+    _require(bool(files), f"{path}: no *.txt; expected {_SPLIT_FILES[-1]}, or one document per *.txt")
     return [_document(file, normalised, largest_file) for file in files]
 
 
@@ -333,7 +333,7 @@ def excerpts(
     """
     _require(0 <= context < length, f"context = {context} must be at least 0 and below length = {length}")
     whole = [document for document in documents if document]
-    _require(bool(whole), "there is no text to cut")
+    _require(bool(whole), "there is no text to cut: every document is empty")
     pieces = [_concatenated(whole, vocabulary, "joined documents")] if joined else vocabulary.encode_documents(whole)
     return [excerpt for piece in pieces if len(piece) for excerpt in _cut_up(piece, length, context)]
 
@@ -395,9 +395,10 @@ def batch_at(blocks: Rows, *, step: int, batch_size: int, seed: int) -> TensorDi
         >>> edlm.corpora.batch_at(blocks, step=0, batch_size=3, seed=0)["x_0"].sort(0).values.tolist()
         [[0, 1], [2, 3], [4, 5]]
     """
-    _require(step >= 0 and batch_size >= 1, f"need step >= 0 and batch_size >= 1, got {step} and {batch_size}")
+    _require(step >= 0, f"step = {step} must be at least 0")
+    _require(batch_size >= 1, f"batch_size = {batch_size} must be at least 1")
     size = len(blocks)
-    _require(size >= 1, "there are no blocks to make a batch of")
+    _require(size >= 1, "a batch needs at least 1 block, got 0")
     first, end = step * batch_size, (step + 1) * batch_size
     epochs = range(first // size, (end - 1) // size + 1)
     parts = [_order(seed, e, size)[max(first - e * size, 0) : end - e * size] for e in epochs]
@@ -518,7 +519,7 @@ def _cleaned(documents: list[str], normalised: bool, path: Path) -> list[str]:
 def _read(path: Path, largest: int) -> str:
     kind = formats.kind_of(path.name)
     _require(
-        kind == formats.PLAIN_TEXT, f"{path}: expected plain text (*.txt); other formats: corpus edlm.datasets.files"
+        kind == formats.PLAIN_TEXT, f"{path}: expected plain text (*.txt); edlm.datasets.files reads other formats"
     )
     formats.require_size(path, largest, "largest_file")
     content = path.read_bytes()

@@ -205,7 +205,10 @@ def files(
             not missing, f"{path}: has files for {', '.join(filter(None, found))} but none for {', '.join(missing)}"
         )
         unnamed = found.get("", [])
-        _require(not unnamed, f"{path}: {unnamed[0].name if unnamed else ''} says no split in its name, and others do")
+        _require(
+            not unnamed,
+            f"{path}: {unnamed[0].name if unnamed else ''} needs train, valid or test in its name, as other files have",
+        )
         read = stored
     content = _digest(_content(Path(path), found), column, documents_are, repr(tuple(fractions)))
     cleaned = partial(_cleaned, read, _unchanged, normalised)
@@ -231,7 +234,7 @@ def _data_set(
 def _part(name: str, published: Published, stored: Reader, split: str) -> Iterator[str]:
     """Read the documents of one of our splits out of the stored ones."""
     if split not in published.parts:
-        raise ValueError(f"{name} has no {split} split, only {', '.join(published.parts)}")
+        raise ValueError(f"{name} has no {split} split; it has {', '.join(published.parts)}")
     return _sliced(stored(published.parts[split].stored), published.parts[split], name)
 
 

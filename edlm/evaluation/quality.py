@@ -68,7 +68,7 @@ def half_sampling(statistic: Statistic, size: int, seed: int, replicates: int = 
 def grams(texts: Sequence[Tensor], n: int) -> Grams:
     """Number the n-grams of texts, equal ones alike; a text shorter than n has none. Raises ValueError if none has."""
     if max((len(text) for text in texts), default=0) < n:
-        raise ValueError(f"no text has {n} tokens")
+        raise ValueError(f"n-grams of n = {n} need a text of at least {n} tokens")
     tokens = torch.cat(list(texts))
     owner = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(text) for text in texts]))
     base, number = int(tokens.max()) + 1, tokens

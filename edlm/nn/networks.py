@@ -391,7 +391,7 @@ def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:
     """
     ours, theirs = tuple(energy.embedding.weight.shape), tuple(denoiser.embedding.weight.shape)
     if ours != theirs:
-        raise ValueError(f"the energy's embedding {ours} cannot be the denoiser's {theirs}")
+        raise ValueError(f"the energy's embedding {ours} must have the denoiser's shape {theirs} to be shared")
     denoiser.embedding.requires_grad_(False)
     energy.embedding.weight = nn.Parameter(denoiser.embedding.weight.detach(), requires_grad=False)
 

@@ -55,7 +55,10 @@ def starting_tokens(
     if prompt.ndim == 1:
         prompt = prompt.expand(num_samples, -1)
     if prompt.ndim != 2 or prompt.shape[0] != num_samples or prompt.shape[1] > length:
-        raise ValueError(f"prompt of shape {tuple(prompt.shape)} does not fit ({num_samples} samples, length {length})")
+        raise ValueError(
+            f"prompt of shape {tuple(prompt.shape)} does not fit: "
+            f"it must be (l,) or ({num_samples}, l), l at most {length}"
+        )
     if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < vocab_size:
         bad = prompt[(prompt < 0) | (prompt >= vocab_size)][0]
         raise ValueError(f"prompt holds token id {int(bad)}, outside the vocabulary 0..{vocab_size - 1}")

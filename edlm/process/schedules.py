@@ -98,7 +98,10 @@ def linear(sigma_min: float = 0.001, sigma_max: float = 7.0) -> Schedule:
         >>> edlm.schedules.sigma(schedule, torch.tensor([0.5]))
         tensor([3.5000])
     """
-    _require(0.0 <= sigma_min < sigma_max, f"linear: need 0 <= sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+    _require(
+        0.0 <= sigma_min < sigma_max,
+        f"linear: sigma_min = {sigma_min} must be at least 0 and below sigma_max = {sigma_max}",
+    )
     rate = sigma_max - sigma_min
     return _schedule(_linear_alpha, _linear_slope, _linear_inverse, sigma_min=sigma_min, rate=rate)
 
@@ -121,7 +124,10 @@ def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Schedule:
         >>> edlm.schedules.sigma(schedule, torch.tensor([0.5]))
         tensor([0.1000])
     """
-    _require(0.0 < sigma_min < sigma_max, f"geometric: need 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+    _require(
+        0.0 < sigma_min < sigma_max,
+        f"geometric: sigma_min = {sigma_min} must be above 0 and below sigma_max = {sigma_max}",
+    )
     log_ratio = math.log(sigma_max / sigma_min)
 
     return _schedule(_geometric_alpha, _geometric_slope, _geometric_inverse, sigma_min=sigma_min, log_ratio=log_ratio)

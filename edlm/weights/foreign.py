@@ -124,7 +124,7 @@ def _average(ema: Any, file: Path) -> list[Tensor] | None:
 def _weights(content: Any, file: Path) -> dict[str, Tensor]:
     """Collect tensors by name, without the parts of names that a wrapper added."""
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{file}: no weights by name")
+        raise ValueError(f"{file}: no weights by name; expected a state dict, from names to tensors")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{file}: {name} is no tensor")
