@@ -1,4 +1,4 @@
-"""Kernels, how one step turns `x_t` into `x_s`, and the loops that run them."""
+"""Samplers: how one step turns `x_t` into `x_s`, and the loops that run steps."""
 
 from edlm.samplers.sampler import (
     Proposal,
