@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the face are run as they stand."""
+"""The examples in the docstrings of the face, and of figures of samples, are run as they stand."""
 
 import doctest
 from importlib import import_module
@@ -13,10 +13,11 @@ import edlm
 from edlm.data import vocabulary
 
 
-def modules_of_the_face() -> list[str]:
-    """Modules that `edlm` shows, and those whose functions it shows."""
+def modules_with_examples() -> list[str]:
+    """Modules that `edlm` shows, those whose functions it shows, and figures of samples."""
     shown = [getattr(edlm, name) for name in edlm.__all__]
-    return sorted({thing.__name__ if isinstance(thing, ModuleType) else thing.__module__ for thing in shown})
+    face = {thing.__name__ if isinstance(thing, ModuleType) else thing.__module__ for thing in shown}
+    return sorted(face | {"edlm.evaluation.judges", "edlm.evaluation.quality", "edlm.samplers.sampler"})
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("module", modules_of_the_face())
+@pytest.mark.parametrize("module", modules_with_examples())
 def test_examples_give_what_they_show(module: str, folders: None) -> None:
     result = doctest.testmod(import_module(module), extraglobs={"edlm": edlm, "torch": torch}, report=False)
     assert result.failed == 0, f"{result.failed} of {result.attempted} lines; run python -m doctest on {module}"

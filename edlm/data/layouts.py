@@ -75,10 +75,10 @@ class TokenRows:
 def rows(tokens: Tokens, vocabulary: Vocabulary, length: int, layout: Layout, wrapped: bool, name: str) -> TokenRows:
     """Cut a split into blocks of `length`.
 
-    packed: the stream of all documents, cut; the last block reaches back to be full, so that no token is left out. A
-    split shorter than a block is padded. padded: every document in blocks of its own, a long one in several, the last
-    filled up with pad ids. wrapped: a block begins with bos and holds eos after its text, which is two tokens shorter
-    for it, as published OpenWebText networks were trained (Sahoo et al. 2024).
+    packed: the stream of all documents, cut. The last block reaches back to be full, so that no token is left out. A
+    split shorter than a block is padded. padded: every document has blocks of its own, a long one several, the last
+    filled up with pad ids. wrapped: a block begins with bos and holds eos after its text, which is two tokens shorter.
+    Published OpenWebText networks were trained so (Sahoo et al. 2024).
     Raises ValueError, naming what is missing, if a bos, eos or pad id is needed and the vocabulary has none.
     """
     room = length - (2 if wrapped else 0)

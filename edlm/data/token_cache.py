@@ -52,10 +52,10 @@ class Tokens(NamedTuple):
 def tokens(folder: Path, split: str, documents: Callable[[], Iterator[str]], vocabulary: Vocabulary) -> Tokens:
     """Map the tokens of a split that the folder holds; write them first if they are missing or damaged.
 
-    Several processes that ask at once wait for the one that writes. Documents without text are left out; between two
-    stands the eos id, or one space if there is no eos and the document does not end in one. The folder's name is to
-    stand for the documents and the vocabulary. Raises ValueError if there is no text, for text that the vocabulary
-    cannot spell, and for several documents without a separator.
+    Several processes that ask at once wait for the one that writes. Documents without text are left out. Between two
+    documents stands the eos id, or one space if there is no eos and the document does not end in one. The name of the
+    folder must identify the documents and the vocabulary. Raises ValueError if there is no text, for text that the
+    vocabulary cannot spell, and for several documents without a separator.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / f".{split}.lock"):

@@ -40,9 +40,9 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Cache]:
         """Mix rows (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,); return their keys and values too.
 
-        rotary: cosines and sines, (l, d) or (b, l, d). mask: as `F.scaled_dot_product_attention` takes it.
-        cache: what was read before, which is not written to. The rows then come in groups, and mask is a tuple with one
-        for each, (..., g, cached + g), zero or -inf: what the g rows of a group see of the cache and of each other.
+        rotary: cosines and sines, (l, d) or (b, l, d). mask: as `F.scaled_dot_product_attention` takes it. cache: keys
+        and values of earlier rows, which is not written to. The rows then come in groups. The mask is a tuple with one
+        mask a group, (..., g, cached + g), zero or -inf: what its g rows read of the cache and of each other.
         """
         q, k, v = self._heads(x, rotary)
         if cache is None:
@@ -73,11 +73,11 @@ def two_streams(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
     """Build rotary tables and mask of a pass over k candidates: where each row stands, and which rows it reads.
 
-    where: places of m new tokens in x_t, int64 (b, m), ascending, `length` where a row has fewer; valid: bool (b, l),
-    False where nothing is read of x_t but what is new there. A candidate has 2 (m - 1) rows, for (b, k 2 (m - 1), h).
-    Two streams (Yang et al. 2019, arXiv 1906.08237): a row for each token but the last, which sees x_t, less the masks
-    that are filled by then, and the new tokens up to itself; and a row that asks for each but the first, which sees the
-    new tokens before it and a mask in its own place.
+    where: places of m new tokens in x_t, int64 (b, m), ascending, `length` where a row has fewer. valid: bool (b, l),
+    False where x_t is not read unless a new token stands there. A candidate has 2 (m - 1) rows, for (b, k 2 (m - 1),
+    h). There are two streams (Yang et al. 2019, arXiv 1906.08237). Every token but the last has a row that reads x_t,
+    without the masks that are filled by then, and the new tokens up to itself. Every token but the first has a row that
+    predicts it: this row reads the new tokens before it, and a mask in its own place.
     """
     b, m = where.shape
     number = torch.arange(m, device=where.device)

@@ -18,11 +18,11 @@ from edlm.weights import tensors
 class DecoderNetwork(nn.Module):
     """A torchtune decoder as a `Network`: tokens (b, l) to hidden states (b, l, h), logits by `head` on request.
 
-    `shifted`: position i reads the state of position i - 1, which is the one that predicts token i in a model made
-    from an autoregressive one; position 0, which nothing predicts, keeps its own. `rows_at_once` bounds memory: rows
-    are run that many at a time. `vocab_size`: ids from the decoder's own number up to it have probability zero, and are
-    read as a row of zeros that the embedding is extended by, never as another token. Noise
-    levels are not read: these models know none. The decoder's modules are taken over, its norms in float32.
+    `shifted`: position i reads the state of position i - 1, as models made from autoregressive ones predict token i
+    there. Nothing predicts position 0, which keeps its own state. `rows_at_once`: how many rows run at a time, which
+    bounds memory. `vocab_size`: ids from the decoder's own number up to it have probability zero, and are read as a row
+    of zeros, never as another token. Noise levels are not read: these models know none. The decoder's modules are taken
+    over, its norms in float32.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class DecoderNetwork(nn.Module):
 class Blueprint(NamedTuple):
     """A model before it takes any memory: how its decoder is built, what fills it, and the network made of it.
 
-    weights: reads them, under torchtune's names; where: what an error names; dtype: that of the weights, as the folder
-    says, for an outline.
+    weights: reads them, under torchtune's names. where: the place that an error names. dtype: the type of the weights
+    in the folder, for an outline.
     """
 
     build: Callable[[], Any]
@@ -117,7 +117,7 @@ def autoregressive(
 def with_weights(build: Callable[[], Any], weights: Mapping[str, Tensor]) -> Any:
     """Build a torchtune decoder that holds the given tensors themselves, in their precision, under torchtune's names.
 
-    `build` makes it, on no device, since a copy would take gigabytes; rotary tables are float32 whatever the weights
+    `build` makes it on no device, since a copy would take gigabytes. Rotary tables are float32 whatever the weights
     are. Raises ValueError for names and shapes that are not the decoder's.
     """
     with torch.device("meta"):

@@ -313,8 +313,8 @@ class JointNetwork(nn.Module):
     def scalars(self, states: Tensor, expected: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Compute the energy's scalars (n,) at the flat positions (n,) that are new in x_s, from its states (b, l, h).
 
-        expected: the states (n, h) that x_t has at these positions. A position of b * l is padding, and zero.
-        tokens: x_s (b, l), which a network with a `pad_id` has to be shown.
+        expected: the states (n, h) that x_t has at these positions. A position of b * l is padding; its scalar is zero.
+        tokens: x_s (b, l), from which a network with a `pad_id` finds its padding.
         """
         size = states.shape[0] * states.shape[1]
         there, at = (positions < size).unsqueeze(-1), positions.clamp(max=size - 1)

@@ -80,10 +80,10 @@ def reveal_plan(
     """Fix the steps at which the masked positions are revealed.
 
     uniforms: float64 (b, l) in (0, 1); masked: bool (b, l); grid: times (T + 1,) falling from 1 to 0. A step from t to
-    s reveals exactly `{masked, s < tau <= t}`; the last ends at alpha = 1, so no mask is left whatever the schedule.
-    Law: ancestral sampling on the same grid. Without a grid, positions are taken in the order of their reveal times,
-    `tokens_per_pass` at a time: one is the first-hitting sampler, more is what large diffusion models do.
-    Raises ValueError for a grid that does not fall from 1 to 0.
+    s reveals exactly `{masked, s < tau <= t}`. The last ends at alpha = 1, so no mask is left whatever the schedule.
+    The law is that of ancestral sampling on the same grid. Without a grid, positions are taken in the order of their
+    reveal times, `tokens_per_pass` at a time. One a pass is the first-hitting sampler; large diffusion models take
+    more. Raises ValueError for a grid that does not fall from 1 to 0.
     """
     if grid is None:
         step = _own_step(uniforms, masked) // tokens_per_pass

@@ -32,9 +32,9 @@ class Draws(NamedTuple):
 def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
     """Draw `min {x : F(x) > u F(v)}` for each uniform, with `F` the running sum of `exp(logits)`.
 
-    logits: (n, v), any float type, `-inf` allowed, not all of a row; uniforms: float64 (n, k) in [0, 1).
-    A token of probability zero is never drawn, whatever the uniform. Log-probabilities come in float32, or float64
-    for float64 logits. Of logits that are no law (nan, inf, all -inf) some token is drawn, at a log-probability of nan.
+    logits: (n, v), any float type, `-inf` allowed, not all of a row; uniforms: float64 (n, k) in [0, 1). A token of
+    probability zero is never drawn, whatever the uniform. Log-probabilities are float32, or float64 for float64 logits.
+    From logits that are no law (nan, inf, all -inf) some token is drawn, with a log-probability of nan.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     highest = logits.amax(-1, keepdim=True)
@@ -55,9 +55,9 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
 def residual(wanted: Tensor, proposed: Tensor, uniforms: Tensor) -> Tensor:
     """Draw from `(q - p)_+`, normalised: the law that replaces a rejected draw of p, so that the result has the law q.
 
-    A draw x of p is kept with probability `min(1, q(x) / p(x))` (Leviathan et al. 2023, arXiv 2211.17192, section 2.3).
-    wanted, proposed: logits (n, v) of q and of p; uniforms: float64 (n,) in [0, 1). Returns tokens (n,). Where rounding
-    leaves nothing of the difference, q and p are the same law, and it is drawn from that.
+    A draw x of p is accepted with probability `min(1, q(x) / p(x))` (Leviathan et al. 2023, arXiv 2211.17192, section
+    2.3). wanted, proposed: logits (n, v) of q and of p; uniforms: float64 (n,) in [0, 1). Returns tokens (n,). Where
+    rounding leaves no difference, q and p are the same law, and the draw is from q.
     """
     q, p = ((logits if logits.dtype == torch.float64 else logits.float()).softmax(-1) for logits in (wanted, proposed))
     missing = (q - p).clamp(min=0.0)

@@ -31,7 +31,7 @@ def ess(log_weights: Tensor) -> Tensor:
 def log_weight_std(log_weights: Tensor, count: Tensor | None = None) -> Tensor:
     """Compute the standard deviation of the log-weights over particles (divisor k - 1; 0 for k = 1): (b, k) to (b,).
 
-    Infinite if a weight is zero. count: int64 (b,), only the first so many of a row are particles; None: all are.
+    Infinite if a weight is zero. count: int64 (b,), the number of a row's first entries that are particles; None: all.
     """
     k = log_weights.shape[-1]
     if count is None:
@@ -46,8 +46,8 @@ def log_weight_std(log_weights: Tensor, count: Tensor | None = None) -> Tensor:
 def sir(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """Choose particle j with probability `w_j / sum w`: sampling importance resampling (Xu et al. 2025, alg. 1).
 
-    log_weights (b, k), uniforms (b, k) of which the first column is used; int64 (b,). With k = 1, or if every weight
-    is zero, it is 0.
+    log_weights (b, k), uniforms (b, k), of which only the first column is used. Returns int64 (b,): 0 for k = 1, and if
+    every weight is zero.
     """
     weights = (log_weights - log_weights.amax(-1, keepdim=True).nan_to_num(neginf=0.0)).exp()
     cumulative = weights.cumsum(-1)
@@ -61,8 +61,8 @@ def sir(log_weights: Tensor, uniforms: Tensor) -> Tensor:
 def imh(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """Run independent Metropolis-Hastings over the particles: from the first, accept the next with `min(1, w' / w)`.
 
-    log_weights (b, k), uniforms (b, k) of which the first column is not used; int64 (b,). The proposals do not depend
-    on the state, so all energies come from one call and only this scan is sequential.
+    log_weights (b, k), uniforms (b, k), of which the first column is not used. Returns int64 (b,). The proposals do not
+    depend on the state, so all energies come from one call. Only this scan is sequential.
     """
     chosen = torch.zeros_like(log_weights[:, 0], dtype=torch.int64)
     current = log_weights[:, 0]

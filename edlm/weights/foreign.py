@@ -58,10 +58,10 @@ class Weights(NamedTuple):
 
 
 def read(path: str | Path, part: str | None = None) -> Weights:
-    """Read a published file or folder; `part`, "energy" or "denoiser", says which network of an EDLM checkpoint.
+    """Read a published file or folder; `part`, "energy" or "denoiser", selects the network of an EDLM checkpoint.
 
-    Without a part it is the energy, where there is one. Raises ValueError naming the file for what is missing, broken,
-    of an unknown kind, or would have to be executed.
+    Without a part it is the energy, if there is one. Raises ValueError naming the file for what is missing, broken, of
+    an unknown kind, or would have to be executed.
     """
     path = Path(path)
     if path.is_dir():

@@ -33,10 +33,10 @@ def memory_plan(
 ) -> MemoryPlan:
     """Bound the bytes of one step of importance sampling with `energies.residual_ar`, or of a step without an energy.
 
-    Weights are counted, the rest is bounded: per token the widest moment of a block holds three vectors of its
-    feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once`
-    is the size of a tile, that of `categorical` on a GPU. Attention is taken to need memory linear in the length. Works
-    on networks on the meta device, which take no memory themselves.
+    Weights are counted, the rest is bounded. Per token the widest moment of a block holds three vectors of its
+    feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once` is the size of a
+    tile, that of `categorical` on a GPU. Attention is assumed to need memory linear in the length. Networks may be on
+    the meta device, which takes no memory.
     """
     num_particles = num_particles if energy is not None else 1
     tokens, in_energy = batch_size * length, batch_size * num_particles * length

@@ -70,8 +70,8 @@ def load_denoiser(
     """Build the bidirectional, noise-conditioned network of a published denoiser, in eval mode.
 
     It has the widest of the types of its weights, in which each weight is exact. Raises ValueError naming each
-    parameter that is missing, unknown, of another shape or not of finite floats, and for rotary frequencies that are
-    not those of the heads.
+    parameter that is missing, unknown, of another shape or not of finite floats, and for rotary frequencies that do not
+    fit the heads.
     """
     sizes = _sizes(state, num_heads, max_length, dropout)
     return _filled(Transformer(**sizes, conditioning_size=_size(state, _CONDITIONING, 0)), state)

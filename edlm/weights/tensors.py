@@ -85,7 +85,7 @@ def require_weights(tensors: Mapping[str, Tensor], where: str | Path) -> None:
 def require_held(tensors: Mapping[str, Tensor], file: Path, copies: int = 1) -> None:
     """Raise ValueError for more tensors than the limit, or for more bytes than `copies` times those of the file.
 
-    A tensor of a file of `torch.save` is a view, by which a few bytes can be said to be gigabytes.
+    A tensor in a file of `torch.save` is a view. Through it a few bytes can pass for gigabytes.
     """
     limits.require(file, "tensors", len(tensors), limits.TENSORS)
     size, total = file.stat().st_size, 0
@@ -113,7 +113,7 @@ def digest(content: Any) -> str:
 def require_hash(found: str, recorded: Any, file: Path) -> None:
     """Raise ValueError naming the file unless its hash is the one that was written down when it was saved.
 
-    None: nothing was, by an earlier version, and nothing is compared.
+    None: an earlier version wrote no hash, and nothing is compared.
     """
     if recorded is not None and found != recorded and not os.environ.get(UNVERIFIED):
         raise ValueError(
