@@ -4,6 +4,7 @@
 """
 
 import ast
+import doctest
 import inspect
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+import pytest
 from torch import nn
 
 import edlm
+from edlm.evaluation import judges, quality
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "edlm").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")])
@@ -199,6 +202,14 @@ def test_the_docstring_of_a_function_begins_with_a_verb() -> None:
 def test_functions_of_the_face_have_sections_and_an_example() -> None:
     bare = Counter(name.rpartition(".")[0] for name, value in functions_of_the_face().items() if lacks(value))
     assert dict(bare) == BARE
+
+
+@pytest.mark.parametrize("module", [judges, quality], ids=lambda module: module.__name__)
+def test_examples_of_figures_give_what_they_show(module: ModuleType) -> None:
+    """Those of the face are run by `test_examples.py`."""
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
 
 
 def test_completion_shows_the_face_and_each_name_has_a_line() -> None:

@@ -117,6 +117,7 @@ def normalise(text: str) -> str:
         The normalised text.
 
     Example:
+        >>> import edlm
         >>> edlm.corpora.normalise("Café, est. 1912")
         'cafe est one nine one two'
     """
@@ -138,6 +139,7 @@ def embedded() -> Corpus:
         The corpus.
 
     Example:
+        >>> import edlm
         >>> corpus = edlm.corpora.embedded()
         >>> len(corpus.train) > len(corpus.valid) > 0
         True
@@ -173,6 +175,7 @@ def text_files(
         ValueError: naming the path, for what is missing, empty, too large, no plain text by its name or not UTF-8.
 
     Example:
+        >>> import edlm
         >>> from pathlib import Path
         >>> _ = Path("three.txt").write_text("one two\n\nthree\n\nfour")
         >>> edlm.corpora.text_files("three.txt")
@@ -209,6 +212,7 @@ def blocks(documents: Sequence[str], vocabulary: Vocabulary, length: int, split_
         ValueError: if the text is too short for one block, or the vocabulary has no separator.
 
     Example:
+        >>> import edlm
         >>> vocabulary = edlm.vocabulary.characters("ab ")
         >>> edlm.corpora.blocks(["ab", "ba", "a"], vocabulary, length=4, split_name="train").tolist()
         [[0, 1, 2, 1]]
@@ -237,6 +241,7 @@ def separator(previous: str, vocabulary: Vocabulary, split_name: str) -> Tensor:
         ValueError: if the vocabulary has neither an eos nor a space.
 
     Example:
+        >>> import edlm
         >>> edlm.corpora.separator("ab", edlm.vocabulary.characters("ab "), "train").tolist()
         [2]
     """
@@ -265,6 +270,7 @@ def load_blocks(corpus: Source, vocabulary: Vocabulary, length: int) -> Blocks:
         ValueError: naming the split that is too short for one block.
 
     Example:
+        >>> import edlm
         >>> vocabulary = edlm.vocabulary.characters("abcdefghijklmnopqrstuvwxyz ")
         >>> edlm.corpora.load_blocks(edlm.corpora.embedded(), vocabulary, length=64).train[:2].shape
         torch.Size([2, 64])
@@ -290,6 +296,7 @@ def read_documents(path: str | Path, normalised: bool = False, largest_file: int
         ValueError: as `text_files` does.
 
     Example:
+        >>> import edlm
         >>> from pathlib import Path
         >>> _ = Path("two.txt").write_text("one two\n\nthree")
         >>> edlm.corpora.read_documents("two.txt")
@@ -327,6 +334,7 @@ def excerpts(
         ValueError: unless 0 <= context < length, and if there is no text.
 
     Example:
+        >>> import edlm
         >>> found = edlm.corpora.excerpts(["abaab"], edlm.vocabulary.characters("ab "), length=3)
         >>> [(excerpt.tokens.tolist(), excerpt.given) for excerpt in found]
         [([0, 1, 0], 0), ([0, 0, 1], 1)]
@@ -352,6 +360,7 @@ def wrap(excerpt: Excerpt, vocabulary: Vocabulary) -> Excerpt:
         ValueError: if the vocabulary lacks a bos or an eos.
 
     Example:
+        >>> import edlm
         >>> vocabulary = edlm.vocabulary.characters("ab ", specials=["bos", "eos"])
         >>> edlm.corpora.wrap(edlm.corpora.Excerpt(torch.tensor([0, 1]), given=0), vocabulary).tokens.tolist()
         [3, 0, 1, 4]
@@ -391,6 +400,7 @@ def batch_at(blocks: Rows, *, step: int, batch_size: int, seed: int) -> TensorDi
         ValueError: for a negative step, no blocks, or batch_size < 1.
 
     Example:
+        >>> import edlm
         >>> blocks = torch.arange(6).view(3, 2)
         >>> edlm.corpora.batch_at(blocks, step=0, batch_size=3, seed=0)["x_0"].sort(0).values.tolist()
         [[0, 1], [2, 3], [4, 5]]
@@ -441,6 +451,7 @@ def require_fractions(fractions: Sequence[float]) -> None:
         ValueError: for any others.
 
     Example:
+        >>> import edlm
         >>> edlm.corpora.require_fractions((0.9, 0.05, 0.05))
     """
     _require(
@@ -460,6 +471,7 @@ def split_places(sizes: Sequence[int], fractions: Sequence[float]) -> tuple[int,
         The index of the first document of the second split, and of the third.
 
     Example:
+        >>> import edlm
         >>> edlm.corpora.split_places([8, 1, 1], (0.8, 0.1, 0.1))
         (1, 2)
     """
@@ -484,6 +496,7 @@ def cut(text: str, fractions: Sequence[float], source: str) -> Corpus:
         ValueError: naming the source, if the text is too short.
 
     Example:
+        >>> import edlm
         >>> edlm.corpora.cut("abcdefghij", (0.8, 0.1, 0.1), source="letters")
         Corpus(train=['abcdefgh'], valid=['i'], test=['j'])
     """

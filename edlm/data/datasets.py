@@ -123,6 +123,7 @@ def named(
         ValueError: naming it, for an unknown name, and for data that is missing or not as expected.
 
     Example:
+        >>> import edlm
         >>> edlm.datasets.named("text9")
         Traceback (most recent call last):
             ...
@@ -182,6 +183,7 @@ def files(
         ValueError: for data that is missing or not as expected.
 
     Example:
+        >>> import edlm
         >>> from pathlib import Path
         >>> lines = [f'{{"body": "{word}"}}' for word in ("one", "two", "six", "ten")]
         >>> _ = Path("words.jsonl").write_text("\n".join(lines))

@@ -53,6 +53,7 @@ def autoregressive(network: nn.Module, vocabulary: Vocabulary, bos_id: int | Non
         ValueError: for a network that is not causal, or ids outside of its vocabulary.
 
     Example:
+        >>> import edlm
         >>> network = edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=1, conditioning_size=0, causal=True)
         >>> judge = autoregressive(network.eval(), edlm.vocabulary.characters(), bos_id=None)
         >>> judge(["the cat"]).tokens.tolist()

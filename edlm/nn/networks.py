@@ -45,6 +45,7 @@ class Transformer(nn.Module):
         ValueError: naming the argument, for a size or id that no network can have, or above `limits`.
 
     Example:
+        >>> import edlm
         >>> network = edlm.networks.Transformer(vocab_size=28, max_length=16, hidden_size=32, num_layers=1)
         >>> network(torch.zeros(2, 16, dtype=torch.int64)).shape
         torch.Size([2, 16, 32])
@@ -164,6 +165,7 @@ class EnergyNetwork(nn.Module):
         ValueError: naming the argument, for a size that no network can have, or above `limits`.
 
     Example:
+        >>> import edlm
         >>> network = edlm.networks.EnergyNetwork(vocab_size=28, max_length=16, hidden_size=32, num_layers=1)
         >>> pair = torch.zeros(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64)
         >>> network(*pair).tolist()  # zero before training
@@ -255,6 +257,7 @@ class JointNetwork(nn.Module):
         ValueError: naming the argument, for a size or id that no network can have, or above `limits`.
 
     Example:
+        >>> import edlm
         >>> network = edlm.networks.JointNetwork(vocab_size=28, max_length=16, hidden_size=32, num_layers=1)
         >>> network(torch.zeros(2, 16, dtype=torch.int64)).shape
         torch.Size([2, 16, 32])
@@ -336,6 +339,7 @@ def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
         ValueError: if their shapes differ.
 
     Example:
+        >>> import edlm
         >>> sizes = {"vocab_size": 28, "max_length": 16, "hidden_size": 32, "num_layers": 1}
         >>> energy, denoiser = edlm.networks.EnergyNetwork(**sizes), edlm.networks.Transformer(**sizes)
         >>> edlm.networks.start_energy_from(energy, denoiser)
@@ -360,6 +364,7 @@ def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
         ValueError: if their shapes differ.
 
     Example:
+        >>> import edlm
         >>> sizes = {"vocab_size": 28, "max_length": 16, "hidden_size": 32, "num_layers": 1}
         >>> joint, denoiser = edlm.networks.JointNetwork(**sizes), edlm.networks.Transformer(**sizes)
         >>> edlm.networks.start_joint_from(joint, denoiser)
@@ -383,6 +388,7 @@ def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:
         ValueError: if their shapes differ.
 
     Example:
+        >>> import edlm
         >>> sizes = {"vocab_size": 28, "max_length": 16, "hidden_size": 32, "num_layers": 1}
         >>> energy, denoiser = edlm.networks.EnergyNetwork(**sizes), edlm.networks.Transformer(**sizes)
         >>> edlm.networks.share_embedding(energy, denoiser)
@@ -406,6 +412,7 @@ def blocks(network: nn.Module) -> list[Block]:
         Its blocks, in the order of its modules.
 
     Example:
+        >>> import edlm
         >>> len(edlm.networks.blocks(edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=3)))
         3
     """
@@ -422,6 +429,7 @@ def recompute(network: nn.Module) -> None:
         network: the network whose blocks are changed.
 
     Example:
+        >>> import edlm
         >>> edlm.networks.recompute(edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=3))
     """
     for block in blocks(network):

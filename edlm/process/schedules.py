@@ -33,6 +33,7 @@ def log_linear(eps: float = 0.0) -> Schedule:
         ValueError: unless 0 <= eps < 1.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.log_linear().alpha(torch.tensor([0.0, 0.25, 1.0]))
         tensor([1.0000, 0.7500, 0.0000])
     """
@@ -53,6 +54,7 @@ def cosine(eps: float = 0.0) -> Schedule:
         ValueError: unless 0 <= eps < 1.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.cosine().alpha(torch.tensor([0.0, 0.5]))
         tensor([1.0000, 0.7071])
     """
@@ -73,6 +75,7 @@ def cosine_squared(eps: float = 0.0) -> Schedule:
         ValueError: unless 0 <= eps < 1.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.cosine_squared().alpha(torch.tensor([0.0, 0.5]))
         tensor([1.0000, 0.5000])
     """
@@ -94,6 +97,7 @@ def linear(sigma_min: float = 0.001, sigma_max: float = 7.0) -> Schedule:
         ValueError: unless 0 <= sigma_min < sigma_max.
 
     Example:
+        >>> import edlm
         >>> schedule = edlm.schedules.linear(sigma_min=0.0, sigma_max=7.0)
         >>> edlm.schedules.sigma(schedule, torch.tensor([0.5]))
         tensor([3.5000])
@@ -120,6 +124,7 @@ def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Schedule:
         ValueError: unless 0 < sigma_min < sigma_max.
 
     Example:
+        >>> import edlm
         >>> schedule = edlm.schedules.geometric(sigma_min=0.01, sigma_max=1.0)
         >>> edlm.schedules.sigma(schedule, torch.tensor([0.5]))
         tensor([0.1000])
@@ -146,6 +151,7 @@ def polynomial(power: float = 2.0) -> Schedule:
         ValueError: unless power >= 1.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.polynomial(power=2.0).alpha(torch.tensor([0.5]))
         tensor([0.7500])
     """
@@ -164,6 +170,7 @@ def sigma(schedule: Schedule, t: Tensor) -> Tensor:
         Noise levels, shaped like t; infinite where alpha is 0.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.sigma(edlm.schedules.log_linear(), torch.tensor([0.5, 1.0]))
         tensor([0.6931,    inf])
     """
@@ -181,6 +188,7 @@ def require_finite_sigma(schedule: Schedule, reader: str) -> None:
         ValueError: if alpha(1) < 1e-12.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.require_finite_sigma(edlm.schedules.log_linear(eps=1e-3), "denoiser")
     """
     at_one = float(schedule.alpha(torch.ones((), dtype=torch.float64)))
@@ -202,6 +210,7 @@ def nelbo_weight(schedule: Schedule, t: Tensor) -> Tensor:
         Weights, shaped like t.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.nelbo_weight(edlm.schedules.log_linear(), torch.tensor([0.25, 0.5]))  # 1 / t
         tensor([4., 2.])
     """
@@ -221,6 +230,7 @@ def uniform_grid(num_steps: int) -> Tensor:
         ValueError: if num_steps < 1.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.uniform_grid(4).tolist()
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """
@@ -241,6 +251,7 @@ def cosine_grid(num_steps: int) -> Tensor:
         ValueError: if num_steps < 1.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.cosine_grid(2).tolist()
         [1.0, 0.7071067811865476, 0.0]
     """
@@ -259,6 +270,7 @@ def check_window(window: tuple[float, float]) -> None:
         ValueError: unless 0 <= low <= high <= 1.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.check_window((0.4, 1.0))
     """
     low, high = window
@@ -277,6 +289,7 @@ def inside(t: Tensor, window: tuple[float, float]) -> Tensor:
         Bool, shaped like t.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.inside(torch.tensor([0.2, 0.4, 0.9]), (0.4, 1.0)).tolist()
         [False, True, True]
     """
@@ -300,6 +313,7 @@ def stratified_times(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low:
         ValueError: unless 0 <= low < 1.
 
     Example:
+        >>> import edlm
         >>> edlm.schedules.stratified_times(torch.full((4,), 0.5), torch.arange(4), 4).tolist()
         [0.125, 0.375, 0.625, 0.875]
     """
@@ -325,6 +339,7 @@ def importance_times(uniforms: Tensor, schedule: Schedule, low: float = 1e-3) ->
         ValueError: unless 0 < low < 1.
 
     Example:
+        >>> import edlm
         >>> half = torch.tensor([0.5], dtype=torch.float64)
         >>> edlm.schedules.importance_times(half, edlm.schedules.log_linear(), low=0.01)  # sqrt(0.01)
         tensor([0.1000], dtype=torch.float64)
@@ -349,6 +364,7 @@ def importance_weight(schedule: Schedule, t: Tensor, low: float = 1e-3) -> Tenso
         ValueError: unless 0 < low < 1.
 
     Example:
+        >>> import edlm
         >>> t = torch.tensor([0.3, 0.9], dtype=torch.float64)
         >>> edlm.schedules.importance_weight(edlm.schedules.log_linear(), t, low=0.01)  # log 100
         tensor([4.6052, 4.6052], dtype=torch.float64)

@@ -81,6 +81,7 @@ def load_diffusion(folder: str | Path, max_length: int = 2048) -> DecoderNetwork
         ValueError: naming the file or the setting that is missing, unknown or unlike these models.
 
     Example:
+        >>> import edlm
         >>> network = edlm.large.load_diffusion("LLaDA-8B-Base", max_length=8)
         >>> network(torch.zeros(1, 8, dtype=torch.int64)).shape[:2]
         torch.Size([1, 8])
@@ -102,6 +103,7 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
         ValueError: naming the file or the setting that is missing, unknown or unlike these models.
 
     Example:
+        >>> import edlm
         >>> edlm.large.read_diffusion("LLaDA-8B-Base").dtype
         torch.float32
     """
@@ -126,6 +128,7 @@ def read_autoregressive(
         ValueError: naming the file or the setting that is missing, unknown or unlike these models.
 
     Example:
+        >>> import edlm
         >>> edlm.large.read_autoregressive("Qwen2.5-7B", rows_at_once=4).where
         'Qwen2.5-7B'
     """
@@ -154,6 +157,7 @@ def load_vocabulary(
         ValueError: naming what is missing.
 
     Example:
+        >>> import edlm
         >>> vocabulary = edlm.large.load_vocabulary("LLaDA-8B-Base")
         >>> vocabulary.size, vocabulary.mask_id
         (40, 33)
@@ -189,6 +193,7 @@ def special_id(folder: str | Path, config: Mapping[str, Any], name: str) -> int 
         ValueError: for what is no id.
 
     Example:
+        >>> import edlm
         >>> edlm.large.special_id("Llama-3.1-8B", {"eos_token_id": [128001, 128009]}, "eos")
         128001
     """
@@ -213,6 +218,7 @@ def require_same_tokens(vocabulary: Vocabulary, folder: str | Path) -> None:
         ValueError: if the ids differ.
 
     Example:
+        >>> import edlm
         >>> edlm.large.require_same_tokens(edlm.large.load_vocabulary("LLaDA-8B-Base"), "LLaDA-8B-Base")
     """
     file = Path(folder) / "tokenizer.json"
@@ -260,6 +266,7 @@ def dtype_of(folder: str | Path) -> torch.dtype:
         ValueError: naming the file, if it cannot be read.
 
     Example:
+        >>> import edlm
         >>> edlm.large.dtype_of("LLaDA-8B-Base")
         torch.float32
     """
