@@ -46,7 +46,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 @pytest.fixture(scope="session")
 def large_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny models under the names of large ones, with a tokenizer each."""
-    import large_folders  # torchtune, which few tests need
+    import large_folders  # noqa: PLC0415  torchtune, which few tests need
 
     folder = tmp_path_factory.mktemp("large")
     for name, family in (("LLaDA-8B-Base", "llada"), ("Qwen2.5-7B", "qwen2")):
