@@ -43,6 +43,25 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     return Runner(monkeypatch, capfd)
 
 
+@pytest.fixture(scope="session")
+def large_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tiny models under the names of large ones, with a tokenizer each."""
+    import large_folders  # noqa: PLC0415  torchtune, which few tests need
+
+    folder = tmp_path_factory.mktemp("large")
+    for name, family in (("LLaDA-8B-Base", "llada"), ("Qwen2.5-7B", "qwen2")):
+        large_folders.write(folder / name, family, large_folders.random_weights(family))
+        (folder / name / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def place_of_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples of docstrings read large models, and write small files, in the working folder."""
+    if request.path.name == "test_examples.py":
+        monkeypatch.chdir(request.getfixturevalue("large_models"))
+
+
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     """Leave no graph behind: the compiler counts those of all tests together against one limit."""

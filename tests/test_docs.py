@@ -138,7 +138,7 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
         if language == "python":
             exec(compile(code, "README.md", "exec"), {})
     out = capsys.readouterr().out
-    assert out.startswith("denoise  x_t, t, positions -> hidden\npropose  ")
+    assert out.startswith("sir, own, T=32, k=8, t in [0.4, 1], 128 tokens\n  denoise  x_t, t, positions -> hidden\n")
 
 
 def test_the_step_is_printed_as_the_documents_show_it() -> None:

@@ -1,1 +1,1 @@
-"""Speed and memory, measured beside code as it is usually written."""
+"""Speed and memory, measured against code as it is usually written."""

@@ -1,4 +1,4 @@
-"""Where published data sets are, what their text is called, and how the papers split and clean them."""
+"""Published data sets: where they are, what their text is called, and how the papers split and clean them."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +12,7 @@ _PARQUET = "refs/convert/parquet"  # the hub's own copy of sets whose repository
 
 
 class Part(NamedTuple):
-    """Documents of one stored split: all of them, all but the last so many, or only those."""
+    """Documents of one stored split: all of them, all but the last so many, or only the last so many."""
 
     stored: str
     all_but_last: int = 0
@@ -20,10 +20,10 @@ class Part(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What is known of a data set: where the hub has it, what its text is called, and how the papers split it.
+    """A data set as published: where the hub has it, what its text is called, and how the papers split it.
 
-    zero_shot: the split of the published zero-shot figures. whole: one text, cut 90/5/5 by characters. beside: what
-    names of files begin with that are published with the set and are not it.
+    zero_shot: the split of the published zero-shot figures. whole: one text, cut 90/5/5 by characters. beside: the
+    beginning of the names of files that are published with the set and do not belong to it.
     """
 
     repository: str
@@ -44,7 +44,7 @@ _TWO = {"train": Part("train"), "valid": Part("test"), "test": Part("test")}
 
 
 def _papers(folder: str) -> Published:
-    """One of the two halves of the scientific papers of Cohan et al. 2018."""
+    """Describe one of the two halves of the scientific papers of Cohan et al. 2018."""
     return Published(
         "armanc/scientific_papers",
         _THREE,

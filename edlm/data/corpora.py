@@ -1,4 +1,4 @@
-"""Text to blocks of ids to batches: documents in three splits, blocks (num_blocks, l), batches as TensorDicts.
+"""Texts as documents in three splits, cut into blocks (num_blocks, l) of ids, and drawn in batches as TensorDicts.
 
 A batch is a pure function of its step, so a run that was interrupted resumes from the number of the step alone.
 """
@@ -34,7 +34,7 @@ _LARGEST_HELD_OUT = 0.02  # of all characters: then no held-out split of 5 % com
 
 
 class Rows(Protocol):
-    """Blocks of ids of one split, (num_blocks, l): a tensor, or what reads them from disk when they are indexed."""
+    """Blocks of ids of one split, (num_blocks, l): a tensor, or an object that reads them from disk when indexed."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -44,7 +44,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any, /) -> Tensor:
-        """Blocks by a slice or by int64 numbers (b,): int64 (b, l)."""
+        """Read blocks by a slice or by int64 numbers (b,): int64 (b, l)."""
         ...
 
 
@@ -61,11 +61,11 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Differs when any block could."""
+        """Digits that differ when any block could."""
         ...
 
     def blocks(self, vocabulary: Vocabulary, length: int) -> Blocks:
-        """Blocks of every split. Raises ValueError naming the split that is too short for one."""
+        """Cut every split into blocks. Raises ValueError naming the split that is too short for one."""
         ...
 
 
@@ -88,7 +88,7 @@ class Corpus(NamedTuple):
         return digest.hexdigest()[:16]
 
     def blocks(self, vocabulary: Vocabulary, length: int) -> Blocks:
-        """Blocks of every split, held in memory; see `blocks`."""
+        """Cut every split into blocks, held in memory; see `blocks`."""
         return Blocks(*(blocks(getattr(self, name), vocabulary, length, name) for name in Blocks._fields))
 
 
@@ -101,14 +101,25 @@ class Excerpt(NamedTuple):
 
     @property
     def scored(self) -> Tensor:
-        """The tokens that are scored."""
+        """Tokens that are scored."""
         return self.tokens[self.given : len(self.tokens) - self.given_after]
 
 
 def normalise(text: str) -> str:
-    """Reduce a text to the 27 symbols of text8: a to z and single spaces, digits spelled out, none at either end.
+    """Reduce a text to the 27 symbols of text8: a to z and single spaces, digits spelled out, no space at either end.
 
     Accents are stripped and letters lowered first. Idempotent.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The normalised text.
+
+    Example:
+        >>> import edlm
+        >>> edlm.corpora.normalise("Café, est. 1912")
+        'cafe est one nine one two'
     """
     if not text.isascii():
         text = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
@@ -119,10 +130,19 @@ def normalise(text: str) -> str:
 
 
 def embedded() -> Corpus:
-    """The English that every CPython carries, its language reference by topic, normalised: about 300,000 characters.
+    """Load the English that every CPython carries: its language reference, normalised, about 300,000 characters.
 
     Whole topics are split about 90/5/5 by characters. The text differs between versions of Python; report the
     corpus' `fingerprint` with every number.
+
+    Returns:
+        The corpus.
+
+    Example:
+        >>> import edlm
+        >>> corpus = edlm.corpora.embedded()
+        >>> len(corpus.train) > len(corpus.valid) > 0
+        True
     """
     texts = _without_copies({name: normalise(text) for name, text in topics.items()})
     largest = _LARGEST_HELD_OUT * sum(map(len, texts.values()))
@@ -130,14 +150,34 @@ def embedded() -> Corpus:
     return _split([texts[name] for name in names], _FRACTIONS, "embedded")
 
 
-def text_files(path: str | Path, normalised: bool = False, fractions: Sequence[float] = _FRACTIONS) -> Corpus:
-    """Read a corpus of UTF-8 text from a file or a folder; `normalised` applies `normalise` to every document.
+def text_files(
+    path: str | Path,
+    normalised: bool = False,
+    fractions: Sequence[float] = _FRACTIONS,
+) -> Corpus:
+    r"""Read a corpus of UTF-8 text from a file or a folder.
 
-    A folder with train.txt, valid.txt and test.txt is split by them, each file's documents separated by blank lines.
-    In another folder every *.txt is a document, in the order of a hash of its name; in a single file documents are
-    separated by blank lines. These are split in order, by `fractions` of the characters; fewer than three documents
-    are cut as one text. A file is read whole.
-    Raises ValueError, naming the path, for what is missing, empty, too large, no plain text by its name or not UTF-8.
+    A folder with train.txt, valid.txt and test.txt is split by them. Documents of a file are separated by blank lines.
+    In another folder every *.txt is a document, in the order of a hash of its name. Without such files, documents are
+    split in order by characters; fewer than three are cut as one text.
+
+    Args:
+        path: the file or folder.
+        normalised: whether `normalise` is applied to every document.
+        fractions: shares of the three splits, where no file names them.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        ValueError: naming the path, for what is missing, empty, too large, no plain text by its name or not UTF-8.
+
+    Example:
+        >>> import edlm
+        >>> from pathlib import Path
+        >>> _ = Path("three.txt").write_text("one two\n\nthree\n\nfour")
+        >>> edlm.corpora.text_files("three.txt")
+        Corpus(train=['one two'], valid=['three'], test=['four'])
     """
     path = Path(path)
     require_fractions(fractions)
@@ -152,10 +192,28 @@ def text_files(path: str | Path, normalised: bool = False, fractions: Sequence[f
 
 
 def blocks(documents: Sequence[str], vocabulary: Vocabulary, length: int, split_name: str) -> Tensor:
-    """Concatenate the documents and cut them into whole blocks: int64 (num_blocks, length), the rest dropped.
+    """Concatenate the documents and cut them into whole blocks; the rest is dropped.
 
     Between two documents stands the eos id, or one space if the vocabulary has none and the document does not end in
-    one. Raises ValueError when there is not enough text for one block, and when no separator can be had.
+    white space.
+
+    Args:
+        documents: the texts, in order.
+        vocabulary: encodes them.
+        length: tokens of a block.
+        split_name: named in errors.
+
+    Returns:
+        Blocks, int64 (num_blocks, length).
+
+    Raises:
+        ValueError: if the text is too short for one block, or the vocabulary has no separator.
+
+    Example:
+        >>> import edlm
+        >>> vocabulary = edlm.vocabulary.characters("ab ")
+        >>> edlm.corpora.blocks(["ab", "ba", "a"], vocabulary, length=4, split_name="train").tolist()
+        [[0, 1, 2, 1]]
     """
     _require(length >= 1, f"length = {length} must be at least 1")
     tokens = _concatenated([document for document in documents if document], vocabulary, split_name)
@@ -165,10 +223,25 @@ def blocks(documents: Sequence[str], vocabulary: Vocabulary, length: int, split_
 
 
 def separator(previous: str, vocabulary: Vocabulary, split_name: str) -> Tensor:
-    """What stands between a document and the next one: int64 (1,), or (0,).
+    """Choose what stands between a document and the next one.
 
-    The eos id, or one space if the vocabulary has none and the document does not end in white space. Raises ValueError
-    naming the split if the vocabulary has neither.
+    It is the eos id, or one space if the vocabulary has none and the document does not end in white space.
+
+    Args:
+        previous: the document before it.
+        vocabulary: gives the id.
+        split_name: named in errors.
+
+    Returns:
+        Ids, int64 (1,) or (0,).
+
+    Raises:
+        ValueError: if the vocabulary has neither an eos nor a space.
+
+    Example:
+        >>> import edlm
+        >>> edlm.corpora.separator("ab", edlm.vocabulary.characters("ab "), "train").tolist()
+        [2]
     """
     if vocabulary.eos_id is not None:
         return torch.tensor([vocabulary.eos_id])
@@ -181,15 +254,50 @@ def separator(previous: str, vocabulary: Vocabulary, split_name: str) -> Tensor:
 
 
 def load_blocks(corpus: Source, vocabulary: Vocabulary, length: int) -> Blocks:
-    """Cut every split of a corpus into blocks. Raises ValueError naming the split that is too short for one."""
+    """Cut every split of a corpus into blocks.
+
+    Args:
+        corpus: a `Corpus` or a data set.
+        vocabulary: encodes the text.
+        length: tokens of a block.
+
+    Returns:
+        The blocks of the three splits.
+
+    Raises:
+        ValueError: naming the split that is too short for one block.
+
+    Example:
+        >>> import edlm
+        >>> vocabulary = edlm.vocabulary.characters("abcdefghijklmnopqrstuvwxyz ")
+        >>> edlm.corpora.load_blocks(edlm.corpora.embedded(), vocabulary, length=64).train[:2].shape
+        torch.Size([2, 64])
+    """
     return corpus.blocks(vocabulary, length)
 
 
 def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
-    """Read a text to be evaluated whole: a file, its documents separated by blank lines, or a folder.
+    r"""Read the documents of a text that is evaluated whole.
 
-    Of a folder that has one, `test.txt` is read; in another every *.txt is a document, in the order of their names.
-    Raises ValueError as `text_files` does.
+    Documents of a file are separated by blank lines. Of a folder, `test.txt` is read if it is there. In another folder
+    every *.txt is a document, in the order of their names.
+
+    Args:
+        path: the file or folder.
+        normalised: whether `normalise` is applied to every document.
+
+    Returns:
+        The documents.
+
+    Raises:
+        ValueError: as `text_files` does.
+
+    Example:
+        >>> import edlm
+        >>> from pathlib import Path
+        >>> _ = Path("two.txt").write_text("one two\n\nthree")
+        >>> edlm.corpora.read_documents("two.txt")
+        ['one two', 'three']
     """
     path = Path(path)
     if not path.is_dir():
@@ -197,7 +305,7 @@ def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
     if (path / _SPLIT_FILES[-1]).exists():
         return _documents(path / _SPLIT_FILES[-1], normalised)
     files = sorted(_texts_in(path))
-    _require(bool(files), f"{path}: no *.txt there")
+    _require(bool(files), f"{path}: no *.txt; expected {_SPLIT_FILES[-1]}, or one document per *.txt")
     return [_document(file, normalised) for file in files]
 
 
@@ -206,22 +314,53 @@ def excerpts(
 ) -> list[Excerpt]:
     """Cut documents into excerpts of at most `length` tokens such that every token is scored exactly once.
 
-    joined: all documents as one, with the separators of `blocks`, which are scored too; else each on its own, without
-    any. `context`: how many tokens before an excerpt are given to it. The last one of a document reaches back, and is
-    given what was scored already, so that only documents shorter than `length` make shorter excerpts.
-    Raises ValueError unless 0 <= context < length, and if there is no text.
+    The last excerpt of a document reaches back, and is given what was scored already. So only documents shorter than
+    `length` make shorter excerpts.
+
+    Args:
+        documents: the texts.
+        vocabulary: encodes them.
+        length: most tokens of an excerpt.
+        joined: whether all documents are one text, with the separators of `blocks`, which are scored too.
+        context: how many tokens before an excerpt are given to it.
+
+    Returns:
+        The excerpts.
+
+    Raises:
+        ValueError: unless 0 <= context < length, and if there is no text.
+
+    Example:
+        >>> import edlm
+        >>> found = edlm.corpora.excerpts(["abaab"], edlm.vocabulary.characters("ab "), length=3)
+        >>> [(excerpt.tokens.tolist(), excerpt.given) for excerpt in found]
+        [([0, 1, 0], 0), ([0, 0, 1], 1)]
     """
     _require(0 <= context < length, f"context = {context} must be at least 0 and below length = {length}")
     whole = [document for document in documents if document]
-    _require(bool(whole), "there is no text to cut")
+    _require(bool(whole), "there is no text to cut: every document is empty")
     pieces = [_concatenated(whole, vocabulary, "joined documents")] if joined else vocabulary.encode_documents(whole)
     return [excerpt for piece in pieces if len(piece) for excerpt in _cut_up(piece, length, context)]
 
 
 def wrap(excerpt: Excerpt, vocabulary: Vocabulary) -> Excerpt:
-    """The excerpt between a bos and an eos, which are given: the form of a block that was trained on `wrapped`.
+    """Put an excerpt between a bos and an eos, which are given: the form of a block that was trained on `wrapped`.
 
-    Raises ValueError if the vocabulary has not both.
+    Args:
+        excerpt: the excerpt.
+        vocabulary: gives both ids.
+
+    Returns:
+        The excerpt, two tokens longer.
+
+    Raises:
+        ValueError: if the vocabulary lacks a bos or an eos.
+
+    Example:
+        >>> import edlm
+        >>> vocabulary = edlm.vocabulary.characters("ab ", specials=["bos", "eos"])
+        >>> edlm.corpora.wrap(edlm.corpora.Excerpt(torch.tensor([0, 1]), given=0), vocabulary).tokens.tolist()
+        [3, 0, 1, 4]
     """
     if vocabulary.bos_id is None or vocabulary.eos_id is None:
         raise ValueError("wrapped = True needs a vocabulary with a bos and an eos id")
@@ -240,14 +379,33 @@ def _cut_up(tokens: Tensor, length: int, context: int) -> Iterator[Excerpt]:
 
 
 def batch_at(blocks: Rows, *, step: int, batch_size: int, seed: int) -> TensorDict:
-    """Batch number `step` of an endless stream of epochs, each a fresh order of all blocks: `{x_0: (b, l)}`.
+    """Take batch number `step` of an endless stream of epochs, each a fresh order of all blocks.
 
-    The stream depends on the seed alone: batch `step` holds its items number `step * batch_size` and on, so a batch
-    may straddle epochs. Raises ValueError for a negative step, and unless there is a block and batch_size >= 1.
+    The stream depends on the seed alone. Batch `step` holds its items from number `step * batch_size` on, so a batch
+    may straddle epochs.
+
+    Args:
+        blocks: the blocks of a split.
+        step: number of the batch, from 0.
+        batch_size: b.
+        seed: seed of the orders.
+
+    Returns:
+        A TensorDict with `x_0`, int64 (b, l).
+
+    Raises:
+        ValueError: for a negative step, no blocks, or batch_size < 1.
+
+    Example:
+        >>> import edlm
+        >>> blocks = torch.arange(6).view(3, 2)
+        >>> edlm.corpora.batch_at(blocks, step=0, batch_size=3, seed=0)["x_0"].sort(0).values.tolist()
+        [[0, 1], [2, 3], [4, 5]]
     """
-    _require(step >= 0 and batch_size >= 1, f"need step >= 0 and batch_size >= 1, got {step} and {batch_size}")
+    _require(step >= 0, f"step = {step} must be at least 0")
+    _require(batch_size >= 1, f"batch_size = {batch_size} must be at least 1")
     size = len(blocks)
-    _require(size >= 1, "there are no blocks to make a batch of")
+    _require(size >= 1, "a batch needs at least 1 block, got 0")
     first, end = step * batch_size, (step + 1) * batch_size
     epochs = range(first // size, (end - 1) // size + 1)
     parts = [_order(seed, e, size)[max(first - e * size, 0) : end - e * size] for e in epochs]
@@ -281,7 +439,18 @@ def _split(documents: list[str], fractions: Sequence[float], source: str) -> Cor
 
 
 def require_fractions(fractions: Sequence[float]) -> None:
-    """Raise ValueError unless these are shares of three splits."""
+    """Raise ValueError unless these are the shares of three splits.
+
+    Args:
+        fractions: three positive numbers that sum to 1.
+
+    Raises:
+        ValueError: for any others.
+
+    Example:
+        >>> import edlm
+        >>> edlm.corpora.require_fractions((0.9, 0.05, 0.05))
+    """
     _require(
         len(fractions) == 3 and min(fractions) > 0.0 and math.isclose(sum(fractions), 1.0),
         f"fractions = {tuple(fractions)} must be three positive numbers that sum to 1",
@@ -289,9 +458,19 @@ def require_fractions(fractions: Sequence[float]) -> None:
 
 
 def split_places(sizes: Sequence[int], fractions: Sequence[float]) -> tuple[int, int]:
-    """At which documents of these sizes the second and the third split begin, none empty: by fractions of the sum.
+    """Find the documents at which the second and the third split begin, none of the splits empty.
 
-    At least three documents.
+    Args:
+        sizes: characters of each document; at least three documents.
+        fractions: shares of the three splits.
+
+    Returns:
+        The index of the first document of the second split, and of the third.
+
+    Example:
+        >>> import edlm
+        >>> edlm.corpora.split_places([8, 1, 1], (0.8, 0.1, 0.1))
+        (1, 2)
     """
     starts, count = list(accumulate(sizes, initial=0)), len(sizes)
     first, second = (bisect_left(starts, bound) for bound in _bounds(starts[-1], fractions))
@@ -300,7 +479,24 @@ def split_places(sizes: Sequence[int], fractions: Sequence[float]) -> tuple[int,
 
 
 def cut(text: str, fractions: Sequence[float], source: str) -> Corpus:
-    """One text in three, by fractions of its characters. Raises ValueError, naming the source, if it is too short."""
+    """Cut one text in three by fractions of its characters.
+
+    Args:
+        text: the text.
+        fractions: shares of the three splits.
+        source: named in errors.
+
+    Returns:
+        The corpus, one document a split.
+
+    Raises:
+        ValueError: naming the source, if the text is too short.
+
+    Example:
+        >>> import edlm
+        >>> edlm.corpora.cut("abcdefghij", (0.8, 0.1, 0.1), source="letters")
+        Corpus(train=['abcdefgh'], valid=['i'], test=['j'])
+    """
     first, second = _bounds(len(text), fractions)
     _require(0 < first < second < len(text), f"{source}: {len(text)} characters are too few to be split in three")
     return Corpus([text[:first]], [text[first:second]], [text[second:]])
@@ -311,7 +507,7 @@ def _bounds(size: int, fractions: Sequence[float]) -> tuple[int, int]:
 
 
 def _texts_in(folder: Path) -> list[Path]:
-    """The *.txt of a folder, in any case of their letters."""
+    """List the *.txt of a folder, in any case of their letters."""
     return [file for file in folder.iterdir() if file.suffix.lower() == ".txt" and not file.name.startswith(".")]
 
 
@@ -333,7 +529,7 @@ def _cleaned(documents: list[str], normalised: bool, path: Path) -> list[str]:
 def _read(path: Path) -> str:
     kind = formats.kind_of(path.name)
     _require(
-        kind == formats.PLAIN_TEXT, f"{path}: expected plain text (*.txt); other formats: corpus edlm.datasets.files"
+        kind == formats.PLAIN_TEXT, f"{path}: expected plain text (*.txt); edlm.datasets.files reads other formats"
     )
     formats.require_size(path, limits.CORPUS_BYTES)
     content = path.read_bytes()

@@ -1,7 +1,7 @@
 """Data sets by name, from the Hugging Face hub or from files of one's own, as documents in the splits of the papers.
 
-A set is read document by document, tokenised once into a file, and cut into blocks when they are asked for. Whatever
-is loaded is data: the hub's loading scripts are not run, by this library nor by the versions of `datasets` it takes.
+A set is read document by document, tokenised once into a file, and cut into blocks when they are asked for. Loaded
+files are only data: neither this library nor the versions of `datasets` it accepts run the hub's loading scripts.
 """
 
 import difflib
@@ -38,8 +38,8 @@ _ROWS_AT_ONCE = 1024
 class DataSet:
     """A data set: a `corpora.Source` whose text need not fit into memory.
 
-    read: a split's documents, anew with every call. zero_shot: the split of the published figures. same: for a split
-    that holds the documents of another, that other, whose tokens serve both.
+    read: gives a split's documents, anew with every call. zero_shot: the split of the published figures. same: maps a
+    split to another one with the same documents, whose tokens serve both.
     """
 
     name: str
@@ -53,30 +53,30 @@ class DataSet:
 
     @property
     def fingerprint(self) -> str:
-        """Differs when any block could: by what is read and how it is laid out."""
+        """Digits that differ when any block could: by what is read and how it is laid out."""
         return _digest(self.content, self.layout, str(self.wrapped))
 
     @cached_property
     def train(self) -> list[str]:
-        """The documents of the training split."""
+        """Documents of the training split."""
         return list(self.documents("train"))
 
     @cached_property
     def valid(self) -> list[str]:
-        """The documents of the validation split."""
+        """Documents of the validation split."""
         return list(self.documents("valid"))
 
     @cached_property
     def test(self) -> list[str]:
-        """The documents of the test split."""
+        """Documents of the test split."""
         return list(self.documents("test"))
 
     def documents(self, split: str) -> Iterator[str]:
-        """The documents of a split that hold any text, one at a time."""
+        """Read the documents of a split that hold any text, one at a time."""
         return (text for text in self.read(split) if text.strip())
 
     def blocks(self, vocabulary: Vocabulary, length: int) -> Blocks:
-        """Blocks of every split, read from the token cache when they are indexed; written there if they are not yet.
+        """Cut every split into blocks, read from the token cache when indexed; a missing cache is written first.
 
         Raises ValueError as `token_cache.tokens` and `layouts.rows` do, and for a set that has not all three splits.
         """
@@ -100,12 +100,29 @@ def named(
     normalised: bool = False,
     streaming: bool = False,
 ) -> DataSet:
-    """A data set of `SETS` by its name, as the papers read and split it.
+    """Load a data set of `SETS` by its name, as the papers read and split it.
 
-    path: its files, in the format of the hub or in the one they were first published in; None asks the hub, through
-    `datasets`. streaming: read the hub's files over the network, without a copy of them on disk, when tokens are
-    written. normalised: reduce documents to the 27 symbols of text8. layout, wrapped: see `layouts.rows`.
-    Raises ValueError for an unknown name, and for data that is not there or not as expected, naming it.
+    Args:
+        name: a key of `SETS`.
+        path: its files, in the format of the hub or of their first publication; None asks the hub, through `datasets`.
+        cache: folder of the token files.
+        layout: "packed" or "padded", see `layouts.rows`.
+        wrapped: whether a block stands between a bos and an eos, see `layouts.rows`.
+        normalised: whether documents are reduced to the 27 symbols of text8.
+        streaming: whether the hub's files are read over the network, without a copy on disk, when tokens are written.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: naming it, for an unknown name, and for data that is missing or not as expected.
+
+    Example:
+        >>> import edlm
+        >>> edlm.datasets.named("text9")
+        Traceback (most recent call last):
+            ...
+        ValueError: name = 'text9' is no data set; did you mean 'text8'?
     """
     if name not in SETS:
         near = difflib.get_close_matches(name, SETS, n=1)
@@ -134,12 +151,34 @@ def files(
     normalised: bool = False,
     fractions: Sequence[float] = _FRACTIONS,
 ) -> DataSet:
-    """Any text of one's own, a file or a folder of plain text, jsonl, CSV, TSV, parquet, arrow or zip, of any size.
+    r"""Load text of one's own, a file or a folder of plain text, jsonl, CSV, TSV, parquet, arrow or zip, of any size.
 
     A file belongs to the split that its name or its folder's says: train, valid (validation, val, dev) or test. If no
-    name says any, all documents are split in order by `fractions` of the characters. column: what the text is called in
-    all but plain text. documents_are: what a document of plain text is: "paragraphs" between blank lines, a "line", or
-    the "file". The rest as of `named`. Raises ValueError for data that is missing or not as expected.
+    name says any, all documents are split in order by characters.
+
+    Args:
+        path: the file or folder.
+        column: name of the text in all formats but plain text.
+        documents_are: what a document of plain text is: "paragraphs" between blank lines, a "line", or the "file".
+        cache: folder of the token files.
+        layout: "packed" or "padded", see `layouts.rows`.
+        wrapped: whether a block stands between a bos and an eos, see `layouts.rows`.
+        normalised: whether documents are reduced to the 27 symbols of text8.
+        fractions: shares of the three splits, where no name says any.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: for data that is missing or not as expected.
+
+    Example:
+        >>> import edlm
+        >>> from pathlib import Path
+        >>> lines = [f'{{"body": "{word}"}}' for word in ("one", "two", "six", "ten")]
+        >>> _ = Path("words.jsonl").write_text("\n".join(lines))
+        >>> edlm.datasets.files("words.jsonl", column="body", fractions=(0.5, 0.25, 0.25)).train
+        ['one', 'two']
     """
     _require(
         documents_are in ("paragraphs", "line", "file"),
@@ -157,7 +196,10 @@ def files(
             not missing, f"{path}: has files for {', '.join(filter(None, found))} but none for {', '.join(missing)}"
         )
         unnamed = found.get("", [])
-        _require(not unnamed, f"{path}: {unnamed[0].name if unnamed else ''} says no split in its name, and others do")
+        _require(
+            not unnamed,
+            f"{path}: {unnamed[0].name if unnamed else ''} needs train, valid or test in its name, as other files have",
+        )
         read = stored
     content = _digest(_content(Path(path), found), column, documents_are, repr(tuple(fractions)))
     cleaned = partial(_cleaned, read, _unchanged, normalised)
@@ -181,9 +223,9 @@ def _data_set(
 
 
 def _part(name: str, published: Published, stored: Reader, split: str) -> Iterator[str]:
-    """Documents of one of our splits out of those that are stored."""
+    """Read the documents of one of our splits out of the stored ones."""
     if split not in published.parts:
-        raise ValueError(f"{name} has no {split} split, only {', '.join(published.parts)}")
+        raise ValueError(f"{name} has no {split} split; it has {', '.join(published.parts)}")
     return _sliced(stored(published.parts[split].stored), published.parts[split], name)
 
 
@@ -204,7 +246,7 @@ def _sliced(texts: Iterable[str], part: Part, name: str) -> Iterator[str]:
 
 
 def _cut_whole(name: str, published: Published, stored: Reader, split: str) -> Iterator[str]:
-    """A split of one text, cut 90/5/5 by characters, however many splits it is stored in."""
+    """Read a split of one text, cut 90/5/5 by characters, however many splits it is stored in."""
     text = "".join(stored("train"))
     if len(text) != _TEXT8:  # else it is all there
         text += "".join(chain.from_iterable(stored(other) for other in published.parts if other != "train"))
@@ -241,7 +283,7 @@ def _unchanged(text: str) -> str:
 
 
 def _in_files(name: str, published: Published, path: Path) -> tuple[Reader, str]:
-    """What a set's own files hold by stored split, and what they are."""
+    """Find the reader of a set's own files by stored split, and the hash of their content."""
     own = path / (published.folder or published.config or "")
     path = own if own.is_dir() else path  # a copy of the repository, with other sets beside this one
     found = documents.find(path)
@@ -276,7 +318,7 @@ def _of_files(inside: Sequence[Path], columns: tuple[str, ...], unit: Unit) -> I
 
 
 def _on_hub(name: str, published: Published, streaming: bool) -> tuple[Reader, str]:
-    """What the hub holds by stored split, and its revision."""
+    """Find the reader of the hub's files by stored split, and their revision."""
     hub = _hub()
     builder = _asked(name, published, lambda: hub.load_dataset_builder(published.repository, **_where(published)))
     read = partial(_from_hub, name, published, streaming)
@@ -315,7 +357,7 @@ def _asked(name: str, published: Published, ask: Callable[[], Any]) -> Any:
 
 
 def _content(path: Path, found: Mapping[str, Sequence[Path]]) -> str:
-    """The hash of all that files hold, with the split and the name of each."""
+    """Hash all that files hold, with the split and the name of each."""
     digest = hashlib.sha256()
     for split, inside in sorted(found.items()):
         for file in inside:

@@ -1,8 +1,8 @@
-"""Text as it was written out of text as data sets hold it: words apart from punctuation, marks for what was taken out.
+"""Detokenizers: from text as data sets hold it, with punctuation apart and marks for omissions, to text as written.
 
-The rules are those of the published zero-shot figures (Sahoo et al. 2024), each a fact about its set, applied in order.
-One of theirs is left out, which is meant for apostrophes before digits and never matches; and where two matches of a
-rule share a space both are made, of which theirs miss the second.
+The rules are those of the published zero-shot figures (Sahoo et al. 2024), applied in order. Each is a fact about its
+set. One published rule is left out: it is meant for apostrophes before digits and never matches. Where two matches of
+a rule share a space, both are made; the published code misses the second.
 """
 
 import re
@@ -13,32 +13,32 @@ _Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 def wikitext(text: str) -> str:
-    """WikiText's raw text: ` @-@ ` within words and numbers, spaces around punctuation and inside brackets."""
+    """Restore WikiText's raw text: ` @-@ ` within words and numbers, spaces around punctuation and inside brackets."""
     return _WIKITEXT(text)
 
 
 def ptb(text: str) -> str:
-    """A sentence of the Penn Treebank: contractions apart, `N` for every number, `<unk>` for rare words."""
+    """Restore a sentence of the Penn Treebank: contractions apart, `N` for every number, `<unk>` for rare words."""
     return _PTB(text.strip())
 
 
 def lm1b(text: str) -> str:
-    """A sentence of the One Billion Words: punctuation, quotations and currencies apart."""
+    """Restore a sentence of the One Billion Words: punctuation, quotations and currencies apart."""
     return _LM1B(text.strip())
 
 
 def lambada(text: str) -> str:
-    """A passage of LAMBADA: straight quotation marks, and the line break that is put in front of it."""
+    """Restore a passage of LAMBADA: straight quotation marks, and the line break that is put in front of it."""
     return "\n" + _LAMBADA(text).strip()
 
 
 def scientific_papers(text: str) -> str:
-    """An article of PubMed or arXiv: the rules of WikiText, then those of the One Billion Words."""
+    """Restore an article of PubMed or arXiv by the rules of WikiText, then those of the One Billion Words."""
     return _LM1B(wikitext(text))
 
 
 def _tight(match: re.Match[str]) -> str:
-    """A bracket or quotation without the spaces inside its two marks."""
+    """Drop the spaces inside the two marks of a bracket or quotation."""
     return match[0][0] + match[0][1:-1].strip() + match[0][-1]
 
 

@@ -1,6 +1,6 @@
-"""Blocks out of a stream of ids that lies on disk: packed or padded, with bos and eos or without, read when indexed.
+"""Blocks out of a stream of ids on disk: packed or padded, with bos and eos or without, read when indexed.
 
-What is where is arithmetic on block numbers, so that one file of tokens serves every length and layout.
+The place of a block follows from its number, so one file of tokens serves every length and layout.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Layout = Literal["packed", "padded"]
 
 
 class _Span(NamedTuple):
-    """Where the ids of blocks lie: the place of the first and how many, int64 (b,) each."""
+    """Places of the ids of blocks: the first and how many, int64 (b,) each."""
 
     start: Tensor
     size: Tensor
@@ -75,10 +75,10 @@ class TokenRows:
 def rows(tokens: Tokens, vocabulary: Vocabulary, length: int, layout: Layout, wrapped: bool, name: str) -> TokenRows:
     """Cut a split into blocks of `length`.
 
-    packed: the stream of all documents, cut; the last block reaches back to be full, so that no token is left out. A
-    split shorter than a block is padded. padded: every document in blocks of its own, a long one in several, the last
-    filled up with pad ids. wrapped: a block begins with bos and holds eos after its text, which is two tokens shorter
-    for it, as published OpenWebText networks were trained (Sahoo et al. 2024).
+    packed: the stream of all documents, cut. The last block reaches back to be full, so that no token is left out. A
+    split shorter than a block is padded. padded: every document has blocks of its own, a long one several, the last
+    filled up with pad ids. wrapped: a block begins with bos and holds eos after its text, which is two tokens shorter.
+    Published OpenWebText networks were trained so (Sahoo et al. 2024).
     Raises ValueError, naming what is missing, if a bos, eos or pad id is needed and the vocabulary has none.
     """
     room = length - (2 if wrapped else 0)
@@ -109,7 +109,7 @@ def _packed(number: Tensor, total: int, room: int) -> _Span:
 
 
 def _padded(number: Tensor, bounds: Tensor, ends: Tensor, room: int) -> _Span:
-    """`ends` (documents,): how many blocks a document and those before it fill."""
+    """Find the spans of padded blocks. `ends` (documents,): how many blocks a document and those before it fill."""
     document = torch.searchsorted(ends, number, right=True)
     first, last = bounds[document].unbind(-1)
     blocks = -((first - last) // room)

@@ -1,6 +1,6 @@
-"""Ids of a split on disk, written once and mapped into memory: a stream of all documents, and where each one lies.
+"""Ids of a split on disk, written once and mapped into memory: a stream of all documents, and the place of each one.
 
-Two bytes a token up to 65,536 ids, else four. A file is either there whole or not at all, and its pages have checksums.
+A token takes two bytes up to 65,536 ids, else four. A file is there whole or not at all, and its pages have checksums.
 """
 
 import fcntl
@@ -29,11 +29,11 @@ _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 1024, 1 << 22  # at once to the tokenizer,
 
 
 class Tokens(NamedTuple):
-    """The ids of a split, mapped from disk.
+    """Ids of a split, mapped from disk.
 
     stream: int16 (the bits of uint16) or int32 (n,), documents with separators between them. bounds: int64
     (documents, 2), where each begins and ends in the stream. stored: the folder and the split that they are mapped
-    from, by which they pickle: another process maps them itself.
+    from. Only these are pickled, and another process maps them itself.
     """
 
     stream: Tensor
@@ -44,18 +44,18 @@ class Tokens(NamedTuple):
         return (Tokens, tuple(self)) if self.stored is None else (_mapped, self.stored)
 
     def at(self, places: Tensor) -> Tensor:
-        """The ids at int64 places of any shape: int64."""
+        """Read the ids at int64 places of any shape: int64."""
         ids = self.stream[places].long()
         return ids & (_SMALL - 1) if self.stream.dtype == torch.int16 else ids
 
 
 def tokens(folder: Path, split: str, documents: Callable[[], Iterator[str]], vocabulary: Vocabulary) -> Tokens:
-    """Map what the folder holds of a split, having written it first if it is not there or damaged.
+    """Map the tokens of a split that the folder holds; write them first if they are missing or damaged.
 
-    Several processes that ask at once wait for the one that writes. Documents without text are left out; between two
-    stands the eos id, or one space if there is no eos and the document does not end in one. The folder's name is to
-    stand for the documents and the vocabulary. Raises ValueError if there is no text, for text that the vocabulary
-    cannot spell, and for several documents without a separator.
+    Several processes that ask at once wait for the one that writes. Documents without text are left out. Between two
+    documents stands the eos id, or one space if there is no eos and the document does not end in one. The name of the
+    folder must identify the documents and the vocabulary. Raises ValueError if there is no text, for text that the
+    vocabulary cannot spell, and for several documents without a separator.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / f".{split}.lock"):
@@ -77,7 +77,7 @@ def _mapped(folder: Path, split: str) -> Tokens:
 
 
 def _write(folder: Path, split: str, documents: Iterable[str], vocabulary: Vocabulary) -> None:
-    """Write stream, bounds, and last of all what makes them valid."""
+    """Write the stream, the bounds, and last of all the record that makes them valid."""
     finals, width = _paths(folder, split), 2 if vocabulary.size <= _SMALL else 4
     partials = [path.with_name(f".{path.name}.partial") for path in finals]
     try:
@@ -107,7 +107,7 @@ def _write(folder: Path, split: str, documents: Iterable[str], vocabulary: Vocab
 
 
 def _encoded(documents: Iterable[str], vocabulary: Vocabulary, split: str) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Of every document with text the separator before it and its ids, in pieces."""
+    """Encode every document with text: the separator before it, and its ids in pieces."""
     before, first = torch.empty(0, dtype=torch.int64), 0
     previous: str | None = None
     for batch in _batches(documents):
@@ -127,7 +127,7 @@ def _encoded(documents: Iterable[str], vocabulary: Vocabulary, split: str) -> It
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents that are tokenised together; a long one alone."""
+    """Group the documents that are tokenised together; a long one stands alone."""
     batch: list[str] = []
     size = 0
     for text in documents:
@@ -170,7 +170,7 @@ class _Pages:
 
 
 def _damage(folder: Path, split: str, vocabulary: Vocabulary) -> str | None:
-    """What is wrong with the files of a split; None if nothing is found, "" if there are none."""
+    """Describe what is wrong with the files of a split; None if nothing is found, "" if there are none."""
     if not (folder / f"{split}.json").exists():
         return ""
     try:
@@ -195,7 +195,7 @@ def _key(vocabulary: Vocabulary) -> tuple[int, str, str]:
 
 
 def _pages_are_whole(path: Path, checksums: list[int]) -> bool:
-    """Whether pages evenly spread over a file, the last among them, have their checksums."""
+    """Check pages spread evenly over a file, the last among them, against their checksums."""
     count = min(len(checksums), CHECKED_PAGES)
     with path.open("rb") as file:
         for number in {(each + 1) * len(checksums) // count - 1 for each in range(count)}:

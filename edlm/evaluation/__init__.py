@@ -1,1 +1,1 @@
-"""What is measured of texts, of models and of energies."""
+"""Measurements of texts, of models and of energies."""

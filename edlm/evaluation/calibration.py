@@ -1,7 +1,8 @@
-"""Whether the probabilities of a contrastive classifier are frequencies: what the size of an energy is worth.
+"""Calibration of a contrastive classifier: whether its probabilities are frequencies, as an energy's size claims.
 
-A trained energy tells data from drafts with `P(data) = sigmoid(-E)` (binary), or picks the data among all with
-`softmax(-E)` (ranking). At the optimum these are frequencies; an energy twice too large orders as well and is not.
+A trained energy separates data from drafts with `P(data) = sigmoid(-E)` (binary), or picks the data among all with
+`softmax(-E)` (ranking). At the optimum these are frequencies. An energy twice too large orders texts as well, but its
+probabilities are no frequencies.
 """
 
 import math
@@ -20,14 +21,14 @@ class Predictions(NamedTuple):
 
 
 class CalibrationError(NamedTuple):
-    """The error in [0, 1], and `floor`: what so many predictions of a calibrated classifier would show by chance."""
+    """The error in [0, 1], and `floor`: what so many predictions of a calibrated classifier show by chance."""
 
     error: float
     floor: float
 
 
 def of_pairs(energy_positive: Tensor, energy_negative: Tensor) -> Predictions:
-    """Predictions of the binary classifier, `sigmoid(-E)`: data (b,) and drafts (b, n), either side half the weight.
+    """Collect predictions of the binary classifier, `sigmoid(-E)`: data (b,) and drafts (b, n), each half the weight.
 
     Calibrated where `exp(-E)` is the ratio of data to denoiser (`losses.nce`).
     """
@@ -37,7 +38,7 @@ def of_pairs(energy_positive: Tensor, energy_negative: Tensor) -> Predictions:
 
 
 def of_choices(energy_positive: Tensor, energy_negative: Tensor) -> Predictions:
-    """Predictions of the ranking classifier, `softmax(-E)` over the data (b,) and its drafts (b, n).
+    """Collect predictions of the ranking classifier, `softmax(-E)` over the data (b,) and its drafts (b, n).
 
     Calibrated where `exp(-E)` is the ratio up to a factor per `x_t` (`losses.info_nce`).
     """
@@ -46,7 +47,7 @@ def of_choices(energy_positive: Tensor, energy_negative: Tensor) -> Predictions:
 
 
 def expected_calibration_error(predictions: Predictions, num_bins: int = 10) -> CalibrationError:
-    """`sum_bins share |mean probability - frequency|` over equal bins of [0, 1] (Guo et al. 2017, eq. 3).
+    """Compute `sum_bins share |mean probability - frequency|` over equal bins of [0, 1] (Guo et al. 2017, eq. 3).
 
     The floor is the same sum with, in each bin, the mean deviation of a normal law of variance `sum w^2 p (1 - p)`: it
     takes predictions as independent, and drafts of one text are not quite. Raises ValueError if num_bins < 1.

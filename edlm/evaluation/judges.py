@@ -23,7 +23,7 @@ from edlm.weights import checkpoints, large
 
 
 class Judgement(NamedTuple):
-    """Per text, (n,) each: float64 nats of all tokens that count, and how many tokens of the judge's those are."""
+    """Nats of a judge, float64 (n,), summed over the tokens of each text that count, and the number of those, (n,)."""
 
     nll: Tensor
     tokens: Tensor
@@ -40,8 +40,24 @@ _CLUSTERINGS = 5  # of MAUVE, whose spread is its error
 def autoregressive(network: nn.Module, vocabulary: Vocabulary, bos_id: int | None, batch_size: int = 16) -> Judge:
     """Judge by a causal network of ours, its vocabulary and its longest context.
 
-    With a bos in front of every piece all tokens count; without one the first token of a piece is given.
-    Judging raises ValueError for a text that the vocabulary cannot spell.
+    Args:
+        network: the network.
+        vocabulary: retokenises the texts.
+        bos_id: the id in front of every piece; all tokens count then. None: the first token of a piece does not count.
+        batch_size: pieces that are judged at once.
+
+    Returns:
+        The judge. It raises ValueError for a text that the vocabulary cannot spell.
+
+    Raises:
+        ValueError: for a network that is not causal, or ids outside of its vocabulary.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=1, conditioning_size=0, causal=True)
+        >>> judge = autoregressive(network.eval(), edlm.vocabulary.characters(), bos_id=None)
+        >>> judge(["the cat"]).tokens.tolist()
+        [6]
     """
     causal.check_ar(network, vocabulary.mask_id, bos_id)
     device = next(network.parameters()).device
@@ -54,13 +70,22 @@ def autoregressive(network: nn.Module, vocabulary: Vocabulary, bos_id: int | Non
 
 
 def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
-    """Judge by a causal language model in Hugging Face's format: a folder, or a name that `transformers` finds.
+    """Judge by a causal language model in Hugging Face's format.
 
-    The first token of a piece is given and does not count, as in the published evaluations, which take GPT-2 Large and
-    1024 tokens; a model that takes more is given 1024 too. Weights are read from safetensors alone, computed with in
-    float32, and no code of the model's folder is run.
-    Raises ValueError if `transformers` is not installed or cannot load it, or for weights or a tokenizer that are not
-    the model's; judging, for a text that the tokenizer cannot spell.
+    The first token of a piece is given and does not count, as in the published evaluations. They take GPT-2 Large and
+    1024 tokens; a model that takes more is given 1024 too. Weights are read from safetensors alone and computed with in
+    float32. No code of the model's folder is run.
+
+    Args:
+        name: a folder, or a name that `transformers` finds.
+        device: where the model runs.
+        batch_size: pieces that are judged at once.
+
+    Returns:
+        The judge. It raises ValueError for a text that the tokenizer cannot spell.
+
+    Raises:
+        ValueError: if `transformers` is missing or cannot load it, or weights or a tokenizer do not fit the model.
     """
     tokenizer, model = _from_hugging_face("judge", name, "AutoModelForCausalLM")
     model = model.eval().to(device, torch.float32)
@@ -86,7 +111,7 @@ def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
 
 
 def _from_hugging_face(key: str, name: str, loader: str) -> tuple[Any, Any]:
-    """The tokenizer and the network of a model, by a loader of `transformers`, every weight of it from its files."""
+    """Load the tokenizer and the network of a model, by a loader of `transformers`, all its weights from its files."""
     try:
         import transformers
     except ImportError as error:
@@ -111,15 +136,25 @@ def _from_hugging_face(key: str, name: str, loader: str) -> tuple[Any, Any]:
 
 
 def _context(config: Any) -> int:
-    """Tokens of a piece for a model with this config."""
+    """Choose the tokens of a piece for a model with this config."""
     return min(_CONTEXT, int(getattr(config, "max_position_embeddings", _CONTEXT)))
 
 
 def torchtune_decoder(folder: str | Path, device: torch.device, batch_size: int = 4) -> Judge:
     """Judge by a Qwen 2 or Llama folder that torchtune builds, in the tokens of its `tokenizer.json`.
 
-    Pieces and what counts are those of `causal_lm`, without `transformers`. Raises ValueError naming the file or the
-    setting that is missing or unlike these models.
+    Pieces and counted tokens are those of `causal_lm`, without `transformers`.
+
+    Args:
+        folder: `config.json`, the weights and `tokenizer.json`.
+        device: where the model runs.
+        batch_size: pieces that are judged at once.
+
+    Returns:
+        The judge.
+
+    Raises:
+        ValueError: naming the file or the setting that is missing or unlike these models.
     """
     file = Path(folder) / "tokenizer.json"
     network = decoders.load(large.read_autoregressive(folder, _CONTEXT)).to(device)
@@ -137,13 +172,21 @@ def torchtune_decoder(folder: str | Path, device: torch.device, batch_size: int 
 
 
 def mauve(name: str, device: torch.device) -> Likeness:
-    """How alike samples and real text are, 0 to 1: MAUVE (Pillutla et al. 2021, arXiv 2102.01454).
+    """Build MAUVE, how alike samples and real text are, 0 to 1 (Pillutla et al. 2021, arXiv 2102.01454).
 
-    name: the language model in Hugging Face's format whose last state is a text's features, `gpt2-large` in the paper;
-    it reads 1024 tokens at most. The figure moves with the clustering of features: it is the mean over a few, and its
-    error their standard deviation over texts held fixed. Few texts make few clusters; the authors advise thousands.
-    Raises ValueError if `mauve-text` or `transformers` is not installed or the model cannot be loaded; the measure
-    itself, for fewer than two texts that say anything.
+    The figure varies with the clustering of features. So it is the mean over a few clusterings, and its error their
+    standard deviation with the texts held fixed. Few texts make few clusters; the authors advise thousands.
+
+    Args:
+        name: the language model in Hugging Face's format whose last state is a text's features. The paper takes
+            `gpt2-large`. It reads 1024 tokens at most.
+        device: where the model runs.
+
+    Returns:
+        The measure of samples and real text. It raises ValueError for fewer than two texts with any tokens.
+
+    Raises:
+        ValueError: if `mauve-text` or `transformers` is missing, or the model cannot be loaded.
     """
     try:
         from mauve import compute_mauve
@@ -171,9 +214,16 @@ def mauve(name: str, device: torch.device) -> Likeness:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a model in Hugging Face's format is judged with: its context, and the versions that a figure depends on.
+    """Describe a judge in Hugging Face's format: its context, and the versions that a figure depends on.
 
-    revision: the commit of a name's files, None for those of a folder. Raises as `causal_lm` does for its config.
+    Args:
+        name: a folder, or a name that `transformers` finds.
+
+    Returns:
+        Values for the record. `revision` is the commit of a name's files, None for those of a folder.
+
+    Raises:
+        ValueError: as `causal_lm` does for its config.
     """
     import transformers
 
@@ -187,17 +237,24 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _commit(name: str) -> str | None:
-    """The commit of a name's files, by the folder of the hub's cache that they lie in; None for a folder's."""
+    """Find the commit of a name's files, by the folder of the hub's cache that they lie in; None for a folder's."""
     from transformers.utils import cached_file
 
     return None if Path(name).is_dir() else Path(cached_file(name, "config.json")).parent.name
 
 
 def load(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
-    """A judge and what it is: an AR model's run or network folder of ours, else a model in Hugging Face's format.
+    """Load a judge and its description: an AR model's run or network folder of ours, else a Hugging Face model.
 
-    With `torchtune:` in front of a folder, torchtune builds its model. Raises ValueError for a network of ours that is
-    not causal, and as `causal_lm` and `torchtune_decoder` do.
+    Args:
+        path: the folder or name; with `torchtune:` in front of a folder, torchtune builds its model.
+        device: where the model runs.
+
+    Returns:
+        The judge, and values that describe it.
+
+    Raises:
+        ValueError: for a network of ours that is not causal, and as `causal_lm` and `torchtune_decoder` do.
     """
     if path.startswith(TORCHTUNE):
         name = path.removeprefix(TORCHTUNE)

@@ -1,7 +1,7 @@
-"""What is reported of samples: diversity, and their distance to held-out text. Errors are bootstrapped over texts.
+"""Statistics of samples: diversity, and distance to held-out text. Errors are bootstrapped over texts.
 
-A text is a row of token ids, int64 (l,). Every figure is a function of weights over texts, all one as measured; a
-bootstrap replicate draws as many texts again, with replacement, by keyed uniforms (Efron 1979).
+A text is a row of token ids, int64 (l,). Every statistic is a function of weights over texts, which are all one as
+measured. A bootstrap replicate draws as many texts again, with replacement, by keyed uniforms (Efron 1979).
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +26,24 @@ class Grams(NamedTuple):
 
 
 def bootstrap(statistic: Statistic, sizes: Sequence[int], seed: int, replicates: int = 200) -> Estimate:
-    """A figure with the standard deviation of it over replicates; `sizes` are the numbers of texts of its sets.
+    """Estimate a statistic and its standard deviation over bootstrap replicates.
 
-    Raises ValueError unless every set has two texts.
+    Args:
+        statistic: a function of weights over the texts of each set.
+        sizes: number of texts of each set.
+        seed: seed of the draws.
+        replicates: how many are drawn.
+
+    Returns:
+        The value, its error and the number of texts of the first set.
+
+    Raises:
+        ValueError: unless every set has two texts.
+
+    Example:
+        >>> lengths = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+        >>> bootstrap(mean(lengths), sizes=[3], seed=0).mean
+        2.0
     """
     if min(sizes) < 2:
         raise ValueError(f"a bootstrap error needs at least 2 texts, got {min(sizes)}")
@@ -38,9 +53,24 @@ def bootstrap(statistic: Statistic, sizes: Sequence[int], seed: int, replicates:
 
 
 def replicate_weights(size: int, seed: int, replicates: int = 200) -> Tensor:
-    """The weights over texts of a bootstrap's replicates: float64 (replicates, size), those of a first set.
+    """Draw the weights over texts of a bootstrap's replicates.
 
-    For figures of several sets whose texts belong together one by one, drawn together. Raises ValueError for one text.
+    For statistics of several sets whose texts belong together one by one, drawn together.
+
+    Args:
+        size: number of texts.
+        seed: seed of the draws.
+        replicates: how many are drawn.
+
+    Returns:
+        Weights, float64 (replicates, size): those that `bootstrap` gives a first set.
+
+    Raises:
+        ValueError: for fewer than two texts.
+
+    Example:
+        >>> replicate_weights(4, seed=0, replicates=2).sum(-1).tolist()
+        [4.0, 4.0]
     """
     if size < 2:
         raise ValueError(f"a bootstrap error needs at least 2 texts, got {size}")
@@ -48,10 +78,27 @@ def replicate_weights(size: int, seed: int, replicates: int = 200) -> Tensor:
 
 
 def half_sampling(statistic: Statistic, size: int, seed: int, replicates: int = 200) -> Estimate:
-    """A figure of one set with its deviation over halves of the set, drawn without replacement.
+    """Estimate a statistic of one set, and its deviation over halves of the set, drawn without replacement.
 
-    For figures that a text drawn twice would spoil: it cannot add anything new to what it has said. A half of m of n
-    texts varies by `(n - m) / m` times the variance of the whole, which is taken out. Raises ValueError for one text.
+    For statistics that a text drawn twice would spoil: its copy adds no new n-grams. A half of m of n texts varies by
+    `(n - m) / m` times the variance of the whole, which is taken out.
+
+    Args:
+        statistic: a function of weights over the texts.
+        size: number of texts.
+        seed: seed of the draws.
+        replicates: how many halves are drawn.
+
+    Returns:
+        The value, its error and the number of texts.
+
+    Raises:
+        ValueError: for fewer than two texts.
+
+    Example:
+        >>> texts = [torch.tensor([0, 1, 0]), torch.tensor([2, 3, 2])]
+        >>> half_sampling(distinct(grams(texts, 2)), size=2, seed=0).mean
+        1.0
     """
     if size < 2:
         raise ValueError(f"an error by halves needs at least 2 texts, got {size}")
@@ -66,9 +113,24 @@ def half_sampling(statistic: Statistic, size: int, seed: int, replicates: int = 
 
 
 def grams(texts: Sequence[Tensor], n: int) -> Grams:
-    """Number the n-grams of texts, equal ones alike; a text shorter than n has none. Raises ValueError if none has."""
+    """Number the n-grams of texts, equal ones alike.
+
+    Args:
+        texts: int64 (l,) each; one shorter than n has no n-gram.
+        n: tokens of an n-gram.
+
+    Returns:
+        The n-grams of all texts.
+
+    Raises:
+        ValueError: if no text has n tokens.
+
+    Example:
+        >>> grams([torch.tensor([5, 7, 5, 7])], 2).number.tolist()
+        [0, 1, 0]
+    """
     if max((len(text) for text in texts), default=0) < n:
-        raise ValueError(f"no text has {n} tokens")
+        raise ValueError(f"n-grams of n = {n} need a text of at least {n} tokens")
     tokens = torch.cat(list(texts))
     owner = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(text) for text in texts]))
     base, number = int(tokens.max()) + 1, tokens
@@ -80,25 +142,57 @@ def grams(texts: Sequence[Tensor], n: int) -> Grams:
 
 
 def unigram_entropy(texts: Sequence[Tensor]) -> Tensor:
-    """Entropy of the token frequencies within each text, nats: float64 (n,) (Zheng et al. 2024, arXiv 2409.02908).
+    """Compute the entropy of token frequencies in each text (Zheng et al. 2024, arXiv 2409.02908).
 
-    Low where a text repeats itself: a sampler that sharpens its law lowers it, and its judged perplexity with it.
+    It is low where a text repeats itself. A sampler that sharpens its law lowers it, and its judged perplexity with it.
+
+    Args:
+        texts: int64 (l,) each.
+
+    Returns:
+        Nats, float64 (n,).
+
+    Example:
+        >>> unigram_entropy([torch.tensor([0, 0, 1, 1])])  # log 2
+        tensor([0.6931], dtype=torch.float64)
     """
     return torch.stack([_entropy(torch.bincount(text).double()) for text in texts])
 
 
 def repetition(texts: Sequence[Tensor], n: int) -> Tensor:
-    """Share of a text's n-grams that stood in it before (seq-rep-n, Welleck et al. 2020): float64 (n,).
+    """Compute the share of a text's n-grams that stood in it before (seq-rep-n, Welleck et al. 2020).
 
-    Raises ValueError if a text has fewer than n tokens.
+    Args:
+        texts: int64 (l,) each.
+        n: tokens of an n-gram.
+
+    Returns:
+        Shares, float64 (n,).
+
+    Raises:
+        ValueError: if a text has fewer than n tokens.
+
+    Example:
+        >>> repetition([torch.tensor([0, 1, 0, 1])], 1)
+        tensor([0.5000], dtype=torch.float64)
     """
     return torch.stack([1.0 - distinct(grams([text], n))(torch.ones(1, dtype=torch.float64)) for text in texts])
 
 
 def distinct(found: Grams) -> Statistic:
-    """Build distinct-n: n-grams that differ over all n-grams, of all texts together (Li et al. 2016, arXiv 1510.03055).
+    """Build distinct-n: distinct n-grams over all n-grams, of all texts together (Li et al. 2016, arXiv 1510.03055).
 
-    It falls as texts are added: compare equal numbers of texts of equal length. Its error is that of `half_sampling`.
+    It falls as texts are added: compare equal numbers of texts of equal length. Take its error from `half_sampling`.
+
+    Args:
+        found: the n-grams of the texts.
+
+    Returns:
+        A function of weights over the texts.
+
+    Example:
+        >>> distinct(grams([torch.tensor([0, 1, 0, 1])], 1))(torch.ones(1, dtype=torch.float64))
+        tensor(0.5000, dtype=torch.float64)
     """
 
     def statistic(weights: Tensor) -> Tensor:
@@ -111,8 +205,20 @@ def distinct(found: Grams) -> Statistic:
 def divergence(found: Grams) -> Statistic:
     """Build the Jensen-Shannon divergence in nats, at most log 2, between the n-grams of two sets of texts.
 
-    The grams are those of both sets, the texts of the first one first. Finite sets of the same law are at a distance
-    above zero too, larger for larger n and fewer texts: report it beside that of two sets of real text.
+    Finite sets of the same law have a distance above zero too, larger for larger n and fewer texts. Report it beside
+    the distance of two sets of real text.
+
+    Args:
+        found: the n-grams of both sets, the texts of the first one first.
+
+    Returns:
+        A function of weights over the texts of either set.
+
+    Example:
+        >>> found = grams([torch.tensor([0, 0]), torch.tensor([1, 1])], 1)
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> divergence(found)(one, one)  # log 2
+        tensor(0.6931, dtype=torch.float64)
     """
 
     def statistic(samples: Tensor, reference: Tensor) -> Tensor:
@@ -125,12 +231,35 @@ def divergence(found: Grams) -> Statistic:
 
 
 def mean(values: Tensor) -> Statistic:
-    """Build the mean of a value per text, (n,)."""
+    """Build the mean of a value per text.
+
+    Args:
+        values: (n,).
+
+    Returns:
+        A function of weights over the texts.
+
+    Example:
+        >>> mean(torch.tensor([1.0, 3.0]))(torch.ones(2))
+        tensor(2.)
+    """
     return lambda weights: (weights * values).sum() / weights.sum()
 
 
 def perplexity(nll: Tensor, tokens: Tensor) -> Statistic:
-    """Build `exp(sum nll / sum tokens)`, over all tokens of all texts: nats (n,) and counts (n,)."""
+    """Build `exp(sum nll / sum tokens)`, over all tokens of all texts.
+
+    Args:
+        nll: nats of each text, (n,).
+        tokens: number of each text's tokens, (n,).
+
+    Returns:
+        A function of weights over the texts.
+
+    Example:
+        >>> perplexity(torch.tensor([0.0, 1.3863]), torch.tensor([1.0, 1.0]))(torch.ones(2))  # sqrt(4)
+        tensor(2.0000)
+    """
     return lambda weights: ((weights * nll).sum() / (weights * tokens).sum()).exp()
 
 
@@ -139,12 +268,12 @@ def _histogram(found: Grams, weights: Tensor) -> Tensor:
 
 
 def _entropy(counts: Tensor) -> Tensor:
-    """Entropy in nats of the frequencies that counts give, zeros among them: (v,) to ()."""
+    """Compute the entropy in nats of the frequencies of counts, zeros among them: (v,) to ()."""
     share = counts / counts.sum()
     return -torch.special.xlogy(share, share).sum()
 
 
 def _weights(size: int, seed: int, number: int) -> Tensor:
-    """How often each of `size` texts is drawn in `size` draws with replacement: float64 (size,)."""
+    """Count how often each of `size` texts is drawn in `size` draws with replacement: float64 (size,)."""
     uniforms = noise.uniforms(seed, torch.arange(size), number, Stream.EVALUATION).squeeze(-1)
     return torch.bincount((uniforms * size).long(), minlength=size).double()

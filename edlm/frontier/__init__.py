@@ -1,1 +1,1 @@
-"""Samplers beside each other: a grid of settings drawn, judged, and set against cost or against an exact law."""
+"""Comparison of samplers: a grid of settings drawn, judged, and plotted against cost or against an exact law."""

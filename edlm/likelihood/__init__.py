@@ -1,1 +1,1 @@
-"""How likely a text is: bounds of denoisers and samplers, exact laws of small spaces and of hidden Markov models."""
+"""Likelihoods of texts: bounds of denoisers and samplers, exact laws of small spaces and of hidden Markov models."""

@@ -1,4 +1,4 @@
-"""Rotary attention: over a whole text, and from a cache of what was read before for rows that come after it."""
+"""Rotary attention: over a whole text, or for new rows that also read a cache of earlier keys and values."""
 
 import math
 from typing import NamedTuple
@@ -41,9 +41,9 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Cache | None]:
         """Mix rows (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,).
 
-        rotary: cosines and sines, (l, d) or (b, l, d). mask: as `F.scaled_dot_product_attention` takes it.
-        cache: what was read before, which is not written to. The rows then come in groups, and mask is a tuple with one
-        for each, (..., g, cached + g), zero or -inf: what the g rows of a group see of the cache and of each other.
+        rotary: cosines and sines, (l, d) or (b, l, d). mask: as `F.scaled_dot_product_attention` takes it. cache: keys
+        and values of earlier rows, which is not written to. The rows then come in groups. The mask is a tuple with one
+        mask a group, (..., g, cached + g), zero or -inf: what its g rows read of the cache and of each other.
         keep: return the keys and values of the rows too, and no None in their place.
         """
         q, k, v = self._heads(x, rotary)
@@ -54,32 +54,32 @@ class Attention(nn.Module):
         return self.out(rows_at(mixed.transpose(1, 2).flatten(-2), positions)), Cache(k, v) if keep else None
 
     def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (b, heads, l, d), the first two turned by their positions, (l, d) or (b, l, d)."""
+        """Compute queries, keys and values (b, heads, l, d); positions (l, d) or (b, l, d) turn the first two."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         cos, sin = (table.unsqueeze(-2) for table in rotary)
         return rope.rotate(q, cos, sin).transpose(1, 2), rope.rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
 
 def readable(valid: Tensor | None) -> Tensor | None:
-    """The mask by which a whole pass reads nothing where `valid`, bool (b, l), is False; None: everything is read."""
+    """Build the mask of a pass that reads only where `valid`, bool (b, l), is True; None: it reads everything."""
     return None if valid is None else valid[:, None, None]
 
 
 def rows_at(x: Tensor, positions: Tensor | None) -> Tensor:
-    """Rows (n, h) of (b, l, h) at flat positions (n,), or all of it."""
+    """Take the rows (n, h) of (b, l, h) at flat positions (n,), or all rows."""
     return x if positions is None else x.flatten(0, 1).index_select(0, positions)
 
 
 def two_streams(
     where: Tensor, length: int, k: int, head_size: int, like: Tensor, valid: Tensor | None = None
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Say where the rows of k candidates stand, and what they see of x_t and of each other: rotary and mask of a pass.
+    """Build rotary tables and mask of a pass over k candidates: where each row stands, and which rows it reads.
 
-    where: places of m new tokens in x_t, int64 (b, m), ascending, `length` where a row has fewer; valid: bool (b, l),
-    False where nothing is read of x_t but what is new there. A candidate has 2 (m - 1) rows, for (b, k 2 (m - 1), h).
-    Two streams (Yang et al. 2019, arXiv 1906.08237): a row for each token but the last, which sees x_t, less the masks
-    that are filled by then, and the new tokens up to itself; and a row that asks for each but the first, which sees the
-    new tokens before it and a mask in its own place.
+    where: places of m new tokens in x_t, int64 (b, m), ascending, `length` where a row has fewer. valid: bool (b, l),
+    False where x_t is not read unless a new token stands there. A candidate has 2 (m - 1) rows, for (b, k 2 (m - 1),
+    h). There are two streams (Yang et al. 2019, arXiv 1906.08237). Every token but the last has a row that reads x_t,
+    without the masks that are filled by then, and the new tokens up to itself. Every token but the first has a row that
+    predicts it: this row reads the new tokens before it, and a mask in its own place.
     """
     b, m = where.shape
     number = torch.arange(m, device=where.device)

@@ -1,4 +1,4 @@
-"""What networks are made of: adaLN, blocks, a trunk that reads and gives key-value caches, the vocabulary head."""
+"""Parts of the networks: adaLN, blocks, a trunk that reads and gives key-value caches, the vocabulary head."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _MLP_RATIO = 4
 
 
 class NoiseEmbedding(nn.Module):
-    """Noise level sigma (b,) to a conditioning vector (b, c): sinusoids, then Linear - SiLU - Linear - SiLU."""
+    """Embedding of a noise level: sigma (b,) to (b, c), by sinusoids, then Linear - SiLU - Linear - SiLU."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class NoiseEmbedding(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Conditioning (b, c) to `chunks` vectors (b, 1, h) that shift, scale and gate; zero at the start of training."""
+    """Map from conditioning (b, c) to `chunks` vectors (b, 1, h) that shift, scale and gate; zero before training."""
 
     def __init__(self, conditioning_size: int, hidden_size: int, chunks: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each normalised before and added after; modulated when conditioned."""
+    """Attention and a feed-forward layer with pre-normalisation and residual sums, modulated if conditioned."""
 
     def __init__(
         self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float, norm_bias: bool
@@ -152,7 +152,7 @@ class Trunk(nn.Module):
         return self._normed(x, conditioning, positions, length), torch.stack(kept, dim=1) if keep else None
 
     def _conditioning(self, x: Tensor, sigma: Tensor | None) -> Tensor | None:
-        """What the noise level says to every block: (b, c), or (1, c) where none is given."""
+        """Compute the conditioning that every block reads: (b, c), or (1, c) where no noise level is given."""
         if self.noise_embedding is None:
             return None
         found: Tensor = self.noise_embedding(x.new_zeros(1) if sigma is None else sigma)
@@ -169,7 +169,7 @@ class Trunk(nn.Module):
 
 
 class Head(nn.Linear):
-    """Hidden states (..., h) to logits (..., v), or to some columns of them without the cost of the others."""
+    """Vocabulary head: hidden states (..., h) to logits (..., v), or to chosen columns at the cost of those alone."""
 
     def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
         """Apply the rows of the weight that make these columns; None: all."""
@@ -180,12 +180,12 @@ class Head(nn.Linear):
     def log_prob(
         self, hidden: Tensor, tokens: Tensor, excluded: int | None = None, expected: Tensor | None = None
     ) -> Tensor:
-        """`log softmax(logits)[token]` of hidden states (n, h), nats (n,), in tiles: see `head.log_prob`."""
+        """Compute `log softmax(logits)[token]` of hidden states (n, h), nats (n,), in tiles: see `head.log_prob`."""
         return head.log_prob(hidden, self.weight, self.bias, tokens, excluded, expected)
 
 
 def _modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`norm(x) * (1 + scale) + shift`; one shift and scale for all positions become the norm's own, in one pass."""
+    """Compute `norm(x) * (1 + scale) + shift`, in one pass where one shift and scale serve all positions."""
     if len(shift) != 1:
         return torch.addcmul(shift, norm(x), 1 + scale)
     shift, scale = (vector.flatten().to(norm.weight.dtype) for vector in (shift, scale))  # autocast makes them bfloat16
@@ -195,7 +195,7 @@ def _modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> T
 
 
 def _per_position(vector: Tensor, positions: Tensor | None, length: int) -> Tensor:
-    """A conditioning vector (b, 1, h), or (1, 1, h) for all rows, as it applies at the flat positions: (n, h)."""
+    """Select the conditioning vector (b, 1, h), or (1, 1, h) for all rows, of each flat position: (n, h)."""
     if positions is None:
         return vector
     return vector[0] if len(vector) == 1 else vector.squeeze(1).index_select(0, positions // length)

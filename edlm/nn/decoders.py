@@ -1,7 +1,7 @@
 """Torchtune's decoders as networks: bidirectional ones for diffusion models, causal ones for an AR energy.
 
-A `Blueprint` says how a model is built and filled before any of it takes memory. Torchtune itself is imported by
-whoever builds a decoder, not here.
+A `Blueprint` says how a model is built and filled before any of it takes memory. The caller that builds a decoder
+imports torchtune; this module does not.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ from edlm.process import finite
 class DecoderNetwork(nn.Module):
     """A torchtune decoder as a `Network`: tokens (b, l) to hidden states (b, l, h), logits by `head` on request.
 
-    `shifted`: position i reads the state of position i - 1, which is the one that predicts token i in a model made
-    from an autoregressive one; position 0, which nothing predicts, keeps its own. `rows_at_once` bounds memory: rows
-    are run that many at a time. `vocab_size`: ids from the decoder's own number up to it have probability zero, and are
-    read as a row of zeros that the embedding is extended by, never as another token. Noise
-    levels are not read: these models know none. The decoder's modules are taken over, its norms in float32.
+    `shifted`: position i reads the state of position i - 1, as models made from autoregressive ones predict token i
+    there. Nothing predicts position 0, which keeps its own state. `rows_at_once`: how many rows run at a time, which
+    bounds memory. `vocab_size`: ids from the decoder's own number up to it have probability zero, and are read as a row
+    of zeros, never as another token. Noise levels are not read: these models know none. The decoder's modules are taken
+    over, its norms in float32.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class DecoderNetwork(nn.Module):
 class Blueprint(NamedTuple):
     """A model before it takes any memory: how its decoder is built, what fills it, and the network made of it.
 
-    weights: reads them, under torchtune's names; where: what an error names; dtype: that of the weights, as the folder
-    says, for an outline.
+    weights: reads them, under torchtune's names. where: the place that an error names. dtype: the type of the weights
+    in the folder, for an outline.
     """
 
     build: Callable[[], Any]
@@ -96,7 +96,7 @@ def load(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwo
 
 
 def outline(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwork:
-    """The network without its weights, on the meta device: it takes no memory and serves `memory.memory_plan`."""
+    """Build the network without its weights, on the meta device: it takes no memory and serves `memory.memory_plan`."""
     with torch.device("meta"):
         return blueprint.network(blueprint.build().to(dtype or blueprint.dtype))
 
@@ -104,7 +104,7 @@ def outline(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNe
 def autoregressive(
     decoder: Any, max_length: int | None = None, rows_at_once: int | None = None, vocab_size: int | None = None
 ) -> DecoderNetwork:
-    """A causal torchtune decoder (Llama 3, Qwen 2, Gemma, Mistral, Phi 3) for `energies.residual_ar`, in eval mode.
+    """Wrap a causal torchtune decoder (Llama 3, Qwen 2, Gemma, Mistral, Phi 3) for `energies.residual_ar`, eval mode.
 
     vocab_size: that of the denoiser, where it is larger; ids that the decoder does not know are impossible.
     Raises ValueError if a layer looks ahead.
@@ -115,9 +115,9 @@ def autoregressive(
 
 
 def with_weights(build: Callable[[], Any], weights: Mapping[str, Tensor]) -> Any:
-    """A torchtune decoder that holds the given tensors themselves, in their precision, under torchtune's names.
+    """Build a torchtune decoder that holds the given tensors themselves, in their precision, under torchtune's names.
 
-    `build` makes it, on no device, since a copy would take gigabytes; rotary tables are float32 whatever the weights
+    `build` makes it on no device, since a copy would take gigabytes. Rotary tables are float32 whatever the weights
     are. Raises ValueError for names and shapes that are not the decoder's.
     """
     with torch.device("meta"):
@@ -157,7 +157,7 @@ class _PaddedHead(Head):
 
 
 def _head(decoder: Any, vocab_size: int | None) -> Head:
-    """The vocabulary head over the decoder's own weight, also where that is its embedding, as wide as is asked."""
+    """Build the vocabulary head over the decoder's own weight, even if that is its embedding, as wide as is asked."""
     weight = (decoder.output if isinstance(decoder.output, nn.Linear) else decoder.tok_embeddings).weight
     known, width = weight.shape
     wanted = max(known, vocab_size or 0)

@@ -1,4 +1,4 @@
-"""Conditioning that is always the same, folded into the weights: the same function, fewer operations."""
+"""Folding of a constant conditioning into the weights: the same function with fewer operations."""
 
 from typing import Any, TypeVar
 
@@ -12,10 +12,10 @@ N = TypeVar("N", Transformer, EnergyNetwork, JointNetwork)
 
 @torch.no_grad()
 def fold_conditioning(network: N) -> N:
-    """Return the network with its adaLN at sigma = 0 folded into the weights: the same function, fewer operations.
+    """Fold the adaLN of a network at sigma = 0 into its weights: the same function, fewer operations.
 
-    For networks that are never told a noise level. A shift and a scale become LayerNorm's bias and weight, a gate
-    becomes part of the linear layer before it. A network without conditioning is returned as it is.
+    For networks that get no noise level. A shift and a scale become LayerNorm's bias and weight. A gate becomes part of
+    the linear layer before it. A network without conditioning is returned as it is.
     """
     trunk = network.trunk
     if trunk.noise_embedding is None or trunk.modulation is None:
@@ -41,7 +41,7 @@ def _fold_block(block: Any, target: Any, conditioning: Tensor) -> None:
 
 
 def _unmodulated(network: nn.Module) -> dict[str, Tensor]:
-    """Every weight but those that make the conditioning."""
+    """Collect every weight but those that make the conditioning."""
     return {k: v for k, v in network.state_dict().items() if "modulation" not in k and "noise_embedding" not in k}
 
 

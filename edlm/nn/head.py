@@ -1,7 +1,7 @@
-"""`log p(token)` under a linear vocabulary head, with its gradients, and never more logits than one tile of rows.
+"""`log p(token)` under a linear vocabulary head with gradients, never holding more logits than one tile of rows.
 
-The gradient of `log p_i(x_i)` with respect to row i's logits is `1[y = x_i] - p_i(y)`: all gradients are products of
-the same tile of probabilities, so they can be taken while it is there, and the logits of all rows, (n, v), never are.
+The gradient of `log p_i(x_i)` with respect to row i's logits is `1[y = x_i] - p_i(y)`. So every gradient is a product
+of the tile's probabilities, and is taken while the tile exists. The logits of all rows, (n, v), never exist at once.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _ROUNDING = 8  # units in the last place within which two gradients count as pro
 
 
 class Head(NamedTuple):
-    """What the logits `hidden W^T + c` are made of: weight (v, h), bias (v,); `excluded`: a column of probability 0."""
+    """Parameters of the logits `hidden W^T + c`: weight (v, h), bias (v,); `excluded`: a column of probability 0."""
 
     weight: Tensor
     bias: Tensor | None
@@ -27,7 +27,7 @@ class Head(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of `sum_i g_i log p_i(x_i)`, at least float32: hidden (n, h), weight (v, h), bias (v,); None where not wanted."""
+    """Gradients of `sum_i g_i log p_i(x_i)`, at least float32: hidden (n, h), weight (v, h), bias (v,), if wanted."""
 
     hidden: Tensor | None
     weight: Tensor | None
@@ -42,13 +42,13 @@ def log_prob(
     excluded: int | None = None,
     expected: Tensor | None = None,
 ) -> Tensor:
-    """`log softmax(hidden W^T + c)[token]` of each row: nats (n,), float32 or better.
+    """Compute `log softmax(hidden W^T + c)[token]` of each row: nats (n,), float32 or better.
 
     hidden (n, h), weight (v, h), bias (v,) or None, tokens (n,) int64; excluded: a column of probability zero, the
-    mask's. expected (n,): what the gradient with respect to the result will be, up to one factor for all rows; then
-    the gradients are made beside the result and logits are computed once. Another gradient is as exact, at the cost
-    of computing them again, and so is one without `expected`. Products run in the type of autocast where that is on;
-    gradients of the weight are summed over tiles in float32 or better. A compiler leaves the call as it is.
+    mask's. expected (n,): the gradient with respect to the result, up to one factor for all rows. If it is given, the
+    gradients are made beside the result, and logits are computed once. Another gradient is just as exact but computes
+    the logits again, as a call without `expected` does. Products run in the type of autocast where that is on.
+    Gradients of the weight are summed over tiles in float32 or better. A compiler leaves the call as it is.
     """
     return _apart(hidden, weight, bias, tokens, excluded, expected)
 
@@ -61,7 +61,7 @@ def _apart(hidden: Tensor, *arguments: Any) -> Tensor:
 
 
 class _LogProb(torch.autograd.Function):
-    """Keeps the states, the tokens and announced gradients; others are computed from them when they are asked for."""
+    """The function with its gradients. It keeps announced gradients, and computes others when they are asked for."""
 
     @staticmethod
     def forward(
@@ -149,7 +149,7 @@ def _gradients(
     dtype: torch.dtype,
     log_prob: Tensor | None = None,
 ) -> Gradients:
-    """Gradients of `sum_i g_i log p_i(x_i)` for `gradient` g (n,); `log_prob`, if given, is filled on the way.
+    """Compute gradients of `sum_i g_i log p_i(x_i)` for `gradient` g (n,); fill `log_prob`, if given, on the way.
 
     With E a tile's unnormalised probabilities and s = g / sum E: `g W[x] - s (E W)`, and `-E^T (s hidden)`, to which
     the rows of the tokens are added. E itself is never scaled, which would be a pass over (rows, v) each time.
@@ -193,7 +193,7 @@ def _add_tile(found: Gradients, tile: _Tile, weight: Tensor, target: Tensor, own
 
 
 def _common_factor(gradient: Tensor, expected: Tensor) -> Tensor | None:
-    """The number that `expected` has to be multiplied with to give the gradient, None if no number does."""
+    """Find the number by which `expected` is multiplied to give the gradient, None if there is none."""
     rounding = _ROUNDING * torch.finfo(gradient.dtype).eps
     gradient, expected = gradient.double(), expected.double()
     factor = (gradient * expected).sum() / expected.square().sum()

@@ -1,8 +1,8 @@
-"""Transformers in plain torch: rotary, bidirectional or causal, with a vocabulary head or a scalar head.
+"""Transformers in plain torch, rotary, bidirectional or causal, with a vocabulary head or a scalar head.
 
-The layout of parameters is the one of the published MDLM and EDLM networks (an untied embedding, LayerNorm without
-bias, adaLN conditioning on the noise level, tanh GELU), so their weights load by renaming keys. Networks know tokens
-and noise levels only; what a mask or a time is, is said in `denoisers` and `energies`.
+The parameters have the layout of the published MDLM and EDLM networks: an untied embedding, LayerNorm without bias,
+adaLN conditioning on the noise level, tanh GELU. So their weights load by renaming keys. Networks know tokens and
+noise levels only; `denoisers` and `energies` know masks and times.
 """
 
 import math
@@ -26,11 +26,29 @@ _SIZES = ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", 
 class Transformer(nn.Module):
     """A network over tokens with a vocabulary head that can be run on chosen positions alone.
 
-    Bidirectional with adaLN it is a denoiser's network; `causal=True, conditioning_size=0` makes an autoregressive one
-    (`conditioning_size = 0` leaves adaLN out). pad_id: what fills a block after its text and is never read, so that the
-    states of a text do not depend on how much of it there is; None: every token is read. A causal network, which reads
-    nothing that stands after a token, needs no telling. Raises ValueError unless hidden_size is a multiple of
-    2 * num_heads, num_layers at least 1, and pad_id in the vocabulary.
+    Bidirectional with adaLN it is a denoiser's network. `causal=True, conditioning_size=0` makes an autoregressive one.
+
+    Args:
+        vocab_size: ids, the mask included.
+        max_length: the longest block that it reads.
+        hidden_size: h, a multiple of 2 * num_heads.
+        num_layers: at least 1.
+        num_heads: heads of the attention.
+        conditioning_size: width of the embedded noise level; 0 leaves adaLN out.
+        causal: whether a position reads only itself and those before it.
+        dropout: probability in [0, 1).
+        norm_bias: whether LayerNorms have a bias.
+        pad_id: the id that fills a block after its text. It is not read, so the states of a text do not depend on it;
+            None: every token is read. A causal network never reads what stands after a token.
+
+    Raises:
+        ValueError: naming the argument, for a size or id that no network can have, or above `limits`.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.Transformer(vocab_size=28, max_length=16, hidden_size=32, num_layers=1)
+        >>> network(torch.zeros(2, 16, dtype=torch.int64)).shape
+        torch.Size([2, 16, 32])
     """
 
     def __init__(
@@ -61,7 +79,7 @@ class Transformer(nn.Module):
     def forward(
         self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None, keep: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,).
+        """Map tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,).
 
         keep: return keys and values (b, layers, 2, heads, l, d) too, the context that `in_order` reads of x_t.
         """
@@ -78,13 +96,13 @@ class Transformer(nn.Module):
         sigma: Tensor | None = None,
         text: Tensor | None = None,
     ) -> Tensor:
-        """States (b, k, m - 1, h) by which new tokens are predicted one after the other, in one pass over them alone.
+        """Compute the states (b, k, m - 1, h) that predict new tokens one after the other, in one pass over them alone.
 
         tokens: int64 (b, k, m), new in k candidates for x_s; where: int64 (b, m), their places in x_t, ascending, l
         where a row has fewer; context: what a pass over x_t keeps. The first new token is predicted from x_t alone.
-        text: x_t or any candidate, int64 (b, l), to which a network with a `pad_id` looks for what is never read.
-        See `attention.two_streams` for who sees whom. The states of x_t are those of the pass over x_t; of the last
-        block, the rows that ask are all that is needed.
+        text: x_t or any candidate, int64 (b, l), from which a network with a `pad_id` finds its padding.
+        See `attention.two_streams` for which row reads which. The states of x_t are those of the pass over x_t. The
+        last block computes only the rows that predict.
         """
         b, k, m = tokens.shape
         written = self.embedding(tokens)
@@ -100,7 +118,7 @@ class Transformer(nn.Module):
         return states.view(b, k, m - 1, -1)
 
     def step(self, tokens: Tensor, position: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        """One position of a causal network without conditioning: what `forward` gives there, at the cost of one token.
+        """Compute one position of a causal network without conditioning, as `forward` does, at the cost of one token.
 
         tokens (b,) at `position`, int64 (); cache: (layers, b, heads, l, d), of which the first `position` are read.
         Returns the hidden states (b, h) and the position's own keys and values (layers, b, heads, d); the cache is not
@@ -114,11 +132,11 @@ class Transformer(nn.Module):
         return hidden.squeeze(1), Cache(*own.squeeze(4).transpose(0, 1).unbind(2))
 
     def _valid(self, tokens: Tensor) -> Tensor | None:
-        """What is read of the tokens, bool (b, l); None: all of them, or all before a token."""
+        """Mark the tokens that are read, bool (b, l); None: all of them, or all before a token."""
         return None if self.pad_id is None or self.arguments["causal"] else tokens != self.pad_id
 
     def empty_cache(self, b: int, length: int) -> Cache:
-        """Room for the keys and values of b rows of `length` positions, all zero."""
+        """Allocate zeros for the keys and values of b rows of `length` positions."""
         heads = self.arguments["num_heads"]
         like = self.embedding.weight
         keys = like.new_zeros(self.arguments["num_layers"], b, heads, length, like.shape[1] // heads)
@@ -128,9 +146,27 @@ class Transformer(nn.Module):
 class EnergyNetwork(nn.Module):
     """A scalar per pair (x_t, x_0): a trunk over both embeddings, averaged over positions (Xu et al. 2025).
 
-    Called as `per_position` it does not average: see `energies.learned_transition`.
+    `per_position` does not average: see `energies.learned_transition`.
 
-    Raises ValueError unless hidden_size is a multiple of 2 * num_heads and num_layers at least 1.
+    Args:
+        vocab_size: ids, the mask included.
+        max_length: the longest block that it reads.
+        hidden_size: h, a multiple of 2 * num_heads.
+        num_layers: at least 1.
+        num_heads: heads of the attention.
+        conditioning_size: width of the embedded noise level; 0 leaves adaLN out.
+        dropout: probability in [0, 1).
+        norm_bias: whether LayerNorms have a bias.
+
+    Raises:
+        ValueError: naming the argument, for a size that no network can have, or above `limits`.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.EnergyNetwork(vocab_size=28, max_length=16, hidden_size=32, num_layers=1)
+        >>> pair = torch.zeros(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64)
+        >>> network(*pair).tolist()  # zero before training
+        [0.0, 0.0]
     """
 
     def __init__(
@@ -162,7 +198,7 @@ class EnergyNetwork(nn.Module):
         nn.init.zeros_(self.scalar.weight)
 
     def forward(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-        """Token pairs (b, l) and noise levels (b,) to scalars (b,); positions where `valid` is False do not count."""
+        """Map token pairs (b, l) and noise levels (b,) to scalars (b,); leave out positions where `valid` is False."""
         x = self._states(x_t, x_0, sigma, valid)
         if valid is None:
             pooled = x.mean(1)
@@ -173,7 +209,7 @@ class EnergyNetwork(nn.Module):
     def per_position(
         self, x_t: Tensor, x_s: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None
     ) -> Tensor:
-        """Token pairs (b, l) and noise levels (b,) to a scalar at every position (b, l), by the same layers."""
+        """Map token pairs (b, l) and noise levels (b,) to a scalar at every position (b, l), by the same layers."""
         return self._scalar(self._states(x_t, x_s, sigma, valid))
 
     def _states(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None, valid: Tensor | None) -> Tensor:
@@ -181,7 +217,7 @@ class EnergyNetwork(nn.Module):
         return states
 
     def _combined(self, x_t: Tensor, x_0: Tensor) -> Tensor:
-        """Both embeddings as one vector; where tokens are fewer than positions, each is worked on once."""
+        """Embed both tokens as one vector. With fewer tokens than positions, each token is combined once."""
         if self.embedding.num_embeddings > self.max_length:
             return self.combine(torch.cat([self.embedding(x_t), self.embedding(x_0)], dim=-1))
         tokens, (of_x_t, of_x_0) = self.embedding.weight, self.combine.weight.chunk(2, dim=1)
@@ -191,7 +227,7 @@ class EnergyNetwork(nn.Module):
         return x.to(first.dtype)
 
     def _scalar(self, states: Tensor) -> Tensor:
-        """States (..., h) to scalars (...)."""
+        """Map states (..., h) to scalars (...)."""
         scalars: Tensor = self.scalar(F.relu(self.hidden(self.project(states)))).squeeze(-1)
         return scalars.clone()  # FSDP2 wants no view of a network
 
@@ -200,9 +236,28 @@ class JointNetwork(nn.Module):
     """A denoiser and an energy of transitions over one trunk: the pass that weighs x_s is the next step's denoiser.
 
     The trunk reads tokens alone, so its states give the denoiser's law whatever is new in x_s. The energy reads these
-    states through `num_energy_layers` blocks of its own; what is new is marked there, by what the denoiser expected.
-    pad_id: as of `Transformer`; neither head reads it. Raises ValueError unless hidden_size is a multiple of
-    2 * num_heads, both numbers of layers are at least 1, and pad_id is in the vocabulary.
+    states through blocks of its own. New tokens are marked there by the state that x_t had in their place.
+
+    Args:
+        vocab_size: ids, the mask included.
+        max_length: the longest block that it reads.
+        hidden_size: h, a multiple of 2 * num_heads.
+        num_layers: layers of the trunk, at least 1.
+        num_heads: heads of the attention.
+        conditioning_size: width of the embedded noise level; 0 leaves adaLN out.
+        dropout: probability in [0, 1).
+        norm_bias: whether LayerNorms have a bias.
+        num_energy_layers: layers of the energy alone, at least 1.
+        pad_id: as of `Transformer`; neither head reads it.
+
+    Raises:
+        ValueError: naming the argument, for a size or id that no network can have, or above `limits`.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.JointNetwork(vocab_size=28, max_length=16, hidden_size=32, num_layers=1)
+        >>> network(torch.zeros(2, 16, dtype=torch.int64)).shape
+        torch.Size([2, 16, 32])
     """
 
     def __init__(
@@ -243,23 +298,23 @@ class JointNetwork(nn.Module):
 
     @property
     def trunk(self) -> Trunk:
-        """The denoiser's."""
+        """Trunk of the denoiser."""
         return self.denoiser.trunk
 
     @property
     def head(self) -> Head:
-        """The denoiser's."""
+        """Head of the denoiser."""
         return self.denoiser.head
 
     def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Tokens (b, l) and noise levels (b,) to the denoiser's states (b, l, h), or (n, h) at flat positions (n,)."""
+        """Map tokens (b, l) and noise levels (b,) to the denoiser's states (b, l, h), or (n, h) at flat positions."""
         return self.denoiser(tokens, sigma, positions)
 
     def scalars(self, states: Tensor, expected: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """The energy's scalars (n,) of what is new in x_s: states (b, l, h) of x_s, flat positions (n,) that are new.
+        """Compute the energy's scalars (n,) at the flat positions (n,) that are new in x_s, from its states (b, l, h).
 
-        expected: the states (n, h) that x_t has at these positions. A position of b * l is padding, and zero.
-        tokens: x_s (b, l), which a network with a `pad_id` has to be shown.
+        expected: the states (n, h) that x_t has at these positions. A position of b * l is padding; its scalar is zero.
+        tokens: x_s (b, l), from which a network with a `pad_id` finds its padding.
         """
         size = states.shape[0] * states.shape[1]
         there, at = (positions < size).unsqueeze(-1), positions.clamp(max=size - 1)
@@ -271,7 +326,23 @@ class JointNetwork(nn.Module):
 
 
 def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
-    """Copy the denoiser's embedding and trunk into the energy. Raises ValueError if their shapes differ."""
+    """Copy the denoiser's embedding and trunk into the energy.
+
+    Args:
+        energy: the network that is written to.
+        denoiser: the network that is read.
+
+    Raises:
+        ValueError: if their shapes differ.
+
+    Example:
+        >>> import edlm
+        >>> sizes = {"vocab_size": 28, "max_length": 16, "hidden_size": 32, "num_layers": 1}
+        >>> energy, denoiser = edlm.networks.EnergyNetwork(**sizes), edlm.networks.Transformer(**sizes)
+        >>> edlm.networks.start_energy_from(energy, denoiser)
+        >>> torch.equal(energy.embedding.weight, denoiser.embedding.weight)
+        True
+    """
     for part in ("embedding", "trunk"):
         try:
             getattr(energy, part).load_state_dict(getattr(denoiser, part).state_dict())
@@ -280,7 +351,21 @@ def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
 
 
 def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
-    """Copy the denoiser: the joint network then has its law exactly. Raises ValueError if their shapes differ."""
+    """Copy the denoiser into the joint network, which then has exactly its law.
+
+    Args:
+        joint: the network that is written to.
+        denoiser: the network that is read.
+
+    Raises:
+        ValueError: if their shapes differ.
+
+    Example:
+        >>> import edlm
+        >>> sizes = {"vocab_size": 28, "max_length": 16, "hidden_size": 32, "num_layers": 1}
+        >>> joint, denoiser = edlm.networks.JointNetwork(**sizes), edlm.networks.Transformer(**sizes)
+        >>> edlm.networks.start_joint_from(joint, denoiser)
+    """
     try:
         joint.denoiser.load_state_dict(denoiser.state_dict())
     except RuntimeError as error:
@@ -290,26 +375,59 @@ def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
 def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:
     """Have the energy read tokens by the denoiser's own embedding, in the same memory, frozen in both.
 
-    Each has a parameter of its own: what becomes of the energy's, in parts or in half precision, leaves the denoiser's.
-    Raises ValueError if their shapes differ.
+    Each network has a parameter of its own. If the energy's is sharded or halved later, the denoiser's stays as it is.
+
+    Args:
+        energy: the network whose embedding is replaced.
+        denoiser: the network whose embedding is shared.
+
+    Raises:
+        ValueError: if their shapes differ.
+
+    Example:
+        >>> import edlm
+        >>> sizes = {"vocab_size": 28, "max_length": 16, "hidden_size": 32, "num_layers": 1}
+        >>> energy, denoiser = edlm.networks.EnergyNetwork(**sizes), edlm.networks.Transformer(**sizes)
+        >>> edlm.networks.share_embedding(energy, denoiser)
+        >>> energy.embedding.weight.data_ptr() == denoiser.embedding.weight.data_ptr()
+        True
     """
     ours, theirs = tuple(energy.embedding.weight.shape), tuple(denoiser.embedding.weight.shape)
     if ours != theirs:
-        raise ValueError(f"the energy's embedding {ours} cannot be the denoiser's {theirs}")
+        raise ValueError(f"the energy's embedding {ours} must have the denoiser's shape {theirs} to be shared")
     denoiser.embedding.requires_grad_(False)
     energy.embedding.weight = nn.Parameter(denoiser.embedding.weight.detach(), requires_grad=False)
 
 
 def blocks(network: nn.Module) -> list[Block]:
-    """The blocks of all trunks of a network."""
+    """List the blocks of all trunks of a network.
+
+    Args:
+        network: any module.
+
+    Returns:
+        Its blocks, in the order of its modules.
+
+    Example:
+        >>> import edlm
+        >>> len(edlm.networks.blocks(edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=3)))
+        3
+    """
     return [module for module in network.modules() if isinstance(module, Block)]
 
 
 def recompute(network: nn.Module) -> None:
-    """Have every block, in place, keep its input alone for the backward pass and run again there: less memory.
+    """Have every block keep only its input for the backward pass and run again there: less memory, in place.
 
-    Gradients stay as they are: the dropout of the second run is that of the first. To be called after
+    Gradients stay as they are: the second run repeats the dropout of the first. Call it after
     `execution.compile_blocks`, which sees nothing of what is inside.
+
+    Args:
+        network: the network whose blocks are changed.
+
+    Example:
+        >>> import edlm
+        >>> edlm.networks.recompute(edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=3))
     """
     for block in blocks(network):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
@@ -345,7 +463,7 @@ def _checked(pad_id: int | None, vocab_size: int) -> int | None:
 
 
 def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:
-    """The constructor's own arguments, from which a checkpoint rebuilds the network."""
+    """Select the constructor's own arguments, from which a checkpoint rebuilds the network."""
     return {name: value for name, value in local.items() if name not in ("self", "__class__")}
 
 

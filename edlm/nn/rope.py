@@ -5,12 +5,12 @@ from torch import Tensor
 
 
 def table(length: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (l, d) of the first `length` positions; see `at`."""
+    """Compute cosines and sines (l, d) of the first `length` positions; see `at`."""
     return at(torch.arange(length, device=like.device), head_size, like)
 
 
 def at(positions: Tensor, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines (l, d) of positions (l,), the two halves of a head rotated against each other."""
+    """Compute cosines and signed sines (l, d) of positions (l,); the two halves of a head turn against each other."""
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=like.device) / head_size
     frequencies = (1.0 / 10_000**exponents).to(torch.promote_types(like.dtype, torch.float32))
     angles = torch.outer(positions.to(frequencies.dtype), frequencies)

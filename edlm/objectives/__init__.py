@@ -1,1 +1,1 @@
-"""What is trained: losses, and the pipelines from data to a loss."""
+"""Training objectives: losses, and the pipelines from data to a loss."""

@@ -1,1 +1,1 @@
-"""The masking process: keyed noise, laws over tokens, schedules, what is masked when, and weighted particles."""
+"""The masking process without a network: keyed noise, laws over tokens, schedules, reveal plans, weighted particles."""

@@ -1,9 +1,9 @@
-"""The masking process: how a text is corrupted, and when each position of it is revealed again.
+"""The masking process: how a text is corrupted, and when each of its positions is revealed again.
 
 Whether and when a position is revealed depends on no token. So one uniform per position fixes the whole reveal plan
-before the first network call: the passes a row needs, the time of each, and the static shapes of every step. It is
-equal in law to the ancestral sampler at every number of steps, and with no grid it is the first-hitting sampler
-(Zheng et al. 2024, arXiv 2409.02908). This file never sees a network.
+before the first network call: the passes of a row, the time of each, and the shapes of every step. On a grid the plan
+is equal in law to the ancestral sampler at every number of steps. Without a grid it is the first-hitting sampler (Zheng
+et al. 2024, arXiv 2409.02908). This file never sees a network.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from edlm.process.schedules import Schedule
 
 
 class RevealPlan(NamedTuple):
-    """When every position is revealed, counted in each row's own passes (its non-empty steps).
+    """The pass in which every position is revealed. A row counts its own non-empty steps as its passes.
 
     order: int64 (b, l), the pass that reveals the position, -1 where it was given.
     t: float64 (b, p), the time at which a row's pass starts; 0 once the row is finished.
@@ -42,7 +42,7 @@ def corrupt(x_0: Tensor, alpha: Tensor, uniforms: Tensor, mask_id: int, keep: Te
 def starting_tokens(
     num_samples: int, length: int, mask_id: int, vocab_size: int, prompt: Tensor | None, device: torch.device
 ) -> Tensor:
-    """All masks, or the prompt filled up with masks on the right: int64 (b, l).
+    """Build the tokens that sampling starts from: all masks, or the prompt followed by masks: int64 (b, l).
 
     prompt: tokens with masks, (l,) or (b, l), or shorter. Raises ValueError for num_samples < 1, a prompt of another
     shape, longer than `length`, or with an id outside 0..vocab_size - 1.
@@ -55,7 +55,10 @@ def starting_tokens(
     if prompt.ndim == 1:
         prompt = prompt.expand(num_samples, -1)
     if prompt.ndim != 2 or prompt.shape[0] != num_samples or prompt.shape[1] > length:
-        raise ValueError(f"prompt of shape {tuple(prompt.shape)} does not fit ({num_samples} samples, length {length})")
+        raise ValueError(
+            f"prompt of shape {tuple(prompt.shape)} does not fit: "
+            f"it must be (l,) or ({num_samples}, l), l at most {length}"
+        )
     if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < vocab_size:
         bad = prompt[(prompt < 0) | (prompt >= vocab_size)][0]
         raise ValueError(f"prompt holds token id {int(bad)}, outside the vocabulary 0..{vocab_size - 1}")
@@ -63,7 +66,7 @@ def starting_tokens(
 
 
 def reveal_times(uniforms: Tensor, schedule: Schedule) -> Tensor:
-    """The time `tau` at which a mask is revealed on the way from t = 1 to 0: uniforms (b, l) to float64 (b, l).
+    """Compute the time `tau` at which each mask is revealed going from t = 1 to 0: uniforms (b, l) to float64 (b, l).
 
     A position masked at t = 1 is still masked at t with probability `(1 - alpha(t)) / (1 - alpha(1))`, so
     `tau = alpha^-1(1 - u (1 - alpha(1)))`, and a larger uniform is revealed earlier.
@@ -77,10 +80,10 @@ def reveal_plan(
     """Fix the steps at which the masked positions are revealed.
 
     uniforms: float64 (b, l) in (0, 1); masked: bool (b, l); grid: times (T + 1,) falling from 1 to 0. A step from t to
-    s reveals exactly `{masked, s < tau <= t}`; the last ends at alpha = 1, so no mask is left whatever the schedule.
-    Law: ancestral sampling on the same grid. Without a grid, positions are taken in the order of their reveal times,
-    `tokens_per_pass` at a time: one is the first-hitting sampler, more is what large diffusion models do.
-    Raises ValueError for a grid that does not fall from 1 to 0.
+    s reveals exactly `{masked, s < tau <= t}`. The last ends at alpha = 1, so no mask is left whatever the schedule.
+    The law is that of ancestral sampling on the same grid. Without a grid, positions are taken in the order of their
+    reveal times, `tokens_per_pass` at a time. One a pass is the first-hitting sampler; large diffusion models take
+    more. Raises ValueError for a grid that does not fall from 1 to 0.
     """
     if grid is None:
         step = _own_step(uniforms, masked) // tokens_per_pass
@@ -99,14 +102,14 @@ def reveal(x_t: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
 
 
 def places(chosen: Tensor, most: int) -> Tensor:
-    """Where each row's chosen positions are, ascending: bool (b, l) to int64 (b, most), l where a row has fewer."""
+    """List each row's chosen positions in ascending order: bool (b, l) to int64 (b, most), l where a row has fewer."""
     length = chosen.shape[1]
     where = torch.where(chosen, torch.arange(length, device=chosen.device), length)
     return where.sort(dim=1).values[:, :most].contiguous()
 
 
 def numbered(positions: Tensor, l: int) -> tuple[Tensor, Tensor]:
-    """The rows of ascending flat positions (n,), and how many positions of its row stand before each: int64 (n,)."""
+    """Number ascending flat positions (n,) in their rows: the row of each, and how many stand before it, int64 (n,)."""
     row = positions // l
     return row, torch.arange(len(positions), device=positions.device) - torch.searchsorted(positions, row * l)
 
@@ -123,14 +126,14 @@ def check_grid(grid: Tensor) -> None:
 
 
 def _grid_step(uniforms: Tensor, schedule: Schedule, grid: Tensor) -> Tensor:
-    """Index n of the grid's step `t_n -> t_{n+1}` in which each position is revealed: (b, l)."""
+    """Find the index n of the grid's step `t_n -> t_{n+1}` in which each position is revealed: (b, l)."""
     still_masked = (1.0 - schedule.alpha(grid)) / (1.0 - _alpha_at_one(schedule, grid))
     inner = still_masked[1:-1].flip(0).contiguous()  # ascending; the ends are 1 and 0 by definition
     return grid.shape[0] - 2 - torch.searchsorted(inner, uniforms.contiguous(), right=True)
 
 
 def _own_step(uniforms: Tensor, masked: Tensor) -> Tensor:
-    """Rank of each masked position in order of falling uniforms, that is of falling reveal time: (b, l)."""
+    """Rank the masked positions by falling uniforms, that is by falling reveal time: (b, l)."""
     return torch.where(masked, uniforms, -1.0).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 

@@ -1,9 +1,8 @@
-"""Exact draws from laws over tokens, with the noise handed in. This file owns the precision of sampling.
+"""Exact draws from laws over tokens, from uniforms given as an argument. This file owns the precision of sampling.
 
-Gumbel noise in float32 truncates the tail of a law and bf16 noise far more; here a draw is the inverse of the
-cumulative law at one float64 uniform, in two levels: blocks of the vocabulary, then tokens inside one block, so that k
-draws cost one pass over the logits. Weights are float32 and so are the sums of at most 256 of them; running sums are
-float64.
+Float32 Gumbel noise truncates the tail of a law, and bf16 noise truncates far more. Here a draw inverts the cumulative
+law at one float64 uniform. It does so in two levels: blocks of the vocabulary, then tokens inside one block. So k draws
+cost one pass over the logits. Weights are float32, and so are sums of at most 256 of them; running sums are float64.
 """
 
 from collections.abc import Callable
@@ -24,7 +23,7 @@ _LOGITS_AT_ONCE_UNROLLED = 1 << 23  # a compiler unrolls the loop over tiles, an
 
 
 class Draws(NamedTuple):
-    """Tokens (n, k) and their log-probabilities (n, k) in nats."""
+    """Drawn tokens (n, k) and their log-probabilities (n, k) in nats."""
 
     tokens: Tensor
     log_prob: Tensor
@@ -33,9 +32,9 @@ class Draws(NamedTuple):
 def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
     """Draw `min {x : F(x) > u F(v)}` for each uniform, with `F` the running sum of `exp(logits)`.
 
-    logits: (n, v), any float type, `-inf` allowed, not all of a row; uniforms: float64 (n, k) in [0, 1).
-    A token of probability zero is never drawn, whatever the uniform. Log-probabilities come in float32, or float64
-    for float64 logits. Of logits that are no law (nan, inf, all -inf) some token is drawn, at a log-probability of nan.
+    logits: (n, v), any float type, `-inf` allowed, not all of a row; uniforms: float64 (n, k) in [0, 1). A token of
+    probability zero is never drawn, whatever the uniform. Log-probabilities are float32, or float64 for float64 logits.
+    From logits that are no law (nan, inf, all -inf) some token is drawn, with a log-probability of nan.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     highest = logits.amax(-1, keepdim=True)
@@ -54,11 +53,11 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
 
 
 def residual(wanted: Tensor, proposed: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw from `(q - p)_+`, normalised: what is put in place of a draw of p that was refused, to have the law q.
+    """Draw from `(q - p)_+`, normalised: the law that replaces a rejected draw of p, so that the result has the law q.
 
-    A draw x of p is kept with probability `min(1, q(x) / p(x))` (Leviathan et al. 2023, arXiv 2211.17192, section 2.3).
-    wanted, proposed: logits (n, v) of q and of p; uniforms: float64 (n,) in [0, 1). Returns tokens (n,). Where rounding
-    leaves nothing of the difference, q and p are the same law, and it is drawn from that.
+    A draw x of p is accepted with probability `min(1, q(x) / p(x))` (Leviathan et al. 2023, arXiv 2211.17192, section
+    2.3). wanted, proposed: logits (n, v) of q and of p; uniforms: float64 (n,) in [0, 1). Returns tokens (n,). Where
+    rounding leaves no difference, q and p are the same law, and the draw is from q.
     """
     q, p = ((logits if logits.dtype == torch.float64 else logits.float()).softmax(-1) for logits in (wanted, proposed))
     missing = (q - p).clamp(min=0.0)
@@ -67,29 +66,29 @@ def residual(wanted: Tensor, proposed: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def columns_at_once(vocab_size: int, device: torch.device) -> int:
-    """How many columns of logits a head should compute at once where sums over them are all that is wanted."""
+    """Choose how many columns of logits a head computes at once, where only sums over them are wanted."""
     return min(vocab_size, _COLUMNS_AT_ONCE.get(device.type, vocab_size))
 
 
 def slices(vocab_size: int, width: int) -> list[slice]:
-    """The vocabulary in slices of `width` columns, the last one shorter."""
+    """Cut the vocabulary into slices of `width` columns; the last one may be shorter."""
     return [slice(first, min(first + width, vocab_size)) for first in range(0, vocab_size, width)]
 
 
 def rows_at_once(vocab_size: int, device: torch.device, unrolled: bool = False) -> int:
-    """How many rows of logits should exist at once on a device, in a loop as written or unrolled by a compiler."""
+    """Choose how many rows of logits exist at once on a device, in a plain loop or in one that a compiler unrolls."""
     logits = LOGITS_AT_ONCE.get(device.type, _LOGITS_AT_ONCE_UNROLLED)
     return max(1, (max(logits, _LOGITS_AT_ONCE_UNROLLED) if unrolled else logits) // vocab_size)
 
 
 def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
-    """`log p(token)` of given tokens: logits (n, v), tokens (n, k) to nats (n, k), float32 or better."""
+    """Compute `log p(token)` of given tokens: logits (n, v), tokens (n, k) to nats (n, k), float32 or better."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.gather(-1, tokens) - logits.logsumexp(-1, keepdim=True)
 
 
 def cooled(logits: Tensor, temperature: float) -> Tensor:
-    """Logits of `p^(1 / temperature)`: (n, v), by their distance to the highest where a quotient could overflow.
+    """Compute logits of `p^(1 / temperature)`, (n, v), as distances to the highest where a quotient could overflow.
 
     Raises ValueError unless the temperature is positive and finite.
     """
@@ -121,7 +120,7 @@ def nucleus(logits: Tensor, mass: float) -> Tensor:
 def streamed_log_prob(
     logits_of: Callable[[slice | None], Tensor], vocab_size: int, tokens: Tensor, width: int
 ) -> Tensor:
-    """`log p(token)` of one token per row, a slice of the vocabulary at a time: tokens (n,) to nats (n,).
+    """Compute `log p(token)` of one token per row, one slice of the vocabulary at a time: tokens (n,) to nats (n,).
 
     `logits_of(columns)` gives logits (n, columns), `logits_of(None)` all of them; float32 or better. The sums over the
     slices are those of `token_log_prob`, in another order.
@@ -144,7 +143,7 @@ def streamed_log_prob(
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """`-sum_x p(x) log p(x)` of each row: logits (n, v) to nats (n,); a zero probability contributes zero."""
+    """Compute `-sum_x p(x) log p(x)` of each row: logits (n, v) to nats (n,); a zero probability contributes zero."""
     log_p = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
     return -torch.where(log_p == -torch.inf, 0.0, log_p.exp() * log_p).sum(-1)
 
@@ -154,7 +153,7 @@ def _width(logits: Tensor) -> int:
 
 
 def _block_sums(weights: Tensor) -> Tensor:
-    """Sums over the blocks of the vocabulary, (n, v) to (n, blocks); the last block may be a short one."""
+    """Sum over the blocks of the vocabulary, (n, v) to (n, blocks); the last block may be a short one."""
     width = _width(weights)
     whole = weights.shape[-1] // width * width
     sums = weights[:, :whole].unflatten(-1, (-1, width)).sum(-1)
@@ -164,7 +163,7 @@ def _block_sums(weights: Tensor) -> Tensor:
 
 
 def _block(weights: Tensor, chosen: Tensor) -> Tensor:
-    """Weights of the chosen blocks (n, k), zero past the vocabulary's end: (n, v) to (n, k, width)."""
+    """Take the weights of the chosen blocks (n, k), zero past the vocabulary's end: (n, v) to (n, k, width)."""
     size, width = weights.shape[-1], _width(weights)
     columns = chosen.unsqueeze(-1) * width + torch.arange(width, device=weights.device)
     found = weights.gather(-1, columns.clamp(max=size - 1).flatten(1)).view_as(columns)
@@ -172,7 +171,7 @@ def _block(weights: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """First index whose running sum exceeds the target, or the last one that adds mass if rounding leaves none."""
+    """Find the first index whose running sum exceeds the target, or the last that adds mass if rounding leaves none."""
     last = torch.searchsorted(cumulative, cumulative[..., -1:].contiguous(), right=False)
     last = last.clamp(max=cumulative.shape[-1] - 1)  # weights that are no numbers have no last one: see `finite`
     return torch.searchsorted(cumulative, target, right=True).minimum(last)

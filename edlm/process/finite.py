@@ -1,7 +1,7 @@
-"""What networks hold and give has to be numbers: who gave something else, in which pass, said in one line.
+"""Checks that networks hold and give numbers. A failed check is one line that names the network and the pass.
 
-An energy of +inf is one: its candidate is impossible. Logits may be -inf, but not all of a law. What a pass gave is
-kept on the device as flags of each row, and the host looks at all of them once, when the texts are there.
+An energy of +inf is allowed: its candidate is impossible. Logits may be -inf, but not all of a law. The result of a
+pass is kept on the device as flags of each row. The host looks at all flags once, when the texts are there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ _FAULTS = (
 
 
 def of_pass(out: TensorDict, corrected: Tensor) -> Tensor:
-    """Flags of what a pass gave its rows, bool (b, 3), in the order of what `require` says.
+    """Flag the faults in what a pass gave each row, bool (b, 3), in the order of the faults that `require` names.
 
-    out: what a step wrote, for some or all of the rows; corrected: bool (b,), the rows whose energies count. Nothing is
-    waited for. The log-probability of a drawn token less itself tells of its logits, nan where they had no law.
+    out: what a step wrote, for some or all of the rows; corrected: bool (b,), the rows whose energies count. The host
+    does not wait. A drawn token's log-probability minus itself is nan where its logits had no law.
     """
     flags = torch.zeros(len(corrected), len(_FAULTS), dtype=torch.bool, device=corrected.device)
     if contracts.LOG_RATIO in out:
@@ -40,7 +40,7 @@ def of_pass(out: TensorDict, corrected: Tensor) -> Tensor:
 
 
 def require(flags: Sequence[Tensor], t: Tensor, row: Tensor) -> None:
-    """Raise ValueError naming the network, its first pass that gave what is no number, and the text; the host waits.
+    """Raise ValueError naming the network, the first pass that gave no number, and the text. The host waits.
 
     flags: of every pass, bool (b, 3); t: the times at which the passes start (b, p); row: the texts' numbers (b,).
     """
@@ -56,14 +56,14 @@ def require(flags: Sequence[Tensor], t: Tensor, row: Tensor) -> None:
 
 
 def require_energy(energy: Tensor) -> None:
-    """Raise ValueError for an energy that is nan or -inf; the host waits."""
+    """Raise ValueError for an energy that is nan or -inf. The host waits."""
     for fault, wrong in ((1, energy.isnan()), (2, energy == -torch.inf)):
         if bool(wrong.any()):
             raise ValueError(f"{_FAULTS[fault]} for {int(wrong.sum())} of {wrong.numel()} candidates")
 
 
 def require_log_prob(log_prob: Tensor, whose: str = "the denoiser") -> None:
-    """Raise ValueError, naming who, for log-probabilities or losses that are nan; -inf and inf are. The host waits."""
+    """Raise ValueError, naming the network, if a log-probability or loss is nan; -inf and inf pass. The host waits."""
     wrong = log_prob.isnan()
     if bool(wrong.any()):
         raise ValueError(
@@ -72,7 +72,7 @@ def require_log_prob(log_prob: Tensor, whose: str = "the denoiser") -> None:
 
 
 def require_temperature(name: str, value: float, smallest: float = 0.0) -> None:
-    """Raise ValueError unless a temperature is positive, finite, and at least the smallest that can be divided by."""
+    """Raise ValueError unless a temperature is finite, positive and no smaller than `smallest`."""
     if not 0.0 < value < float("inf"):
         raise ValueError(f"{name} = {value} must be positive and finite (greedy selection has a rule of its own)")
     if value < smallest:
@@ -80,7 +80,7 @@ def require_temperature(name: str, value: float, smallest: float = 0.0) -> None:
 
 
 def require_drawn(log_prob: Tensor) -> None:
-    """Raise ValueError naming the text and the token whose law an autoregressive network did not give; the host waits.
+    """Raise ValueError naming text and token where an autoregressive network's logits had no law. The host waits.
 
     log_prob: (b, l), of drawn tokens, zero where nothing was drawn.
     """

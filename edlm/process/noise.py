@@ -1,8 +1,8 @@
 """Stateless, counter-based uniforms: Philox4x32-10 keyed by (seed, row, step, stream).
 
-A draw depends on its own coordinates alone, so a sequence gets the same tokens whatever the batch size, the order
-of rows, the device, or how many other numbers were drawn (Salmon et al. 2011, "Parallel random numbers: as easy as
-1, 2, 3"). All arithmetic is on int64 tensors, exact on every device and inside `torch.compile`.
+A draw depends on its own coordinates alone. So a sequence gets the same tokens whatever the batch size, the order of
+rows, the device, or how many other numbers were drawn (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+3"). All arithmetic is on int64 tensors, exact on every device and inside `torch.compile`.
 """
 
 from enum import IntEnum
@@ -22,7 +22,7 @@ _BLOCKS_PER_STREAM = 1 << 24  # room for particles inside the word that names th
 
 
 class Stream(IntEnum):
-    """What a uniform is for. Two streams never share a number."""
+    """Purposes of a uniform. Two streams never share a number."""
 
     REVEAL = 0  # reveal times of the plan
     PROPOSAL = 1  # tokens of the candidates
@@ -89,7 +89,7 @@ def grid(seed: Tensor | int, row: Tensor, step: Tensor | int, stream: Stream, le
 
 
 def permutation(seed: int, epoch: int, size: int) -> Tensor:
-    """A uniformly random order of `size` items, int64 (size,), a pure function of the seed and the epoch."""
+    """Draw a uniformly random order of `size` items, int64 (size,): a pure function of the seed and the epoch."""
     return uniforms(seed, torch.arange(size), epoch, Stream.ORDER).squeeze(-1).argsort()
 
 

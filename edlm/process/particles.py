@@ -1,4 +1,4 @@
-"""The particle axis k: candidates of one row, weighed against each other and one of them kept.
+"""Weights of the k candidates of a row, and rules that choose one of them.
 
 Log-weights are float64 (b, k), unnormalised: `log w = -E / temperature`. Low energy means likely.
 """
@@ -14,7 +14,7 @@ COLDEST = 1e-100  # energies of any size that means something can be divided by 
 
 
 def log_weights(energy: Tensor, temperature: float = 1.0) -> Tensor:
-    """`log w = -E / temperature`, float64 (b, k), for candidates drawn from the proposal (Xu et al. 2025, alg. 1).
+    """Compute `log w = -E / temperature`, float64 (b, k), for draws from the proposal (Xu et al. 2025, alg. 1).
 
     Raises ValueError unless the temperature is finite and at least `COLDEST`.
     """
@@ -23,15 +23,15 @@ def log_weights(energy: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def ess(log_weights: Tensor) -> Tensor:
-    """Effective sample size `(sum w)^2 / sum w^2`, in [1, k], 0 if all weights are zero: (b, k) to float64 (b,)."""
+    """Compute the effective sample size `(sum w)^2 / sum w^2`, in [1, k], 0 if all weights are 0: (b, k) to (b,)."""
     log_ess = 2.0 * log_weights.logsumexp(-1) - (2.0 * log_weights).logsumexp(-1)
     return log_ess.exp().nan_to_num(0.0)
 
 
 def log_weight_std(log_weights: Tensor, count: Tensor | None = None) -> Tensor:
-    """Standard deviation of the log-weights over particles (divided by k - 1; 0 for k = 1): (b, k) to (b,).
+    """Compute the standard deviation of the log-weights over particles (divisor k - 1; 0 for k = 1): (b, k) to (b,).
 
-    Infinite if a weight is zero. count: int64 (b,), only the first so many of a row are particles; None: all are.
+    Infinite if a weight is zero. count: int64 (b,), the number of a row's first entries that are particles; None: all.
     """
     k = log_weights.shape[-1]
     if count is None:
@@ -44,10 +44,10 @@ def log_weight_std(log_weights: Tensor, count: Tensor | None = None) -> Tensor:
 
 
 def sir(log_weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Sampling importance resampling: choose particle j with probability `w_j / sum w` (Xu et al. 2025, alg. 1).
+    """Choose particle j with probability `w_j / sum w`: sampling importance resampling (Xu et al. 2025, alg. 1).
 
-    log_weights (b, k), uniforms (b, k) of which the first column is used; int64 (b,). With k = 1, or if every weight
-    is zero, it is 0.
+    log_weights (b, k), uniforms (b, k), of which only the first column is used. Returns int64 (b,): 0 for k = 1, and if
+    every weight is zero.
     """
     weights = (log_weights - log_weights.amax(-1, keepdim=True).nan_to_num(neginf=0.0)).exp()
     cumulative = weights.cumsum(-1)
@@ -59,10 +59,10 @@ def sir(log_weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def imh(log_weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Independent Metropolis-Hastings over the particles: from the first, accept the next with `min(1, w' / w)`.
+    """Run independent Metropolis-Hastings over the particles: from the first, accept the next with `min(1, w' / w)`.
 
-    log_weights (b, k), uniforms (b, k) of which the first column is not used; int64 (b,). The proposals do not depend
-    on the state, so all energies come from one call and only this scan is sequential.
+    log_weights (b, k), uniforms (b, k), of which the first column is not used. Returns int64 (b,). The proposals do not
+    depend on the state, so all energies come from one call. Only this scan is sequential.
     """
     chosen = torch.zeros_like(log_weights[:, 0], dtype=torch.int64)
     current = log_weights[:, 0]
@@ -74,17 +74,17 @@ def imh(log_weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def greedy(log_weights: Tensor, uniforms: Tensor) -> Tensor:
-    """The particle of lowest energy, the first one of several: (b, k) to int64 (b,). No uniform is used."""
+    """Choose the particle of lowest energy, the first of several: (b, k) to int64 (b,). No uniform is used."""
     return log_weights.argmax(-1)
 
 
 def log_mean_weight(log_weights: Tensor) -> Tensor:
-    """`log (1/k sum w)`, the estimate of log Z from k proposals: (b, k) to (b,). Biased low by Jensen's inequality."""
+    """Estimate log Z as `log (1/k sum w)` from k proposals: (b, k) to (b,). Jensen's inequality biases it low."""
     return log_weights.logsumexp(-1) - math.log(log_weights.shape[-1])
 
 
 def log_z_bounds(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The leave-one-out pair around log Z, each (b,): `T_n` and `(2n - 1) T_n - 2 (n - 1) T_{n-1}`.
+    """Compute the leave-one-out pair around log Z, each (b,): `T_n` and `(2n - 1) T_n - 2 (n - 1) T_{n-1}`.
 
     `T_n` is the log of the mean of n weights, `T_{n-1}` its average over the n ways to leave one out. In expectation
     the pair encloses log Z as n grows (Deng et al. 2020, arXiv 2004.11714); it misses by many nats once the standard

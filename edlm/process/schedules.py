@@ -1,6 +1,6 @@
-"""Noise schedules: how much of a text is kept at time t, and what follows from that.
+"""Noise schedules: the share of a text that is kept at time t, grids of times, and weights that follow from both.
 
-A schedule is a triple of pure functions. `alpha(t)` is the probability that a token is kept, decreasing from 1 at
+A schedule is a triple of pure functions. `alpha(t)` is the probability that a token is kept. It decreases from 1 at
 t = 0 (data) to 0 at t = 1 (all masks), up to the `eps` or `sigma` limits of the schedules that published weights use.
 """
 
@@ -21,119 +21,328 @@ _TIME_ROUNDING = 1e-9  # a window that ends at a time of the grid, 0.56 of 100 s
 
 
 def log_linear(eps: float = 0.0) -> Schedule:
-    """`alpha(t) = 1 - (1 - eps) t`, so `sigma(t) = -log alpha(t)` (MDLM, Sahoo et al. 2024, arXiv 2406.07524).
+    """Build the schedule `alpha(t) = 1 - (1 - eps) t` (MDLM, Sahoo et al. 2024, arXiv 2406.07524).
 
-    `eps = 0` is the exact process; published MDLM weights were trained with `eps = 1e-3`.
-    Raises ValueError unless 0 <= eps < 1.
+    Args:
+        eps: alpha(1). 0 is the exact process; published MDLM weights were trained with 1e-3.
+
+    Returns:
+        The schedule: `alpha`, its slope and its inverse.
+
+    Raises:
+        ValueError: unless 0 <= eps < 1.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.log_linear().alpha(torch.tensor([0.0, 0.25, 1.0]))
+        tensor([1.0000, 0.7500, 0.0000])
     """
     _require(0.0 <= eps < 1.0, f"log_linear: eps = {eps} must lie in [0, 1)")
     return _schedule(_log_linear_alpha, _log_linear_slope, _log_linear_inverse, rate=1.0 - eps)
 
 
 def cosine(eps: float = 0.0) -> Schedule:
-    """`alpha(t) = eps + (1 - eps) cos(pi t / 2)`. Raises ValueError unless 0 <= eps < 1."""
+    """Build the schedule `alpha(t) = eps + (1 - eps) cos(pi t / 2)`.
+
+    Args:
+        eps: alpha(1).
+
+    Returns:
+        The schedule: `alpha`, its slope and its inverse.
+
+    Raises:
+        ValueError: unless 0 <= eps < 1.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.cosine().alpha(torch.tensor([0.0, 0.5]))
+        tensor([1.0000, 0.7071])
+    """
     _require(0.0 <= eps < 1.0, f"cosine: eps = {eps} must lie in [0, 1)")
     return _schedule(_cosine_alpha, _cosine_slope, _cosine_inverse, eps=eps, rate=1.0 - eps)
 
 
 def cosine_squared(eps: float = 0.0) -> Schedule:
-    """`alpha(t) = eps + (1 - eps) cos(pi t / 2)^2`. Raises ValueError unless 0 <= eps < 1."""
+    """Build the schedule `alpha(t) = eps + (1 - eps) cos(pi t / 2)^2`.
+
+    Args:
+        eps: alpha(1).
+
+    Returns:
+        The schedule: `alpha`, its slope and its inverse.
+
+    Raises:
+        ValueError: unless 0 <= eps < 1.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.cosine_squared().alpha(torch.tensor([0.0, 0.5]))
+        tensor([1.0000, 0.5000])
+    """
     _require(0.0 <= eps < 1.0, f"cosine_squared: eps = {eps} must lie in [0, 1)")
     return _schedule(_cosine_squared_alpha, _cosine_squared_slope, _cosine_squared_inverse, eps=eps, rate=1.0 - eps)
 
 
 def linear(sigma_min: float = 0.001, sigma_max: float = 7.0) -> Schedule:
-    """`sigma(t) = sigma_min + (sigma_max - sigma_min) t`, `alpha = exp(-sigma)`.
+    """Build the schedule `sigma(t) = sigma_min + (sigma_max - sigma_min) t`, `alpha = exp(-sigma)`.
 
-    Neither end is exact: alpha(0) = exp(-sigma_min), alpha(1) = exp(-sigma_max).
-    Raises ValueError unless 0 <= sigma_min < sigma_max.
+    Args:
+        sigma_min: sigma(0), so that alpha(0) = exp(-sigma_min) is a little below 1.
+        sigma_max: sigma(1), so that alpha(1) = exp(-sigma_max) is a little above 0.
+
+    Returns:
+        The schedule: `alpha`, its slope and its inverse.
+
+    Raises:
+        ValueError: unless 0 <= sigma_min < sigma_max.
+
+    Example:
+        >>> import edlm
+        >>> schedule = edlm.schedules.linear(sigma_min=0.0, sigma_max=7.0)
+        >>> edlm.schedules.sigma(schedule, torch.tensor([0.5]))
+        tensor([3.5000])
     """
-    _require(0.0 <= sigma_min < sigma_max, f"linear: need 0 <= sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+    _require(
+        0.0 <= sigma_min < sigma_max,
+        f"linear: sigma_min = {sigma_min} must be at least 0 and below sigma_max = {sigma_max}",
+    )
     rate = sigma_max - sigma_min
     return _schedule(_linear_alpha, _linear_slope, _linear_inverse, sigma_min=sigma_min, rate=rate)
 
 
 def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Schedule:
-    """`sigma(t) = sigma_min^(1 - t) sigma_max^t`, `alpha = exp(-sigma)` (SEDD, Lou et al. 2023).
+    """Build the schedule `sigma(t) = sigma_min^(1 - t) sigma_max^t`, `alpha = exp(-sigma)` (SEDD, Lou et al. 2023).
 
-    Neither end is exact: alpha(0) = exp(-sigma_min), alpha(1) = exp(-sigma_max).
-    Raises ValueError unless 0 < sigma_min < sigma_max.
+    Args:
+        sigma_min: sigma(0), so that alpha(0) = exp(-sigma_min) is a little below 1.
+        sigma_max: sigma(1), so that alpha(1) = exp(-sigma_max) is a little above 0.
+
+    Returns:
+        The schedule: `alpha`, its slope and its inverse.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max.
+
+    Example:
+        >>> import edlm
+        >>> schedule = edlm.schedules.geometric(sigma_min=0.01, sigma_max=1.0)
+        >>> edlm.schedules.sigma(schedule, torch.tensor([0.5]))
+        tensor([0.1000])
     """
-    _require(0.0 < sigma_min < sigma_max, f"geometric: need 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+    _require(
+        0.0 < sigma_min < sigma_max,
+        f"geometric: sigma_min = {sigma_min} must be above 0 and below sigma_max = {sigma_max}",
+    )
     log_ratio = math.log(sigma_max / sigma_min)
 
     return _schedule(_geometric_alpha, _geometric_slope, _geometric_inverse, sigma_min=sigma_min, log_ratio=log_ratio)
 
 
 def polynomial(power: float = 2.0) -> Schedule:
-    """`alpha(t) = 1 - t^power`. Raises ValueError unless power >= 1 (below it the slope at 0 is infinite)."""
+    """Build the schedule `alpha(t) = 1 - t^power`.
+
+    Args:
+        power: at least 1, since the slope at 0 is infinite below it.
+
+    Returns:
+        The schedule: `alpha`, its slope and its inverse.
+
+    Raises:
+        ValueError: unless power >= 1.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.polynomial(power=2.0).alpha(torch.tensor([0.5]))
+        tensor([0.7500])
+    """
     _require(power >= 1.0, f"polynomial: power = {power} must be at least 1")
     return _schedule(_polynomial_alpha, _polynomial_slope, _polynomial_inverse, power=power)
 
 
 def sigma(schedule: Schedule, t: Tensor) -> Tensor:
-    """`sigma(t) = -log alpha(t)`, the noise level a time-conditioned network is given; infinite where alpha is 0."""
+    """Compute the noise level `sigma(t) = -log alpha(t)`, which time-conditioned networks read.
+
+    Args:
+        schedule: the noise schedule.
+        t: times in [0, 1], any shape.
+
+    Returns:
+        Noise levels, shaped like t; infinite where alpha is 0.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.sigma(edlm.schedules.log_linear(), torch.tensor([0.5, 1.0]))
+        tensor([0.6931,    inf])
+    """
     return -schedule.alpha(t).log()
 
 
-def require_finite_sigma(schedule: Schedule, told: str) -> None:
-    """Raise ValueError, naming what is told the time, if alpha(1) is zero up to rounding: sigma(1) is infinite then."""
+def require_finite_sigma(schedule: Schedule, reader: str) -> None:
+    """Raise ValueError if alpha(1) is zero up to rounding, so that sigma(1) is infinite.
+
+    Args:
+        schedule: the noise schedule.
+        reader: what reads the noise level, "denoiser" or "energy"; the message names it.
+
+    Raises:
+        ValueError: if alpha(1) < 1e-12.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.require_finite_sigma(edlm.schedules.log_linear(eps=1e-3), "denoiser")
+    """
     at_one = float(schedule.alpha(torch.ones((), dtype=torch.float64)))
     _require(
         at_one >= _NO_TOKEN_LEFT,
-        f"a time-conditioned {told} needs a schedule with a finite sigma(1): log_linear(eps=1e-3); "
+        f"a time-conditioned {reader} needs a schedule with a finite sigma(1): log_linear(eps=1e-3); "
         f"here alpha(1) = {at_one:g}",
     )
 
 
 def nelbo_weight(schedule: Schedule, t: Tensor) -> Tensor:
-    """`-alpha'(t) / (1 - alpha(t))`, the weight of one time in the continuous NELBO (Sahoo et al. 2024, section 3)."""
+    """Compute `-alpha'(t) / (1 - alpha(t))`, the weight of t in the continuous NELBO (Sahoo et al. 2024, section 3).
+
+    Args:
+        schedule: the noise schedule.
+        t: times in (0, 1], any shape.
+
+    Returns:
+        Weights, shaped like t.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.nelbo_weight(edlm.schedules.log_linear(), torch.tensor([0.25, 0.5]))  # 1 / t
+        tensor([4., 2.])
+    """
     return -schedule.alpha_slope(t) / (1.0 - schedule.alpha(t))
 
 
 def uniform_grid(num_steps: int) -> Tensor:
-    """Times `1 = t_0 > t_1 > ... > t_T = 0`, equally spaced: float64 (T + 1,). Raises ValueError if T < 1."""
+    """Build equally spaced times `1 = t_0 > t_1 > ... > t_T = 0`.
+
+    Args:
+        num_steps: T.
+
+    Returns:
+        Times, float64 (T + 1,).
+
+    Raises:
+        ValueError: if num_steps < 1.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.uniform_grid(4).tolist()
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
     _require(num_steps >= 1, f"num_steps = {num_steps} must be at least 1")
     return torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
 
 
 def cosine_grid(num_steps: int) -> Tensor:
-    """Times `t_n = cos(pi n / 2 T)`: few tokens at first, many at the end. float64 (T + 1,), 1 down to exactly 0."""
+    """Build times `t_n = cos(pi n / 2 T)`: few tokens are revealed at first, and many at the end.
+
+    Args:
+        num_steps: T.
+
+    Returns:
+        Times, float64 (T + 1,), from 1 down to exactly 0.
+
+    Raises:
+        ValueError: if num_steps < 1.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.cosine_grid(2).tolist()
+        [1.0, 0.7071067811865476, 0.0]
+    """
     _require(num_steps >= 1, f"num_steps = {num_steps} must be at least 1")
     times = torch.cos(torch.linspace(0.0, math.pi / 2, num_steps + 1, dtype=torch.float64))
     return torch.cat([times[:-1], times.new_zeros(1)])
 
 
 def check_window(window: tuple[float, float]) -> None:
-    """Raise ValueError unless 0 <= low <= high <= 1."""
+    """Raise ValueError unless a window of times lies in [0, 1] and its ends are in order.
+
+    Args:
+        window: (low, high).
+
+    Raises:
+        ValueError: unless 0 <= low <= high <= 1.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.check_window((0.4, 1.0))
+    """
     low, high = window
     if not 0.0 <= low <= high <= 1.0:
         raise ValueError(f"window = ({low}, {high}) must satisfy 0 <= low <= high <= 1")
 
 
 def inside(t: Tensor, window: tuple[float, float]) -> Tensor:
-    """Whether times lie in the closed window (low, high), up to rounding: bool, shaped like t."""
+    """Say which times lie in a closed window, up to rounding.
+
+    Args:
+        t: times, any shape.
+        window: (low, high).
+
+    Returns:
+        Bool, shaped like t.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.inside(torch.tensor([0.2, 0.4, 0.9]), (0.4, 1.0)).tolist()
+        [False, True, True]
+    """
     low, high = window
     return (t >= low - _TIME_ROUNDING) & (t <= high + _TIME_ROUNDING)
 
 
 def stratified_times(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low: float = 0.0) -> Tensor:
-    """Training times with one per stratum: `t = low + (1 - low) ((u + row) / num_rows mod 1)`.
+    """Draw training times with one per stratum: `t = low + (1 - low) ((u + row) / num_rows mod 1)`.
 
-    uniforms: float64 (b,); row: (b,) index of each row in the whole batch of num_rows, so that a batch split
-    into parts gets the times of the undivided one. Returns float64 (b,) in (low, 1).
-    Raises ValueError unless 0 <= low < 1.
+    Args:
+        uniforms: float64 (b,).
+        row: (b,), the index of each row in the whole batch, so that parts of a batch get the times of the whole.
+        num_rows: rows of the whole batch.
+        low: the smallest time.
+
+    Returns:
+        Times, float64 (b,), in (low, 1).
+
+    Raises:
+        ValueError: unless 0 <= low < 1.
+
+    Example:
+        >>> import edlm
+        >>> edlm.schedules.stratified_times(torch.full((4,), 0.5), torch.arange(4), 4).tolist()
+        [0.125, 0.375, 0.625, 0.875]
     """
     _require(0.0 <= low < 1.0, f"low = {low} must lie in [0, 1)")
     return low + (1.0 - low) * (((uniforms + row) / num_rows) % 1.0)
 
 
 def importance_times(uniforms: Tensor, schedule: Schedule, low: float = 1e-3) -> Tensor:
-    """Training times in proportion to the NELBO's weight: `1 - alpha(t) = (1 - alpha(low))^(1-u) (1 - alpha(1))^u`.
+    """Draw training times in proportion to the NELBO's weight.
 
-    The weight is `d/dt log(1 - alpha(t))`, so `log(1 - alpha)` is uniform between its values at low and 1, and every
-    time has the same `importance_weight`. uniforms: float64 (b,), stratified or not. Returns float64 (b,).
-    Raises ValueError unless 0 < low < 1: the weight is infinite at 0.
+    They solve `1 - alpha(t) = (1 - alpha(low))^(1-u) (1 - alpha(1))^u`. The weight is `d/dt log(1 - alpha(t))`. So
+    `log(1 - alpha)` is uniform between its values at low and 1, and every time has the same `importance_weight`.
+
+    Args:
+        uniforms: float64 (b,), stratified or not.
+        schedule: the noise schedule.
+        low: the smallest time; the weight is infinite at 0.
+
+    Returns:
+        Times, float64 (b,).
+
+    Raises:
+        ValueError: unless 0 < low < 1.
+
+    Example:
+        >>> import edlm
+        >>> half = torch.tensor([0.5], dtype=torch.float64)
+        >>> edlm.schedules.importance_times(half, edlm.schedules.log_linear(), low=0.01)  # sqrt(0.01)
+        tensor([0.1000], dtype=torch.float64)
     """
     _require(0.0 < low < 1.0, f"low = {low} must lie in (0, 1)")
     low_end, high_end = _log_masked(schedule, low, uniforms), _log_masked(schedule, 1.0, uniforms)
@@ -141,13 +350,31 @@ def importance_times(uniforms: Tensor, schedule: Schedule, low: float = 1e-3) ->
 
 
 def importance_weight(schedule: Schedule, t: Tensor, low: float = 1e-3) -> Tensor:
-    """`log( (1 - alpha(1)) / (1 - alpha(low)) )`, the NELBO's weight at `importance_times`: constant, shaped like t."""
+    """Compute the NELBO's weight at `importance_times`: `log( (1 - alpha(1)) / (1 - alpha(low)) )`, equal at all times.
+
+    Args:
+        schedule: the noise schedule.
+        t: times, any shape.
+        low: the smallest time.
+
+    Returns:
+        The weight, shaped like t.
+
+    Raises:
+        ValueError: unless 0 < low < 1.
+
+    Example:
+        >>> import edlm
+        >>> t = torch.tensor([0.3, 0.9], dtype=torch.float64)
+        >>> edlm.schedules.importance_weight(edlm.schedules.log_linear(), t, low=0.01)  # log 100
+        tensor([4.6052, 4.6052], dtype=torch.float64)
+    """
     _require(0.0 < low < 1.0, f"low = {low} must lie in (0, 1)")
     return (_log_masked(schedule, 1.0, t) - _log_masked(schedule, low, t)).expand(t.shape)
 
 
 def _log_masked(schedule: Schedule, t: float, like: Tensor) -> Tensor:
-    """`log(1 - alpha(t))`, a float64 scalar on the device of `like`."""
+    """Compute `log(1 - alpha(t))`, a float64 scalar on the device of `like`."""
     return torch.log1p(-schedule.alpha(torch.full((), t, dtype=torch.float64, device=like.device)))
 
 

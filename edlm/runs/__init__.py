@@ -1,1 +1,1 @@
-"""What every recipe needs around its story: settings, the way in, processes, files, clocks."""
+"""The frame of every recipe: settings, entry point, processes, files, clocks."""

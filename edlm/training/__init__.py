@@ -1,1 +1,1 @@
-"""The loop around one objective, and what goes with it."""
+"""The training loop around one objective, its state, log and forecast."""

@@ -1,6 +1,7 @@
-"""Published checkpoints to network folders of ours, and networks of ours to Hugging Face folders with published names.
+"""Conversion of published checkpoints to network folders, and of our networks to Hugging Face folders.
 
-What a file does not say, the number of heads or the longest sequence, is that of every published network: 12 and 1024.
+A file may not say the number of heads or the longest sequence. Then they are those of every published network: 12 and
+1024.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ Rows = list[tuple[str, str]]  # a table for people: what, and what was found
 
 
 class Sizes(NamedTuple):
-    """What no weight tells, and where it was taken from."""
+    """Sizes that no weight shows, and where each was taken from."""
 
     num_heads: int
     max_length: int
@@ -46,7 +47,7 @@ def convert(
     max_length: int | None = None,
     raw: bool = False,
 ) -> Rows:
-    """Write a published file as a network folder of ours that is new, with the averaged weights unless `raw`.
+    """Convert a published file to a new network folder of ours, with the averaged weights unless `raw`.
 
     tokenizer: see `find_vocabulary`; a Hugging Face folder may hold its own. Raises ValueError as `foreign.read`,
     `build` and `find_vocabulary` do, and if `out` exists.
@@ -98,7 +99,7 @@ def export(path: str | Path, out: Path) -> Rows:
 
 
 def sizes_of(weights: Weights, num_heads: int | None = None, max_length: int | None = None) -> Sizes:
-    """What no weight tells: as given, else from the file's settings or rotary frequencies, else the default.
+    """Find the sizes that no weight shows: as given, else from the file's settings or frequencies, else the default.
 
     Raises ValueError for a length below 1.
     """
@@ -121,7 +122,7 @@ def sizes_of(weights: Weights, num_heads: int | None = None, max_length: int | N
 
 
 def build(weights: Weights, sizes: Sizes, raw: bool = False) -> Transformer | EnergyNetwork:
-    """The network of some weights in eval mode, with the averaged weights where the file keeps them, unless `raw`.
+    """Build the network of some weights in eval mode, from the averaged weights if the file has them, unless `raw`.
 
     Raises ValueError naming each parameter that is missing, unknown or of another shape, and a size that differs from
     the file's own settings.
@@ -140,7 +141,7 @@ def build(weights: Weights, sizes: Sizes, raw: bool = False) -> Transformer | En
 
 
 def find_vocabulary(source: str | Path, vocab_size: int) -> Vocabulary:
-    """The vocabulary of a published network: `source` is "text8", a `tokenizer.json`, or a folder that holds one.
+    """Find the vocabulary of a published network: `source` is "text8", a `tokenizer.json`, or a folder with one.
 
     A folder may also hold GPT-2's `vocab.json` and `merges.txt`, or what `Vocabulary.save` wrote. The mask comes after
     the tokenizer's own ids. Raises ValueError naming the file, or both sizes where they differ.
@@ -152,7 +153,7 @@ def find_vocabulary(source: str | Path, vocab_size: int) -> Vocabulary:
 
 
 def _by_name(average: list[Tensor], state: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """Averaged weights by name, after a check of their number and shapes."""
+    """Name the averaged weights, after a check of their number and shapes."""
     if len(average) != len(names):
         raise ValueError(f"the file averages {len(average)} parameters, the network has {len(names)}: take raw weights")
     for name, value in zip(names, average, strict=True):
@@ -175,7 +176,7 @@ def _read_vocabulary(path: Path) -> Vocabulary:
 
 
 def _from_json(file: Path) -> Vocabulary:
-    """A tokenizer's vocabulary; `<|endoftext|>`, where it has one, is both bos and eos, as for GPT-2's two files."""
+    """Read a tokenizer's vocabulary; `<|endoftext|>`, if it has one, is both bos and eos, as for GPT-2's two files."""
     plain = vocabulary.from_tokenizer_json(file)
     if plain.tokenizer.token_to_id(END_OF_TEXT) is None:
         return plain
@@ -183,7 +184,7 @@ def _from_json(file: Path) -> Vocabulary:
 
 
 def _text8(vocab_size: int) -> Vocabulary:
-    """The 27 characters and a mask; with the seven other special ids of the published tokenizer where it has room."""
+    """Build the 27 characters and a mask, with the seven other special ids of the published tokenizer if they fit."""
     words = vocabulary.characters()
     if vocab_size != len(_TEXT8_IDS):
         return words

@@ -1,9 +1,9 @@
 """Files of the published MDLM and EDLM code, read without being executed: weights under their published names.
 
-Three kinds: a Hugging Face folder (`config.json` beside `model.safetensors` or `pytorch_model.bin`), a checkpoint of
-the Lightning trainer (`state_dict`, averaged weights under `ema`, settings under `hyper_parameters`), and bare weights
-as safetensors. An EDLM checkpoint holds two networks, the energy it trained and the frozen denoiser; the others hold
-one. What the names mean is the business of `published`.
+There are three kinds: a Hugging Face folder (`config.json` beside `model.safetensors` or `pytorch_model.bin`), a
+checkpoint of the Lightning trainer (`state_dict`, averaged weights under `ema`, settings under `hyper_parameters`), and
+bare weights as safetensors. An EDLM checkpoint holds two networks: the trained energy and the frozen denoiser. The
+other files hold one. `published` knows what the names mean.
 """
 
 import math
@@ -48,7 +48,7 @@ _SCHEDULE = {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}  # of ever
 
 
 class Weights(NamedTuple):
-    """One network of a file: its weights under published names, and what the file says beside them."""
+    """One network of a file: its weights under published names, and the settings and notes beside them."""
 
     source: str  # what kind of file it is
     state: dict[str, Tensor]  # as trained
@@ -58,10 +58,10 @@ class Weights(NamedTuple):
 
 
 def read(path: str | Path, part: str | None = None) -> Weights:
-    """Read a published file or folder; `part`, "energy" or "denoiser", says which network of an EDLM checkpoint.
+    """Read a published file or folder; `part`, "energy" or "denoiser", selects the network of an EDLM checkpoint.
 
-    Without a part it is the energy, where there is one. Raises ValueError naming the file for what is missing, broken,
-    of an unknown kind, or would have to be executed.
+    Without a part it is the energy, if there is one. Raises ValueError naming the file for what is missing, broken, of
+    an unknown kind, or would have to be executed.
     """
     path = Path(path)
     if path.is_dir():
@@ -111,7 +111,7 @@ def _read_trainers(file: Path, part: str | None) -> Weights:
 
 
 def _average(ema: Any, file: Path) -> list[Tensor] | None:
-    """The list of averaged weights that a trainer keeps, None if it keeps none."""
+    """Find the list of averaged weights that a trainer keeps, None if it keeps none."""
     if ema is None:
         return None
     shadow = _section(ema).get("shadow_params")
@@ -122,9 +122,9 @@ def _average(ema: Any, file: Path) -> list[Tensor] | None:
 
 
 def _weights(content: Any, file: Path) -> dict[str, Tensor]:
-    """Tensors by name, what a wrapper put into the names taken off."""
+    """Collect tensors by name, without the parts of names that a wrapper added."""
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{file}: no weights by name")
+        raise ValueError(f"{file}: no weights by name; expected a state dict, from names to tensors")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{file}: {name} is no tensor")
@@ -133,13 +133,13 @@ def _weights(content: Any, file: Path) -> dict[str, Tensor]:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Which network a parameter belongs to, and its name there."""
+    """Split a parameter's name into the network it belongs to and its name there."""
     prefix, part = next((prefix, part) for prefix, part in _PARTS if name.startswith(prefix))
     return part, name.removeprefix(prefix)
 
 
 def _part(found: Mapping[str, Tensor], part: str | None, file: Path) -> dict[str, Tensor]:
-    """The weights of one network of a file, their prefix taken off."""
+    """Select the weights of one network of a file, without their prefix."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in found.items():
         owner, own_name = _place(name)
@@ -157,7 +157,7 @@ def _part(found: Mapping[str, Tensor], part: str | None, file: Path) -> dict[str
 
 
 def _settings(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The numbers among the settings, by our names; an unresolved `${...}` is none.
+    """Collect the finite numbers among the settings, by our names; an unresolved `${...}` is none.
 
     Raises ValueError for what is no number, and for a size that is no whole one.
     """
@@ -176,18 +176,18 @@ def _settings(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
 
 
 def _notes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network folder says of how its network is used."""
+    """Collect what a network folder says of how its network is used."""
     trained = {key: config[key] for key in ("parameterization",) if isinstance(config.get(key), str)}
     return {"schedule": dict(_SCHEDULE), "time_conditioning": config.get("time_conditioning") is True, **trained}
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """One level of settings, out of what stands for OmegaConf's nodes; empty for what is no section."""
+    """Take one level of settings out of what stands for OmegaConf's nodes; empty for what is no section."""
     return {key: _content(item) for key, item in _section(_content(value)).items()}
 
 
 def _content(value: Any) -> Any:
-    """What a node of OmegaConf holds; None for one that holds nodes without end."""
+    """Take the content of an OmegaConf node; None for one that holds nodes without end."""
     for _ in range(_NESTED):
         if not isinstance(value, inert.Inert):
             return value

@@ -1,13 +1,13 @@
 """Reading files of `torch.save` without running anything they name.
 
 Such a file is a pickle beside raw numbers, and a pickle can name any function to be called. `torch.load` with
-`weights_only=True` calls a short list of functions that rebuild tensors and plain containers, and refuses the rest;
-training frameworks store settings objects beside the weights, so their files are refused whole. Here each name that is
+`weights_only=True` calls a short list of functions that rebuild tensors and plain containers, and refuses the rest.
+Training frameworks store settings objects beside the weights, so their files are refused whole. Here each name that is
 not on that list stands for `Inert`, which keeps what the file says and runs nothing.
 
-How much a file takes is known before it is read: its parts lie in it as they are, as torch.save leaves them, so that
-they are mapped and not copied; the pickle is small; and of torch's list only those names are taken that make nothing
-larger than the file.
+The memory that a file takes is known before it is read. Its parts are stored as they are, as torch.save leaves them,
+so they are mapped and not copied. The pickle is small. Of torch's list, only names that make nothing larger than the
+file are accepted.
 """
 
 import io
@@ -57,10 +57,10 @@ class Inert:
 
 
 def read(path: Path) -> Any:
-    """What `torch.save` wrote, tensors on the CPU, every object of an unknown class as an `Inert`.
+    """Read a file of `torch.save`, tensors on the CPU, every object of an unknown class as an `Inert`.
 
     Raises ValueError naming the file if it is no whole file of `torch.save`, is compressed or above the limits, or
-    needs more than the above to be read; the message then says how to keep only the plain part of it, on a machine
+    needs more than the above to be read. The message then says how to keep only the plain part of it, on a machine
     where the file is trusted.
     """
     try:
@@ -81,11 +81,11 @@ def read(path: Path) -> Any:
 
 
 class _Refused(ValueError):
-    """What is said of a file as it is."""
+    """A file is refused for what it is."""
 
 
 def _names(path: Path) -> set[str]:
-    """Every name in the pickle of a file, after a check of its parts: what they take, and whether they are whole."""
+    """List every name in the pickle of a file, after a check that its parts are whole and within the limits."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         limits.require(path, "parts", len(parts), limits.TENSORS)
@@ -153,7 +153,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _stand_in(name: str) -> Callable[..., Any]:
-    """A class of its own for each name, so that what is built of one is not taken for another."""
+    """Create a class of its own for each name, so that objects of different classes stay different."""
     return (lambda *_: {}) if name == _DEFAULT_DICT else type(name, (Inert,), {})
 
 

@@ -1,9 +1,9 @@
-"""Large language models by folder: LLaDA-8B and Dream-7B as denoisers, Qwen and Llama as an energy's model.
+"""Large language models by folder: LLaDA-8B and Dream-7B as denoisers, Qwen and Llama as the model of an energy.
 
-The blocks are torchtune's, of which `decoders` makes networks; this is the only module of the library that imports it,
-when a model is built. Weights come from folders in Hugging Face's layout (`config.json`, `model.safetensors` or its
-shards with their index); nothing in them is executed. LLaDA is a Llama and Dream a Qwen 2.5 whose attention looks both
-ways. A folder is read into a `Blueprint` first, which takes no memory.
+The blocks are torchtune's, of which `decoders` makes networks. Only this module imports torchtune, when a model is
+built. Weights come from folders in Hugging Face's layout (`config.json`, `model.safetensors` or its shards with their
+index). Nothing in them is executed. LLaDA is a Llama, and Dream a Qwen 2.5, whose attention looks both ways. A folder
+is read into a `Blueprint` first, which takes no memory.
 """
 
 import json
@@ -67,14 +67,44 @@ _LLAMA_ROTARY = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_
 
 
 def load_diffusion(folder: str | Path, max_length: int = 2048) -> DecoderNetwork:
-    """LLaDA or Dream from its folder, in the precision of its weights: `decoders.load(read_diffusion(...))`."""
+    """Load LLaDA or Dream from its folder, in the precision of its weights: `decoders.load(read_diffusion(...))`.
+
+    Args:
+        folder: `config.json` and the weights.
+        max_length: the longest text that it reads, if the model has no smaller limit.
+
+    Returns:
+        The bidirectional network, in eval mode.
+
+    Raises:
+        ValueError: naming the file or the setting that is missing, unknown or unlike these models.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.large.load_diffusion("LLaDA-8B-Base", max_length=8)
+        >>> network(torch.zeros(1, 8, dtype=torch.int64)).shape[:2]
+        torch.Size([1, 8])
+    """
     return decoders.load(read_diffusion(folder, max_length))
 
 
 def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
-    """LLaDA (`model_type` llada) or Dream (Dream) as its `config.json` has it, bidirectional.
+    """Read LLaDA (`model_type` llada) or Dream (Dream), bidirectional, as its `config.json` describes it.
 
-    Raises ValueError naming the file or the setting that is missing, unknown or unlike these models.
+    Args:
+        folder: `config.json` and the weights.
+        max_length: the longest text that it reads, if the model has no smaller limit.
+
+    Returns:
+        The model before it takes memory; `decoders.load` fills it.
+
+    Raises:
+        ValueError: naming the file or the setting that is missing, unknown or unlike these models.
+
+    Example:
+        >>> import edlm
+        >>> edlm.large.read_diffusion("LLaDA-8B-Base").dtype
+        torch.float32
     """
     return _read(Path(folder), {"llada": _llada, "Dream": _dream}, max_length)
 
@@ -82,9 +112,24 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
 def read_autoregressive(
     folder: str | Path, max_length: int = 2048, rows_at_once: int | None = None, vocab_size: int | None = None
 ) -> Blueprint:
-    """Qwen 2 and 2.5 (`model_type` qwen2) or Llama 2 to 3.2 (llama) as its `config.json` has it, for `residual_ar`.
+    """Read Qwen 2 and 2.5 (`model_type` qwen2) or Llama 2 to 3.2 (llama) for `energies.residual_ar`.
 
-    The other arguments are those of `decoders.autoregressive`. Raises ValueError as `read_diffusion` does.
+    Args:
+        folder: `config.json` and the weights.
+        max_length: the longest text that it reads, if the model has no smaller limit.
+        rows_at_once: how many rows are run at a time, which bounds memory; None: all.
+        vocab_size: that of the denoiser, where it is larger; ids that the decoder does not know are impossible.
+
+    Returns:
+        The model before it takes memory; `decoders.load` fills it.
+
+    Raises:
+        ValueError: naming the file or the setting that is missing, unknown or unlike these models.
+
+    Example:
+        >>> import edlm
+        >>> edlm.large.read_autoregressive("Qwen2.5-7B", rows_at_once=4).where
+        'Qwen2.5-7B'
     """
     network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
     families = {"qwen2": partial(_qwen, fixed=_QWEN_FIXED, network=network), "llama": partial(_llama, network=network)}
@@ -92,11 +137,26 @@ def read_autoregressive(
 
 
 def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> Vocabulary:
-    """The vocabulary of such a folder: its `tokenizer.json`, or another one, and the special ids of its config.
+    """Load the vocabulary of such a folder: its `tokenizer.json`, or another one, and the special ids of its config.
 
-    Special tokens of the tokenizer from the mask's id on are left out, as no text stands for them; `size` counts the
-    ids of the network. Dream's folder has no `tokenizer.json`: give that of Qwen 2.5, which Dream extends.
-    Raises ValueError naming what is missing.
+    Special tokens of the tokenizer from the mask's id on are left out, as no text stands for them. `size` counts the
+    ids of the network.
+
+    Args:
+        folder: holds `config.json`.
+        tokenizer: another `tokenizer.json`. Dream's folder has none: give that of Qwen 2.5, which Dream extends.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: naming what is missing.
+
+    Example:
+        >>> import edlm
+        >>> vocabulary = edlm.large.load_vocabulary("LLaDA-8B-Base")
+        >>> vocabulary.size, vocabulary.mask_id
+        (40, 33)
     """
     folder = Path(folder)
     config = whole.read_json(folder / "config.json")
@@ -119,9 +179,23 @@ def _without_mask(content: Mapping[str, Any], mask_id: int) -> Tokenizer:
 
 
 def special_id(folder: str | Path, config: Mapping[str, Any], name: str) -> int | None:
-    """The id of bos, eos or pad by a `config.json`, the first one where it lists several; None where it has none.
+    """Find the id of bos, eos or pad in a `config.json`; of several, the first.
 
-    Raises ValueError for what is no id.
+    Args:
+        folder: named in errors.
+        config: the content of the file.
+        name: "bos", "eos" or "pad".
+
+    Returns:
+        The id, None if the config has none.
+
+    Raises:
+        ValueError: for what is no id.
+
+    Example:
+        >>> import edlm
+        >>> edlm.large.special_id("Llama-3.1-8B", {"eos_token_id": [128001, 128009]}, "eos")
+        128001
     """
     given = config.get(f"{name}_token_id")
     found = given[0] if isinstance(given, list) and given else given
@@ -131,10 +205,21 @@ def special_id(folder: str | Path, config: Mapping[str, Any], name: str) -> int 
 
 
 def require_same_tokens(vocabulary: Vocabulary, folder: str | Path) -> None:
-    """Raise ValueError if the `tokenizer.json` of a folder, where there is one, gives text other ids than ours.
+    """Raise ValueError if the `tokenizer.json` of a folder gives text other ids than a vocabulary does.
 
-    Compared is all that decides an id: the normaliser, the cut into words, the model and the tokens added to it.
-    Special ones are not: Dream has two that Qwen 2.5 has not, and no text is encoded to them.
+    All that decides an id is compared: the normaliser, the cut into words, the model and the tokens added to it.
+    Special tokens are not: Dream has two that Qwen 2.5 has not, and no text is encoded to them.
+
+    Args:
+        vocabulary: that of the denoiser.
+        folder: that of the energy's model; one without a `tokenizer.json` passes.
+
+    Raises:
+        ValueError: if the ids differ.
+
+    Example:
+        >>> import edlm
+        >>> edlm.large.require_same_tokens(edlm.large.load_vocabulary("LLaDA-8B-Base"), "LLaDA-8B-Base")
     """
     file = Path(folder) / "tokenizer.json"
     if not file.is_file():
@@ -144,7 +229,7 @@ def require_same_tokens(vocabulary: Vocabulary, folder: str | Path) -> None:
 
 
 def _deciding(content: str) -> dict[str, Any] | None:
-    """What decides a text's ids, in the form of this version of `tokenizers`; None if it is no tokenizer."""
+    """Collect what decides a text's ids, in the form of this version of `tokenizers`; None if it is no tokenizer."""
     try:
         parts = json.loads(Tokenizer.from_str(content).to_str(), object_hook=_without_offsets)
     except Exception:  # `tokenizers` raises nothing more specific
@@ -154,7 +239,7 @@ def _deciding(content: str) -> dict[str, Any] | None:
 
 
 def _without_offsets(part: dict[str, Any]) -> dict[str, Any]:
-    """A part of a tokenizer but for what changes the places of tokens alone."""
+    """Drop from a part of a tokenizer what changes only the places of tokens."""
     return {name: value for name, value in part.items() if not (name == "trim_offsets" and part.get("type"))}
 
 
@@ -167,7 +252,22 @@ def _read(folder: Path, families: Mapping[str, Callable[..., Blueprint]], max_le
 
 
 def dtype_of(folder: str | Path) -> torch.dtype:
-    """The precision of a folder's weights by its `config.json`, under either name; float32 if it does not say."""
+    """Read the precision of a folder's weights in its `config.json`, under either of its names.
+
+    Args:
+        folder: holds `config.json`.
+
+    Returns:
+        The precision; float32 if the config names none.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read.
+
+    Example:
+        >>> import edlm
+        >>> edlm.large.dtype_of("LLaDA-8B-Base")
+        torch.float32
+    """
     file = Path(folder) / "config.json"
     config = whole.read_json(file) if file.is_file() else {}
     found = getattr(torch, str(config.get("torch_dtype") or config.get("dtype")), None)
@@ -252,7 +352,7 @@ def _llama(
 
 
 def _rotary_factor(folder: Path, stretched: Any) -> float:
-    """The factor of Llama 3.1's rotary positions; 1 leaves them as they are."""
+    """Read the factor of Llama 3.1's rotary positions; 1 leaves them as they are."""
     kind = isinstance(stretched, dict) and stretched.get("rope_type", stretched.get("type"))
     if kind != "llama3" or any(stretched.get(name) != value for name, value in _LLAMA_ROTARY.items()):
         known = ", ".join(f"{name} = {value:g}" for name, value in _LLAMA_ROTARY.items())
@@ -261,7 +361,7 @@ def _rotary_factor(folder: Path, stretched: Any) -> float:
 
 
 def _sizes(folder: Path, config: Mapping[str, Any], max_length: int) -> dict[str, Any]:
-    """Arguments that torchtune's builders share, from a config in Hugging Face's names."""
+    """Collect the arguments that torchtune's builders share, from a config in Hugging Face's names."""
     need, count = partial(_need, folder, config), partial(_count, folder, config)
     heads, width = count("num_attention_heads"), count("hidden_size")
     kv_heads = count("num_key_value_heads") if config.get("num_key_value_heads") else heads
@@ -283,7 +383,7 @@ def _sizes(folder: Path, config: Mapping[str, Any], max_length: int) -> dict[str
 
 
 def _llama_names(config: Mapping[str, Any], tied: bool, biases: tuple[str, ...] = ()) -> dict[str, str]:
-    """Every parameter of a folder in Hugging Face's names for a Llama, which stay as they are."""
+    """Map every parameter of a Llama folder in Hugging Face's names to itself."""
     above = [name for name in _LLADA.values() if not (tied and name == "lm_head.weight")]
     in_block = [*_LLADA_BLOCK.values(), *biases]
     blocks = [f"model.layers.{i}.{name}" for i in range(int(config["num_hidden_layers"])) for name in in_block]
@@ -291,7 +391,7 @@ def _llama_names(config: Mapping[str, Any], tied: bool, biases: tuple[str, ...] 
 
 
 def _named(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """All tensors of a folder by their new names, after a check of every old one."""
+    """Rename all tensors of a folder, after a check of every old name."""
     tensors = unwrapped(_read_shards(folder), folder)
     problems = [f"{name} is missing" for name in names.keys() - tensors.keys()]
     problems += [f"{name} is not known" for name in tensors.keys() - names.keys()]
@@ -321,7 +421,7 @@ def _need(folder: Path, config: Mapping[str, Any], name: str) -> Any:
 
 
 def _count(folder: Path, config: Mapping[str, Any], name: str, limit: int | None = None) -> int:
-    """A whole number of at least 1, and of no more than the limit."""
+    """Read a whole number of at least 1, and of no more than the limit."""
     value = _need(folder, config, name)
     if value < 1 or value != int(value):
         raise ValueError(f"{folder}/config.json: {name} = {value!r} must be a whole number of at least 1")
@@ -331,7 +431,7 @@ def _count(folder: Path, config: Mapping[str, Any], name: str, limit: int | None
 
 
 def _require_heads(folder: Path, heads: int, kv_heads: int, width: int) -> None:
-    """Raise ValueError for sizes of which torchtune's attention cannot be made."""
+    """Raise ValueError for sizes from which torchtune's attention cannot be made."""
     if width % heads or (width // heads) % 2 or heads % kv_heads:
         raise ValueError(
             f"{folder}/config.json: {heads} heads of which {kv_heads} hold keys do not fit a width of {width}"

@@ -1,4 +1,4 @@
-"""How much memory a corrected step of large models needs, before any of it is taken."""
+"""Bounds on the memory of a corrected step of large models, before any of it is taken."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from edlm.process import categorical
 
 
 class MemoryPlan(NamedTuple):
-    """Bytes that a corrected step needs at most, in the order in which it needs them."""
+    """Upper bounds on the bytes that a corrected step needs, in the order in which it needs them."""
 
     weights: int  # of the denoiser and the energy's model
     drafts: int  # k candidates with their log-probabilities and noise
@@ -19,7 +19,7 @@ class MemoryPlan(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Weights and drafts stay; the rest comes one after the other."""
+        """The largest sum of bytes at one time: weights and drafts stay, the rest comes one after the other."""
         return self.weights + self.drafts + max(self.denoise, self.propose, self.weigh)
 
 
@@ -31,12 +31,12 @@ def memory_plan(
     length: int,
     logits_at_once: int = categorical.LOGITS_AT_ONCE["cuda"],
 ) -> MemoryPlan:
-    """Bytes of one step of `samplers.importance` with `energies.residual_ar` over these networks, or without an energy.
+    """Bound the bytes of one step of importance sampling with `energies.residual_ar`, or of a step without an energy.
 
-    Weights are counted, the rest is bounded: per token the widest moment of a block holds three vectors of its
-    feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once`
-    is the size of a tile, that of `categorical` on a GPU. Attention is taken to need memory linear in the length. Works
-    on networks on the meta device, which take no memory themselves.
+    Weights are counted, the rest is bounded. Per token the widest moment of a block holds three vectors of its
+    feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once` is the size of a
+    tile, that of `categorical` on a GPU. Attention is assumed to need memory linear in the length. Networks may be on
+    the meta device, which takes no memory.
     """
     num_particles = num_particles if energy is not None else 1
     tokens, in_energy = batch_size * length, batch_size * num_particles * length
@@ -54,7 +54,7 @@ def memory_plan(
 
 
 def _bytes_of_weighing(energy: DecoderNetwork, candidates: int, length: int, logits_at_once: int) -> int:
-    """The states of all candidates, and the larger of a block for the rows run at once and a chunk of logits."""
+    """Sum the states of all candidates, and the larger of a block for the rows run at once and a chunk of logits."""
     rows = min(energy.rows_at_once or candidates, candidates)
     states = candidates * length * energy.head.in_features * energy.head.weight.element_size()
     scored = min(candidates * length * energy.head.out_features, logits_at_once)
@@ -62,7 +62,7 @@ def _bytes_of_weighing(energy: DecoderNetwork, candidates: int, length: int, log
 
 
 def _bytes_of(network: nn.Module) -> int:
-    """Parameters and buffers, a shared one once."""
+    """Sum parameters and buffers, a shared one once."""
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 

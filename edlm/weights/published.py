@@ -1,8 +1,8 @@
 """Weights of the published MDLM and EDLM networks: their parameter names and ours, in both directions.
 
 A published state dict is a plain dict of tensors under the names of one network (`vocab_embed.embedding`,
-`blocks.0.attn_qkv.weight`, ...); a prefix such as `backbone.` has to be taken off first. Every size but the number of
-heads and the longest sequence is read off the shapes.
+`blocks.0.attn_qkv.weight`, ...). Take a prefix such as `backbone.` off first. Shapes give every size but the number of
+heads and the longest sequence.
 """
 
 import re
@@ -48,7 +48,7 @@ _ELSEWHERE = {
 
 
 def kind_of(state: Mapping[str, Tensor]) -> Kind:
-    """What a published state dict is, told by a name that only this kind has."""
+    """Recognise the kind of a published state dict by a name that only this kind has."""
     if _SCALAR in state:
         return "energy"
     return "denoiser" if _CONDITIONING in state else "autoregressive"
@@ -70,8 +70,8 @@ def load_denoiser(
     """Build the bidirectional, noise-conditioned network of a published denoiser, in eval mode.
 
     It has the widest of the types of its weights, in which each weight is exact. Raises ValueError naming each
-    parameter that is missing, unknown, of another shape or not of finite floats, and for rotary frequencies that are
-    not those of the heads.
+    parameter that is missing, unknown, of another shape or not of finite floats, and for rotary frequencies that do not
+    fit the heads.
     """
     sizes = _sizes(state, num_heads, max_length, dropout)
     return _filled(Transformer(**sizes, conditioning_size=_size(state, _CONDITIONING, 0)), state)
@@ -100,7 +100,7 @@ def export(network: Transformer | EnergyNetwork) -> dict[str, Tensor]:
 
 
 def parameter_order(network: Transformer | EnergyNetwork) -> list[str]:
-    """Published names of a network's parameters in the order of the published module's `parameters()`.
+    """List published names of a network's parameters in the order of the published module's `parameters()`.
 
     It is the order of the list in which the published training code keeps its averaged weights.
     """
@@ -108,14 +108,14 @@ def parameter_order(network: Transformer | EnergyNetwork) -> list[str]:
 
 
 def num_heads_of(state: Mapping[str, Tensor]) -> int | None:
-    """The number of heads as the rotary frequencies tell it, None where the state dict lacks them."""
+    """Compute the number of heads from the rotary frequencies; None where the state dict lacks them."""
     if _FREQUENCIES not in state or not state[_FREQUENCIES].numel():
         return None
     return _size(state, _EMBEDDING, 1) // (2 * state[_FREQUENCIES].numel())
 
 
 def _sizes(state: Mapping[str, Tensor], num_heads: int, max_length: int, dropout: float) -> dict[str, Any]:
-    """Arguments that the three networks share."""
+    """Collect the arguments that the three networks share."""
     hidden_size = _size(state, _EMBEDDING, 1)
     if num_heads < 1 or hidden_size % (2 * num_heads):
         raise ValueError(f"num_heads = {num_heads} does not fit: twice it must divide the hidden size {hidden_size}")
@@ -160,7 +160,7 @@ def _filled(network: N, state: Mapping[str, Tensor]) -> N:
 
 
 def _published_name(name: str) -> str:
-    """`trunk.blocks.3.up.weight` to `blocks.3.mlp.0.weight`, and so on for every parameter."""
+    """Rename `trunk.blocks.3.up.weight` to `blocks.3.mlp.0.weight`, and every other parameter likewise."""
     if name == "embedding.weight":
         return _EMBEDDING
     module, kind = name.rsplit(".", 1)
@@ -170,7 +170,7 @@ def _published_name(name: str) -> str:
 
 
 def _rank(name: str) -> tuple[int, int, int, bool]:
-    """Where a published parameter stands: embedding, noise level, blocks one after the other, the rest."""
+    """Rank a published parameter: embedding, noise level, blocks one after the other, the rest."""
     if name == _EMBEDDING:
         return (0, 0, 0, False)
     module, kind = name.rsplit(".", 1)
@@ -180,7 +180,7 @@ def _rank(name: str) -> tuple[int, int, int, bool]:
 
 
 def _frequencies(head_size: int) -> Tensor:
-    """Rotary frequencies `10000^(-2i / d)`: float32 (d / 2,)."""
+    """Compute rotary frequencies `10000^(-2i / d)`: float32 (d / 2,)."""
     return 1.0 / 10_000 ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
 
 

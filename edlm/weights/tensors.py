@@ -1,4 +1,4 @@
-"""Tensors in files: how many and how large is known before any is read, and what is no weight of a network is refused.
+"""Tensors in files: number and size are known before any is read, and tensors that are no weights are refused.
 
 Names that `torch.compile`, DDP, FSDP and activation checkpointing put around a network are taken off.
 """
@@ -23,7 +23,7 @@ _LENGTH_BYTES = 8  # of a safetensors file, in which it says how long its header
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises ValueError naming the file if it is missing, broken or above limits."""
+    """Read all tensors of a safetensors file. Raises ValueError naming a file that is missing, broken or too large."""
     shapes(file)
     try:
         return load_file(file)
@@ -32,7 +32,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a safetensors file, none of them read. Raises ValueError as `read_safetensors`."""
+    """Read the shape of every tensor of a safetensors file, but no tensor. Raises ValueError as `read_safetensors`."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
     try:
@@ -52,7 +52,7 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def unwrapped(tensors: Mapping[str, T], where: str | Path) -> dict[str, T]:
-    """The same tensors, or shapes, under the names that the network has by itself.
+    """Rename tensors, or shapes, to the names that the network has by itself.
 
     Raises ValueError for two names that become one.
     """
@@ -68,7 +68,7 @@ def unwrapped(tensors: Mapping[str, T], where: str | Path) -> dict[str, T]:
 def require_held(tensors: Mapping[str, Tensor], file: Path, copies: int = 1) -> None:
     """Raise ValueError for more tensors than the limit, or for more bytes than `copies` times those of the file.
 
-    A tensor of a file of `torch.save` is a view, by which a few bytes can be said to be gigabytes.
+    A tensor in a file of `torch.save` is a view. Through it a few bytes can pass for gigabytes.
     """
     limits.require(file, "tensors", len(tensors), limits.TENSORS)
     size, total = file.stat().st_size, 0
@@ -80,7 +80,7 @@ def require_held(tensors: Mapping[str, Tensor], file: Path, copies: int = 1) -> 
 
 
 def sha256(file: Path) -> str:
-    """The hash of a file's content. Raises ValueError naming the file if it cannot be read."""
+    """Hash a file's content. Raises ValueError naming the file if it cannot be read."""
     try:
         with file.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
@@ -89,14 +89,14 @@ def sha256(file: Path) -> str:
 
 
 def digest(content: Any) -> str:
-    """The hash of what a json file holds, whatever its white space."""
+    """Hash the content of a json file, whatever its white space."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def require_hash(found: str, recorded: Any, file: Path) -> None:
-    """Raise ValueError naming the file unless what is found is the hash that was written down when it was saved.
+    """Raise ValueError naming the file unless its hash is the one that was written down when it was saved.
 
-    None: nothing was, by an earlier version, and nothing is compared.
+    None: an earlier version wrote no hash, and nothing is compared.
     """
     if recorded is not None and found != recorded and not os.environ.get(UNVERIFIED):
         raise ValueError(

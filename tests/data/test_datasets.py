@@ -183,7 +183,7 @@ def test_lambada_as_it_was_first_published(tmp_path: Path) -> None:
     file.write_text('{"text": "“So,” he said"}\n{"text": "again"}\n', encoding="utf-8")
     found = named("lambada", file)
     assert found.test == ['\n"So," he said', "\nagain"]
-    with pytest.raises(ValueError, match="lambada has no train split, only test"):
+    with pytest.raises(ValueError, match="lambada has no train split; it has test"):
         found.blocks(BPE, 8)
 
 

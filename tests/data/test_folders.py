@@ -114,5 +114,5 @@ def test_folders_behind_links_are_read_and_notes_are_not(tmp_path: Path) -> None
 def test_a_file_that_names_no_split_beside_those_that_do_is_not_left_out_silently(tmp_path: Path) -> None:
     for name in ("train", "valid", "test", "more"):
         (tmp_path / f"{name}.txt").write_text("a text")
-    with pytest.raises(ValueError, match=r"more\.txt says no split in its name, and others do"):
+    with pytest.raises(ValueError, match=r"more\.txt needs train, valid or test in its name"):
         datasets.files(tmp_path)

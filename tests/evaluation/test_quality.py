@@ -43,11 +43,11 @@ def test_ids_as_large_as_a_real_vocabulary_do_not_overflow() -> None:
 
 
 def test_a_text_that_is_too_short_is_named() -> None:
-    with pytest.raises(ValueError, match="no text has 3 tokens"):
+    with pytest.raises(ValueError, match="need a text of at least 3 tokens"):
         quality.grams(texts([1, 2], [0]), 3)
-    with pytest.raises(ValueError, match="no text has 1 tokens"):
+    with pytest.raises(ValueError, match="need a text of at least 1 tokens"):
         quality.grams([], 1)
-    with pytest.raises(ValueError, match="no text has 2 tokens"):
+    with pytest.raises(ValueError, match="need a text of at least 2 tokens"):
         quality.repetition(texts([1, 2], [0]), 2)
 
 

@@ -220,7 +220,7 @@ def test_a_shared_embedding_is_one_memory_and_takes_no_gradient():
     energy(torch.randint(5, (2, 8)), torch.randint(5, (2, 8))).sum().backward()
     assert energy.embedding.weight.grad is None
     assert energy.combine.weight.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match=r"embedding \(6, 16\) cannot be the denoiser's \(5, 16\)"):
+    with pytest.raises(ValueError, match=r"embedding \(6, 16\) must have the denoiser's shape \(5, 16\)"):
         networks.share_embedding(EnergyNetwork(6, 8, 16, 1, 2, 8), denoiser)
 
 

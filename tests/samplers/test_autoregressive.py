@@ -311,7 +311,7 @@ def test_every_row_has_its_own_prompt_filled_up_on_the_right():
         ({"bos_id": 9}, "bos_id = 9 is outside the network's vocabulary of 5"),
         ({"mask_id": 5}, "mask_id = 5 is outside the network's vocabulary of 5"),
         ({"prompt": torch.tensor([7])}, "prompt holds token id 7, outside the vocabulary 0..4"),
-        ({"prompt": torch.zeros(5, dtype=torch.int64)}, "does not fit (2 samples, length 4)"),
+        ({"prompt": torch.zeros(5, dtype=torch.int64)}, "does not fit: it must be (l,) or (2, l), l at most 4"),
         ({"network": ar_network(causal=False)}, "an autoregressive model needs a causal network"),
     ],
 )

@@ -341,7 +341,9 @@ def test_a_token_outside_the_vocabulary_is_named(prompt: list, bad: int):
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (3, 4), (1, 4)])
 def test_a_prompt_that_does_not_fit_is_an_error(shape: tuple[int, ...]):
-    with pytest.raises(ValueError, match=r"prompt of shape .* does not fit \(2 samples, length 4\)"):
+    with pytest.raises(
+        ValueError, match=r"prompt of shape .* does not fit: it must be \(l,\) or \(2, l\), l at most 4"
+    ):
         edlm.sample(Spec().pipeline(), 2, prompt=torch.zeros(shape, dtype=torch.int64))
 
 
