@@ -1,7 +1,5 @@
 """Samplers beside a source as csv, as a Markdown table and as a picture: distance against steps and against passes."""
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from edlm.frontier.exact import Figures
 from edlm.frontier.grid import Entry
 from edlm.frontier.points import pareto
 from edlm.runs import plots as plots_of_runs
+from edlm.runs import tables
 from edlm.samplers import sampler as samplers
 from edlm.samplers.sampler import Proposal, Sampler
 
@@ -66,27 +65,23 @@ def fronts(rows: Sequence[Row]) -> set[str]:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Every figure in a column of its own, its error behind it; empty where there is none."""
-    names, best, file = _names(rows), fronts(rows), io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    names, best = _names(rows), fronts(rows)
     columns = [column for name in names for column in (name, f"{name}_error")]
-    writer.writerow(["name", *grid.COLUMNS, "control", "front", *columns])
+    lines: list[list[object]] = [["name", *grid.COLUMNS, "control", "front", *columns]]
     for row in rows:
         figures = [cell for name in names for cell in row.figures.get(name, [None, None])]
-        cells = [row.name, *grid.cells(row.setting), row.role, int(row.name in best), *figures]
-        writer.writerow([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells])
-    return file.getvalue()
+        lines.append([row.name, *grid.cells(row.setting), row.role, int(row.name in best), *figures])
+    return tables.to_csv(lines)
 
 
 def to_markdown(rows: Sequence[Row], remarks: Sequence[str]) -> str:
     """The table for people, with the remarks in front of it and how it is to be read behind."""
     names, best = _names(rows), fronts(rows)
     lines = [["setting", *map(_title, names), "front", "control"]]
-    lines.append(["---"] * len(lines[0]))
     for row in rows:
         cells = [shown(row.figures.get(name)) for name in names]
         lines.append([row.name, *cells, "passes" if row.name in best else "", row.role])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join([*remarks, table, *HOW_TO_READ]) + "\n"
+    return "\n\n".join([*remarks, tables.markdown(lines), *HOW_TO_READ]) + "\n"
 
 
 def short(rows: Sequence[Row]) -> list[tuple[str, ...]]:
