@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edlm.benchmark import textbook as textbook_samplers
-from edlm.models import autoregressive, denoisers
+from edlm.models import denoisers, energies
 from edlm.nn import folding
 from edlm.nn.networks import Transformer
 from edlm.runs import timing
@@ -126,7 +126,7 @@ def build_pipeline(case: Case, networks: Networks, mode: execution.Mode) -> Pipe
     mask_id = case.vocab_size - 1
     sampler = Sampler(denoisers.subs(networks.folded, mask_id), plans.Grid(case.num_steps))
     if case.method != "plain":
-        energy = autoregressive.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
+        energy = energies.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
         sampler = sampler.replace(correction=corrections.OfEnergy(energy), candidates=case.num_particles)
     return execution.accelerate(pipelines.pipeline(sampler, case.length), mode)
 

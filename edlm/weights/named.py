@@ -7,7 +7,7 @@ import torch
 
 from edlm.contracts import Denoiser, Energy, Ordered
 from edlm.data.vocabulary import Vocabulary
-from edlm.models import autoregressive, chain_rule, joint
+from edlm.models import chain_rule, energies, joint
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn.networks import Transformer
 from edlm.process.schedules import Schedule
@@ -141,7 +141,5 @@ def _diffusion(named: Mapping[str, str], ids: Vocabulary, ar: Autoregressive | N
     if ar is not None:
         for form in ("posterior", "carry_over"):
             carry_over = form == "carry_over"
-            found[f"ar, {form}"] = autoregressive.residual_ar(
-                ar.network, ids.mask_id, ar.bos_id, carry_over, ids.pad_id
-            )
+            found[f"ar, {form}"] = energies.residual_ar(ar.network, ids.mask_id, ar.bos_id, carry_over, ids.pad_id)
     return Diffusion(denoiser, start.schedule, found)
