@@ -71,12 +71,12 @@ def texts_done(path: Path, settings: str, seed: int) -> int:
 
 
 def changed(record: Mapping[str, Any], row: int) -> str | None:
-    """Say what shows that a record is not what was written of a row; nothing does of one without a hash."""
-    if SUM not in record:
+    """Say what shows that a record is not what was written of a row; nothing does of one without settings and hash."""
+    if SUM not in record and "settings" not in record:
         return None
     own = {key: value for key, value in record.items() if key != SUM}
-    if files.fingerprint(_timeless(own)) != record[SUM]:
-        return f"it is not as it was written; a text of one's own has no {SUM!r}"
+    if files.fingerprint(_timeless(own)) != record.get(SUM):
+        return f"it is not as it was written; a text of one's own has no {SUM!r} and no 'settings'"
     if own.get("row") != row:
         return f"it is the text of row {own.get('row')}, and that of row {row} is lost or moved"
     return None

@@ -48,7 +48,7 @@ def test_a_text_that_is_lost_doubled_or_moved_is_named(order: list[int], line: i
         samples.read_samples(path, ABC)
 
 
-@pytest.mark.parametrize("key", ["row", "seed", "settings", "text", "tokens", "ess"])
+@pytest.mark.parametrize("key", ["row", "seed", "settings", "text", "tokens", "ess", "sum"])
 @pytest.mark.parametrize("value", [None, 7, "bbbb", [0, 1, 2, 1], {}])
 def test_a_record_that_was_changed_is_named(key: str, value: Any, tmp_path: Path) -> None:
     lines = drawn()
