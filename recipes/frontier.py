@@ -86,7 +86,7 @@ class Frontier:
             text=files.fingerprint({"documents": documents}),
             length_used=length,
         )
-        configs = {name: grid.config(entry.setting) for name, entry in self.grid.items()}
+        configs = {name: grid.config(entry) for name, entry in self.grid.items()}
         self.lines = processes.from_first(lambda: Lines(self.folder, "frontier", own, configs))
 
     def sweep(self) -> None:
@@ -113,7 +113,7 @@ class Frontier:
         how = (self.settings["seed"], self.settings["replicates"])
         found = []
         for name, own in entries.items():
-            setting, role = own or (None, "")
+            setting, role = (None, "") if own is None else own[:2]
             found.append(frontier_points.point(name, setting, role, self.lines.records[name], *how))
         points = frontier_points.with_comparisons(found)
         remarks = card.judged(self.drawing, self.models, self.settings["judge"], self.judged_by)

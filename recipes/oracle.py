@@ -87,7 +87,7 @@ class Oracle:
 
     def sweep(self) -> None:
         """Draw and enumerate what is missing, the line of a setting written when it is there."""
-        configs = {name: grid.config(entry.setting) for name, entry in self.grid.items()}
+        configs = {name: grid.config(entry) for name, entry in self.grid.items()}
         self.lines = Lines(self.folder, "oracle", card.card(self.settings, self.device), configs)
         settings = self.settings
         if SOURCE not in self.lines.records:
@@ -99,7 +99,7 @@ class Oracle:
             self.lines.add(SOURCE, {"figures": {**exact, **figures}})
         missing = [each.setting for name, each in self.grid.items() if name not in self.lines.records]
         draws.warm_up(missing, self.drawing)
-        known: exact_figures.Known = {}
+        known: exact_figures.Known = []
         for setting in (bar := tqdm(missing, unit="setting")):
             assert isinstance(setting, Sampler)
             bar.set_description(str(setting))

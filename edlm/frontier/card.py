@@ -57,6 +57,6 @@ def beside(
 
 def _others(grid: Mapping[str, Entry], exact: Denoiser) -> str:
     """Which corrections stand over another denoiser than the source's."""
-    samplers = [setting for setting, role in grid.values() if isinstance(setting, Sampler) and not role]
+    samplers = [setting for setting, role, _ in grid.values() if isinstance(setting, Sampler) and not role]
     found = [each.correction.name for each in samplers if each.correction and each.denoiser is not exact]
     return f", but for {' and '.join(dict.fromkeys(found))}, whose denoiser is learned" if found else ""

@@ -80,6 +80,8 @@ CONTROLS: dict[str, Callable[[Sampler, Denoiser, int], Sampler]] = {
     each.__name__: each for each in (one_particle, zero, flipped, equal_passes)
 }
 
+OF_THE_SAME_CORRECTION = (one_particle.__name__, flipped.__name__)
+
 
 def control(name: str, of: Sampler, denoiser: Denoiser, length: int) -> Sampler:
     """The control of a sampler, plain ones of a denoiser. Raises ValueError where there is nothing to be controlled."""

@@ -1,6 +1,5 @@
 """What is said of a sampler beside a source of a known law: exact distances, where texts are few, bounds, samples."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +13,11 @@ from edlm.likelihood import bounds, enumeration, hidden_markov
 from edlm.likelihood.enumeration import Transitions
 from edlm.likelihood.estimates import Estimate, estimate
 from edlm.likelihood.hidden_markov import Source
-from edlm.samplers import configs, plans
+from edlm.samplers import plans
 from edlm.samplers.sampler import Sampler
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]
-Known = dict[tuple[int, str], Transitions]  # by denoiser and by all axes but the plan
+Known = list[tuple[Sampler, Transitions]]  # what steps write, of samplers on any plan
 
 
 class Beside(NamedTuple):
@@ -60,7 +59,7 @@ def of_sampler(sampler: Sampler, beside: Beside, known: Known | None = None) -> 
     """
     figures: Figures = {}
     if beside.is_small and not enumeration.missing(sampler):
-        figures |= _exact(sampler, beside, {} if known is None else known)
+        figures |= _exact(sampler, beside, [] if known is None else known)
     if not bounds.missing(sampler):
         keys = (torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
         bound = bounds.of_sampler(sampler, beside.bounded, *keys).nats
@@ -71,10 +70,10 @@ def of_sampler(sampler: Sampler, beside: Beside, known: Known | None = None) -> 
 
 def _exact(sampler: Sampler, beside: Beside, known: Known) -> Figures:
     of_any_plan = sampler.replace(plan=plans.first_hitting())
-    key = (id(sampler.denoiser), json.dumps(configs.config(of_any_plan), default=str))
-    if key not in known:
-        known[key] = enumeration.transitions_of(of_any_plan, beside.length)
-    steps = known[key]
+    steps = next((steps for each, steps in known if each == of_any_plan), None)
+    if steps is None:
+        steps = enumeration.transitions_of(of_any_plan, beside.length)
+        known.append((of_any_plan, steps))
     symbols = beside.source.num_symbols
     law = enumeration.law_of(steps, sampler, beside.length).flatten()
     digits = symbols ** torch.arange(beside.length - 1, -1, -1)

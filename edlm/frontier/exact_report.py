@@ -211,7 +211,7 @@ def _title(name: str) -> str:
 def rows_of(settings: Mapping[str, Entry], records: Mapping[str, Any], source: str) -> list[Row]:
     """The rows of a sweep, that of the source first."""
     found = [Row(source, None, "", records[source]["figures"])]
-    for name, (setting, role) in settings.items():
+    for name, (setting, role, _) in settings.items():
         assert isinstance(setting, Sampler)
         found.append(Row(name, setting, role, records[name]["figures"]))
     return found

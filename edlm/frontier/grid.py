@@ -1,6 +1,7 @@
 """Which samplers a frontier compares: sweeps become settings, and each with a correction may bring its controls."""
 
 import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ from edlm import costs, samplers
 from edlm.contracts import Denoiser, Energy, Scope
 from edlm.frontier import controls, sweeps
 from edlm.models import energies
-from edlm.samplers import configs
 from edlm.samplers.sampler import Sampler
 from edlm.weights.named import Autoregressive, Models
 
@@ -52,10 +52,14 @@ Setting = Sampler | Alone
 
 
 class Entry(NamedTuple):
-    """A setting of a grid, and of what it is a control; an empty text if of nothing."""
+    """A setting of a grid, and of what it is a control; an empty text if of nothing.
+
+    own: the correction as its sweep has it, where that is a component whose values a correction need not keep.
+    """
 
     setting: Setting
     role: str
+    own: Mapping[str, Any] | None = None
 
 
 class Sources(NamedTuple):
@@ -98,22 +102,23 @@ def expand(wanted: Sequence[Mapping[str, Any]], own: Sources, length: int) -> di
     not go together, for a correction that no denoiser fits, and for two settings of one name.
     """
     found: dict[str, Entry] = {}
+    built: dict[tuple[Any, ...], Any] = {}
     for index, sweep in enumerate(wanted):
         try:
-            for entry in _settings(sweep, own, length):
+            for entry in _settings(sweep, own, length, built):
                 first = found.setdefault(str(entry.setting), entry)
-                if not _same(first.setting, entry.setting):
+                if first.setting != entry.setting:
                     raise ValueError(f"two settings that are not the same are called {str(entry.setting)!r}")
         except ValueError as error:
             raise ValueError(f"sweeps[{index}]: {error}") from error
     return found
 
 
-def config(setting: Setting) -> dict[str, Any]:
+def config(entry: Entry) -> dict[str, Any]:
     """A setting as plain values, as a sweep has them: what a finished one is known by."""
-    if isinstance(setting, Alone):
-        return {sweeps.ALONE: {"temperature": setting.temperature}}
-    return configs.config(setting)
+    if isinstance(entry.setting, Alone):
+        return {sweeps.ALONE: {"temperature": entry.setting.temperature}}
+    return {**samplers.config(entry.setting), **({} if entry.own is None else {"own": dict(entry.own)})}
 
 
 def family(setting: Setting) -> str:
@@ -142,31 +147,38 @@ def expected_passes(setting: Setting, length: int) -> float:
     return 1.0 if isinstance(setting, Alone) else samplers.expected_passes(setting, length)
 
 
-def _settings(sweep: Mapping[str, Any], own: Sources, length: int) -> Iterator[Entry]:
+def _settings(
+    sweep: Mapping[str, Any], own: Sources, length: int, built: dict[tuple[Any, ...], Any]
+) -> Iterator[Entry]:
     if sweeps.ALONE in sweep:
         assert own.ar is not None
         yield from (Entry(Alone(own.ar, own.mask_id, each), "") for each in sweeps.temperatures(sweep))
         return
-    every = [_fitting(values, own) for values in sweeps.samplers(sweep)]
-    yield from (Entry(each, "") for each in every)
-    for each in every:
+    every = [Entry(_fitting(values, own, built), "", sweeps.component(values)) for values in sweeps.samplers(sweep)]
+    yield from every
+    for setting, _, values in every:
+        assert isinstance(setting, Sampler)
         for name in sweep.get("controls", []):
-            yield Entry(controls.control(name, each, own.denoisers[0], length), f"{name} of {each}")
+            found = controls.control(name, setting, own.denoisers[0], length)
+            kept = values if name in controls.OF_THE_SAME_CORRECTION else None
+            yield Entry(found, f"{name} of {setting}", kept)
 
 
-def _fitting(values: Mapping[str, Any], own: Sources) -> Sampler:
-    """The sampler with the first denoiser that it fits. Raises the ValueError of the first, if it fits none."""
+def _fitting(values: Mapping[str, Any], own: Sources, built: dict[tuple[Any, ...], Any]) -> Sampler:
+    """The sampler with the first denoiser that it fits. Raises the ValueError of the first, if it fits none.
+
+    built: values of axes by what sweeps say, so that the same words are the same value.
+    """
     errors = []
     for denoiser in own.denoisers:
         try:
-            return configs.from_config(values, denoiser, own.energies)
+            found = samplers.from_config(values, denoiser, own.energies)
         except ValueError as error:
             errors.append(error)
+            continue
+        keys = {axis: (axis, id(denoiser), json.dumps(said, default=str)) for axis, said in values.items()}
+        return found.replace(**{axis: built.setdefault(key, getattr(found, axis)) for axis, key in keys.items()})
     raise errors[0]
-
-
-def _same(one: Setting, other: Setting) -> bool:
-    return getattr(one, "denoiser", None) is getattr(other, "denoiser", None) and config(one) == config(other)
 
 
 def _weighing(energy: Energy, scope: Scope | None) -> Energy:

@@ -19,20 +19,23 @@ from edlm.likelihood.hidden_markov import Source
 from edlm.models import denoisers, energies
 from edlm.nn import networks
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.objectives import batches, contrastive, denoising, losses, transition
-from edlm.objectives import chain_rule as chain_rule_objectives
+from edlm.objectives import batches, contrastive, losses, transition
 from edlm.objectives import joint as joint_objectives
 from edlm.process import schedules
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers.sampler import Sampler
+from edlm.training import kinds
 from edlm.training import settings as training_settings
 from edlm.training.loop import Metrics, TrainingRun
+from edlm.weights.kinds import SUBS
 from edlm.weights.named import Diffusion, Models
 
+# How a denoiser that is one here can be trained; the first is told by no key of a resumed run.
+_DENOISERS = [name for name, each in kinds.OBJECTIVES.items() if each.reading == SUBS]
 SETTINGS: Schema = {
     "network": schemas.component("vocab_size", "max_length"),
-    "denoiser": schemas.choice("mdlm", "chain_rule"),
+    "denoiser": schemas.choice(*_DENOISERS),
     "start_from": schemas.choice("denoiser", "scratch"),
     "num_energy_layers": schemas.integer(1),
     "objective": schemas.choice("nce", "info_nce"),
@@ -192,16 +195,14 @@ def _energy_network(learning: Learning) -> EnergyNetwork:
 
 def _denoiser(learning: Learning) -> Transformer:
     """A denoiser of the energies' sizes, trained by the NELBO, and in order too where that is wanted."""
-    settings, schedule = learning.settings, learning.exact.schedule
-    in_order = settings["denoiser"] == "chain_rule"
+    settings = {**learning.settings, "loss_steps": learning.settings["transition_steps"]}
+    objective = kinds.OBJECTIVES[settings["denoiser"]]
 
     def stages(network: Transformer) -> TensorDictSequential:
         denoiser = denoisers.subs(network, learning.models.vocabulary.mask_id)
-        if in_order:
-            return chain_rule_objectives.denoising(denoiser, schedule, tuple(settings["transition_steps"]))
-        return denoising.denoising(denoiser, schedule, settings["time_low"])
+        return objective.stages(denoiser, learning.exact.schedule, settings, None)
 
-    told = ("denoiser", "transition_steps") if in_order else ()
+    told = () if settings["denoiser"] == _DENOISERS[0] else ("denoiser", "transition_steps")
     network = Transformer(**_energy_network(learning).arguments)
     trained: Transformer = learning.train(DENOISER, network, stages, *told)
     return trained

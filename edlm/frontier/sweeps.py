@@ -57,6 +57,13 @@ def called(sweep: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for name in found if name is not None))
 
 
+def component(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The correction of a sampler's values, if it or its energy is a component."""
+    found = values.get("correction") or {}
+    own = found.get("energy")
+    return found if "_component_" in found or (isinstance(own, Mapping) and "_component_" in own) else None
+
+
 def _each(value: Any, key: str = "", lists: Collection[str] = ()) -> list[Any]:
     """Every value that one with lists in it stands for; `lists`: keys whose value is a list by itself."""
     if isinstance(value, dict):
@@ -128,7 +135,7 @@ def _anything(key: str, value: Any) -> None:
 
 
 def _selection(key: str, value: Any) -> None:
-    schemas.choice(*selections.SELECTIONS)(key, value)
+    schemas.either(schemas.choice(*selections.SELECTIONS), schemas.component())(key, value)
 
 
 def _remasking(key: str, value: Any) -> None:

@@ -49,7 +49,7 @@ def expanded(models: Models, *sweeps: dict[str, Any], length: int = LENGTH) -> d
 def sampler(models: Models, correction: str = "learned", **axes: Any) -> Sampler:
     """SIR with three candidates, by an energy or by a correction of this name."""
     named = {"name": "energy", "called": correction} if correction in grid.ENERGIES else {"name": correction}
-    ((found, _),) = expanded(models, {**SWEEP, "candidates": 3, "correction": named, **axes}).values()
+    ((found, *_),) = expanded(models, {**SWEEP, "candidates": 3, "correction": named, **axes}).values()
     assert isinstance(found, Sampler)
     return found
 
@@ -93,8 +93,8 @@ def test_a_sweep_is_the_product_of_its_lists_and_a_setting_is_there_once(models:
             for name in ("zero", "flipped learned")
         ),
     ]
-    assert [str(setting) for setting, _ in found.values()] == list(found)
-    roles = {name: role for name, (_, role) in found.items()}
+    assert [str(setting) for setting, *_ in found.values()] == list(found)
+    roles = {name: role for name, (_, role, _own) in found.items()}
     assert roles["sir, learned, T=4, k=1"] == "", "it was named by the sweep itself"
     assert roles["sir, flipped learned, T=4, k=3"] == "flipped of sir, learned, T=4, k=3"
 
@@ -246,7 +246,7 @@ def test_a_denoiser_is_drawn_with_its_own_energy_by_the_kernel_that_reads_new_to
     here = sampler(models, "chain_rule")
     assert torch.equal(drawn(here.replace(candidates=1)), wanted(builders.ancestral(schedule, own)))
     assert torch.equal(drawn(here), wanted(builders.in_order(schedule, own, 3)))
-    ((alone, _),) = expanded(beside, {"plan": {"name": "grid", "num_steps": 4}}).values()
+    ((alone, *_),) = expanded(beside, {"plan": {"name": "grid", "num_steps": 4}}).values()
     assert isinstance(alone, Sampler)
     assert alone.denoiser is exact.denoiser, "no other setting is of the learned one"
 

@@ -50,7 +50,7 @@ def drawing(n: int) -> Drawing:
 
 
 def samplers(entries: dict[str, Entry]) -> list[Sampler]:
-    return [setting for setting, _ in entries.values() if isinstance(setting, Sampler)]
+    return [setting for setting, *_ in entries.values() if isinstance(setting, Sampler)]
 
 
 def test_a_sweep_has_them_with_their_controls_and_their_names() -> None:
@@ -115,12 +115,10 @@ def test_beside_a_known_law_they_have_what_is_known_of_them() -> None:
 
 def test_they_have_their_rows_and_their_places_in_the_pictures(tmp_path: Path) -> None:
     found = expanded(ALONE, {**ALONE, **_once(RARELY), "controls": ["flipped"]}, _once(CHOSEN), _once(UNTIL))
-    lines = Lines(
-        tmp_path, "frontier", {"settings": {}}, {name: grid.config(each.setting) for name, each in found.items()}
-    )
+    lines = Lines(tmp_path, "frontier", {"settings": {}}, {name: grid.config(each) for name, each in found.items()})
     judged = {"nll": [4.0, 5.0], "judged_tokens": [4, 4], "characters": [4, 4], "entropy": [0.5, 0.6]}
     rows, beside = [], [exact_report.Row("source", None, "", {"total_variation": [0.0, 0.0], "passes": [0.0, 0.0]})]
-    for number, (name, (setting, role)) in enumerate(found.items()):
+    for number, (name, (setting, role, _)) in enumerate(found.items()):
         assert isinstance(setting, Sampler)
         _, costs = draws.draw(setting, drawing(2))
         lines.add(name, {**costs, **judged, "divergences": {}})
@@ -146,7 +144,7 @@ def test_they_have_their_rows_and_their_places_in_the_pictures(tmp_path: Path) -
 @pytest.mark.parametrize("changed", [lambda was: {**was, "candidates": 4}, lambda was: None], ids=["another", "none"])
 def test_a_line_goes_on_as_the_sampler_that_it_is_of(tmp_path: Path, changed: Callable[[Any], Any]) -> None:
     """Not as another one of the same name, nor where an older file does not say of which it is."""
-    found = {name: grid.config(each.setting) for name, each in expanded(ALONE).items()}
+    found = {name: grid.config(each) for name, each in expanded(ALONE).items()}
     name = next(iter(found))
     was = changed(found[name])
     lines = Lines(tmp_path, "frontier", {"settings": {}}, {} if was is None else {name: was})
