@@ -40,7 +40,7 @@ FAULTS = [
     ),
     Fault(
         "posterior form scores masked tokens alone",
-        "models/autoregressive.py",
+        "models/energies.py",
         "*candidates.shape) if self.carry_over else None",
         "*candidates.shape)",
         "tests/models/test_residual_ar.py::test_it_is_the_exact_energy",
@@ -60,6 +60,13 @@ FAULTS = [
         "tests/samplers/test_autoregressive.py::test_a_step_is_the_forward_pass_at_that_position",
     ),
     Fault(
+        "dropout left on in a cached step",
+        "samplers/autoregressive.py",
+        "network.eval()",
+        "network.train()",
+        "tests/samplers/test_autoregressive.py::test_any_causal_network_is_sampled_as_in_eval_mode",
+    ),
+    Fault(
         "an autoregressive model may draw the mask",
         "models/autoregressive.py",
         "logits.select(-1, place).fill_(-torch.inf)",
@@ -75,7 +82,7 @@ FAULTS = [
     ),
     Fault(
         "a mask that costs an energy of drafts nothing",
-        "models/autoregressive.py",
+        "models/energies.py",
         "        log_ratio = torch.where(candidates == self.mask_id, -torch.inf, log_ratio)\n",
         "",
         "tests/objectives/test_transition.py::test_an_energy_of_drafts_leaves_a_candidate_with_masks_no_weight",

@@ -12,7 +12,7 @@ FAULTS = [
     ),
     Fault(
         "probabilities handed to the AR energy as log-probabilities",
-        "models/autoregressive.py",
+        "models/energies.py",
         "log_p_candidates.double()",
         "log_p_candidates.double().exp()",
         "tests/models/test_residual_ar.py::test_it_is_the_exact_energy",
@@ -89,14 +89,14 @@ FAULTS = [
     ),
     Fault(
         "padding counts in an energy",
-        "models/autoregressive.py",
+        "models/energies.py",
         "            counts = counts & (x_t != self.pad_id)\n",
         "            pass\n",
         "tests/models/test_residual_ar.py::test_padding_counts_in_neither_part",
     ),
     Fault(
         "position 0 in one part of the AR energy only",
-        "models/autoregressive.py",
+        "models/energies.py",
         "            counts = counts & (torch.arange(x_t.shape[1], device=x_t.device) > 0)\n",
         "            pass\n",
         "tests/models/test_residual_ar.py::test_without_a_bos_position_0_is_left_out_of_both_parts",

@@ -214,6 +214,13 @@ FAULTS = [
         "tests/nn/test_in_order.py::test_a_token_changes_what_comes_after_it_and_nothing_else",
     ),
     Fault(
+        "candidates that share an attention see each other",
+        "nn/attention.py",
+        "same = torch.eye(count, dtype=torch.bool",
+        "same = torch.ones(count, count, dtype=torch.bool",
+        "tests/nn/test_in_order.py::test_candidates_are_read_together_as_each_alone",
+    ),
+    Fault(
         "a mask that is filled by then seen beside its token",
         "nn/attention.py",
         "(filled_by.unsqueeze(1) > own.unsqueeze(-1))",

@@ -31,12 +31,13 @@ import fuzz_lines
 import torch
 
 from edlm.cli import commands
+from edlm.runs import exits
 
 FAMILIES = ("command lines", "run files", "checkpoints", "corpora")
 FAULTS = ("traceback", "silent", "executed", "memory", "time", "status")
 SECONDS, MEMORY = 60, 2 << 30
 PATIENCE = 4  # seconds, after which a command line that was accepted is stopped by Ctrl-C
-ENDS = (0, commands.USAGE_ERROR, commands.INTERRUPTED)
+ENDS = (0, exits.USAGE_ERROR, exits.INTERRUPTED)
 _IMPORTED = (
     "torchtune.config",
     "edlm.weights.exchange",
@@ -167,9 +168,9 @@ def _verdict(ended: Ended, wrong: bool, executed: bool, family: str) -> str:
         "executed": executed,
         "time": ended.seconds >= SECONDS,
         "memory": ended.peak > MEMORY or ended.status == -signal.SIGKILL or no_room,
-        "traceback": "Traceback (most" in ended.said or ended.status == commands.FAULT or ended.status < 0,
+        "traceback": "Traceback (most" in ended.said or ended.status == exits.FAULT or ended.status < 0,
         "silent": ended.status == 0 and wrong,
-        "status": ended.status not in ((0, commands.USAGE_ERROR) if ended.seconds < PATIENCE else ENDS),
+        "status": ended.status not in ((0, exits.USAGE_ERROR) if ended.seconds < PATIENCE else ENDS),
     }
     return next((name for name, found in faults.items() if found), "fine")
 
@@ -259,7 +260,7 @@ def _table(cases: list[Case], seed: int) -> str:
     for family in FAMILIES:
         own = [case for case in cases if case.family == family]
         counts = [sum(case.verdict == fault for case in own) for fault in FAULTS]
-        refused = sum(case.ended.status == commands.USAGE_ERROR for case in own)
+        refused = sum(case.ended.status == exits.USAGE_ERROR for case in own)
         longest = max((case.ended.seconds for case in own), default=0.0)
         peak = max((case.ended.peak for case in own), default=0) >> 20
         rows.append((family, *map(str, (len(own), *counts, refused, f"{longest:.1f}", peak))))

@@ -79,8 +79,8 @@ OWN = (  # recipes of one's own
     "import nothing\n",
     "def\n",
     "raise KeyError('x')\n",
-    "from edlm.recipes import _entry, _settings\nSETTINGS = {'recipe': _settings.text, 'seed': _settings.seed}\n"
-    "if __name__ == '__main__':\n    _entry.enter(print, SETTINGS)\n",
+    "from edlm.runs import entry, settings\nSETTINGS = {'recipe': settings.text, 'seed': settings.seed}\n"
+    "if __name__ == '__main__':\n    entry.enter(print, SETTINGS)\n",
     "\x00",
     "é = 1\n",
 )

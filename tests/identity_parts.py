@@ -13,7 +13,7 @@ from torch import Tensor
 import edlm
 from edlm import contracts
 from edlm.likelihood import bounds
-from edlm.models import autoregressive, chain_rule, denoisers, energies, joint
+from edlm.models import chain_rule, denoisers, energies, joint
 from edlm.models.denoisers import SubsDenoiser
 from edlm.objectives import chain_rule as chain_rule_objectives
 from edlm.objectives import contrastive, denoising, transition
@@ -90,7 +90,7 @@ def energy_of(case: Case, denoiser: SubsDenoiser) -> Any:
     """The energy of a correction by itself, as bounds take it."""
     if case.correction in ("posterior", "carry_over"):
         ar = tiny_network(5, causal=True, conditioning_size=0)
-        return autoregressive.residual_ar(ar, MASK, MASK, case.correction == "carry_over")
+        return energies.residual_ar(ar, MASK, MASK, case.correction == "carry_over")
     if case.correction == "chain_rule":
         return chain_rule.energy(denoiser)
     if case.correction == "joint":

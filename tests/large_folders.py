@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchtune.models import qwen2
 
-from edlm.models import autoregressive, denoisers
+from edlm.models import denoisers, energies
 from edlm.nn import decoders
 from edlm.process import schedules
 
@@ -175,5 +175,5 @@ def dream_with_qwen(k: int, rows_at_once: int | None = None, vocab_size: int = V
     first, second = (qwen2.qwen2(vocab_size, LAYERS, HEADS, KV, **wide) for _ in range(2))
     dream = decoders.DecoderNetwork(decoders.bidirectional(first), shifted=True).eval()
     qwen = decoders.autoregressive(second, rows_at_once=rows_at_once)
-    energy = autoregressive.residual_ar(qwen, MASK, bos_id=3, carry_over=True)
+    energy = energies.residual_ar(qwen, MASK, bos_id=3, carry_over=True)
     return builders.importance(schedules.log_linear(), denoisers.subs(dream, MASK), energy, k), dream, qwen

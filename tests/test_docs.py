@@ -31,36 +31,44 @@ def test_every_relative_link_leads_to_a_file(document: Path) -> None:
     assert not [link for link in links if not (document.parent / link).exists()]
 
 
-SUFFIXES = ("py", "md", "json", "safetensors")  # of files named as a module
+SUFFIXES = ("py", "md", "yaml", "json", "jsonl", "csv", "png", "safetensors")  # of files named as a module
 
 
-FILES = ("py", "md", "yaml", "json", "jsonl", "csv", "png")
+def homes() -> dict[str, list[str]]:
+    """Every module and package by its last name: of the library, and of the recipes."""
+    found: dict[str, list[str]] = {}
+    for top, path in [*(("edlm", path) for path in (ROOT / "edlm").rglob("*.py")), *recipes()]:
+        parts = [*top.split("."), *path.relative_to(ROOT / top.split(".")[-1]).with_suffix("").parts]
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        found.setdefault(parts[-1], []).append(".".join(parts))
+    return found
 
 
-def there(module: str, name: str) -> bool:
-    """Whether a module has a name, or a package a module of that name."""
-    found = import_module(module)
-    return hasattr(found, name) or (hasattr(found, "__path__") and find_spec(f"{module}.{name}") is not None)
+def recipes() -> Iterator[tuple[str, Path]]:
+    yield from (("edlm.recipes", path) for path in (ROOT / "recipes").glob("[!_]*.py"))
+
+
+def leads_somewhere(start: str, names: list[str]) -> bool:
+    """Whether these names, one after another, are found in a module: attributes, or modules of a package."""
+    found = import_module(start)
+    for name in names:
+        if not hasattr(found, name) and hasattr(found, "__path__") and find_spec(f"{found.__name__}.{name}"):
+            import_module(f"{found.__name__}.{name}")
+        if not hasattr(found, name):
+            return False
+        found = getattr(found, name)
+    return True
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_named_function_exists(document: Path) -> None:
-    """`module.function` in code style, with or without `edlm.` in front."""
-    text = document.read_text("utf-8")
-    modules: dict[str, list[str]] = {}
-    for path in (ROOT / "edlm").rglob("*.py"):
-        parts = ["edlm", *path.relative_to(ROOT / "edlm").with_suffix("").parts]
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        modules.setdefault(parts[-1], []).append(".".join(parts))
-    named = [
-        name.removeprefix("edlm.").split(".") for name in re.findall(r"`((?:edlm\.)?[a-z_]+\.\w+)(?:\([^`]*)?`", text)
-    ]
+    """`module.function` in code style, `package.module`, or all of it from `edlm.` on."""
+    known = {**homes(), "edlm": ["edlm"]}
+    named = set(re.findall(r"`((?:edlm\.)?[a-z_]+(?:\.\w+)+)(?:\([^`]*)?`", document.read_text("utf-8")))
     missing = [
-        f"{module}.{name}"
-        for module, name in (parts for parts in named if len(parts) == 2)
-        if module in modules
-        and name not in ("py", "md", "json", "safetensors")
-        and not hasattr(import_module(f"edlm.{module}"), name)
+        name
+        for name, (first, *rest) in ((name, name.split(".")) for name in named)
+        if first in known and rest[-1] not in SUFFIXES and not any(leads_somewhere(home, rest) for home in known[first])
     ]
     assert not missing
 
@@ -90,6 +98,7 @@ SHOWN = list(shown_runs())
 def test_every_command_that_is_shown_would_start(
     where: str, shown: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    own_parts.forget(monkeypatch)
     monkeypatch.syspath_prepend(str(own_parts.write(tmp_path)))
     assert shown.recipe in commands.recipes()
     assert shown.config in commands.configs(shown.recipe) or re.fullmatch(r"FILE|my\.yaml", shown.config)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edlm import contracts, testing
 from edlm.data import vocabulary
-from edlm.models import autoregressive, chain_rule, energies
+from edlm.models import chain_rule, energies
 from edlm.nn.networks import EnergyNetwork
 from edlm.process import particles, schedules
 from edlm.samplers import execution, selections
@@ -21,8 +21,8 @@ LEARNED = energies.learned(
     PAD,
 )
 CAUSAL = tiny_network(vocab_size=V, causal=True, conditioning_size=0)
-POSTERIOR = autoregressive.residual_ar(CAUSAL, MASK, 0, carry_over=False, pad_id=PAD)
-CARRY_OVER = autoregressive.residual_ar(CAUSAL, MASK, None, carry_over=True)
+POSTERIOR = energies.residual_ar(CAUSAL, MASK, 0, carry_over=False, pad_id=PAD)
+CARRY_OVER = energies.residual_ar(CAUSAL, MASK, None, carry_over=True)
 ENERGIES = {
     "zero": energies.zero(),
     "learned": LEARNED,

@@ -17,14 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-USAGE_ERROR = 2
-FAULT = 70  # ours, not the user's: sysexits.h calls it EX_SOFTWARE
-INTERRUPTED = 130  # the shell's status of Ctrl-C
+from edlm.runs import exits
+
 _UNFIT = 1
 _DEFAULT_CONFIG = "tiny"
 _PROCESSES = "--nproc_per_node"
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # as torch says it
-_SHOWN = 300  # characters of an error that nobody has foreseen
 _COUNTED = ("auto", "cpu", "gpu")  # as of torchrun: as many as there are
 # Those of torchrun for several machines, handed over as they are.
 _MACHINES = ("--nnodes", "--node_rank", "--master_addr", "--master_port", "--rdzv_backend", "--rdzv_endpoint")
@@ -71,26 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("EDLM_DEBUG"):
             raise
         print("edlm: stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(exits.INTERRUPTED)
     except Exception as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
-        message, status = explained(error)
+        message, status = exits.explained(error)
         print(f"edlm: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(status)
-
-
-def explained(error: Exception) -> tuple[str, int]:
-    """What a command says of an error, and its exit status.
-
-    2 for a mistake of the user's, a file system that refuses, and too little memory; 70 for what is a fault of ours.
-    """
-    if isinstance(error, ValueError | OSError):
-        return str(error), USAGE_ERROR
-    what = f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN]}"
-    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
-        return f"not enough memory for what was asked; smaller sizes or batches need less ({what})", USAGE_ERROR
-    return f"this is a fault of edlm, or of a part of your own ({what}); EDLM_DEBUG=1 shows where", FAULT
 
 
 def recipes_folder() -> Path:
@@ -127,7 +111,7 @@ def _run(arguments: Sequence[str]) -> None:
     if given.recipe is None:
         parser.print_help()
         if not given.help:
-            sys.exit(USAGE_ERROR)
+            sys.exit(exits.USAGE_ERROR)
         return
     file = _recipe_file(given.recipe)
     if given.help:

@@ -125,7 +125,10 @@ def _energy_network(learning: Learning) -> EnergyNetwork:
     """Untrained, the same for a seed."""
     torch.manual_seed(learning.seed)
     named = learning.settings["network"]
-    sizes = {"vocab_size": learning.exact.denoiser.vocab_size, "max_length": learning.models.max_length}
+    sizes: dict[str, Any] = {
+        "vocab_size": learning.exact.denoiser.vocab_size,
+        "max_length": learning.models.max_length,
+    }
     network = schemas.build(named, **sizes)
     if not isinstance(network, EnergyNetwork):
         raise ValueError(f"learn.network._component_ = {named['_component_']!r} must be 'edlm.networks.EnergyNetwork'")

@@ -1,43 +1,14 @@
-"""Causal networks as laws of texts: their log-probabilities, and the energy that they are beside a denoiser."""
+"""Causal networks as laws of texts: the log-probability of each token given those before it."""
 
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import contracts
-from edlm.models.energies import declare, of_every_particle
 from edlm.nn.attention import Attention
 from edlm.nn.blocks import Head
 from edlm.process import categorical
-
-
-def residual_ar(
-    network: nn.Module, mask_id: int, bos_id: int | None, carry_over: bool, pad_id: int | None = None
-) -> TensorDictModule:
-    """The energy of an autoregressive model against the denoiser: nothing to train (EDLM, Xu et al. 2025).
-
-    Posterior form (carry_over=False): `E = -log p_AR(x_0) + log p_theta(x_0 | x_t)`, so that `Z(x_t)` is the
-    probability of the visible tokens under the AR model. Carry-over form: only positions that x_t masks count, in both
-    parts, and Z = 1; it does not look at visible tokens to the right.
-
-    bos_id stands in front of the text, so that both parts cover every position; it may be the mask's id, for a network
-    that was trained with it there. With None the first token is given, as the published models take it, and is left
-    out of both. Positions that x_t gives as `pad_id` count in neither. The mask has probability zero under the AR
-    model too: a candidate with a mask at a position that counts has E = +inf. Log-probabilities are float32 or better,
-    sums float64.
-
-    Raises ValueError as `check_ar` does.
-    """
-    check_ar(network, mask_id, bos_id, pad_id)
-    found = TensorDictModule(
-        _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
-        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES],
-        out_keys=[contracts.ENERGY],
-    )
-    return declare(found, ("draft",))  # a mask has no chance under an AR model
 
 
 def ar_log_prob(
@@ -101,31 +72,3 @@ def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int |
     embedding = getattr(network, "embedding", None)
     if bos_id is not None and isinstance(embedding, nn.Embedding) and bos_id >= embedding.num_embeddings:
         raise ValueError(f"bos_id = {bos_id} is no id that the network reads: it embeds {embedding.num_embeddings}")
-
-
-class _ResidualAr(nn.Module):
-    def __init__(
-        self, network: nn.Module, mask_id: int, bos_id: int | None, carry_over: bool, pad_id: int | None
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.mask_id = mask_id
-        self.bos_id = bos_id
-        self.carry_over = carry_over
-        self.pad_id = pad_id
-
-    def forward(self, candidates: Tensor, x_t: Tensor, positions: Tensor, log_p_candidates: Tensor) -> Tensor:
-        wanted = of_every_particle(positions, *candidates.shape) if self.carry_over else None
-        log_p_ar = ar_log_prob(self.network, candidates.flatten(0, 1), self.mask_id, self.bos_id, wanted)
-        log_ratio = log_p_ar.view(candidates.shape).double() - log_p_candidates.double()
-        log_ratio = torch.where(candidates == self.mask_id, -torch.inf, log_ratio)
-        return -torch.where(self._counts(x_t).unsqueeze(1), log_ratio, 0.0).sum(-1)
-
-    def _counts(self, x_t: Tensor) -> Tensor:
-        """The positions of both parts, bool (b, l). It must not depend on what was drawn, or Z would."""
-        counts = x_t == self.mask_id if self.carry_over else torch.ones_like(x_t, dtype=torch.bool)
-        if self.pad_id is not None:
-            counts = counts & (x_t != self.pad_id)
-        if self.bos_id is None:
-            counts = counts & (torch.arange(x_t.shape[1], device=x_t.device) > 0)
-        return counts

@@ -37,19 +37,21 @@ class Attention(nn.Module):
         mask: Mask | None = None,
         cache: Cache | None = None,
         positions: Tensor | None = None,
-    ) -> tuple[Tensor, Cache]:
-        """Mix rows (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,); returns their keys and values too.
+        keep: bool = False,
+    ) -> tuple[Tensor, Cache | None]:
+        """Mix rows (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,).
 
         rotary: cosines and sines, (l, d) or (b, l, d). mask: as `F.scaled_dot_product_attention` takes it.
         cache: what was read before, which is not written to. The rows then come in groups, and mask is a tuple with one
         for each, (..., g, cached + g), zero or -inf: what the g rows of a group see of the cache and of each other.
+        keep: return the keys and values of the rows too, and no None in their place.
         """
         q, k, v = self._heads(x, rotary)
         if cache is None:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)  # type: ignore[arg-type]
         else:
             mixed = _in_groups(cache, q, k, v, mask)  # type: ignore[arg-type]
-        return self.out(rows_at(mixed.transpose(1, 2).flatten(-2), positions)), Cache(k, v)
+        return self.out(rows_at(mixed.transpose(1, 2).flatten(-2), positions)), Cache(k, v) if keep else None
 
     def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (b, heads, l, d), the first two turned by their positions, (l, d) or (b, l, d)."""
@@ -102,6 +104,8 @@ def two_streams(
 
 def _in_groups(cache: Cache, q: Tensor, k: Tensor, v: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
     """Mix the rows of every group with the cache and with each other: (b, heads, l, d)."""
+    if len(masks) == 1:
+        return _after(cache, q, k, v, masks[0])
     sizes = [mask.shape[-2] for mask in masks]
     groups = zip(*(part.split(sizes, dim=2) for part in (q, k, v)), masks, strict=True)
     return torch.cat([_after(cache, *group) for group in groups], dim=2)

@@ -72,27 +72,31 @@ class Block(nn.Module):
         cache: Cache | None = None,
         positions: Tensor | None = None,
         keep: bool = False,
-    ) -> tuple[Tensor, Cache | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Apply the block: (b, l, h) to (b, l, h), or to (n, h) at flat positions (n,); see `Attention.forward`.
 
-        keep: return keys and values of the rows too, and no None in their place.
+        keep: return keys and values of the rows too, (b, 2, heads, l, d), and no None in their place.
         """
         if self.modulation is None:
-            mixed, own = self.attention(self.norm_1(x), rotary, mask, cache, positions)
-            x = rows_at(x, positions) + self.dropout(mixed)
-            x = x + self.dropout(self._feed_forward(self.norm_2(x)))
+            mixed, own = self.attention(self.norm_1(x), rotary, mask, cache, positions, keep)
+            x = rows_at(x, positions) + self._dropped(mixed)
+            x = x + self._dropped(self._feed_forward(self.norm_2(x)))
         else:
             shift_1, scale_1, *later = self.modulation(conditioning)
             gate_1, shift_2, scale_2, gate_2 = (_per_position(vector, positions, x.shape[1]) for vector in later)
             normed = _modulated(self.norm_1, x, shift_1, scale_1)
-            mixed, own = self.attention(normed, rotary, mask, cache, positions)
-            x = torch.addcmul(rows_at(x, positions), gate_1, self.dropout(mixed))
+            mixed, own = self.attention(normed, rotary, mask, cache, positions, keep)
+            x = torch.addcmul(rows_at(x, positions), gate_1, self._dropped(mixed))
             fed = self._feed_forward(_modulated(self.norm_2, x, shift_2, scale_2))
-            x = torch.addcmul(x, gate_2, self.dropout(fed))
-        return x, own if keep else None
+            x = torch.addcmul(x, gate_2, self._dropped(fed))
+        return x, torch.stack(own, dim=1) if keep else None  # FSDP2 wants no view of a block
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        """Dropout where it is on: a cached step feels the call of a module that does nothing."""
+        return self.dropout(x) if self.dropout.training else x
 
 
 class Trunk(nn.Module):
@@ -130,12 +134,12 @@ class Trunk(nn.Module):
         cache: Sequence[Cache] | None = None,
         positions: Tensor | None = None,
         keep: bool = False,
-    ) -> tuple[Tensor, list[Cache] | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Run the blocks at noise level sigma (b,), zero where none is given; see `Attention.forward` for the mask.
 
         rotary: None for the rows of a whole text; cache: of each layer. With flat positions (n,) the last block's
-        feed-forward layer runs on those alone, and the states are (n, h). keep: return every layer's keys and values of
-        the rows too, and no None in their place.
+        feed-forward layer runs on those alone, and the states are (n, h). keep: return keys and values of the rows in
+        every layer too, (b, layers, 2, heads, l, d), and no None in their place.
         """
         length, conditioning = x.shape[1], self._conditioning(x, sigma)
         rotary = rope.table(length, self.head_size, x) if rotary is None else rotary
@@ -145,7 +149,7 @@ class Trunk(nn.Module):
             wanted = positions if index == len(self.blocks) else None
             x, own = block(x, rotary, conditioning, mask, before, wanted, keep)
             kept.append(own)
-        return self._normed(x, conditioning, positions, length), kept if keep else None
+        return self._normed(x, conditioning, positions, length), torch.stack(kept, dim=1) if keep else None
 
     def _conditioning(self, x: Tensor, sigma: Tensor | None) -> Tensor | None:
         """What the noise level says to every block: (b, c), or (1, c) where none is given."""

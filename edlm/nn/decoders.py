@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edlm.nn.blocks import Head
-from edlm.weights import tensors
+from edlm.process import finite
 
 
 class DecoderNetwork(nn.Module):
@@ -85,7 +85,7 @@ def load(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwo
         weights = blueprint.weights()
     except RuntimeError as error:  # torchtune's own, of sizes that fit no decoder
         raise ValueError(f"{unlike} ({_one_line(error)})") from error
-    tensors.require_weights(weights, blueprint.where)
+    finite.require_weights(weights, blueprint.where)
     if dtype is not None:
         weights = {name: value.to(dtype) for name, value in weights.items()}
     try:

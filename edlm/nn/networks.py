@@ -66,10 +66,8 @@ class Transformer(nn.Module):
         keep: return keys and values (b, layers, 2, heads, l, d) too, the context that `in_order` reads of x_t.
         """
         mask = readable(self._valid(tokens))
-        states, kept = self.trunk(self.embedding(tokens), sigma=sigma, mask=mask, positions=positions, keep=keep)
-        if not keep:
-            return states
-        return states, torch.stack([part for own in kept for part in own], dim=1).unflatten(1, (-1, 2))
+        states, context = self.trunk(self.embedding(tokens), sigma=sigma, mask=mask, positions=positions, keep=keep)
+        return (states, context) if keep else states
 
     def in_order(
         self,
@@ -113,8 +111,7 @@ class Transformer(nn.Module):
         seen = x.new_zeros(1, length + 1)  # the last is the position itself
         seen[:, :-1].masked_fill_(torch.arange(length, device=x.device) >= position, -torch.inf)
         hidden, own = self.trunk(x, rotary, mask=(seen,), cache=[*map(Cache, *cache)], keep=True)
-        keys, values = (torch.stack(parts).squeeze(3) for parts in zip(*own, strict=True))
-        return hidden.squeeze(1), Cache(keys, values)
+        return hidden.squeeze(1), Cache(*own.squeeze(4).transpose(0, 1).unbind(2))
 
     def _valid(self, tokens: Tensor) -> Tensor | None:
         """What is read of the tokens, bool (b, l); None: all of them, or all before a token."""

@@ -1,10 +1,11 @@
-"""What networks give has to be numbers: who gave something else, in which pass, said in one line.
+"""What networks hold and give has to be numbers: who gave something else, in which pass, said in one line.
 
 An energy of +inf is one: its candidate is impossible. Logits may be -inf, but not all of a law. What a pass gave is
 kept on the device as flags of each row, and the host looks at all of them once, when the texts are there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from tensordict import TensorDict
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from edlm import contracts
 
+WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what a weight may be
 _FAULTS = (
     "the denoiser's logits are not finite",
     "the energy is nan",
@@ -88,3 +90,18 @@ def require_drawn(log_prob: Tensor) -> None:
         position = of_tokens.index(True)
         row = int(wrong[:, position].nonzero()[0])
         raise ValueError(f"the autoregressive network's logits are not finite at token {position} of row {row}")
+
+
+def require_weights(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise ValueError, naming the first one, unless all tensors are finite floats that float32 can hold."""
+    largest = torch.finfo(torch.float32).max
+    for name, value in tensors.items():
+        if value.dtype not in WEIGHTS or value.layout is not torch.strided or value.is_meta:
+            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHTS)
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ValueError(f"{where}: {name} holds {kind}, and weights are dense and one of {kinds}")
+        if not value.numel():
+            continue
+        low, high = (float(end) for end in torch.aminmax(value.detach()))
+        if not (-largest <= low and high <= largest):  # NaN too
+            raise ValueError(f"{where}: {name} holds values that are not finite, between {low} and {high}")

@@ -13,10 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from edlm import limits
-from edlm.cli import commands
-from edlm.runs import locks, processes, settings
+from edlm.runs import environment, exits, locks, processes, settings
 from edlm.runs.settings import Schema, check
-from edlm.weights import tensors
 
 _HEAD_START = 30.0  # seconds
 _GENERAL: Schema = {"verify": settings.flag, "limits": settings.number(0, above=True)}
@@ -63,15 +61,15 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool =
             raise
         if _speaks():  # each process had the signal, and none waits for another
             _say("stopped by Ctrl-C")
-        sys.exit(commands.INTERRUPTED)
+        sys.exit(exits.INTERRUPTED)
     except (OmegaConfBaseException, config._errors.InstantiationError) as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
-        _exit(str(error), commands.USAGE_ERROR)
+        _exit(str(error), exits.USAGE_ERROR)
     except Exception as error:
         if os.environ.get("EDLM_DEBUG"):
             raise
-        _exit(*commands.explained(error))
+        _exit(*exits.explained(error))
 
 
 def _take_in_general(values: dict[str, Any]) -> None:
@@ -80,7 +78,7 @@ def _take_in_general(values: dict[str, Any]) -> None:
         if key in values:
             check_value(key, values[key])
     if values.pop("verify", True) is False:
-        os.environ[tensors.UNVERIFIED] = "1"
+        os.environ[environment.UNVERIFIED] = "1"
     if "limits" in values:
         os.environ[limits.FACTOR] = str(values.pop("limits"))
 

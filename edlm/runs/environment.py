@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+# The environment variable by which damaged or exchanged weights are read all the same.
+UNVERIFIED = "EDLM_UNVERIFIED"
+
 
 def device_of(settings: Mapping[str, Any]) -> torch.device:
     """The device a config names. Raises ValueError for cuda where there is none."""

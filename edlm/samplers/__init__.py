@@ -1,4 +1,4 @@
-"""Kernels, how one step turns `x_t` into `x_s`, and the loops that run them."""
+"""Samplers as values, the steps that they take, and the loops that run them."""
 
 from edlm.samplers.configs import config, from_config
 from edlm.samplers.sampler import (

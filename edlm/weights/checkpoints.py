@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from edlm import limits
 from edlm.data.vocabulary import Vocabulary, load_vocabulary
 from edlm.nn import networks
+from edlm.process import finite
 from edlm.weights import permitted, tensors
 
 N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
@@ -72,7 +73,7 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify:
         _verify(folder, description, _WEIGHTS)
         arguments = tensors.digest([description["class"], description["arguments"]])
         tensors.require_hash(arguments, _hashes(folder, description).get("arguments"), folder / "network.json")
-    tensors.require_weights(weights, folder / _WEIGHTS)
+    finite.require_weights(weights, folder / _WEIGHTS)
     network = cls(**description["arguments"])
     network.load_state_dict(weights)
     return network.eval()
@@ -193,7 +194,7 @@ def best_checkpoint(run: str | Path) -> Path | None:
 def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
     """The training state of a checkpoint, as it was saved.
 
-    verify: whether it has to be what the hashes in `denoising.json` say. Raises ValueError naming the file that is
+    verify: whether it has to be what the hashes in `training.json` say. Raises ValueError naming the file that is
     missing, broken or changed.
     """
     file = folder / "training.json"

@@ -24,7 +24,7 @@ from torch import serialization
 from torch._weights_only_unpickler import get_globals_in_pkl
 
 from edlm import limits
-from edlm.weights import tensors
+from edlm.runs import environment
 
 # Of what torch calls for a file, the names that are taken, beside number types and the classes of typed storages.
 _PLAIN = {
@@ -99,10 +99,10 @@ def _names(path: Path) -> set[str]:
         if len(pickles) != 1:
             raise ValueError("it holds no data.pkl, or more than one")
         limits.require(path, "bytes of data.pkl", pickles[0].file_size, limits.PICKLE_BYTES)
-        damaged = None if os.environ.get(tensors.UNVERIFIED) else archive.testzip()
+        damaged = None if os.environ.get(environment.UNVERIFIED) else archive.testzip()
         if damaged is not None:
             raise _Refused(
-                f"{path}: {damaged} is damaged: its checksum is another than the file says; {tensors.UNVERIFIED}=1 "
+                f"{path}: {damaged} is damaged: its checksum is another than the file says; {environment.UNVERIFIED}=1 "
                 "reads it all the same"
             )
         pickled = archive.read(pickles[0])

@@ -8,7 +8,7 @@ from tensordict.nn import TensorDictModule
 
 from edlm.contracts import Denoiser, Energy, Ordered
 from edlm.data.vocabulary import Vocabulary
-from edlm.models import autoregressive, chain_rule, denoisers, energies, joint
+from edlm.models import chain_rule, denoisers, energies, joint
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import folding
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
@@ -197,9 +197,7 @@ def _load_diffusion(
     if ar is not None:
         for form in ("posterior", "carry_over"):
             carry_over = form == "carry_over"
-            found[f"ar, {form}"] = autoregressive.residual_ar(
-                ar.network, ids.mask_id, ar.bos_id, carry_over, ids.pad_id
-            )
+            found[f"ar, {form}"] = energies.residual_ar(ar.network, ids.mask_id, ar.bos_id, carry_over, ids.pad_id)
     return Diffusion(denoiser, schedule, found)
 
 

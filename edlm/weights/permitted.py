@@ -30,8 +30,9 @@ SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
 NETWORKS: Mapping[str, type[nn.Module]] = {
     made.__name__: made for made in (networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
 }
-_HOMES = ("edlm.schedules", "edlm.process.schedules")  # where folders, old and new, say that schedules are
-_NETWORK_HOMES = ("edlm.networks",)
+# Where folders, old and new, say that schedules and networks are.
+_HOMES = ("edlm.schedules", "edlm.process.schedules")
+_NETWORK_HOMES = ("edlm.networks", "edlm.nn.networks")
 # What else is read of a folder's notes, and what it may be.
 _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "parameterisation": (None, "d3pm", "sedd"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edlm.nn.networks import EnergyNetwork, Transformer
-from edlm.weights import tensors
+from edlm.process import finite
 
 N = TypeVar("N", Transformer, EnergyNetwork)
 Kind = Literal["denoiser", "autoregressive", "energy"]
@@ -151,7 +151,7 @@ def _filled(network: N, state: Mapping[str, Tensor]) -> N:
     ]
     if problems:
         raise ValueError(f"published weights: {'; '.join(sorted(problems)[:20])}")
-    tensors.require_weights(state, "published weights")
+    finite.require_weights(state, "published weights")
     if _FREQUENCIES in state:
         _check_frequencies(state[_FREQUENCIES], network.trunk.head_size)
     widest = reduce(torch.promote_types, (value.dtype for value in given.values()))  # in which each is exact

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edlm.data.vocabulary import Vocabulary
-from edlm.models import autoregressive, denoisers
+from edlm.models import denoisers, energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork
@@ -227,7 +227,7 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     bos_id = None if found.opening else bos_id  # a text that opens with bos has it in its first place
     carry_over = settings["ar_form"] == "carry_over"
     pad_id = None if _is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text
-    energy = autoregressive.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
+    energy = energies.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
     correction = corrections.OfEnergy(energy, temperature=settings["energy_temperature"])
     return found._replace(correction=correction, bos_id=bos_id)
 
@@ -245,6 +245,8 @@ def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
         output = str(Path(settings["output"]).parent)  # the checkpointer wants to know where it would write
         try:
             return schemas.build(source["checkpointer"], output_dir=output).load_checkpoint()["model"]
+        except ValueError as error:
+            raise ValueError(f"ar.checkpointer: {error}") from error
         except (KeyError, OSError, AssertionError) as error:
             raise ValueError(f"ar.checkpointer: {type(error).__name__}: {error}") from error
 

@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from edlm import limits
+from edlm.runs.environment import UNVERIFIED
 
-WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what a weight may be
-UNVERIFIED = "EDLM_UNVERIFIED"  # the environment variable by which damaged or exchanged weights are read all the same
 _WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 T = TypeVar("T")
 _LENGTH_BYTES = 8  # of a safetensors file, in which it says how long its header is
@@ -65,21 +63,6 @@ def unwrapped(tensors: Mapping[str, T], where: str | Path) -> dict[str, T]:
             raise ValueError(f"{where}: {plain} is there twice, once as {name}")
         found[plain] = value
     return found
-
-
-def require_weights(tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Raise ValueError, naming the first one, unless all tensors are finite floats that float32 can hold."""
-    largest = torch.finfo(torch.float32).max
-    for name, value in tensors.items():
-        if value.dtype not in WEIGHTS or value.layout is not torch.strided or value.is_meta:
-            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHTS)
-            kind = str(value.dtype).removeprefix("torch.")
-            raise ValueError(f"{where}: {name} holds {kind}, and weights are dense and one of {kinds}")
-        if not value.numel():
-            continue
-        low, high = (float(end) for end in torch.aminmax(value.detach()))
-        if not (-largest <= low and high <= largest):  # NaN too
-            raise ValueError(f"{where}: {name} holds values that are not finite, between {low} and {high}")
 
 
 def require_held(tensors: Mapping[str, Tensor], file: Path, copies: int = 1) -> None:

@@ -184,7 +184,7 @@ def energy_at(energy: TensorDictModule, x_t: Tensor, drafts: Tensor, log_p: Tens
 @pytest.mark.parametrize("bos", [None, 1])
 @pytest.mark.parametrize("carry_over", [False, True])
 def test_the_autoregressive_energy_is_the_log_ratio_of_denoiser_to_model(carry_over, bos):
-    energy = autoregressive.residual_ar(CAUSAL, MASK, bos, carry_over)
+    energy = energies.residual_ar(CAUSAL, MASK, bos, carry_over)
     for x_t in STATES[::5]:
         drafts, log_p = completions(x_t)
         counts = (x_t == MASK) if carry_over else torch.ones(LENGTH, dtype=torch.bool)
@@ -197,7 +197,7 @@ def test_the_autoregressive_energy_is_the_log_ratio_of_denoiser_to_model(carry_o
 
 @pytest.mark.parametrize("bos", [None, 1])
 def test_the_carry_over_form_has_z_equal_to_one(bos):
-    energy = autoregressive.residual_ar(CAUSAL, MASK, bos, carry_over=True)
+    energy = energies.residual_ar(CAUSAL, MASK, bos, carry_over=True)
     for x_t in STATES:
         drafts, log_p = completions(x_t)
         log_z = (log_p.sum(-1) - energy_at(energy, x_t, drafts, log_p)).logsumexp(-1)
@@ -205,7 +205,7 @@ def test_the_carry_over_form_has_z_equal_to_one(bos):
 
 
 def test_the_posterior_form_has_z_equal_to_the_probability_of_the_visible_tokens():
-    energy = autoregressive.residual_ar(CAUSAL, MASK, bos_id=1, carry_over=False)
+    energy = energies.residual_ar(CAUSAL, MASK, bos_id=1, carry_over=False)
     for x_t in STATES[::5]:
         drafts, log_p = completions(x_t)
         log_z = (log_p.sum(-1) - energy_at(energy, x_t, drafts, log_p)).logsumexp(-1)
@@ -215,7 +215,7 @@ def test_the_posterior_form_has_z_equal_to_the_probability_of_the_visible_tokens
 
 @pytest.mark.parametrize("carry_over", [False, True])
 def test_a_mask_left_in_a_candidate_makes_it_impossible(carry_over):
-    energy = autoregressive.residual_ar(CAUSAL, MASK, 1, carry_over)
+    energy = energies.residual_ar(CAUSAL, MASK, 1, carry_over)
     x_t = torch.tensor([0, MASK, MASK])
     drafts = torch.tensor([[0, 1, MASK], [0, 1, 2]])
     assert energy_at(energy, x_t, drafts, torch.zeros(2, 3)).isinf().tolist() == [True, False]
@@ -224,7 +224,7 @@ def test_a_mask_left_in_a_candidate_makes_it_impossible(carry_over):
 @pytest.mark.parametrize("bos", [None, 1])
 def test_padding_counts_in_neither_part_of_the_autoregressive_energy(bos):
     pad = 0
-    energy = autoregressive.residual_ar(CAUSAL, MASK, bos, carry_over=False, pad_id=pad)
+    energy = energies.residual_ar(CAUSAL, MASK, bos, carry_over=False, pad_id=pad)
     drafts, log_p = torch.tensor([[1, 2, 1], [1, 2, 2]]), torch.tensor([[0.0, -1.0, -2.0], [0.0, -1.0, -0.5]])
     x_t = torch.tensor([1, MASK, MASK])
     short = energy_at(energy, x_t, drafts, log_p)
@@ -237,7 +237,7 @@ def test_autoregressive_energies_of_particles_and_rows_do_not_see_each_other(bos
     x_t = torch.tensor([[MASK, 0, MASK], [1, MASK, MASK]])
     drafts = torch.tensor([[[1, 0, 2], [0, 0, 0], [2, 0, 1]], [[1, 1, 0], [1, 2, 2], [1, 0, 1]]])
     log_p = -torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    energy = autoregressive.residual_ar(CAUSAL, MASK, bos, carry_over=True)
+    energy = energies.residual_ar(CAUSAL, MASK, bos, carry_over=True)
     inputs = {contracts.X_T: x_t, contracts.CANDIDATES: drafts, contracts.LOG_P_CANDIDATES: log_p}
     inputs[contracts.POSITIONS] = masked_positions(x_t, MASK)
     together = energy_of(energy, TensorDict(inputs))
@@ -266,9 +266,7 @@ def test_the_head_may_run_in_pieces(monkeypatch):
 )
 def test_an_autoregressive_energy_that_makes_no_sense_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        autoregressive.residual_ar(
-            **({"network": CAUSAL, "mask_id": MASK, "bos_id": 1, "carry_over": True} | arguments)
-        )
+        energies.residual_ar(**({"network": CAUSAL, "mask_id": MASK, "bos_id": 1, "carry_over": True} | arguments))
 
 
 # ---- Controls
@@ -304,7 +302,7 @@ def test_energies_of_experts_add(inputs):
 
 
 def test_a_product_reads_what_its_experts_read_and_shows_each_its_own():
-    ar = autoregressive.residual_ar(CAUSAL, MASK, 1, carry_over=True)
+    ar = energies.residual_ar(CAUSAL, MASK, 1, carry_over=True)
     product = energies.product(energies.zero(), ar, energies.learned(NETWORK))
     assert product.in_keys == ["candidates", "x_t", "positions", "log_p_candidates", "t"]
     assert energies.product(energies.zero()).in_keys == ["candidates"]

@@ -130,7 +130,7 @@ def ar_energy(numbers: Golden, ar: nn.Module, x_t: Tensor, draft: Tensor, carry_
     batch = Batch(torch.ones(len(x_t), dtype=F64), draft, x_t, torch.ones_like(x_t).bool())
     with torch.no_grad():
         log_p = log_probabilities(denoiser, batch)
-    energy = autoregressive.residual_ar(ar, numbers.mask_id, bos_id=None, carry_over=carry_over)
+    energy = energies.residual_ar(ar, numbers.mask_id, bos_id=None, carry_over=carry_over)
     state = {
         contracts.CANDIDATES: draft.unsqueeze(1),
         contracts.X_T: x_t,

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
 from edlm import contracts
-from edlm.models import autoregressive
+from edlm.models import autoregressive, energies
 from edlm.nn import networks
 from edlm.process import categorical, schedules
 
@@ -107,11 +107,11 @@ def run(energy: Any, candidates: Tensor, x_t: Tensor, log_p: Tensor) -> Tensor:
 
 
 def with_bos(carry_over: bool, pad_id: int | None = None) -> Any:
-    return autoregressive.residual_ar(TabularAr(JOINT, bos=True), MASK, BOS, carry_over, pad_id)
+    return energies.residual_ar(TabularAr(JOINT, bos=True), MASK, BOS, carry_over, pad_id)
 
 
 def without_bos(carry_over: bool) -> Any:
-    return autoregressive.residual_ar(TabularAr(JOINT, bos=False), MASK, None, carry_over)
+    return energies.residual_ar(TabularAr(JOINT, bos=False), MASK, None, carry_over)
 
 
 # ---- The formula
@@ -165,7 +165,7 @@ def test_an_energy_of_the_denoisers_own_law_says_nothing():
     drafts = every_draft(STATES)
     log_p = drawn_log_prob(table, drafts, STATES)
     possible = agrees(drafts, STATES)
-    energy = run(autoregressive.residual_ar(TabularAr(law, True), MASK, BOS, True), drafts, STATES, log_p)
+    energy = run(energies.residual_ar(TabularAr(law, True), MASK, BOS, True), drafts, STATES, log_p)
     assert energy[possible].abs().max() < 1e-12
 
 
@@ -195,7 +195,7 @@ def test_the_normaliser_without_a_bos_given_the_first_token(carry_over):
 
 
 def test_a_text_of_one_given_token_has_no_energy():
-    energy = autoregressive.residual_ar(small_network(), MASK, None, carry_over=False)
+    energy = energies.residual_ar(small_network(), MASK, None, carry_over=False)
     x = torch.tensor([[[1]], [[2]]])
     assert run(energy, x, x.squeeze(1), torch.zeros(2, 1, 1)).tolist() == [[0.0], [0.0]]
 
@@ -207,7 +207,7 @@ PAD = 0
 @pytest.mark.parametrize("bos", [None, 4])
 def test_padding_counts_in_neither_part(carry_over, bos):
     network = small_network(vocab_size=6)
-    energy = autoregressive.residual_ar(network, MASK, bos, carry_over, pad_id=PAD)
+    energy = energies.residual_ar(network, MASK, bos, carry_over, pad_id=PAD)
     x_t = torch.tensor([[1, MASK, 2, MASK, PAD, PAD], [MASK, MASK, 5, 1, PAD, PAD]])
     drafts = torch.where(x_t.unsqueeze(1) == MASK, torch.tensor([[[5], [2], [1]]]).expand(2, 3, 6), x_t.unsqueeze(1))
     log_p = torch.where((x_t == MASK).unsqueeze(1), -0.5, 0.0).expand(2, 3, 6)
@@ -241,12 +241,10 @@ def test_the_mask_in_front_is_a_bos_like_any_other(carry_over):
     """A vocabulary without a bos has one id that no text holds; a network reads it by its embedding, as any other."""
     network = small_network().double()
     drafts, x_t, log_p = random_input(4, 3, 5, 6)
-    own = run(autoregressive.residual_ar(network, MASK, 5, carry_over), drafts.clamp(max=4), x_t.clamp(max=4), log_p)
+    own = run(energies.residual_ar(network, MASK, 5, carry_over), drafts.clamp(max=4), x_t.clamp(max=4), log_p)
     with torch.no_grad():
         network.embedding.weight[MASK] = network.embedding.weight[5]
-    mask = run(
-        autoregressive.residual_ar(network, MASK, MASK, carry_over), drafts.clamp(max=4), x_t.clamp(max=4), log_p
-    )
+    mask = run(energies.residual_ar(network, MASK, MASK, carry_over), drafts.clamp(max=4), x_t.clamp(max=4), log_p)
     assert own.isfinite().all()
     torch.testing.assert_close(mask, own, rtol=0.0, atol=1e-12)
 
@@ -274,7 +272,7 @@ def random_input(b: int, k: int, l: int, vocab_size: int, seed: int = 0) -> tupl
 @forms
 @pytest.mark.parametrize("bos", [None, 4])
 def test_particles_and_rows_do_not_see_each_other(carry_over, bos):
-    energy = autoregressive.residual_ar(small_network().double(), MASK, bos, carry_over)
+    energy = energies.residual_ar(small_network().double(), MASK, bos, carry_over)
     drafts, x_t, log_p = random_input(4, 3, 5, 6)
     whole = run(energy, drafts, x_t, log_p)
     assert whole.shape == (4, 3)
@@ -306,7 +304,7 @@ class LargestLogits(TorchDispatchMode):
 @pytest.mark.parametrize("rows", [1, 7, 60])
 def test_logits_come_in_chunks_and_the_chunks_change_nothing(carry_over, rows, monkeypatch):
     network, (drafts, x_t, log_p) = small_network(vocab_size=13).double(), random_input(4, 3, 5, 13)
-    energy = autoregressive.residual_ar(network, MASK, 4, carry_over)
+    energy = energies.residual_ar(network, MASK, 4, carry_over)
     whole = run(energy, drafts, x_t, log_p)
     monkeypatch.setitem(categorical.LOGITS_AT_ONCE, "cpu", 13 * rows)
     with torch.no_grad(), LargestLogits(13) as largest:
@@ -320,7 +318,7 @@ def test_no_more_logits_than_the_constant_says(monkeypatch):
     monkeypatch.setitem(categorical.LOGITS_AT_ONCE, "cpu", 128 * width)
     network = small_network(vocab_size=vocab_size)
     drafts, x_t, log_p = random_input(4, 8, 16, 5)
-    energy = autoregressive.residual_ar(network, MASK, None, carry_over=False)
+    energy = energies.residual_ar(network, MASK, None, carry_over=False)
     with torch.no_grad(), LargestLogits(width) as tiles, LargestLogits(vocab_size) as whole:
         in_tiles = run(energy, drafts, x_t, log_p)
     assert (tiles.rows, whole.rows) == (128, 0)
@@ -333,7 +331,7 @@ def test_the_carry_over_form_runs_the_head_on_masked_positions_alone():
     drafts, x_t, log_p = random_input(4, 2, 16, 5)
     masked = int((x_t == MASK).sum())
     with torch.no_grad(), LargestLogits(5) as largest:
-        run(autoregressive.residual_ar(network, MASK, 4, carry_over=True), drafts, x_t, log_p)
+        run(energies.residual_ar(network, MASK, 4, carry_over=True), drafts, x_t, log_p)
     assert largest.rows == 2 * masked < 4 * 2 * 16
 
 
@@ -342,7 +340,7 @@ def test_the_carry_over_form_runs_the_head_on_masked_positions_alone():
 @pytest.mark.parametrize("extra", [1, 5])
 def test_padded_positions_change_no_energy(carry_over, bos, extra):
     drafts, x_t, log_p = random_input(3, 2, 5, 6)
-    energy = autoregressive.residual_ar(small_network().double(), MASK, bos, carry_over)
+    energy = energies.residual_ar(small_network().double(), MASK, bos, carry_over)
     state = {contracts.CANDIDATES: drafts, contracts.X_T: x_t, contracts.LOG_P_CANDIDATES: log_p}
     positions = torch.cat([masked_positions(x_t, MASK), torch.full((extra,), x_t.numel())])
     padded = energy(TensorDict({**state, contracts.POSITIONS: positions}))[contracts.ENERGY]
@@ -364,7 +362,7 @@ def test_half_precision_logits_are_summed_in_better():
 def test_gradients_reach_the_network():
     network = small_network().double()
     drafts, x_t, log_p = random_input(2, 3, 5, 6)
-    run(autoregressive.residual_ar(network, MASK, 4, carry_over=True), drafts, x_t, log_p).sum().backward()
+    run(energies.residual_ar(network, MASK, 4, carry_over=True), drafts, x_t, log_p).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -372,7 +370,7 @@ def test_gradients_reach_the_network():
 
 @forms
 def test_one_graph_without_breaks(carry_over):
-    energy = autoregressive.residual_ar(small_network(), MASK, 4, carry_over, pad_id=5)
+    energy = energies.residual_ar(small_network(), MASK, 4, carry_over, pad_id=5)
     drafts, x_t, log_p = random_input(2, 3, 5, 6)
     module = energy.module
     compiled = torch.compile(module, fullgraph=True, backend="eager")
@@ -418,9 +416,9 @@ def test_ids_outside_the_vocabulary_are_refused():
         arguments = {"mask_id": MASK, "bos_id": 4, "pad_id": None} | ids
         ((name, value),) = ids.items()
         with pytest.raises(ValueError, match=f"{name} = {value} is outside the network's vocabulary of 6"):
-            autoregressive.residual_ar(network, carry_over=True, **arguments)
+            energies.residual_ar(network, carry_over=True, **arguments)
 
 
 def test_a_bidirectional_network_is_refused():
     with pytest.raises(ValueError, match="causal"):
-        autoregressive.residual_ar(small_network(causal=False), MASK, 4, carry_over=True)
+        energies.residual_ar(small_network(causal=False), MASK, 4, carry_over=True)

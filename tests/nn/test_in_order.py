@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 from builders import tiny_network
 from hypothesis import given
@@ -61,6 +62,17 @@ def test_a_token_changes_what_comes_after_it_and_nothing_else(step: Step, seed: 
     expected[row, candidate, number : int(step.new[row].sum()) - 1] = True
     assert not (moved & ~expected & (step.where[:, 1:] < LENGTH).unsqueeze(1)).any()
     assert (moved | ~expected).all()
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 9])
+def test_candidates_are_read_together_as_each_alone(count: int) -> None:
+    """In one group that shares an attention, in a group that is not full, and in several."""
+    step, net = Step(1, 3, count), network()
+    context, tokens = net(step.x_t, keep=True)[1], step.tokens(step.where)
+    together = net.in_order(tokens, step.where, MASK, context)
+    for candidate in range(count):
+        alone = net.in_order(tokens[:, candidate : candidate + 1], step.where, MASK, context)
+        close(together[:, candidate : candidate + 1], alone)
 
 
 @given(steps, st.integers(1, 3))

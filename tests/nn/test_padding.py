@@ -18,7 +18,7 @@ import edlm
 from edlm import contracts
 from edlm.data import vocabulary
 from edlm.likelihood import bounds, nelbo
-from edlm.models import autoregressive, chain_rule, denoisers, energies, joint
+from edlm.models import chain_rule, denoisers, energies, joint
 from edlm.nn import folding, networks
 from edlm.process import schedules
 from edlm.samplers.sampler import Sampler
@@ -134,7 +134,7 @@ def kernels() -> dict[str, Sampler]:
     two_heads = randomise(networks.JointNetwork(6, LONGEST, num_layers=2, pad_id=PAD, **SIZES), 2).double()
     ar = tiny_network(3, 6, LONGEST, causal=True, conditioning_size=0)
     drafts = builders.importance(linear, denoiser, energies.learned(of_pairs, pad_id=PAD), 3)
-    residual = autoregressive.residual_ar(ar, MASK, MASK, carry_over=False, pad_id=PAD)
+    residual = energies.residual_ar(ar, MASK, MASK, carry_over=False, pad_id=PAD)
     return {
         "plain": builders.ancestral(linear, denoiser),
         "drafts": drafts,

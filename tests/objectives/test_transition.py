@@ -41,7 +41,7 @@ from torch import Tensor
 import edlm
 from edlm import contracts
 from edlm.contracts import Positions
-from edlm.models import autoregressive, energies
+from edlm.models import energies
 from edlm.nn import networks
 from edlm.objectives import losses, transition
 from edlm.process import particles, schedules
@@ -181,7 +181,7 @@ def test_an_energy_of_drafts_leaves_a_candidate_with_masks_no_weight():
         5, 8, hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0, causal=True
     )
     for carry_over in (False, True):
-        energy = autoregressive.residual_ar(network.eval(), mask_id=4, bos_id=3, carry_over=carry_over)
+        energy = energies.residual_ar(network.eval(), mask_id=4, bos_id=3, carry_over=carry_over)
         kernel = of_transitions(schedules.log_linear(), tiny_denoiser(), energy, num_particles=2)
         info = edlm.sample(builders.sampling(kernel, 8, tokens_per_pass=4), 3)["info"]
         assert (info["ess"][:, 0] == 0).all()

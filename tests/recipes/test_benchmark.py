@@ -20,7 +20,7 @@ from edlm.benchmark import comparison
 from edlm.benchmark import methods as benchmark_methods
 from edlm.benchmark import textbook as textbook_samplers
 from edlm.cli import commands
-from edlm.models import autoregressive, denoisers
+from edlm.models import denoisers, energies
 from edlm.process import categorical
 from edlm.recipes import benchmark
 from edlm.runs import timing
@@ -64,7 +64,7 @@ def test_both_sides_have_the_same_energy(carry_over: bool) -> None:
     drawn = log_p.unsqueeze(1).expand(-1, 2, -1, -1).gather(-1, drafts.unsqueeze(-1)).squeeze(-1)
     keys = {contracts.X_T: x_t, contracts.CANDIDATES: drafts, contracts.LOG_P_CANDIDATES: drawn}
     keys[contracts.POSITIONS] = (x_t == VOCAB - 1).flatten().nonzero().squeeze(-1)
-    ours = autoregressive.residual_ar(networks.ar, VOCAB - 1, benchmark_methods.BOS_ID, carry_over)(TensorDict(keys))
+    ours = energies.residual_ar(networks.ar, VOCAB - 1, benchmark_methods.BOS_ID, carry_over)(TensorDict(keys))
     repeated = [tensor.repeat_interleave(2, dim=0) for tensor in (x_t, log_p)]
     textbook = textbook_samplers.residual_ar(networks.ar, VOCAB - 1, benchmark_methods.BOS_ID, carry_over)(
         drafts.flatten(0, 1), *repeated

@@ -155,7 +155,7 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     denoiser = denoisers.subs(network, ABC.mask_id)
     learned = energies.learned(folding.fold_conditioning(checkpoints.load_as(EnergyNetwork, folder / "energy")))
     ar = folding.fold_conditioning(checkpoints.load_as(Transformer, folder / "ar"))
-    posterior, carry_over = (autoregressive.residual_ar(ar, ABC.mask_id, ABC.mask_id, form) for form in (False, True))
+    posterior, carry_over = (energies.residual_ar(ar, ABC.mask_id, ABC.mask_id, form) for form in (False, True))
     texts = corpora.excerpts([TEXT], ABC, LENGTH)
     x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)

@@ -18,7 +18,7 @@ import edlm
 from edlm import testing
 from edlm.cli import commands
 from edlm.data import vocabulary
-from edlm.models import autoregressive, denoisers
+from edlm.models import autoregressive, denoisers, energies
 from edlm.nn import decoders
 from edlm.process import schedules
 from edlm.weights import large, memory, resolve
@@ -89,7 +89,7 @@ def ar_network(hub: Path, family: str, rows: int | None = 4) -> decoders.Decoder
 def drawn(hub: Path, ar: decoders.DecoderNetwork, carry_over: bool = True, prompt: tuple[int, ...] = ()) -> Tensor:
     """What the config dream_qwen_energy is to give, in code."""
     denoiser = denoisers.subs(large.load_diffusion(hub / "dream", LENGTH), MASK)
-    energy = autoregressive.residual_ar(ar, MASK, None, carry_over)
+    energy = energies.residual_ar(ar, MASK, None, carry_over)
     kernel = builders.importance(schedules.log_linear(), denoiser, energy, 8)
     pipeline = builders.sampling(kernel, LENGTH, None, (0.0, 1.0), tokens_per_pass=2)
     return edlm.sample(pipeline, 3, seed=0, prompt=torch.tensor([BOS, *prompt]))["tokens"]
@@ -168,7 +168,7 @@ def plain_settings(hub: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_large_models_keep_the_laws_and_are_one_graph(hub: Path, family: str) -> None:
     denoiser = denoisers.subs(large.load_diffusion(hub / family), MASK)
-    energy = autoregressive.residual_ar(ar_network(hub, "qwen2", rows=None), MASK, BOS, carry_over=family == "llada")
+    energy = energies.residual_ar(ar_network(hub, "qwen2", rows=None), MASK, BOS, carry_over=family == "llada")
     testing.check_denoiser(denoiser, LENGTH)
     testing.check_energy(energy, V, MASK, LENGTH)
     for part in (denoiser, energy):
@@ -217,7 +217,7 @@ def test_a_mask_that_no_network_reads_makes_no_denoiser(hub: Path) -> None:
         with pytest.raises(ValueError, match=f"mask_id = {known} is no id that the network reads: it embeds {known}"):
             made()
     with pytest.raises(ValueError, match=f"bos_id = {known} is no id that the network reads"):
-        autoregressive.residual_ar(network, V - 1, bos_id=known, carry_over=True)
+        energies.residual_ar(network, V - 1, bos_id=known, carry_over=True)
 
 
 def test_ids_that_a_decoder_does_not_know_are_impossible(hub: Path) -> None:
@@ -323,7 +323,8 @@ def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path,
             "energy = 'chain_rule' needs a network that is read in order, as a Transformer is",
         ),
         (["length=64"], "length = 64 is 64 tokens, and ar reads 32: give length="),
-        (["ar.checkpointer.model_type=LLAMA9"], "ar.checkpointer: KeyError: 'LLAMA9'"),
+        (["ar.checkpointer.model_type=LLAMA9"], "model_type='LLAMA9'): KeyError: 'LLAMA9'"),
+        (["ar.checkpointer.model_type=LLAMA9"], "ar.checkpointer: torchtune.training.FullModelHFCheckpointer("),
         (["ar.checkpointer.checkpoint_dir=/nowhere"], "/nowhere"),
         (["ar.checkpointer.checkpoint_files=[gone.safetensors]"], "gone.safetensors"),
         (["ar.model.num_layers=3"], "ar: the weights are not those of its config.json"),

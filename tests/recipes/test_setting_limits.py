@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from smallest import settings_of
 
+from edlm.process import particles
 from edlm.runs import settings as schemas
 
 Limits = tuple[list[Any], list[Any]]  # values that are accepted, values that are not
@@ -21,6 +22,11 @@ def at_least(low: int) -> Limits:
 def above_zero(most: float = math.inf) -> Limits:
     over = [] if most == math.inf else [most + 1e-9]
     return [5e-324, min(most, 1e300)], [0, -1e-9, *over, "1", True]
+
+
+def from_coldest() -> Limits:
+    coldest = particles.COLDEST
+    return [coldest, 1e300], [0, coldest / 2, -coldest, math.inf, math.nan, "1", True]
 
 
 def between(low: float, high: float) -> Limits:
@@ -74,7 +80,7 @@ LIMITS: dict[str, dict[str, Limits]] = {
     "generate": {
         **{key: at_least(1) for key in ("num_samples", "batch_size", "tokens_per_pass", "num_particles")},
         **{key: or_null(at_least(1)) for key in ("energy_rows", "length", "stride", "num_steps")},
-        **{key: above_zero() for key in ("energy_temperature", "temperature")},
+        **{"temperature": above_zero(), "energy_temperature": from_coldest()},
         **{"target_ess": or_null(above_zero()), "nucleus": above_zero(1), "window": WINDOWS},
         **PLACES,
     },
@@ -82,7 +88,7 @@ LIMITS: dict[str, dict[str, Limits]] = {
         **{key: at_least(1) for key in ("batch_size", "num_particles", "num_completions")},
         **{key: or_null(at_least(1)) for key in ("length", "num_steps", "num_passes")},
         **{"context": at_least(0), "rows": or_null(at_least(2)), "log_z_particles": at_least(2)},
-        **{"replicates": at_least(2), "ngrams": LISTS, "window": WINDOWS, "energy_temperature": above_zero()},
+        **{"replicates": at_least(2), "ngrams": LISTS, "window": WINDOWS, "energy_temperature": from_coldest()},
         **PLACES,
     },
     "frontier": {

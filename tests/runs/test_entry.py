@@ -13,14 +13,15 @@ from running import Runner
 
 from edlm.cli import commands
 from edlm.recipes import pretrain_denoiser
+from edlm.runs import exits
 from edlm.runs import settings as schemas
 from edlm.weights import exchange
 
 OWN = '''"""A recipe of one's own."""
-from edlm.recipes import _entry, _settings
-SETTINGS = {"recipe": _settings.text, "seed": _settings.seed}
+from edlm.runs import entry, settings
+SETTINGS = {"recipe": settings.text, "seed": settings.seed}
 if __name__ == "__main__":
-    _entry.enter(print, SETTINGS)
+    entry.enter(print, SETTINGS)
 '''
 
 
@@ -82,7 +83,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 )
 def test_a_value_that_cannot_be_is_named(run: Runner, tmp_path: Path, override: str, said: str) -> None:
     status, _, error = run("pretrain_denoiser", f"output_dir={tmp_path / 'run'}", override)
-    assert status == commands.USAGE_ERROR, error
+    assert status == exits.USAGE_ERROR, error
     assert re.search(said, error), error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
@@ -110,7 +111,7 @@ def test_whatever_a_factory_raises_is_told_with_its_name(factory: str) -> None:
 )
 def test_no_value_ends_in_a_fault(capsys: pytest.CaptureFixture[str], key: str, value: str) -> None:
     status, error = command(capsys, "validate", "pretrain_denoiser/tiny", f"{key}={value}")
-    assert status in (0, commands.USAGE_ERROR), error
+    assert status in (0, exits.USAGE_ERROR), error
     assert "fault of edlm" not in error
     assert len(error.splitlines()) == (status != 0)
 
@@ -137,7 +138,7 @@ def test_a_config_of_any_yaml_is_named(
     path.write_text(content)
     words = [str(path)] if first == "validate" else ["generate", "--config", str(path)]
     status, error = command(capsys, first, *words)
-    assert status == commands.USAGE_ERROR
+    assert status == exits.USAGE_ERROR
     assert error.startswith(f"edlm: {path}")
     assert said in error
     assert len(error.splitlines()) == 1
@@ -183,7 +184,7 @@ def test_a_broken_recipe_of_ones_own_is_named(
     if status == 0:  # nothing to do, or nothing to say
         assert first != "validate"
         return
-    assert status == commands.USAGE_ERROR
+    assert status == exits.USAGE_ERROR
     assert error.startswith(f"edlm: {file}")
     assert said in error
     assert len(error.splitlines()) == 1
@@ -211,7 +212,7 @@ def test_what_nobody_has_foreseen_is_one_line_and_a_status_of_its_own(
     else:
         status, _, said = run("generate")
         assert "Traceback" not in run.error
-    assert status == commands.FAULT == 70
+    assert status == exits.FAULT == 70
     assert said.startswith(f"edlm: this is a fault of edlm, or of a part of your own ({type(error).__name__}")
     assert said.endswith("EDLM_DEBUG=1 shows where")
     assert len(said.splitlines()) == 1
@@ -230,8 +231,8 @@ def test_what_nobody_has_foreseen_is_one_line_and_a_status_of_its_own(
     ids=repr,
 )
 def test_too_little_memory_is_no_fault_of_ours(error: Exception) -> None:
-    message, status = commands.explained(error)
-    assert status == commands.USAGE_ERROR
+    message, status = exits.explained(error)
+    assert status == exits.USAGE_ERROR
     assert message.startswith("not enough memory for what was asked")
 
 

@@ -14,6 +14,7 @@ from running import Runner
 from smallest import denoiser_words, settings_of
 from together import fork, start, wait
 
+from edlm.recipes import pretrain_denoiser
 from edlm.runs import locks
 from edlm.training import start as starts
 
@@ -159,7 +160,7 @@ def test_the_denoiser_that_is_trained_first_is_an_output_too(tmp_path: Path) -> 
     child = holding("denoiser", str(tmp_path / "denoiser"), tmp_path / "ready")
     settings = settings_of("edlm_nce", f"denoiser={tmp_path / 'denoiser'}")
     with pytest.raises(ValueError, match=f"^denoiser = .* is being written by process {child}"):
-        starts.load(settings, "cpu")
+        starts.load(settings, "cpu", pretrain_denoiser.main)
     end(child)
 
 

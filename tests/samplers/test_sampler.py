@@ -12,7 +12,7 @@ from identity_parts import MASK, SEED, Case
 import edlm
 from edlm import samplers
 from edlm.likelihood import bounds, enumeration
-from edlm.models import autoregressive, energies
+from edlm.models import energies
 from edlm.process import stages
 from edlm.samplers import corrections, plans
 from edlm.samplers.rounds import UntilEss
@@ -23,7 +23,7 @@ DRAFTS = corrections.OfEnergy(tiny_energy())
 
 
 def ar() -> Any:
-    return autoregressive.residual_ar(tiny_network(5, causal=True, conditioning_size=0), MASK, MASK, carry_over=True)
+    return energies.residual_ar(tiny_network(5, causal=True, conditioning_size=0), MASK, MASK, carry_over=True)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from one_layer import train
 from torch import nn
 
+from edlm.runs import environment
 from edlm.training import log, state
-from edlm.weights import checkpoints, tensors
+from edlm.weights import checkpoints
 
 JUNK = [None, "x", -1, 1e400, float("nan"), 10**400, [], {}, [[]], True, 0.5, {"pairs": [["a"]]}, "tensor:99"]
 
@@ -78,7 +79,7 @@ def test_a_state_that_was_cut_off_is_named(two_steps: Path, tmp_path: Path, kept
 def test_every_key_of_a_state_is_needed_and_has_a_type(
     two_steps: Path, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(tensors.UNVERIFIED, "1")  # the hash alone would refuse it
+    monkeypatch.setenv(environment.UNVERIFIED, "1")  # the hash alone would refuse it
     content = json.loads(state_file(two_steps).read_text())
     pairs = content["state"]["pairs"]
     place = next(number for number, (name, _) in enumerate(pairs) if name == key)
@@ -113,7 +114,7 @@ def test_junk_anywhere_in_a_state_is_one_line_or_changes_nothing(
     before, said = files(folder), None
     try:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setenv(tensors.UNVERIFIED, "1")  # the hash alone would refuse it
+            patched.setenv(environment.UNVERIFIED, "1")  # the hash alone would refuse it
             train(folder, steps=3)
     except ValueError as error:
         said = str(error)

@@ -37,7 +37,7 @@ from torchtune.training import FullModelHFCheckpointer
 import edlm
 from edlm import contracts
 from edlm.data import vocabulary
-from edlm.models import autoregressive, denoisers
+from edlm.models import denoisers, energies
 from edlm.nn import decoders
 from edlm.process import schedules
 from edlm.weights import large
@@ -245,7 +245,7 @@ def test_a_decoder_is_an_energy_with_the_decoders_own_probabilities(name: str, t
         close(network.head(network(x)), logits, 1e-6)
         logits[..., MASK] = -torch.inf
         log_p = logits.log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None]).squeeze(-1)
-        energy = autoregressive.residual_ar(network, MASK, bos_id=None, carry_over=False)
+        energy = energies.residual_ar(network, MASK, bos_id=None, carry_over=False)
         state = {
             contracts.CANDIDATES: x.unsqueeze(1),
             contracts.X_T: x,
@@ -281,7 +281,7 @@ def test_a_decoder_that_looks_ahead_is_no_autoregressive_energy() -> None:
 def test_a_diffusion_model_is_no_autoregressive_energy_of_another(family: str, tmp_path: Path) -> None:
     network = large.load_diffusion(write(tmp_path / "m", family, random_weights(family)))
     with pytest.raises(ValueError, match=r"causal network: causal=True \(layers\.0\.attn looks ahead\)"):
-        autoregressive.residual_ar(network, MASK, bos_id=3, carry_over=True)
+        energies.residual_ar(network, MASK, bos_id=3, carry_over=True)
 
 
 # ---- Both together
@@ -292,7 +292,7 @@ def test_dream_samples_with_qwen_as_its_energy_and_chunks_change_no_text(tmp_pat
     texts = []
     for rows_at_once in (None, 1, 3):
         _, _, qwen = dream_with_qwen(4, rows_at_once)
-        energy = autoregressive.residual_ar(qwen, MASK, bos_id=3, carry_over=True)
+        energy = energies.residual_ar(qwen, MASK, bos_id=3, carry_over=True)
         kernel = builders.importance(schedules.log_linear(), denoisers.subs(dream, MASK), energy, 4)
         pipeline = builders.sampling(kernel, LENGTH, num_steps=4, window=(0.0, 1.0))
         prompt = torch.full((LENGTH,), MASK)
@@ -318,7 +318,7 @@ def test_the_documented_way_runs(
     names: dict[str, Any] = {}
     exec(compile(code.replace('"cuda"', '"cpu"').replace("1024", "32"), "checkpoints.md", "exec"), names)
     assert capsys.readouterr().out.endswith(" GB\n")
-    out = edlm.sample(builders.sampling(names["kernel"], 8, num_steps=2, window=(0.0, 1.0)), 2, seed=0)
+    out = edlm.sample(builders.sampling(names["sampler"], 8, num_steps=2, window=(0.0, 1.0)), 2, seed=0)
     assert (out["tokens"] != MASK).all()
 
 

@@ -65,7 +65,7 @@ def test_every_schedule_is_found_by_its_name_wherever_it_lives(home: str, name: 
 def test_every_schedule_of_the_library_is_in_the_table() -> None:
     made = {name for name, each in vars(schedules).items() if getattr(each, "__annotations__", {}).get("return")}
     made = {name for name in made if getattr(schedules, name).__annotations__["return"] is schedules.Schedule}
-    assert made == set(permitted.SCHEDULES)
+    assert {name for name in made if name[0] != "_"} == set(permitted.SCHEDULES)
 
 
 def test_the_numbers_of_a_schedule_reach_it() -> None:
@@ -126,7 +126,7 @@ def test_other_notes_that_decide_how_a_folder_is_read_are_checked(
 READERS: dict[str, Callable[[str], object]] = {
     "generate": lambda path: named_networks.load_denoiser(path, CPU),
     "evaluate": lambda path: named_networks.load({"denoiser": path}, CPU),
-    "edlm_nce": lambda path: start.load({"denoiser": path, "pretrain": None}, CPU),
+    "edlm_nce": lambda path: start.load({"denoiser": path, "pretrain": None}, CPU, pretrain_denoiser.main),
     "a baseline": lambda path: kinds.load(path, CPU),
     "export": lambda path: exchange.export(path, Path(path).parent / "hf"),
 }
@@ -153,9 +153,10 @@ def test_a_strangers_notes_with_another_schedule_are_not_converted(tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_of_a_strangers_notes_data_is_kept_and_what_names_something_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("home", ["edlm.networks", "edlm.nn.networks"])
+def test_of_a_strangers_notes_data_is_kept_and_what_names_something_is_dropped(home: str, tmp_path: Path) -> None:
     hidden = {"deep": [{"_component_": "os.system"}]}
-    network = {"_component_": "edlm.networks.Transformer", "hidden_size": 12}
+    network = {"_component_": f"{home}.Transformer", "hidden_size": 12}
     edlm = {"corpus": "x", "step": 3, "other": hidden, "network": network, "class": "os.system", "sha256": "0"}
     folder = hf_folder(tmp_path / "hf", small("denoiser"), edlm=edlm)
     exchange.convert(folder, tmp_path / "out", "text8")

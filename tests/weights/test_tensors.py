@@ -17,7 +17,8 @@ from smallest import denoiser_words, train, words_of
 from torch import Tensor, nn
 
 from edlm.data import vocabulary
-from edlm.weights import checkpoints, exchange, foreign, published, tensors
+from edlm.runs import environment
+from edlm.weights import checkpoints, exchange, foreign, published
 
 WORDS = vocabulary.characters()
 NORM = "backbone.blocks.0.norm1.weight"
@@ -201,7 +202,7 @@ def test_a_flag_reads_changed_weights_all_the_same(
         _read_all(folder)
     checkpoints.load_network(folder, verify=False)
     checkpoints.load_state(folder, verify=False)
-    monkeypatch.setenv(tensors.UNVERIFIED, "1")
+    monkeypatch.setenv(environment.UNVERIFIED, "1")
     _read_all(folder)
 
 
@@ -241,7 +242,7 @@ def test_a_folder_of_an_earlier_version_is_read(step: Path, tmp_path: Path) -> N
 def test_a_training_state_that_is_none_is_named(content: dict[str, Any], step: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(step, tmp_path / "n")
     (folder / "training.json").write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ValueError, match=r"training\.json: no state of training"):
+    with pytest.raises(ValueError, match=r"training\.json: its key 'state' holds no training state"):
         checkpoints.load_state(folder)
 
 
@@ -257,7 +258,7 @@ def test_a_run_does_not_go_on_from_damaged_weights_unless_it_is_told_to(
     content[-3] ^= 1
     file.write_bytes(content)
     more = words_of({"steps": 8, "resume": "true"})
-    monkeypatch.setenv(tensors.UNVERIFIED, "")
+    monkeypatch.setenv(environment.UNVERIFIED, "")
     refused = run("pretrain_denoiser", *words, *more)
     assert refused.status == 2
     assert f"{name}: damaged or exchanged since it was saved" in refused.said
