@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from edlm.samplers import plans
+
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 TEXT = PAGE.read_text("utf-8")
 FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", TEXT, flags=re.DOTALL))
@@ -21,7 +23,8 @@ def write(folder: Path) -> Path:
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have imports of these files be forgotten after the test, and the folders where they were found."""
+    """Have imports of these files, what they register and the folders where they were found last for one test."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(plans, "PLANS", dict(plans.PLANS))
     for name in FILES:
         sys.modules.pop(Path(name).stem, None)

@@ -168,16 +168,7 @@ IMPORT_MORE = {
 }
 LONGEST = {"edlm": 400, "recipes": 150}  # lines of a file
 DOCUMENTED = (ast.ClassDef, ast.FunctionDef)
-TOO_LONG: dict[str, str] = {
-    "edlm/data/vocabulary.py": "reading and writing, and tokenizers that are trained, stand in one file",
-    "edlm/likelihood/bounds.py": "bounds of a sampler and the paper's figure stand in one file",
-    "edlm/weights/checkpoints.py": "networks and the files of a run stand in one file",
-    "recipes/benchmark.py": "it puts its cases together itself",
-    "recipes/evaluate.py": "it puts its rows together itself",
-    "recipes/frontier.py": "it loads its texts itself",
-    "recipes/generate.py": "it builds its sampler itself",
-    "recipes/oracle.py": "it builds its source itself",
-}
+TOO_LONG: dict[str, str] = {}
 # An energy and a joint network are also parts that a config loads, and the keys by which it names them.
 ALSO_PARTS = {"energy", "joint"}
 # Recipes that draw by whatever sampler a config says: they do not even name its classes.
@@ -185,11 +176,11 @@ TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ("generate", "evaluate", "f
 NAMES_A_KIND: dict[str, str] = {
     "edlm/frontier/grid.py": "controls and fields of sweeps are of kinds",
     "edlm/frontier/learning.py": "which network is learned goes by a kind",
+    "edlm/samplers/configs.py": "a short key is called as a kind",
     "edlm/samplers/sampler.py": "the selection that stands where none is given",
     "edlm/testing.py": "the law that only one selection has",
     "edlm/training/kinds.py": "an objective of the same name trains a denoiser for it",
     "edlm/weights/named.py": "energies that no folder holds go by a kind",
-    "recipes/generate.py": "a key of its config is of a kind",
     "recipes/oracle.py": "which network is learned goes by a kind",
 }
 DRAW_FREELY = ("benchmark", "runs")  # code as it is usually written, and clocks

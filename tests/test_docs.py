@@ -105,6 +105,7 @@ SHOWN = list(shown_runs())
 def test_every_command_that_is_shown_would_start(
     where: str, shown: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    own_parts.forget(monkeypatch)
     monkeypatch.syspath_prepend(str(own_parts.write(tmp_path)))
     assert shown.recipe in commands.recipes()
     assert shown.config in commands.configs(shown.recipe) or re.fullmatch(r"FILE|my\.yaml", shown.config)

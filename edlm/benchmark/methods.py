@@ -151,10 +151,10 @@ def build_pipeline(case: Case, networks: Networks, mode: execution.Mode) -> Pipe
 def _sampler(case: Case, networks: Networks) -> Sampler:
     """The library's sampler of a case: that of its method, but for the axes that its section names."""
     mask_id = case.vocab_size - 1
-    forms = {form: energies.residual_ar(networks.ar, mask_id, BOS_ID, form == "carry_over") for form in METHODS[1:]}
-    loaded = corrections.OfEnergy(forms[case.method]) if case.method in forms else None
+    known = {form: energies.residual_ar(networks.ar, mask_id, BOS_ID, form == "carry_over") for form in METHODS[1:]}
+    loaded = corrections.OfEnergy(known[case.method]) if case.method in known else None
     denoiser = denoisers.subs(networks.folded, mask_id)
-    return configs.sampler_of(_short_keys(case), denoiser, loaded, forms)[0]
+    return configs.sampler_of(_short_keys(case), denoiser, loaded, known)[0]
 
 
 def _short_keys(case: Case) -> dict[str, Any]:

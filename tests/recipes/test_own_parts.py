@@ -26,7 +26,6 @@ V, MASK = 5, 4
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the files are: the working folder."""
     own_parts.forget(monkeypatch)
-    monkeypatch.setattr(plans, "PLANS", dict(plans.PLANS))
     found = own_parts.write(tmp_path / "own")
     monkeypatch.chdir(found)
     return found
