@@ -4,10 +4,9 @@ An energy of +inf is one: its candidate is impossible. Logits may be -inf, but n
 kept on the device as flags of each row, and the host looks at all of them once, when the texts are there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from edlm import contracts
@@ -19,7 +18,7 @@ _FAULTS = (
 )
 
 
-def of_pass(out: TensorDict, corrected: Tensor) -> Tensor:
+def of_pass(out: Mapping[str, Tensor], corrected: Tensor) -> Tensor:
     """Flags of what a pass gave its rows, bool (b, 3), in the order of what `require` says.
 
     out: what a step wrote, for some or all of the rows; corrected: bool (b,), the rows whose energies count. Nothing is
