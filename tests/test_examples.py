@@ -28,7 +28,7 @@ SHOWN = [
     energies.learned,
     energies.product,
     energies.scaled,
-    autoregressive.residual_ar,
+    energies.residual_ar,
     *(plans.Grid, plans.Times, plans.TokensPerPass, plans.first_hitting),
     *(corrections.OfEnergy, corrections.ChainRule, corrections.Joint),
     *(testing.check_denoiser, testing.check_energy, testing.check_one_graph, testing.check_selection, testing.drafts),

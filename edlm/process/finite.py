@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from edlm import contracts
@@ -21,7 +20,7 @@ _FAULTS = (
 )
 
 
-def of_pass(out: TensorDict, corrected: Tensor) -> Tensor:
+def of_pass(out: Mapping[str, Tensor], corrected: Tensor) -> Tensor:
     """Flag the faults in what a pass gave each row, bool (b, 3), in the order of the faults that `require` names.
 
     out: what a step wrote, for some or all of the rows; corrected: bool (b,), the rows whose energies count. The host

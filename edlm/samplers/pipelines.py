@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from edlm import contracts
 from edlm.process import absorbing, finite, noise, schedules
@@ -240,7 +241,7 @@ def _run(
             inputs[contracts.NEW] = absorbing.places(inputs[contracts.REVEAL], min(length, pipeline.pad_new(most)))
         number = torch.full((), first_pass + p, device=row.device)
         draws = active.draw(seed, row[:rows], number, inputs[contracts.POSITIONS], length)
-        out = active.step(TensorDict({**state, **inputs, **draws}))
+        out = dict(active.step(TensorDict({**state, **inputs, **draws})).items())
         tokens = torch.cat([out[contracts.X_S], tokens[rows:]])
         carried = {key: out[key] for key, _ in state.items() if key != contracts.X_T}
         state = TensorDict({contracts.X_T: out[contracts.X_S], **carried})
@@ -339,15 +340,16 @@ def _measured(out: list[dict[str, Tensor]], corrected: Tensor, running: Tensor) 
 
     out: of each pass what was written of its first rows; corrected, running: bool (b, p).
     """
-    b = len(corrected)
-    found = {}
+    b, found = len(corrected), {}
     for key in (*_WEIGHED, *_READ):
         of_weights = key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
         absent = torch.full_like(corrected, torch.nan if of_weights else 0, dtype=_KINDS[of_weights])
-        columns = [each.get(key, absent[:0, 0]) for each in out]
-        columns = [c if len(c) == b else torch.cat([c, absent[len(c) :, 0]]) for c in columns]
-        stacked = torch.stack(columns, dim=1) if columns else absent
-        found[key] = torch.where(corrected if key in _WEIGHED else running, stacked, absent)
+        if any(key in each for each in out):
+            nothing = absent[:0, 0]
+            columns = pad_sequence([each.get(key, nothing) for each in out])  # of the rows that still ran
+            columns = torch.cat([columns, absent[len(columns) : b]])
+            absent = torch.where(corrected if key in _WEIGHED else running, columns, absent)
+        found[key] = absent
     return found
 
 
