@@ -11,7 +11,7 @@ from typing import Any, get_origin, get_type_hints
 from edlm.frontier.controls import CONTROLS
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Check, Schema
-from edlm.samplers import corrections, plans, selections
+from edlm.samplers import configs, corrections, plans, selections
 from edlm.samplers.sampler import Proposal
 
 ALONE = "ar"  # instead of the axes: the AR model by itself
@@ -112,7 +112,7 @@ def _named(known: Mapping[str, Any], check_options: Callable[[str, Mapping[str, 
 
     def check_named(key: str, value: Any) -> None:
         if isinstance(value, dict) and "_component_" in value:
-            schemas.component()(key, value)
+            configs.COMPONENT(key, value)
             return
         if not isinstance(value, dict):
             raise ValueError(f"{key} = {value!r} must be a section with a name, one of {', '.join(known)}")
@@ -135,7 +135,7 @@ def _anything(key: str, value: Any) -> None:
 
 
 def _selection(key: str, value: Any) -> None:
-    schemas.either(schemas.choice(*selections.SELECTIONS), schemas.component())(key, value)
+    schemas.either(schemas.choice(*selections.SELECTIONS), configs.COMPONENT)(key, value)
 
 
 def _remasking(key: str, value: Any) -> None:

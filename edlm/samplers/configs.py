@@ -83,8 +83,12 @@ def correction_of(
 
 
 def called(values: Mapping[str, Any]) -> str:
-    """What a component is called in tables: the last part of its path."""
-    return str(values["_component_"]).replace(":", ".").rpartition(".")[2]
+    """Name a component for tables by the last part of its path, and the numbers and words beside it."""
+    path = str(values["_component_"]).replace(":", ".").rpartition(".")[2]
+    beside = [
+        f"{key}={value}" for key, value in values.items() if key[0] != "_" and isinstance(value, int | float | str)
+    ]
+    return " ".join([path, *beside])
 
 
 def short(values: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import frontier_folder
 import own_parts
 import pytest
 import small_benchmarks
@@ -118,6 +119,33 @@ def test_a_recipe_finds_parts_in_the_working_folder(
         models = {figure["model"] for figure in json.loads(Path("out/metric_card.json").read_text())["figures"]}
         named = {"my_energy.repetition": "repetition", "my_correction.Sharpen": "sharpen"}
         assert {name for part, name in named.items() if part in " ".join(words)} <= models
+
+
+def test_the_frontier_sweeps_over_parts_in_the_working_folder(run: Runner, folder: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    frontier_folder.write(models)
+    sweeps = [
+        "{plan: {_component_: my_plan.Blocks, size: [2, 4], tokens_per_pass: 2}}",
+        "{correction: {_component_: my_energy.repetition, weight: [2, 4]}, candidates: 3}",
+        "{correction: {_component_: my_correction.Sharpen}, candidates: 2, selection: "
+        "{_component_: my_selection.among_best}}",
+    ]
+    networks = [f"{name}={models / name}" for name in ("denoiser", "ar", "judge")]
+    text = ["corpus._component_=edlm.corpora.text_files", f"corpus.path={models / 'text'}"]
+    few = ["num_samples=2", "ngrams=[1]", "replicates=10", "threads=1", "output_dir=out", "energy=null"]
+    status, _, error = run("frontier", *networks, *text, *few, f"sweeps=[{','.join(sweeps)}]")
+    assert status == 0, error
+    names = {record["name"] for record in drawn(Path("out/frontier.jsonl"))}
+    for said in (
+        "blocks of 2, 2 a pass",
+        "blocks of 4, 2 a pass",
+        "repetition weight=2",
+        "repetition weight=4",
+        "sharpen",
+    ):
+        assert any(said in name for name in names), (said, names)
+    assert len(names) == 6  # those of five samplers, and the held-out text
 
 
 def test_a_recipe_finds_parts_beside_its_config_and_says_what_is_wrong(

@@ -75,7 +75,7 @@ def test_a_component_stands_wherever_a_name_may(own: str) -> None:
     sampler = samplers.from_config(values, tiny_denoiser())
     assert (str(sampler.plan), type(sampler.plan).__name__) == ("T=3", "Halves")
     assert isinstance(sampler.correction, corrections.OfEnergy)
-    assert sampler.correction.called == "own_energy"
+    assert sampler.correction.called == "own_energy weight=2.0"
     assert sampler.chooses.name == "first"
     assert samplers.config(sampler)["plan"] == {"_component_": f"{own}.Halves", "num_steps": 3, "spacing": "uniform"}
     named = {"correction": {"name": "energy", "energy": values["correction"], "temperature": 0.5}}
