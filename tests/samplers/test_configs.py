@@ -81,7 +81,7 @@ def test_a_component_stands_wherever_a_name_may(own: str) -> None:
     named = {"correction": {"name": "energy", "energy": values["correction"], "temperature": 0.5}}
     again = samplers.from_config(named, tiny_denoiser()).correction
     assert again is not None
-    assert (getattr(again, "called", None), again.temperature) == ("own_energy", 0.5)
+    assert (getattr(again, "called", None), again.temperature) == ("own_energy weight=2.0", 0.5)
     own_correction = samplers.from_config({"correction": {"_component_": f"{own}.own_correction"}}, tiny_denoiser())
     assert own_correction.correction == corrections.ChainRule()
 
