@@ -25,7 +25,8 @@ _ROUNDING = 1e-6
 
 
 class Transitions(NamedTuple):
-    """What a step writes, given where, sparse: from state, to state (n,), the masks before it and how many it reveals.
+    """The writing of a step, given where, sparse: from state, to state (n,), the masks before it and how many it
+    reveals.
 
     law: `p(x_s | x_t, S)` of each, float64 (n,). States are numbered by their tokens, the last position fastest.
     """

@@ -50,7 +50,7 @@ class SubsDenoiser(_OfNetwork):
     """The substitution parameterisation over a network; see `subs`."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
+        """Map hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
         head, width = self.network.head, categorical.columns_at_once(self.vocab_size, hidden.device)
         if width < self.vocab_size and not hidden.requires_grad:
             columns = categorical.slices(self.vocab_size, width)
@@ -61,7 +61,8 @@ class SubsDenoiser(_OfNetwork):
         return logits
 
     def token_log_prob(self, hidden: Tensor, tokens: Tensor, expected: Tensor | None = None) -> Tensor:
-        """`log p(token)` at hidden states (n, h): nats (n,), without all logits at once where the head can do that.
+        """Compute `log p(token)` at hidden states (n, h): nats (n,), without all logits at once where the head can do
+        that.
 
         expected (n,): the gradient of the result up to one factor, if it is known; see `head.log_prob`.
         """
@@ -106,7 +107,7 @@ class D3pmDenoiser(_OfNetwork):
     """The unrestricted parameterisation over a network, of a baseline; see `d3pm`."""
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """Hidden states (n, h) to log-probabilities (n, v), the mask among the tokens; float32 or better."""
+        """Map hidden states (n, h) to log-probabilities (n, v), the mask among the tokens; float32 or better."""
         logits = self.network.head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
@@ -126,7 +127,8 @@ class SeddDenoiser(_OfNetwork):
     """The score parameterisation over a network, of a baseline; see `sedd`."""
 
     def log_score(self, hidden: Tensor, alpha: Tensor) -> Tensor:
-        """Hidden states (n, h) of masked positions and alpha(t) (n,) in (0, 1) to log-scores (n, v), zero at the mask.
+        """Map hidden states (n, h) of masked positions and alpha(t) (n,) in (0, 1) to log-scores (n, v), zero at the
+        mask.
 
         `log s_y = logit_y - log expm1(sigma) - log(v - 1)`: logits of zero are the exact score of uniform data.
         """

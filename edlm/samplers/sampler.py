@@ -46,7 +46,7 @@ _FIRST_HITTING, _FAITHFUL = plans.TokensPerPass(1), Proposal()
 
 @dataclass(frozen=True)
 class Sampler:
-    """How texts are drawn from a denoiser, of whose masking process the schedule is.
+    """The axes by which texts are drawn from a denoiser, of whose masking process the schedule is.
 
     Plain sampling draws the revealed positions from `p_theta(x_0 | x_t)`, each from its own law. With a correction k
     candidates are weighed by `exp(-E / temperature)` at the times of the window, and one is kept (Xu et al. 2025,
@@ -94,7 +94,7 @@ class Sampler:
         return name(self)
 
     def replace(self, **changes: Any) -> "Sampler":
-        """The same sampler with other values on some axes."""
+        """Return the same sampler with other values on some axes."""
         return replace(self, **changes)
 
     @property
@@ -104,7 +104,7 @@ class Sampler:
 
     @property
     def parts(self) -> Parts | None:
-        """What the correction adds to a step, None without one."""
+        """Return what the correction adds to a step, None without one."""
         return None if self.correction is None else self.correction.parts(self.denoiser)
 
     @property
