@@ -215,6 +215,20 @@ FAULTS = [
         "tests/frontier/test_lines.py::test_a_network_is_all_that_may_come_and_it_stays_with_its_weights",
     ),
     Fault(
+        "a finished sampler taken for another one of its name",
+        "frontier/lines.py",
+        "if was != wanted:",
+        "if False:",
+        "tests/frontier/test_own_values.py::test_a_line_goes_on_as_the_sampler_that_it_is_of",
+    ),
+    Fault(
+        "two samplers of one name in a sweep taken for one",
+        "frontier/grid.py",
+        "if first.setting != entry.setting:",
+        "if False:",
+        "tests/frontier/test_own_values.py::test_two_values_of_one_name_are_refused",
+    ),
+    Fault(
         "texts of a baseline on the way drawn as those of a denoiser",
         "training/denoiser.py",
         "if baseline is not None:",

@@ -115,7 +115,7 @@ def lines_of(rng: random.Random, content: bytes) -> tuple[str, bytes]:
         return f"a blank line at {at}", b"".join([*lines[:at], b"\n", *lines[at:]])
     try:
         what, line = json_of(rng, lines[at]) if kind == "value" else bytes_of(rng, lines[at])
-    except ValueError:
+    except (ValueError, RecursionError):
         what, line = bytes_of(rng, lines[at])
     return f"line {at}: {what}", b"".join([*lines[:at], line.rstrip(b"\n") + b"\n", *lines[at + 1 :]])
 
@@ -157,7 +157,7 @@ def detectable(path: Path, what: str, damaged: bytes) -> bool:
 def _is_corpus(content: bytes) -> bool:
     try:
         texts = [json.loads(line)["text"] for line in content.split(b"\n") if line.strip()]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
     texts = [text for text in texts if text is not None]  # no text
     return all(isinstance(part, str) for text in texts for part in (text if isinstance(text, list) else [text]))
@@ -167,7 +167,7 @@ def _is_json(path: Path, content: bytes) -> bool:
     try:
         for part in [content] if path.suffix == ".json" else filter(None, content.split(b"\n")):
             json.loads(part)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -110,11 +110,8 @@ def residual_ar(
         ['candidates', 'x_t', 'positions', 'log_p_candidates']
     """
     autoregressive.check_ar(network, mask_id, bos_id, pad_id)
-    found = TensorDictModule(
-        _ResidualAr(network, mask_id, bos_id, carry_over, pad_id),
-        in_keys=[contracts.CANDIDATES, contracts.X_T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES],
-        out_keys=[contracts.ENERGY],
-    )
+    weigh = _ResidualAr(network, mask_id, bos_id, carry_over, pad_id)
+    found = stage("candidates, x_t, positions, log_p_candidates -> energy", weigh)
     return declare(found, ("draft",))  # a mask has no chance under an AR model
 
 

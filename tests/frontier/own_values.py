@@ -9,10 +9,9 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from edlm import contracts
+from edlm import contracts, costs
 from edlm.contracts import Denoiser
 from edlm.models import energies
-from edlm.process import passes
 from edlm.process.absorbing import RevealPlan
 from edlm.process.schedules import Schedule
 from edlm.samplers import corrections, plans, selections
@@ -63,8 +62,8 @@ class Rarely:
             return self.nats * (candidates == self.token).sum(-1).double()
 
         energy = TensorDictModule(count, in_keys=[contracts.CANDIDATES], out_keys=[contracts.ENERGY])
-        energy = energies.declare(energy, ("transition",), passes.NOTHING)
-        return Parts(energy, "transition", {"denoise": denoiser}, {"weigh": energy}, passes.NOTHING)  # type: ignore[dict-item]
+        energy = energies.declare(energy, ("transition",), costs.NOTHING)
+        return Parts(energy, "transition", {"denoise": denoiser}, {"weigh": energy}, costs.NOTHING)  # type: ignore[dict-item]
 
 
 def _last(log_weights: Tensor, uniforms: Tensor) -> Tensor:

@@ -289,7 +289,7 @@ def test_what_joint_training_cannot_use_is_an_error():
     with pytest.raises(ValueError, match="class Transformer has no energy"):
         joint_objectives.contrastive(denoisers.subs(tiny_network(), 4), schedules.log_linear(), (2, 3))
     told = schedules.log_linear(1e-3)
-    with pytest.raises(ValueError, match="told no time"):
+    with pytest.raises(ValueError, match="given no time"):
         joint_objectives.contrastive(denoisers.subs(network, 4, told), told, (2, 3))
 
 

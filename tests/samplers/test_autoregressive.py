@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import edlm
 from edlm import contracts
 from edlm.models import autoregressive as causal
+from edlm.models import energies
 from edlm.nn import attention
 from edlm.nn.networks import Transformer
 from edlm.process import schedules
@@ -230,7 +231,7 @@ def one_step(name: str, carry_over: bool) -> tuple[Tensor, Tensor, Tensor]:
     masked = (start == MASK).nonzero().squeeze(-1)
     state = {contracts.CANDIDATES: drafts, contracts.X_T: start.unsqueeze(0), contracts.LOG_P_CANDIDATES: log_p}
     state[contracts.POSITIONS] = masked
-    energy = causal.residual_ar(SMALL, MASK, MASK, carry_over)(TensorDict(state))[contracts.ENERGY][0].detach()
+    energy = energies.residual_ar(SMALL, MASK, MASK, carry_over)(TensorDict(state))[contracts.ENERGY][0].detach()
     close(log_p.sum(-1), proposal_log_prob(table, drafts, start.unsqueeze(0)))
     return log_p.sum(-1).exp()[0], (-energy).exp(), drafts[0]
 
@@ -264,7 +265,7 @@ def test_the_sampler_with_that_energy_has_that_law():
     """Chi-square of 8,000 samples against the exact law of 8 drafts: false alarms 1e-4, and that of 9 drafts fails."""
     start, n = STARTS["infilling"], 8_000
     denoiser = OracleDenoiser(Lookup(random_marginals(5, SYMBOLS, LENGTH)), MASK, LENGTH)
-    energy = causal.residual_ar(SMALL, MASK, MASK, carry_over=True)
+    energy = energies.residual_ar(SMALL, MASK, MASK, carry_over=True)
     kernel = builders.importance(schedules.log_linear(), denoiser, energy, num_particles=8)
     drawn = edlm.sample(builders.sampling(kernel, LENGTH, num_steps=1), n, seed=1, prompt=start)["tokens"]
     p, w, drafts = one_step("infilling", carry_over=True)
