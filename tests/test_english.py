@@ -42,14 +42,7 @@ UNFINISHED: dict[str, int] = {
 }
 BARE: dict[str, int] = {
     "edlm.data.vocabulary": 5,
-    "edlm.likelihood.bounds": 2,
-    "edlm.likelihood.enumeration": 4,
-    "edlm.models.denoisers": 2,
-    "edlm.models.energies": 5,
-    "edlm.samplers.configs": 2,
     "edlm.samplers.pipelines": 3,
-    "edlm.samplers.plans": 2,
-    "edlm.samplers.sampler": 5,
     "edlm.weights.checkpoints": 11,
 }
 

@@ -116,8 +116,21 @@ def d3pm(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> 
     """Build `p_theta(x_0 | x_t)` that may predict the mask and copies visible tokens (Austin et al. 2021): a baseline.
 
     No `Denoiser` of the samplers: whether a mask is revealed depends on what the network says, which no reveal plan
-    knows; `baselines.d3pm` is its kernel. Without a schedule the network is given sigma = 0. Raises ValueError as
-    `subs` does.
+    knows; `baselines.d3pm` is its kernel. Raises ValueError as `subs` does.
+
+    Args:
+        network: see `subs`.
+        mask_id: the id of the mask.
+        schedule: that whose noise level the network is given; None gives it sigma = 0.
+
+    Returns:
+        A module whose `log_prob` has the mask among the tokens.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.Transformer(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> edlm.denoisers.d3pm(network, mask_id=4).vocab_size
+        5
     """
     _check(network, mask_id, schedule)
     return D3pmDenoiser(network, mask_id, schedule)
@@ -142,8 +155,24 @@ class SeddDenoiser(_OfNetwork):
 def sedd(network: nn.Module, mask_id: int, schedule: Schedule) -> SeddDenoiser:
     """Build ratios of the law of x_t at a masked position (SEDD, Lou et al. 2023): a baseline, no `Denoiser` either.
 
-    `baselines.analytic` is its kernel. Raises ValueError as `subs` does, and without a schedule: a score at sigma = 0
-    is infinite.
+    `baselines.analytic` is its kernel.
+
+    Args:
+        network: see `subs`.
+        mask_id: the id of the mask.
+        schedule: that whose noise level the network is given.
+
+    Returns:
+        A module with a `log_score`.
+
+    Raises:
+        ValueError: as `subs` does, and without a schedule: a score at sigma = 0 is infinite.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.Transformer(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> edlm.denoisers.sedd(network, mask_id=4, schedule=edlm.schedules.log_linear(1e-3)).vocab_size
+        5
     """
     if schedule is None:
         raise ValueError("sedd needs a schedule: with sigma = 0 its scores `1 / expm1(sigma)` are infinite")

@@ -38,7 +38,21 @@ def section(key: str, value: Any) -> None:
 
 
 def config(sampler: Sampler) -> dict[str, Any]:
-    """Give the axes of a sampler as plain values, as `from_config` reads them; networks are named, not held."""
+    """Give the axes of a sampler as plain values, as `from_config` reads them; networks are named, not held.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        The values by axis.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> edlm.samplers.config(edlm.samplers.Sampler(denoiser, edlm.plans.Grid(4)))["plan"]
+        {'grid': {'num_steps': 4, 'spacing': 'uniform'}}
+    """
     correction, candidates, chosen = sampler.correction, sampler.candidates, sampler.chooses
     known = selections.SELECTIONS.get(chosen.name) == chosen
     return {
@@ -58,10 +72,24 @@ def from_config(
     offered: Mapping[str, Any] | None = None,
     where: str = "sampler.",
 ) -> Sampler:
-    """Build a sampler from what `config` gives; axes that are left out have their plain values.
+    """Build a sampler from what `config` gives. Raises ValueError that names the axis for a value that it has not.
 
-    energies: those that a correction can name; offered: of `OFFERED`, what a component can take; where: in front of the
-    keys in messages. Raises ValueError that names the axis for a value that it has not.
+    Args:
+        values: the values by axis; axes that are left out have their plain ones.
+        denoiser: what proposes.
+        energies: those that a correction can name.
+        offered: of `OFFERED`, what a component can take.
+        where: in front of the keys in messages.
+
+    Returns:
+        The sampler.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> print(edlm.samplers.from_config({"plan": {"grid": {"num_steps": 4}}}, denoiser))
+        plain, T=4
     """
     return Sampler(denoiser, **_axes(values, denoiser, energies or {}, offered or {}, where))
 

@@ -208,7 +208,20 @@ PLANS: dict[str, Callable[..., Plan]] = {}
 
 
 def register(plan: Any) -> None:
-    """Give a class of plans its own `name` in configs. Raises ValueError for a name that is taken."""
+    """Give a class of plans its own `name` in configs.
+
+    Args:
+        plan: the class.
+
+    Raises:
+        ValueError: for a name that is taken.
+
+    Example:
+        >>> import edlm
+        >>> edlm.plans.register(edlm.plans.Grid)
+        Traceback (most recent call last):
+        ValueError: plan 'grid' is registered already
+    """
     if plan.name in PLANS:
         raise ValueError(f"plan {plan.name!r} is registered already")
     PLANS[plan.name] = plan
@@ -234,7 +247,20 @@ def first_hitting() -> TokensPerPass:
 
 
 def revealed_before(schedule: Schedule, t: Tensor) -> Tensor:
-    """Return the expected share of the positions that are revealed before time t is reached, 0 at 1 and 1 at 0."""
+    """Return the expected share of the positions that are revealed before a time is reached.
+
+    Args:
+        schedule: of the masking process.
+        t: times, float64.
+
+    Returns:
+        The share of each, 0 at 1 and 1 at 0.
+
+    Example:
+        >>> import edlm, torch
+        >>> edlm.plans.revealed_before(edlm.schedules.log_linear(), torch.tensor([1.0, 0.0])).tolist()
+        [0.0, 1.0]
+    """
     at_one = schedule.alpha(torch.ones((), dtype=torch.float64))
     return torch.where(t > 0.0, (schedule.alpha(t) - at_one) / (1.0 - at_one), 1.0)
 
