@@ -1,4 +1,4 @@
-"""What the parts of the library owe each other: shapes, TensorDict keys and protocols with their laws.
+"""Contracts between the parts of the library: shapes, TensorDict keys and protocols with their laws.
 
 Shape legend, used in every docstring and comment:
 
@@ -98,7 +98,7 @@ class Schedule(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """What an energy reads of one row: whole texts, whole texts of each candidate, and tokens of what is new.
+    """The reading of one row by an energy: whole texts, whole texts of each candidate, and tokens of what is new.
 
     texts: passes over x_t, whatever the number of candidates; candidates: passes over each of them; new: tokens read of
     a candidate for each new token of it but the first; in_turn: passes for each of these, one after the other.
@@ -126,7 +126,7 @@ class Network(Protocol):
         ...
 
     def head(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
-        """Hidden states (..., h) to logits (..., v), or to some columns of them: `blocks.Head` does both."""
+        """Map hidden states (..., h) to logits (..., v), or to some columns of them: `blocks.Head` does both."""
         ...
 
 
@@ -139,7 +139,7 @@ class Joint(Network, Protocol):
     """
 
     def scalars(self, states: Tensor, expected: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """States (b, l, h) of x_s, and those (n, h) of x_t at new flat positions (n,), to nats (n,): E is their sum."""
+        """Map states (b, l, h) of x_s, and (n, h) of x_t at new flat positions (n,), to nats (n,): E is their sum."""
         ...
 
 
@@ -173,7 +173,7 @@ class Ordered(Network, Protocol):
         sigma: Tensor | None = None,
         text: Tensor | None = None,
     ) -> Tensor:
-        """New tokens (b, k, m) at places (b, m), ascending, l for none, to states (b, k, m - 1, h) for the head."""
+        """Map new tokens (b, k, m) at places (b, m), ascending, l for none, to states (b, k, m - 1, h) for the head."""
         ...
 
 
@@ -195,7 +195,7 @@ class Denoiser(Protocol):
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (n, h) to unnormalised log-probabilities (n, v), `-inf` at the mask id."""
+        """Map hidden states (n, h) to unnormalised log-probabilities (n, v), `-inf` at the mask id."""
         ...
 
 
@@ -219,7 +219,7 @@ class Energy(Protocol):
 
 
 class Selection(Protocol):
-    """Which particle is kept: log-weights (b, k) and uniforms (b, k) to an index (b,).
+    """The choice of the particle that is kept: log-weights (b, k) and uniforms (b, k) to an index (b,).
 
     Laws: adding a constant to a row's log-weights changes nothing; a particle of weight zero is never chosen.
     """

@@ -1,4 +1,4 @@
-"""How much is read of texts: what an energy says of itself, and what that is in tokens.
+"""The cost of reading texts: the reading that an energy declares, and what that is in tokens.
 
 A token is read when a network's layers run on it. A whole text of l tokens read once is a pass, one NFE; what reads
 parts of a text counts their tokens.

@@ -75,14 +75,14 @@ class Benchmark:
         self.report = reports.Report(self.folder, reports.environment(self.device, self.rate), settings)
 
     def measure_cases(self) -> None:
-        """Every case: the textbook and all modes in turns, with what each holds and does."""
+        """Measure every case: the textbook and all modes in turns, with what each holds and does."""
         for case, targets in self.cases:
             record = self._measure(case, detailed=True)
             self.report.add("cases", {**record, "targets": targets}, comparison.judge(record, targets))
             self.bench.forget()
 
     def measure_training(self) -> None:
-        """Every training case: the textbook's step and ours in turns."""
+        """Measure every training case: the textbook's step and ours in turns."""
         settings = self.settings
         peak = settings["peak_flops"] or self.rate
         shared = training_cases.Setting(settings["network"], self.device, self.dtype, settings["seed"], peak)
@@ -92,7 +92,7 @@ class Benchmark:
             self.report.add("training", {**record, "targets": targets}, training_cases.judge(record, targets))
 
     def measure_growth(self) -> None:
-        """Every sweep: the same along one axis, and the exponent of each method's cost."""
+        """Measure every sweep: the same along one axis, and the exponent of each method's cost."""
         for (axis, swept), given in zip(self.sweeps, self.settings["growth"], strict=True):
             records = [self._measure(case, detailed=False) for case in swept]
             sweep = reports.summarise(axis, swept, records)

@@ -128,7 +128,7 @@ class PretrainAr:
 
 
 def start_id(vocabulary: Vocabulary) -> int:
-    """The id in front of every block: the vocabulary's bos, or the mask, which no text holds, if it has none."""
+    """Return the id in front of every block: the vocabulary's bos, or the mask, which no text holds, if it has none."""
     return vocabulary.mask_id if vocabulary.bos_id is None else vocabulary.bos_id
 
 

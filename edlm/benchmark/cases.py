@@ -43,7 +43,7 @@ CASE: Schema = {**SIZES, **RUNS, **TARGETS}
 
 
 def chosen(settings: Mapping[str, Any]) -> list[tuple[Case, dict[str, float | None]]]:
-    """The cases to run and their targets. Raises ValueError for a number that no case has."""
+    """Choose the cases to run, with their targets. Raises ValueError for a number that no case has."""
     every = settings["cases"]
     for index in settings["only"] or []:
         if index >= len(every):
@@ -63,7 +63,7 @@ def _case(key: str, given: Mapping[str, Any]) -> Case:
 
 
 def sweep(key: str, given: Mapping[str, Any]) -> tuple[str, list[Case]]:
-    """The axis of a sweep, which is the one size that is a list, and the case at each of its values."""
+    """Find the axis of a sweep, which is the one size that is a list, and the case at each of its values."""
     axes = [name for name in AXES if isinstance(given[name], list)]
     if len(axes) != 1:
         raise ValueError(f"{key} has {len(axes)} lists ({', '.join(axes)}), and needs one, of {', '.join(AXES)}")

@@ -73,7 +73,7 @@ def judge(record: Mapping[str, Any], targets: Mapping[str, float | None]) -> lis
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """A record for the terminal: a line per method, and where the time of those that were looked into went."""
+    """Lay out a record for the terminal: a line per method, and where the time of those that were looked into went."""
     rows = [_row(name, method, record["ratios"].get(name)) for name, method in record["methods"].items()]
     lines = [record["name"], tables.columns([_HEADER, *rows])]
     for name, method in record["methods"].items():
@@ -88,7 +88,7 @@ def table(record: Mapping[str, Any]) -> str:
 
 
 def say(verdict: Verdict) -> str:
-    """A verdict as one line."""
+    """Say a verdict in one line."""
     outcome = "met" if verdict.met else "missed"
     return f"  {verdict.method}: {verdict.what} {verdict.figure:.3g}, target {verdict.target:g}: {outcome}"
 

@@ -1,4 +1,4 @@
-"""What a benchmark compares on one case: the textbook sampler, and ours in every mode, with the same weights."""
+"""The methods that a benchmark compares on one case: the textbook sampler, and ours in every mode, same weights."""
 
 import json
 import math
@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells its pipeline from that of another case; it serves every number of steps."""
+        """The name by which its pipeline is held apart from that of another case; it serves every number of steps."""
         return json.dumps(self._replace(num_steps=0)._asdict())
 
 
@@ -88,7 +88,7 @@ class Method(NamedTuple):
 def build_networks(
     sizes: Mapping[str, Any], vocab_size: int, max_length: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> Networks:
-    """Untrained networks whose every weight is a seeded random number, so that laws are neither flat nor certain."""
+    """Build untrained networks whose weights are all seeded random numbers: laws are neither flat nor certain."""
     denoiser = Transformer(vocab_size, max_length, **sizes)
     ar = Transformer(vocab_size, max_length, **{**sizes, "conditioning_size": 0}, causal=True)
     for index, network in enumerate((denoiser, ar)):
@@ -97,7 +97,7 @@ def build_networks(
 
 
 def textbook(case: Case, networks: Networks, seed: int, device: torch.device) -> Method:
-    """The sampler of `benchmark.textbook` on the unfolded network; it has no execution mode but eager."""
+    """Make a method of the textbook's sampler on the unfolded network; it has no execution mode but eager."""
     mask_id, shape = case.vocab_size - 1, (case.rows, case.length)
     run: Callable[..., Tensor]
     if case.method == METHODS[0]:
@@ -124,7 +124,7 @@ def textbook(case: Case, networks: Networks, seed: int, device: torch.device) ->
 
 
 def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Method:
-    """The library's sampler, in the mode the pipeline is put in; see `build_pipeline`."""
+    """Make a method of the library's sampler, in the mode the pipeline is put in; see `build_pipeline`."""
     pipeline = _with_steps(pipeline, case, case.num_steps)
     short = _with_steps(pipeline, case, min(_WARM_UP_STEPS, case.num_steps))
 
@@ -144,7 +144,7 @@ def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Metho
 
 
 def build_pipeline(case: Case, networks: Networks, mode: execution.Mode) -> Pipeline:
-    """The library's sampler of a case in an execution mode, good for every number of steps."""
+    """Build the library's sampler of a case in an execution mode, good for every number of steps."""
     return execution.accelerate(pipelines.pipeline(_sampler(case, networks), case.length), mode)
 
 
@@ -187,7 +187,7 @@ class Bench:
         self._pipelines: dict[tuple[str, str], Pipeline] = {}
 
     def methods(self, case: Case, modes: Sequence[Any], first: str) -> dict[str, Method]:
-        """The textbook, under the name of `first`, and the library in each mode."""
+        """Collect the methods by name: the textbook, under the name of `first`, and the library in each mode."""
         if case.vocab_size not in self._networks:
             self._networks[case.vocab_size] = self._build(case.vocab_size)
         networks = self._networks[case.vocab_size]
@@ -206,7 +206,7 @@ class Bench:
 
 
 def missing_for(mode: str, device: torch.device) -> str | None:
-    """What an execution mode needs and this machine has not; None if it can be run."""
+    """Say which thing an execution mode needs and this machine lacks; None if it can be run."""
     if mode == "eager":
         return None
     if mode == "cudagraph" and device.type != "cuda":

@@ -1,4 +1,4 @@
-"""What a benchmark says: what it was run on, its sweeps, and which targets were met."""
+"""The report of a benchmark: the machine that it was run on, its sweeps, and which targets were met."""
 
 import os
 import platform
@@ -51,7 +51,7 @@ class Report:
 
 
 def summarise(axis: str, cases: list[Case], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """A sweep's medians by method, and the exponents of those that ran at every size."""
+    """Take a sweep's medians by method, and the exponents of those that ran at every size."""
     values = [getattr(case, axis) for case in cases]
     names = [name for name in records[0]["methods"] if all("median" in each["methods"][name] for each in records)]
     medians = {name: [each["methods"][name]["median"] for each in records] for name in names}
@@ -65,7 +65,7 @@ def summarise(axis: str, cases: list[Case], records: list[dict[str, Any]]) -> di
 
 
 def environment(device: torch.device, rate: float) -> dict[str, Any]:
-    """What a figure depends on: versions, processors, threads, and what else the machine was doing."""
+    """Record all that a figure depends on: versions, processors, threads, and what else the machine was doing."""
     return {
         "edlm": __version__,
         "torch": torch.__version__,
@@ -81,7 +81,7 @@ def environment(device: torch.device, rate: float) -> dict[str, Any]:
 
 
 def flatness(sweep: Mapping[str, Any], limit: float | None) -> list[Verdict]:
-    """Whether the last value of a sweep costs about as much as the one before it, in every mode of ours."""
+    """Judge whether the last value of a sweep costs about as much as the one before it, in every mode of ours."""
     if limit is None:
         return []
     last = {name: times[-1] / times[-2] for name, times in sweep["medians"].items() if name != TEXTBOOK}
@@ -89,7 +89,7 @@ def flatness(sweep: Mapping[str, Any], limit: float | None) -> list[Verdict]:
 
 
 def growth_table(sweep: Mapping[str, Any]) -> str:
-    """A sweep's medians, a line per method, the exponent with its standard error in the last column."""
+    """Lay out a sweep's medians, a line per method, the exponent with its standard error in the last column."""
     rows = [["", *map(str, sweep["values"]), "exponent"]]
     for name, fit in sweep["exponents"].items():
         error = "" if fit["error"] is None else f" ± {fit['error']:.2f}"

@@ -94,12 +94,12 @@ def residual_ar(network: Network, mask_id: int, bos_id: int, carry_over: bool) -
 
 
 def hidden(network: Network, x_t: Tensor) -> Tensor:
-    """Hidden states at every position (b, l, h); every row is told noise level zero, as published networks are."""
+    """Compute hidden states at every position (b, l, h); every row is given noise level zero, as published."""
     return network(x_t, torch.zeros(len(x_t), device=x_t.device))
 
 
 def subs(logits: Tensor, x_t: Tensor, mask_id: int) -> Tensor:
-    """`log p(x_0 | x_t)`, (b, l, v): the mask has probability zero, a revealed position keeps its token."""
+    """Compute `log p(x_0 | x_t)`, (b, l, v): the mask has probability zero, a revealed position keeps its token."""
     logits[..., mask_id] = -torch.inf
     log_p = logits.log_softmax(-1)
     revealed = x_t != mask_id

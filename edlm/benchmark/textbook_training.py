@@ -25,18 +25,18 @@ def corrupt(x_0: Tensor, mask_id: int, generator: Generator) -> tuple[Tensor, Te
 
 
 def denoising(network: Network, x_0: Tensor, x_t: Tensor, t: Tensor, mask_id: int) -> Tensor:
-    """`1/t sum_i -log p_i(x_0^i | x_t)` of each row under the log-linear schedule, from the law at every position."""
+    """Compute `1/t sum_i -log p_i(x_0^i | x_t)` of each row under the log-linear schedule, from the whole law."""
     log_p = subs(network.head(textbook.hidden(network, x_t)), x_t, mask_id)
     return -log_p.gather(-1, x_0.unsqueeze(-1)).squeeze(-1).sum(-1) / t
 
 
 def contrast(network: EnergyNetwork, x_0: Tensor, drafts: Tensor, x_t: Tensor) -> Tensor:
-    """`softplus(E(x_0)) + softplus(-E(draft))` of each row, one pass of the energy for each of the two."""
+    """Compute `softplus(E(x_0)) + softplus(-E(draft))` of each row, one pass of the energy for each of the two."""
     return F.softplus(energy(network, x_t, x_0)) + F.softplus(-energy(network, x_t, drafts))
 
 
 def energy(network: EnergyNetwork, x_t: Tensor, x_0: Tensor) -> Tensor:
-    """The network's scalar of each row (b,), layer by layer over all positions, every row told noise level zero."""
+    """Compute the network's scalar of each row (b,), layer by layer over all positions, at noise level zero."""
     x = network.combine(torch.cat([network.embedding(x_t), network.embedding(x_0)], dim=-1))
     states, _ = network.trunk(x, sigma=torch.zeros(len(x_t), device=x_t.device))
     x = network.project(states)
@@ -45,13 +45,13 @@ def energy(network: EnergyNetwork, x_t: Tensor, x_0: Tensor) -> Tensor:
 
 @torch.no_grad()
 def drafts_of(network: Network, x_t: Tensor, mask_id: int, generator: Generator) -> Tensor:
-    """A draw from `p(x_0 | x_t)`: a race over all tokens at every position, visible ones kept."""
+    """Draw from `p(x_0 | x_t)`: a race over all tokens at every position, visible ones kept."""
     log_p = subs(network.head(textbook.hidden(network, x_t)), x_t, mask_id)
     return torch.where(x_t == mask_id, textbook.race(log_p.exp(), generator), x_t)
 
 
 def subs(logits: Tensor, x_t: Tensor, mask_id: int) -> Tensor:
-    """`log p(x_0 | x_t)`, (b, l, v), so that gradients can be taken: see `textbook.subs`."""
+    """Compute `log p(x_0 | x_t)`, (b, l, v), so that gradients can be taken: see `textbook.subs`."""
     logits = logits.float() if logits.dtype == torch.bfloat16 else logits
     logits[..., mask_id] = -torch.inf
     log_p = logits - logits.logsumexp(-1, keepdim=True)

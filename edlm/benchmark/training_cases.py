@@ -1,4 +1,4 @@
-"""What a benchmark compares of training: a step as it is usually written, and ours, from a batch to new weights."""
+"""The training steps that a benchmark compares: as usually written, and ours, each from a batch to new weights."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all cases share: sizes of the networks, where they run and in which precision, and the device's peak."""
+    """The sizes of the networks, where they run and in which precision, and the device's peak, for all cases."""
 
     sizes: Mapping[str, Any]
     device: torch.device
@@ -62,7 +62,7 @@ class Setting(NamedTuple):
 
 
 def cases_of(settings: Mapping[str, Any]) -> list[tuple[Case, dict[str, float | None]]]:
-    """The training cases of a config with their targets. Raises ValueError for a number that no case has."""
+    """Read the training cases of a config with their targets. Raises ValueError for a number that no case has."""
     every, only = settings["training"], settings["only_training"]
     if only is not None and max(only) >= len(every):
         raise ValueError(f"only_training = {only} names case {max(only)}, and they are numbered 0..{len(every) - 1}")
@@ -98,7 +98,7 @@ def judge(record: Mapping[str, Any], targets: Mapping[str, float | None]) -> lis
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """The record for the terminal, with each method's utilisation and the share of a step that is loading data."""
+    """Lay out the record for the terminal, with each method's utilisation and the loading's share of a step."""
     lines = [comparison.table(record)]
     for name, method in record["methods"].items():
         if "utilisation" in method:
@@ -108,7 +108,7 @@ def table(record: Mapping[str, Any]) -> str:
 
 
 def step_flops(case: Case, sizes: Mapping[str, Any]) -> float:
-    """Operations a step needs: products alone, gradients twice those of the pass, the head where a mask is.
+    """Count the operations a step needs: products alone, gradients twice those of the pass, the head where a mask is.
 
     Half of the positions are masked, on average over times. Nothing that is computed a second time counts.
     """

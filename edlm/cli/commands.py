@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def recipes_folder() -> Path:
-    """Where the recipes are installed: inside the package, or at the root of a repository installed as editable."""
+    """Find where the recipes are installed: inside the package, or at the root of an editable repository."""
     spec = importlib.util.find_spec("edlm.recipes")
     assert spec is not None
     assert spec.submodule_search_locations is not None

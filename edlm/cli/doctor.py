@@ -23,7 +23,7 @@ _TEXTS, _LENGTH, _STEPS = 3, 32, 8
 
 
 class Finding(NamedTuple):
-    """What was looked at, what is there, what is needed or could be done, and whether the library can do with it."""
+    """One finding: the thing looked at, what is there, what is needed, and whether the library can do with it."""
 
     what: str
     found: str
@@ -42,7 +42,7 @@ def examine() -> Iterator[Finding]:
 
 
 def table(findings: list[Finding]) -> str:
-    """Findings in aligned columns, a line each; `!` in front of what does not suffice."""
+    """Lay out findings in aligned columns, a line each; `!` in front of what does not suffice."""
     what, found = max(len(own.what) for own in findings), max(len(own.found) for own in findings)
     return "\n".join(
         f"{' ' if own.suffices else '!'} {own.what:<{what}}  {own.found:<{found}}  {own.remark}".rstrip()
@@ -92,7 +92,7 @@ def _compared(what: str, version: str | None, wanted: SpecifierSet) -> Finding:
 
 
 def _survived(what: str, look: Callable[[], Finding]) -> Finding:
-    """What a check finds, or the error that it ends in."""
+    """Return what a check finds, or the error that it ends in."""
     try:
         return look()
     except Exception as error:  # whatever is wrong with an installation

@@ -21,7 +21,7 @@ _NESTED = 16  # structs in each other, of which Parquet has seven
 
 
 def parquet(file: Path, columns: Sequence[str]) -> Iterator[Any]:
-    """Values of the first of the columns that is there. Raises ValueError for what cannot be read or is too large."""
+    """Read the values of the first column that is there. Raises ValueError for what is unreadable or too large."""
     with _reading(file, "parquet") as pyarrow:
         size = formats.require_file(file)
         about = pyarrow.parquet.read_metadata(file)
@@ -46,7 +46,7 @@ def parquet(file: Path, columns: Sequence[str]) -> Iterator[Any]:
 
 
 def arrow(file: Path, columns: Sequence[str]) -> Iterator[Any]:
-    """Values of such a column of what `datasets` writes by `save_to_disk`; raises as `parquet` does."""
+    """Read the values of such a column of what `datasets` writes by `save_to_disk`; raises as `parquet` does."""
     with _reading(file, "arrow") as pyarrow:
         size = formats.require_file(file)
         with pyarrow.memory_map(str(file)) as content:
@@ -60,7 +60,7 @@ def arrow(file: Path, columns: Sequence[str]) -> Iterator[Any]:
 
 
 def column_of(names: Sequence[str], wanted: Sequence[str], where: str) -> str:
-    """The first of the wanted columns that is there. Raises ValueError naming those that are, and those wanted."""
+    """Find the first of the wanted columns that is there. Raises ValueError naming those that are, and those wanted."""
     for column in wanted:
         if column in names:
             return column
@@ -71,7 +71,7 @@ def column_of(names: Sequence[str], wanted: Sequence[str], where: str) -> str:
 
 
 def either(columns: Sequence[str]) -> str:
-    """Columns as a message names them."""
+    """Name columns as a message does."""
     return " or ".join(repr(column) for column in columns)
 
 
@@ -248,7 +248,7 @@ def _signed(content: IO[bytes]) -> int:
 
 
 def _place(head: bytes, table: int, field: int) -> int:
-    """Where a field of a flatbuffer's table is; 0 if it is left out."""
+    """Find where a field of a flatbuffer's table is; 0 if it is left out."""
     fields = table - _at("<i", head, table)
     if 4 + 2 * field >= _at("<H", head, fields):
         return 0

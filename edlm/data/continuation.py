@@ -12,7 +12,7 @@ _LISTS = ("normalizers", "pretokenizers", "decoders")
 
 
 def of(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer for what goes on: the same one if it treats the beginning of a text like any other place."""
+    """Return the tokenizer for what goes on: the same one if it treats the beginning of a text like any other place."""
     parts = json.loads(tokenizer.to_str())
     changed = {name: _without_space(parts[name]) for name in ("normalizer", "pre_tokenizer", "decoder")}
     if all(changed[name] == parts[name] for name in changed):

@@ -28,7 +28,7 @@ _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 def find(path: str | Path) -> dict[str, list[Path]]:
-    """The data files at a path by split, in the order of their names: a file, or a folder with all below it.
+    """Find the data files at a path by split, in the order of their names: a file, or a folder with all below it.
 
     A file belongs to the split that its name says (`wiki.valid.raw`, `train-00000-of-00002.parquet`), else to the one
     that the nearest folder says (`validation/0000.parquet`), else to "". Of a folder that `datasets` has saved, the
@@ -48,7 +48,7 @@ def find(path: str | Path) -> dict[str, list[Path]]:
 
 
 def read(file: Path, columns: Sequence[str] = ("text",), unit: Unit = "paragraphs") -> Iterator[str]:
-    """The documents of a file, in order, the empty ones too, but no blank lines.
+    """Read the documents of a file, in order, the empty ones too, but no blank lines.
 
     columns: those that may hold the text of jsonl, parquet and arrow, of which the first that is there is read; a list
     of texts there is joined by line breaks. unit: what a document of a plain text is, paragraphs between blank lines, a
@@ -179,7 +179,7 @@ def _rows(content: IO[bytes], where: str, delimiter: str) -> Iterator[list[str]]
 
 
 def texts(values: Iterable[Any], where: str) -> Iterator[str]:
-    """Texts out of a column's values: null is no text, a list of texts is joined by line breaks, all else an error."""
+    """Take texts out of values: null is no text, a list of texts is joined by line breaks, all else an error."""
     return (_text(value, where) for value in values)
 
 

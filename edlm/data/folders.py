@@ -1,4 +1,4 @@
-"""Which files of a folder are data: all but its notes, and of one that `datasets` has saved those that it names."""
+"""The files of a folder that are data: all but its notes, and of one that `datasets` has saved those that it names."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _SHARD = re.compile(r"(.*)-\d+-of-(\d+)(.*)", re.DOTALL)
 
 
 def is_data(name: str) -> bool:
-    """Whether a path inside a folder or an archive is one of data: not hidden, and no note about the data."""
+    """Check whether a path inside a folder or an archive is one of data: not hidden, and no note about the data."""
     path = Path(name)
     if name.endswith("/") or any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
         return False
@@ -27,7 +27,7 @@ def is_data(name: str) -> bool:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The data files at a path, sorted: itself, or all of a folder and those below it.
+    """List the data files at a path, sorted: itself, or all of a folder and those below it.
 
     Links are followed. Raises ValueError for a path that is not there, a folder that links lead to twice, shards of
     two different savings side by side, and a file that a saved data set names and has not.

@@ -1,4 +1,4 @@
-"""What a file holds by its name, and its bytes as text, within limits: no small file takes much memory or time.
+"""The kind of a file by its name, and its bytes as text, within limits: no small file takes much memory or time.
 
 Every error is a ValueError of one line that names the file, what is there, and what would be right.
 """
@@ -49,7 +49,7 @@ PLAIN_TEXT = Kind("text", "")
 
 
 def kind_of(name: str) -> Kind | None:
-    """What the name of a file says that it holds, in any case of its letters; None for an unknown suffix.
+    """Find the kind that the name of a file says, in any case of its letters; None for an unknown suffix.
 
     A name without a suffix is that of a plain text, as `text8` is. The number of a shard behind it is no part of it.
     """
@@ -61,7 +61,7 @@ def kind_of(name: str) -> Kind | None:
 
 
 def require_kind(file: Path) -> Kind:
-    """What the name of a file says that it holds. Raises ValueError naming a suffix that nothing here reads."""
+    """Find the kind that the name of a file says. Raises ValueError naming a suffix that nothing here reads."""
     found = kind_of(file.name)
     if found is None:
         suffix = "".join(file.suffixes[-2:]) if file.suffix.lower() in _OPENERS else file.suffix
@@ -70,7 +70,7 @@ def require_kind(file: Path) -> Kind:
 
 
 def require_file(file: Path) -> int:
-    """The size of a file. Raises ValueError for what is missing, a folder, a device or a pipe, or not all written."""
+    """Return the size of a file. Raises ValueError for what is missing, no regular file, or not all written."""
     try:
         about = file.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -91,7 +91,7 @@ def require_size(file: Path, limit: int) -> None:
 
 @contextmanager
 def opened(file: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked. Raises ValueError, then or while it is read, for one that is damaged."""
+    """Open a file and give its bytes, unpacked. Raises ValueError, then or while it is read, for damage."""
     size, compression = require_file(file), require_kind(file).compression
     try:
         with _OPENERS[compression](file) if compression else file.open("rb") as content:
@@ -102,12 +102,12 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
 
 
 def inflated(content: Any, where: str, stored: int) -> IO[bytes]:
-    """Content that is unpacked while it is read, and refused as soon as it is too much for the bytes stored."""
+    """Unpack content while it is read, and refuse it as soon as it is too much for the bytes stored."""
     return io.BufferedReader(_Inflated(content, where, stored), _BLOCK)
 
 
 def lines(content: IO[bytes], where: str) -> Iterator[str]:
-    """Lines of records with their line breaks, which are made \\n; no character of UTF-8 but this has its byte."""
+    """Split into lines of records with their line breaks, made \\n; no other character of UTF-8 has its byte."""
     offset, most = 0, int(limits.allowed(limits.RECORD_BYTES))
     while block := content.read(_BLOCK):
         rest = b"" if block.endswith(b"\n") else content.readline(most + 1)
@@ -119,7 +119,7 @@ def lines(content: IO[bytes], where: str) -> Iterator[str]:
 
 
 def blocks(content: IO[bytes], where: str) -> Iterator[str]:
-    """Text of whole lines, about a mebibyte at once, its line breaks made \\n."""
+    """Read text of whole lines, about a mebibyte at once, its line breaks made \\n."""
     offset, most = 0, int(limits.allowed(limits.DOCUMENT_BYTES))
     while block := content.read(_BLOCK):
         rest = b"" if block.endswith(b"\n") else content.readline(most + 1)

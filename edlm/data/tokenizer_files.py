@@ -16,7 +16,7 @@ _Parsed = TypeVar("_Parsed")
 
 
 def read(path: Path) -> Tokenizer:
-    """A tokenizer in the one-file format, which neither cuts nor pads, and to which a special token spelled is text."""
+    """Read a tokenizer in the one-file format, made neither to cut nor to pad; special tokens in it are text."""
     return plain(parse(path, EXPECTED, lambda: Tokenizer.from_str(path.read_text("utf-8"))))
 
 
@@ -29,7 +29,7 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def read_bpe(vocab: Path, merges: Path) -> models.BPE:
-    """The model of GPT-2's two files. Raises ValueError for merges that are empty."""
+    """Read the model of GPT-2's two files. Raises ValueError for merges that are empty."""
     _require(bool(merges.read_text("utf-8").strip()), "the file is empty")
     return models.BPE.from_file(str(vocab), str(merges))
 

@@ -39,7 +39,7 @@ def byte_level(model: models.BPE | None = None) -> Tokenizer:
 
 
 def learned(documents: Iterable[str], size: int) -> Tokenizer:
-    """Learn a byte-level tokenizer of at most so many ids; the same documents give the same one."""
+    """Train a byte-level tokenizer of at most so many ids; the same documents give the same one."""
     tokenizer = byte_level()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)

@@ -92,7 +92,7 @@ class Vocabulary:
         return [ids for start in starts for ids in self._tokenize(documents[start : start + _DOCUMENTS_PER_CALL])]
 
     def encode_pieces(self, text: str, size: int = 1 << 16) -> Iterator[Tensor]:
-        """Ids of a long text, piece after piece: `cat(encode_pieces(text)) == encode(text)`.
+        """Encode a long text, piece after piece: `cat(encode_pieces(text)) == encode(text)`.
 
         A piece holds `size` characters or a few more, and the tokenizer is given so many at once as it can share among
         cores, so that memory does not grow with the text. A piece ends before a space between two letters, where no
@@ -129,16 +129,17 @@ class Vocabulary:
 
     @property
     def unit(self) -> str:
-        """What one id stands for, "character" or "token": figures are per unit."""
+        """Name what one id stands for, "character" or "token": figures are per unit."""
         return "token" if self._character_ids is None else "character"
 
     @property
     def filler_id(self) -> int | None:
-        """What fills a block after its text, whether it is a part of it or not; None if nothing can."""
+        """The id that fills a block after its text, whether it is a part of it or not; None if nothing can."""
         return self.pad_id if self.end_id is None else self.end_id
 
     def ending_by_pad(self) -> "Vocabulary":
-        """The same tokens, with the pad id as a token by which a text ends, which is learned and scored like others.
+        """Return the same tokens, with the pad id as a token by which a text ends, which is learned and scored like
+        others.
 
         Raises ValueError if there is no pad id.
         """
@@ -338,7 +339,7 @@ def from_tokenizer_json(
 
 
 def train_bpe(documents: Iterable[str], size: int) -> Vocabulary:
-    """Learn a byte-level tokenizer from `documents`; the same documents give the same vocabulary.
+    """Train a byte-level tokenizer on `documents`; the same documents give the same vocabulary.
 
     `size` counts all ids: 256 bytes, the merges, one id that is both bos and eos, and the mask.
     Raises ValueError when `size` leaves no room for the bytes, or the documents cannot fill it.

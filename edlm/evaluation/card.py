@@ -50,7 +50,7 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
 
 
 def documents(settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Documents of every set of texts, by name. Raises ValueError for a name that is given twice."""
+    """Read the documents of every set of texts, by name. Raises ValueError for a name that is given twice."""
     found = {}
     if settings["split"] is not None:
         found[settings["split"]] = list(getattr(schemas.build(settings["corpus"], "texts"), settings["split"]))
@@ -76,7 +76,7 @@ def text_set(name: str, documents: list[str], settings: Mapping[str, Any], model
 def real_text(
     drawn: samples.Texts | None, documents: Mapping[str, list[str]], vocabulary: Vocabulary
 ) -> tuple[samples.Texts, samples.Texts] | None:
-    """Two sets of excerpts of the first set of texts, as long as a sample; None without samples or texts."""
+    """Choose two sets of excerpts of the first set of texts, as long as a sample; None without samples or texts."""
     if drawn is None or not documents:
         return None
     length = max(len(row) for row in drawn.tokens)
@@ -84,14 +84,14 @@ def real_text(
 
 
 def heading(texts: TextSet, settings: Mapping[str, Any], models: Models) -> str:
-    """What a table of figures is of: texts, seed, precision, and the sampler that is bounded."""
+    """Say what a table of figures is of: texts, seed, precision, and the sampler that is bounded."""
     shown = f"{len(texts.excerpts)} of {texts.num_all} excerpts, {texts.tokens:,} tokens"
     scored = f"{texts.name}: {shown}, {texts.characters:,} characters, seed {settings['seed']}, {PRECISION}"
     return "\n".join([scored, *sampler(settings, models)])
 
 
 def sampler(settings: Mapping[str, Any], models: Models) -> list[str]:
-    """Of which sampler the bounds are, where one of the models has steps."""
+    """Say of which sampler the bounds are, where one of the models has steps."""
     diffusion = models.diffusion or models.joint
     values = configs.of_short_keys(settings)
     low, high = values["window"]
@@ -109,7 +109,7 @@ def card(
     documents: Mapping[str, list[str]],
     found: Sequence[Figure],
 ) -> dict[str, Any]:
-    """Settings, versions, device, networks by the hash of their weights, texts by the hash of their content."""
+    """Record settings, versions, device, networks by the hash of their weights, texts by the hash of their content."""
     return {
         "settings": dict(settings),
         "versions": {"edlm": edlm.__version__, "torch": torch.__version__, "python": platform.python_version()},

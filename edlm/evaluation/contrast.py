@@ -1,4 +1,4 @@
-"""What is said of an energy on held-out text: figures, also by noise level, and a warning if they are bad."""
+"""Figures of an energy on held-out text, also by noise level, and a warning if they are bad."""
 
 import itertools
 import sys

@@ -1,4 +1,4 @@
-"""What a recipe shows of an energy at its end: texts with it off and on, and the bound that it lowers."""
+"""The end of a recipe of an energy: texts with it off and on, and the bound that it lowers."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -26,7 +26,7 @@ class TextSet(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many tokens are scored."""
+        """Count the tokens that are scored."""
         return sum(len(excerpt.scored) for excerpt in self.excerpts)
 
 
@@ -57,7 +57,7 @@ class Figure(NamedTuple):
         return self.is_paper_nelbo and std is not None and not std <= paper_nelbo.RELIABLE_STD
 
     def record(self) -> dict[str, Any]:
-        """All of it as plain values; a number that is not finite is null."""
+        """Give all of it as plain values; a number that is not finite is null."""
         per_character = self.tokens_per_character / math.log(2)
         record = {
             "texts": self.texts,
@@ -83,14 +83,14 @@ class Figure(NamedTuple):
 
 
 def finite(value: Any) -> Any:
-    """The value, or None for a number that json has no word for."""
+    """Return the value, or None for a number that json has no word for."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def choose(
     name: str, excerpts: Sequence[Excerpt], rows: int | None, vocabulary: Vocabulary, least_given: int
 ) -> TextSet:
-    """So many excerpts, evenly spread over all, each with at least `least_given` tokens that are not scored.
+    """Choose so many excerpts, evenly spread over all, each with at least `least_given` tokens that are not scored.
 
     Raises ValueError unless two are left.
     """
@@ -105,7 +105,7 @@ def choose(
 
 
 def batches(texts: TextSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Tokens (b, l), which of them are scored, and the rows' numbers (b,); all excerpts once, without padding."""
+    """Yield tokens (b, l), which of them are scored, and the rows' numbers (b,); all excerpts once, without padding."""
     lengths = torch.tensor([len(excerpt.tokens) for excerpt in texts.excerpts])
     for length in lengths.unique().flip(0):
         for row in (lengths == length).nonzero().squeeze(-1).split(batch_size):
@@ -164,7 +164,7 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
 
 
 def table(figures: Sequence[Figure], unit: str) -> str:
-    """The figures of one set of texts in a table; the paper's figure never without its warning."""
+    """Lay out the figures of one set of texts in a table; the paper's figure never without its warning."""
     head = (
         "",
         f"nats/{unit}",
@@ -182,12 +182,12 @@ def table(figures: Sequence[Figure], unit: str) -> str:
 
 
 def comparison(figures: Sequence[Figure]) -> str:
-    """Perplexities of all models over all sets of texts: a row per figure, a column per set."""
+    """Lay out perplexities of all models over all sets of texts: a row per figure, a column per set."""
     return "\n".join([tables.columns(_perplexities(figures)), *_notes(figures)])
 
 
 def markdown(figures: Sequence[Figure], remarks: Sequence[str]) -> str:
-    """The table of `comparison` as Markdown, with remarks behind it."""
+    """Write the table of `comparison` as Markdown, with remarks behind it."""
     notes = [note.strip().replace("* ", "\\* ", 1) for note in (*remarks, *_notes(figures))]
     return "\n\n".join([tables.markdown(_perplexities(figures)), *notes]) + "\n"
 

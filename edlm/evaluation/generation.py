@@ -74,20 +74,20 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
 
 
 def offered(found: Sources) -> dict[str, Any]:
-    """What a component of one's own can take of what is loaded."""
+    """Collect what a component of one's own can take of what is loaded."""
     about = {} if found.denoiser is None else {"denoiser": found.denoiser, "mask_id": found.denoiser.mask_id}
     return {"vocabulary": found.vocabulary, "schedule": found.schedule, **about}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """What tells texts of different settings, weights or components apart."""
+    """Hash all that holds texts of different settings, weights or components apart."""
     kept = {key: value for key, value in settings.items() if key not in _CHANGES_NO_TEXT}
     code = schemas.sources({key: settings.get(key) for key in ("energy", "sampler")})
     return files.fingerprint({**kept, "weights": resolve.weights_of(settings), **({"code": code} if code else {})})
 
 
 def prompt(settings: Mapping[str, Any], found: Sources) -> Tensor | None:
-    """The tokens (l,) of a config's prompt, after those that every text opens with; None if there are none."""
+    """Encode a config's prompt: tokens (l,), after those that every text opens with; None if there are none."""
     tokens = None if settings["prompt"] is None else encode_prompt(settings["prompt"], found.vocabulary)
     if not found.opening:
         return tokens
@@ -95,7 +95,7 @@ def prompt(settings: Mapping[str, Any], found: Sources) -> Tensor | None:
 
 
 def encode_prompt(text: str, vocabulary: Vocabulary) -> Tensor:
-    """Tokens (l,) of a text in which every `_` is one mask. Raises ValueError for a character it cannot hold."""
+    """Encode a text in which every `_` is one mask: tokens (l,). Raises ValueError for a character it cannot hold."""
     first, *others = text.split(MASK_SYMBOL)
     pieces = [vocabulary.encode(first)]
     for piece in others:
@@ -124,7 +124,7 @@ def source(settings: Mapping[str, Any], found: Sources) -> tuple[Draw, list[str]
 
 
 def records(draw: Draw, vocabulary: Vocabulary, seed: int, drawn_by: str, count: int, first: int) -> list[Any]:
-    """One record per text: what it says, what it is made of, and how it came about; drawn_by: a fingerprint."""
+    """Make one record per text: what it says, what it is made of, and how it came about; drawn_by: a fingerprint."""
     tokens, figures = draw(count, first)
     return [
         {
@@ -140,7 +140,7 @@ def records(draw: Draw, vocabulary: Vocabulary, seed: int, drawn_by: str, count:
 
 
 def summary(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """The means of what the records of texts say, as rows of a table."""
+    """Average what the records of texts say, as rows of a table."""
     rows = []
     for key, remark in FIGURES.items():
         measured = [record[key] for record in found if record.get(key) is not None]
@@ -196,7 +196,7 @@ def _of_ar(
 
 
 def _live(vocabulary: Vocabulary) -> Watch:
-    """What shows the first texts as they form, drawn over the ones before."""
+    """Build the watch that shows the first texts as they form, drawn over the ones before."""
 
     def show(state: TensorDict, info: TensorDict) -> None:
         texts = vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())

@@ -41,7 +41,8 @@ class Row(NamedTuple):
 
 
 def read_samples(path: str, vocabulary: Vocabulary) -> Texts:
-    """The texts of a file that `generate` wrote. Raises ValueError naming the file, and its line, if it cannot be read.
+    """Read the texts of a file that `generate` wrote. Raises ValueError naming the file, and its line, if it cannot be
+    read.
 
     A record needs `text` of as many tokens as `REPEATED`; its `tokens` are used where it has them, else the text is
     encoded. A record with a `sum` must be what `generate` wrote, in its place.
@@ -88,7 +89,8 @@ def _sample(line: str, row: int, vocabulary: Vocabulary) -> tuple[str, Tensor]:
 def held_out(
     documents: Sequence[str], vocabulary: Vocabulary, length: int, num_samples: int
 ) -> tuple[Texts, Texts] | None:
-    """Two sets of excerpts of real text as long as a sample, which share none: as many as there are samples, or fewer.
+    """Choose two sets of excerpts of real text as long as a sample, which share none: as many as there are samples, or
+    fewer.
 
     Taken in turns, evenly spread over the documents. None if there are fewer than four.
     """
@@ -102,7 +104,7 @@ def held_out(
 
 
 def load_judge(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
-    """A judge whose texts several processes share, and what it is, by the hashes of its files too."""
+    """Load a judge whose texts several processes share, and say what it is, by the hashes of its files too."""
     judge, what = judges.load(path, device)
     if what["kind"] == "autoregressive":
         what["weights_sha256"] = tensors.sha256(checkpoints.find_network(path) / "network.safetensors")
@@ -112,7 +114,7 @@ def load_judge(path: str, device: torch.device) -> tuple[Judge, dict[str, Any]]:
 
 
 def load_likeness(name: str, device: torch.device) -> tuple[Likeness, dict[str, Any]]:
-    """MAUVE by the features of a model, and what it is taken with."""
+    """Load MAUVE by the features of a model, and say what it is taken with."""
     likeness = judges.mauve(name, device)
     return likeness, {
         "path": name,
@@ -123,7 +125,7 @@ def load_likeness(name: str, device: torch.device) -> tuple[Likeness, dict[str, 
 
 
 def files_sha256(path: str) -> dict[str, str]:
-    """The hashes of a model's files by their names, none if it is no folder here."""
+    """Hash a model's files, by their names; none if it is no folder here."""
     folder = Path(path)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return {file.name: tensors.sha256(file) for file in files if file.suffix in _OF_A_MODEL}
@@ -148,7 +150,8 @@ def rows(
     replicates: int,
     likeness: Likeness | None = None,
 ) -> list[Row]:
-    """All figures, with bootstrap errors: the divergence from the first set of real text, the second as its floor.
+    """Compute all figures, with bootstrap errors: the divergence from the first set of real text, the second as its
+    floor.
 
     likeness: MAUVE, whose error is that of its clustering.
     """
@@ -196,7 +199,7 @@ def rows(
 
 
 def table(found: Sequence[Row]) -> str:
-    """The figures of samples and of held-out text side by side; entropy in bits too."""
+    """Lay out the figures of samples and of held-out text side by side; entropy in bits too."""
     lines = [("", "samples", "held-out text", "")]
     for row in found:
         lines.append((row.name, _cell(row.samples), _cell(row.held_out), row.remark))
@@ -206,7 +209,7 @@ def table(found: Sequence[Row]) -> str:
 
 
 def record(found: Sequence[Row]) -> list[dict[str, Any]]:
-    """The figures as plain values."""
+    """Give the figures as plain values."""
     return [{"figure": row.name, "samples": _plain(row.samples), "held_out": _plain(row.held_out)} for row in found]
 
 

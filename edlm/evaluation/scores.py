@@ -1,4 +1,4 @@
-"""What is asked of each model: functions that score a batch of texts, with the work they did."""
+"""The scores of each model: functions that score a batch of texts, with the work they did."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ class Scores(NamedTuple):
     excess: Tensor | None = None  # what the energy adds to the plain bound of the same passes
 
     def cpu(self) -> "Scores":
-        """The same off the device, so that another process can read it."""
+        """Move the scores off the device, so that another process can read them."""
         rows = [None if rows is None else rows.cpu() for rows in (self.ess, self.log_weight_std, self.excess)]
         return Scores({name: nats.cpu() for name, nats in self.nats.items()}, self.passes, *rows)
 
@@ -42,7 +42,7 @@ Score = Callable[[Tensor, Tensor, Tensor, Tensor], Scores]  # tokens, scored, se
 
 
 def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, Score]]:
-    """Each model with its figures, in the order in which they are shown.
+    """Yield each model with its figures, in the order in which they are shown.
 
     Raises ValueError for a D3PM without a number of steps: no other bound of it is known.
     """
@@ -72,13 +72,14 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def plain(models: Models, diffusion: Diffusion, settings: Mapping[str, Any]) -> Sampler:
-    """The denoiser alone, by the plan of the settings."""
+    """Build the sampler of the denoiser alone, by the plan of the settings."""
     alone = {**settings, "sampler": {**settings.get("sampler", {}), "correction": None}}
     return _sampler(models, diffusion, alone, None)
 
 
 def samplers(models: Models, diffusion: Diffusion, settings: Mapping[str, Any]) -> Iterator[tuple[str, Sampler]]:
-    """The samplers whose bounds are asked for, by name: the correction that the settings name, or else all there are.
+    """Yield the samplers whose bounds are asked for, by name: the correction that the settings name, or else all there
+    are.
 
     Those are the loaded energies, each as the correction of its name if one is registered, and every other registered
     correction that a denoiser has in itself.
@@ -96,7 +97,7 @@ def samplers(models: Models, diffusion: Diffusion, settings: Mapping[str, Any]) 
 
 
 def corrections_of(diffusion: Diffusion, temperature: float, inner: bool) -> Iterator[tuple[str, Correction]]:
-    """Every correction there is of a denoiser, by name; inner: those too that it has in itself and nobody loaded."""
+    """Yield every correction there is of a denoiser, by name; inner: also those in itself that nobody loaded."""
     options = {} if temperature == 1.0 else {"temperature": temperature}
     for name, energy in diffusion.energies.items():
         build = corrections.CORRECTIONS.get(name, corrections.CORRECTIONS[OfEnergy.name])
@@ -113,7 +114,7 @@ def corrections_of(diffusion: Diffusion, temperature: float, inner: bool) -> Ite
 
 
 def _limits(drawn: Sampler) -> Iterator[Sampler]:
-    """What many candidates of a sampler tend to, by each selection that draws it from a law of the correction's own."""
+    """Yield what many candidates of a sampler tend to, by each selection that draws it from a correction's law."""
     for selection in selections.SELECTIONS.values():
         if selection.in_order and not drawn.chooses.in_order:
             try:

@@ -12,7 +12,7 @@ _SPLITS = ("train", "valid", "test")
 
 
 def zero_shot(asked: str | Mapping[str, Any], folder: str | None, normalised: bool) -> tuple[str, list[str]]:
-    """What a set of texts is called, and its documents.
+    """Name a set of texts, and read its documents.
 
     asked: the name of a data set, of which the split of the published zero-shot figures is read, or NAME:SPLIT; a
     component, of which that split or the test split is read; or a file or folder, as `corpora.read_documents` takes it.

@@ -1,4 +1,4 @@
-"""What a sweep's lines depend on, and what is said above its tables."""
+"""The card of a sweep, with all that its lines depend on, and the remarks above its tables."""
 
 import platform
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from edlm.weights.named import Models
 
 
 def card(settings: Mapping[str, Any], device: torch.device, **more: Any) -> dict[str, Any]:
-    """Everything that a line depends on, and what else is needed to repeat it; more: what a recipe has beside it."""
+    """Record everything that a line depends on, and what repeats it; more: what a recipe has beside it."""
     return {
         "settings": dict(settings),
         **more,
@@ -30,7 +30,7 @@ def card(settings: Mapping[str, Any], device: torch.device, **more: Any) -> dict
 
 
 def judged(drawing: Drawing, models: Models, judge: str, judged_by: Mapping[str, Any]) -> list[str]:
-    """What stands above a frontier: whether the judge judges itself, and what was drawn."""
+    """Say what stands above a frontier: whether the judge judges itself, and what was drawn."""
     weights = judged_by.get("weights_sha256")
     own = models.records.get("ar", {}).get("weights_sha256")
     drawn = (
@@ -43,7 +43,7 @@ def judged(drawing: Drawing, models: Models, judge: str, judged_by: Mapping[str,
 def beside(
     source: Mapping[str, Any], compared: Beside, drawing: Drawing, grid: Mapping[str, Entry], exact: Denoiser
 ) -> list[str]:
-    """What stands above an oracle's table: the source as its config names it, and what was drawn."""
+    """Say what stands above an oracle's table: the source as its config names it, and what was drawn."""
     described = " ".join(
         str(value).rpartition(".")[2] if key == "_component_" else f"{key}={value}" for key, value in source.items()
     )
@@ -56,7 +56,7 @@ def beside(
 
 
 def _others(grid: Mapping[str, Entry], exact: Denoiser) -> str:
-    """Which corrections stand over another denoiser than the source's."""
+    """Name the corrections that stand over another denoiser than the source's."""
     samplers = [setting for setting, role, _ in grid.values() if isinstance(setting, Sampler) and not role]
     found = [each.correction.name for each in samplers if each.correction and each.denoiser is not exact]
     return f", but for {' and '.join(dict.fromkeys(found))}, whose denoiser is learned" if found else ""

@@ -36,7 +36,7 @@ class Scaled:
         return self.of.temperature
 
     def parts(self, denoiser: Denoiser) -> Parts:
-        """Those of the correction, what it weighs scaled; it is then no law of new tokens."""
+        """Return the parts of the correction, what it weighs scaled; it is then no law of new tokens."""
         parts = self.of.parts(denoiser)
         scale = stage("energy -> energy", partial(_times, self.factor))
         energy = energies.scaled(parts.energy, self.factor)  # type: ignore[type-var]
@@ -71,7 +71,7 @@ def flipped(of: Sampler, denoiser: Denoiser, length: int) -> Sampler:
 
 
 def equal_passes(of: Sampler, denoiser: Denoiser, length: int) -> Sampler:
-    """The plain sampler at the number of steps whose expected passes are all of this one's together."""
+    """Build the plain sampler at the number of steps whose expected passes are all of this one's together."""
     plain = Sampler(denoiser, proposal=of.proposal)
     return plain.replace(plan=plan_for(sampler.expected_passes(of, length), plain, length))
 
@@ -84,14 +84,14 @@ OF_THE_SAME_CORRECTION = (one_particle.__name__, flipped.__name__)
 
 
 def control(name: str, of: Sampler, denoiser: Denoiser, length: int) -> Sampler:
-    """The control of a sampler, plain ones of a denoiser. Raises ValueError where there is nothing to be controlled."""
+    """Build the control of a sampler, plain ones of a denoiser. Raises ValueError without anything to control."""
     if of.correction is None:
         raise ValueError(f"{name} is a control of a correction, and {str(of)!r} has none")
     return CONTROLS[name](of, denoiser, length)
 
 
 def plan_for(passes: float, plain: Sampler, length: int) -> Plan:
-    """The fewest steps of a plain sampler with that many expected passes, rounded; one by one, if none has."""
+    """Find the fewest steps of a plain sampler with that many expected passes, rounded; one by one, if none has."""
 
     def cost(num_steps: int) -> float:
         return sampler.expected_passes(plain.replace(plan=plans.Grid(num_steps)), length)

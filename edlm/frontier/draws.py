@@ -22,7 +22,7 @@ _Batch = tuple[Tensor, Mapping[str, list[Any]]]  # tokens, and what each text co
 
 
 class Drawing(NamedTuple):
-    """What all settings share: the length of a text, how many of them, how many at once, the seed, and how they run."""
+    """The length of a text, how many texts, how many at once, the seed, and how they run, for all settings."""
 
     length: int
     num_samples: int
@@ -33,7 +33,7 @@ class Drawing(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What texts are compared with: a judge, real text of which n-gram divergences are taken, and their errors."""
+    """The reference for texts: a judge, real text of which n-gram divergences are taken, and their errors."""
 
     judge: Judge
     real: Texts
@@ -43,7 +43,7 @@ class Reference(NamedTuple):
 
 
 def draw(setting: Setting, drawing: Drawing) -> tuple[Tensor, dict[str, Any]]:
-    """Texts (n, l) and what they cost: seconds per text, and passes and weights of each text.
+    """Draw texts (n, l), and measure what they cost: seconds per text, and passes and weights of each text.
 
     A pass reads a text once, and passes over part of a text count by their tokens; an AR model with its cache reads
     one, in as many calls as it has tokens. Text i of the seed has the same noise in every setting. `ess` and
@@ -66,7 +66,7 @@ def draw(setting: Setting, drawing: Drawing) -> tuple[Tensor, dict[str, Any]]:
 
 
 def warm_up(settings: Sequence[Setting], drawing: Drawing) -> None:
-    """One step of each family of settings, so that no setting pays for what happens only once."""
+    """Run one step of each family of settings, so that no setting pays for what happens only once."""
     short = drawing._replace(num_samples=min(drawing.num_samples, drawing.batch_size), execution="eager")
     for setting in {grid.family(setting): setting for setting in settings}.values():
         if isinstance(setting, Alone):
@@ -78,7 +78,7 @@ def warm_up(settings: Sequence[Setting], drawing: Drawing) -> None:
 
 
 def describe(texts: Texts, reference: Reference) -> dict[str, Any]:
-    """What is said of texts: nats under the judge, entropy and length of each, divergences of all with their errors.
+    """Describe texts: nats under the judge, entropy and length of each, divergences of all with their errors.
 
     The error of a divergence is bootstrapped over the texts and over the real ones.
     """

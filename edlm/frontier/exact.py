@@ -1,4 +1,4 @@
-"""What is said of a sampler beside a source of a known law: exact distances, where texts are few, bounds, samples."""
+"""Figures of a sampler beside a source of a known law: exact distances, where texts are few, bounds, samples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Known = list[tuple[Sampler, Transitions]]  # what steps write, of samplers on an
 
 
 class Beside(NamedTuple):
-    """What samplers stand beside: a source, texts of it to compare with and texts of it to be bounded, and the seed.
+    """The company of samplers: a source, texts of it to compare with and texts of it to be bounded, and the seed.
 
     entropy: of the source's texts in nats per token, as these texts estimate it. distances: of the pairs of tokens.
     """
@@ -41,7 +41,7 @@ class Beside(NamedTuple):
 
 
 def of_texts(tokens: Tensor, beside: Beside) -> Figures:
-    """`-log q` per token less the entropy, which is no KL, and the total variation of the law of two tokens."""
+    """Estimate `-log q` per token less the entropy, which is no KL, and the total variation of pairs of tokens."""
     nll = estimate(-hidden_markov.log_prob(beside.source, tokens) / beside.length)
     error = math.hypot(nll.standard_error, beside.entropy.standard_error)
     figures = {"excess": [nll.mean - beside.entropy.mean, error]}
@@ -51,7 +51,7 @@ def of_texts(tokens: Tensor, beside: Beside) -> Figures:
 
 
 def of_sampler(sampler: Sampler, beside: Beside, known: Known | None = None) -> Figures:
-    """The exact total variation and KL in nats per token of a small space, and a bound of the KL at any length.
+    """Compute the exact total variation and KL in nats per token of a small space, and a bound of the KL at any length.
 
     KL is `E_q log(q / p)`, from the law of the source to that of the sampler, the nats that coding with it would cost.
     The bound is the mean over texts of the source of what `bounds` says of the sampler, plus `log q`. What is not known
@@ -100,7 +100,7 @@ def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:
 
 
 def of_costs(costs: Mapping[str, Any]) -> Figures:
-    """Means over texts of passes; of ESS and log-weights over those that an energy corrected; seconds as they are."""
+    """Average passes over texts; ESS and log-weights over those that an energy corrected; seconds stay as they are."""
     figures: Figures = {"seconds": [costs["seconds"], 0.0]}
     for name in draws.PER_TEXT:
         known = [value for value in costs[name] if value is not None]

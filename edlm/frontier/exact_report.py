@@ -50,21 +50,21 @@ class Row(NamedTuple):
 
 
 def distance(rows: Sequence[Row]) -> str:
-    """The figure that settings are compared by: of whole texts where all have it, else of two tokens."""
+    """Name the figure that settings are compared by: of whole texts where all have it, else of two tokens."""
     if all("total_variation" in row.figures for row in rows):
         return "total_variation"
     return next(name for name in rows[0].figures if name.startswith("pairs_"))
 
 
 def fronts(rows: Sequence[Row]) -> set[str]:
-    """Names of the settings that no other beats in distance and passes together."""
+    """Name the settings that no other beats in distance and passes together."""
     name, samplers = distance(rows), [row for row in rows if row.setting is not None]
     best = pareto([(row.figures[name][0], row.figures["passes"][0]) for row in samplers])
     return {row.name for row, on in zip(samplers, best, strict=True) if on}
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Every figure in a column of its own, its error behind it; empty where there is none."""
+    """Write every figure in a column of its own, its error behind it; empty where there is none."""
     names, best = _names(rows), fronts(rows)
     columns = [column for name in names for column in (name, f"{name}_error")]
     lines: list[list[object]] = [["name", *grid.COLUMNS, "control", "front", *columns]]
@@ -75,7 +75,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_markdown(rows: Sequence[Row], remarks: Sequence[str]) -> str:
-    """The table for people, with the remarks in front of it and how it is to be read behind."""
+    """Write the table for people, with the remarks in front of it and how it is to be read behind."""
     names, best = _names(rows), fronts(rows)
     lines = [["setting", *map(_title, names), "front", "control"]]
     for row in rows:
@@ -85,7 +85,7 @@ def to_markdown(rows: Sequence[Row], remarks: Sequence[str]) -> str:
 
 
 def short(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The columns that fit a terminal."""
+    """Pick the columns that fit a terminal."""
     wanted = ("total_variation", "kl", "kl_bound", "excess", distance(rows), "ess")
     names = [name for name in _names(rows) if name in wanted]
     lines: list[tuple[str, ...]] = [("", *map(_title, names), "passes")]
@@ -95,7 +95,7 @@ def short(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def shown(value: Sequence[float] | None) -> str:
-    """A figure with its error, if it has one."""
+    """Show a figure with its error, if it has one."""
     if value is None:
         return ""
     return f"{value[0]:.4g}" + (f" ± {value[1]:.2g}" if value[1] > 0.0 else "")
@@ -136,7 +136,7 @@ def draw(path: Path, rows: Sequence[Row], length: int, subtitle: str) -> None:
 
 
 class _Curve(NamedTuple):
-    """What the points of one curve share."""
+    """The values that the points of one curve share."""
 
     family: str
     candidates: str
@@ -209,7 +209,7 @@ def _title(name: str) -> str:
 
 
 def rows_of(settings: Mapping[str, Entry], records: Mapping[str, Any], source: str) -> list[Row]:
-    """The rows of a sweep, that of the source first."""
+    """Make the rows of a sweep, that of the source first."""
     found = [Row(source, None, "", records[source]["figures"])]
     for name, (setting, role, _) in settings.items():
         assert isinstance(setting, Sampler)

@@ -1,4 +1,4 @@
-"""Which samplers a frontier compares: sweeps become settings, and each with a correction may bring its controls."""
+"""The samplers that a frontier compares: sweeps become settings, and each with a correction may bring its controls."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from edlm.weights.named import Autoregressive, Models
 
 
 class Origin(NamedTuple):
-    """Where an energy comes from: the key of the config, and its name among the models' energies.
+    """The origin of an energy: the key of the config, and its name among the models' energies.
 
     scope: what it weighs under this name; None: what it weighs first of all.
     """
@@ -63,7 +63,7 @@ class Entry(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """What sweeps draw with: denoisers, the first that fits a correction is its own; energies by name; an AR model."""
+    """The sources of a sweep: denoisers, the first that fits a correction is its own; energies by name; an AR model."""
 
     denoisers: Sequence[Denoiser]
     energies: Mapping[str, Energy]
@@ -72,7 +72,7 @@ class Sources(NamedTuple):
 
 
 def sources(models: Models) -> Sources:
-    """What there is to draw with among models."""
+    """Collect what there is to draw with among models."""
     every = (models.diffusion, models.learned, models.joint)
     loaded = {} if models.diffusion is None else models.diffusion.energies
     found = {
@@ -96,7 +96,8 @@ def require_sources(wanted: Sequence[Mapping[str, Any]], settings: Mapping[str, 
 
 
 def expand(wanted: Sequence[Mapping[str, Any]], own: Sources, length: int) -> dict[str, Entry]:
-    """Every setting once, by name, in the order of the sweeps, controls after the sweep they belong to.
+    """Expand sweeps to every setting once, by name, in the order of the sweeps, controls after the sweep they belong
+    to.
 
     A control that a sweep names as well keeps its first place. Raises ValueError, naming the sweep, for axes that do
     not go together, for a correction that no denoiser fits, and for two settings of one name.
@@ -115,14 +116,14 @@ def expand(wanted: Sequence[Mapping[str, Any]], own: Sources, length: int) -> di
 
 
 def config(entry: Entry) -> dict[str, Any]:
-    """A setting as plain values, as a sweep has them: what a finished one is known by."""
+    """Give a setting as plain values, as a sweep has them: what a finished one is known by."""
     if isinstance(entry.setting, Alone):
         return {sweeps.ALONE: {"temperature": entry.setting.temperature}}
     return {**samplers.config(entry.setting), **({} if entry.own is None else {"own": dict(entry.own)})}
 
 
 def family(setting: Setting) -> str:
-    """How it selects with which correction: what shares a colour."""
+    """Say how it selects with which correction: what shares a colour."""
     if isinstance(setting, Alone):
         return sweeps.ALONE
     if setting.correction is None:
@@ -134,7 +135,7 @@ COLUMNS = ("family", "plan", "candidates", "temperature", "nucleus", "window_low
 
 
 def cells(setting: Setting | None) -> list[Any]:
-    """The values of a setting in the `COLUMNS` of a table, None where there is none."""
+    """List the values of a setting in the `COLUMNS` of a table, None where there is none."""
     if setting is None:
         return [None] * len(COLUMNS)
     if isinstance(setting, Alone):
@@ -143,7 +144,7 @@ def cells(setting: Setting | None) -> list[Any]:
 
 
 def expected_passes(setting: Setting, length: int) -> float:
-    """Expected number of texts that networks read for one sample; an AR model with its cache reads one."""
+    """Count the texts that networks are expected to read for one sample; an AR model with its cache reads one."""
     return 1.0 if isinstance(setting, Alone) else samplers.expected_passes(setting, length)
 
 

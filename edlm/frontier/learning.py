@@ -52,7 +52,7 @@ Stages = Callable[[Any], TensorDictSequential]
 
 
 class Scope(NamedTuple):
-    """What an energy weighs, and the name by which the sampler finds it."""
+    """The scope of an energy, which is what it weighs, and the name by which the sampler finds it."""
 
     key: str
     transitions: bool
@@ -64,7 +64,7 @@ NAMES = (*SCOPES, DENOISER, TWO_HEADS)
 
 
 class Learning(NamedTuple):
-    """What all training beside one source shares."""
+    """The values that all training beside one source shares."""
 
     source: Source
     models: Models
@@ -74,7 +74,7 @@ class Learning(NamedTuple):
     seed: int
 
     def train(self, name: str, network: nn.Module, stages: Stages, *told: str, scope: str | None = None) -> Any:
-        """The averaged network; training goes on where an earlier run of the same folder was stopped.
+        """Return the averaged network; training goes on where an earlier run of the same folder was stopped.
 
         stages: the training pipeline of a network. told: the settings, beside those of the loop and of all networks,
         that a resumed run must share. scope: what an energy weighs, written beside its weights.
@@ -110,7 +110,7 @@ class Learning(NamedTuple):
 
 
 def exact_models(source: Source, length: int) -> tuple[Models, Diffusion]:
-    """What is known of a source without learning, its symbols spelled a, b, c: its denoiser and exact energies."""
+    """Build what is known of a source unlearned, its symbols spelled a, b, c: its denoiser and exact energies."""
     exact = {"exact": hidden_markov.energy(source), "exact, carry_over": hidden_markov.carry_over_energy(source)}
     diffusion = Diffusion(hidden_markov.denoiser(source, length), schedules.log_linear(), exact)
     alphabet = "".join(chr(ord("a") + symbol) for symbol in range(source.num_symbols))
@@ -130,7 +130,7 @@ def require_sources(wanted: Sequence[Mapping[str, Any]], learn: Mapping[str, Any
 
 
 def wanted_by(grid: Mapping[str, Entry], models: Models) -> list[str]:
-    """Which of `NAMES` the samplers of a grid are made of, that was built with `untrained` models."""
+    """Find which of `NAMES` the samplers of a grid are made of, that was built with `untrained` models."""
     own = {name: None if each is None else each.denoiser for name, each in _denoisers(models).items()}
     samplers = [each.setting for each in grid.values() if isinstance(each.setting, Sampler)]
     called = {getattr(each.correction, "called", None) for each in samplers}
@@ -138,7 +138,7 @@ def wanted_by(grid: Mapping[str, Entry], models: Models) -> list[str]:
 
 
 def untrained(learning: Learning) -> Models:
-    """The models with all that can be learned, before it is: what samplers can be built with.
+    """Build the models with all that can be learned, before it is: what samplers can be built with.
 
     Raises ValueError for a network that is no `EnergyNetwork`.
     """
@@ -152,7 +152,8 @@ def untrained(learning: Learning) -> Models:
 
 
 def learn(wanted: Collection[str], learning: Learning) -> Models:
-    """The models with the energies of the exact denoiser that are wanted, and with denoisers of their own.
+    """Train the energies of the exact denoiser that are wanted, and denoisers of their own, and return the models with
+    them.
 
     A denoiser of the energies' sizes is trained first where it is wanted for itself, for energies to start from or for
     a joint network to keep. Raises ValueError for a network that is no `EnergyNetwork`.

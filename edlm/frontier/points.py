@@ -1,4 +1,4 @@
-"""What follows from the records of a frontier: figures with errors, Pareto fronts, and speed-up at equal quality.
+"""The conclusions from the records of a frontier: figures with errors, Pareto fronts, and speed-up at equal quality.
 
 Text i of a seed has the same noise in every setting, so a bootstrap replicate draws the numbers of texts and takes
 those texts of all settings: what settings have in common does not count twice.
@@ -53,7 +53,7 @@ class Point(NamedTuple):
     speedups: Mapping[str, SpeedUp | None] = {}
 
     def cost(self, name: str) -> float:
-        """Seconds, network passes, or calls in a row, of a text."""
+        """Return the cost of a text: seconds, network passes, or calls in a row."""
         found = self.seconds if name == "seconds" else self.figures[name].mean
         return math.nan if found is None else found
 
@@ -61,7 +61,7 @@ class Point(NamedTuple):
 def point(
     name: str, setting: Setting | None, role: str, record: Mapping[str, Any], seed: int, replicates: int
 ) -> tuple[Point, Resampled]:
-    """The figures of a record, with errors bootstrapped over its texts.
+    """Compute the figures of a record, with errors bootstrapped over its texts.
 
     Those of ESS and log-weights are over the texts that an energy corrected.
     """
@@ -92,7 +92,7 @@ def point(
 
 
 def with_comparisons(points: Sequence[tuple[Point, Resampled]]) -> list[Point]:
-    """The points with their fronts, among all that are samplers, and the speed-ups of those that are not plain."""
+    """Return the points with their fronts, among all samplers, and the speed-ups of those that are not plain."""
     found = [own for own, _ in points]
     samplers = [index for index, own in enumerate(found) if own.setting is not None]
     fronts: dict[int, set[str]] = {index: set() for index in samplers}
@@ -113,7 +113,7 @@ def with_comparisons(points: Sequence[tuple[Point, Resampled]]) -> list[Point]:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Whether no other point is at least as low in both coordinates and lower in one; never with a NaN."""
+    """Mark the points on the front: no other is as low in both coordinates and lower in one; never with a NaN."""
     return [
         not any(math.isnan(value) for value in own)
         and not any(other != own and other[0] <= own[0] and other[1] <= own[1] for other in points)
@@ -122,7 +122,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def least_cost(values: Sequence[float], costs: Sequence[float], wanted: float) -> tuple[float, str]:
-    """The least cost at which a curve falls to a value, and `=`, `<` or `>` as in `SpeedUp`.
+    """Find the least cost at which a curve falls to a value, and `=`, `<` or `>` as in `SpeedUp`.
 
     The curve is linear in value and log cost between neighbours in cost. If its cheapest point is low enough, that is
     its cost and `<`; if no point is, that of its dearest and `>`.
@@ -138,7 +138,7 @@ def least_cost(values: Sequence[float], costs: Sequence[float], wanted: float) -
 
 
 def at(places: Sequence[float], values: Sequence[float], wanted: float) -> float | None:
-    """The value of a piecewise linear curve at a place, None outside of it."""
+    """Interpolate a piecewise linear curve at a place, None outside of it."""
     curve = sorted(zip(places, values, strict=True))
     if not curve[0][0] <= wanted <= curve[-1][0]:
         return None

@@ -1,4 +1,4 @@
-"""What a sweep says: the axes of a sampler as any config has them, with a list where several values are wanted.
+"""The axes of a sweep: those of a sampler as any config has them, with a list where several values are wanted.
 
 A sweep is the product of its lists. A value that is a list by itself, as a window is, is one value; several of them are
 a list of lists.
@@ -21,7 +21,7 @@ _LISTS = {"window"}  # axes that are lists themselves
 
 
 def check_sweep(key: str, value: Any) -> None:
-    """A section with axes of samplers and their `controls`, or `ar`. Raises ValueError naming the key."""
+    """Check a section with axes of samplers and their `controls`, or `ar`. Raises ValueError naming the key."""
     if not isinstance(value, dict):
         raise ValueError(f"{key} = {value!r} must be {_WANTED}")
     if ALONE in value:
@@ -39,7 +39,7 @@ def check_sweep(key: str, value: Any) -> None:
 
 
 def samplers(sweep: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of a sweep's values: each what `samplers.from_config` reads."""
+    """Yield every combination of a sweep's values: each what `samplers.from_config` reads."""
     axes = [axis for axis in (*_SLOWEST_FIRST, *_AXES) if axis in sweep]
     axes = list(dict.fromkeys(axes))
     for values in itertools.product(*(_each(sweep[axis], axis, _LISTS) for axis in axes)):
@@ -47,18 +47,18 @@ def samplers(sweep: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def temperatures(sweep: Mapping[str, Any]) -> list[float]:
-    """Those of the AR model by itself."""
+    """List the temperatures of the AR model by itself."""
     return [float(each) for each in _each(sweep[ALONE]["temperature"])]
 
 
 def called(sweep: Mapping[str, Any]) -> list[str]:
-    """The names of the energies that a sweep's corrections ask for."""
+    """Name the energies that a sweep's corrections ask for."""
     found = [(each.get("correction") or {}).get("called") for each in samplers(sweep)] if ALONE not in sweep else []
     return list(dict.fromkeys(name for name in found if name is not None))
 
 
 def component(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The correction of a sampler's values, if it or its energy is a component."""
+    """Find the correction of a sampler's values, if it or its energy is a component."""
     found = values.get("correction") or {}
     own = found.get("energy")
     return found if "_component_" in found or (isinstance(own, Mapping) and "_component_" in own) else None
@@ -131,7 +131,7 @@ def _check_plan(key: str, value: Mapping[str, Any]) -> None:
 
 
 def _anything(key: str, value: Any) -> None:
-    """What is built later is checked then."""
+    """Accept anything: what is built later is checked then."""
 
 
 def _selection(key: str, value: Any) -> None:

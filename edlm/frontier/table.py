@@ -26,7 +26,7 @@ _SHOWN = {
 
 
 def to_csv(points: Sequence[Point]) -> str:
-    """Every figure in a column of its own, its error behind it; empty where there is none."""
+    """Write every figure in a column of its own, its error behind it; empty where there is none."""
     figures = [*_SHOWN, *_divergences(points)]
     figures.insert(figures.index("calls"), "passes")
     header = ["name", *grid.COLUMNS, "control", "n", "seconds"]
@@ -39,7 +39,7 @@ def to_csv(points: Sequence[Point]) -> str:
 
 
 def to_markdown(points: Sequence[Point], remarks: Sequence[str]) -> str:
-    """The table for people, with the remarks in front of it and how it is to be read behind."""
+    """Write the table for people, with the remarks in front of it and how it is to be read behind."""
     figures = [*_SHOWN, *_divergences(points)]
     titles = [_SHOWN.get(name, f"{name.removeprefix('divergence_')}-gram divergence") for name in figures]
     speedups = [f"x {cost} at {matched}" for matched in _MATCHED for cost in ("faster", "fewer passes", "fewer calls")]
@@ -54,7 +54,7 @@ def to_markdown(points: Sequence[Point], remarks: Sequence[str]) -> str:
 
 
 def short(points: Sequence[Point]) -> list[tuple[str, ...]]:
-    """The columns that fit a terminal."""
+    """Pick the columns that fit a terminal."""
     names = ("bits_per_character", "entropy", "ess")
     lines: list[tuple[str, ...]] = [("", *(_SHOWN[name] for name in names), *COSTS, "front")]
     for own in points:

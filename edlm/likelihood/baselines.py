@@ -63,7 +63,7 @@ def score_entropy(
 
 
 def _in_tiles(work: Callable[..., Tensor], denoiser: D3pmDenoiser | SeddDenoiser, *columns: Tensor) -> Tensor:
-    """What the work gives for columns (n, ...), of which no more are at once in the vocabulary than is good: (n,)."""
+    """Compute what the work gives for columns (n, ...), with no more at once in the vocabulary than is good."""
     rows = categorical.rows_at_once(denoiser.vocab_size, columns[0].device)
     found = torch.cat([work(*tile) for tile in zip(*(column.split(rows) for column in columns), strict=True)])
     finite.require_log_prob(found)

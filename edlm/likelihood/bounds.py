@@ -46,7 +46,21 @@ class _Term(NamedTuple):
 
 
 def missing(sampler: Sampler) -> str:
-    """Say why a sampler has no bound; an empty text if it has one."""
+    """Say why a sampler has no bound.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        The reason; an empty text if it has one.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> sampler = edlm.samplers.Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8))
+        >>> edlm.bounds.missing(sampler)
+        ''
+    """
     selection = sampler.chooses
     if sampler.proposal != (1.0, 1.0):
         return f"no bound is known of a proposal that is not the denoiser's own law: {sampler.proposal}"
@@ -58,7 +72,21 @@ def missing(sampler: Sampler) -> str:
 
 
 def name(sampler: Sampler) -> str:
-    """Name the bound of a sampler, after what is weighed."""
+    """Name the bound of a sampler, after what is weighed.
+
+    Args:
+        sampler: one that has a bound.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> sampler = edlm.samplers.Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8))
+        >>> edlm.bounds.name(sampler)
+        't_step_nelbo'
+    """
     parts = sampler.parts
     return (
         "t_step_nelbo" if parts is None else {"draft": "sampler_nelbo", "transition": "transition_nelbo"}[parts.scope]

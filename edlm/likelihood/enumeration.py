@@ -25,7 +25,8 @@ _ROUNDING = 1e-6
 
 
 class Transitions(NamedTuple):
-    """What a step writes, given where, sparse: from state, to state (n,), the masks before it and how many it reveals.
+    """The writing of a step, given where, sparse: from state, to state (n,), the masks before it and how many it
+    reveals.
 
     law: `p(x_s | x_t, S)` of each, float64 (n,). States are numbered by their tokens, the last position fastest.
     """
@@ -63,7 +64,25 @@ def law(sampler: Sampler, length: int) -> Tensor:
 
 
 def transitions_of(sampler: Sampler, length: int) -> Transitions:
-    """Enumerate every transition of a sampler's step, the same for every plan; errors as of `law`."""
+    """Enumerate every transition of a sampler's step, the same for every plan.
+
+    Args:
+        sampler: see `law`.
+        length: tokens of a text.
+
+    Returns:
+        The transitions.
+
+    Raises:
+        ValueError: as `law` does.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> sampler = edlm.samplers.Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 2))
+        >>> len(edlm.enumeration.transitions_of(sampler, 2).law)
+        49
+    """
     reason = missing(sampler)
     if reason:
         raise ValueError(f"{sampler}: {reason}")
@@ -81,7 +100,21 @@ def transitions_of(sampler: Sampler, length: int) -> Transitions:
 
 
 def missing(sampler: Sampler) -> str:
-    """Say why the law of a sampler cannot be enumerated, whatever the space; an empty text if it can."""
+    """Say why the law of a sampler cannot be enumerated, whatever the space.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        The reason; an empty text if it can.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> sampler = edlm.samplers.Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 2))
+        >>> edlm.enumeration.missing(sampler)
+        ''
+    """
     selection, (temperature, nucleus) = sampler.chooses, sampler.proposal
     if nucleus != 1.0:
         return f"the law of a nucleus is not enumerated: {nucleus}"
@@ -96,7 +129,23 @@ def missing(sampler: Sampler) -> str:
 
 
 def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
-    """Return the law of texts after the passes of a sampler's plan, (m,) * l, from all masks."""
+    """Return the law of texts after the passes of a sampler's plan, from all masks.
+
+    Args:
+        steps: the transitions of its step.
+        sampler: whose plan it is.
+        length: tokens of a text, l.
+
+    Returns:
+        The probability of every text, float64 (m,) * l.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> sampler = edlm.samplers.Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 2))
+        >>> edlm.enumeration.law_of(edlm.enumeration.transitions_of(sampler, 2), sampler, 2).shape
+        torch.Size([3, 3])
+    """
     denoiser, symbols = sampler.denoiser, sampler.denoiser.mask_id
     mass = torch.zeros((symbols + 1) ** length, dtype=torch.float64)
     mass[-1] = 1.0  # all masks
@@ -118,8 +167,29 @@ def transitions(
 ) -> Transitions:
     """Enumerate every transition of a step that may reveal any set of masks, the empty one too: as for every grid.
 
-    choice: the law of what is kept of num_particles candidates; proposes: candidates for all masks or for what is
-    revealed; without an energy, of the plain sampler. Errors as of `law`.
+    Args:
+        denoiser: over m symbols, the mask's id m.
+        length: tokens of a text.
+        energy: what weighs; None: the plain sampler.
+        num_particles: how many candidates.
+        choice: the law of what is kept of them.
+        proposes: candidates for all masks, or for what is revealed.
+        proposal_temperature: of each token's law.
+
+    Returns:
+        The transitions.
+
+    Raises:
+        ValueError: as `law` does.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> from edlm.samplers import selections
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 2)
+        >>> choice = selections.of("sir").law
+        >>> len(edlm.enumeration.transitions(denoiser, 2, None, 1, choice, "revealed").law)
+        49
     """
     symbols = denoiser.mask_id
     if (2 * symbols + 1) ** length > MOST_TRANSITIONS:

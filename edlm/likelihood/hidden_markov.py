@@ -154,7 +154,7 @@ class SourceDenoiser(TensorDictModule):
         self.schedule = schedules.log_linear()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Laws of the hidden state (n, h) to log-probabilities of the token (n, v); the mask has probability zero."""
+        """Map laws of the hidden state (n, h) to log-probabilities of the token (n, v), `-inf` at the mask."""
         law = hidden @ self.source.emission
         return F.pad(torch.where(law.sum(-1, keepdim=True) > 0.0, law, 1.0).log(), (0, 1), value=-torch.inf)
 

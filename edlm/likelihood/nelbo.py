@@ -1,4 +1,4 @@
-"""What may be claimed of a model: estimates of likelihood bounds, each with its error and its number of rows."""
+"""Claims about a model: estimates of likelihood bounds, each with its error and its number of rows."""
 
 import torch
 from tensordict import TensorDict

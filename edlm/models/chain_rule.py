@@ -80,7 +80,7 @@ def _ordered(denoiser: SubsDenoiser) -> Ordered:
 
 
 class InOrder(nn.Module):
-    """What is made of a denoiser whose network can be read in order."""
+    """The parts of a denoiser whose network can be read in order."""
 
     def __init__(self, denoiser: SubsDenoiser) -> None:
         super().__init__()
@@ -88,12 +88,12 @@ class InOrder(nn.Module):
         self.network = _ordered(denoiser)
 
     def noise_levels(self, t: Tensor) -> Tensor | None:
-        """The noise levels (b,) that the network is given, None for one that is given none."""
+        """Return the noise levels (b,) that the network is given, None for one that is given none."""
         told = self.denoiser.told
         return None if told is None else schedules.sigma(told, t)
 
     def states_of(self, tokens: Tensor, where: Tensor, t: Tensor, context: Tensor, text: Tensor) -> Tensor:
-        """The states (b, k, m - 1, h) of new tokens but the first; text (b, l): for one that never reads padding."""
+        """Compute the states (b, k, m - 1, h) of new tokens but the first; text (b, l): a reading without padding."""
         asked = tokens, where, self.denoiser.mask_id, context, self.noise_levels(t)
         if getattr(self.network, "pad_id", None) is None:  # it need not take another argument
             return self.network.in_order(*asked)
@@ -114,7 +114,7 @@ class States(InOrder):
     """
 
     def forward(self, candidates: Tensor, t: Tensor, positions: Tensor, context: Tensor, new: Tensor) -> Tensor:
-        """candidates: int64 (b, k, l); positions: those of `new`, ascending, `b * l` padding; new has two or more."""
+        """Read candidates (b, k, l); positions: those of `new`, ascending, `b * l` padding; new has two or more."""
         b, k, l = candidates.shape
         row, number = absorbing.numbered(positions, l)
         tokens = candidates.gather(2, new.clamp(max=l - 1).unsqueeze(1).expand(-1, k, -1))

@@ -50,7 +50,7 @@ class SubsDenoiser(_OfNetwork):
     """The substitution parameterisation over a network; see `subs`."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
+        """Map hidden states (n, h) to unnormalised log-probabilities (n, v); the mask has probability zero."""
         head, width = self.network.head, categorical.columns_at_once(self.vocab_size, hidden.device)
         if width < self.vocab_size and not hidden.requires_grad:
             columns = categorical.slices(self.vocab_size, width)
@@ -61,7 +61,8 @@ class SubsDenoiser(_OfNetwork):
         return logits
 
     def token_log_prob(self, hidden: Tensor, tokens: Tensor, expected: Tensor | None = None) -> Tensor:
-        """`log p(token)` at hidden states (n, h): nats (n,), without all logits at once where the head can do that.
+        """Compute `log p(token)` at hidden states (n, h): nats (n,), without all logits at once where the head can do
+        that.
 
         expected (n,): the gradient of the result up to one factor, if it is known; see `head.log_prob`.
         """
@@ -106,7 +107,7 @@ class D3pmDenoiser(_OfNetwork):
     """The unrestricted parameterisation over a network, of a baseline; see `d3pm`."""
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """Hidden states (n, h) to log-probabilities (n, v), the mask among the tokens; float32 or better."""
+        """Map hidden states (n, h) to log-probabilities (n, v), the mask among the tokens; float32 or better."""
         logits = self.network.head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
@@ -115,8 +116,21 @@ def d3pm(network: nn.Module, mask_id: int, schedule: Schedule | None = None) -> 
     """Build `p_theta(x_0 | x_t)` that may predict the mask and copies visible tokens (Austin et al. 2021): a baseline.
 
     No `Denoiser` of the samplers: whether a mask is revealed depends on what the network says, which no reveal plan
-    knows; `baselines.d3pm` is its kernel. Without a schedule the network is given sigma = 0. Raises ValueError as
-    `subs` does.
+    knows; `baselines.d3pm` is its kernel. Raises ValueError as `subs` does.
+
+    Args:
+        network: see `subs`.
+        mask_id: the id of the mask.
+        schedule: that whose noise level the network is given; None gives it sigma = 0.
+
+    Returns:
+        A module whose `log_prob` has the mask among the tokens.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.Transformer(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> edlm.denoisers.d3pm(network, mask_id=4).vocab_size
+        5
     """
     _check(network, mask_id, schedule)
     return D3pmDenoiser(network, mask_id, schedule)
@@ -126,7 +140,8 @@ class SeddDenoiser(_OfNetwork):
     """The score parameterisation over a network, of a baseline; see `sedd`."""
 
     def log_score(self, hidden: Tensor, alpha: Tensor) -> Tensor:
-        """Hidden states (n, h) of masked positions and alpha(t) (n,) in (0, 1) to log-scores (n, v), zero at the mask.
+        """Map hidden states (n, h) of masked positions and alpha(t) (n,) in (0, 1) to log-scores (n, v), zero at the
+        mask.
 
         `log s_y = logit_y - log expm1(sigma) - log(v - 1)`: logits of zero are the exact score of uniform data.
         """
@@ -140,8 +155,24 @@ class SeddDenoiser(_OfNetwork):
 def sedd(network: nn.Module, mask_id: int, schedule: Schedule) -> SeddDenoiser:
     """Build ratios of the law of x_t at a masked position (SEDD, Lou et al. 2023): a baseline, no `Denoiser` either.
 
-    `baselines.analytic` is its kernel. Raises ValueError as `subs` does, and without a schedule: a score at sigma = 0
-    is infinite.
+    `baselines.analytic` is its kernel.
+
+    Args:
+        network: see `subs`.
+        mask_id: the id of the mask.
+        schedule: that whose noise level the network is given.
+
+    Returns:
+        A module with a `log_score`.
+
+    Raises:
+        ValueError: as `subs` does, and without a schedule: a score at sigma = 0 is infinite.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.Transformer(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> edlm.denoisers.sedd(network, mask_id=4, schedule=edlm.schedules.log_linear(1e-3)).vocab_size
+        5
     """
     if schedule is None:
         raise ValueError("sedd needs a schedule: with sigma = 0 its scores `1 / expm1(sigma)` are infinite")

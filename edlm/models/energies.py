@@ -24,18 +24,55 @@ E = TypeVar("E", bound=nn.Module)
 
 
 def zero() -> TensorDictModule:
-    """Build `E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments."""
+    """Build `E = 0`: importance sampling with it has the law of the plain sampler. A control for experiments.
+
+    Returns:
+        An energy of either scope, which reads nothing of a text.
+
+    Example:
+        >>> import edlm, torch
+        >>> from tensordict import TensorDict
+        >>> energy = edlm.energies.zero()
+        >>> energy(TensorDict({"candidates": torch.zeros(1, 2, 3, dtype=torch.int64)}))["energy"].tolist()
+        [[0.0, 0.0]]
+    """
     return declare(stage("candidates -> energy", _zero), ("draft", "transition"), costs.NOTHING)
 
 
 def declare(energy: E, scopes: tuple[Scope, ...], reads: Reads | None = None) -> E:
-    """Have an energy say what it can weigh, its own scope first, and what it reads; None: every candidate once."""
+    """Have an energy say what it can weigh, and what it reads.
+
+    Args:
+        energy: the module, which is changed.
+        scopes: what it can weigh, its own scope first.
+        reads: what it reads of a row; None: every candidate once.
+
+    Returns:
+        The same module.
+
+    Example:
+        >>> import edlm
+        >>> edlm.energies.declare(edlm.energies.zero(), ("draft",)).scopes
+        ('draft',)
+    """
     energy.scopes, energy.reads = scopes, Reads() if reads is None else reads  # type: ignore[assignment]
     return energy
 
 
 def scopes_of(energy: Energy) -> tuple[Scope, ...]:
-    """Return what an energy says that it can weigh; either, if it says nothing."""
+    """Return what an energy says that it can weigh.
+
+    Args:
+        energy: any energy.
+
+    Returns:
+        The scopes, its own first; either, if it says nothing.
+
+    Example:
+        >>> import edlm
+        >>> edlm.energies.scopes_of(edlm.energies.zero())
+        ('draft', 'transition')
+    """
     found: tuple[Scope, ...] = getattr(energy, "scopes", ("draft", "transition"))
     return found
 
@@ -69,8 +106,22 @@ def learned_transition(
     """Build the energy of a transition from a network's scalars: `E = sum_{i in S} e_i(x_t, x_s)`, S the new positions.
 
     S is where x_s differs from x_t. The log-ratio of a transition is such a sum, by the chain rule over S; an average
-    over a long text would drown the few positions that differ. Zero if nothing is new. Arguments and errors are those
-    of `learned`.
+    over a long text would drown the few positions that differ. Zero if nothing is new. Raises ValueError as `learned`
+    does.
+
+    Args:
+        network: an `EnergyNetwork`, or what is called like one.
+        schedule: see `learned`.
+        pad_id: see `learned`.
+
+    Returns:
+        A `contracts.Energy` of transitions.
+
+    Example:
+        >>> import edlm
+        >>> network = edlm.networks.EnergyNetwork(5, max_length=8, hidden_size=16, num_layers=1, num_heads=2).eval()
+        >>> edlm.energies.scopes_of(edlm.energies.learned_transition(network))
+        ('transition',)
     """
     return declare(_of_network(_LearnedTransition(network, schedule, pad_id)), ("transition",))
 
@@ -194,7 +245,22 @@ class _LearnedTransition(_Learned):
 
 
 def of_every_particle(positions: Tensor, b: int, k: int, l: int) -> Tensor:
-    """Return flat positions of b rows (n,) as those of all their particles, flat in b * k * l: (n k,), padding kept."""
+    """Return flat positions of rows as those of all their particles, padding kept.
+
+    Args:
+        positions: flat in b * l, int64 (n,); b * l is padding.
+        b: how many rows.
+        k: particles of a row.
+        l: tokens of a text.
+
+    Returns:
+        Positions flat in b * k * l, int64 (n k,).
+
+    Example:
+        >>> import edlm, torch
+        >>> edlm.energies.of_every_particle(torch.tensor([1, 4]), b=1, k=2, l=4).tolist()
+        [1, 5, 8, 8]
+    """
     row, position = positions // l, positions % l
     particles = torch.arange(k, device=positions.device)
     everyone = (row.unsqueeze(-1) * k + particles) * l + position.unsqueeze(-1)

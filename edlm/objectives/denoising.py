@@ -1,4 +1,4 @@
-"""What is trained, as pipelines: from data and the keys of its noise to a loss per row.
+"""The training of denoisers as pipelines: from data and the keys of its noise to a loss per row.
 
 Every batch is `{x_0, seed, row, step, num_rows}`: its noise is a function of these, so a loss depends neither on how a
 batch is split nor on what was drawn before.

@@ -117,7 +117,7 @@ def _at_state(
 
 
 def _still_masked(mask_id: int, x_s: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """What x_s (b, l) masks, as flat positions (n,), and the states (n, h) of candidate 0, the text, there."""
+    """Find what x_s (b, l) masks, as flat positions (n,), and the states (n, h) of candidate 0, the text, there."""
     positions = (x_s == mask_id).flatten().nonzero().squeeze(-1)
     return positions, states[:, 0].flatten(0, 1).index_select(0, positions)
 

@@ -1,4 +1,4 @@
-"""What is differentiated, from log-probabilities and energies that are already there. Every value is in nats."""
+"""The losses that are differentiated, from log-probabilities and energies already there. Every value is in nats."""
 
 import torch
 import torch.nn.functional as F

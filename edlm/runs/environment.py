@@ -1,4 +1,4 @@
-"""Where a run computes and where it may write."""
+"""The device on which a run computes, and the folder to which it may write."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ UNVERIFIED = "EDLM_UNVERIFIED"
 
 
 def device_of(settings: Mapping[str, Any]) -> torch.device:
-    """The device a config names. Raises ValueError for cuda where there is none."""
+    """Return the device a config names. Raises ValueError for cuda where there is none."""
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
     name = settings["device"]
@@ -22,7 +22,7 @@ def device_of(settings: Mapping[str, Any]) -> torch.device:
 
 
 def writable(key: str, value: str) -> Path:
-    """The folder a config names, found to be writable before any work is done. Raises ValueError naming the key."""
+    """Find the folder a config names to be writable before any work is done. Raises ValueError naming the key."""
     folder = Path(value)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):

@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and the line that says why. Nothing here loads torch."""
+"""The end of a command: its exit status, and the line that says why. Nothing here loads torch."""
 
 USAGE_ERROR = 2
 FAULT = 70  # ours, not the user's: sysexits.h calls it EX_SOFTWARE

@@ -1,4 +1,4 @@
-"""How recipes show results: a table in the terminal, and the same figures as json.
+"""The results of recipes: a table in the terminal, and the same figures as json.
 
 Of several processes the first one writes.
 """
@@ -39,7 +39,7 @@ def append_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that differ when any value does."""
+    """Hash values to sixteen hexadecimal digits that differ when any value does."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

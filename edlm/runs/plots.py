@@ -1,11 +1,11 @@
-"""What every picture needs: titles that fit, and numbers without powers of ten."""
+"""The needs of every picture: titles that fit, and numbers without powers of ten."""
 
 import textwrap
 from typing import Any
 
 
 def wrapped(text: str, width: int) -> str:
-    """The lines of a title, none longer than so many characters, so that it leaves the legend its place."""
+    """Split a title into lines, none longer than so many characters, so that it leaves the legend its place."""
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 

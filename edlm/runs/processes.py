@@ -42,12 +42,12 @@ def joined(device: str) -> Iterator[None]:
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -58,17 +58,17 @@ def require_one(recipe: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Check whether this is the process that writes and prints."""
     return rank() == 0
 
 
 def rows_of_rank(rows: Tensor) -> Tensor:
-    """The rows (n,) of a batch that fall to this process: a run of them, as many as to any other, or one more."""
+    """Return the rows (n,) of a batch that fall to this process: a run of them, even among all, or one more."""
     return rows.tensor_split(world())[rank()]
 
 
 def spread(work: Callable[[T], R], items: Sequence[T], shown: str | None = None) -> list[R]:
-    """The result of every item, in order, each worked out by one process and known to all.
+    """Compute the result of every item, in order, each worked out by one process and known to all.
 
     A result is what one process would have found: items are not split. It must not lie on a device. shown: what a
     progress bar says meanwhile, None for none.
@@ -80,7 +80,7 @@ def spread(work: Callable[[T], R], items: Sequence[T], shown: str | None = None)
 
 
 def gather(value: T) -> list[T]:
-    """The value that each process gives, in the order of the processes."""
+    """Gather the value that each process gives, in the order of the processes."""
     if world() == 1:
         return [value]
     found: list[Any] = [None] * world()
@@ -89,7 +89,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_first(find: Callable[[], T]) -> T:
-    """What the first process finds, known to all when it has; an error of the user's or of the disk's is raised in all.
+    """Share what the first process finds with all; an error of the user's or of the disk's is raised in all.
 
     Raises ValueError where the first process does, or finds that a file cannot be had.
     """
@@ -108,7 +108,7 @@ def from_first(find: Callable[[], T]) -> T:
 
 
 def total(values: Sequence[float], device: torch.device) -> list[float]:
-    """The sum over the processes of each number, in float64."""
+    """Sum each number over the processes, in float64."""
     if world() == 1:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64, device=device)
@@ -136,7 +136,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def bar(*arguments: Any, **settings: Any) -> Any:
-    """A progress bar, shown by the first process alone."""
+    """Build a progress bar, shown by the first process alone."""
     return tqdm(*arguments, **{"disable": not is_first(), **settings})
 
 

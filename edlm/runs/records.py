@@ -22,12 +22,12 @@ Extent = dict[str, Any]  # `lines` and `sha256` of the beginning of a file
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with its hash."""
+    """Return a record with its hash."""
     return {**record, SUM: files.fingerprint(_timeless(record))}
 
 
 def read(path: Path, wrong: Callable[[int, dict[str, Any]], str | None], start: Callable[[int], str]) -> list[Any]:
-    """The records of a file as they were sealed, without their hashes; half a last line is cut off the file.
+    """Read the records of a file as they were sealed, without their hashes; half a last line is cut off the file.
 
     wrong: what is wrong with the record of a number, if anything. start: with what the line of a number begins, by
     which half a line is known. Raises ValueError, naming the line, for a file that holds anything else; it is left as
@@ -51,7 +51,7 @@ def read(path: Path, wrong: Callable[[int, dict[str, Any]], str | None], start: 
 
 
 def texts_done(path: Path, settings: str, seed: int) -> int:
-    """How many texts a file holds, each the one of its row; settings: the fingerprint of those it is drawn by.
+    """Count the texts a file holds, each the one of its row; settings: the fingerprint of those it is drawn by.
 
     Raises ValueError naming the file and the first line that is anything else.
     """
@@ -83,7 +83,7 @@ def changed(record: Mapping[str, Any], row: int) -> str | None:
 
 
 def extent(path: Path) -> Extent:
-    """How many lines a file has and what they say, all of it on the disk then; a missing file is an empty one."""
+    """Find how many lines a file has and what they say, all of it on the disk then; a missing file is an empty one."""
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -92,7 +92,7 @@ def extent(path: Path) -> Extent:
 
 
 def begins_as(path: Path, known: Extent) -> bool:
-    """Whether a file still begins with what an extent says."""
+    """Check whether a file still begins with what an extent says."""
     lines = _lines(path)[: known["lines"]]
     return len(lines) == known["lines"] and _hash(lines) == known["sha256"]
 
@@ -106,7 +106,7 @@ def cut(path: Path, lines: int) -> None:
 
 
 def last_step(path: Path) -> int:
-    """The largest `step` of a log's whole lines, 0 without any. Raises ValueError naming a line that has no step."""
+    """Find the largest `step` of a log, 0 without any. Raises ValueError naming a line that has no step."""
     steps = [0]
     for number, line in enumerate(_lines(path), start=1):
         record = _parsed(line)

@@ -1,4 +1,4 @@
-"""What a config may say: every key of a recipe with its type and range, checked before anything is built.
+"""The checks of a config: every key of a recipe with its type and range, before anything is built.
 
 torchtune accepts a misspelt key silently; here an unknown one is an error that names the key and the nearest known.
 """
@@ -58,7 +58,7 @@ def check(schema: Schema, values: Mapping[str, Any], where: str = "") -> None:
 
 
 def integer(low: int, high: int | None = None) -> Check:
-    """A whole number of at least `low` and at most `high`, which is what an int32 holds unless it is given."""
+    """Accept a whole number of at least `low` and at most `high`, which is what an int32 holds unless it is given."""
     most = _INT32 if high is None else high
 
     def check_value(key: str, value: Any) -> None:
@@ -75,7 +75,7 @@ threads = integer(1, 256)
 
 
 def number(low: float, high: float = float("inf"), above: bool = False) -> Check:
-    """A number in [low, high], or (low, high] if `above`."""
+    """Accept a number in [low, high], or (low, high] if `above`."""
 
     def check_value(key: str, value: Any) -> None:
         wanted = f"a number {'above' if above else 'of at least'} {low:g}"
@@ -87,13 +87,13 @@ def number(low: float, high: float = float("inf"), above: bool = False) -> Check
 
 
 def temperature(coldest: float = 0.0) -> Check:
-    """A finite number above 0, and of at least the coldest one that can be divided by."""
+    """Accept a finite number above 0, and of at least the coldest one that can be divided by."""
     most = sys.float_info.max
     return number(coldest, most) if coldest else number(0, most, above=True)
 
 
 def choice(*names: str) -> Check:
-    """One of the given names."""
+    """Accept one of the given names."""
 
     def check_value(key: str, value: Any) -> None:
         _require(isinstance(value, str) and value in names, key, value, f"one of {', '.join(names)}")
@@ -102,31 +102,31 @@ def choice(*names: str) -> Check:
 
 
 def text(key: str, value: Any) -> None:
-    """A string that is not empty."""
+    """Accept a string that is not empty."""
     _require(isinstance(value, str) and bool(value), key, value, "a text")
 
 
 def flag(key: str, value: Any) -> None:
-    """`true` or `false`."""
+    """Accept `true` or `false`."""
     _require(isinstance(value, bool), key, value, "true or false")
 
 
 def window(key: str, value: Any) -> None:
-    """Two times `[low, high]` with 0 <= low <= high <= 1."""
+    """Accept two times `[low, high]` with 0 <= low <= high <= 1."""
     wanted = "two times [low, high] with 0 <= low <= high <= 1"
     numbers = isinstance(value, list) and len(value) == 2 and all(isinstance(time, int | float) for time in value)
     _require(numbers and 0 <= value[0] <= value[1] <= 1, key, value, wanted)
 
 
 def span(key: str, value: Any) -> None:
-    """Two whole numbers `[fewest, most]` with 1 <= fewest <= most."""
+    """Accept two whole numbers `[fewest, most]` with 1 <= fewest <= most."""
     wanted = "two whole numbers [fewest, most] with 1 <= fewest <= most"
     numbers = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
     _require(numbers and 1 <= value[0] <= value[1], key, value, wanted)
 
 
 def optional(check_value: Check) -> Check:
-    """Null, or what another check accepts."""
+    """Accept null, or what another check accepts."""
 
     def check_or_none(key: str, value: Any) -> None:
         if value is not None:
@@ -139,7 +139,7 @@ _OMISSIBLE: set[Check] = set()
 
 
 def omissible(check_value: Check) -> Check:
-    """What another check accepts, under a key that a config need not have."""
+    """Accept what another check accepts, under a key that a config need not have."""
 
     def check_there(key: str, value: Any) -> None:
         check_value(key, value)
@@ -149,7 +149,7 @@ def omissible(check_value: Check) -> Check:
 
 
 def either(check_one: Check, check_other: Check) -> Check:
-    """What one of two checks accepts, a section the second and anything else the first."""
+    """Accept what one of two checks accepts, a section the second and anything else the first."""
 
     def check_either(key: str, value: Any) -> None:
         (check_other if isinstance(value, dict) else check_one)(key, value)
@@ -158,7 +158,7 @@ def either(check_one: Check, check_other: Check) -> Check:
 
 
 def section(schema: Schema) -> Check:
-    """A mapping with keys of its own."""
+    """Accept a mapping with keys of its own."""
 
     def check_section(key: str, value: Any) -> None:
         _require(isinstance(value, dict), key, value, "a section with keys of its own")
@@ -168,7 +168,7 @@ def section(schema: Schema) -> Check:
 
 
 def items(check_value: Check, least: int = 0) -> Check:
-    """A list of at least `least` values, each of which another check accepts."""
+    """Accept a list of at least `least` values, each of which another check accepts."""
 
     def check_items(key: str, value: Any) -> None:
         wanted = f"a list of at least {least} values" if least else "a list"
@@ -180,7 +180,7 @@ def items(check_value: Check, least: int = 0) -> Check:
 
 
 def component(*supplied: str, offered: Sequence[str] = ()) -> Check:
-    """A factory named by `_component_`, its arguments beside it.
+    """Accept a factory named by `_component_`, its arguments beside it.
 
     supplied: those that the recipe passes itself; offered: those that it passes to a factory that takes them, if the
     config does not.
@@ -241,18 +241,18 @@ def call(key: str, values: Mapping[str, Any], offered: Mapping[str, Any], *kinds
 
 
 def parameters_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """What a factory takes, by name."""
+    """Return what a factory takes, by name."""
     return inspect.signature(factory).parameters
 
 
 def needed_by(factory: Callable[..., Any]) -> set[str]:
-    """The names of what a factory takes and has no default for."""
+    """Find the names of what a factory takes and has no default for."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return {name for name, each in parameters_of(factory).items() if each.default is each.empty and each.kind is kind}
 
 
 def sources(values: Any) -> dict[str, str]:
-    """The hash of the file of every component among values, by its path, so that a change of its code is seen."""
+    """Hash the file of every component among values, by its path, so that a change of its code is seen."""
     if not isinstance(values, Mapping):
         return {}
     found = {name: code for each in values.values() for name, code in sources(each).items()}

@@ -1,4 +1,4 @@
-"""How cost is measured: interleaved runs, peak memory, the time of each part, and growth.
+"""The measuring of cost: interleaved runs, peak memory, the time of each part, and growth.
 
 A CUDA device is waited for before a clock is read; elsewhere work is done when a call returns.
 """
@@ -33,7 +33,7 @@ class Spread(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one part of a run cost: calls, rows they had in all, seconds, floating-point operations."""
+    """The cost of one part of a run: calls, rows they had in all, seconds, floating-point operations."""
 
     calls: int = 0
     rows: int = 0
@@ -49,12 +49,12 @@ class Fit(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, smallest and largest."""
+    """Find the median, the smallest and the largest."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call."""
+    """Measure the wall time of one call."""
     _wait(device)
     start = time.perf_counter()
     run()
@@ -69,13 +69,13 @@ def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, device: 
 
 
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> Spread:
-    """How many times faster: the ratio of the medians, and the ends of the ratios within a round."""
+    """Compute how many times faster: the ratio of the medians, and the ends of the ratios within a round."""
     pairs = [a / b for a, b in zip(slow, fast, strict=True)]
     return Spread(statistics.median(slow) / statistics.median(fast), min(pairs), max(pairs))
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes held now: by torch on a CUDA device, by the process elsewhere, unused ones given back before."""
+    """Measure the bytes held now, unused ones given back before: by torch on CUDA, by the process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
@@ -84,7 +84,7 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def peak_memory(run: Callable[[], object], device: torch.device, above: int) -> int:
-    """Bytes that a call holds at most, above a level; for devices of which `can_measure_memory` is true."""
+    """Measure the bytes that a call holds at most, above a level; for devices of which `can_measure_memory` is true."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
@@ -95,7 +95,7 @@ def peak_memory(run: Callable[[], object], device: torch.device, above: int) -> 
 
 
 def can_measure_memory(device: torch.device) -> bool:
-    """Whether `memory_in_use` and `peak_memory` have something to read: CUDA, or Linux."""
+    """Check whether `memory_in_use` and `peak_memory` have something to read: CUDA, or Linux."""
     return device.type == "cuda" or (_STATUS.is_file() and _CLEAR.is_file())
 
 
@@ -123,7 +123,7 @@ class Clock:
                 handle.remove()
 
     def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """The same function, its calls counted as a part."""
+        """Wrap a function, so that its calls are counted as a part."""
 
         def run(*arguments: Any) -> Any:
             self._start()
@@ -151,19 +151,19 @@ class Clock:
 
 
 def operations(module: nn.Module, *inputs: Any) -> float:
-    """Operations of a call of a transformer, or of its vocabulary head."""
+    """Count the operations of a call of a transformer, or of its vocabulary head."""
     return head_flops(module, *inputs) if isinstance(module, Head) else transformer_flops(module, *inputs)
 
 
 def head_flops(head: Head, hidden: Tensor, columns: slice | None = None) -> float:
-    """`2 h v` per hidden state, or `2 h` per column where only some are asked for."""
+    """Count `2 h v` operations per hidden state, or `2 h` per column where only some are asked for."""
     return 2.0 * hidden.numel() * len(range(head.out_features)[columns or slice(None)])
 
 
 def transformer_flops(
     network: nn.Module, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None
 ) -> float:
-    """`24 h^2` per token (b, l) and block, and `4 l h` for its attention, causal or not.
+    """Count `24 h^2` operations per token (b, l) and block, and `4 l h` for its attention, causal or not.
 
     With positions (n,), `18 h^2` of the last block are at those alone.
     """
@@ -174,7 +174,7 @@ def transformer_flops(
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large square product, the best of ten: what a network could reach at most."""
+    """Measure the operations per second of a large square product, the best of ten: the most a network reaches."""
     size = _MATMUL_SIZES[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))  # a card slows down on real numbers
     seconds(lambda: a @ b, device)

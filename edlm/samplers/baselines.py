@@ -27,7 +27,7 @@ LogLaw = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Reverse(NamedTuple):
-    """How a baseline goes back from time t to s, every masked position by itself.
+    """The way of a baseline back from time t to s, every masked position by itself.
 
     log_law: hidden states (n, h) of masked positions at t and `alpha_t < alpha_s` (n,) to the log-probabilities (n, v)
         of what stands there at s, float64; the mask's column is that of staying masked.
@@ -133,7 +133,7 @@ def _move(
     positions: Tensor,
     uniforms: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What stands at the masked positions at s, one uniform each: tokens (b, l), and log-probabilities (n,)."""
+    """Draw what stands at the masked positions at s, one uniform each: tokens (b, l), and log-probabilities (n,)."""
     owner = positions // x_t.shape[1]
     alphas = schedule.alpha(t)[owner], alpha_after(schedule, s)[owner]
     drawn = categorical.inverse_cdf(log_law(hidden, *alphas), uniforms)
@@ -149,7 +149,7 @@ def _reverse(denoiser: D3pmDenoiser | SeddDenoiser, schedule: Schedule, log_law:
 
 
 def _state(x_t: Tensor, row: Tensor, t: Tensor, s: Tensor, seed: int, number: int, mask_id: int) -> TensorDict:
-    """What a step reads: the tokens of the rows that have masks, their time and their noise."""
+    """Collect what a step reads: the tokens of the rows that have masks, their time and their noise."""
     positions, owner = masks_of(x_t, mask_id)
     uniforms = noise.uniforms(seed, row[owner], number, Stream.PROPOSAL, positions % x_t.shape[1])
     ends = {contracts.S: s.expand(len(row)), contracts.PROPOSAL_NOISE: uniforms}

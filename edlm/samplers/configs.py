@@ -38,7 +38,21 @@ def section(key: str, value: Any) -> None:
 
 
 def config(sampler: Sampler) -> dict[str, Any]:
-    """The axes of a sampler as plain values, as `from_config` reads them; networks are named, not held."""
+    """Give the axes of a sampler as plain values, as `from_config` reads them; networks are named, not held.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        The values by axis.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> edlm.samplers.config(edlm.samplers.Sampler(denoiser, edlm.plans.Grid(4)))["plan"]
+        {'grid': {'num_steps': 4, 'spacing': 'uniform'}}
+    """
     correction, candidates, chosen = sampler.correction, sampler.candidates, sampler.chooses
     known = selections.SELECTIONS.get(chosen.name) == chosen
     return {
@@ -58,10 +72,24 @@ def from_config(
     offered: Mapping[str, Any] | None = None,
     where: str = "sampler.",
 ) -> Sampler:
-    """Build a sampler from what `config` gives; axes that are left out have their plain values.
+    """Build a sampler from what `config` gives. Raises ValueError that names the axis for a value that it has not.
 
-    energies: those that a correction can name; offered: of `OFFERED`, what a component can take; where: in front of the
-    keys in messages. Raises ValueError that names the axis for a value that it has not.
+    Args:
+        values: the values by axis; axes that are left out have their plain ones.
+        denoiser: what proposes.
+        energies: those that a correction can name.
+        offered: of `OFFERED`, what a component can take.
+        where: in front of the keys in messages.
+
+    Returns:
+        The sampler.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> print(edlm.samplers.from_config({"plan": {"grid": {"num_steps": 4}}}, denoiser))
+        plain, T=4
     """
     return Sampler(denoiser, **_axes(values, denoiser, energies or {}, offered or {}, where))
 
@@ -92,7 +120,7 @@ def called(values: Mapping[str, Any]) -> str:
 
 
 def short(values: Mapping[str, Any]) -> str:
-    """A section in a few words, for tables."""
+    """Say a section in a few words, for tables."""
     said = []
     for axis, value in values.items():
         options = dict(value) if isinstance(value, Mapping) else {axis: value}
@@ -132,14 +160,14 @@ def of_short_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def offers(settings: Mapping[str, Any], **others: Any) -> dict[str, Any]:
-    """What a component can take of a recipe's short keys, and of what else the recipe has."""
+    """Collect what a component can take of a recipe's short keys, and of what else the recipe has."""
     keys = {"num_steps": "num_steps", "tokens_per_pass": "tokens_per_pass", "temperature": "energy_temperature"}
     told = {name: settings.get(key) for name, key in keys.items()}
     return {name: value for name, value in {**told, **others}.items() if value is not None}
 
 
 def names_correction(values: Mapping[str, Any] | None) -> bool:
-    """Whether a section's correction says which one it is, and not only with what options."""
+    """Check whether a section's correction says which one it is, and not only with what options."""
     return values is not None and bool({"name", "_component_", "energy"} & set(values))
 
 
@@ -209,7 +237,7 @@ def _built(
     offered: Mapping[str, Any],
     *kinds: str,
 ) -> Any:
-    """What a component makes, or what a known name stands for, of the arguments beside it."""
+    """Build what a component makes, or what a known name stands for, of the arguments beside it."""
     if "_component_" in values:
         return schemas.call(key, values, offered, *kinds)
     options = {name: tuple(given) if isinstance(given, list) else given for name, given in values.items()}
@@ -221,7 +249,7 @@ def _built(
 
 
 def _raising(key: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """What a factory makes. Raises ValueError with the key in front for arguments that it cannot use."""
+    """Call a factory. Raises ValueError with the key in front for arguments that it cannot use."""
     try:
         return factory(**arguments)
     except (TypeError, ValueError) as error:
@@ -286,7 +314,7 @@ def _name_and_options(
 
 
 def _anything(key: str, value: Any) -> None:
-    """Whatever the axis makes of it."""
+    """Accept whatever the axis makes of it."""
 
 
 _omissible = schemas.omissible

@@ -1,4 +1,4 @@
-"""How what a denoiser proposes is put right, and which network pass that shares with it: a family of values.
+"""The corrections of what a denoiser proposes, and the network passes they share with it: a family of values.
 
 A correction is a value; `parts` says what it adds to a step over a denoiser. A new one is a file of its own that ends
 in `register`: samplers, bounds, laws, costs and configs then know it.
@@ -24,7 +24,7 @@ from edlm.samplers import kernel
 
 
 class Parts(NamedTuple):
-    """What a correction adds to a step.
+    """The parts that a correction adds to a step.
 
     energy: the correction as an energy by itself, for bounds and laws. scope: what it weighs.
     before: the stages that end in the hidden states of the positions; weigh: those from candidates to energies; after:
@@ -55,7 +55,7 @@ class Correction(Protocol):
         ...
 
     def parts(self, denoiser: Denoiser) -> Parts:
-        """What it adds to a step over a denoiser. Raises ValueError if the two do not fit."""
+        """Return what it adds to a step over a denoiser. Raises ValueError if the two do not fit."""
         ...
 
 
@@ -99,7 +99,7 @@ class OfEnergy:
             )
 
     def parts(self, denoiser: Denoiser) -> Parts:
-        """The denoiser's pass, and the energy's over every candidate."""
+        """Make the denoiser's pass, and the energy's over every candidate."""
         scope = self.scope or energies.scopes_of(self.energy)[0]
         reads = costs.of_energy(self.energy)
         return Parts(self.energy, scope, {"denoise": denoiser}, {"weigh": self.energy}, reads)  # type: ignore[dict-item]
@@ -133,7 +133,7 @@ class ChainRule:
         finite.require_temperature("temperature", self.temperature, particles.COLDEST)
 
     def parts(self, denoiser: Denoiser) -> Parts:
-        """One pass over x_t, and two tokens for each new token of a candidate but the first."""
+        """Make one pass over x_t, and two tokens for each new token of a candidate but the first."""
         own = _subs(self.name, denoiser)
         return Parts(
             _times(self.factor, chain_rule.energy(own)),
@@ -173,7 +173,7 @@ class Joint:
         finite.require_temperature("temperature", self.temperature, particles.COLDEST)
 
     def parts(self, denoiser: Denoiser) -> Parts:
-        """One pass over x_t before the first corrected step, and the candidates' in each."""
+        """Make one pass over x_t before the first corrected step, and the candidates' in each."""
         network = joint.network_of(_subs(self.name, denoiser))
         return Parts(
             _times(self.factor, joint.energy(network)),

@@ -1,4 +1,4 @@
-"""How a pipeline is executed: eager, compiled, or replayed as a CUDA graph. Speed is a wrapper applied last.
+"""The execution of a pipeline: eager, compiled, or replayed as a CUDA graph. Speed is a wrapper applied last.
 
 The only file that names `torch.compile` or a CUDA graph. Every mode gives the same tokens; only rounding of logits
 differs.

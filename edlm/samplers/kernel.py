@@ -1,4 +1,4 @@
-"""What takes a step: a value of pure functions, whose step is a TensorDict pipeline of named stages.
+"""The kernel that takes a step: a value of pure functions, whose step is a TensorDict pipeline of named stages.
 
 Printing the stages of a step prints the algorithm. Noise is an input of the step, and so is what the step reveals; a
 kernel keeps no state and draws no number itself. `samplers.kernel_of` builds one from a sampler.
@@ -51,7 +51,7 @@ class Looped(TensorDictModuleBase):
     def with_parts(
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
     ) -> "Looped":
-        """The same step with its parts wrapped, as an execution mode does; pad: numbers of positions, rounded up."""
+        """Wrap the parts of the step, as an execution mode does; pad: numbers of positions, rounded up."""
         raise NotImplementedError
 
 

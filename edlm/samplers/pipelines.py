@@ -46,7 +46,7 @@ class Pipeline(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the kernel's parameters and buffers are; the CPU if it has none."""
+        """The device of the kernel's parameters and buffers; the CPU if it has none."""
         return device_of(self.kernel.step)
 
     def __repr__(self) -> str:
@@ -289,7 +289,7 @@ def _running(plan: RevealPlan) -> Tensor:
 
 
 def _revealed(plan: RevealPlan) -> Tensor:
-    """How many tokens each pass of each row reveals: int64 (b, p)."""
+    """Count the tokens each pass of each row reveals: int64 (b, p)."""
     b, num_passes = plan.t.shape
     given_last = torch.where(plan.order < 0, num_passes, plan.order)
     counts = torch.zeros(b, num_passes + 1, dtype=torch.int64, device=plan.t.device)
@@ -312,7 +312,7 @@ def _passes(revealed: Tensor, corrected: Tensor, drafted: Tensor) -> list[tuple[
 def _step_inputs(
     plan: RevealPlan, corrected: Tensor, drafted: Tensor, p: int, rows: int, count: int
 ) -> dict[str, Tensor]:
-    """What pass p of the plan asks of its first rows; `count` is known on the host, so no device is waited for."""
+    """Collect what pass p of the plan asks of its first rows; `count` is on the host, so no device is awaited."""
     order = plan.order[:rows]
     revealed = order == p
     wanted = torch.where(drafted[:rows].unsqueeze(-1), order >= p, revealed)
@@ -336,7 +336,8 @@ def _contiguous(column: Tensor) -> Tensor:
 
 
 def _measured(out: list[dict[str, Tensor]], corrected: Tensor, running: Tensor) -> dict[str, Tensor]:
-    """What passes say of every row, (b, p) each: 0, and NaN of weights, where a row was not corrected or is finished.
+    """Collect what passes say of every row, (b, p) each: 0, and NaN of weights, where a row was not corrected or is
+    finished.
 
     out: of each pass what was written of its first rows; corrected, running: bool (b, p).
     """

@@ -1,4 +1,4 @@
-"""Which positions a pass reveals: a family of values, of which a sampler has one.
+"""The positions that a pass reveals: a family of values, of which a sampler has one.
 
 A plan of this file is drawn before the first pass and depends on no token; `draw` fixes it for every row. What follows
 from it alone follows here: how many passes are expected, and the chances by which a law is enumerated.
@@ -19,7 +19,7 @@ from edlm.process.schedules import Schedule
 
 
 class Expected(NamedTuple):
-    """What a text of a plan is expected to take: passes, those inside a window, and what they reveal, and whether any.
+    """The expected work of a text of a plan: passes, those inside a window, and what they reveal, and whether any.
 
     revealed: share of the positions that passes inside the window reveal; entered: chance that there is such a pass.
     """
@@ -31,7 +31,7 @@ class Expected(NamedTuple):
 
 
 class Plan(Protocol):
-    """Which positions a pass reveals, drawn before the first pass. `str` is what it is called in tables.
+    """The positions that a pass reveals, drawn before the first pass. `str` is what it is called in tables.
 
     Laws: a row's passes depend on its own uniforms and masks; every mask is revealed once; times fall.
     """
@@ -43,11 +43,11 @@ class Plan(Protocol):
         ...
 
     def expected(self, schedule: Schedule, length: int, window: tuple[float, float]) -> Expected:
-        """What a text of so many masks is expected to take."""
+        """Return what a text of so many masks is expected to take."""
         ...
 
     def chances(self, schedule: Schedule, length: int) -> list[Tensor]:
-        """For each step the chance to reveal one given set of r of n masks: tables (l + 1, l + 1) by n and r."""
+        """Compute, for each step, the chance to reveal one set of r of n masks: tables (l + 1, l + 1) by n and r."""
         ...
 
 
@@ -95,7 +95,7 @@ class Times:
         return Expected(float(busy.sum()), float(busy[inside].sum()), share, 1.0 - (1.0 - share) ** length)
 
     def chances(self, schedule: Schedule, length: int) -> list[Tensor]:
-        """Each mask is revealed independently of the others."""
+        """Compute the chances where each mask is revealed independently of the others."""
         n, r = _numbers(length)
         still = 1.0 - schedule.alpha(self.times)
         still[-1] = 0.0  # whatever the schedule, the last step leaves no mask
@@ -197,7 +197,7 @@ class TokensPerPass:
         return Expected(float(len(first)), float(inside.sum()), share, entered)
 
     def chances(self, schedule: Schedule, length: int) -> list[Tensor]:
-        """Every set of as many masks as a pass reveals is as likely."""
+        """Compute the chances where every set of as many masks as a pass reveals is as likely."""
         n, r = _numbers(length)
         ways = torch.tensor([[float(math.comb(i, j)) for j in range(length + 1)] for i in range(length + 1)])
         table = torch.where(r == n.clamp(max=self.count), 1.0 / ways.double().clamp(min=1.0), 0.0)
@@ -208,7 +208,20 @@ PLANS: dict[str, Callable[..., Plan]] = {}
 
 
 def register(plan: Any) -> None:
-    """Give a class of plans its own `name` in configs. Raises ValueError for a name that is taken."""
+    """Give a class of plans its own `name` in configs.
+
+    Args:
+        plan: the class.
+
+    Raises:
+        ValueError: for a name that is taken.
+
+    Example:
+        >>> import edlm
+        >>> edlm.plans.register(edlm.plans.Grid)
+        Traceback (most recent call last):
+        ValueError: plan 'grid' is registered already
+    """
     if plan.name in PLANS:
         raise ValueError(f"plan {plan.name!r} is registered already")
     PLANS[plan.name] = plan
@@ -234,7 +247,20 @@ def first_hitting() -> TokensPerPass:
 
 
 def revealed_before(schedule: Schedule, t: Tensor) -> Tensor:
-    """Return the expected share of the positions that are revealed before time t is reached, 0 at 1 and 1 at 0."""
+    """Return the expected share of the positions that are revealed before a time is reached.
+
+    Args:
+        schedule: of the masking process.
+        t: times, float64.
+
+    Returns:
+        The share of each, 0 at 1 and 1 at 0.
+
+    Example:
+        >>> import edlm, torch
+        >>> edlm.plans.revealed_before(edlm.schedules.log_linear(), torch.tensor([1.0, 0.0])).tolist()
+        [0.0, 1.0]
+    """
     at_one = schedule.alpha(torch.ones((), dtype=torch.float64))
     return torch.where(t > 0.0, (schedule.alpha(t) - at_one) / (1.0 - at_one), 1.0)
 

@@ -46,7 +46,7 @@ class UntilEss:
 
     @property
     def sizes(self) -> list[int]:
-        """How many candidates there are after each round."""
+        """List how many candidates there are after each round."""
         sizes = [self.first]
         while sizes[-1] < self.at_most:
             sizes.append(min(2 * sizes[-1], self.at_most))
@@ -84,7 +84,7 @@ class Rounds(Looped):
     def with_parts(
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
     ) -> "Rounds":
-        """The same step with its parts wrapped."""
+        """Wrap the parts of the step."""
         parts = wrap(self.expect), wrap(self.weigh), self.finish
         return Rounds(*parts, self.log_weights, self.selection, self.until, pad)
 

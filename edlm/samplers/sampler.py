@@ -46,7 +46,7 @@ _FIRST_HITTING, _FAITHFUL = plans.TokensPerPass(1), Proposal()
 
 @dataclass(frozen=True)
 class Sampler:
-    """How texts are drawn from a denoiser, of whose masking process the schedule is.
+    """The axes by which texts are drawn from a denoiser, of whose masking process the schedule is.
 
     Plain sampling draws the revealed positions from `p_theta(x_0 | x_t)`, each from its own law. With a correction k
     candidates are weighed by `exp(-E / temperature)` at the times of the window, and one is kept (Xu et al. 2025,
@@ -94,7 +94,7 @@ class Sampler:
         return name(self)
 
     def replace(self, **changes: Any) -> "Sampler":
-        """The same sampler with other values on some axes."""
+        """Return the same sampler with other values on some axes."""
         return replace(self, **changes)
 
     @property
@@ -104,7 +104,7 @@ class Sampler:
 
     @property
     def parts(self) -> Parts | None:
-        """What the correction adds to a step, None without one."""
+        """Return what the correction adds to a step, None without one."""
         return None if self.correction is None else self.correction.parts(self.denoiser)
 
     @property
@@ -114,7 +114,21 @@ class Sampler:
 
 
 def name(sampler: Sampler) -> str:
-    """Name a sampler for tables: the values of its axes, those that change nothing left out."""
+    """Name a sampler for tables: the values of its axes, those that change nothing left out.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> edlm.samplers.name(edlm.samplers.Sampler(denoiser, edlm.plans.Grid(4)))
+        'plain, T=4'
+    """
     correction, (low, high) = sampler.correction, sampler.window
     temperature, nucleus = sampler.proposal
     found = ["plain"]
@@ -135,7 +149,21 @@ def name(sampler: Sampler) -> str:
 
 
 def kernel_of(sampler: Sampler) -> Kernel:
-    """Build what takes a sampler's steps: the one place where stages are put together."""
+    """Build what takes a sampler's steps: the one place where stages are put together.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        The kernel.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> edlm.samplers.kernel_of(edlm.samplers.Sampler(denoiser)).proposes
+        'revealed'
+    """
     parts, denoiser = sampler.parts, sampler.denoiser
     proposed = {"propose": stages.propose(denoiser, *sampler.proposal)}
     plain = declaration.sequence(
@@ -171,7 +199,21 @@ def kernel_of(sampler: Sampler) -> Kernel:
 
 
 def describe(sampler: Sampler) -> str:
-    """Print the algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them."""
+    """Print the algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        The lines.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> print(edlm.samplers.describe(edlm.samplers.Sampler(denoiser)).splitlines()[0])
+        denoise  x_t, positions -> hidden
+    """
     step = kernel_of(sampler).step
     if not isinstance(step, Looped):
         return declaration.algorithm(step)  # type: ignore[arg-type]
@@ -182,7 +224,22 @@ def describe(sampler: Sampler) -> str:
 
 
 def expected(sampler: Sampler, length: int) -> Expected:
-    """Work out what the plan of a text of so many masks is expected to take; see `plans.Expected`."""
+    """Work out what the plan of a text of so many masks is expected to take; see `plans.Expected`.
+
+    Args:
+        sampler: any sampler.
+        length: how many masks.
+
+    Returns:
+        What is expected.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> edlm.samplers.expected(edlm.samplers.Sampler(denoiser), 8).passes
+        8.0
+    """
     return sampler.plan.expected(sampler.denoiser.schedule, length, sampler.window)
 
 
@@ -190,6 +247,20 @@ def expected_passes(sampler: Sampler, length: int) -> float:
     """Return the expected number of texts that networks read for one text, parts of a text by their tokens.
 
     Until an ESS is reached at most as many; in order about as many as `_VERIFICATIONS` rounds take.
+
+    Args:
+        sampler: any sampler.
+        length: tokens of a text.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> edlm.samplers.expected_passes(edlm.samplers.Sampler(denoiser), 8)
+        8.0
     """
     plan, parts = expected(sampler, length), sampler.parts
     if parts is None:

@@ -1,4 +1,4 @@
-"""Which of a step's candidates is kept, or that what many of them tend to is drawn: a family of values.
+"""The candidate of a step that is kept, or that what many of them tend to is drawn: a family of values.
 
 A selection knows how it chooses, the law of what it keeps of k draws where that is known, and which bound it has. A new
 one is a value here or in a file of its own, and `register` gives it a name.

@@ -1,4 +1,4 @@
-"""What a step reveals, written token after token by the denoiser itself, in a few passes over the new tokens alone.
+"""The tokens that a step reveals, written one after another by the denoiser itself, in a few passes over them alone.
 
 A denoiser that is read in order has a law of its own for what a step reveals, that of `edlm.models.chain_rule`,
 
@@ -84,7 +84,7 @@ class Speculation(Looped):
     def with_parts(
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
     ) -> "Speculation":
-        """The same step with its parts wrapped."""
+        """Wrap the parts of the step."""
         return Speculation(wrap(self.propose), wrap(self.verify), wrap(self.resample), self.reads, pad)
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
@@ -141,7 +141,7 @@ class Speculation(Looped):
 
 
 class _Law(nn.Module):
-    """What tokens are drawn from: logits (n, v) of states (n, h), cooled, and cut to a nucleus."""
+    """The law that tokens are drawn from: logits (n, v) of states (n, h), cooled, and cut to a nucleus."""
 
     def __init__(self, denoiser: Denoiser, temperature: float, nucleus: float) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class _Verify(_OfLaw):
 
 
 class _Resample(_OfLaw):
-    """What is put in the place of a token that is not accepted: (n,)."""
+    """The law of the token in the place of one that is not accepted: (n,)."""
 
     def forward(self, hidden: Tensor, in_order: Tensor, uniforms: Tensor) -> Tensor:
         tiles = self.law.tiles(in_order, hidden, uniforms[:, 2])

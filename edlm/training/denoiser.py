@@ -1,4 +1,4 @@
-"""What a denoiser is before it is trained: what a config says of it, its network, its pipeline and its bound."""
+"""A denoiser before it is trained: what a config says of it, its network, its pipeline and its bound."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ MODEL: Schema = {
 
 
 class Plan(NamedTuple):
-    """How a denoiser is read, trained and scored by a config: its objective, schedule and vocabulary."""
+    """The reading, training and scoring of a denoiser by a config: its objective, schedule and vocabulary."""
 
     objective: Objective
     schedule: Schedule

@@ -1,4 +1,4 @@
-"""What the trainings of energies share: what a config says, networks that start from a denoiser, and the end."""
+"""The shared parts of trainings of energies: what a config says, networks that start from a denoiser, and the end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ COMPARED = {
 
 
 class EnergyPlan(NamedTuple):
-    """How an energy is built and trained against a frozen denoiser, by a config."""
+    """The building and training of an energy against a frozen denoiser, by a config."""
 
     start: Found
     settings: Mapping[str, Any]
@@ -80,7 +80,7 @@ class EnergyPlan(NamedTuple):
 
 
 class JointPlan(NamedTuple):
-    """How a joint network is built from a denoiser and trained, by a config."""
+    """The building of a joint network from a denoiser and its training, by a config."""
 
     start: Found
     settings: Mapping[str, Any]

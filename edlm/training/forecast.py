@@ -1,4 +1,4 @@
-"""What a run will need, before its first step: memory and time; and what to lower when memory does not suffice."""
+"""The forecast of a run before its first step: memory and time, and what to lower when memory does not suffice."""
 
 import math
 import time
@@ -113,7 +113,7 @@ def advice(settings: Mapping[str, Any], length: int) -> Iterator[None]:
 
 
 def ran_out(error: Exception) -> bool:
-    """Tell whether an error says that there was no memory left, on a device or for a CPU's tensor."""
+    """Check whether an error says that there was no memory left, on a device or for a CPU's tensor."""
     named = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return named or any(words in str(error) for words in _REFUSED)
 
@@ -133,7 +133,7 @@ def remedy(settings: Mapping[str, Any], length: int, fits: int | None = None) ->
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be taken on a device now; None where the system does not say."""
+    """Return the bytes that can be taken on a device now; None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     lines = _MEMORY.read_text("utf-8").splitlines() if _MEMORY.is_file() else []

@@ -1,4 +1,4 @@
-"""What `pretrain_denoiser` trains denoisers by: the reading, the loss and the bound of each objective."""
+"""The ways in which `pretrain_denoiser` trains denoisers: the reading, the loss and the bound of each objective."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ Bound = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Objective(NamedTuple):
-    """What a denoiser is trained by, and what it is held to.
+    """The objective that a denoiser is trained by, and what it is held to.
 
     reading: how its network is read, of `kinds.READINGS`. note: what a checkpoint says that it was trained by. stages:
     that denoiser, its schedule, the recipe's settings and the padding's id to a training pipeline. bound: the denoiser,

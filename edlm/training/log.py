@@ -30,7 +30,7 @@ Sample = Callable[[nn.Module], Texts]
 
 
 class Log:
-    """Where the figures of a run go: a line of `metrics.jsonl` each, and whatever `log_to` names.
+    """The log of a run's figures: a line of `metrics.jsonl` each, and whatever `log_to` names.
 
     As a context it is open; of several processes the first one writes. Raises ValueError, on entering, for a logger
     whose package is not installed.
@@ -76,7 +76,7 @@ class Log:
 
 
 def curves_are_drawn(folder: Path) -> bool:
-    """Tell whether there is a picture, and no figure that is newer."""
+    """Check whether there is a picture, and no figure that is newer."""
     log, picture = folder / METRICS, folder / CURVES
     return not log.is_file() or (picture.is_file() and picture.stat().st_mtime_ns >= log.stat().st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""What training recipes share: the loop around one objective, with EMA, logging, validation, checkpoints and resume.
+"""The shared loop of training recipes around one objective, with EMA, logging, validation, checkpoints and resume.
 
 The noise of a step, the order of the data and the dropout are functions of the seed and the step's number, so a run
 that was stopped and resumed is the run that was not, bit for bit.
@@ -258,7 +258,7 @@ class TrainingRun:
         self._losses = list(state["losses"])
 
     def _restore_best(self) -> None:
-        """Where patience is given, put the best network in the last one's place in what is reported."""
+        """Put the best network in the last one's place in what is reported, where patience is given."""
         best, folder = self.patience.best, checkpoints.best_checkpoint(self.folder)
         if self.settings["patience"] is None or folder is None or best is None:
             return

@@ -1,4 +1,4 @@
-"""What becomes of the rest of a block after its text: never read, learned as the end of the text, or read alone."""
+"""The rest of a block after its text: never read, learned as the end of the text, or read alone."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How the learning rate rises and falls over a run."""
+"""The rise and fall of the learning rate over a run."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the training of a network ends with: lines of a table and the figures of a report."""
+"""The end of a network's training: lines of a table and the figures of a report."""
 
 from collections.abc import Mapping
 from typing import Any

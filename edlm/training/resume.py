@@ -1,4 +1,4 @@
-"""What a run that goes on must share with the one that was stopped."""
+"""The settings that a run that goes on must share with the one that was stopped."""
 
 from collections.abc import Mapping
 from pathlib import Path

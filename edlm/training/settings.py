@@ -1,4 +1,4 @@
-"""What every training is told, checked before anything is built."""
+"""The settings of every training, checked before anything is built."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -94,7 +94,7 @@ class Weights:
         self.count += 1
 
     def finite(self) -> bool:
-        """Tell whether every weight that this process holds, and its average, is a finite number."""
+        """Check whether every weight that this process holds, and its average, is a finite number."""
         return all(bool(each.isfinite().all()) for each in (*_local(self.masters), *_local(self._averages)))
 
     def state(self) -> dict[str, Tensor | None]:

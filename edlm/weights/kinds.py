@@ -27,7 +27,7 @@ class Reading(NamedTuple):
 
 
 class EnergyKind(NamedTuple):
-    """What an energy weighs: the class of its network; that network, the schedule it is told and the pad id to it."""
+    """The scope of an energy: the class of its network; that network, the schedule it is given and the pad id to it."""
 
     network: type[nn.Module]
     build: Callable[..., Any]

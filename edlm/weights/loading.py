@@ -145,14 +145,14 @@ def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str
 
 
 def is_large(source: Any) -> bool:
-    """Tell whether a config names a large model: a folder as the hub has it, or a section with a builder."""
+    """Check whether a config names a large model: a folder as the hub has it, or a section with a builder."""
     if not isinstance(source, str):
         return isinstance(source, dict)
     return (Path(source) / "config.json").is_file() and not (Path(source) / "network.json").is_file()
 
 
 def is_joint(path: str) -> bool:
-    """Tell whether a folder holds a joint network."""
+    """Check whether a folder holds a joint network."""
     return bool(_description_of(path)["class"] == JointNetwork.__name__)
 
 

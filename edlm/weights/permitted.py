@@ -1,4 +1,4 @@
-"""What a saved folder may name: a closed table. Nothing that a file says is imported or called beside it.
+"""The names that a saved folder may use: a closed table. Nothing that a file says is imported or called beside it.
 
 A folder says by name which class its network is of, by name and numbers which schedule it was trained on, and by name
 what else decides how it is read. All else in it is data, which nothing calls.
@@ -99,7 +99,7 @@ def _is_known(path: Any) -> bool:
 
 
 def _components(value: Any) -> Iterator[Any]:
-    """Whatever is named as a component, anywhere in a value."""
+    """Find all that is named as a component, anywhere in a value."""
     waiting = [value]
     while waiting:
         each = waiting.pop()

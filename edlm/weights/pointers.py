@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is the newest, and which the best: the small files that say so, and what is removed.
+"""The newest and the best checkpoint of a run: the small files that say which, and what is removed.
 
 `last.json` names the newest whole one, `best.json` the best; `first.json` stands there only while the first is saved,
 so checkpoints that no `last.json` names are known to be lost, or to be those of a run cut off in its first save.
@@ -46,7 +46,7 @@ def refuse_lost(pointer: Path) -> None:
 
 
 def _remedy(pointer: Path) -> str:
-    """What to do about a pointer that is lost or damaged."""
+    """Say what to do about a pointer that is lost or damaged."""
     there = _steps_in(pointer.parent)
     if not there:
         return ""

@@ -1,4 +1,4 @@
-"""Where `generate` gets its networks: folders of runs, folders of large models, or a torchtune builder with files.
+"""The networks of `generate`: folders of runs, folders of large models, or a torchtune builder with files.
 
 A folder with a `config.json` in place of a `network.json` is a large model's, as the hub has it. The word `chain_rule`
 in place of an energy's folder is the energy that the denoiser has in itself.
@@ -55,7 +55,8 @@ SETTINGS: Schema = {
 
 
 class Sources(NamedTuple):
-    """What a config names, loaded. ar: a model to draw from by itself; beside a denoiser it is in the energy.
+    """The models that a config names, loaded. ar: a model to draw from by itself; beside a denoiser it is in the
+    energy.
 
     bos_id: what the AR model reads in front of a text, None if the first token is given to it; opening: the tokens
     that every text starts with, because nothing predicts them.
@@ -190,7 +191,7 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
 
 
 def require_plan(settings: Mapping[str, Any]) -> str:
-    """`memory_plan` as a table. Raises ValueError, too, where there is none."""
+    """Lay out `memory_plan` as a table. Raises ValueError, too, where there is none."""
     plan = memory_plan(settings)
     if plan is None:
         raise ValueError("plan = True is for large models: denoiser, and ar if there is one, from folders of the hub")
