@@ -12,7 +12,7 @@ import pytest
 import edlm
 from edlm import samplers, testing
 from edlm.likelihood import bounds, enumeration
-from edlm.models import autoregressive, denoisers, energies
+from edlm.models import denoisers, energies
 from edlm.samplers import corrections, pipelines, plans
 
 # What a text is drawn with, and what says how good it is: each shows how it is called.
