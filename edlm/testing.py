@@ -15,72 +15,14 @@ from torch import Tensor, nn
 from edlm import contracts
 from edlm.contracts import Denoiser, Selection
 from edlm.models import energies
+from edlm.models.drafts import ENERGY_KEYS, drafts, fill_half, mix_rows, only_particle, only_rows, pad_positions
 from edlm.process import noise, schedules
 from edlm.process.noise import Stream
 from edlm.samplers import corrections, execution, pipelines, plans
 from edlm.samplers.sampler import Sampler
 
-ENERGY_KEYS = (contracts.CANDIDATES, contracts.X_T, contracts.T, contracts.POSITIONS, contracts.LOG_P_CANDIDATES)
 _DENOISER_KEYS = (contracts.X_T, contracts.T, contracts.POSITIONS)
-_PER_ROW = tuple(key for key in ENERGY_KEYS if contracts.SHAPES[key].split()[0] == "b")
-_PER_PARTICLE = tuple(key for key in ENERGY_KEYS if "k" in contracts.SHAPES[key].split())
 _SMALLEST, _LARGEST = 2.0**-53, 1.0 - 2.0**-53  # the extreme uniforms
-
-
-def drafts(
-    vocab_size: int,
-    mask_id: int,
-    length: int = 8,
-    num_rows: int = 3,
-    num_particles: int = 4,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> TensorDict:
-    """Make what an energy is given in a corrected step: `{candidates, x_t, t, positions, log_p_candidates}`.
-
-    Tokens are any but the mask, evenly; the last row is all masks, and every row has some. The candidates fill in what
-    x_t masks.
-
-    Args:
-        vocab_size: ids, the mask's included.
-        mask_id: the mask's.
-        length: tokens of a text.
-        num_rows: texts.
-        num_particles: candidates of each.
-        seed: of the tokens.
-        device: where they are put.
-
-    Returns:
-        The inputs of an energy.
-
-    Raises:
-        ValueError: for a mask outside the vocabulary.
-
-    Example:
-        >>> import edlm
-        >>> edlm.testing.drafts(vocab_size=5, mask_id=4, num_particles=2)["candidates"].shape
-        torch.Size([3, 2, 8])
-    """
-    if not 0 <= mask_id < vocab_size:
-        raise ValueError(f"mask_id = {mask_id} is outside the vocabulary of {vocab_size}")
-    row, position = torch.arange(num_rows, device=device), torch.arange(length, device=device)
-    u = noise.uniforms(seed, row.unsqueeze(1), 0, Stream.PROPOSAL, position, count=num_particles + 2)  # (b, l, k + 2)
-    drawn = (u * (vocab_size - 1)).long()
-    tokens = (drawn + (drawn >= mask_id)).transpose(1, 2)  # (b, k + 2, l)
-    share = (row + 1).unsqueeze(1) / num_rows
-    masked = (u[..., -1] < share) | (position == row.unsqueeze(1) % length)
-    x_t = torch.where(masked, mask_id, tokens[:, -2])
-    filled = masked.unsqueeze(1)
-    log_p = noise.uniforms(seed, row.unsqueeze(1), 1, Stream.PROPOSAL, position, count=num_particles).log().float()
-    return TensorDict(
-        {
-            contracts.CANDIDATES: torch.where(filled, tokens[:, :num_particles], x_t.unsqueeze(1)),
-            contracts.X_T: x_t,
-            contracts.T: share.squeeze(1).double(),
-            contracts.POSITIONS: masked.flatten().nonzero().squeeze(-1),
-            contracts.LOG_P_CANDIDATES: torch.where(filled, log_p.transpose(1, 2), 0.0),
-        }
-    )
 
 
 @torch.no_grad()
@@ -123,14 +65,22 @@ def check_energy(
     _require_equal("the same input gives the same energy", _energy_of(energy, inputs), found)
     near = _Near(tolerance)
     for j in range(num_particles):
-        near(f"particle {j} alone has its energy among others", _energy_of(energy, _particle(inputs, j)), found[:, [j]])
+        near(
+            f"particle {j} alone has its energy among others",
+            _energy_of(energy, only_particle(inputs, j)),
+            found[:, [j]],
+        )
     other = make(seed + 1)
     for i in range(num_rows):
-        near(f"row {i} alone has its energy among others", _energy_of(energy, _rows(inputs, [i], mask_id)), found[[i]])
-        mixed = _mixed(inputs, other, i, mask_id)
+        near(
+            f"row {i} alone has its energy among others",
+            _energy_of(energy, only_rows(inputs, [i], mask_id)),
+            found[[i]],
+        )
+        mixed = mix_rows(inputs, other, i, mask_id)
         near(f"row {i} has the same energy among other rows", _energy_of(energy, mixed)[[i]], found[[i]])
-    near("padded positions change no energy", _energy_of(energy, _padded(inputs)), found)
-    _energy_of(energy, _half_filled(inputs, mask_id))
+    near("padded positions change no energy", _energy_of(energy, pad_positions(inputs)), found)
+    _energy_of(energy, fill_half(inputs, mask_id))
     _check_constant(energy, vocab_size, mask_id, length, num_rows, num_particles, seed)
 
 
@@ -168,13 +118,13 @@ def check_denoiser(
     near = _Near(tolerance)
     other = make(seed + 1)
     for i in range(num_rows):
-        alone, mixed = _rows(inputs, [i], mask_id), _mixed(inputs, other, i, mask_id)
+        alone, mixed = only_rows(inputs, [i], mask_id), mix_rows(inputs, other, i, mask_id)
         near(f"row {i} alone has its law among others", _law_of(denoiser, alone), found[owner == i])
         own = mixed[contracts.POSITIONS] // length == i
         near(f"row {i} has the same law among other rows", _law_of(denoiser, mixed)[own], found[owner == i])
     fewer = inputs.clone().set(contracts.POSITIONS, inputs[contracts.POSITIONS][::2])
     near("a position has the same law if fewer are asked for", _law_of(denoiser, fewer), found[::2])
-    padded = _law_of(denoiser, _padded(inputs))[: len(found)]
+    padded = _law_of(denoiser, pad_positions(inputs))[: len(found)]
     near("padded positions change no other's law", padded, found)
 
 
@@ -364,51 +314,6 @@ def _choose(selection: Selection, log_weights: Tensor, uniforms: Tensor) -> Tens
     _require(chosen.shape == (b,) and chosen.dtype == torch.int64, f"the choice is int64 ({b},), one per row")
     _require_rows(f"the choice lies in [0, {k})", (chosen >= 0) & (chosen < k))
     return chosen
-
-
-def _particle(inputs: TensorDict, j: int) -> TensorDict:
-    return inputs.clone().update({key: inputs[key][:, [j]] for key in _PER_PARTICLE})
-
-
-def _rows(inputs: TensorDict, rows: list[int], mask_id: int) -> TensorDict:
-    chosen = TensorDict({key: inputs[key][rows] for key in _PER_ROW})
-    return chosen.set(contracts.POSITIONS, _masked(chosen[contracts.X_T], mask_id))
-
-
-def _mixed(inputs: TensorDict, other: TensorDict, i: int, mask_id: int) -> TensorDict:
-    """Row i among rows of other texts, of which only every other position is asked for."""
-    mine = torch.arange(len(inputs[contracts.X_T]), device=inputs[contracts.X_T].device) == i
-    mixed = TensorDict(
-        {key: torch.where(mine.view(-1, *[1] * (inputs[key].ndim - 1)), inputs[key], other[key]) for key in _PER_ROW}
-    )
-    positions = _masked(mixed[contracts.X_T], mask_id)
-    own = positions // mixed[contracts.X_T].shape[1] == i
-    every_other = torch.arange(len(positions), device=positions.device) % 2 == 0
-    return mixed.set(contracts.POSITIONS, positions[own | every_other])
-
-
-def _padded(inputs: TensorDict) -> TensorDict:
-    positions = inputs[contracts.POSITIONS]
-    padding = positions.new_full((3,), inputs[contracts.X_T].numel())
-    return inputs.clone().set(contracts.POSITIONS, torch.cat([positions, padding]))
-
-
-def _half_filled(inputs: TensorDict, mask_id: int) -> TensorDict:
-    """Candidates that fill in every other of the positions and leave masks at the rest."""
-    positions = inputs[contracts.POSITIONS][::2]
-    x_t = inputs[contracts.X_T]
-    filled = torch.zeros_like(x_t, dtype=torch.bool).flatten().index_fill(0, positions, True).view_as(x_t).unsqueeze(1)
-    left = (x_t == mask_id).unsqueeze(1) & ~filled
-    changes = {
-        contracts.CANDIDATES: torch.where(left, mask_id, inputs[contracts.CANDIDATES]),
-        contracts.LOG_P_CANDIDATES: torch.where(left, 0.0, inputs[contracts.LOG_P_CANDIDATES]),
-        contracts.POSITIONS: positions,
-    }
-    return inputs.clone().update(changes)
-
-
-def _masked(x_t: Tensor, mask_id: int) -> Tensor:
-    return (x_t == mask_id).flatten().nonzero().squeeze(-1)
 
 
 def _device_of(module: Any) -> torch.device:

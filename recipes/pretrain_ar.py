@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edlm import contracts
 from edlm.data import corpora
-from edlm.data.corpora import Blocks
+from edlm.data.pieces import Blocks
 from edlm.data.vocabulary import Vocabulary
 from edlm.likelihood import estimates, nelbo
 from edlm.objectives import denoising

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edlm.data import corpora
-from edlm.data.corpora import Rows
+from edlm.data.pieces import Rows
 from edlm.evaluation import draws
 from edlm.likelihood.estimates import Estimate
 from edlm.models import denoisers

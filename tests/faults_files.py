@@ -5,7 +5,7 @@ from fault import Fault
 FAULTS = [
     Fault(
         "an epoch repeats the order of the first",
-        "data/corpora.py",
+        "data/pieces.py",
         "noise.permutation(seed, epoch, size)",
         "noise.permutation(seed, 0, size)",
         "tests/data/test_corpora.py::test_epochs_and_seeds_have_orders_of_their_own",
@@ -75,7 +75,7 @@ FAULTS = [
     ),
     Fault(
         "Dream's states read where they stand",
-        "weights/large.py",
+        "weights/families.py",
         "DecoderNetwork(bidirectional(decoder), shifted=True)",
         "DecoderNetwork(bidirectional(decoder))",
         "tests/weights/test_large.py::test_logits_are_those_of_plain_torch_at_the_position_they_predict",
@@ -89,7 +89,7 @@ FAULTS = [
     ),
     Fault(
         "the end of a text is not scored",
-        "data/corpora.py",
+        "data/pieces.py",
         "while scored < len(tokens):",
         "while scored + length <= len(tokens):",
         "tests/recipes/test_evaluate.py::test_the_likelihood_of_an_ar_model_is_that_of_the_whole_text",

@@ -187,7 +187,7 @@ FAULTS = [
     ),
     Fault(
         "times not stratified",
-        "process/schedules.py",
+        "process/training_times.py",
         "((uniforms + row) / num_rows)",
         "(uniforms)",
         "tests/process/test_schedules.py::test_every_stratum_holds_one_time",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edlm import contracts
 from edlm.objectives import denoising
-from edlm.process import absorbing, schedules
+from edlm.process import absorbing, schedules, training_times
 from edlm.process.schedules import Schedule
 from edlm.weights import published
 
@@ -153,7 +153,7 @@ def batch_of(numbers: Golden, schedule: Schedule, t_step: bool = False, t: Tenso
     """Times from `u_t` (strata unless given), masks from `u_move`; T-step times are one of the grid's T."""
     u, x_0 = numbers["u_t"].double(), numbers["x0"]
     if t is None:
-        t = schedules.stratified_times(u, torch.arange(len(u)), len(u), TIME_LOW)
+        t = training_times.stratified_times(u, torch.arange(len(u)), len(u), TIME_LOW)
     if t_step:
         t = ((t * STEPS).int() + 1).double() / STEPS
     x_t = absorbing.corrupt(x_0, schedule.alpha(t), numbers["u_move"].double(), numbers.mask_id)

@@ -12,7 +12,7 @@ from edlm import contracts
 from edlm.benchmark import comparison, textbook_training
 from edlm.benchmark.comparison import Verdict
 from edlm.benchmark.methods import Method
-from edlm.data import corpora
+from edlm.data import pieces
 from edlm.models import denoisers, energies
 from edlm.nn.networks import EnergyNetwork, Transformer
 from edlm.objectives import batches, contrastive, denoising
@@ -205,7 +205,7 @@ def _blocks(case: Case) -> Tensor:
 
 
 def _load(blocks: Tensor, case: Case, setting: Setting, number: int) -> Tensor:
-    batch = corpora.batch_at(blocks, step=number, batch_size=case.rows, seed=setting.seed)
+    batch = pieces.batch_at(blocks, step=number, batch_size=case.rows, seed=setting.seed)
     return batch[contracts.X_0].to(setting.device)
 
 

@@ -17,10 +17,10 @@ from typing import Any, get_args
 from edlm.data import corpora, documents, layouts, token_cache
 from edlm.data.catalogue import SETS, Part, Published
 from edlm.data.columns import column_of
-from edlm.data.corpora import Blocks
 from edlm.data.detokenizers import Detokenizer
 from edlm.data.documents import Unit
 from edlm.data.layouts import Layout
+from edlm.data.pieces import Blocks
 from edlm.data.vocabulary import Vocabulary
 
 Reader = Callable[[str], Iterator[str]]  # a split's documents, anew with every call

@@ -24,7 +24,7 @@ class _Span(NamedTuple):
 
 
 class TokenRows:
-    """Blocks of a split, `corpora.Rows` over a file: indexed by a slice or int64 numbers (b,), it gives int64 (b, l).
+    """Blocks of a split, `pieces.Rows` over a file: indexed by a slice or int64 numbers (b,), it gives int64 (b, l).
 
     Built by `rows`.
     """

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edlm.data import corpora
+from edlm.data import pieces
 from edlm.data.vocabulary import Vocabulary
 
 PAGE_BYTES = 1 << 22
@@ -120,7 +120,7 @@ def _encoded(documents: Iterable[str], vocabulary: Vocabulary, split: str) -> It
             raise ValueError(f"{split}: documents {first} to {first + len(batch) - 1}: {error}") from error
         for text, ids in zip(batch, encoded, strict=True):
             if previous is not None:
-                before = corpora.separator(previous, vocabulary, split)
+                before = pieces.separator(previous, vocabulary, split)
             yield before, ids
             previous = text
         first += len(batch)

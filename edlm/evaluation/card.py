@@ -9,8 +9,8 @@ import torch
 
 import edlm
 from edlm.contracts import Energy
-from edlm.data import corpora
-from edlm.data.corpora import Excerpt
+from edlm.data import pieces
+from edlm.data.pieces import Excerpt
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation import figures, samples, scores
 from edlm.evaluation import texts as text_sets
@@ -140,5 +140,5 @@ def _text_record(texts: TextSet, documents: list[str]) -> dict[str, Any]:
 def _excerpts(documents: list[str], length: int, settings: Mapping[str, Any], vocabulary: Vocabulary) -> list[Excerpt]:
     """Documents cut as a config says, between bos and eos if it says so."""
     room = length - 2 if settings["wrapped"] else length
-    found = corpora.excerpts(documents, vocabulary, room, settings["documents"] == "joined", settings["context"])
-    return [corpora.wrap(excerpt, vocabulary) for excerpt in found] if settings["wrapped"] else found
+    found = pieces.excerpts(documents, vocabulary, room, settings["documents"] == "joined", settings["context"])
+    return [pieces.wrap(excerpt, vocabulary) for excerpt in found] if settings["wrapped"] else found

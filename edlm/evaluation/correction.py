@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edlm.contracts import Denoiser
-from edlm.data.corpora import Rows
+from edlm.data.pieces import Rows
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation import draws
 from edlm.likelihood import bounds

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edlm.contracts import Denoiser
-from edlm.data.corpora import Blocks, Rows
+from edlm.data.pieces import Blocks, Rows
 from edlm.likelihood import estimates, nelbo
 from edlm.likelihood.estimates import Estimate
 from edlm.models.denoisers import SubsDenoiser

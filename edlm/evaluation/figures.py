@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.data.corpora import Excerpt
+from edlm.data.pieces import Excerpt
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation.scores import Score, Scores
 from edlm.likelihood import estimates, paper_nelbo

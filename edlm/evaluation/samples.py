@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.data import corpora
+from edlm.data import pieces
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation import judges, quality
 from edlm.evaluation.figures import finite
@@ -94,7 +94,7 @@ def held_out(
 
     Taken in turns, evenly spread over the documents. None if there are fewer than four.
     """
-    found = [e for e in corpora.excerpts(documents, vocabulary, length) if len(e.tokens) == length and e.given == 0]
+    found = [e for e in pieces.excerpts(documents, vocabulary, length) if len(e.tokens) == length and e.given == 0]
     count = min(2 * num_samples, len(found) // 2 * 2)
     if count < 4:
         return None

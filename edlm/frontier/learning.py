@@ -17,7 +17,7 @@ from edlm.frontier.grid import ENERGIES, Entry
 from edlm.likelihood import hidden_markov
 from edlm.likelihood.hidden_markov import Source
 from edlm.models import denoisers, energies
-from edlm.nn import networks
+from edlm.nn import starts
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.objectives import batches, contrastive, losses, transition
 from edlm.objectives import joint as joint_objectives
@@ -212,7 +212,7 @@ def _denoiser(learning: Learning) -> Transformer:
 def _trained(scope: Scope, learning: Learning, start: Transformer | None) -> Energy:
     network = _energy_network(learning)
     if start is not None:
-        networks.start_energy_from(network, start)
+        starts.start_energy_from(network, start)
     told = (*_CONTRAST, "transition_steps") if scope.transitions else _CONTRAST
     what = "transition" if scope.transitions else "draft"
     return _energy(scope, learning.train(scope.key, network, partial(_stages, scope, learning), *told, scope=what))
@@ -229,7 +229,7 @@ def _joint(learning: Learning, start: Transformer) -> JointNetwork:
     """A joint network over a denoiser that it keeps as it is, as `edlm_joint` with `denoiser_rate: 0`."""
     settings, mask_id = learning.settings, learning.models.vocabulary.mask_id
     network = _two_heads(start, learning)
-    networks.start_joint_from(network, start)
+    starts.start_joint_from(network, start)
     network.denoiser.requires_grad_(False)
 
     def stages(network: JointNetwork) -> TensorDictSequential:

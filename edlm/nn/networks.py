@@ -6,21 +6,16 @@ noise levels only; `denoisers` and `energies` know masks and times.
 """
 
 import math
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edlm import limits
-from edlm.nn import rope
+from edlm.nn import rope, sizes
 from edlm.nn.attention import Cache, readable, two_streams
 from edlm.nn.blocks import Block, Head, Trunk
-
-_SIZES = ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "num_energy_layers")
 
 
 class Transformer(nn.Module):
@@ -65,10 +60,10 @@ class Transformer(nn.Module):
         pad_id: int | None = None,
     ) -> None:
         super().__init__()
-        self.arguments = _own_arguments(locals())
-        _require_sizes(self.arguments)
+        self.arguments = sizes.own_arguments(locals())
+        sizes.require_sizes(self.arguments)
         self.max_length = max_length
-        self.pad_id = _checked(pad_id, vocab_size)
+        self.pad_id = sizes.checked_id(pad_id, vocab_size)
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout, norm_bias)
         self.head = Head(hidden_size, vocab_size)
@@ -181,8 +176,8 @@ class EnergyNetwork(nn.Module):
         norm_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.arguments = _own_arguments(locals())
-        _require_sizes(self.arguments)
+        self.arguments = sizes.own_arguments(locals())
+        sizes.require_sizes(self.arguments)
         self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.combine = nn.Linear(2 * hidden_size, hidden_size)
@@ -274,8 +269,8 @@ class JointNetwork(nn.Module):
         pad_id: int | None = None,
     ) -> None:
         super().__init__()
-        self.arguments = _own_arguments(locals())
-        _require_sizes(self.arguments)
+        self.arguments = sizes.own_arguments(locals())
+        sizes.require_sizes(self.arguments)
         self.max_length, self.pad_id = max_length, pad_id
         self.denoiser = Transformer(
             vocab_size,
@@ -325,80 +320,6 @@ class JointNetwork(nn.Module):
         return torch.where(there, self.scalar(F.relu(self.hidden(x))), 0.0).squeeze(-1)
 
 
-def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
-    """Copy the denoiser's embedding and trunk into the energy.
-
-    Args:
-        energy: the network that is written to.
-        denoiser: the network that is read.
-
-    Raises:
-        ValueError: if their shapes differ.
-
-    Example:
-        >>> import edlm
-        >>> sizes = {"vocab_size": 28, "max_length": 16, "hidden_size": 32, "num_layers": 1}
-        >>> energy, denoiser = edlm.networks.EnergyNetwork(**sizes), edlm.networks.Transformer(**sizes)
-        >>> edlm.networks.start_energy_from(energy, denoiser)
-        >>> torch.equal(energy.embedding.weight, denoiser.embedding.weight)
-        True
-    """
-    for part in ("embedding", "trunk"):
-        try:
-            getattr(energy, part).load_state_dict(getattr(denoiser, part).state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"the energy's {part} cannot start from the denoiser's: {error}") from error
-
-
-def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
-    """Copy the denoiser into the joint network, which then has exactly its law.
-
-    Args:
-        joint: the network that is written to.
-        denoiser: the network that is read.
-
-    Raises:
-        ValueError: if their shapes differ.
-
-    Example:
-        >>> import edlm
-        >>> sizes = {"vocab_size": 28, "max_length": 16, "hidden_size": 32, "num_layers": 1}
-        >>> joint, denoiser = edlm.networks.JointNetwork(**sizes), edlm.networks.Transformer(**sizes)
-        >>> edlm.networks.start_joint_from(joint, denoiser)
-    """
-    try:
-        joint.denoiser.load_state_dict(denoiser.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"the joint network cannot start from the denoiser: {error}") from error
-
-
-def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:
-    """Have the energy read tokens by the denoiser's own embedding, in the same memory, frozen in both.
-
-    Each network has a parameter of its own. If the energy's is sharded or halved later, the denoiser's stays as it is.
-
-    Args:
-        energy: the network whose embedding is replaced.
-        denoiser: the network whose embedding is shared.
-
-    Raises:
-        ValueError: if their shapes differ.
-
-    Example:
-        >>> import edlm
-        >>> sizes = {"vocab_size": 28, "max_length": 16, "hidden_size": 32, "num_layers": 1}
-        >>> energy, denoiser = edlm.networks.EnergyNetwork(**sizes), edlm.networks.Transformer(**sizes)
-        >>> edlm.networks.share_embedding(energy, denoiser)
-        >>> energy.embedding.weight.data_ptr() == denoiser.embedding.weight.data_ptr()
-        True
-    """
-    ours, theirs = tuple(energy.embedding.weight.shape), tuple(denoiser.embedding.weight.shape)
-    if ours != theirs:
-        raise ValueError(f"the energy's embedding {ours} must have the denoiser's shape {theirs} to be shared")
-    denoiser.embedding.requires_grad_(False)
-    energy.embedding.weight = nn.Parameter(denoiser.embedding.weight.detach(), requires_grad=False)
-
-
 def blocks(network: nn.Module) -> list[Block]:
     """List the blocks of all trunks of a network.
 
@@ -431,40 +352,6 @@ def recompute(network: nn.Module) -> None:
     """
     for block in blocks(network):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-
-
-def _require_sizes(arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the argument, for sizes that make no network, or a larger one than `limits` allows."""
-    least = {"conditioning_size": 0} | dict.fromkeys(_SIZES, 1)
-    for name, low in least.items():
-        value = arguments.get(name, low)
-        if type(value) is not int:
-            raise ValueError(f"{name} = {value!r} must be a whole number")
-        if value < low:
-            raise ValueError(f"{name} = {value} must be at least {low}")
-    for name in ("causal", "norm_bias"):
-        if type(arguments.get(name, False)) is not bool:
-            raise ValueError(f"{name} = {arguments[name]!r} must be true or false")
-    dropout = arguments["dropout"]
-    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout = {dropout!r} must be a number of at least 0 and below 1")
-    layers, width = arguments["num_layers"] + arguments.get("num_energy_layers", 0), arguments["hidden_size"]
-    noise, in_blocks = arguments["conditioning_size"], 12 * layers * width * width
-    parameters = in_blocks + noise * (6 * layers * width + noise) + 2 * arguments["vocab_size"] * width
-    limits.require("network", "layers", layers, limits.LAYERS)
-    limits.require("network", "max_length", arguments["max_length"], limits.LENGTH)
-    limits.require("network", "parameters", parameters, limits.PARAMETERS)
-
-
-def _checked(pad_id: int | None, vocab_size: int) -> int | None:
-    if pad_id is not None and not 0 <= pad_id < vocab_size:
-        raise ValueError(f"pad_id = {pad_id} is outside the network's vocabulary of {vocab_size}")
-    return pad_id
-
-
-def _own_arguments(local: dict[str, Any]) -> dict[str, Any]:
-    """Select the constructor's own arguments, from which a checkpoint rebuilds the network."""
-    return {name: value for name, value in local.items() if name not in ("self", "__class__")}
 
 
 def _init_embedding(embedding: nn.Embedding) -> None:

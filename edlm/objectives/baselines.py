@@ -10,7 +10,7 @@ from edlm.declaration import sequence, stage
 from edlm.models.denoisers import D3pmDenoiser, SeddDenoiser
 from edlm.objectives import losses
 from edlm.objectives.denoising import corruption
-from edlm.process import absorbing, noise, schedules
+from edlm.process import absorbing, noise, training_times
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
@@ -63,7 +63,7 @@ def _masked_on_grid(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Texts with masks at the start t of one of T equal steps, chosen uniformly: x_t, t, s and positions."""
     time_noise = noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1)
-    before = (schedules.stratified_times(time_noise, row, num_rows) * num_steps).floor()
+    before = (training_times.stratified_times(time_noise, row, num_rows) * num_steps).floor()
     t, s = (before + 1.0) / num_steps, before / num_steps
     mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
     padding = None if pad_id is None else x_0 == pad_id

@@ -14,7 +14,7 @@ from edlm.contracts import Denoiser
 from edlm.declaration import sequence, stage
 from edlm.models import autoregressive, denoisers
 from edlm.objectives import losses
-from edlm.process import absorbing, categorical, noise, schedules
+from edlm.process import absorbing, categorical, noise, schedules, training_times
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
@@ -118,7 +118,7 @@ def _masked(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Texts with masks (b, l), their times (b,), weights of the NELBO (b,), and the masks' flat positions (n,)."""
     time_noise = noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1)
-    t = schedules.stratified_times(time_noise, row, num_rows, time_low)
+    t = training_times.stratified_times(time_noise, row, num_rows, time_low)
     mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
     padding = None if pad_id is None else x_0 == pad_id
     x_t = absorbing.corrupt(x_0, schedule.alpha(t), mask_noise, mask_id, keep=padding)

@@ -14,7 +14,7 @@ from edlm.models import joint
 from edlm.models.denoisers import SubsDenoiser
 from edlm.objectives import contrastive as contrastive_objectives
 from edlm.objectives import denoising, losses, transition
-from edlm.process import noise, schedules
+from edlm.process import noise, training_times
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
@@ -104,7 +104,7 @@ def _at_state(
     """
     when, how_many = noise.uniforms(seed, row, step, Stream.TIME, count=2).unbind(-1)
     num_steps = transition.steps_between(fewest, most, how_many)
-    left = (schedules.stratified_times(when, row, num_rows) * (num_steps + 1)).floor()  # steps to go: 0..T
+    left = (training_times.stratified_times(when, row, num_rows) * (num_steps + 1)).floor()  # steps to go: 0..T
     maskable = torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
     reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
     masked_for = transition.steps_masked(reveal_noise, schedule, num_steps)

@@ -21,7 +21,7 @@ from edlm.contracts import Denoiser, Energy
 from edlm.declaration import stage
 from edlm.objectives import contrastive as contrastive_objectives
 from edlm.objectives import losses
-from edlm.process import absorbing, noise, schedules
+from edlm.process import absorbing, noise, training_times
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
@@ -80,7 +80,7 @@ def _before_step(
     maskable = torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
     picked = _nth(maskable, which)
     reveal_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
-    reveal_noise = reveal_noise.scatter(1, picked, schedules.stratified_times(when, row, num_rows).unsqueeze(-1))
+    reveal_noise = reveal_noise.scatter(1, picked, training_times.stratified_times(when, row, num_rows).unsqueeze(-1))
     masked_for = steps_masked(reveal_noise, schedule, num_steps)
     now = masked_for.gather(1, picked)
     x_t = torch.where(maskable & (masked_for <= now), mask_id, x_0)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from edlm.data.corpora import Blocks
+from edlm.data.pieces import Blocks
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation.draws import Score
 from edlm.process.schedules import Schedule

@@ -12,7 +12,7 @@ from edlm.evaluation.draws import Draws
 from edlm.likelihood.estimates import Estimate
 from edlm.models import denoisers
 from edlm.models.denoisers import SubsDenoiser
-from edlm.nn import networks
+from edlm.nn import starts
 from edlm.nn.networks import EnergyNetwork, JointNetwork
 from edlm.objectives import contrastive, joint, losses, transition
 from edlm.runs import files
@@ -52,9 +52,9 @@ class EnergyPlan(NamedTuple):
         sizes = {key: value for key, value in start.arguments.items() if key not in ("causal", "pad_id")}
         network = EnergyNetwork(**{**sizes, "dropout": settings["dropout"]}).to(_device(start))
         if settings["start_from"] == "denoiser":
-            networks.start_energy_from(network, start)
+            starts.start_energy_from(network, start)
         if settings["embedding"] == "shared":
-            networks.share_embedding(network, start)
+            starts.share_embedding(network, start)
         return network
 
     def energy(self, network: nn.Module) -> Any:
@@ -91,7 +91,7 @@ class JointPlan(NamedTuple):
         sizes = {key: value for key, value in start.arguments.items() if key != "causal"}
         own = {"dropout": settings["dropout"], "num_energy_layers": settings["num_energy_layers"]}
         network = JointNetwork(**{**sizes, **own}).to(_device(start))
-        networks.start_joint_from(network, start)
+        starts.start_joint_from(network, start)
         network.denoiser.requires_grad_(settings["denoiser_rate"] > 0.0)
         return network
 

@@ -15,8 +15,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import contracts
-from edlm.data import corpora
-from edlm.data.corpora import Rows
+from edlm.data import pieces
+from edlm.data.pieces import Rows
 from edlm.data.vocabulary import Vocabulary
 from edlm.likelihood import nelbo
 from edlm.nn import networks
@@ -180,7 +180,7 @@ class TrainingRun:
         settings = self.settings
         # Dropout, the one consumer of the global generator; every process has its own.
         torch.manual_seed((self.seed * 1_000_003 + self.step + (distributed.rank() << 48)) % 2**64)
-        chosen = corpora.batch_at(self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed)
+        chosen = pieces.batch_at(self.blocks, step=self.step, batch_size=settings["batch_size"], seed=self.seed)
         batch = chosen[contracts.X_0]
         self._num_tokens = int(nelbo.not_padding(batch, self.vocabulary.pad_id).sum())
         self._set_rates()
@@ -246,7 +246,7 @@ class TrainingRun:
 
     def _some_loss(self, rows: int) -> Tensor:
         """Give the loss of a small batch, for a forecast."""
-        x_0 = corpora.batch_at(self.blocks, step=self.step, batch_size=rows, seed=self.seed)[contracts.X_0]
+        x_0 = pieces.batch_at(self.blocks, step=self.step, batch_size=rows, seed=self.seed)[contracts.X_0]
         return self._loss(x_0.to(self.device), torch.arange(rows, device=self.device), rows, x_0.numel())
 
     def _go_on(self, state: Mapping[str, Any], average: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edlm.data.corpora import Blocks, Rows
+from edlm.data.pieces import Blocks, Rows
 from edlm.data.vocabulary import Vocabulary
 from edlm.runs import settings
 

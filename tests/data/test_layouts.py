@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edlm.contracts import X_0
-from edlm.data import corpora, vocabulary
+from edlm.data import pieces, vocabulary
 from edlm.data.layouts import TokenRows, rows
 from edlm.data.token_cache import Tokens, tokens
 
@@ -36,7 +36,7 @@ def test_packed_blocks_are_those_in_memory_and_the_last_one_reaches_back(
         return
     packed = rows(found, ids, length, "packed", False, "train")
     assert packed.shape == (len(packed), length) == (-(-total // length), length)
-    assert torch.equal(packed[: total // length], corpora.blocks(documents, ids, length, "train"))
+    assert torch.equal(packed[: total // length], pieces.blocks(documents, ids, length, "train"))
     assert torch.equal(packed[len(packed) - 1 :][0], found.at(torch.arange(total - length, total)))
     assert packed[:].dtype == torch.int64
 
@@ -99,10 +99,10 @@ def test_blocks_are_indexed_as_a_tensor_is(tmp_path: Path) -> None:
 
 def test_batches_from_disk_are_those_from_memory(tmp_path: Path) -> None:
     documents = [LETTERS * 12]
-    in_memory = corpora.blocks(documents, TEXT8, 8, "train")
+    in_memory = pieces.blocks(documents, TEXT8, 8, "train")
     packed = rows(on_disk(tmp_path, documents, TEXT8), TEXT8, 8, "packed", False, "train")
     for step in range(12):
-        one, other = (corpora.batch_at(b, step=step, batch_size=5, seed=1)[X_0] for b in (in_memory, packed))
+        one, other = (pieces.batch_at(b, step=step, batch_size=5, seed=1)[X_0] for b in (in_memory, packed))
         assert torch.equal(one, other)
 
 
@@ -110,10 +110,10 @@ def test_loading_a_batch_takes_little_time_whatever_the_size_of_the_set(tmp_path
     """32 blocks of 256 out of 100 million tokens: under 2 % of a step of `english27`, over a second on one core."""
     stream = torch.from_file(str(tmp_path / "tokens"), shared=True, size=100_000_000, dtype=torch.int16)
     packed = rows(Tokens(stream, torch.tensor([[0, len(stream)]])), TEXT8, 256, "packed", False, "train")
-    corpora.batch_at(packed, step=0, batch_size=32, seed=0)  # the epoch's order, drawn once
+    pieces.batch_at(packed, step=0, batch_size=32, seed=0)  # the epoch's order, drawn once
     seconds = []
     for step in range(1, 21):
         started = time.perf_counter()
-        corpora.batch_at(packed, step=step, batch_size=32, seed=0)
+        pieces.batch_at(packed, step=step, batch_size=32, seed=0)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.02

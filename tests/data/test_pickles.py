@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from edlm.data import corpora, datasets, vocabulary
+from edlm.data import datasets, pieces, vocabulary
 from edlm.process import schedules
 
 BPE = vocabulary.train_bpe(["a text of words, and more words"] * 3, 270)
@@ -66,7 +66,7 @@ def test_workers_that_are_spawned_read_the_same_blocks(tmp_path: Path) -> None:
 class Singly:
     """Rows one by one, as a loader asks for them."""
 
-    def __init__(self, rows: corpora.Rows) -> None:
+    def __init__(self, rows: pieces.Rows) -> None:
         self.rows = rows
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ import torch
 from builders import tiny_denoiser
 from torch import Tensor
 
-from edlm.data.corpora import Blocks
+from edlm.data.pieces import Blocks
 from edlm.evaluation import draws
 from edlm.evaluation.draws import Draws
 from edlm.likelihood import estimates

@@ -48,7 +48,7 @@ from edlm import contracts, samplers
 from edlm.data import vocabulary
 from edlm.likelihood import estimates
 from edlm.models import denoisers, joint
-from edlm.nn import folding, networks
+from edlm.nn import folding, starts
 from edlm.nn.networks import JointNetwork
 from edlm.objectives import joint as joint_objectives
 from edlm.objectives import losses
@@ -126,14 +126,14 @@ def texts(n: int, symbols: int = SYMBOLS, length: int = LENGTH, seed: int = 0) -
 def test_it_starts_as_the_denoiser_it_is_given_and_with_no_energy():
     denoiser = tiny_network(num_layers=2)
     network = JointNetwork(5, 8, **SIZES).double().eval()
-    networks.start_joint_from(network, denoiser)
+    starts.start_joint_from(network, denoiser)
     tokens, positions = torch.randint(0, 5, (3, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([1, 9])
     assert torch.equal(network(tokens), denoiser(tokens))
     assert torch.equal(network(tokens, None, positions), denoiser(tokens, None, positions))
     assert torch.equal(network.head(network(tokens)), denoiser.head(denoiser(tokens)))
     assert not network.scalars(network(tokens), network(tokens, None, positions), positions).any()
     with pytest.raises(ValueError, match=r"(?s)the joint network cannot start from the denoiser: .*size mismatch"):
-        networks.start_joint_from(JointNetwork(5, 8, **{**SIZES, "hidden_size": 32}), denoiser)
+        starts.start_joint_from(JointNetwork(5, 8, **{**SIZES, "hidden_size": 32}), denoiser)
 
 
 def test_the_energy_knows_what_is_new_and_padded_positions_are_zero():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edlm.benchmark import textbook_training
 from edlm.contracts import Network
-from edlm.nn import attention, blocks, folding, networks, rope
+from edlm.nn import attention, blocks, folding, rope, starts
 from edlm.nn.networks import EnergyNetwork, Transformer
 
 SIZES = {"vocab_size": 6, "max_length": 8, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8}
@@ -289,7 +289,7 @@ def test_valid_everywhere_is_no_restriction_and_valid_nowhere_is_finite():
 
 def test_an_energy_starts_from_a_copy_of_the_denoisers_embedding_and_trunk():
     net, energy = network(seed=1), energy_network(seed=2)
-    networks.start_energy_from(energy, net)
+    starts.start_energy_from(energy, net)
     for part in ("embedding", "trunk"):
         for mine, its in zip(getattr(energy, part).parameters(), getattr(net, part).parameters(), strict=True):
             assert torch.equal(mine, its)
@@ -299,7 +299,7 @@ def test_an_energy_starts_from_a_copy_of_the_denoisers_embedding_and_trunk():
 @pytest.mark.parametrize(("changes", "part"), [({"vocab_size": 7}, "embedding"), ({"num_layers": 1}, "trunk")])
 def test_an_energy_of_another_shape_is_refused(changes, part):
     with pytest.raises(ValueError, match=f"the energy's {part} cannot start"):
-        networks.start_energy_from(EnergyNetwork(**(SIZES | changes)), Transformer(**SIZES))
+        starts.start_energy_from(EnergyNetwork(**(SIZES | changes)), Transformer(**SIZES))
 
 
 # ---- Construction

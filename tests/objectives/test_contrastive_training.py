@@ -23,7 +23,7 @@ from edlm.data.vocabulary import characters
 from edlm.evaluation import contrast
 from edlm.likelihood import estimates, nelbo
 from edlm.models import denoisers, energies
-from edlm.nn import networks
+from edlm.nn import starts
 from edlm.nn.networks import EnergyNetwork, Transformer
 from edlm.objectives import batches, losses, transition
 from edlm.process import schedules
@@ -213,7 +213,7 @@ def test_padding_is_neither_masked_nor_scored_nor_read(tmp_path: Path) -> None:
 
 def test_a_shared_embedding_is_one_memory_and_takes_no_gradient():
     denoiser, energy = Transformer(5, 8, 16, 1, 2, 8), EnergyNetwork(5, 8, 16, 1, 2, 8)
-    networks.share_embedding(energy, denoiser)
+    starts.share_embedding(energy, denoiser)
     assert energy.embedding.weight.data_ptr() == denoiser.embedding.weight.data_ptr()
     with torch.no_grad():
         energy.scalar.weight.fill_(1.0)
@@ -221,12 +221,12 @@ def test_a_shared_embedding_is_one_memory_and_takes_no_gradient():
     assert energy.embedding.weight.grad is None
     assert energy.combine.weight.grad.abs().sum() > 0
     with pytest.raises(ValueError, match=r"embedding \(6, 16\) must have the denoiser's shape \(5, 16\)"):
-        networks.share_embedding(EnergyNetwork(6, 8, 16, 1, 2, 8), denoiser)
+        starts.share_embedding(EnergyNetwork(6, 8, 16, 1, 2, 8), denoiser)
 
 
 def test_an_energy_in_half_precision_leaves_the_embedding_of_its_denoiser_as_it_was():
     denoiser, energy = Transformer(5, 8, 16, 1, 2, 8), EnergyNetwork(5, 8, 16, 1, 2, 8)
-    networks.share_embedding(energy, denoiser)
+    starts.share_embedding(energy, denoiser)
     before = denoiser.embedding.weight.clone()
     Weights(energy, "data", PURE)
     assert energy.embedding.weight.dtype == torch.bfloat16

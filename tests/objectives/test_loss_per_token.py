@@ -21,7 +21,7 @@ from test_processes import denoiser, losses, run_in, same_run
 from torch import Tensor, nn
 
 from edlm import contracts
-from edlm.data import corpora, vocabulary
+from edlm.data import pieces, vocabulary
 from edlm.models import denoisers
 from edlm.nn import networks
 from edlm.objectives import baselines, batches, denoising
@@ -152,7 +152,7 @@ def rows_of(
     kind: str, blocks: Tensor, num_tokens: int, pad_id: int | None = PAD, dtype: torch.dtype = torch.float64
 ) -> TensorDict:
     """What the pipeline says of the first batch, row by row."""
-    x_0 = corpora.batch_at(blocks, step=0, batch_size=ROWS, seed=3)[contracts.X_0]
+    x_0 = pieces.batch_at(blocks, step=0, batch_size=ROWS, seed=3)[contracts.X_0]
     keyed = batches.training_batch(x_0, 3, torch.arange(ROWS), 0, ROWS, num_tokens)
     return stages_of(kind, network_of(kind).to(dtype), pad_id).train()(keyed)
 

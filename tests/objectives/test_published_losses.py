@@ -29,7 +29,7 @@ import edlm
 from edlm import contracts
 from edlm.nn.networks import Transformer
 from edlm.objectives import losses
-from edlm.process import categorical, schedules
+from edlm.process import categorical, schedules, training_times
 from edlm.process.schedules import Schedule
 
 CONTINUOUS = {
@@ -90,14 +90,14 @@ def test_importance_sampled_loss(case, variant):
     numbers, weights = golden(f"loss_{case}"), golden(f"dit_{case}")
     low = smallest_time(LOG_LINEAR)
     u = batch_of(numbers, LOG_LINEAR).t
-    t = schedules.importance_times(u, LOG_LINEAR, low)
+    t = training_times.importance_times(u, LOG_LINEAR, low)
     batch = batch_of(numbers, LOG_LINEAR, t=t)
     assert torch.equal(batch.x_t, numbers[f"{variant}.xt"])
     network = weights.network("sd.")
     told = ToldTime(network, u) if variant == "subs_cov_tc" else network
     with torch.no_grad():
         log_prob = log_probabilities(edlm.denoisers.subs(told, numbers.mask_id), batch)
-    weight = schedules.importance_weight(LOG_LINEAR, t, low)
+    weight = training_times.importance_weight(LOG_LINEAR, t, low)
     # The published weight lacks `log(1 - alpha(1))`, the upper end of the integral; its other end is float32.
     missing = -(1 - LOG_LINEAR.alpha(torch.ones((), dtype=F64))).log()
     assert 0 < missing / weight[0] < 2e-4

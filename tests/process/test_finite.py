@@ -20,7 +20,7 @@ from test_log import no_picture, tiny_run
 from torch import Tensor, nn
 
 import edlm
-from edlm.data import corpora, vocabulary
+from edlm.data import pieces, vocabulary
 from edlm.evaluation import figures, judges, scores
 from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import nelbo
@@ -334,7 +334,7 @@ def test_a_draw_of_no_law_is_a_token_at_no_probability(v: int, value: float, see
 
 
 def test_a_figure_that_is_no_number_names_its_model_and_its_texts() -> None:
-    texts = figures.TextSet("test", [corpora.Excerpt(torch.tensor([1, 2, 3]), 0)] * 2, 2, 6)
+    texts = figures.TextSet("test", [pieces.Excerpt(torch.tensor([1, 2, 3]), 0)] * 2, 2, 6)
     wrong = denoisers.subs(broken(tiny_network(), math.nan), MASK)
     score = scores.continuous(named.Diffusion(wrong, LINEAR, {}))
     with pytest.raises(ValueError, match=r"^denoiser on test: the denoiser gives nan for \d+ of \d+ tokens"):

@@ -20,7 +20,7 @@ from tensordict import TensorDict
 
 import edlm
 from edlm import contracts
-from edlm.process import absorbing, schedules
+from edlm.process import absorbing, schedules, training_times
 
 
 @dtypes
@@ -49,7 +49,7 @@ def test_the_published_code_has_no_polynomial_schedule_and_ours_is_exact_at_both
 @pytest.mark.parametrize("name", ["loglinear", "linear"])
 def test_importance_sampled_times(name):
     numbers, schedule = golden("noise"), SCHEDULES[name]
-    times = schedules.importance_times(numbers["t_f64"], schedule, smallest_time(schedule))
+    times = training_times.importance_times(numbers["t_f64"], schedule, smallest_time(schedule))
     # The ends of the published transform are float32 numbers: log(1 - exp(-1e-3)) keeps five digits.
     assert torch.allclose(times, numbers[f"{name}.is_transform_f64"], rtol=2e-5, atol=1e-6)
 
@@ -57,7 +57,7 @@ def test_importance_sampled_times(name):
 def test_importance_sampled_times_are_finite_where_the_published_ones_are_not():
     numbers, schedule = golden("noise"), SCHEDULES["linear_default"]  # sigma_min = 0
     assert not numbers["linear_default.is_transform_f64"].isfinite().all()
-    times = schedules.importance_times(numbers["t_f64"], schedule, low=1e-3)
+    times = training_times.importance_times(numbers["t_f64"], schedule, low=1e-3)
     assert times.isfinite().all()
     assert torch.allclose(times[[0, -1]], torch.tensor([1e-3, 1.0], dtype=F64))
 
@@ -69,9 +69,9 @@ def test_training_times(n, importance, antithetic):
     numbers = golden("sample_t")
     u, row = numbers[f"n{n}.u"].double(), torch.arange(n)
     # Without strata every row is a batch of its own.
-    t = schedules.stratified_times(u, row if antithetic else 0 * row, n if antithetic else 1, TIME_LOW)
+    t = training_times.stratified_times(u, row if antithetic else 0 * row, n if antithetic else 1, TIME_LOW)
     if importance:
-        t = schedules.importance_times(t, LOG_LINEAR, smallest_time(LOG_LINEAR))
+        t = training_times.importance_times(t, LOG_LINEAR, smallest_time(LOG_LINEAR))
     expected = numbers[f"n{n}.t_anti{int(antithetic)}_imp{int(importance)}_f64"]
     # i / n is float32 in the published code, and so are the ends of its transform.
     assert torch.allclose(t, expected, rtol=1e-5 if importance else 0.0, atol=5e-8)

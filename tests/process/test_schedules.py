@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import noise_schedules, step_grids, uniforms, unit_floats
 from torch import Tensor
 
-from edlm.process import schedules
+from edlm.process import schedules, training_times
 from edlm.process.schedules import Schedule
 
 EXACT = {
@@ -176,36 +176,36 @@ def test_the_chances_of_a_step_multiply_to_that_of_the_whole_grid(schedule, grid
 @given(st.integers(1, 32), st.sampled_from([0.0, 1e-3, 0.5]), st.data())
 def test_every_stratum_holds_one_time(num_rows, low, data):
     u = data.draw(uniforms(num_rows)).clamp(1e-9, 1 - 1e-9)
-    t = schedules.stratified_times(u, torch.arange(num_rows), num_rows, low)
+    t = training_times.stratified_times(u, torch.arange(num_rows), num_rows, low)
     assert ((t - low) / (1 - low) * num_rows).floor().long().sort().values.tolist() == list(range(num_rows))
     assert t.dtype == torch.float64
 
 
 @given(st.integers(1, 32), st.sampled_from([0.0, 1e-3, 0.5]), st.data())
 def test_times_lie_between_low_and_one_at_the_edges_of_the_uniforms_too(num_rows, low, data):
-    t = schedules.stratified_times(data.draw(uniforms(num_rows)), torch.arange(num_rows), num_rows, low)
+    t = training_times.stratified_times(data.draw(uniforms(num_rows)), torch.arange(num_rows), num_rows, low)
     assert ((t >= low) & (t <= 1.0)).all()
 
 
 @given(st.integers(2, 16), st.data())
 def test_a_split_batch_gets_the_times_of_the_undivided_one(num_rows, data):
     u, row, cut = data.draw(uniforms(num_rows)), torch.arange(num_rows), data.draw(st.integers(1, num_rows - 1))
-    parts = [schedules.stratified_times(u[part], row[part], num_rows) for part in (slice(cut), slice(cut, None))]
-    assert torch.equal(torch.cat(parts), schedules.stratified_times(u, row, torch.tensor(num_rows)))
+    parts = [training_times.stratified_times(u[part], row[part], num_rows) for part in (slice(cut), slice(cut, None))]
+    assert torch.equal(torch.cat(parts), training_times.stratified_times(u, row, torch.tensor(num_rows)))
 
 
 @every
 def test_importance_times_run_from_low_to_one(schedule):
-    t = schedules.importance_times(double([0.0, 1.0]), schedule, low=0.1)
+    t = training_times.importance_times(double([0.0, 1.0]), schedule, low=0.1)
     torch.testing.assert_close(t, double([0.1, 1.0]), rtol=0.0, atol=1e-7)
 
 
 @every
 def test_importance_times_are_as_dense_as_the_nelbo_weight_is_large(schedule):
     u = INSIDE.clone().requires_grad_()
-    t = schedules.importance_times(u, schedule, low=0.1)
+    t = training_times.importance_times(u, schedule, low=0.1)
     (per_u,) = torch.autograd.grad(t.sum(), u)
-    constant = schedules.importance_weight(schedule, t.detach(), low=0.1)
+    constant = training_times.importance_weight(schedule, t.detach(), low=0.1)
     torch.testing.assert_close(schedules.nelbo_weight(schedule, t.detach()) * per_u, constant, rtol=1e-5, atol=0.0)
     assert constant.shape == t.shape
 
@@ -224,9 +224,9 @@ def test_importance_times_are_as_dense_as_the_nelbo_weight_is_large(schedule):
         (lambda: schedules.polynomial(0.5), r"power = 0\.5"),
         (lambda: schedules.uniform_grid(0), r"num_steps = 0"),
         (lambda: schedules.cosine_grid(-3), r"num_steps = -3"),
-        (lambda: schedules.stratified_times(double([0.5]), torch.tensor([0]), 1, low=1.0), r"low = 1\.0"),
-        (lambda: schedules.importance_times(double([0.5]), schedules.cosine(), low=0.0), r"low = 0\.0"),
-        (lambda: schedules.importance_weight(schedules.cosine(), double([0.5]), low=1.0), r"low = 1\.0"),
+        (lambda: training_times.stratified_times(double([0.5]), torch.tensor([0]), 1, low=1.0), r"low = 1\.0"),
+        (lambda: training_times.importance_times(double([0.5]), schedules.cosine(), low=0.0), r"low = 0\.0"),
+        (lambda: training_times.importance_weight(schedules.cosine(), double([0.5]), low=1.0), r"low = 1\.0"),
     ],
 )
 def test_errors_name_the_key_and_the_value(call, message):

@@ -15,8 +15,8 @@ from gpt2_folder import CONTEXT
 from running import Runner, unless_given
 from torch import Tensor
 
-from edlm.data import corpora, vocabulary
-from edlm.data.corpora import Excerpt
+from edlm.data import corpora, pieces, vocabulary
+from edlm.data.pieces import Excerpt
 from edlm.evaluation import figures as text_figures
 from edlm.evaluation import judges
 from edlm.evaluation import samples as sample_figures
@@ -107,7 +107,7 @@ def by_name(card: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 def test_the_likelihood_of_an_ar_model_is_that_of_the_whole_text(run, folder: Path) -> None:
     """Every token once, the last partial excerpt and the last partial batch too, at any batch size."""
     network = checkpoints.load_as(Transformer, folder / "ar")
-    excerpts = corpora.excerpts([TEXT], ABC, LENGTH)
+    excerpts = pieces.excerpts([TEXT], ABC, LENGTH)
     with torch.no_grad():
         nats = sum(
             -autoregressive.ar_log_prob(network, e.tokens[None], ABC.mask_id, ABC.mask_id)[0, e.given :].double().sum()
@@ -157,7 +157,7 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     learned = energies.learned(folding.fold_conditioning(checkpoints.load_as(EnergyNetwork, folder / "energy")))
     ar = folding.fold_conditioning(checkpoints.load_as(Transformer, folder / "ar"))
     posterior, carry_over = (energies.residual_ar(ar, ABC.mask_id, ABC.mask_id, form) for form in (False, True))
-    texts = corpora.excerpts([TEXT], ABC, LENGTH)
+    texts = pieces.excerpts([TEXT], ABC, LENGTH)
     x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     options = {"num_particles": 3, "num_completions": 2, "window": (0.4, 1.0)}
@@ -178,7 +178,7 @@ def test_an_energy_of_transitions_has_a_bound_of_its_own(run, folder: Path) -> N
         folding.fold_conditioning(checkpoints.load_as(Transformer, folder / "denoiser")), ABC.mask_id
     )
     network = folding.fold_conditioning(checkpoints.load_as(EnergyNetwork, folder / "transition"))
-    texts = corpora.excerpts([TEXT], ABC, LENGTH)
+    texts = pieces.excerpts([TEXT], ABC, LENGTH)
     x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     energy = energies.learned_transition(network)
@@ -199,7 +199,7 @@ def test_a_denoiser_is_bounded_with_the_energy_that_it_has_in_itself(run, folder
     assert "chain_rule: transition_nelbo" in shown
     network = folding.fold_conditioning(checkpoints.load_as(Transformer, folder / "denoiser"))
     denoiser = denoisers.subs(network, ABC.mask_id)
-    texts = corpora.excerpts([TEXT], ABC, LENGTH)
+    texts = pieces.excerpts([TEXT], ABC, LENGTH)
     x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
     grid, keys = schedules.uniform_grid(4), (torch.tensor(0), torch.arange(6))
     parts = denoiser, chain_rule.energy(denoiser), schedules.log_linear(), grid, x_0
@@ -231,7 +231,7 @@ def test_a_joint_network_has_the_bounds_of_its_denoiser_and_of_its_own_sampler(r
     found = by_name(card)
     assert list(found) == [("joint", name) for name in ("nelbo", "t_step_nelbo", "transition_nelbo")]
     network = checkpoints.load_as(JointNetwork, folder / "joint").eval()
-    texts = corpora.excerpts([TEXT], ABC, LENGTH)
+    texts = pieces.excerpts([TEXT], ABC, LENGTH)
     x_0 = torch.stack([texts[number * len(texts) // 6].tokens for number in range(6)])
     keys = schedules.log_linear(), schedules.uniform_grid(4), x_0, torch.tensor(0), torch.arange(6)
     denoiser = denoisers.subs(network, ABC.mask_id)
@@ -313,7 +313,7 @@ def test_excerpts_between_bos_and_eos_score_the_text_alone(run, folder: Path, tm
     assert status == 0, error
     network = folding.fold_conditioning(checkpoints.load_as(Transformer, tmp_path / "special"))
     nats = 0.0
-    for excerpt in corpora.excerpts([TEXT], ids, LENGTH - 2):
+    for excerpt in pieces.excerpts([TEXT], ids, LENGTH - 2):
         x_0 = torch.cat([torch.tensor([ids.bos_id]), excerpt.tokens, torch.tensor([ids.eos_id])])
         with torch.no_grad():
             log_p = autoregressive.ar_log_prob(network, x_0[None], ids.mask_id, ids.bos_id)[0]
@@ -451,7 +451,7 @@ def test_bits_are_per_character_whatever_a_token_is() -> None:
 
 def test_characters_are_those_that_the_scored_tokens_spell() -> None:
     bpe = vocabulary.train_bpe(["the name the name the"] * 3, 265)
-    excerpts = corpora.excerpts(["the name", "the the"], bpe, 4)
+    excerpts = pieces.excerpts(["the name", "the the"], bpe, 4)
     texts = text_figures.choose("t", excerpts, None, bpe, 0)
     assert texts.tokens < texts.characters == len("the name") + len("the the"), "the end of a text spells nothing"
     some = text_figures.choose("t", 10 * excerpts, 3, bpe, 0)

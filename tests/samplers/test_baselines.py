@@ -13,7 +13,7 @@ from torch import Tensor
 from edlm import contracts
 from edlm.models import denoisers
 from edlm.objectives import losses
-from edlm.process import schedules
+from edlm.process import schedules, training_times
 
 F64 = torch.float64
 SYMBOLS, LENGTH, MASK = 3, 3, 3
@@ -240,11 +240,11 @@ def test_importance_times_follow_the_weight(name):
     """The mean of any function under the weight is the constant weight times its mean over these times."""
     schedule, low, n = SCHEDULES[name], 1e-2, 20_000
     middle = (torch.arange(n, dtype=F64) + 0.5) / n
-    times = schedules.importance_times(middle, schedule, low)
+    times = training_times.importance_times(middle, schedule, low)
     assert (times.diff() > 0).all()
     assert low <= times[0]
     assert times[-1] <= 1
-    ours = schedules.importance_weight(schedule, times, low)
+    ours = training_times.importance_weight(schedule, times, low)
     assert ours.shape == times.shape
     uniform = low + (1 - low) * middle
     weight = schedules.nelbo_weight(schedule, uniform) * (1 - low)
@@ -253,17 +253,17 @@ def test_importance_times_follow_the_weight(name):
 
 
 def test_importance_times_at_the_ends():
-    ends = schedules.importance_times(t(0.0, 1.0), schedules.log_linear(), low=0.25)
+    ends = training_times.importance_times(t(0.0, 1.0), schedules.log_linear(), low=0.25)
     torch.testing.assert_close(ends, t(0.25, 1.0))
-    weight = schedules.importance_weight(schedules.log_linear(), ends, low=0.25)
+    weight = training_times.importance_weight(schedules.log_linear(), ends, low=0.25)
     torch.testing.assert_close(weight, t(1.0, 1.0) * math.log(4))
 
 
 @pytest.mark.parametrize("low", [0.0, 1.0, -0.1])
 def test_importance_times_need_a_finite_weight(low):
     for build in (
-        lambda: schedules.importance_times(t(0.5), schedules.log_linear(), low),
-        lambda: schedules.importance_weight(schedules.log_linear(), t(0.5), low),
+        lambda: training_times.importance_times(t(0.5), schedules.log_linear(), low),
+        lambda: training_times.importance_weight(schedules.log_linear(), t(0.5), low),
     ):
         with pytest.raises(ValueError, match=f"low = {low}"):
             build()
