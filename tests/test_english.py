@@ -42,8 +42,6 @@ UNFINISHED: dict[str, int] = {
 }
 BARE: dict[str, int] = {
     "edlm.data.vocabulary": 5,
-    "edlm.samplers.pipelines": 3,
-    "edlm.weights.checkpoints": 11,
 }
 
 

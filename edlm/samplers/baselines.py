@@ -22,6 +22,7 @@ from edlm.process import absorbing, categorical, finite, noise, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 from edlm.samplers import pipelines
+from edlm.samplers.kernel import check_evaluating, device_of
 
 LogLaw = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -86,8 +87,8 @@ def sample(
         raise ValueError(
             f"length = {length} must lie in 1..{denoiser.max_length}, the longest the network was built for"
         )
-    pipelines.check_evaluating(kernel.step)
-    device = pipelines.device_of(kernel.step)
+    check_evaluating(kernel.step)
+    device = device_of(kernel.step)
     tokens = absorbing.starting_tokens(num_samples, length, denoiser.mask_id, denoiser.vocab_size, prompt, device)
     row = torch.arange(first_row, first_row + num_samples, device=device)
     passes = torch.zeros_like(row)

@@ -5,12 +5,13 @@ kernel keeps no state and draws no number itself. `samplers.kernel_of` builds on
 """
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Positions
@@ -104,3 +105,15 @@ def of_rows(positions: Tensor, rows: Tensor, b: int, l: int) -> tuple[Tensor, Te
 def padded(indices: Tensor, pad: Callable[[int], int], fill: int) -> Tensor:
     """Fill indices (n,) up to as many as `pad` wants."""
     return torch.cat([indices, indices.new_full((pad(len(indices)) - len(indices),), fill)])
+
+
+def device_of(step: nn.Module) -> torch.device:
+    """Return where the parameters and buffers are; the CPU if there are none."""
+    return next((each.device for each in chain(step.parameters(), step.buffers())), torch.device("cpu"))
+
+
+def check_evaluating(step: nn.Module) -> None:
+    """Raise ValueError naming the first dropout that is on."""
+    for name, module in step.named_modules():
+        if isinstance(module, nn.Dropout) and module.training and module.p > 0.0:
+            raise ValueError(f"dropout is on at {name}: call .eval() on the networks before sampling")

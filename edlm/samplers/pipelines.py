@@ -7,12 +7,11 @@ follows from them, so nothing inside the loop waits for the device, and a row th
 import html
 from collections.abc import Callable
 from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from edlm import contracts
@@ -20,7 +19,7 @@ from edlm.process import absorbing, finite, noise, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
 from edlm.samplers import sampler as samplers
-from edlm.samplers.kernel import Kernel
+from edlm.samplers.kernel import Kernel, check_evaluating, device_of
 from edlm.samplers.sampler import Sampler
 
 Callback = Callable[[TensorDict, TensorDict], None]
@@ -258,23 +257,28 @@ def _run(
 
 
 def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
-    """Return what `sample` starts from, on the pipeline's device; see `absorbing.starting_tokens`."""
+    """Return what `sample` starts from, on the pipeline's device; see `absorbing.starting_tokens`.
+
+    Args:
+        pipeline: a sampler and a length, l.
+        num_samples: how many texts, b.
+        prompt: see `sample`.
+
+    Returns:
+        Tokens (b, l).
+
+    Example:
+        >>> import edlm
+        >>> from edlm.likelihood import hidden_markov
+        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
+        >>> pipeline = edlm.pipelines.pipeline(edlm.samplers.Sampler(denoiser), length=4)
+        >>> edlm.pipelines.starting_tokens(pipeline, 1, None).tolist()
+        [[3, 3, 3, 3]]
+    """
     denoiser = pipeline.kernel.denoiser
     return absorbing.starting_tokens(
         num_samples, pipeline.length, denoiser.mask_id, denoiser.vocab_size, prompt, pipeline.device
     )
-
-
-def device_of(step: nn.Module) -> torch.device:
-    """Return where the parameters and buffers are; the CPU if there are none."""
-    return next((each.device for each in chain(step.parameters(), step.buffers())), torch.device("cpu"))
-
-
-def check_evaluating(step: nn.Module) -> None:
-    """Raise ValueError naming the first dropout that is on."""
-    for name, module in step.named_modules():
-        if isinstance(module, nn.Dropout) and module.training and module.p > 0.0:
-            raise ValueError(f"dropout is on at {name}: call .eval() on the networks before sampling")
 
 
 def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:

@@ -2,8 +2,8 @@
 
 A network folder holds `network.json` (class, arguments, what it was trained on, hashes of the other files),
 `network.safetensors` and the files of its vocabulary. A run folder holds `checkpoints/step_<n>/`, each a network folder
-with the state of its training,
-`checkpoints/last.json`, which names the newest whole one, and `checkpoints/best.json`, where a run keeps the best one.
+with the state of its training, `checkpoints/last.json`, which names the newest whole one, and `checkpoints/best.json`,
+where a run keeps the best one.
 Everything is written under a temporary name first and renamed, so a crash or a full disk leaves the earlier checkpoint
 as it was. Checkpoints that no `last.json` names are lost from sight, and are refused; those of a run that was cut off
 in its first save are known by `checkpoints/first.json`, which stands there only during that save.
@@ -25,16 +25,29 @@ from edlm.process import finite
 from edlm.weights import permitted, pointers, tensors, whole
 
 N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
-HASHES = "sha256"  # the key of both json files under which hashes stand
-OWN_KEYS = frozenset({"class", "arguments", "vocabulary", HASHES})  # of `network.json`, which are no notes
+OWN_KEYS = frozenset({"class", "arguments", "vocabulary", tensors.HASHES})  # of `network.json`, which are no notes
 _WEIGHTS, _STATE = "network.safetensors", "training.safetensors"
-_TENSOR = "tensor:"  # prefix of a name that stands for a tensor in the json of a training state
 
 
 def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
-    """Write a network folder that is new; `notes` are kept in `network.json` (step, corpus, ...).
+    """Write a network folder that is new.
 
-    Raises ValueError naming the folder if it cannot be written, with nothing left of it.
+    Args:
+        folder: where it is to be.
+        network: of a class that can be saved.
+        vocabulary: that it was trained on.
+        notes: what else `network.json` keeps (step, corpus, ...).
+
+    Raises:
+        ValueError: naming the folder if it cannot be written, with nothing left of it.
+
+    Example:
+        >>> import edlm, pathlib, tempfile
+        >>> network = edlm.networks.Transformer(3, max_length=8, hidden_size=16, num_layers=1, num_heads=2)
+        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "network"
+        >>> edlm.checkpoints.save_network(folder, network, edlm.vocabulary.characters("ab"), {"step": 5})
+        >>> edlm.checkpoints.read_description(folder)["step"]
+        5
     """
     whole.write_folder(Path(folder), lambda target: _fill_network(target, network, vocabulary, notes))
 
@@ -42,10 +55,26 @@ def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes
 def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify: bool = True) -> nn.Module:
     """Build the network of a network folder, or of the newest checkpoint of a run folder, in eval mode.
 
-    verify: whether the weights and the arguments have to be those whose hashes stand in `network.json`.
-    Raises ValueError naming the file if it is missing, broken, of an unknown class, with arguments that the class does
-    not take, of other shapes than its `network.json` says, changed since it was saved, not of finite floats, or trained
-    on another vocabulary than the one given.
+    Args:
+        path: the folder.
+        vocabulary: that it has to be trained on; None: any.
+        verify: whether weights and arguments have to be those whose hashes stand in `network.json`.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: naming the file if it is missing, broken, of an unknown class, with arguments that the class does
+            not take, of other shapes than its `network.json` says, changed since it was saved, not of finite floats, or
+            trained on another vocabulary than the one given.
+
+    Example:
+        >>> import edlm, pathlib, tempfile
+        >>> network = edlm.networks.Transformer(3, max_length=8, hidden_size=16, num_layers=1, num_heads=2)
+        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "network"
+        >>> edlm.checkpoints.save_network(folder, network, edlm.vocabulary.characters("ab"), {})
+        >>> edlm.checkpoints.load_network(folder).max_length
+        8
     """
     folder = find_network(path)
     description = read_description(folder)
@@ -61,15 +90,15 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify:
             outline = cls(**description["arguments"])
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{folder}/network.json: its arguments make no {cls.__name__} ({error})") from error
-    _require_shapes(outline, folder / _WEIGHTS)
+    tensors.require_shapes(outline, folder / _WEIGHTS)
     bos_id, size = description.get("bos_id"), description["arguments"].get("vocab_size")
     if bos_id is not None and bos_id >= size:
         raise ValueError(f"{folder}/network.json: bos_id = {bos_id} must be an id below vocab_size = {size}")
     weights = tensors.unwrapped(tensors.read_safetensors(folder / _WEIGHTS), folder / _WEIGHTS)
     if verify:
-        _verify(folder, description, _WEIGHTS, *(name for name in Vocabulary.FILES if (folder / name).is_file()))
+        tensors.verify(folder, description, _WEIGHTS, *(name for name in Vocabulary.FILES if (folder / name).is_file()))
         arguments = tensors.digest([description["class"], description["arguments"]])
-        tensors.require_hash(arguments, _hashes(folder, description).get("arguments"), folder / "network.json")
+        tensors.require_hash(arguments, tensors.hashes(folder, description).get("arguments"), folder / "network.json")
     finite.require_weights(weights, folder / _WEIGHTS)
     network = cls(**description["arguments"])
     network.load_state_dict(weights)
@@ -77,7 +106,26 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify:
 
 
 def load_as(cls: type[N], path: str | Path, vocabulary: Vocabulary | None = None, verify: bool = True) -> N:
-    """Load a network of a known class as `load_network` does. Raises ValueError, too, if it is of another."""
+    """Load a network of a known class.
+
+    Args:
+        cls: the class that it has to be of.
+        path: as for `load_network`, and so are the others.
+        vocabulary: see `load_network`.
+        verify: see `load_network`.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: as `load_network` does, and for a network of another class.
+
+    Example:
+        >>> import edlm
+        >>> edlm.checkpoints.load_as(edlm.networks.Transformer, "nowhere")
+        Traceback (most recent call last):
+        ValueError: nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run)
+    """
     network = load_network(path, vocabulary, verify)
     if not isinstance(network, cls):
         raise ValueError(f"{path} holds a network of class {type(network).__name__}, not {cls.__name__}")
@@ -85,19 +133,47 @@ def load_as(cls: type[N], path: str | Path, vocabulary: Vocabulary | None = None
 
 
 def load_vocabulary_of(path: str | Path, verify: bool = True) -> Vocabulary:
-    """Load the vocabulary of a network folder or run folder, its files compared with their hashes.
+    """Load the vocabulary of a network folder or run folder. Raises ValueError for a file missing, broken or changed.
 
-    Raises ValueError naming the file that is missing, broken or changed.
+    Args:
+        path: the folder.
+        verify: whether its files are compared with their hashes.
+
+    Returns:
+        The vocabulary.
+
+    Example:
+        >>> import edlm, pathlib, tempfile
+        >>> network = edlm.networks.Transformer(3, max_length=8, hidden_size=16, num_layers=1, num_heads=2)
+        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "network"
+        >>> edlm.checkpoints.save_network(folder, network, edlm.vocabulary.characters("ab"), {})
+        >>> edlm.checkpoints.load_vocabulary_of(folder).size
+        3
     """
     folder = find_network(path)
     found = load_vocabulary(folder)
     if verify:
-        _verify(folder, read_description(folder), *Vocabulary.FILES)
+        tensors.verify(folder, read_description(folder), *Vocabulary.FILES)
     return found
 
 
 def require_same_vocabulary(first: str | Path, second: str | Path) -> None:
-    """Raise ValueError, naming both folders and what differs, unless two networks give every text the same ids."""
+    """Refuse two networks that do not give every text the same ids.
+
+    Args:
+        first: a network folder or run folder.
+        second: another one.
+
+    Raises:
+        ValueError: naming both folders and what differs.
+
+    Example:
+        >>> import edlm, pathlib, tempfile
+        >>> network = edlm.networks.Transformer(3, max_length=8, hidden_size=16, num_layers=1, num_heads=2)
+        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "network"
+        >>> edlm.checkpoints.save_network(folder, network, edlm.vocabulary.characters("ab"), {})
+        >>> edlm.checkpoints.require_same_vocabulary(folder, folder)
+    """
     one, other = load_vocabulary_of(first), load_vocabulary_of(second)
     if one.fingerprint == other.fingerprint:
         return
@@ -110,7 +186,23 @@ def require_same_vocabulary(first: str | Path, second: str | Path) -> None:
 
 
 def find_network(path: str | Path) -> Path:
-    """Find the network folder that a path stands for: itself, or a run's newest checkpoint; ValueError if neither."""
+    """Find the network folder that a path stands for.
+
+    Args:
+        path: a network folder, or a run folder.
+
+    Returns:
+        The folder itself, or the run's newest checkpoint.
+
+    Raises:
+        ValueError: if it is neither.
+
+    Example:
+        >>> import edlm
+        >>> edlm.checkpoints.find_network("nowhere")
+        Traceback (most recent call last):
+        ValueError: nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run)
+    """
     path = Path(path)
     if (path / "network.json").is_file():
         return path
@@ -121,12 +213,27 @@ def find_network(path: str | Path) -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read `network.json`: class, arguments, vocabulary fingerprint, hashes and notes; nothing it names is called.
+    """Read `network.json`. Nothing it names is called.
 
-    Raises ValueError naming the file, and for a note that names what is not in the tables of `permitted`.
+    Args:
+        folder: of the network.
+
+    Returns:
+        Class, arguments, vocabulary fingerprint, hashes and notes.
+
+    Raises:
+        ValueError: naming the file, and for a note that names what is not in the tables of `permitted`.
+
+    Example:
+        >>> import edlm, pathlib, tempfile
+        >>> network = edlm.networks.Transformer(3, max_length=8, hidden_size=16, num_layers=1, num_heads=2)
+        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "network"
+        >>> edlm.checkpoints.save_network(folder, network, edlm.vocabulary.characters("ab"), {})
+        >>> edlm.checkpoints.read_description(folder)["class"]
+        'Transformer'
     """
     description = whole.read_json(folder / "network.json")
-    missing = OWN_KEYS - {HASHES} - set(description)
+    missing = OWN_KEYS - {tensors.HASHES} - set(description)
     if missing:
         raise ValueError(f"{folder}/network.json: lacks {', '.join(sorted(missing))}")
     permitted.check_notes(description, f"{folder}/network.json")
@@ -145,9 +252,28 @@ def save_checkpoint(
 ) -> Path:
     """Add `checkpoints/step_<n>` to a run and make it the newest; older ones beyond `keep_last` are removed after.
 
-    state: nested dicts and lists of tensors and plain values, the training state. best: `step` of the best checkpoint
-    and its `loss`, which is kept beside the last ones and named in `best.json`; None: as it was. Raises ValueError
-    naming the folder, and the checkpoint that is still good, if it cannot be written.
+    Raises ValueError naming the folder, and the checkpoint that is still good, if it cannot be written.
+
+    Args:
+        run: the run folder.
+        step: n.
+        network: as for `save_network`, and so are the next two.
+        vocabulary: see `save_network`.
+        notes: see `save_network`.
+        state: nested dicts and lists of tensors and plain values, the training state.
+        keep_last: how many of the newest are kept.
+        best: `step` of the best checkpoint and its `loss`, which is kept beside the last ones and named in `best.json`;
+            None: as it was.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Example:
+        >>> import edlm, pathlib, tempfile
+        >>> network = edlm.networks.Transformer(3, max_length=8, hidden_size=16, num_layers=1, num_heads=2)
+        >>> run = pathlib.Path(tempfile.mkdtemp())
+        >>> edlm.checkpoints.save_checkpoint(run, 5, network, edlm.vocabulary.characters("ab"), {}, {"step": 5}).name
+        'step_00000005'
     """
     folder = run / "checkpoints" / f"step_{step:08d}"
 
@@ -171,10 +297,21 @@ def save_checkpoint(
 
 
 def last_checkpoint(run: str | Path) -> Path | None:
-    """Find the newest whole checkpoint of a run folder, None if it has none.
+    """Find the newest whole checkpoint of a run folder.
 
     Raises ValueError, which says what to do, if `last.json` is damaged, names what is gone, or is missing beside
     checkpoints.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The folder of the checkpoint, None if there is none.
+
+    Example:
+        >>> import edlm, tempfile
+        >>> print(edlm.checkpoints.last_checkpoint(tempfile.mkdtemp()))
+        None
     """
     pointer = Path(run) / "checkpoints" / pointers.LAST
     newest = pointers.pointed(pointer)
@@ -184,24 +321,50 @@ def last_checkpoint(run: str | Path) -> Path | None:
 
 
 def best_checkpoint(run: str | Path) -> Path | None:
-    """Find the checkpoint of the least held-out loss, None if there is none; errors as of `last_checkpoint`."""
+    """Find the checkpoint of the least held-out loss; errors as of `last_checkpoint`.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The folder of the checkpoint, None if there is none.
+
+    Example:
+        >>> import edlm, tempfile
+        >>> print(edlm.checkpoints.best_checkpoint(tempfile.mkdtemp()))
+        None
+    """
     return pointers.pointed(Path(run) / "checkpoints" / pointers.BEST)
 
 
 def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
     """Load the training state of a checkpoint, as it was saved.
 
-    verify: whether it has to be what the hashes in `training.json` say. Raises ValueError naming the file that is
-    missing, broken or changed.
+    Args:
+        folder: of the checkpoint.
+        verify: whether it has to be what the hashes in `training.json` say.
+
+    Returns:
+        The state.
+
+    Raises:
+        ValueError: naming the file that is missing, broken or changed.
+
+    Example:
+        >>> import edlm, pathlib, tempfile
+        >>> network = edlm.networks.Transformer(3, max_length=8, hidden_size=16, num_layers=1, num_heads=2)
+        >>> run, vocabulary = pathlib.Path(tempfile.mkdtemp()), edlm.vocabulary.characters("ab")
+        >>> edlm.checkpoints.load_state(edlm.checkpoints.save_checkpoint(run, 5, network, vocabulary, {}, {"step": 5}))
+        {'step': 5}
     """
     file = folder / "training.json"
     record = whole.read_json(file)
     values = tensors.read_safetensors(folder / _STATE)
     if verify:
-        _verify(folder, record, _STATE)
-        tensors.require_hash(tensors.digest(record.get("state")), _hashes(folder, record).get("state"), file)
+        tensors.verify(folder, record, _STATE)
+        tensors.require_hash(tensors.digest(record.get("state")), tensors.hashes(folder, record).get("state"), file)
     try:
-        state = _decode(record["state"], values)
+        state = tensors.decode(record["state"], values)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: its key 'state' holds no training state ({_said(error)})") from error
     if not isinstance(state, dict):
@@ -222,70 +385,16 @@ def _fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, note
     saved = {"class": type(plain).__name__, "arguments": plain.arguments, "vocabulary": vocabulary.fingerprint}
     hashes = {name: tensors.sha256(target / name) for name in (_WEIGHTS, *Vocabulary.FILES)}
     hashes["arguments"] = tensors.digest([saved["class"], json.loads(json.dumps(saved["arguments"]))])
-    whole.write_json(target / "network.json", {**saved, **notes, HASHES: hashes})
+    whole.write_json(target / "network.json", {**saved, **notes, tensors.HASHES: hashes})
 
 
 def _fill_state(target: Path, state: Mapping[str, Any]) -> None:
     values: dict[str, Tensor] = {}
-    encoded = _encode(state, values)
+    encoded = tensors.encode(state, values)
     save_file(values, target / _STATE)
     hashes = {_STATE: tensors.sha256(target / _STATE), "state": tensors.digest(encoded)}
-    whole.write_json(target / "training.json", {"state": encoded, HASHES: hashes})
-
-
-def _hashes(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The hashes that a json file of the folder holds, none in a folder of an earlier version."""
-    found = record.get(HASHES, {})
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder}: {HASHES} = {found!r} must be a section of hashes by name")
-    return found
-
-
-def _verify(folder: Path, record: Mapping[str, Any], *names: str) -> None:
-    """Raise ValueError for the first of these files that is not what its hash in the json file says."""
-    hashes = _hashes(folder, record)
-    for name in names:
-        if name in hashes:
-            tensors.require_hash(tensors.sha256(folder / name), hashes[name], folder / name)
-
-
-def _require_shapes(outline: nn.Module, file: Path) -> None:
-    """Raise ValueError naming each parameter that the file lacks, has beside, or has in another shape."""
-    expected = {name: tuple(value.shape) for name, value in outline.state_dict().items()}
-    found = tensors.unwrapped(tensors.shapes(file), file)
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name} is not known" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} has shape {found[name]}, not {expected[name]}"
-        for name in expected.keys() & found.keys()
-        if found[name] != expected[name]
-    ]
-    if problems:
-        raise ValueError(f"{file}: {'; '.join(sorted(problems)[:5])}")
-
-
-def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Plain json for a nested value; tensors go into `tensors` and leave their name behind."""
-    if isinstance(value, Tensor):
-        name = f"{_TENSOR}{len(tensors)}"
-        tensors[name] = value.detach().cpu().contiguous().clone()
-        return name
-    if isinstance(value, Mapping):
-        return {"pairs": [[key, _encode(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_encode(item, tensors) for item in value]
-    return value
+    whole.write_json(target / "training.json", {"state": encoded, tensors.HASHES: hashes})
 
 
 def _said(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        return {key: _decode(item, tensors) for key, item in value["pairs"]}
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if isinstance(value, str) and value.startswith(_TENSOR):
-        return tensors[value]
-    return value

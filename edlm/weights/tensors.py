@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from edlm import limits
 from edlm.runs.environment import UNVERIFIED
 
+HASHES = "sha256"  # the key of both json files under which hashes stand
 _WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 T = TypeVar("T")
 _LENGTH_BYTES = 8  # of a safetensors file, in which it says how long its header is
+_TENSOR = "tensor:"  # prefix of a name that stands for a tensor in the json of a training state
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -103,3 +105,58 @@ def require_hash(found: str, recorded: Any, file: Path) -> None:
             f"{file}: damaged or exchanged since it was saved: its sha256 is {found[:12]}, and was "
             f"{str(recorded)[:12]}; verify=false ({UNVERIFIED}=1) reads it all the same"
         )
+
+
+def hashes(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read the hashes that a json file of the folder holds, none in a folder of an earlier version."""
+    found = record.get(HASHES, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder}: {HASHES} = {found!r} must be a section of hashes by name")
+    return found
+
+
+def verify(folder: Path, record: Mapping[str, Any], *names: str) -> None:
+    """Raise ValueError for the first of these files that is not what its hash in the json file says."""
+    recorded = hashes(folder, record)
+    for name in names:
+        if name in recorded:
+            require_hash(sha256(folder / name), recorded[name], folder / name)
+
+
+def require_shapes(outline: nn.Module, file: Path) -> None:
+    """Raise ValueError naming each parameter that the file lacks, has beside, or has in another shape."""
+    expected = {name: tuple(value.shape) for name, value in outline.state_dict().items()}
+    found = unwrapped(shapes(file), file)
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is not known" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} has shape {found[name]}, not {expected[name]}"
+        for name in expected.keys() & found.keys()
+        if found[name] != expected[name]
+    ]
+    if problems:
+        raise ValueError(f"{file}: {'; '.join(sorted(problems)[:5])}")
+
+
+def encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Make plain json of a nested value; tensors go into `tensors` and leave their name behind."""
+    if isinstance(value, Tensor):
+        name = f"{_TENSOR}{len(tensors)}"
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return name
+    if isinstance(value, Mapping):
+        return {"pairs": [[key, encode(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [encode(item, tensors) for item in value]
+    return value
+
+
+def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Restore the nested value that `encode` made plain."""
+    if isinstance(value, dict):
+        return {key: decode(item, tensors) for key, item in value["pairs"]}
+    if isinstance(value, list):
+        return [decode(item, tensors) for item in value]
+    if isinstance(value, str) and value.startswith(_TENSOR):
+        return tensors[value]
+    return value

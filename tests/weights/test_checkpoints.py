@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edlm.data import vocabulary
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import networks
-from edlm.weights import checkpoints
+from edlm.weights import checkpoints, tensors
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def equal(a: object, b: object) -> bool:
 
 @given(state=st.dictionaries(st.text(max_size=3), trees, max_size=3))
 def test_any_training_state_comes_back_as_it_was(state: dict[str, object]) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    encoded = json.loads(json.dumps(checkpoints._encode(state, tensors)))
-    assert equal(checkpoints._decode(encoded, tensors), state)
+    values: dict[str, torch.Tensor] = {}
+    encoded = json.loads(json.dumps(tensors.encode(state, values)))
+    assert equal(tensors.decode(encoded, values), state)
 
 
 def test_the_newest_checkpoint_of_a_run_is_found_and_old_ones_go(tmp_path: Path, characters: Vocabulary) -> None:
