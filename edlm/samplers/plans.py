@@ -16,6 +16,7 @@ from torch import Tensor
 from edlm.process import absorbing, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.schedules import Schedule
+from edlm.samplers import registries
 
 
 class Expected(NamedTuple):
@@ -208,10 +209,8 @@ PLANS: dict[str, Callable[..., Plan]] = {}
 
 
 def register(plan: Any) -> None:
-    """Give a class of plans its own `name` in configs. Raises ValueError for a name that is taken."""
-    if plan.name in PLANS:
-        raise ValueError(f"plan {plan.name!r} is registered already")
-    PLANS[plan.name] = plan
+    """Give a class of plans its own `name` in configs. Raises ValueError for a name that another one has."""
+    registries.put(PLANS, "plan", plan.name, plan)
 
 
 register(Grid)

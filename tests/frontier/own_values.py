@@ -12,10 +12,9 @@ from torch import Tensor
 from edlm import contracts
 from edlm.contracts import Denoiser
 from edlm.models import energies
-from edlm.process import passes
 from edlm.process.absorbing import RevealPlan
 from edlm.process.schedules import Schedule
-from edlm.samplers import corrections, plans, selections
+from edlm.samplers import corrections, passes, plans, selections
 from edlm.samplers.corrections import Parts
 from edlm.samplers.plans import Expected, TokensPerPass
 from edlm.samplers.selections import Selection
