@@ -21,7 +21,7 @@ def put(registry: dict[str, V], of: str, name: str, value: V) -> V:
 
 
 def _origin(value: Any) -> Hashable:
-    """Where a class or function is defined, by names that outlast another import; of a value, its first function's."""
+    """Say where a function or class is defined, by names that outlast an import; of a value, its first function."""
     if isinstance(value, partial):
         return _origin(value.func)
     if hasattr(value, "__qualname__"):
