@@ -18,7 +18,7 @@ from edlm.models import energies
 from edlm.models.drafts import ENERGY_KEYS, drafts, fill_half, mix_rows, only_particle, only_rows, pad_positions
 from edlm.process import noise, schedules
 from edlm.process.noise import Stream
-from edlm.samplers import corrections, execution, pipelines, plans
+from edlm.samplers import corrections, execution, pipelines, plans, selections
 from edlm.samplers.sampler import Sampler
 
 _DENOISER_KEYS = (contracts.X_T, contracts.T, contracts.POSITIONS)
@@ -251,7 +251,7 @@ def _check_constant(
     texts = []
     for each in (energy, _Shifted(energy)):
         correction = corrections.OfEnergy(each, energies.scopes_of(energy)[0])
-        sampler = Sampler(denoiser, plans.Grid(2), correction=correction, candidates=k, selection="imh")
+        sampler = Sampler(denoiser, plans.Grid(2), correction=correction, candidates=k, selection=selections.IMH)
         pipeline = pipelines.pipeline(sampler, length)
         prompt = torch.full((length,), mask_id, device=device)
         texts.append(pipelines.sample(pipeline, rows, seed=seed, prompt=prompt)["tokens"])

@@ -172,7 +172,7 @@ def test_positions_of_other_rows_may_not_matter() -> None:
 
 def test_a_constant_is_checked_with_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = selections.Selection("imh", lambda log_w, u: (log_w.exp() > 0.1).long().argmax(-1))
-    monkeypatch.setitem(selections.SELECTIONS, "imh", broken)
+    monkeypatch.setattr(selections, "IMH", broken)
     with pytest.raises(AssertionError, match="a constant per row changes no sample; rows"):
         testing.check_energy(of(mean_token), V, MASK)
 

@@ -1,4 +1,4 @@
-"""What a sampler gives an energy or a denoiser, made of keyed noise, and the same inputs with one thing changed."""
+"""Inputs of energies and denoisers as a sampler makes them, of keyed noise, and the same with one thing changed."""
 
 import torch
 from tensordict import TensorDict
@@ -93,7 +93,7 @@ def mix_rows(inputs: TensorDict, other: TensorDict, i: int, mask_id: int) -> Ten
 
 
 def pad_positions(inputs: TensorDict) -> TensorDict:
-    """Append three positions that are padding."""
+    """Add three positions that are padding."""
     positions = inputs[contracts.POSITIONS]
     padding = positions.new_full((3,), inputs[contracts.X_T].numel())
     return inputs.clone().set(contracts.POSITIONS, torch.cat([positions, padding]))

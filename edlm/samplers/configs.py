@@ -26,8 +26,9 @@ from edlm.samplers.plans import Grid, TokensPerPass
 from edlm.samplers.rounds import UntilEss
 from edlm.samplers.sampler import Proposal, Sampler
 
+TOGETHER = TokensPerPass.name  # its short key is called as the plan is
 # What a factory that takes it is given, where its section does not say it.
-OFFERED = ("num_steps", "tokens_per_pass", "temperature", "vocabulary", "denoiser", "schedule", "mask_id")
+OFFERED = ("num_steps", TOGETHER, "temperature", "vocabulary", "denoiser", "schedule", "mask_id")
 COMPONENT = schemas.component(offered=OFFERED)
 _PLAIN: dict[str, Any] = {"candidates": 1, "selection": selections.SIR.name, "window": [0.0, 1.0]}
 
@@ -137,9 +138,9 @@ def of_short_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     own, steps = settings.get("sampler", {}), settings["num_steps"]
     most, least_ess = settings.get("num_particles", 1), settings.get("target_ess")
-    together = settings.get("tokens_per_pass", 1)
+    together = settings.get(TOGETHER, 1)
     if steps is not None and together > 1 and "plan" not in own:
-        raise ValueError(f"tokens_per_pass = {together} needs num_steps = null, not {steps}")
+        raise ValueError(f"{TOGETHER} = {together} needs num_steps = null, not {steps}")
     grid = {"name": Grid.name, "num_steps": steps}
     short: dict[str, Any] = {
         "plan": {"name": TokensPerPass.name, "count": together} if steps is None else grid,
@@ -161,7 +162,7 @@ def of_short_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def offers(settings: Mapping[str, Any], **others: Any) -> dict[str, Any]:
     """Collect what a component can take of a recipe's short keys, and of what else the recipe has."""
-    keys = {"num_steps": "num_steps", "tokens_per_pass": "tokens_per_pass", "temperature": "energy_temperature"}
+    keys = {"num_steps": "num_steps", TOGETHER: TOGETHER, "temperature": "energy_temperature"}
     told = {name: settings.get(key) for name, key in keys.items()}
     return {name: value for name, value in {**told, **others}.items() if value is not None}
 
@@ -349,7 +350,7 @@ SECTION: Schema = {
 SHORT_KEYS: Schema = {
     "sampler": _omissible(section),
     "num_steps": schemas.optional(schemas.integer(1)),
-    "tokens_per_pass": schemas.integer(1),
+    TOGETHER: schemas.integer(1),
     "num_particles": schemas.integer(1),
     "window": schemas.window,
     "target_ess": schemas.optional(schemas.number(0, above=True)),

@@ -20,7 +20,7 @@ from edlm.declaration import Stages
 from edlm.models import chain_rule, energies, joint
 from edlm.models.denoisers import SubsDenoiser
 from edlm.process import finite, particles
-from edlm.samplers import kernel
+from edlm.samplers import kernel, registries
 
 
 class Parts(NamedTuple):
@@ -192,10 +192,8 @@ CORRECTIONS: dict[str, Builder] = {}
 
 
 def register(name: str, build: Builder) -> None:
-    """Give a correction its name in configs. Raises ValueError for a name that is taken."""
-    if name in CORRECTIONS:
-        raise ValueError(f"correction {name!r} is registered already")
-    CORRECTIONS[name] = build
+    """Give a correction its name in configs. Raises ValueError for a name that another one has."""
+    registries.put(CORRECTIONS, "correction", name, build)
 
 
 def _times(factor: float, energy: TensorDictModuleBase) -> TensorDictModuleBase:

@@ -83,7 +83,7 @@ class Sampler:
     proposal: Proposal = _FAITHFUL
     correction: Correction | None = None
     candidates: int | UntilEss = 1
-    selection: str | Selection = "sir"
+    selection: str | Selection = selections.SIR.name
     remasking: None = None
     window: tuple[float, float] = (0.0, 1.0)
 

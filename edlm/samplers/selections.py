@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edlm import contracts
 from edlm.process import particles
+from edlm.samplers import registries
 
 _QUADRATURE_STEP, _TAIL = 0.25, 40.0  # in log s, and how far to go beyond the largest and the smallest weight
 
@@ -80,10 +81,8 @@ SELECTIONS: dict[str, Selection] = {}
 
 
 def register(selection: Selection) -> Selection:
-    """Give a selection its name in configs. Raises ValueError for a name that is taken."""
-    if selection.name in SELECTIONS:
-        raise ValueError(f"selection {selection.name!r} is registered already")
-    return SELECTIONS.setdefault(selection.name, selection)
+    """Give a selection its name in configs. Raises ValueError for a name that another one has."""
+    return registries.put(SELECTIONS, "selection", selection.name, selection)
 
 
 def of(value: "str | Selection") -> Selection:

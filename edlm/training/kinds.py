@@ -14,6 +14,7 @@ from edlm.objectives import denoising
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
 from edlm.samplers import baselines
+from edlm.samplers.corrections import ChainRule
 from edlm.weights import permitted
 from edlm.weights.kinds import BASELINES, KEY, SUBS
 
@@ -26,7 +27,7 @@ class Objective(NamedTuple):
     reading: how its network is read, of `kinds.READINGS`. note: what a checkpoint says that it was trained by. stages:
     that denoiser, its schedule, the recipe's settings and the padding's id to a training pipeline. bound: the denoiser,
     its schedule and the settings to a score of a batch, `(x_0, seed, row, scored)` to an upper bound in nats per token
-    (b,). claim: what this bound is called.
+    (b,). claim: what this bound is called. steps: what `loss_steps` is, a number T, `[fewest, most]`, or None: null.
     """
 
     reading: str
@@ -34,6 +35,7 @@ class Objective(NamedTuple):
     stages: Callable[[Any, Schedule, Mapping[str, Any], int | None], TensorDictSequential]
     bound: Callable[[Any, Schedule, Mapping[str, Any]], Bound]
     claim: str
+    steps: type[int] | type[list[int]] | None = None
 
 
 def continuous_bound(denoiser: Any, schedule: Schedule, settings: Mapping[str, Any]) -> Bound:
@@ -51,7 +53,7 @@ OBJECTIVES = {
         continuous_bound,
         "denoiser NELBO",
     ),
-    "chain_rule": Objective(
+    ChainRule.name: Objective(  # it makes a denoiser fit for that correction
         SUBS,
         "nelbo, in order",
         lambda denoiser, schedule, settings, pad_id: chain_rule_objectives.denoising(
@@ -59,6 +61,7 @@ OBJECTIVES = {
         ),
         continuous_bound,
         "denoiser NELBO",
+        list,
     ),
     "d3pm": Objective(
         "d3pm",
@@ -72,6 +75,7 @@ OBJECTIVES = {
             )
         ),
         "D3PM T-step bound",
+        int,
     ),
     "sedd": Objective(
         "sedd",
@@ -101,17 +105,17 @@ def schedule(key: str, value: Any) -> None:
 def check(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for an objective without what it needs, or with what it does not read."""
     name, steps = settings["objective"], settings["loss_steps"]
-    said = "null" if steps is None else steps
-    if name == "d3pm" and not isinstance(steps, int):
+    said, needed = "null" if steps is None else steps, OBJECTIVES[name].steps
+    if needed is int and not isinstance(steps, int):
         raise ValueError(
-            f"loss_steps is {said}: objective = 'd3pm' needs the number T of steps of its loss, 1000 for example"
+            f"loss_steps is {said}: objective = {name!r} needs the number T of steps of its loss, 1000 for example"
         )
-    if name == "chain_rule" and not isinstance(steps, list):
+    if needed is list and not isinstance(steps, list):
         raise ValueError(
-            f"loss_steps is {said}: objective = 'chain_rule' needs the fewest and the most steps of the samplers that "
+            f"loss_steps is {said}: objective = {name!r} needs the fewest and the most steps of the samplers that "
             "it is trained for, [8, 256] for example"
         )
-    if name not in ("d3pm", "chain_rule") and steps is not None:
+    if needed is None and steps is not None:
         raise ValueError(f"loss_steps = {steps} must be null: objective = {name!r} has no steps")
     if name == "sedd" and not settings["time_conditioning"]:
         raise ValueError("objective = 'sedd' needs time_conditioning = true: with sigma = 0 its scores are infinite")

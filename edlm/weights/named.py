@@ -11,7 +11,9 @@ from edlm.models import chain_rule, energies, joint
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn.networks import Transformer
 from edlm.process.schedules import Schedule
+from edlm.samplers import selections
 from edlm.samplers.baselines import Reverse
+from edlm.samplers.corrections import ChainRule
 from edlm.weights import checkpoints, kinds, loading
 from edlm.weights.loading import Found
 
@@ -23,8 +25,8 @@ NETWORKS = {
     "joint": "edlm_joint",
     "ar": "pretrain_ar",
 }
-CHAIN_RULE = "chain_rule"  # the energy that a denoiser has in itself, for which nothing is loaded
-SPECULATIVE = "speculative"  # drawn in order, what weighing by it tends to
+CHAIN_RULE = ChainRule.name  # the energy that a denoiser has in itself, for which nothing is loaded
+SPECULATIVE = selections.SPECULATIVE.name  # drawn in order, what weighing by it tends to
 
 
 class Diffusion(NamedTuple):

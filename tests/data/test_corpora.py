@@ -9,18 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edlm.contracts import X_0
-from edlm.data.corpora import (
-    Blocks,
-    Corpus,
-    batch_at,
-    blocks,
-    embedded,
-    excerpts,
-    load_blocks,
-    normalise,
-    read_documents,
-    text_files,
-)
+from edlm.data.corpora import Corpus, embedded, load_blocks, normalise, read_documents, text_files
+from edlm.data.pieces import Blocks, batch_at, blocks, excerpts
 from edlm.data.vocabulary import characters, train_bpe
 
 LETTERS = string.ascii_lowercase
