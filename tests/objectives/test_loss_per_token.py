@@ -206,7 +206,6 @@ def test_processes_share_what_padding_leaves_of_a_batch(tmp_path: Path, changed:
     same_run(tmp_path / "two" / "run", tmp_path / "one" / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["ignored", "learned", "read"])
 @pytest.mark.parametrize("recipe", ["pretrain_denoiser", "pretrain_ar"])
 def test_what_becomes_of_padding_is_chosen_and_kept(tmp_path: Path, run: Runner, recipe: str, padding: str) -> None:

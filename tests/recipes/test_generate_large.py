@@ -192,7 +192,6 @@ def test_a_folder_has_the_probabilities_of_plain_torch(family: str, tied: bool, 
     assert network.max_length == 32
 
 
-@pytest.mark.slow
 def test_ids_above_the_embedding_are_read_as_no_token(hub: Path) -> None:
     """They are rows of zeros, so that no two of them differ and none is another token."""
     network = ar_network(hub, "qwen2")
