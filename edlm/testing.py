@@ -295,7 +295,7 @@ def _law_of(denoiser: Denoiser, inputs: TensorDict) -> Tensor:
 
 
 def _written(module: Callable[[TensorDict], TensorDict], inputs: TensorDict) -> TensorDict:
-    """What a module returns, after a check that it edited nothing it was given."""
+    """Return what a module returns, after a check that it edited nothing it was given."""
     given = inputs.clone()
     tensors = dict(given.items())
     out = module(given)

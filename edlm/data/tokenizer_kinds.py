@@ -1,12 +1,16 @@
 """The tokenizers that vocabularies are built on: characters, and pairs of bytes; what any of them can spell."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 _ANY_CHARACTER = r"[\s\S]"
 _RARE_LETTER = "\N{EGYPTIAN HIEROGLYPH A001}"
 NUM_BYTES = 256
+_SHOWN_ALPHABET = 80
 
 
 def says_what_it_cannot_spell(tokenizer: Tokenizer) -> bool:
@@ -45,3 +49,82 @@ def learned(documents: Iterable[str], size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(documents, trainer)
     return tokenizer
+
+
+def character_ids(tokenizer: Tokenizer) -> Tensor | None:
+    """Make the table from code point to id, -1 where there is none; None if the tokenizer is not `of_characters`.
+
+    The tokenizer needs hundreds of bytes and about a microsecond per character, a table next to nothing.
+    """
+    symbols = tokenizer.get_vocab()
+    if any(len(symbol) != 1 for symbol in symbols):
+        return None
+    if tokenizer.to_str() != of_characters(symbols).to_str():
+        return None
+    table = torch.full((max(map(ord, symbols)) + 2,), -1, dtype=torch.int64)
+    table[[ord(symbol) for symbol in symbols]] = torch.tensor(list(symbols.values()))
+    return table
+
+
+def look_up(text: str, table: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Encode a text by the table of `character_ids`. Raises ValueError for a character that is not in it."""
+    if not text:
+        return torch.empty(0, dtype=torch.int64)
+    code_points = torch.frombuffer(bytearray(text.encode("utf-32-le", "surrogatepass")), dtype=torch.int32)
+    ids = table.index_select(0, code_points.clamp(max=len(table) - 1))  # the last entry is no character's
+    if (ids < 0).any():
+        offset = int((ids < 0).nonzero()[0])
+        alphabet = "".join(sorted(tokenizer.get_vocab()))
+        shown = repr(alphabet[:_SHOWN_ALPHABET]) + ("..." if len(alphabet) > _SHOWN_ALPHABET else "")
+        raise ValueError(f"character {text[offset]!r} at offset {offset} is not in the vocabulary, only {shown}")
+    return ids
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Find the id by which a tokenizer replaces what it cannot spell."""
+    model = json.loads(tokenizer.to_str())["model"]
+    unknown = model.get("unk_id", model.get("unk_token"))
+    return tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown
+
+
+def cuts_at_spaces(tokenizer: Tokenizer) -> bool:
+    """Check that only the words of byte-level pre-tokenization, each with its space in front, are merged."""
+    parts = json.loads(tokenizer.to_str())
+    words = parts["pre_tokenizer"] or {}
+    return (
+        words.get("type") == "ByteLevel"
+        and words.get("use_regex", True)
+        and not words["add_prefix_space"]
+        and parts["normalizer"] is None
+        and not any(" " in added["content"] for added in parts["added_tokens"])
+    )
+
+
+def encode(tokenizer: Tokenizer, documents: Sequence[str], unknown: int | None) -> list[Tensor]:
+    """Encode texts, int64 (length,) each. Raises ValueError for what is no character or becomes the unknown id."""
+    for text in documents:
+        require_unicode(text)
+    try:
+        encodings = tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+    except Exception as error:  # `tokenizers` raises nothing more specific
+        raise ValueError(f"a text holds what the tokenizer cannot spell ({error})") from error
+    rows = [encoding.ids for encoding in encodings]
+    for text, ids in zip(documents, rows, strict=True):
+        if unknown is not None and unknown in ids:
+            raise ValueError(_unknown_message(tokenizer, text, ids.index(unknown)))
+    return [torch.tensor(ids, dtype=torch.int64) for ids in rows]
+
+
+def require_unicode(text: str) -> None:
+    """Raise ValueError for half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"character {text[error.start]!r} at offset {error.start} is half of a surrogate pair, no character"
+        raise ValueError(message) from error
+
+
+def _unknown_message(tokenizer: Tokenizer, text: str, position: int) -> str:
+    encoding = tokenizer.encode(text, add_special_tokens=False)  # the fast call keeps no offsets
+    start, end = encoding.offsets[position]
+    return f"{text[start:end]!r} at offset {start} is nothing the tokenizer can spell"

@@ -16,7 +16,6 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -31,7 +30,6 @@ _ID_FIELDS = ("size", "mask_id", "bos_id", "eos_id", "pad_id")
 _DOCUMENTS_PER_CALL = 1024  # bounds the memory of the tokenizer's own records, which are far larger than the ids
 _PIECES_PER_CALL = 64  # of a long text, 4 million characters together
 _CUT = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
-_SHOWN_ALPHABET = 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +85,10 @@ class Vocabulary:
         A document is never cut before its merges are made.
         """
         if self._character_ids is not None:
-            return [self._look_up(text, self._character_ids) for text in documents]
+            return [tokenizer_kinds.look_up(text, self._character_ids, self.tokenizer) for text in documents]
         starts = range(0, len(documents), _DOCUMENTS_PER_CALL)
-        return [ids for start in starts for ids in self._tokenize(documents[start : start + _DOCUMENTS_PER_CALL])]
+        parts = (documents[start : start + _DOCUMENTS_PER_CALL] for start in starts)
+        return [ids for part in parts for ids in tokenizer_kinds.encode(self.tokenizer, part, self._unknown_id)]
 
     def encode_pieces(self, text: str, size: int = 1 << 16) -> Iterator[Tensor]:
         """Encode a long text, piece after piece: `cat(encode_pieces(text)) == encode(text)`.
@@ -138,8 +137,7 @@ class Vocabulary:
         return self.pad_id if self.end_id is None else self.end_id
 
     def ending_by_pad(self) -> "Vocabulary":
-        """Return the same tokens, with the pad id as a token by which a text ends, which is learned and scored like
-        others.
+        """Return the same tokens, with the pad id as one by which a text ends, which is learned and scored like others.
 
         Raises ValueError if there is no pad id.
         """
@@ -165,25 +163,11 @@ class Vocabulary:
 
     @cached_property
     def _character_ids(self) -> Tensor | None:
-        """Code point to id, -1 where there is none, if the tokenizer is one that `characters` builds.
-
-        The tokenizer needs hundreds of bytes and about a microsecond per character, a table next to nothing.
-        """
-        symbols = self.tokenizer.get_vocab()
-        if any(len(symbol) != 1 for symbol in symbols):
-            return None
-        if self.tokenizer.to_str() != tokenizer_kinds.of_characters(symbols).to_str():
-            return None
-        table = torch.full((max(map(ord, symbols)) + 2,), -1, dtype=torch.int64)
-        table[[ord(symbol) for symbol in symbols]] = torch.tensor(list(symbols.values()))
-        return table
+        return tokenizer_kinds.character_ids(self.tokenizer)
 
     @cached_property
     def _unknown_id(self) -> int | None:
-        """The id by which the tokenizer replaces what it cannot spell."""
-        model = json.loads(self.tokenizer.to_str())["model"]
-        unknown = model.get("unk_id", model.get("unk_token"))
-        return self.tokenizer.token_to_id(unknown) if isinstance(unknown, str) else unknown
+        return tokenizer_kinds.unknown_id(self.tokenizer)
 
     @cached_property
     def _going_on(self) -> "Vocabulary":
@@ -193,16 +177,7 @@ class Vocabulary:
 
     @cached_property
     def _cuts_at_spaces(self) -> bool:
-        """Whether nothing but the words of byte-level pre-tokenization, each with its space in front, is merged."""
-        parts = json.loads(self.tokenizer.to_str())
-        words = parts["pre_tokenizer"] or {}
-        return (
-            words.get("type") == "ByteLevel"
-            and words.get("use_regex", True)
-            and not words["add_prefix_space"]
-            and parts["normalizer"] is None
-            and not any(" " in added["content"] for added in parts["added_tokens"])
-        )
+        return tokenizer_kinds.cuts_at_spaces(self.tokenizer)
 
     def _pieces(self, text: str, size: int) -> Iterator[str]:
         start = 0
@@ -217,36 +192,6 @@ class Vocabulary:
             return position
         found = _CUT.search(text, position) if self._cuts_at_spaces else None
         return None if found is None else found.start()
-
-    def _look_up(self, text: str, table: Tensor) -> Tensor:
-        if not text:
-            return torch.empty(0, dtype=torch.int64)
-        code_points = torch.frombuffer(bytearray(text.encode("utf-32-le", "surrogatepass")), dtype=torch.int32)
-        ids = table.index_select(0, code_points.clamp(max=len(table) - 1))  # the last entry is no character's
-        if (ids < 0).any():
-            offset = int((ids < 0).nonzero()[0])
-            alphabet = "".join(sorted(self.tokenizer.get_vocab()))
-            shown = repr(alphabet[:_SHOWN_ALPHABET]) + ("..." if len(alphabet) > _SHOWN_ALPHABET else "")
-            raise ValueError(f"character {text[offset]!r} at offset {offset} is not in the vocabulary, only {shown}")
-        return ids
-
-    def _tokenize(self, documents: Sequence[str]) -> list[Tensor]:
-        for text in documents:
-            _require_unicode(text)
-        try:
-            encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
-        except Exception as error:  # `tokenizers` raises nothing more specific
-            raise ValueError(f"a text holds what the tokenizer cannot spell ({error})") from error
-        rows = [encoding.ids for encoding in encodings]
-        for text, ids in zip(documents, rows, strict=True):
-            if self._unknown_id is not None and self._unknown_id in ids:
-                raise ValueError(self._unknown_message(text, ids.index(self._unknown_id)))
-        return [torch.tensor(ids, dtype=torch.int64) for ids in rows]
-
-    def _unknown_message(self, text: str, position: int) -> str:
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)  # the fast call keeps no offsets
-        start, end = encoding.offsets[position]
-        return f"{text[start:end]!r} at offset {start} is nothing the tokenizer can spell"
 
     def _decode_row(self, ids: list[int], show_specials: bool) -> str:
         if self.end_id in ids and not show_specials:
@@ -271,7 +216,24 @@ class Vocabulary:
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
-    """Read what `Vocabulary.save` wrote. Raises ValueError naming the file that is missing or broken."""
+    """Read what `Vocabulary.save` wrote.
+
+    Args:
+        folder: the folder it was written to.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: naming the file that is missing or broken.
+
+    Example:
+        >>> import edlm
+        >>> from pathlib import Path
+        >>> edlm.vocabulary.characters("ab").save(Path("letters"))
+        >>> edlm.vocabulary.load_vocabulary(Path("letters")).size
+        3
+    """
     tokenizer = tokenizer_files.read(folder / _TOKENIZER_FILE)
     path = folder / _SPECIALS_FILE
     expected = f"JSON with the keys {', '.join(_ID_FIELDS)}"
@@ -281,11 +243,25 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence[str] = ()) -> Vocabulary:
     """Give every character of `alphabet` an id, then every special ("bos", "eos", "pad"), and the mask the last.
 
-    The default is text8: 27 symbols and a mask. Raises ValueError for an empty alphabet and for repetitions.
+    Args:
+        alphabet: the characters in the order of their ids; by default those of text8.
+        specials: names out of "bos", "eos" and "pad", in the order of their ids.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: for an empty alphabet, for repetitions, and for other specials.
+
+    Example:
+        >>> import edlm
+        >>> vocabulary = edlm.vocabulary.characters("ab", specials=["pad"])
+        >>> vocabulary.encode("abba").tolist(), vocabulary.pad_id, vocabulary.mask_id
+        ([0, 1, 1, 0], 2, 3)
     """
     repeated = [symbol for symbol, count in Counter(alphabet).items() if count > 1]
     _require(bool(alphabet) and not repeated, f"alphabet = {alphabet!r} must be distinct characters, at least one")
-    _require_unicode(alphabet)
+    tokenizer_kinds.require_unicode(alphabet)
     _require(
         set(specials) <= {"bos", "eos", "pad"} and len(set(specials)) == len(specials),
         f"specials = {list(specials)} must be distinct names out of bos, eos, pad",
@@ -299,9 +275,24 @@ def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence
 def byte_level_bpe(vocab: str | Path, merges: str | Path, pad: bool = False) -> Vocabulary:
     """Read GPT-2's kind of tokenizer from its two files; `<|endoftext|>`, where there is one, is both bos and eos.
 
-    Any text can be encoded. Text that spells `<|endoftext|>` becomes ordinary tokens. pad: an id for padding below the
-    mask's, which padded blocks need and published networks have not.
-    Raises ValueError naming the file that is missing, empty or broken.
+    Any text can be encoded. Text that spells `<|endoftext|>` becomes ordinary tokens.
+
+    Args:
+        vocab: the file of tokens and their ids, json.
+        merges: the file of merges.
+        pad: whether there is an id for padding below the mask's, which padded blocks need and published networks lack.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: naming the file that is missing, empty or broken.
+
+    Example:
+        >>> import edlm
+        >>> _ = edlm.vocabulary.train_bpe(["the hat"], size=260).tokenizer.model.save(".")
+        >>> edlm.vocabulary.byte_level_bpe("vocab.json", "merges.txt").mask_id
+        258
     """
     vocab, merges = Path(vocab), Path(merges)
     tokenizer_files.parse(
@@ -323,8 +314,26 @@ def from_tokenizer_json(
     """Read any tokenizer in the one-file format; `bos`, `eos` and `pad` are the names of tokens it holds.
 
     The mask is added on top even where the tokenizer has one of its own. Whether decoding gives the text back is up
-    to the tokenizer: a lower-casing one does not. Raises ValueError for a missing or broken file, an unknown name, and
-    a tokenizer that silently drops what it cannot spell.
+    to the tokenizer: a lower-casing one does not.
+
+    Args:
+        path: the `tokenizer.json`.
+        bos: the name of the token that opens a text.
+        eos: the name of the token that ends a text.
+        pad: the name of the token that fills a block up.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: for a missing or broken file, an unknown name, and a tokenizer that silently drops characters.
+
+    Example:
+        >>> import edlm
+        >>> from pathlib import Path
+        >>> edlm.vocabulary.characters("ab").save(Path("two"))
+        >>> edlm.vocabulary.from_tokenizer_json("two/tokenizer.json").mask_id
+        2
     """
     tokenizer = tokenizer_files.read(Path(path))
     _require(
@@ -341,8 +350,21 @@ def from_tokenizer_json(
 def train_bpe(documents: Iterable[str], size: int) -> Vocabulary:
     """Train a byte-level tokenizer on `documents`; the same documents give the same vocabulary.
 
-    `size` counts all ids: 256 bytes, the merges, one id that is both bos and eos, and the mask.
-    Raises ValueError when `size` leaves no room for the bytes, or the documents cannot fill it.
+    Args:
+        documents: the texts to learn from.
+        size: all ids: 256 bytes, the merges, one id that is both bos and eos, and the mask.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: if `size` leaves no room for the bytes, or the documents cannot fill it.
+
+    Example:
+        >>> import edlm
+        >>> vocabulary = edlm.vocabulary.train_bpe(["the cat and the hat"], size=260)
+        >>> vocabulary.decode(vocabulary.encode("the hat"))
+        'the hat'
     """
     own_size, fewest = size - 2, tokenizer_kinds.NUM_BYTES + 2  # bos = eos, and the mask
     _require(size >= fewest, f"train_bpe: size = {size} must be at least {fewest}")
@@ -371,14 +393,6 @@ def _write_whole(path: Path, content: str) -> None:
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _require_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        message = f"character {text[error.start]!r} at offset {error.start} is half of a surrogate pair, no character"
-        raise ValueError(message) from error
 
 
 def _require(condition: bool, message: str) -> None:
