@@ -55,7 +55,7 @@ def test_denoiser_blocks(case):
     network = numbers.network("sd.")
     seen = {}
     for i, block in enumerate(network.trunk.blocks):
-        block.register_forward_hook(lambda _module, _input, output, i=i: seen.setdefault(i, output[0]))
+        block.register_forward_hook(lambda _module, _input, output, i=i: seen.update({i: output[0]}))
     with torch.no_grad():
         network(numbers["x"], numbers["sigma"].double())
     for i in range(len(network.trunk.blocks)):
