@@ -194,8 +194,20 @@ class TokensPerPass:
         inside = (at_most[0] - at_most[1]).clamp(min=0.0)
         size = (length - first).clamp(max=self.count)
         share = float(ends[1] - ends[0]) if self.count == 1 else float((size * inside).sum()) / length
-        entered = 1.0 - (1.0 - float(ends[1] - ends[0])) ** length
-        return Expected(float(len(first)), float(inside.sum()), share, entered)
+        return Expected(float(len(first)), float(inside.sum()), share, self._entered(length, *ends.tolist()))
+
+    def _entered(self, length: int, before: float, until: float) -> float:
+        """Compute the chance that a pass starts inside a window; before, until: shares revealed at its two ends.
+
+        With h positions revealed before it, the next pass to start is number `ceil(h / count)`. It starts inside if
+        more than `count ceil(h / count)` positions are revealed by the end.
+        """
+        if before >= 1.0:
+            return 0.0
+        chance = (until - before) / (1.0 - before)  # that a position which is left is revealed inside
+        earlier = _binomial(length, before)
+        needed = [-(-h // self.count) * self.count - h for h in range(length + 1)]  # in vain, before the pass starts
+        return float(sum(earlier[h] * _binomial(length - h, chance)[needed[h] + 1 :].sum() for h in range(length + 1)))
 
     def chances(self, schedule: Schedule, length: int) -> list[Tensor]:
         """Compute the chances where every set of as many masks as a pass reveals is as likely."""

@@ -18,7 +18,7 @@ from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
-FALSE_ALARM = 1e-4
+FALSE_ALARM, CPU = 1e-4, torch.device("cpu")
 ONE = torch.ones((), dtype=torch.float64)
 POINTS = ((torch.arange(1000) + 0.5) / 1000).double().unsqueeze(0)  # integrates over a uniform, to 1 / 1000
 
@@ -296,3 +296,15 @@ def test_revealing_all_passes_of_a_plan_restores_the_text(case, data):
     for p in range(plan.t.shape[1]):
         x = absorbing.reveal(x, x_0, plan.order == p)
     assert torch.equal(x, x_0)
+
+
+@given(st.integers(1, 9), st.integers(0, 5), st.sampled_from([-(2**40), -1, 0, 2**40]))
+def test_a_prompt_holds_ids_of_the_vocabulary_alone(vocab_size: int, place: int, beyond: int) -> None:
+    """Those on its ends are taken, the next ones are named."""
+    prompt = torch.arange(6) % vocab_size
+    for good in (0, vocab_size - 1):
+        given_ = prompt.index_fill(0, torch.tensor([place]), good)
+        assert torch.equal(absorbing.starting_tokens(2, 6, 0, vocab_size, given_, CPU), given_.expand(2, -1))
+    bad = beyond if beyond < 0 else vocab_size + beyond
+    with pytest.raises(ValueError, match=f"^prompt holds token id {bad}, outside the vocabulary 0..{vocab_size - 1}$"):
+        absorbing.starting_tokens(2, 6, 0, vocab_size, prompt.index_fill(0, torch.tensor([place]), bad), CPU)

@@ -9,6 +9,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from edlm.benchmark import plots
+from edlm.frontier import plots as frontier_plots
+from edlm.frontier.grid import Alone
+from edlm.frontier.points import Point
+from edlm.likelihood.estimates import Estimate
 from edlm.training import log
 
 
@@ -108,3 +112,21 @@ def test_every_case_has_its_bars_and_every_sweep_its_panel(count: int, tmp_path:
         assert [list(panel.lines[0].get_xdata()), list(panel.lines[0].get_ydata())] == [[8, 16], [1.0, 2.0 + number]]
         assert [text.get_text() for text in panel.get_legend().get_texts()] == ["eager: 1.25"]
         assert panel.get_xlabel() == "length"
+
+
+def test_held_out_text_is_a_star_by_its_entropy_and_a_line_where_it_costs_nothing(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    names = ("bits_per_character", "entropy", "passes", "calls")
+    values = [{"bits_per_character": 2.5, "entropy": 2.75}, dict(zip(names, (3.5, 2.25, 8.0, 9.0), strict=True))]
+    figures = [{name: Estimate(value, 0.1, 5) for name, value in each.items()} for each in values]
+    alone = Alone(None, 4, 1.0)  # type: ignore[arg-type]
+    points = [Point("real", None, "", figures[0], None), Point("ar", alone, "", figures[1], 0.5)]
+    frontier_plots.draw(tmp_path / "frontier.png", points, "")
+    [figure] = drawn
+    by_entropy, *by_cost = figure.axes
+    stars = [line for line in by_entropy.lines if line.get_marker() == "*"]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in stars] == [([2.75], [2.5])]
+    for panel in by_cost:
+        assert not [line for line in panel.lines if line.get_marker() == "*"]
+        assert [2.5, 2.5] in [list(line.get_ydata()) for line in panel.lines]

@@ -117,6 +117,14 @@ def test_an_exported_denoiser_is_laid_out_as_the_published_one(tmp_path: Path) -
     assert tensors.keys() == {f"backbone.{name}" for name in [*published_order("denoiser"), "rotary_emb.inv_freq"]}
 
 
+@pytest.mark.parametrize("notes", [{}, {"time_conditioning": False}, {"time_conditioning": True}])
+def test_an_exported_denoiser_says_whether_it_is_given_the_time(notes: dict[str, bool], tmp_path: Path) -> None:
+    checkpoints.save_network(tmp_path / "ours", small("denoiser"), vocabulary.characters(), notes)
+    exchange.export(tmp_path / "ours", tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text("utf-8"))
+    assert config["time_conditioning"] is notes.get("time_conditioning", False)
+
+
 def test_norms_with_biases_are_not_exported(tmp_path: Path) -> None:
     network = Transformer(28, 16, **SIZES, conditioning_size=0, norm_bias=True)
     checkpoints.save_network(tmp_path / "ours", network, vocabulary.characters(), {})
