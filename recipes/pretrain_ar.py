@@ -34,7 +34,7 @@ SETTINGS: Schema = {
     "vocabulary": schemas.component(),
     "length": schemas.integer(1),
     "padding": _padding.check,
-    "network": schemas.component("vocab_size", "max_length", "causal", "conditioning_size", "pad_id"),
+    "network": schemas.component("vocab_size", "max_length", "causal", "pad_id"),
     **training_settings.WITHOUT_TIMES,
 }
 
@@ -60,12 +60,11 @@ class PretrainAr:
         self.bos_id = start_id(self.vocabulary)
         torch.manual_seed(settings["seed"])
         network = schemas.build(
-            settings["network"],
+            {"conditioning_size": 0, **settings["network"]},
             "network",
             vocab_size=self.vocabulary.size,
             max_length=settings["length"],
             causal=True,
-            conditioning_size=0,
         ).to(self.device)
         self.run = TrainingRun(
             folder=self.folder,

@@ -45,10 +45,9 @@ def test_the_denoiser_that_edlm_nce_trains_is_the_one_of_its_own_recipe(name: st
 
 @pytest.mark.parametrize("name", commands.configs("pretrain_ar"))
 def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: str) -> None:
-    """Same text, blocks, layers, optimiser, batches and steps; what a noise level needs is left out."""
+    """Same text, blocks, network, optimiser, batches and steps; what times need is left out."""
     denoiser = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_denoiser")[name]))
     ar = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_ar")[name]))
-    del denoiser["network"]["conditioning_size"]
     for key in ("schedule", "time_conditioning", "objective", "loss_steps", "time_low"):
         del denoiser[key]
     for key in ("recipe", "output_dir"):
@@ -134,7 +133,6 @@ def test_a_folder_that_cannot_be_written_is_named(run: Runner, tmp_path: Path) -
     [
         (["time_low=0.1"], "time_low: unknown key"),
         (["network.causal=false"], "network.causal: unknown key"),
-        (["network.conditioning_size=8"], "network.conditioning_size: unknown key"),
     ],
 )
 def test_an_ar_model_has_no_times_and_is_always_causal(
@@ -159,7 +157,7 @@ def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(run: Runner,
     bos_id = checkpoints.read_description(folder)["bos_id"]
     assert bos_id == characters.mask_id, "the 27 symbols have no bos: the mask, which no text holds, stands there"
     assert network.arguments["causal"]
-    assert network.arguments["conditioning_size"] == 0
+    assert network.arguments["conditioning_size"] == 32
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     blocks = corpora.load_blocks(corpora.embedded(), characters, TEXTS["length"]).test[: report["n"]]
     with torch.no_grad():

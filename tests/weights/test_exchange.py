@@ -133,6 +133,14 @@ def test_norms_with_biases_are_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "hf").exists()
 
 
+def test_an_autoregressive_network_with_conditioning_is_not_exported(tmp_path: Path) -> None:
+    network = Transformer(28, 16, **SIZES, conditioning_size=8, causal=True)
+    checkpoints.save_network(tmp_path / "ours", network, vocabulary.characters(), {})
+    with pytest.raises(ValueError, match="a published autoregressive network has no conditioning"):
+        exchange.export(tmp_path / "ours", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
 @pytest.mark.slow
 def test_generate_runs_on_what_was_converted(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     denoiser = trainers_file(tmp_path / "mdlm.ckpt", prefixed("backbone.", small("denoiser")), small("denoiser", 1))
