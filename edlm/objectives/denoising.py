@@ -5,7 +5,9 @@ batch is split nor on what was drawn before.
 """
 
 from functools import partial
+from typing import Literal
 
+import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
@@ -18,19 +20,35 @@ from edlm.process import absorbing, categorical, noise, schedules, training_time
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
+Levels = Literal["times", "counts", "bell"]
+Weighting = Literal["nelbo", "even"]
+
 
 def denoising(
-    denoiser: Denoiser, schedule: Schedule, time_low: float = 1e-3, pad_id: int | None = None
+    denoiser: Denoiser,
+    schedule: Schedule,
+    time_low: float = 1e-3,
+    pad_id: int | None = None,
+    levels: Levels = "times",
+    weights: Weighting = "nelbo",
 ) -> TensorDictSequential:
     """Build the training pipeline of a denoiser: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
-    The loss is one NELBO in nats per row. Times are stratified over the batch in (time_low, 1); the vocabulary head
-    runs on masked positions only. Padding is never masked, so it never counts.
+    The loss is one NELBO in nats per row, with `weights="even"` the plain cross-entropy of the masked tokens. The
+    vocabulary head runs on masked positions only. Padding is never masked, so it never counts.
+    levels: how noise levels are drawn. "times": uniform in (time_low, 1), each token masked by itself, as published.
+    "counts": the number of masks is uniform, so that the NELBO weighs all masks of a row by `n / m`. "bell": likewise,
+    with most levels in the middle. All are stratified over the batch.
     Raises ValueError unless 0 <= time_low < 1.
     """
+    corrupt = (
+        corruption(denoiser.mask_id, schedule, time_low, pad_id)
+        if levels == "times"
+        else corruption_by_count(denoiser.mask_id, schedule, pad_id, levels == "bell")
+    )
     return sequence(
         {
-            "corrupt": corruption(denoiser.mask_id, schedule, time_low, pad_id),
+            "corrupt": corrupt if weights == "nelbo" else _evenly(corrupt),
             "denoise": denoiser,  # type: ignore[dict-item]
             "score": score(denoiser, weight=contracts.WEIGHT),
             "objective": stage("log_prob, weight -> loss", losses.nelbo),
@@ -71,6 +89,18 @@ def corruption(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | 
         raise ValueError(f"time_low = {time_low} must lie in [0, 1)")
     masked = partial(_masked, mask_id, schedule, time_low, pad_id)
     return stage("x_0, seed, row, step, num_rows -> x_t, t, weight, positions", masked)
+
+
+def corruption_by_count(mask_id: int, schedule: Schedule, pad_id: int | None, bell: bool) -> TensorDictModule:
+    """Build the stage that masks m of the n tokens of a text: `{x_0, seed, ...} -> {x_t, t, weight, positions}`.
+
+    The time is that at which the schedule expects as many masks. The weight, `n / m` over the density of `m / n`, makes
+    the loss one NELBO on average (`nelbo.nelbo` draws the same).
+    """
+    return stage(
+        "x_0, seed, row, step, num_rows -> x_t, t, weight, positions",
+        partial(_masked_by_count, mask_id, schedule, pad_id, bell),
+    )
 
 
 class _Score(nn.Module):
@@ -123,3 +153,38 @@ def _masked(
     padding = None if pad_id is None else x_0 == pad_id
     x_t = absorbing.corrupt(x_0, schedule.alpha(t), mask_noise, mask_id, keep=padding)
     return x_t, t, schedules.nelbo_weight(schedule, t), (x_t == mask_id).flatten().nonzero().squeeze(-1)
+
+
+def _masked_by_count(
+    mask_id: int,
+    schedule: Schedule,
+    pad_id: int | None,
+    bell: bool,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    step: Tensor,
+    num_rows: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Texts with m masks (b, l), their times (b,), weights of the NELBO (b,), and the masks' flat positions (n,)."""
+    strata = training_times.stratified_times(noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1), row, num_rows)
+    counts = torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
+    n = counts.sum(-1)
+    share, density = training_times.bell(strata) if bell else (strata, torch.ones_like(strata))
+    m = (share * n).ceil().long().clamp(min=1).minimum(n)
+    mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
+    rank = torch.where(counts, mask_noise, 2.0).argsort(-1).argsort(-1)
+    x_t = torch.where(rank < m.unsqueeze(-1), mask_id, x_0)
+    masked = m.double() / n.clamp(min=1)
+    t = schedule.inverse(1.0 - masked * (1.0 - schedule.alpha(torch.ones_like(masked))))
+    return (
+        x_t,
+        t,
+        1.0 / (masked.clamp(min=1.0 / x_0.shape[1]) * density),
+        (x_t == mask_id).flatten().nonzero().squeeze(-1),
+    )
+
+
+def _evenly(corrupt: TensorDictModule) -> TensorDictSequential:
+    """Follow a corruption by weights of 1: the loss is then the cross-entropy of the masked tokens."""
+    return TensorDictSequential(corrupt, stage("weight -> weight", torch.ones_like))

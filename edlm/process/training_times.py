@@ -1,9 +1,13 @@
 """Times at which a batch is trained: in strata, or in proportion to the weight that the NELBO gives them."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from edlm.process.schedules import Schedule
+
+_BEND, _BISECTIONS = 0.8, 50
 
 
 def stratified_times(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low: float = 0.0) -> Tensor:
@@ -82,6 +86,32 @@ def importance_weight(schedule: Schedule, t: Tensor, low: float = 1e-3) -> Tenso
     """
     _require(0.0 < low < 1.0, f"low = {low} must lie in (0, 1)")
     return (_log_masked(schedule, 1.0, t) - _log_masked(schedule, low, t)).expand(t.shape)
+
+
+def bell(uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw shares of masks of which most lie in the middle, by the density `1 - 0.8 cos(2 pi share)`.
+
+    It is nowhere below 0.2, so weights that divide by it stay small.
+
+    Args:
+        uniforms: float64 (b,) in (0, 1), stratified or not.
+
+    Returns:
+        Shares (b,) in (0, 1) and the density of each (b,).
+
+    Example:
+        >>> from edlm.process import training_times
+        >>> share, density = training_times.bell(torch.tensor([0.5], dtype=torch.float64))
+        >>> round(float(share), 9), round(float(density), 9)
+        (0.5, 1.8)
+    """
+    low, high = torch.zeros_like(uniforms), torch.ones_like(uniforms)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        below = middle - _BEND * (2.0 * math.pi * middle).sin() / (2.0 * math.pi) < uniforms
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    share = 0.5 * (low + high)
+    return share, 1.0 - _BEND * (2.0 * math.pi * share).cos()
 
 
 def _log_masked(schedule: Schedule, t: float, like: Tensor) -> Tensor:

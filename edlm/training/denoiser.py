@@ -1,13 +1,14 @@
 """A denoiser before it is trained: what a config says of it, its network, its pipeline and its bound."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch import nn
 
 from edlm.data.pieces import Blocks
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation.draws import Score
+from edlm.objectives import denoising
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
@@ -26,6 +27,8 @@ MODEL: Schema = {
     "time_conditioning": schemas.flag,
     "objective": schemas.choice(*OBJECTIVES),
     "loss_steps": schemas.optional(kinds.loss_steps),
+    "noise_levels": schemas.omissible(schemas.choice(*get_args(denoising.Levels))),
+    "loss_weights": schemas.omissible(schemas.choice(*get_args(denoising.Weighting))),
     **training_settings.SETTINGS,
 }
 
@@ -75,7 +78,7 @@ class Plan(NamedTuple):
         """Say what a resumed run must share, which its checkpoints keep."""
         settings = self.settings
         return {
-            "objective": self.objective.note,
+            "objective": kinds.objective_note(settings),
             "corpus": corpus.fingerprint,
             "schedule": settings["schedule"],
             "time_conditioning": settings["time_conditioning"],

@@ -43,12 +43,21 @@ def continuous_bound(denoiser: Any, schedule: Schedule, settings: Mapping[str, A
     return lambda x_0, seed, row, scored: nelbo.nelbo(denoiser, schedule, x_0, seed, row, scored)
 
 
+_PUBLISHED = {"noise_levels": "times", "loss_weights": "nelbo"}
+
+
+def _draws_of_noise(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments of `denoising.denoising` that say how noise levels are drawn and weighed."""
+    found = {**_PUBLISHED, **{key: settings[key] for key in _PUBLISHED if key in settings}}
+    return {"levels": found["noise_levels"], "weights": found["loss_weights"]}
+
+
 OBJECTIVES = {
     "mdlm": Objective(
         SUBS,
         "nelbo",
         lambda denoiser, schedule, settings, pad_id: denoising.denoising(
-            denoiser, schedule, settings["time_low"], pad_id
+            denoiser, schedule, settings["time_low"], pad_id, **_draws_of_noise(settings)
         ),
         continuous_bound,
         "denoiser NELBO",
@@ -117,8 +126,17 @@ def check(settings: Mapping[str, Any]) -> None:
         )
     if needed is None and steps is not None:
         raise ValueError(f"loss_steps = {steps} must be null: objective = {name!r} has no steps")
+    for key, published in _PUBLISHED.items():
+        if name != "mdlm" and settings.get(key, published) != published:
+            raise ValueError(f"{key} = {settings[key]!r} is of objective = 'mdlm' alone: {name!r} has {published!r}")
     if name == "sedd" and not settings["time_conditioning"]:
         raise ValueError("objective = 'sedd' needs time_conditioning = true: with sigma = 0 its scores are infinite")
+
+
+def objective_note(settings: Mapping[str, Any]) -> str:
+    """Say what a checkpoint was trained by: the objective, and draws of noise that are not the published ones."""
+    others = [settings[key] for key, published in _PUBLISHED.items() if settings.get(key, published) != published]
+    return ", ".join([OBJECTIVES[settings["objective"]].note, *others])
 
 
 def notes(settings: Mapping[str, Any]) -> dict[str, Any]:

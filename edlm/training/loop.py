@@ -25,7 +25,7 @@ from edlm.runs import processes as distributed
 from edlm.runs import settings as schemas
 from edlm.runs.entry import Interrupted
 from edlm.samplers import execution
-from edlm.training import forecast, log_check, rates, resume
+from edlm.training import forecast, log_check, muon, rates, resume
 from edlm.training import log as following
 from edlm.training import settings as _settings
 from edlm.training import state as _state
@@ -74,12 +74,12 @@ class TrainingRun:
             execution.compile_blocks(network)
         if settings["recompute"]:  # around what is compiled, in which it could not be seen
             networks.recompute(network)
-        groups = self.weights.grouped(rate_of)
-        self.optimizer = schemas.build(
-            settings["optimizer"], "optimizer", params=iter([{"params": own} for _, own in groups])
-        )
+        mark = muon.marks(settings["optimizer"], network)
+        groups = self.weights.grouped(lambda name: (rate_of(name), mark(name)))
+        marked = [{"params": own, **dict(marks)} for (_, marks), own in groups]
+        self.optimizer = schemas.build(settings["optimizer"], "optimizer", params=iter(marked))
         shares = zip(self.optimizer.param_groups, groups, strict=True)
-        self.base_rates = [group["lr"] * share for group, (share, _) in shares]
+        self.base_rates = [group["lr"] * share for group, ((share, _), _) in shares]
         self.step = 0
         self.patience, self.stopping = Patience(settings["patience"]), Stopping()
         self._num_tokens = 0  # of the last batch, padding left out

@@ -8,7 +8,7 @@ import torch
 from edlm.runs import processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import log, log_check
+from edlm.training import log, log_check, muon
 from edlm.training.sharding import PURE
 
 
@@ -19,7 +19,8 @@ def _optimizer(key: str, value: Any) -> None:
     """
     schemas.component("params")(key, value)
     home, _, name = value["_component_"].rpartition(".")
-    if home != "torch.optim" or not isinstance(getattr(torch.optim, name), type):
+    known = home == "torch.optim" and isinstance(getattr(torch.optim, name), type)
+    if not known and value["_component_"] != muon.PATH:
         return
     try:
         weight = torch.zeros(1, requires_grad=True)
@@ -61,6 +62,7 @@ WITHOUT_TIMES: Schema = {key: check for key, check in SETTINGS.items() if key !=
 def check(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for a batch that some process or part would have no row of, and for a validation left out."""
     require_rows(settings)
+    _require_whole_matrices(settings)
     _require_validation_at_the_end(settings)
 
 
@@ -71,6 +73,12 @@ def _require_validation_at_the_end(settings: Mapping[str, Any]) -> None:
             f"steps = {settings['steps']} must be a multiple of valid_every = {settings['valid_every']} where "
             "patience is given: the last validation counts like any other"
         )
+
+
+def _require_whole_matrices(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where Muon would have parts of matrices."""
+    if settings["optimizer"]["_component_"] == muon.PATH and settings["parallel"] == "sharded":
+        raise ValueError(f"parallel = 'sharded' cuts matrices, and {muon.PATH} needs them whole: parallel=data")
 
 
 def require_rows(settings: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from edlm.runs import processes
 _PASS = "per_position"
 
 PURE = "pure_bfloat16"
+K = TypeVar("K")
 
 
 class Weights:
@@ -60,11 +61,11 @@ class Weights:
             self._average = self._average.requires_grad_(False).eval()
         return self._average
 
-    def grouped(self, share_of: Callable[[str], float]) -> list[tuple[float, list[Tensor]]]:
-        """List the masters in order, neighbours of one share together: an optimiser's groups keep their numbers."""
-        shares = map(share_of, self._names())
-        found = itertools.groupby(zip(shares, self.masters, strict=True), key=lambda pair: pair[0])
-        return [(share, [master for _, master in pairs]) for share, pairs in found]
+    def grouped(self, kind_of: Callable[[str], K]) -> list[tuple[K, list[Tensor]]]:
+        """List the masters in order, neighbours of one kind together: an optimiser's groups keep their numbers."""
+        kinds = map(kind_of, self._names())
+        found = itertools.groupby(zip(kinds, self.masters, strict=True), key=lambda pair: pair[0])
+        return [(kind, [master for _, master in pairs]) for kind, pairs in found]
 
     def collect_gradients(self) -> None:
         """Sum the gradients over the processes, in float32, for the optimiser to find."""

@@ -56,13 +56,14 @@ def require_optimizer(checkpoint: Path, saved: Mapping[str, Any], fresh: torch.o
 def _require_moments(checkpoint: Path, saved: Mapping[Any, Any], fresh: torch.optim.Optimizer) -> None:
     """Raise ValueError unless what is kept of each parameter has the names and shapes that a step gives it."""
     parameters = [parameter for group in fresh.param_groups for parameter in group["params"]]
-    wanted: dict[int, dict[str, Any]] = {}
+    group_of = [number for number, group in enumerate(fresh.param_groups) for _ in group["params"]]
+    wanted: dict[tuple[int, int], dict[str, Any]] = {}
     for index, own in saved.items():
         where = f"optimizer.state.{index}"
         if type(index) is not int or not 0 <= index < len(parameters) or not isinstance(own, dict):
             raise _refusal(checkpoint, where, f"must be of one of {len(parameters)} parameters, by its number")
-        shape = parameters[index].shape
-        known = wanted.setdefault(len(shape), _after_a_step(fresh, len(shape)))
+        shape, number = parameters[index].shape, group_of[index]
+        known = wanted.setdefault((number, len(shape)), _after_a_step(fresh, number, len(shape)))
         if known and own.keys() != known.keys():
             raise _refusal(checkpoint, where, f"must hold {', '.join(known)}")
         for name, value in own.items() if known else ():
@@ -77,11 +78,11 @@ def _require_moments(checkpoint: Path, saved: Mapping[Any, Any], fresh: torch.op
                 )
 
 
-def _after_a_step(fresh: torch.optim.Optimizer, dimensions: int) -> dict[str, Any]:
-    """Find what an optimiser of this kind keeps of a parameter; nothing where that cannot be found out."""
+def _after_a_step(fresh: torch.optim.Optimizer, group: int, dimensions: int) -> dict[str, Any]:
+    """Find what an optimiser of this kind keeps of a parameter of a group; nothing where that cannot be found out."""
     probe = torch.nn.Parameter(_probe(dimensions))
     probe.grad = torch.ones_like(probe)
-    defaults = {name: value for name, value in fresh.param_groups[0].items() if name != "params"}
+    defaults = {name: value for name, value in fresh.param_groups[group].items() if name != "params"}
     build: Any = type(fresh)
     try:
         other = build([{"params": [probe], **defaults}])

@@ -321,3 +321,32 @@ def test_step_grids_that_are_none_are_named(run: Runner, value: str) -> None:
     assert status == 2
     assert "transition_steps = " in error
     assert "must be two whole numbers [fewest, most] with 1 <= fewest <= most" in error
+
+
+def test_a_run_by_muon_resumes_bit_for_bit_and_is_not_sharded(run: Runner, tmp_path: Path) -> None:
+    muon = ["optimizer._component_=edlm.training.muon.Muon", "optimizer.lr=5.0e-3", "decay=constant"]
+    assert run("pretrain_ar", *ar_words(tmp_path / "whole"), *muon)[0] == 0
+    assert run("pretrain_ar", *ar_words(tmp_path / "parts"), *muon, "steps=2")[0] == 0
+    assert run("pretrain_ar", *ar_words(tmp_path / "parts"), *muon)[0] == 0
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name in ("network.safetensors", "training.safetensors"):
+        same = whole[name] == parts[name]
+        assert same, name
+    status, _, error = run("pretrain_ar", *ar_words(tmp_path / "cut"), *muon, "parallel=sharded")
+    assert (status, "parallel = 'sharded' cuts matrices" in error) == (2, True), error
+    status, _, error = run("pretrain_ar", *ar_words(tmp_path / "cut"), *muon, "optimizer.momentum=2")
+    assert (status, "momentum = 2 must lie in [0, 1)" in error) == (2, True), error
+
+
+@pytest.mark.parametrize("draws", [["noise_levels=counts"], ["noise_levels=bell", "loss_weights=even"]])
+def test_draws_of_noise_are_settings_that_a_run_keeps(run: Runner, tmp_path: Path, draws: list[str]) -> None:
+    words = denoiser_words(tmp_path / "run")
+    assert run("pretrain_denoiser", *words, *draws, "steps=1")[0] == 0
+    status, _, error = run("pretrain_denoiser", *words, "steps=2")
+    assert (status, "objective" in error) == (2, True), error
+
+
+def test_draws_of_noise_are_those_of_one_objective(run: Runner, tmp_path: Path) -> None:
+    words = [*denoiser_words(tmp_path / "run"), "objective=chain_rule", "loss_steps=[2,4]"]
+    status, _, error = run("pretrain_denoiser", *words, "noise_levels=bell")
+    assert (status, "noise_levels = 'bell' is of objective = 'mdlm' alone" in error) == (2, True), error

@@ -1,0 +1,99 @@
+"""Muon: orthogonal steps of hidden matrices, AdamW for the rest, and a run that resumes bit for bit."""
+
+import pytest
+import torch
+from torch import nn
+
+from edlm.nn.networks import Transformer
+from edlm.training import muon
+from edlm.training.muon import Muon
+
+SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8}
+
+
+def grouped(network: nn.Module) -> list[dict]:
+    hidden = muon.hidden_matrices(network)
+    named = dict(network.named_parameters())
+    kinds = [(True, [named[n] for n in named if n in hidden]), (False, [named[n] for n in named if n not in hidden])]
+    return [{"params": own, muon.HIDDEN: kind} for kind, own in kinds]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 24), (24, 8)])
+def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = muon.orthogonalised(matrix).double()
+    inner = u.T @ found @ v.T
+    assert ((inner.diag() > 0.65) & (inner.diag() < 1.25)).all()
+    assert (inner - torch.diag(inner.diag())).abs().max() < 1e-5
+
+
+def test_hidden_are_the_matrices_of_blocks_that_read_a_text() -> None:
+    network = Transformer(5, 8, **SIZES)
+    hidden = muon.hidden_matrices(network)
+    assert hidden == {
+        f"trunk.blocks.{i}.{name}.weight" for i in range(2) for name in ("attention.qkv", "attention.out", "up", "down")
+    }
+
+
+def test_the_others_step_as_by_adamw() -> None:
+    network, twin = Transformer(5, 8, **SIZES), Transformer(5, 8, **SIZES)
+    twin.load_state_dict(network.state_dict())
+    optimizer = Muon(grouped(network), lr=0.1, adamw_lr=0.01, weight_decay=0.1)
+    adamw = torch.optim.AdamW(twin.parameters(), lr=0.01, weight_decay=0.1)
+    hidden = muon.hidden_matrices(network)
+    for step in range(3):
+        for one, two in zip(network.parameters(), twin.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=torch.Generator().manual_seed(step))
+            two.grad = one.grad.clone()
+        optimizer.step()
+        adamw.step()
+    for (name, one), two in zip(network.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-7) == (name not in hidden), name
+
+
+def test_a_step_is_the_rate_times_the_orthogonal_momentum() -> None:
+    weight = nn.Parameter(torch.zeros(4, 16))
+    optimizer = Muon([weight], lr=0.5, momentum=0.9, weight_decay=0.0)
+    first, second = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
+    for gradient in (first, second):
+        weight.grad = gradient
+        before = weight.detach().clone()
+        optimizer.step()
+    momentum = 0.9 * first + second
+    expected = muon.orthogonalised(second + 0.9 * momentum) * 0.2 * 16**0.5
+    assert torch.allclose(before - weight, 0.5 * expected, atol=1e-6)
+
+
+def test_a_loaded_state_goes_on_as_if_it_had_not_stopped() -> None:
+    def steps(network: nn.Module, optimizer: Muon, numbers: range) -> None:
+        for number in numbers:
+            for weight in network.parameters():
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+            optimizer.step()
+
+    whole = Transformer(5, 8, **SIZES)
+    parts = Transformer(5, 8, **SIZES)
+    parts.load_state_dict(whole.state_dict())
+    one, two = Muon(grouped(whole)), Muon(grouped(parts))
+    steps(whole, one, range(6))
+    steps(parts, two, range(3))
+    again = Muon(grouped(parts))
+    again.load_state_dict(two.state_dict())
+    steps(parts, again, range(3, 6))
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lr": -1.0}, "lr = -1.0 must be at least 0"),
+        ({"adamw_lr": float("nan")}, "adamw_lr = nan"),
+        ({"momentum": 1.0}, r"momentum = 1.0 must lie in \[0, 1\)"),
+        ({"weight_decay": -0.1}, "weight_decay = -0.1"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(values: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Muon([nn.Parameter(torch.zeros(2, 2))], **values)
