@@ -8,6 +8,7 @@ import faults_numbers
 import faults_published
 import faults_recipes
 import faults_sampling
+import faults_training
 
 PUBLISHED = faults_published.FAULTS
 OWN = [
@@ -18,6 +19,7 @@ OWN = [
     *faults_recipes.FAULTS,
     *faults_numbers.FAULTS,
     *faults_data.FAULTS,
+    *faults_training.FAULTS,
 ]
 
 
