@@ -77,7 +77,11 @@ LAYOUT: dict[str, list[str]] = {
         "estimates",
         "nelbo",
         "weighing",
+        "terms",
+        "steps",
+        "exact",
         "bounds",
+        "orders",
         "paper_nelbo",
         "baselines",
         "enumeration",
@@ -146,6 +150,8 @@ LAYOUT: dict[str, list[str]] = {
         "plots",
         "exact",
         "exact_report",
+        "curve",
+        "curve_plot",
         "learning",
         "card",
     ],
@@ -174,7 +180,7 @@ TOO_LONG: dict[str, str] = {}
 # An energy and a joint network are also parts that a config loads, and the keys by which it names them.
 ALSO_PARTS = {"energy", "joint"}
 # Recipes that draw by whatever sampler a config says: they do not even name its classes.
-TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ("generate", "evaluate", "frontier", "oracle", "benchmark")}
+TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ("generate", "evaluate", "frontier", "likelihoods", "oracle", "benchmark")}
 DRAW_FREELY = ("benchmark", "runs")  # code as it is usually written, and clocks
 SHOWN = {"edlm.samplers": "samplers.sampler"}
 ORDER = [f"{package}.{name}" if name else package for package, names in LAYOUT.items() for name in names or [""]]
