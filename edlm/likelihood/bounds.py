@@ -16,7 +16,7 @@ from edlm.likelihood.weighing import flat, weigh
 from edlm.process import noise, particles, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
-from edlm.samplers.plans import Drawn
+from edlm.samplers.planning import Drawn
 from edlm.samplers.sampler import Sampler
 
 

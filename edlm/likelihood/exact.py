@@ -16,8 +16,7 @@ from edlm.likelihood.steps import Written
 from edlm.process import absorbing
 from edlm.process.absorbing import RevealPlan
 from edlm.samplers import stages
-from edlm.samplers.choices import Rule
-from edlm.samplers.plans import Drawn
+from edlm.samplers.planning import Drawn, Rule
 from edlm.samplers.sampler import Sampler
 
 

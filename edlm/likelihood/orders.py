@@ -23,7 +23,7 @@ from edlm.likelihood import exact, nelbo, steps
 from edlm.process import noise, particles
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
-from edlm.samplers.plans import Drawn
+from edlm.samplers.planning import Drawn
 from edlm.samplers.sampler import Sampler
 
 RELIABLE_SHARE = 0.5  # of the orders, as an ESS: below it a few orders carry the mean, and others were not met

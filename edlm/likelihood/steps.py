@@ -15,7 +15,7 @@ from edlm import contracts, costs, declaration
 from edlm.likelihood import terms
 from edlm.process import absorbing, categorical, finite, schedules
 from edlm.process.absorbing import RevealPlan
-from edlm.samplers import kernel
+from edlm.samplers import kernel, stages
 from edlm.samplers.corrections import Parts
 from edlm.samplers.sampler import Sampler
 
@@ -112,12 +112,8 @@ def _in_order(parts: Parts, state: dict[str, Tensor], x_0: Tensor, now: Tensor, 
 
 def _of_tokens(sampler: Sampler, states: Tensor, tokens: Tensor) -> Tensor:
     """`log p(token)` at states (m, h) under the law that is drawn from, a tile of logits at a time: float64 (m,)."""
-    denoiser, (temperature, nucleus) = sampler.denoiser, sampler.proposal
-    size = categorical.rows_at_once(denoiser.vocab_size, states.device)
-    found = []
-    for own, wanted in zip(states.split(size), tokens.unsqueeze(-1).split(size), strict=True):
-        law = categorical.nucleus(categorical.cooled(denoiser.logits(own), temperature), nucleus)
-        found.append(categorical.token_log_prob(law, wanted).squeeze(-1))
-    log_p = torch.cat(found).double()
-    finite.require_log_prob(log_p)
-    return log_p
+    law = stages.Law(sampler.denoiser, *sampler.proposal)
+    tiles = law.tiles(states, tokens.unsqueeze(-1))
+    found = torch.cat([categorical.token_log_prob(law(own), wanted) for own, wanted in tiles]).squeeze(-1).double()
+    finite.require_log_prob(found)
+    return found

@@ -223,7 +223,7 @@ def describe(sampler: Sampler) -> str:
     return "\n".join([lines[0], f"in rounds, {_rounds(sampler)}:", *lines[1:]])
 
 
-def expected(sampler: Sampler, length: int) -> Expected:
+def expected(sampler: Sampler, length: int) -> Expected | None:
     """Work out what the plan of a text of so many masks is expected to take; see `plans.Expected`.
 
     Args:
@@ -231,7 +231,7 @@ def expected(sampler: Sampler, length: int) -> Expected:
         length: how many masks.
 
     Returns:
-        What is expected.
+        What is expected; None where it depends on the tokens, so that only samples tell.
 
     Example:
         >>> import edlm
@@ -243,7 +243,7 @@ def expected(sampler: Sampler, length: int) -> Expected:
     return sampler.plan.expected(sampler.denoiser.schedule, length, sampler.window)
 
 
-def expected_passes(sampler: Sampler, length: int) -> float:
+def expected_passes(sampler: Sampler, length: int) -> float | None:
     """Return the expected number of texts that networks read for one text, parts of a text by their tokens.
 
     Until an ESS is reached at most as many; in order about as many as `_VERIFICATIONS` rounds take.
@@ -253,7 +253,7 @@ def expected_passes(sampler: Sampler, length: int) -> float:
         length: tokens of a text.
 
     Returns:
-        The number.
+        The number; None where it depends on the tokens, so that only samples tell.
 
     Example:
         >>> import edlm
@@ -263,8 +263,8 @@ def expected_passes(sampler: Sampler, length: int) -> float:
         8.0
     """
     plan, parts = expected(sampler, length), sampler.parts
-    if parts is None:
-        return plan.passes
+    if plan is None or parts is None:
+        return None if plan is None else plan.passes
     k = _VERIFICATIONS if sampler.chooses.in_order else sampler.most
     masked = length * plan.revealed if parts.scope == "transition" else plan.corrected * (length + 1) / 2
     read = costs.tokens(parts.reads, k, 1.0, length) * plan.corrected
