@@ -69,7 +69,9 @@ class Likelihoods:
         found = grid.expand(settings["sweeps"], grid.sources(models), length)
         self.samplers = {name: own.setting for name, own in found.items() if isinstance(own.setting, Sampler)}
         if len(self.samplers) < len(found):
-            raise ValueError("sweeps: the AR model is no sampler of a denoiser; it has its line where ar names a folder")
+            raise ValueError(
+                "sweeps: the AR model is no sampler of a denoiser; it has its line where ar names a folder"
+            )
         own = card.card(
             {key: value for key, value in settings.items() if key != "labels"},
             self.device,
@@ -102,8 +104,8 @@ class Likelihoods:
         points = curve.points(self.samplers, records, characters)
         remark = (
             f"{len(self.texts.excerpts)} texts of {settings['split']}, {self.texts.tokens:,} tokens, {characters:,} "
-            f"characters, seed {settings['seed']}; denoiser {settings['denoiser']}; errors are those of other texts, of "
-            "an excess paired over the texts; <= is a bound"
+            f"characters, seed {settings['seed']}; denoiser {settings['denoiser']}; errors are those of other texts, "
+            "of an excess paired over the texts; <= is a bound"
         )
         files.write_text(self.folder / "likelihoods.md", curve.markdown(points, lines, [remark]))
         if processes.is_first():

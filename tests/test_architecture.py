@@ -182,7 +182,8 @@ TOO_LONG: dict[str, str] = {}
 # An energy and a joint network are also parts that a config loads, and the keys by which it names them.
 ALSO_PARTS = {"energy", "joint"}
 # Recipes that draw by whatever sampler a config says: they do not even name its classes.
-TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ("generate", "evaluate", "frontier", "likelihoods", "oracle", "benchmark")}
+ANY = ("generate", "evaluate", "frontier", "likelihoods", "oracle", "benchmark")
+TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ANY}
 DRAW_FREELY = ("benchmark", "runs")  # code as it is usually written, and clocks
 SHOWN = {"edlm.samplers": "samplers.sampler"}
 ORDER = [f"{package}.{name}" if name else package for package, names in LAYOUT.items() for name in names or [""]]

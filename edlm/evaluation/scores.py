@@ -29,8 +29,8 @@ TUBE = "tube_lower"  # the end of an interval that is below the likelihood in ex
 class Scores(NamedTuple):
     """Of a batch: nats per scored token (b,) by figure, texts read by network, and, per row, how even weights were.
 
-    Part of a text that is read counts by its tokens. unreliable: which rows are known to be badly estimated (b,); steps:
-    passes by which the sampler writes them (b,).
+    Part of a text that is read counts by its tokens. unreliable: which rows are known to be badly estimated (b,);
+    steps: passes by which the sampler writes them (b,).
     """
 
     nats: dict[str, Tensor]

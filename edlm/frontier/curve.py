@@ -46,6 +46,11 @@ class Point(NamedTuple):
         """Whether it is the likelihood itself."""
         return self.figure == "exact_nll"
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether no pass writes two tokens."""
+        return self.together <= _ONE
+
 
 class Line(NamedTuple):
     """What is no curve: a model's name, its figure and its value."""
@@ -100,9 +105,7 @@ def line(name: str, own: Mapping[str, Any], characters: int) -> Line:
     return Line(name, figure, _bits(values, own["tokens"], characters))
 
 
-def points(
-    settings: Mapping[str, Sampler], records: Mapping[str, Mapping[str, Any]], characters: int
-) -> list[Point]:
+def points(settings: Mapping[str, Sampler], records: Mapping[str, Mapping[str, Any]], characters: int) -> list[Point]:
     """Build the points of all settings that are finished, each compared with its rule's own at one token a pass."""
     found = []
     for name, sampler in settings.items():
@@ -139,9 +142,7 @@ def rows(found: Sequence[Point], lines: Sequence[Line]) -> list[tuple[str, ...]]
         )
         for own in found
     ]
-    beside = [
-        (own.name, "-", own.figure, "-", _with_error(own.bits), "-", "-", str(own.bits.n), "-") for own in lines
-    ]
+    beside = [(own.name, "-", own.figure, "-", _with_error(own.bits), "-", "-", str(own.bits.n), "-") for own in lines]
     return [head, *beside, *body]
 
 

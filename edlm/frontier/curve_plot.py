@@ -1,5 +1,6 @@
 """The picture of a curve: bits per character against tokens of a pass, each line named where it ends."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,7 @@ _WEIGHED = ":"
 _APART = 0.028  # of the picture's height, between two names
 
 
-def draw(
-    path: Path, points: Sequence[Point], lines: Sequence[Line], labels: Mapping[str, str], subtitle: str
-) -> None:
+def draw(path: Path, points: Sequence[Point], lines: Sequence[Line], labels: Mapping[str, str], subtitle: str) -> None:
     """Write the png, whole or not at all: a colour for each rule, and one for each energy; open markers are bounds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -32,12 +31,12 @@ def draw(
         shown = labels.get(rule, rule)
         of_colour = shown if way in _DASHES else way
         colour = colours.setdefault(of_colour, f"C{len(colours) % 10}")
-        ordered = sorted(some, key=lambda own: own.together)
+        ordered = sorted([*_shared(rule, way, curves), *some], key=lambda own: own.together)
         _curve(axes, ordered, colour, _DASHES.get(way, _WEIGHED))
         ends.append((ordered[-1].bits.mean, f"{shown}, {way}", colour))
     for own in lines:
         axes.axhline(own.bits.mean, color="black", linewidth=0.9, linestyle="-.")
-        ends.append((own.bits.mean, f"{own.name}: {own.figure}", "black"))
+        ends.append((own.bits.mean, own.name, "black"))
     axes.set_xscale("log", base=2)
     axes.set_xlabel("tokens of a pass, as measured")
     axes.set_ylabel("bits per character")
@@ -53,9 +52,16 @@ def spaced(places: Sequence[float], least: float) -> list[float]:
     """Move places up as little as it takes for neighbours to be `least` apart; their order stays."""
     order = sorted(range(len(places)), key=lambda number: places[number])
     found = list(places)
-    for before, own in zip(order, order[1:], strict=False):
+    for before, own in itertools.pairwise(order):
         found[own] = max(found[own], found[before] + least)
     return found
+
+
+def _shared(rule: str, way: str, curves: Mapping[tuple[str, str], Sequence[Point]]) -> list[Point]:
+    """The plain point at one token a pass, where in order is the same law and is not computed again."""
+    if way != IN_ORDER or any(own.one_by_one for own in curves[rule, way]):
+        return []
+    return [own for own in curves.get((rule, PLAIN), []) if own.one_by_one]
 
 
 def _curve(axes: Any, some: Sequence[Point], colour: str, dashes: str) -> None:

@@ -72,7 +72,7 @@ def missing(sampler: Sampler) -> str:
 def bound(
     sampler: Sampler, x_0: Tensor, seed: Tensor, row: Tensor, *, num_orders: int, scored: Tensor | None = None
 ) -> Orders:
-    """Draw one unbiased value per row of a bound of `-log q(x_0)` from either side, q the law of the sampler as it runs.
+    """Draw one unbiased value per row of bounds of `-log q(x_0)` from either side, q the law of the sampler as it runs.
 
     Unbiased for the bounds, not for the likelihood: means over texts have L_K and TUBE as their expectations, and
     errors beside. Temperature and nucleus are a part of the law, as in `exact.of_sampler`. The first of the orders is

@@ -37,9 +37,14 @@ def entropy_of(law: Sequence[float]) -> float:
     return -sum(p * math.log(p) for p in law if p > 0.0)
 
 
+def tied(value: float) -> int:
+    """Equal for what differs by rounding: all masks of a network without a token have one law. Then left comes first."""
+    return round(value * 2**20)
+
+
 def entropy_bound(gamma: float) -> Rule:
     def rule(laws: Laws, masks: list[int]) -> list[int]:
-        order = sorted(masks, key=lambda i: entropy_of(laws[i]))
+        order = sorted(masks, key=lambda i: tied(entropy_of(laws[i])))
         fits = [k for k in range(1, len(order) + 1) if sum(entropy_of(laws[i]) for i in order[: k - 1]) <= gamma]
         return order[: max(fits)]
 
@@ -48,14 +53,14 @@ def entropy_bound(gamma: float) -> Rule:
 
 def above(threshold: float) -> Rule:
     def rule(laws: Laws, masks: list[int]) -> list[int]:
-        return [i for i in masks if max(laws[i]) > threshold] or [max(masks, key=lambda i: max(laws[i]))]
+        return [i for i in masks if max(laws[i]) > threshold] or [max(masks, key=lambda i: tied(max(laws[i])))]
 
     return rule
 
 
 def widest_margin(count: int) -> Rule:
     def rule(laws: Laws, masks: list[int]) -> list[int]:
-        lead = {i: sorted(laws[i])[-1] - sorted(laws[i])[-2] for i in masks}
+        lead = {i: tied(sorted(laws[i])[-1] - sorted(laws[i])[-2]) for i in masks}
         return sorted(masks, key=lambda i: -lead[i])[:count]
 
     return rule
@@ -102,26 +107,28 @@ def fillings(state: State, where: Sequence[int]) -> Iterator[State]:
         yield tuple(after)
 
 
-def plain_chance(laws: Laws, before: State, after: State, where: Sequence[int]) -> float:
-    return math.prod(laws[i][after[i]] for i in where)
+def plain_chances(laws: Laws, filled: Sequence[State], where: Sequence[int]) -> list[float]:
+    return [math.prod(laws[i][after[i]] for i in where) for after in filled]
 
 
 @torch.no_grad()
-def ordered_chance(denoiser: Denoiser, laws: Laws, before: State, after: State, where: Sequence[int]) -> float:
+def ordered_chances(
+    denoiser: Denoiser, laws: Laws, before: State, filled: Sequence[State], where: Sequence[int]
+) -> list[float]:
     """`prod p e^-E` under the chain rule, which is a law of what is new; read as an energy, with a pass of its own."""
-    x_t, candidate = torch.tensor([before]), torch.tensor([[after]])
-    log_p = torch.zeros(1, 1, len(before), dtype=torch.float64)
-    for i in where:
-        log_p[0, 0, i] = math.log(laws[i][after[i]])
+    log_p = torch.zeros(1, len(filled), len(before), dtype=torch.float64)
+    for number, after in enumerate(filled):
+        for i in where:
+            log_p[0, number, i] = math.log(laws[i][after[i]])
     inputs = {
-        contracts.X_T: x_t,
+        contracts.X_T: torch.tensor([before]),
         contracts.T: torch.tensor([before.count(SYMBOLS) / len(before)], dtype=torch.float64),
         contracts.POSITIONS: torch.tensor(sorted(where)),
-        contracts.CANDIDATES: candidate,
+        contracts.CANDIDATES: torch.tensor([filled]),
         contracts.LOG_P_CANDIDATES: log_p,
     }
-    energy = float(chain_rule.energy(denoiser)(TensorDict(inputs))[contracts.ENERGY])
-    return math.exp(float(log_p.sum()) - energy)
+    energy = chain_rule.energy(denoiser)(TensorDict(inputs))[contracts.ENERGY]
+    return (log_p.sum(-1) - energy).exp().squeeze(0).tolist()
 
 
 def slow_law(
@@ -139,11 +146,12 @@ def slow_law(
             continue
         where = rule(laws(state), masks)
         inside = window[0] - 1e-9 <= len(masks) / len(state) <= window[1] + 1e-9
-        for after in fillings(state, where):
-            if sampler.chooses.in_order and inside:
-                own = ordered_chance(sampler.denoiser, laws(state), state, after, where)
-            else:
-                own = plain_chance(laws(state), state, after, where)
+        filled = list(fillings(state, where))
+        if sampler.chooses.in_order and inside:
+            chances = ordered_chances(sampler.denoiser, laws(state), state, filled, where)
+        else:
+            chances = plain_chances(laws(state), filled, where)
+        for after, own in zip(filled, chances, strict=True):
             mass[after] = mass.get(after, 0.0) + chance * own
     return texts
 
@@ -173,7 +181,7 @@ def in_order(seed: int, plan: object) -> Sampler:
 
 @pytest.mark.parametrize("name", RULES)
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_plain_it_is_the_law_of_all_that_can_happen(name: str, seed: int) -> None:
     plan, rule = RULES[name]
     sampler = plain(seed, plan)
@@ -184,7 +192,7 @@ def test_plain_it_is_the_law_of_all_that_can_happen(name: str, seed: int) -> Non
 
 @pytest.mark.parametrize("name", RULES)
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=4)
+@settings(max_examples=3)
 def test_in_order_it_is_the_law_of_all_that_can_happen(name: str, seed: int) -> None:
     plan, rule = RULES[name]
     sampler = in_order(seed, plan)

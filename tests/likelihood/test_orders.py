@@ -15,7 +15,7 @@ from torch import Tensor
 
 import edlm
 from edlm import contracts
-from edlm.likelihood import bounds, enumeration, exact, hidden_markov, orders
+from edlm.likelihood import bounds, enumeration, hidden_markov, orders
 from edlm.process import noise
 from edlm.process.noise import Stream
 from edlm.samplers.corrections import ChainRule
@@ -28,7 +28,7 @@ SEED = torch.tensor(0)
 ORDERS = list(itertools.permutations(range(LENGTH)))
 
 
-def plain(seed: int, plan: object = edlm.plans.TokensPerPass(1)) -> Sampler:  # noqa: B008
+def plain(seed: int, plan: object = edlm.plans.TokensPerPass(1)) -> Sampler:
     return Sampler(OracleDenoiser(wave_marginals(seed, SYMBOLS, LENGTH), SYMBOLS), plan)
 
 
@@ -100,7 +100,9 @@ def test_draws_have_the_ends_as_their_means(k: int) -> None:
         assert abs(mean - wanted.mean()) < 0.1 * (wanted - nll).mean().abs()
 
 
-@pytest.mark.parametrize("plan", [edlm.plans.Grid(2), edlm.plans.TokensPerPass(1), edlm.plans.TokensPerPass(2)], ids=str)
+@pytest.mark.parametrize(
+    "plan", [edlm.plans.Grid(2), edlm.plans.TokensPerPass(1), edlm.plans.TokensPerPass(2)], ids=str
+)
 @pytest.mark.parametrize("ordered", [False, True])
 def test_one_order_is_the_bound_of_the_sampler_draw_by_draw(plan: object, ordered: bool) -> None:
     sampler = in_order(3, plan) if ordered else plain(3, plan)
@@ -130,9 +132,7 @@ def test_each_order_is_a_plan_of_its_own_and_is_paid_for() -> None:
 def test_of_exact_parts_both_ends_are_the_likelihood(plan: object) -> None:
     """One by one the exact denoiser gives every order the same; several at once it does not, and the ends part."""
     source = hidden_markov.random_markov(1, SYMBOLS)
-    found = orders.bound(
-        Sampler(hidden_markov.denoiser(source, LENGTH), plan), TEXTS, SEED, ROW, num_orders=4
-    )
+    found = orders.bound(Sampler(hidden_markov.denoiser(source, LENGTH), plan), TEXTS, SEED, ROW, num_orders=4)
     nll = -hidden_markov.log_prob(source, TEXTS) / LENGTH
     if plan == edlm.plans.TokensPerPass(1):
         torch.testing.assert_close(found.upper, nll)
