@@ -38,7 +38,7 @@ def entropy_of(law: Sequence[float]) -> float:
 
 
 def tied(value: float) -> int:
-    """Equal for what differs by rounding: all masks of a network without a token have one law. Then left comes first."""
+    """Equal for what differs by rounding: of masks alone a network has one law. Then left comes first."""
     return round(value * 2**20)
 
 
