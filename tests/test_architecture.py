@@ -69,6 +69,8 @@ LAYOUT: dict[str, list[str]] = {
         "speculative",
         "sampler",
         "configs",
+        "looping",
+        "records",
         "pipelines",
         "execution",
         "autoregressive",

@@ -1,4 +1,4 @@
-"""The stages that a step is made of: propose, select, reveal."""
+"""The stages that a step is made of: choose, propose, select, reveal."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from edlm.contracts import Denoiser, Selection
 from edlm.declaration import stage
 from edlm.process import absorbing, categorical, finite, particles
-from edlm.samplers.planning import Seen
+from edlm.samplers.planning import Rule, Seen
 
 
 def propose(denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> TensorDictModule:
@@ -26,6 +26,11 @@ def propose(denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) 
         "hidden, x_t, positions, proposal_noise -> candidates, log_p_candidates, log_ratio",
         _Propose(denoiser, temperature, nucleus),
     )
+
+
+def choose(law: "Law", rule: Rule, mask_id: int) -> TensorDictModule:
+    """Build the stage in which a plan chooses what is revealed, by how sure the law of each mask is."""
+    return stage("hidden, x_t, positions -> reveal", _Choose(law, rule, mask_id))
 
 
 def select(selection: Selection, temperature: float) -> TensorDictModule:
@@ -78,6 +83,17 @@ def seen_of(law: Law, hidden: Tensor, positions: Tensor, b: int, l: int) -> Seen
     tiles = [torch.stack(categorical.certainty(law(states)), dim=-1) for (states,) in law.tiles(hidden)]
     onto = torch.zeros(b, l, len(Seen._fields), dtype=torch.float64, device=hidden.device)
     return Seen(*spread(torch.cat(tiles), onto, positions).unbind(-1))
+
+
+class _Choose(nn.Module):
+    def __init__(self, law: Law, rule: Rule, mask_id: int) -> None:
+        super().__init__()
+        self.law, self.rule, self.mask_id = law, rule, mask_id
+
+    def forward(self, hidden: Tensor, x_t: Tensor, positions: Tensor) -> Tensor:
+        masked = x_t == self.mask_id
+        chosen = self.rule.choose(seen_of(self.law, hidden, positions, *x_t.shape), masked)
+        return chosen & masked  # what is given stays, whatever a plan of one's own says
 
 
 class _Propose(nn.Module):
