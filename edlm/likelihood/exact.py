@@ -154,6 +154,9 @@ def follow(sampler: Sampler, x_0: Tensor, wanted: Tensor) -> tuple[RevealPlan, W
     Returns:
         The passes that it takes, and what they write.
 
+    Raises:
+        ValueError: where the plan reveals nothing of a text that has masks.
+
     Example:
         >>> import edlm, torch
         >>> from edlm.likelihood import hidden_markov
@@ -178,7 +181,9 @@ def follow(sampler: Sampler, x_0: Tensor, wanted: Tensor) -> tuple[RevealPlan, W
         t = absorbing.time_of_share(hidden.sum(-1).double() / l, denoiser.schedule)
         state = steps.read(sampler, x_t, t, hidden.flatten().nonzero().squeeze(-1))
         seen = stages.seen_of(law, state[contracts.HIDDEN], state[contracts.POSITIONS], len(rows), l)
-        now = rule.choose(seen, hidden)
+        now = rule.choose(seen, hidden) & hidden
+        if not now.any(-1).all():
+            raise ValueError(f"{rule} must reveal something of every text with masks, and of one it does not")
         found, looked_up = steps.log_prob(sampler, state, x_0[rows], now)
         log_prob, read_more = log_prob.index_add(0, rows, found), read_more.index_add(0, rows, looked_up)
         order = order.index_copy(0, rows, torch.where(now, len(times), order[rows]))

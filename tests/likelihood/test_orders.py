@@ -124,6 +124,8 @@ def test_each_order_is_a_plan_of_its_own_and_is_paid_for() -> None:
     assert max(len({*row}) for row in torch.tensor(numbers).T.tolist()) > 2
     torch.testing.assert_close(LENGTH * found.upper, -ll.exp().mean(1).log())
     torch.testing.assert_close(found.ess, ll.exp().sum(1) ** 2 / (2 * ll).exp().sum(1))
+    assert torch.equal(found.unreliable, found.ess < 0.5 * k)
+    assert found.unreliable.unique().tolist() == [False, True]
     assert (found.denoiser_passes == k * LENGTH).all()
     assert (found.energy_passes == 0.0).all()
 
