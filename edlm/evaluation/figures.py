@@ -155,7 +155,7 @@ def collect(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
     passes: dict[str, float] = {}
     for name, number in ((name, number) for scores in found for name, number in scores.passes.items()):
         passes[name] = passes.get(name, 0) + number
-    rows = [_in_place([each[place] for each in found], back) for place in range(2, len(Scores._fields))]
+    rows = [_in_place(each, back) for each in zip(*(scores.of_rows for scores in found), strict=True)]
     nats = {name: torch.cat([each.nats[name] for each in found])[back] for name in found[0].nats}
     tokens = torch.cat([scored.sum(-1) for _, scored, _ in parts])[back]
     return Collected(Scores(nats, passes, *rows), tokens, time.monotonic() - started)

@@ -41,9 +41,14 @@ class Scores(NamedTuple):
     unreliable: Tensor | None = None
     steps: Tensor | None = None
 
+    @property
+    def of_rows(self) -> list[Tensor | None]:
+        """All else that is a value of each row."""
+        return [self.ess, self.log_weight_std, self.excess, self.unreliable, self.steps]
+
     def cpu(self) -> "Scores":
         """Move the scores off the device, so that another process can read them."""
-        rows = [None if rows is None else rows.cpu() for rows in self[2:]]
+        rows = [None if rows is None else rows.cpu() for rows in self.of_rows]
         return Scores({name: nats.cpu() for name, nats in self.nats.items()}, self.passes, *rows)
 
 

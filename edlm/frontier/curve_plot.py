@@ -34,9 +34,9 @@ def draw(path: Path, points: Sequence[Point], lines: Sequence[Line], labels: Map
         ordered = sorted([*_shared(rule, way, curves), *some], key=lambda own: own.together)
         _curve(axes, ordered, colour, _DASHES.get(way, _WEIGHED))
         ends.append((ordered[-1].bits.mean, f"{shown}, {way}", colour))
-    for own in lines:
-        axes.axhline(own.bits.mean, color="black", linewidth=0.9, linestyle="-.")
-        ends.append((own.bits.mean, own.name, "black"))
+    for line in lines:
+        axes.axhline(line.bits.mean, color="black", linewidth=0.9, linestyle="-.")
+        ends.append((line.bits.mean, line.name, "black"))
     axes.set_xscale("log", base=2)
     axes.set_xlabel("tokens of a pass, as measured")
     axes.set_ylabel("bits per character")

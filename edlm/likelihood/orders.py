@@ -112,7 +112,8 @@ def bound(
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     plan = _plans(sampler, wanted, seed, row, num_orders)
     written = steps.of_plan(sampler, plan, x_0.repeat(num_orders, 1), len(x_0))
-    log_p, *read = (each.view(num_orders, -1).T for each in written)
+    log_p = written.log_prob.view(num_orders, -1).T
+    denoised, read = (each.view(num_orders, -1).sum(0) / x_0.shape[1] for each in written[1:])
     tokens = wanted.sum(-1)
     unknown = -tokens * math.log(sampler.denoiser.vocab_size)  # a psi as good as any where the others say nothing
     ess = particles.ess(log_p)
@@ -121,7 +122,8 @@ def bound(
         -tube(log_p, unknown) / tokens,
         ess,
         ~(ess >= RELIABLE_SHARE * num_orders) | torch.full_like(ess, num_orders == 1, dtype=torch.bool),
-        *(each.sum(-1) / x_0.shape[1] for each in read),
+        denoised,
+        read,
         plan.passes.view(num_orders, -1).double().mean(0),
     )
 
