@@ -147,7 +147,7 @@ def test_orders_give_a_drawn_plan_an_interval(run) -> None:
     ("override", "reason"),
     [
         ("sweeps=[{ar: {temperature: 1.0}}]", "sweeps: the AR model is no sampler of a denoiser"),
-        ("labels={a: 1}", "labels = {'a': 1} must be a section with a name for each rule"),
+        ("labels={a: 1}", "must be a section with a name for each rule"),
         ("length=9", "length = 9 must lie in 1..8"),
         ("num_orders=0", "num_orders = 0 must be"),
         ("rows=1", "rows = 1 must be"),
