@@ -1,9 +1,8 @@
 """Positions that are chosen from the pass: each rule beside its definition in plain loops."""
 
-import math
-
 import pytest
 import torch
+from choosing import RULES, slowly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -11,21 +10,6 @@ from torch import Tensor
 from edlm.process import categorical, schedules
 from edlm.samplers import plans
 from edlm.samplers.planning import Seen
-
-RULES = [
-    plans.EntropyBound(0.0),
-    plans.EntropyBound(0.3),
-    plans.EntropyBound(1.0, most=2),
-    plans.EntropyBound(0.5, by="confidence"),
-    plans.EntropyBound(0.5, by="margin"),
-    plans.Confidence(0.7),
-    plans.Confidence(1.0),
-    plans.Ranked(1),
-    plans.Ranked(2, by="margin"),
-    plans.Ranked(3, by="entropy"),
-    plans.LeftToRight(1),
-    plans.LeftToRight(3),
-]
 
 
 def laws(seed: int, b: int, l: int, v: int) -> Tensor:
@@ -40,32 +24,6 @@ def laws(seed: int, b: int, l: int, v: int) -> Tensor:
 def seen(law: Tensor) -> Seen:
     b, l, v = law.shape
     return Seen(*(value.view(b, l) for value in categorical.certainty(law.log().view(b * l, v))))
-
-
-def slowly(plan: plans.Rule, law: list[list[float]], masked: list[bool]) -> set[int]:
-    """The positions of one row, by the definition of each rule."""
-    entropy = [sum(-p * math.log(p) for p in each if p > 0.0) for each in law]
-    best = [sorted(each, reverse=True) for each in law]
-    keys = {
-        "entropy": entropy,
-        "confidence": [-each[0] for each in best],
-        "margin": [each[1] - each[0] for each in best],
-    }
-    left = [i for i, is_mask in enumerate(masked) if is_mask]
-    if not left:
-        return set()
-    if isinstance(plan, plans.LeftToRight):
-        return set(left[: plan.count])
-    by = getattr(plan, "by", "confidence")
-    order = sorted(left, key=lambda i: (round(keys[by][i] * 2**20), i))
-    if isinstance(plan, plans.Ranked):
-        return set(order[: plan.count])
-    if isinstance(plan, plans.Confidence):
-        return {i for i in left if best[i][0] > plan.threshold} or {order[0]}
-    assert isinstance(plan, plans.EntropyBound)
-    sizes = [k for k in range(1, len(order) + 1) if k <= (plan.most or len(order))]
-    budget = {k: sum(sorted(entropy[i] for i in order[:k])[:-1]) for k in sizes}  # all but the largest
-    return set(order[: max([k for k in sizes if budget[k] <= plan.gamma], default=1)])
 
 
 @pytest.mark.parametrize("plan", RULES, ids=str)
