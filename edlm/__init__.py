@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edlm import samplers, testing
     from edlm.data import corpora, datasets, vocabulary
-    from edlm.likelihood import bounds, enumeration
+    from edlm.likelihood import bounds, enumeration, exact
     from edlm.models import denoisers, energies
     from edlm.nn import networks
     from edlm.process import schedules
@@ -29,6 +29,7 @@ _MODULES = {
     "denoisers": "edlm.models.denoisers",
     "energies": "edlm.models.energies",
     "enumeration": "edlm.likelihood.enumeration",
+    "exact": "edlm.likelihood.exact",
     "large": "edlm.weights.large",
     "networks": "edlm.nn.networks",
     "pipelines": "edlm.samplers.pipelines",
@@ -55,6 +56,7 @@ __all__ = [
     "denoisers",
     "energies",
     "enumeration",
+    "exact",
     "extend",
     "large",
     "networks",

@@ -45,6 +45,7 @@ SETTINGS: Schema = {
     "num_steps": schemas.optional(schemas.integer(1)),
     "sampler": schemas.omissible(configs.section),
     "num_passes": schemas.optional(schemas.integer(1)),
+    "num_orders": schemas.omissible(schemas.integer(1)),
     "num_particles": schemas.integer(1),
     "num_completions": schemas.integer(1),
     "window": schemas.window,

@@ -2,6 +2,7 @@
 
 import faults_data
 import faults_files
+import faults_likelihoods
 import faults_maths
 import faults_networks
 import faults_numbers
@@ -20,6 +21,7 @@ OWN = [
     *faults_numbers.FAULTS,
     *faults_data.FAULTS,
     *faults_training.FAULTS,
+    *faults_likelihoods.FAULTS,
 ]
 
 

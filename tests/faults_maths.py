@@ -243,7 +243,7 @@ FAULTS = [
     ),
     Fault(
         "a few passes counted for themselves only",
-        "likelihood/bounds.py",
+        "likelihood/terms.py",
         "passes.double() / num_passes)",
         "torch.ones_like(place))",
         "tests/likelihood/test_bounds.py::test_the_draws_average_to_the_enumerated_bound",
@@ -251,8 +251,8 @@ FAULTS = [
     Fault(
         "the bound takes the energy outside its window",
         "likelihood/bounds.py",
-        "corrected = schedules.inside(plan.t[terms.row, terms.number], sampler.window)",
-        "corrected = torch.ones_like(terms.row, dtype=torch.bool)",
+        "corrected = schedules.inside(plan.t[taken.row, taken.number], sampler.window)",
+        "corrected = torch.ones_like(taken.row, dtype=torch.bool)",
         "tests/likelihood/test_bounds.py::test_the_draws_average_to_the_enumerated_bound",
     ),
     Fault(

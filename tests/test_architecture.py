@@ -57,6 +57,8 @@ LAYOUT: dict[str, list[str]] = {
     "models": ["drafts", "denoisers", "autoregressive", "energies", "chain_rule", "joint"],
     "samplers": [
         "registries",
+        "planning",
+        "choices",
         "plans",
         "selections",
         "kernel",
@@ -67,6 +69,8 @@ LAYOUT: dict[str, list[str]] = {
         "speculative",
         "sampler",
         "configs",
+        "looping",
+        "records",
         "pipelines",
         "execution",
         "autoregressive",
@@ -77,7 +81,11 @@ LAYOUT: dict[str, list[str]] = {
         "estimates",
         "nelbo",
         "weighing",
+        "terms",
+        "steps",
+        "exact",
         "bounds",
+        "orders",
         "paper_nelbo",
         "baselines",
         "enumeration",
@@ -146,6 +154,8 @@ LAYOUT: dict[str, list[str]] = {
         "plots",
         "exact",
         "exact_report",
+        "curve",
+        "curve_plot",
         "learning",
         "card",
     ],
@@ -174,7 +184,8 @@ TOO_LONG: dict[str, str] = {}
 # An energy and a joint network are also parts that a config loads, and the keys by which it names them.
 ALSO_PARTS = {"energy", "joint"}
 # Recipes that draw by whatever sampler a config says: they do not even name its classes.
-TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ("generate", "evaluate", "frontier", "oracle", "benchmark")}
+ANY = ("generate", "evaluate", "frontier", "likelihoods", "oracle", "benchmark")
+TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ANY}
 DRAW_FREELY = ("benchmark", "runs")  # code as it is usually written, and clocks
 SHOWN = {"edlm.samplers": "samplers.sampler"}
 ORDER = [f"{package}.{name}" if name else package for package, names in LAYOUT.items() for name in names or [""]]
@@ -280,7 +291,7 @@ def kinds_of_samplers() -> dict[str, str]:
 
 def classes_of_kinds() -> set[str]:
     """The classes that have such a name."""
-    places = {import_module(place) for place in kinds_of_samplers().values()}
+    places = [import_module(f"edlm.samplers.{path.stem}") for path in (PACKAGE / "samplers").glob("[!_]*.py")]
     kinds = set(kinds_of_samplers())
     return {each for place in places for each, value in vars(place).items() if getattr(value, "name", None) in kinds}
 

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from edlm.data.pieces import Excerpt
 from edlm.data.vocabulary import Vocabulary
-from edlm.evaluation.scores import Score, Scores
-from edlm.likelihood import estimates, paper_nelbo
+from edlm.evaluation.scores import TUBE, Score, Scores
+from edlm.likelihood import estimates, orders, paper_nelbo
 from edlm.likelihood.estimates import Estimate
 from edlm.runs import processes, tables
+
+MOST_UNRELIABLE = 0.05  # of the texts of an interval
 
 
 class TextSet(NamedTuple):
@@ -30,6 +32,14 @@ class TextSet(NamedTuple):
         return sum(len(excerpt.scored) for excerpt in self.excerpts)
 
 
+class Collected(NamedTuple):
+    """Scores of every text, in the order of the texts; how many tokens of each are scored (n,); seconds."""
+
+    scores: Scores
+    tokens: Tensor
+    seconds: float
+
+
 class Figure(NamedTuple):
     """One number of one model on one set of texts, in nats per token, with what is needed to judge it."""
 
@@ -43,7 +53,7 @@ class Figure(NamedTuple):
     ess: float | None
     log_weight_std: float | None
     excess: Estimate | None  # over the plain sampler's bound on the same passes
-    unreliable_rows: float | None  # share of rows past `paper_nelbo.RELIABLE_STD`
+    unreliable_rows: float | None  # share of rows past `paper_nelbo.RELIABLE_STD`, or as the scores say
 
     @property
     def is_paper_nelbo(self) -> bool:
@@ -51,9 +61,16 @@ class Figure(NamedTuple):
         return self.name.startswith("paper_nelbo")
 
     @property
+    def is_tube(self) -> bool:
+        """Whether this is the lower end of an interval."""
+        return self.name.startswith(TUBE)
+
+    @property
     def unreliable(self) -> bool:
-        """Whether the log-weights vary too much for log Z to be known."""
-        std = self.log_weight_std
+        """Whether weights vary too much: for log Z to be known, or, of more than one text in 20, for an interval."""
+        std, rows = self.log_weight_std, self.unreliable_rows
+        if self.is_tube:
+            return rows is not None and rows > MOST_UNRELIABLE
         return self.is_paper_nelbo and std is not None and not std <= paper_nelbo.RELIABLE_STD
 
     def record(self) -> dict[str, Any]:
@@ -79,6 +96,8 @@ class Figure(NamedTuple):
         }
         if self.is_paper_nelbo:
             record |= {"warning": paper_nelbo.WARNING, "reliable": not self.unreliable}
+        if self.is_tube:
+            record |= {"reliable": not self.unreliable}
         return {key: finite(value) for key, value in record.items()}
 
 
@@ -116,14 +135,11 @@ def batches(texts: TextSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor, T
             yield tokens, (place >= given) & (place < end), row
 
 
-def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int, device: torch.device) -> list[Figure]:
-    """Score all excerpts and average over tokens: one figure for each that `score` names.
+def collect(model: str, score: Score, texts: TextSet, batch_size: int, seed: int, device: torch.device) -> Collected:
+    """Score all excerpts, a value for each in the order of `texts`.
 
     Several processes share the batches. Raises ValueError naming the model and the texts for what is no number.
     """
-    nats: dict[str, list[Tensor]] = {}
-    passes: dict[str, float] = {}
-    counts, ess, spread, excess = [], [], [], []
     key, started = torch.tensor(seed, device=device), time.monotonic()
 
     def work(batch: tuple[Tensor, Tensor, Tensor]) -> Scores:
@@ -134,32 +150,38 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
             raise ValueError(f"{model} on {texts.name}: {error}") from error
 
     parts = list(batches(texts, batch_size))
-    for (_, scored, _), scores in zip(parts, processes.spread(work, parts, f"{texts.name}: {model}"), strict=True):
-        counts.append(scored.sum(-1))
-        ess += [] if scores.ess is None else [scores.ess]
-        spread += [] if scores.log_weight_std is None else [scores.log_weight_std]
-        excess += [] if scores.excess is None else [scores.excess]
-        for name, values in scores.nats.items():
-            nats.setdefault(name, []).append(values)
-        for name, number in scores.passes.items():
-            passes[name] = passes.get(name, 0) + number
-    seconds = time.monotonic() - started
-    std = torch.cat(spread) if spread else None
+    found = processes.spread(work, parts, f"{texts.name}: {model}")
+    back = torch.cat([row for _, _, row in parts]).argsort()
+    passes: dict[str, float] = {}
+    for name, number in ((name, number) for scores in found for name, number in scores.passes.items()):
+        passes[name] = passes.get(name, 0) + number
+    rows = [_in_place(each, back) for each in zip(*(scores.of_rows for scores in found), strict=True)]
+    nats = {name: torch.cat([each.nats[name] for each in found])[back] for name in found[0].nats}
+    tokens = torch.cat([scored.sum(-1) for _, scored, _ in parts])[back]
+    return Collected(Scores(nats, passes, *rows), tokens, time.monotonic() - started)
+
+
+def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int, device: torch.device) -> list[Figure]:
+    """Score all excerpts and average over tokens: one figure for each that `score` names; see `collect`."""
+    scores, tokens, seconds = collect(model, score, texts, batch_size, seed, device)
+    std, wrong = scores.log_weight_std, scores.unreliable
+    if wrong is None and std is not None:
+        wrong = std > paper_nelbo.RELIABLE_STD
     return [
         Figure(
             texts.name,
             model,
             name,
-            estimates.estimate(torch.cat(values), torch.cat(counts)),
+            estimates.estimate(values, tokens),
             texts.tokens / max(texts.characters, 1),
             seconds,
-            passes,
-            float(torch.cat(ess).nanmean()) if ess else None,
+            scores.passes,
+            None if scores.ess is None else float(scores.ess.nanmean()),
             None if std is None else float(std.nanmean()),
-            estimates.estimate(torch.cat(excess), torch.cat(counts)) if excess else None,
-            None if std is None else float((std > paper_nelbo.RELIABLE_STD).double().mean()),
+            None if scores.excess is None else estimates.estimate(scores.excess, tokens),
+            None if wrong is None else float(wrong.double().mean()),
         )
-        for name, values in nats.items()
+        for name, values in scores.nats.items()
     ]
 
 
@@ -209,14 +231,25 @@ def _perplexity(figure: Figure) -> str:
 
 
 def _mark(figure: Figure) -> str:
-    return ("*!" if figure.unreliable else "*") if figure.is_paper_nelbo else ""
+    return ("*" if figure.is_paper_nelbo else "") + ("!" if figure.unreliable else "")
 
 
 def _notes(figures: Sequence[Figure]) -> list[str]:
     notes = [f"  * {paper_nelbo.WARNING}"] if any(figure.is_paper_nelbo for figure in figures) else []
-    if any(figure.unreliable for figure in figures):
+    if any(figure.unreliable and figure.is_paper_nelbo for figure in figures):
         notes.append(f"  ! unreliable: the log-weights' s.d. is above {paper_nelbo.RELIABLE_STD:g}, log Z is not known")
+    if any(figure.unreliable and figure.is_tube for figure in figures):
+        notes.append(
+            f"  ! unreliable: the ESS is below {orders.RELIABLE_SHARE:g} K for more than {MOST_UNRELIABLE:.0%} of the "
+            f"texts; what {TUBE} says is then mostly too high, and no lower end"
+        )
     return notes
+
+
+def _in_place(parts: Sequence[Tensor | None], back: Tensor) -> Tensor | None:
+    """Values of batches in the order of the texts, None if there are none."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there)[back] if there else None
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:

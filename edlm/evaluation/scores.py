@@ -8,7 +8,11 @@ from torch import Tensor
 
 from edlm.contracts import Energy
 from edlm.likelihood import baselines as baseline_bounds
-from edlm.likelihood import bounds, nelbo, paper_nelbo
+from edlm.likelihood import bounds, nelbo, orders, paper_nelbo
+from edlm.likelihood import exact as exact_likelihoods
+from edlm.likelihood.bounds import Bound
+from edlm.likelihood.exact import Exact
+from edlm.likelihood.orders import Orders
 from edlm.models import autoregressive
 from edlm.models.denoisers import SeddDenoiser
 from edlm.process import finite
@@ -19,11 +23,14 @@ from edlm.samplers.corrections import Correction, OfEnergy
 from edlm.samplers.sampler import Sampler
 from edlm.weights.named import Autoregressive, Diffusion, Models
 
+TUBE = "tube_lower"  # the end of an interval that is below the likelihood in expectation
+
 
 class Scores(NamedTuple):
     """Of a batch: nats per scored token (b,) by figure, texts read by network, and, per row, how even weights were.
 
-    Part of a text that is read counts by its tokens.
+    Part of a text that is read counts by its tokens. unreliable: which rows are known to be badly estimated (b,);
+    steps: passes by which the sampler writes them (b,).
     """
 
     nats: dict[str, Tensor]
@@ -31,10 +38,17 @@ class Scores(NamedTuple):
     ess: Tensor | None = None
     log_weight_std: Tensor | None = None
     excess: Tensor | None = None  # what the energy adds to the plain bound of the same passes
+    unreliable: Tensor | None = None
+    steps: Tensor | None = None
+
+    @property
+    def of_rows(self) -> list[Tensor | None]:
+        """All else that is a value of each row."""
+        return [self.ess, self.log_weight_std, self.excess, self.unreliable, self.steps]
 
     def cpu(self) -> "Scores":
         """Move the scores off the device, so that another process can read them."""
-        rows = [None if rows is None else rows.cpu() for rows in (self.ess, self.log_weight_std, self.excess)]
+        rows = [None if rows is None else rows.cpu() for rows in self.of_rows]
         return Scores({name: nats.cpu() for name, nats in self.nats.items()}, self.passes, *rows)
 
 
@@ -58,17 +72,17 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
         if diffusion is None:
             continue
         yield own, continuous(diffusion)
-        yield own, sampler(plain(models, diffusion, settings), settings)
+        yield from ((own, score) for score in of_sampler(plain(models, diffusion, settings), settings))
         for name, drawn in samplers(models, diffusion, settings):
-            yield name, sampler(drawn, settings)
+            yield from ((name, score) for score in of_sampler(drawn, settings))
             if name in diffusion.energies and drawn.parts is not None and drawn.parts.scope == "draft":
                 yield name, paper(diffusion, diffusion.energies[name], settings)
             for limit in _limits(drawn):
                 named.append(limit.chooses.name)
-                again = named.count(named[-1]) > 1
-                yield f"{named[-1]}, {name}" if again else named[-1], sampler(limit, settings)
+                again = f"{named[-1]}, {name}" if named.count(named[-1]) > 1 else named[-1]
+                yield from ((again, score) for score in of_sampler(limit, settings))
     if models.ar is not None:
-        yield "ar", exact(models.ar, models.vocabulary.mask_id)
+        yield "ar", autoregressive_nll(models.ar, models.vocabulary.mask_id)
 
 
 def plain(models: Models, diffusion: Diffusion, settings: Mapping[str, Any]) -> Sampler:
@@ -138,6 +152,17 @@ def continuous(diffusion: Diffusion) -> Score:
     return score
 
 
+def averaged(score: Score, draws: int) -> Score:
+    """Average a score over so many draws of its noise, each of a seed of its own."""
+
+    def averaged_score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        found = [score(x_0, scored, seed + number, row) for number in range(draws)]
+        nats = {name: torch.stack([each.nats[name] for each in found]).mean(0) for name in found[0].nats}
+        return Scores(nats, {name: sum(each.passes[name] for each in found) for name in found[0].passes})
+
+    return averaged_score
+
+
 def score_entropy(baseline: Reverse, denoiser: SeddDenoiser) -> Score:
     """Build the continuous bound of SEDD."""
 
@@ -158,6 +183,38 @@ def baseline_t_step(baseline: Reverse, num_steps: int) -> Score:
     return score
 
 
+def of_sampler(drawn: Sampler, settings: Mapping[str, Any]) -> Iterator[Score]:
+    """Yield what is known of a sampler's likelihood: it, where it is exact; or else a bound, and one of K orders."""
+    if not exact_likelihoods.missing(drawn):
+        yield exact(drawn)
+        return
+    yield sampler(drawn, settings)
+    num_orders = settings.get("num_orders", 1)
+    if num_orders > 1 and not orders.missing(drawn):
+        yield k_orders(drawn, num_orders)
+
+
+def exact(drawn: Sampler) -> Score:
+    """Build the likelihood of a sampler whose plan is a rule."""
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        found = exact_likelihoods.of_sampler(drawn, x_0, scored)
+        return Scores({"exact_nll": found.nats}, _read(drawn, found), steps=found.passes)
+
+    return score
+
+
+def k_orders(drawn: Sampler, num_orders: int) -> Score:
+    """Build the bounds of K orders of a sampler whose plan is drawn, from either side."""
+
+    def score(x_0: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
+        found = orders.bound(drawn, x_0, seed, row, num_orders=num_orders, scored=scored)
+        nats = {f"k_order_bound, K={num_orders}": found.upper, f"{TUBE}, K={num_orders}": found.lower}
+        return Scores(nats, _read(drawn, found), found.ess, unreliable=found.unreliable, steps=found.passes)
+
+    return score
+
+
 def sampler(drawn: Sampler, settings: Mapping[str, Any]) -> Score:
     """Build the bound of a sampler, named after what it weighs."""
 
@@ -166,11 +223,17 @@ def sampler(drawn: Sampler, settings: Mapping[str, Any]) -> Score:
         bound = bounds.of_sampler(drawn, x_0, seed, row, scored=scored, **how)
         nats = {bounds.name(drawn): bound.nats}
         if drawn.correction is None:
-            return Scores(nats, {"denoiser": int(bound.denoiser_passes.sum())})
-        passes = {"denoiser": int(bound.denoiser_passes.sum()), "energy": float(bound.energy_passes.sum())}
-        return Scores(nats, passes, bound.ess, bound.log_weight_std, bound.excess)
+            return Scores(nats, _read(drawn, bound), steps=bound.passes)
+        weighed = bound.ess, bound.log_weight_std, bound.excess
+        return Scores(nats, _read(drawn, bound), *weighed, steps=bound.passes)
 
     return score
+
+
+def _read(drawn: Sampler, found: Bound | Exact | Orders) -> dict[str, float]:
+    """Count the texts that networks have read, parts of a text by their tokens."""
+    read: dict[str, float] = {"denoiser": int(found.denoiser_passes.sum())}
+    return read if drawn.correction is None else {**read, "energy": float(found.energy_passes.sum())}
 
 
 def paper(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> Score:
@@ -187,7 +250,7 @@ def paper(diffusion: Diffusion, energy: Energy, settings: Mapping[str, Any]) -> 
     return score
 
 
-def exact(ar: Autoregressive, mask_id: int) -> Score:
+def autoregressive_nll(ar: Autoregressive, mask_id: int) -> Score:
     """Build the likelihood of the AR model."""
 
     @torch.no_grad()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from edlm import costs
-from edlm.contracts import Denoiser
-from edlm.likelihood import nelbo
+from edlm.likelihood import exact, nelbo, terms
 from edlm.likelihood.weighing import flat, weigh
 from edlm.process import noise, particles, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
+from edlm.samplers.planning import Drawn
 from edlm.samplers.sampler import Sampler
 
 
@@ -27,6 +27,7 @@ class Bound(NamedTuple):
     ess, log_weight_std: means over corrected passes of the k weights of the formula, the data among them; NaN if none,
     or where no candidates are drawn beside the data.
     denoiser_passes, energy_passes: texts of this row that each network has read, parts of a text by their tokens.
+    passes: those by which the sampler writes the text, in the order that was drawn.
     """
 
     nats: Tensor
@@ -35,14 +36,7 @@ class Bound(NamedTuple):
     log_weight_std: Tensor
     denoiser_passes: Tensor
     energy_passes: Tensor
-
-
-class _Term(NamedTuple):
-    """One pass of one row: its row in the call, the number of the pass, and how often it counts; (n,) each."""
-
-    row: Tensor
-    number: Tensor
-    weight: Tensor
+    passes: Tensor
 
 
 def missing(sampler: Sampler) -> str:
@@ -118,6 +112,7 @@ def of_sampler(
     completed, and it is `E log( (w(x_s) + sum_{j=2..k} w_j) / (k w(x_s)) )`. Of the limit, under an energy with Z = 1
     in every state, it is `E(x_s, x_t)`, exact, and nothing is drawn beside the text.
 
+    A plan that is chosen from the pass has one path for a text, which is followed first; on it the terms are the same.
     A row's terms do not depend on the rows beside it, except which passes stand for all.
 
     Args:
@@ -154,9 +149,14 @@ def of_sampler(
         raise ValueError(f"num_completions = {num_completions} must be at least 1")
     nelbo.check_scored(scored)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
+    how = x_0, seed, row, num_completions, num_passes
+    if not isinstance(sampler.plan, Drawn):
+        plan, _ = exact.follow(sampler, x_0, wanted)
+        found = _sum(sampler, plan, *how)
+        return found._replace(denoiser_passes=found.denoiser_passes + plan.passes)
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
     plan = sampler.plan.draw(uniforms, wanted, sampler.denoiser.schedule)
-    return _sum(sampler, plan, x_0, seed, row, num_completions, num_passes)
+    return _sum(sampler, plan, *how)
 
 
 @torch.no_grad()
@@ -168,19 +168,19 @@ def _sum(
     limit = sampler.chooses.bound == "limit"  # of as many candidates as need be
     free = 0 if limit else sampler.most - 1  # candidates beside the text
     m = completions if parts is not None and parts.scope == "draft" else 1
-    terms = _terms(plan, num_passes, seed, row)
-    corrected = schedules.inside(plan.t[terms.row, terms.number], sampler.window)
+    taken = terms.every(plan) if num_passes is None else terms.some(plan, num_passes, seed, row)
+    corrected = schedules.inside(plan.t[taken.row, taken.number], sampler.window)
     if parts is None or (free == 0 and not limit):
         corrected = torch.zeros_like(corrected)
     reads = costs.of_energy(None if parts is None else parts.energy)
     plain, excess, ess, spread, read = torch.zeros(5, len(row), dtype=torch.float64, device=row.device)
-    for part in _parts(terms, ~corrected, len(row)):
-        x_t, t, now, _ = _before(denoiser, plan, x_0, part)
+    for part in terms.parts(taken, ~corrected, len(row)):
+        x_t, t, now, _ = terms.before(denoiser, plan, x_0, part)
         positions = flat(now, int(now.sum()))
         log_p = nelbo.data_log_prob(denoiser, x_0[part.row], x_t, t, positions)
         plain.index_add_(0, part.row, -part.weight * log_p.sum(-1))
-    for part in _parts(terms, corrected, len(row)):
-        x_t, t, now, masked = _before(denoiser, plan, x_0, part)
+    for part in terms.parts(taken, corrected, len(row)):
+        x_t, t, now, masked = terms.before(denoiser, plan, x_0, part)
         keys = (seed, row[part.row], part.number + 1)  # number 0 is the plan's
         assert parts is not None
         assert correction is not None
@@ -195,41 +195,13 @@ def _sum(
         read.index_add_(0, part.row, costs.tokens(reads, free + m, drawn.sum(-1), x_0.shape[1]).double())
         ess.index_add_(0, part.row, particles.ess(log_w[:, : free + 1]))
         spread.index_add_(0, part.row, particles.log_weight_std(log_w[:, : free + 1]))
-    denoised = torch.bincount(terms.row, minlength=len(row))
-    weighed_passes = torch.bincount(terms.row[corrected], minlength=len(row))
+    denoised = torch.bincount(taken.row, minlength=len(row))
+    weighed_passes = torch.bincount(taken.row[corrected], minlength=len(row))
     plain, excess = (nats / (plan.order >= 0).sum(-1) for nats in (plain, excess))
     ess, spread = ess / weighed_passes, spread / weighed_passes
     if limit:  # a text alone is compared with nothing
         ess = spread = torch.full_like(ess, torch.nan)
-    return Bound(plain + excess, excess, ess, spread, denoised, read / x_0.shape[1])
-
-
-def _terms(plan: RevealPlan, num_passes: int | None, seed: Tensor, row: Tensor) -> _Term:
-    """All passes of all rows, or `num_passes` of each: one in each of so many equal stretches of a row's passes."""
-    if num_passes is None:
-        index, number = (torch.arange(plan.t.shape[1], device=row.device) < plan.passes.unsqueeze(-1)).nonzero().T
-        return _Term(index, number, torch.ones_like(index, dtype=torch.float64))
-    if num_passes < 1:
-        raise ValueError(f"num_passes = {num_passes} must be at least 1")
-    index = torch.arange(len(row), device=row.device).repeat_interleave(num_passes)
-    stretch = torch.arange(num_passes, device=row.device).repeat(len(row))
-    passes = plan.passes[index]
-    place = (nelbo.strata(seed, row)[index] + stretch) / num_passes
-    return _Term(index, (place * passes).long().minimum(passes - 1), passes.double() / num_passes)
-
-
-def _parts(terms: _Term, wanted: Tensor, size: int) -> list[_Term]:
-    """The wanted terms, `size` at a time."""
-    kept = wanted.nonzero().squeeze(-1)
-    return [_Term(*(field[part] for field in terms)) for part in kept.split(size) if len(part)]
-
-
-def _before(denoiser: Denoiser, plan: RevealPlan, x_0: Tensor, part: _Term) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The states before some passes: x_t (n, l), t (n,), what the pass reveals and what is masked, bool (n, l)."""
-    order, number = plan.order[part.row], part.number.unsqueeze(-1)
-    masked = order >= number
-    x_t = torch.where(masked, denoiser.mask_id, x_0[part.row])
-    return x_t, plan.t[part.row, part.number], order == number, masked
+    return Bound(plain + excess, excess, ess, spread, denoised, read / x_0.shape[1], plan.passes)
 
 
 def _gain(log_w: Tensor, k: int, m: int) -> Tensor:

@@ -48,3 +48,18 @@ def estimate(values: Tensor, tokens: Tensor | None = None) -> Estimate:
     mean = (share * values).mean()
     spread = (share * (values - mean)).square().sum() / (n - 1)
     return Estimate(float(mean), math.sqrt(float(spread) / n), n)
+
+
+def excess(values: Tensor, others: Tensor, tokens: Tensor) -> Estimate:
+    """Estimate by what share the mean of values (n,) is above that of others on the same rows, each row `tokens` times.
+
+    `sum c v / sum c w - 1`. Both are of the same rows, so what they share is no part of the error:
+    `sqrt(n / (n - 1) sum (c (v - r w))^2) / sum c w`, r the ratio. Raises ValueError for fewer than two rows.
+    """
+    n = values.numel()
+    if n < 2:
+        raise ValueError(f"an error bar needs at least 2 rows, got {n}")
+    own, other = tokens * values.double(), tokens * others.double()
+    ratio = own.sum() / other.sum()
+    left = (own - ratio * other).square().sum() * n / (n - 1)
+    return Estimate(float(ratio) - 1.0, math.sqrt(float(left)) / float(other.sum()), n)

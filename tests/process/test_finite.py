@@ -341,7 +341,7 @@ def test_a_figure_that_is_no_number_names_its_model_and_its_texts() -> None:
         figures.measure("denoiser", score, texts, 2, 0, torch.device("cpu"))
     ar = named.Autoregressive(broken(tiny_network(causal=True, conditioning_size=0), math.nan), MASK)
     with pytest.raises(ValueError, match=r"^ar on test: the autoregressive model gives nan for 6 of 6 tokens"):
-        figures.measure("ar", scores.exact(ar, MASK), texts, 2, 0, torch.device("cpu"))
+        figures.measure("ar", scores.autoregressive_nll(ar, MASK), texts, 2, 0, torch.device("cpu"))
 
 
 def test_a_judge_that_gives_no_numbers_is_named() -> None:

@@ -85,7 +85,7 @@ LIMITS: dict[str, dict[str, Limits]] = {
         **PLACES,
     },
     "evaluate": {
-        **{key: at_least(1) for key in ("batch_size", "num_particles", "num_completions")},
+        **{key: at_least(1) for key in ("batch_size", "num_particles", "num_completions", "num_orders")},
         **{key: or_null(at_least(1)) for key in ("length", "num_steps", "num_passes")},
         **{"context": at_least(0), "rows": or_null(at_least(2)), "log_z_particles": at_least(2)},
         **{"replicates": at_least(2), "ngrams": LISTS, "window": WINDOWS, "energy_temperature": from_coldest()},
@@ -94,6 +94,12 @@ LIMITS: dict[str, dict[str, Limits]] = {
     "frontier": {
         **{"num_samples": at_least(2), "batch_size": at_least(1), "replicates": at_least(2), "ngrams": LISTS},
         "length": or_null(at_least(1)),
+        **PLACES,
+    },
+    "likelihoods": {
+        **{key: at_least(1) for key in ("batch_size", "num_completions", "num_orders", "nelbo_draws")},
+        **{key: or_null(at_least(1)) for key in ("length", "num_passes")},
+        "rows": or_null(at_least(2)),
         **PLACES,
     },
     "oracle": {

@@ -145,7 +145,7 @@ def test_processes_of_one_run_share_its_lock_and_are_refused_together(tmp_path: 
 
 def test_every_recipe_is_refused_an_output_that_another_run_writes(run: Runner, tmp_path: Path) -> None:
     child = holding("output_dir", str(tmp_path / "run"), tmp_path / "ready")
-    for recipe in ("pretrain_denoiser", "edlm_nce", "evaluate", "frontier", "oracle", "benchmark"):
+    for recipe in ("pretrain_denoiser", "edlm_nce", "evaluate", "frontier", "likelihoods", "oracle", "benchmark"):
         status, _, said = run(recipe, f"output_dir={tmp_path / 'run'}")
         assert (status, f"is being written by process {child}" in said) == (2, True), recipe
         assert len(said.splitlines()) == 1
