@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
+from edlm.likelihood import rewritten
 from edlm.models import energies
 from edlm.samplers.sampler import Sampler
 from edlm.samplers.selections import Law
@@ -50,7 +51,8 @@ def law(sampler: Sampler, length: int) -> Tensor:
 
     Raises:
         ValueError: where there are more than `MOST_TRANSITIONS`, where denoiser or energy change with the time t, and
-            for a window, a nucleus, candidates until an ESS is reached and a selection whose law is not known.
+            for a window, a nucleus, candidates until an ESS is reached, a selection whose law is not known and a rule
+            that masks tokens again by what they are.
 
     Example:
         >>> import edlm
@@ -60,7 +62,14 @@ def law(sampler: Sampler, length: int) -> Tensor:
         >>> law.shape, round(float(law.sum()), 9)
         (torch.Size([3, 3, 3, 3]), 1.0)
     """
-    return law_of(transitions_of(sampler, length), sampler, length)
+    if sampler.remasking is None:
+        return law_of(transitions_of(sampler, length), sampler, length)
+    _require_known(sampler)
+    denoiser, heat = sampler.denoiser, sampler.proposal.temperature
+    _require_small(denoiser.mask_id, length)
+    states = [_Masked(_states(where, length, denoiser.mask_id), where) for where in _subsets(range(length))]
+    laws = [(tuple(each.where), (_marginals(denoiser, each) / heat).softmax(-1)) for each in states]
+    return rewritten.law(sampler, laws, length)
 
 
 def transitions_of(sampler: Sampler, length: int) -> Transitions:
@@ -83,9 +92,9 @@ def transitions_of(sampler: Sampler, length: int) -> Transitions:
         >>> len(edlm.enumeration.transitions_of(sampler, 2).law)
         49
     """
-    reason = missing(sampler)
-    if reason:
-        raise ValueError(f"{sampler}: {reason}")
+    _require_known(sampler)
+    if sampler.remasking is not None:
+        raise ValueError(f"{sampler}: what a step writes is enumerated without remasking alone")
     parts, correction, found = sampler.parts, sampler.correction, sampler.chooses.law
     assert found is not None
     if parts is None or correction is None:
@@ -116,6 +125,8 @@ def missing(sampler: Sampler) -> str:
         ''
     """
     selection, (temperature, nucleus) = sampler.chooses, sampler.proposal
+    if sampler.remasking is not None and sampler.remasking.by_token:
+        return f"the law of {str(sampler.remasking)!r} is not enumerated: it hangs on how likely each token once was"
     if nucleus != 1.0:
         return f"the law of a nucleus is not enumerated: {nucleus}"
     if selection.in_order and temperature != 1.0:
@@ -192,11 +203,7 @@ def transitions(
         49
     """
     symbols = denoiser.mask_id
-    if (2 * symbols + 1) ** length > MOST_TRANSITIONS:
-        raise ValueError(
-            f"{symbols} symbols and length = {length} have {(2 * symbols + 1) ** length} transitions, more than "
-            f"{MOST_TRANSITIONS} that can be enumerated"
-        )
+    _require_small(symbols, length)
     states = [_Masked(_states(where, length, symbols), where) for where in _subsets(range(length))]
     ways = [
         (each, filled)
@@ -215,6 +222,20 @@ def transitions(
         for revealed in ([filled] if proposes == "revealed" else _subsets(filled))
     ]
     return Transitions(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _require_known(sampler: Sampler) -> None:
+    reason = missing(sampler)
+    if reason:
+        raise ValueError(f"{sampler}: {reason}")
+
+
+def _require_small(symbols: int, length: int) -> None:
+    if (2 * symbols + 1) ** length > MOST_TRANSITIONS:
+        raise ValueError(
+            f"{symbols} symbols and length = {length} have {(2 * symbols + 1) ** length} transitions, more than "
+            f"{MOST_TRANSITIONS} that can be enumerated"
+        )
 
 
 class _Masked(NamedTuple):

@@ -19,6 +19,16 @@ from edlm.process import noise
 from edlm.process.noise import Stream
 
 
+class Moves(NamedTuple):
+    """The stages around a step whose positions no plan has fixed, run for all rows, one that reveals nothing too.
+
+    decide: `{x_t, ..., move_noise} -> {reveal, remask}`; finish: `{x_s, ..., remask} -> {x_s, ...}`.
+    """
+
+    decide: TensorDictModuleBase
+    finish: TensorDictModuleBase
+
+
 class Kernel(NamedTuple):
     """One way to take a step.
 
@@ -30,6 +40,7 @@ class Kernel(NamedTuple):
     num_particles: most candidates per row.
     outside: the kernel for passes in which no row is corrected, None if there is no correction. A pass that corrects
         some rows is taken by this one, which keeps the first candidate of the others.
+    moves: the stages around the step, where tokens that were written may be masked again; None where a plan says all.
     Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
     drawn; rows do not see each other; a step is a pure function of its input, and writes what it has read.
     """
@@ -41,6 +52,7 @@ class Kernel(NamedTuple):
     proposes: Positions
     num_particles: int
     outside: "Kernel | None" = None
+    moves: Moves | None = None
 
 
 class Looped(TensorDictModuleBase):
