@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -426,6 +428,13 @@ def test_a_rule_of_one_s_own_is_a_value_like_any_other() -> None:
             return torch.zeros_like(alpha_t)
 
     assert torch.equal(edlm.sample(pipeline(Never()), 4)["tokens"], edlm.sample(pipeline(Cap(0.0)), 4)["tokens"])
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "remasking.md").read_text("utf-8")
+    exec(compile(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0], "remasking.md", "exec"), {})
+    revealed, again = re.findall(r"\[(.*?)\]", capsys.readouterr().out)
+    assert [int(a) - int(b) for a, b in zip(revealed.split(","), again.split(","), strict=True)] == [8] * 4
 
 
 @pytest.mark.slow
