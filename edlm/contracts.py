@@ -27,6 +27,11 @@ S = "s"  # (b,) float64, where the step from t ends
 POSITIONS = "positions"  # (n,) flat indices into b * l where tokens are proposed; b * l is padding
 NEW = "new"  # (b, m) the positions that this step reveals in each row, ascending; l is padding
 REVEAL = "reveal"  # (b, l) bool: the positions this step reveals
+REMASK = "remask"  # (b, l) bool: the positions that this step masks again
+P_WRITTEN = "p_written"  # (b, l) float64: the probability of a token when it was written, inf where none was
+ALPHA_T = "alpha_t"  # () float64: the share of visible tokens at t, and the next at s
+ALPHA_S = "alpha_s"
+MOVE_NOISE = "move_noise"  # (b, l) float64 uniforms: what is revealed, and what is masked again
 CORRECTED = "corrected"  # (b,) bool: the row is inside the energy's window
 PROPOSAL_NOISE = "proposal_noise"  # (n, k) float64 uniforms
 SELECTION_NOISE = "selection_noise"  # (b, k) float64 uniforms
@@ -66,14 +71,15 @@ LOSS = "loss"  # (b,) what is differentiated
 
 # The shape of each, by the letters above: what a loop slices and what an execution mode lets vary follow from it.
 SHAPES = {
-    **dict.fromkeys((X_0, X_T, X_S, REVEAL, LOG_PROB, LOG_PROB_IN_ORDER), "b l"),
+    **dict.fromkeys((X_0, X_T, X_S, REVEAL, REMASK, LOG_PROB, LOG_PROB_IN_ORDER), "b l"),
+    **dict.fromkeys((P_WRITTEN, MOVE_NOISE), "b l"),
     **dict.fromkeys((T, S, CORRECTED, CHOSEN, PARTICLES, ESS, LOG_WEIGHT_STD), "b"),
     **dict.fromkeys((ROUNDS, CALLS, DENOISER_TOKENS, ENERGY_TOKENS, OWED, ROW, WEIGHT, LOSS), "b"),
     **dict.fromkeys((POSITIONS, PROPOSED, LOG_P_PROPOSED, ACCEPTED, NO_LAW), "n"),
     **dict.fromkeys((HIDDEN, IN_ORDER), "n h"),
     **dict.fromkeys((CANDIDATES, LOG_P_CANDIDATES), "b k l"),
     **dict.fromkeys((SELECTION_NOISE, LOG_RATIO, ENERGY), "b k"),
-    **dict.fromkeys((SEED, STEP, NUM_ROWS, NUM_TOKENS), ""),
+    **dict.fromkeys((SEED, STEP, NUM_ROWS, NUM_TOKENS, ALPHA_T, ALPHA_S), ""),
     NEW: "b m",
     PROPOSAL_NOISE: "n k",
     STATES: "b l h",

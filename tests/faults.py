@@ -8,6 +8,7 @@ import faults_networks
 import faults_numbers
 import faults_published
 import faults_recipes
+import faults_remasking
 import faults_sampling
 import faults_training
 
@@ -16,6 +17,7 @@ OWN = [
     *faults_maths.FAULTS,
     *faults_networks.FAULTS,
     *faults_sampling.FAULTS,
+    *faults_remasking.FAULTS,
     *faults_files.FAULTS,
     *faults_recipes.FAULTS,
     *faults_numbers.FAULTS,

@@ -6,7 +6,7 @@ FAULTS = [
     Fault(
         "Muon without its momentum",
         "training/muon.py",
-        "step = orthogonalised(gradient + group[\"momentum\"] * moved)",
+        'step = orthogonalised(gradient + group["momentum"] * moved)',
         "step = orthogonalised(gradient)",
         "tests/training/test_muon.py::test_a_step_is_the_rate_times_the_orthogonal_momentum",
     ),

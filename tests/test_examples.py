@@ -13,7 +13,7 @@ import edlm
 from edlm import samplers, testing
 from edlm.likelihood import bounds, enumeration
 from edlm.models import denoisers, energies
-from edlm.samplers import corrections, pipelines, plans
+from edlm.samplers import corrections, pipelines, plans, remasking
 
 # What a text is drawn with, and what says how good it is: each shows how it is called.
 SHOWN = [
@@ -31,6 +31,7 @@ SHOWN = [
     energies.residual_ar,
     *(plans.Grid, plans.Times, plans.TokensPerPass, plans.first_hitting),
     *(corrections.OfEnergy, corrections.ChainRule, corrections.Joint),
+    *(remasking.Cap, remasking.Rescale, remasking.Confidence, remasking.Loop, remasking.ForwardBackward),
     *(testing.check_denoiser, testing.check_energy, testing.check_one_graph, testing.check_selection, testing.drafts),
 ]
 

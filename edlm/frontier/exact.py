@@ -68,14 +68,20 @@ def of_sampler(sampler: Sampler, beside: Beside, known: Known | None = None) -> 
     return figures
 
 
-def _exact(sampler: Sampler, beside: Beside, known: Known) -> Figures:
+def _law(sampler: Sampler, length: int, known: Known) -> Tensor:
+    if sampler.remasking is not None:  # its steps are not the same for every plan
+        return enumeration.law(sampler, length)
     of_any_plan = sampler.replace(plan=plans.first_hitting())
     steps = next((steps for each, steps in known if each == of_any_plan), None)
     if steps is None:
-        steps = enumeration.transitions_of(of_any_plan, beside.length)
+        steps = enumeration.transitions_of(of_any_plan, length)
         known.append((of_any_plan, steps))
+    return enumeration.law_of(steps, sampler, length)
+
+
+def _exact(sampler: Sampler, beside: Beside, known: Known) -> Figures:
     symbols = beside.source.num_symbols
-    law = enumeration.law_of(steps, sampler, beside.length).flatten()
+    law = _law(sampler, beside.length, known).flatten()
     digits = symbols ** torch.arange(beside.length - 1, -1, -1)
     texts = torch.arange(symbols**beside.length).unsqueeze(-1) // digits % symbols
     log_q = hidden_markov.log_prob(beside.source, texts)

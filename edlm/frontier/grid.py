@@ -128,7 +128,7 @@ def family(setting: Setting) -> str:
     if isinstance(setting, Alone):
         return sweeps.ALONE
     if setting.correction is None:
-        return "plain"
+        return "plain" if setting.remasking is None else f"plain, {setting.remasking}"
     return f"{setting.chooses.name}, {getattr(setting.correction, 'called', setting.correction.name)}"
 
 

@@ -6,12 +6,13 @@ a list of lists.
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any, get_origin, get_type_hints
 
 from edlm.frontier.controls import CONTROLS
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Check, Schema
-from edlm.samplers import configs, corrections, plans, selections
+from edlm.samplers import configs, corrections, plans, remasking, selections
 from edlm.samplers.sampler import Proposal
 
 ALONE = "ar"  # instead of the axes: the AR model by itself
@@ -77,7 +78,11 @@ def _each(value: Any, key: str = "", lists: Collection[str] = ()) -> list[Any]:
 
 def _lists_of(axis: str, name: Any) -> set[str]:
     """The options of a named value of an axis that are lists by themselves, as its class says."""
-    known: Mapping[str, Mapping[str, Any]] = {"plan": plans.PLANS, "correction": corrections.CORRECTIONS}
+    known: Mapping[str, Mapping[str, Any]] = {
+        "plan": plans.PLANS,
+        "correction": corrections.CORRECTIONS,
+        "remasking": remasking.RULES,
+    }
     factory = known.get(axis, {}).get(name) if isinstance(name, str) else None
     try:
         hints = get_type_hints(factory) if isinstance(factory, type) else {}
@@ -122,10 +127,10 @@ def _named(known: Mapping[str, Any], check_options: Callable[[str, Mapping[str, 
     return check_named
 
 
-def _check_plan(key: str, value: Mapping[str, Any]) -> None:
-    """A plan depends on nothing that is loaded, so it is built at once."""
+def _check_built(known: Mapping[str, Callable[..., Any]], key: str, value: Mapping[str, Any]) -> None:
+    """A plan and a rule depend on nothing that is loaded, so they are built at once."""
     try:
-        plans.PLANS[value["name"]](**{name: option for name, option in value.items() if name != "name"})
+        known[value["name"]](**{name: option for name, option in value.items() if name != "name"})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key}: {error}") from error
 
@@ -138,11 +143,6 @@ def _selection(key: str, value: Any) -> None:
     schemas.either(schemas.choice(*selections.SELECTIONS), configs.COMPONENT)(key, value)
 
 
-def _remasking(key: str, value: Any) -> None:
-    if value is not None:
-        raise ValueError(f"{key} = {value!r} must be null")
-
-
 _PROPOSAL = _with(
     Proposal()._asdict(), {"temperature": schemas.temperature(), "nucleus": schemas.number(0, 1, above=True)}
 )
@@ -151,11 +151,11 @@ _UNTIL_ESS = _with(
     {"ess": schemas.number(0, above=True), "at_most": schemas.integer(1), "first": schemas.integer(1)},
 )
 _AXES: Schema = {
-    "plan": _named(plans.PLANS, _check_plan),
+    "plan": _named(plans.PLANS, partial(_check_built, plans.PLANS)),
     "proposal": _PROPOSAL,
     "correction": schemas.optional(_named(corrections.CORRECTIONS, _anything)),
     "candidates": schemas.either(schemas.integer(1), _UNTIL_ESS),
     "selection": _selection,
     "window": schemas.window,
-    "remasking": _remasking,
+    "remasking": schemas.optional(_named(remasking.RULES, partial(_check_built, remasking.RULES))),
 }

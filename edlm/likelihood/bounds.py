@@ -56,6 +56,8 @@ def missing(sampler: Sampler) -> str:
         ''
     """
     selection = sampler.chooses
+    if sampler.remasking is not None:
+        return f"no bound is known of a sampler that masks tokens again: {sampler.remasking}"
     if sampler.proposal != (1.0, 1.0):
         return f"no bound is known of a proposal that is not the denoiser's own law: {sampler.proposal}"
     if sampler.correction is None or (sampler.candidates == 1 and not selection.in_order):

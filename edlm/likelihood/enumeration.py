@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
+from edlm.likelihood import rewritten
 from edlm.models import energies
 from edlm.samplers import stages
 from edlm.samplers.planning import Random, Rule
@@ -53,7 +54,8 @@ def law(sampler: Sampler, length: int) -> Tensor:
 
     Raises:
         ValueError: where there are more than `MOST_TRANSITIONS`, where denoiser or energy change with the time t, and
-            for a window, a nucleus, candidates until an ESS is reached and a selection whose law is not known.
+            for a window, a nucleus, candidates until an ESS is reached, a selection whose law is not known and a rule
+            that masks tokens again by what they are.
 
     Example:
         >>> import edlm
@@ -63,7 +65,14 @@ def law(sampler: Sampler, length: int) -> Tensor:
         >>> law.shape, round(float(law.sum()), 9)
         (torch.Size([3, 3, 3, 3]), 1.0)
     """
-    return law_of(transitions_of(sampler, length), sampler, length)
+    if sampler.remasking is None:
+        return law_of(transitions_of(sampler, length), sampler, length)
+    _require_known(sampler)
+    denoiser, heat = sampler.denoiser, sampler.proposal.temperature
+    _require_small(denoiser.mask_id, length)
+    states = [_Masked(_states(where, length, denoiser.mask_id), where) for where in _subsets(range(length))]
+    laws = [(tuple(each.where), (_marginals(denoiser, each) / heat).softmax(-1)) for each in states]
+    return rewritten.law(sampler, laws, length)
 
 
 def transitions_of(sampler: Sampler, length: int) -> Transitions:
@@ -86,9 +95,9 @@ def transitions_of(sampler: Sampler, length: int) -> Transitions:
         >>> len(edlm.enumeration.transitions_of(sampler, 2).law)
         49
     """
-    reason = missing(sampler)
-    if reason:
-        raise ValueError(f"{sampler}: {reason}")
+    _require_known(sampler)
+    if sampler.remasking is not None:
+        raise ValueError(f"{sampler}: what a step writes is enumerated without remasking alone")
     parts, correction, found = sampler.parts, sampler.correction, sampler.chooses.law
     assert found is not None
     if parts is None or correction is None:
@@ -118,19 +127,22 @@ def missing(sampler: Sampler) -> str:
         >>> edlm.enumeration.missing(sampler)
         ''
     """
-    selection, (temperature, nucleus) = sampler.chooses, sampler.proposal
-    if nucleus != 1.0:
-        return f"the law of a nucleus is not enumerated: {nucleus}"
-    if selection.in_order and temperature != 1.0:
-        return f"the law in order is enumerated at the denoiser's own temperature, not at {temperature}"
-    if selection.law is None:
-        return f"the law of selection = {selection.name!r} is not known"
-    if not isinstance(sampler.candidates, int):
-        return f"the law of candidates until an ESS is reached is not known: {sampler.candidates}"
-    if not isinstance(sampler.plan, Rule | Random):
-        return f"the plan {sampler.plan} says nothing of its chances"
-    always = tuple(sampler.window) == (0.0, 1.0)
-    return "" if always else f"the law of a window is not enumerated: {list(sampler.window)}"
+    selection, (temperature, nucleus), again = sampler.chooses, sampler.proposal, sampler.remasking
+    if again is not None and again.by_token:
+        return f"the law of {str(again)!r} is not enumerated: it hangs on how likely each token once was"
+    reasons = {
+        f"the law of a nucleus is not enumerated: {nucleus}": nucleus != 1.0,
+        f"the law in order is enumerated at the denoiser's own temperature, not at {temperature}": (
+            selection.in_order and temperature != 1.0
+        ),
+        f"the law of selection = {selection.name!r} is not known": selection.law is None,
+        f"the law of candidates until an ESS is reached is not known: {sampler.candidates}": (
+            not isinstance(sampler.candidates, int)
+        ),
+        f"the plan {sampler.plan} says nothing of its chances": not isinstance(sampler.plan, Rule | Random),
+        f"the law of a window is not enumerated: {list(sampler.window)}": tuple(sampler.window) != (0.0, 1.0),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
@@ -224,11 +236,7 @@ def transitions(
         49
     """
     symbols = denoiser.mask_id
-    if (2 * symbols + 1) ** length > MOST_TRANSITIONS:
-        raise ValueError(
-            f"{symbols} symbols and length = {length} have {(2 * symbols + 1) ** length} transitions, more than "
-            f"{MOST_TRANSITIONS} that can be enumerated"
-        )
+    _require_small(symbols, length)
     states = [_Masked(_states(where, length, symbols), where) for where in _subsets(range(length))]
     ways = [
         (each, filled)
@@ -247,6 +255,20 @@ def transitions(
         for revealed in ([filled] if proposes == "revealed" else _subsets(filled))
     ]
     return Transitions(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _require_known(sampler: Sampler) -> None:
+    reason = missing(sampler)
+    if reason:
+        raise ValueError(f"{sampler}: {reason}")
+
+
+def _require_small(symbols: int, length: int) -> None:
+    if (2 * symbols + 1) ** length > MOST_TRANSITIONS:
+        raise ValueError(
+            f"{symbols} symbols and length = {length} have {(2 * symbols + 1) ** length} transitions, more than "
+            f"{MOST_TRANSITIONS} that can be enumerated"
+        )
 
 
 class _Masked(NamedTuple):

@@ -5,6 +5,7 @@
     correction: {name: energy, called: ar, temperature: 1.0}
     candidates: 8 # or {ess: 4.0, at_most: 8, first: 2}
     selection: sir
+    remasking: null # or {name: cap, eta: 0.008}
     window: [0.0, 1.0]
 
 Where a name stands a `_component_` can stand: the dotted path of a class or a function of one's own, its arguments
@@ -20,7 +21,7 @@ from edlm.contracts import Denoiser, Energy
 from edlm.process import particles
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.samplers import corrections, plans, selections
+from edlm.samplers import corrections, plans, remasking, selections
 from edlm.samplers.corrections import Correction, OfEnergy
 from edlm.samplers.plans import Grid, TokensPerPass
 from edlm.samplers.rounds import UntilEss
@@ -62,6 +63,7 @@ def config(sampler: Sampler) -> dict[str, Any]:
         "correction": None if correction is None else _written(correction, corrections.CORRECTIONS),
         "candidates": candidates if isinstance(candidates, int) else _fields(candidates),
         "selection": chosen.name if known else _written(chosen, {}),
+        **({} if sampler.remasking is None else {"remasking": _written(sampler.remasking, remasking.RULES)}),
         "window": list(sampler.window),
     }
 
@@ -226,6 +228,8 @@ def _axes(
         found["candidates"] = _raising(key, UntilEss, found["candidates"])
     if isinstance(found.get("selection"), Mapping):
         found["selection"] = schemas.call(f"{where}selection", found["selection"], given, "selection")
+    if found.get("remasking") is not None:
+        found["remasking"] = _built(f"{where}remasking", found["remasking"], remasking.RULES, given, "rule")
     if "window" in found:
         found["window"] = tuple(found["window"])
     return found
@@ -273,14 +277,15 @@ def _fields(value: Any) -> dict[str, Any]:
     return {key: found for key, found in named.items() if key != "name"}
 
 
-def _check_plan(key: str, value: Any) -> None:
+def _check_named(known: Mapping[str, Callable[..., Any]], key: str, value: Any) -> None:
+    """Accept a component, or a name with its options; what is complete is built at once."""
     if isinstance(value, dict) and "_component_" in value:
         COMPONENT(key, value)
         return
-    name, options = _name_and_options(key, value, plans.PLANS)
-    schemas.check_arguments(key, plans.PLANS[name], options, name, offered=OFFERED)
-    if not schemas.needed_by(plans.PLANS[name]) - set(options):
-        _built(key, value, plans.PLANS, {})
+    name, options = _name_and_options(key, value, known)
+    schemas.check_arguments(key, known[name], options, name, offered=OFFERED)
+    if not schemas.needed_by(known[name]) - set(options):
+        _built(key, value, known, {})
 
 
 def _check_correction(key: str, value: Any) -> None:
@@ -320,7 +325,7 @@ def _anything(key: str, value: Any) -> None:
 
 _omissible = schemas.omissible
 SECTION: Schema = {
-    "plan": _omissible(_check_plan),
+    "plan": _omissible(partial(_check_named, plans.PLANS)),
     "proposal": _omissible(
         schemas.section(
             {
@@ -343,7 +348,7 @@ SECTION: Schema = {
         )
     ),
     "selection": _omissible(_check_selection),
-    "remasking": _omissible(schemas.optional(schemas.choice())),
+    "remasking": _omissible(schemas.optional(partial(_check_named, remasking.RULES))),
     "window": _omissible(schemas.window),
 }
 # What a recipe that draws has as short keys; one that only bounds has fewer.

@@ -19,6 +19,16 @@ from edlm.process import noise
 from edlm.process.noise import Stream
 
 
+class Moves(NamedTuple):
+    """The stages around a step whose positions no plan has fixed, run for all rows, one that reveals nothing too.
+
+    decide: `{x_t, ..., move_noise} -> {reveal, remask}`; finish: `{x_s, ..., remask} -> {x_s, ...}`.
+    """
+
+    decide: TensorDictModuleBase
+    finish: TensorDictModuleBase
+
+
 class Kernel(NamedTuple):
     """One way to take a step.
 
@@ -32,6 +42,7 @@ class Kernel(NamedTuple):
         some rows is taken by this one, which keeps the first candidate of the others.
     look: what comes before the rest of a step where the plan reads the pass, `{x_t, t, positions} -> {hidden, reveal}`
         at all masks; the step then begins with what it wrote, at the positions it needs. None for a drawn plan.
+    moves: the stages around the step, where tokens that were written may be masked again; None where a plan says all.
     Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
     drawn; rows do not see each other; a step is a pure function of its input, and writes what it has read.
     """
@@ -44,6 +55,7 @@ class Kernel(NamedTuple):
     num_particles: int
     outside: "Kernel | None" = None
     look: TensorDictModuleBase | None = None
+    moves: Moves | None = None
 
 
 class Looped(TensorDictModuleBase):

@@ -18,7 +18,7 @@ from edlm import contracts
 from edlm.process import absorbing, finite, noise, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
-from edlm.samplers import looping, records
+from edlm.samplers import looping, records, rewriting
 from edlm.samplers import sampler as samplers
 from edlm.samplers.kernel import Kernel, check_evaluating, device_of
 from edlm.samplers.looping import Padding, Pass
@@ -114,7 +114,7 @@ def sample(
         parts of a text counted by their tokens, and per pass `t`, how many tokens it `revealed`, `corrected`,
         `particles`, `ess` and `log_weight_std` (b, p), the last two NaN where no candidates were weighed, and what was
         read for the row: `denoiser_tokens`, `energy_tokens`, `calls` of a network one after the other, and `rounds`
-        (b, p). It says what a text takes alone, whatever else is in its batch.
+        (b, p); with remasking also how many it `remasked`. All of it is what a text takes alone.
 
     Raises:
         ValueError: for num_samples < 1, a prompt that does not fit, dropout left on (call `.eval()`), and, when the
@@ -213,6 +213,9 @@ def _run(
 ) -> TensorDict:
     """Fill the masks of the tokens (b, l); noise is keyed by the row's number and by `first_pass` + its own pass."""
     kernel, b, length = pipeline.kernel, *tokens.shape
+    if kernel.moves is not None:
+        pads = (pipeline.pad_rows, pipeline.pad_positions)
+        return rewriting.run(pipeline.sampler, kernel, tokens, seed, row, first_pass, pads, callback)
     masked = tokens == kernel.denoiser.mask_id
     reveal_noise = noise.grid(seed, row, first_pass, Stream.REVEAL, length)
     if not isinstance(pipeline.sampler.plan, Drawn):

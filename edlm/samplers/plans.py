@@ -131,6 +131,11 @@ class Grid:
         """The times of its steps."""
         return Times(tuple(SPACINGS[self.spacing](self.num_steps).tolist()))
 
+    @property
+    def times(self) -> Tensor:
+        """The times (T + 1,), float64."""
+        return self.placed.times
+
     def draw(self, uniforms: Tensor, masked: Tensor, schedule: Schedule) -> RevealPlan:
         """Fix the passes of rows; see `Times`."""
         return self.placed.draw(uniforms, masked, schedule)

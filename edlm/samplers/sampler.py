@@ -7,7 +7,7 @@
 | correction | how what is proposed is put right | None, or of `edlm.samplers.corrections` |
 | candidates | how many are weighed | a number, or `rounds.UntilEss` |
 | selection | which is kept | `edlm.samplers.selections`, or the name of one |
-| remasking | whether a revealed token may be masked again | None |
+| remasking | whether a revealed token may be masked again | None, or of `edlm.samplers.remasking` |
 | window | at which times the correction acts | [low, high] |
 
 Its texts are `pipelines.sample`, its bound `bounds.of_sampler`, its law on a small space `enumeration.law`; `kernel_of`
@@ -25,10 +25,11 @@ from edlm.contracts import Denoiser, Positions
 from edlm.declaration import Stages
 from edlm.process import finite, particles, schedules
 from edlm.samplers import kernel as kernels
-from edlm.samplers import passes, plans, selections, speculative, stages
+from edlm.samplers import passes, plans, remasking, selections, speculative, stages
 from edlm.samplers.corrections import Correction, Parts
 from edlm.samplers.kernel import Kernel, Looped
 from edlm.samplers.planning import Drawn, Expected, Plan
+from edlm.samplers.remasking import Remasking
 from edlm.samplers.rounds import Rounds, UntilEss
 from edlm.samplers.selections import Selection
 
@@ -62,7 +63,7 @@ class Sampler:
         correction: how what is proposed is put right, of `edlm.samplers.corrections`; None is plain sampling.
         candidates: how many are weighed, or `rounds.UntilEss`.
         selection: which is kept: `"sir"`, `"imh"`, `"greedy"`, `"speculative"`, or one of your own.
-        remasking: None, the only rule there is.
+        remasking: the rule by which tokens are masked again, of `edlm.samplers.remasking`; None: none ever is.
         window: the times [low, high] at which the correction acts.
 
     Raises:
@@ -85,7 +86,7 @@ class Sampler:
     correction: Correction | None = None
     candidates: int | UntilEss = 1
     selection: str | Selection = selections.SIR.name
-    remasking: None = None
+    remasking: Remasking | None = None
     window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -138,6 +139,8 @@ def name(sampler: Sampler) -> str:
     found.append(str(sampler.plan))
     if correction is not None and not sampler.chooses.in_order:
         found.append(f"k={sampler.candidates}" if isinstance(sampler.candidates, int) else str(sampler.candidates))
+    if sampler.remasking is not None:
+        found.append(str(sampler.remasking))
     if not _always(sampler):
         found.append(f"t in [{low:g}, {high:g}]")
     if temperature != 1.0:
@@ -168,8 +171,14 @@ def kernel_of(sampler: Sampler) -> Kernel:
     parts, denoiser = sampler.parts, sampler.denoiser
     proposed = {"propose": stages.propose(denoiser, *sampler.proposal)}
     look, before = _ahead(sampler, {"denoise": denoiser})  # type: ignore[dict-item]
-    plain = declaration.sequence({**before, **proposed, "reveal": stages.reveal_first(), "count": passes.plain()})
-    outside = Kernel(denoiser, kernels.init, partial(kernels.draw, 1), plain, "revealed", 1, look=look)
+    written = {**before, **proposed, "reveal": stages.reveal_first()}
+    draw_one = partial(kernels.draw, 1)
+    if sampler.remasking is not None:
+        again = declaration.sequence({**written, "remember": remasking.remember(), "count": passes.plain()})
+        around = remasking.moves(sampler.remasking, denoiser.mask_id)
+        return Kernel(denoiser, remasking.init, draw_one, again, "revealed", 1, moves=around)
+    plain = declaration.sequence({**written, "count": passes.plain()})
+    outside = Kernel(denoiser, kernels.init, draw_one, plain, "revealed", 1, look=look)
     if parts is None or sampler.correction is None:
         return outside
     look, before = _ahead(sampler, parts.before)
@@ -223,8 +232,12 @@ def describe(sampler: Sampler) -> str:
         >>> print(edlm.samplers.describe(edlm.samplers.Sampler(denoiser)).splitlines()[0])
         denoise  x_t, positions -> hidden
     """
-    look, step = kernel_of(sampler).look, kernel_of(sampler).step
+    kernel = kernel_of(sampler)
+    look, step = kernel.look, kernel.step
     ahead = {} if look is None else dict(look.module.items())
+    if kernel.moves is not None:
+        decide, finish = kernel.moves
+        return declaration.algorithm(declaration.sequence({"decide": decide, **step.module, "remask": finish}))
     if not isinstance(step, Looped):
         return declaration.algorithm(declaration.sequence({**ahead, **dict(step.module.items())}))
     lines = [declaration.algorithm(part) for part in step.parts]  # type: ignore[arg-type]
@@ -251,7 +264,10 @@ def expected(sampler: Sampler, length: int) -> Expected | None:
         >>> edlm.samplers.expected(edlm.samplers.Sampler(denoiser), 8).passes
         8.0
     """
-    return sampler.plan.expected(sampler.denoiser.schedule, length, sampler.window)
+    schedule = sampler.denoiser.schedule
+    if sampler.remasking is not None:
+        return remasking.expected(sampler.remasking, sampler.plan, schedule, length)
+    return sampler.plan.expected(schedule, length, sampler.window)
 
 
 def expected_passes(sampler: Sampler, length: int) -> float | None:
@@ -294,6 +310,19 @@ def _rounds(sampler: Sampler) -> str:
     return "at most one less than there are new tokens, for the rows where something changed"
 
 
+def _check_remasking(sampler: Sampler, rule: Remasking) -> None:
+    """Raise ValueError for what is no rule, and for values of other axes that one cannot go with."""
+    if not hasattr(rule, "sigma"):
+        raise ValueError(f"remasking = {rule!r} must be None or a rule, as remasking.Cap() is")
+    reason = remasking.missing(sampler.plan)
+    if sampler.correction is not None:
+        reason = (
+            f"it takes no correction, and {sampler.correction.name!r} is one: a text is put right by being rewritten"
+        )
+    if reason:
+        raise ValueError(f"remasking = {str(rule)!r}: {reason}")
+
+
 def _check(sampler: Sampler) -> None:
     """Raise ValueError for values of axes that do not fit together."""
     selection, correction, candidates = sampler.chooses, sampler.correction, sampler.candidates
@@ -302,7 +331,7 @@ def _check(sampler: Sampler) -> None:
         raise ValueError(f"proposal.nucleus = {sampler.proposal.nucleus} must lie in (0, 1]")
     schedules.check_window(sampler.window)
     if sampler.remasking is not None:
-        raise ValueError(f"remasking = {sampler.remasking!r}: there is no rule but None")
+        _check_remasking(sampler, sampler.remasking)
     if isinstance(candidates, int) and candidates < 1:
         raise ValueError(f"candidates = {candidates} must be at least 1")
     if correction is None:

@@ -216,7 +216,12 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
         (["sweeps=[{candidates: [1, 0]}]"], "sweeps[0].candidates = 0 must be a whole number of at least 1"),
         (["sweeps=[{candidates: 8}]"], "sweeps[0]: candidates = 8 needs a correction"),
         (["sweeps=[{window: [0.5, 0.2]}]"], "sweeps[0].window = [0.5, 0.2] must be two times"),
-        (["sweeps=[{remasking: cap}]"], "sweeps[0].remasking = 'cap' must be null"),
+        (
+            ["sweeps=[{remasking: cap}]"],
+            "sweeps[0].remasking = 'cap' must be a section with a name, one of cap, rescale",
+        ),
+        (["sweeps=[{remasking: {name: cap, eta: 2}}]"], "sweeps[0].remasking: eta = 2 must lie in [0, 1]"),
+        (["sweeps=[{remasking: {name: cap}}]"], "it needs steps between given times"),
         (
             ["sweeps=[{controls: [flipped]}]"],
             "sweeps[0]: flipped is a control of a correction, and 'plain",
