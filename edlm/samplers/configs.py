@@ -20,7 +20,7 @@ from edlm.contracts import Denoiser, Energy
 from edlm.process import particles
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.samplers import corrections, plans, selections
+from edlm.samplers import corrections, planning, selections
 from edlm.samplers.corrections import Correction, OfEnergy
 from edlm.samplers.plans import Grid, TokensPerPass
 from edlm.samplers.rounds import UntilEss
@@ -57,7 +57,7 @@ def config(sampler: Sampler) -> dict[str, Any]:
     correction, candidates, chosen = sampler.correction, sampler.candidates, sampler.chooses
     known = selections.SELECTIONS.get(chosen.name) == chosen
     return {
-        "plan": _written(sampler.plan, plans.PLANS),
+        "plan": _written(sampler.plan, planning.PLANS),
         "proposal": sampler.proposal._asdict(),
         "correction": None if correction is None else _written(correction, corrections.CORRECTIONS),
         "candidates": candidates if isinstance(candidates, int) else _fields(candidates),
@@ -214,7 +214,7 @@ def _axes(
     given = {"denoiser": denoiser, "schedule": denoiser.schedule, "mask_id": denoiser.mask_id, **offered}
     found = dict(values)
     if "plan" in found:
-        found["plan"] = _built(f"{where}plan", found["plan"], plans.PLANS, given, "plan")
+        found["plan"] = _built(f"{where}plan", found["plan"], planning.PLANS, given, "plan")
     if "proposal" in found:
         found["proposal"] = Proposal(**found["proposal"])
     if found.get("correction") is not None:
@@ -277,10 +277,10 @@ def _check_plan(key: str, value: Any) -> None:
     if isinstance(value, dict) and "_component_" in value:
         COMPONENT(key, value)
         return
-    name, options = _name_and_options(key, value, plans.PLANS)
-    schemas.check_arguments(key, plans.PLANS[name], options, name, offered=OFFERED)
-    if not schemas.needed_by(plans.PLANS[name]) - set(options):
-        _built(key, value, plans.PLANS, {})
+    name, options = _name_and_options(key, value, planning.PLANS)
+    schemas.check_arguments(key, planning.PLANS[name], options, name, offered=OFFERED)
+    if not schemas.needed_by(planning.PLANS[name]) - set(options):
+        _built(key, value, planning.PLANS, {})
 
 
 def _check_correction(key: str, value: Any) -> None:
