@@ -3,8 +3,9 @@
 import math
 
 import torch
-from builders import Spec, slow_draft, wave_marginals
+from builders import Spec, slow_draft, tiny_denoiser, wave_marginals
 
+from edlm.models.denoisers import SubsDenoiser
 from edlm.process import schedules
 from edlm.samplers import plans
 
@@ -64,6 +65,16 @@ def slow_sample(plan: plans.Rule, spec: Spec, seed: int, row: int, start: list[i
         x = [draft[i] if i in revealed else token for i, token in enumerate(x)]
         told.append(revealed)
     return [*told, x]
+
+
+def varied(seed: int = 2, schedule: schedules.Schedule | None = None, **sizes: int) -> SubsDenoiser:
+    """Laws of which some are sharp and some are not, by the tokens beside them, so that rules differ."""
+    own = tiny_denoiser(seed, sizes.get("vocab_size", 5) - 1, schedule, num_layers=2, **sizes)
+    with torch.no_grad():
+        for name, weight in own.network.named_parameters():
+            if weight.ndim == 2 and "embedding" not in name:
+                weight.mul_(3.0)
+    return own
 
 
 def time_of(share: float, schedule: schedules.Schedule) -> float:

@@ -76,8 +76,8 @@ FAULTS = [
     Fault(
         "a short text counts as much as a long one",
         "evaluation/figures.py",
-        "estimates.estimate(torch.cat(values), torch.cat(counts))",
-        "estimates.estimate(torch.cat(values))",
+        "estimates.estimate(values, tokens)",
+        "estimates.estimate(values)",
         "tests/recipes/test_evaluate.py::test_rows_of_unequal_length_count_by_their_tokens",
     ),
     Fault(

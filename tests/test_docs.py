@@ -142,6 +142,28 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
     assert out.startswith("sir, own, T=32, k=8, t in [0.4, 1], 128 tokens\n  denoise  x_t, t, positions -> hidden\n")
 
 
+def test_the_code_of_the_page_of_samplers_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "samplers.md").read_text("utf-8"), flags=re.DOTALL):
+        exec(compile(code, "samplers.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert out.startswith("plain, entropy bound 0.5, 8 tokens\n  denoise  x_t, positions -> hidden\n  choose ")
+
+
+def test_the_code_of_the_page_of_likelihoods_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two blocks, the second one with what the first has built."""
+    page, names = (ROOT / "docs" / "likelihoods.md").read_text("utf-8"), dict[str, object]()
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(code, "likelihoods.md", "exec"), names)
+    *exact, interval = capsys.readouterr().out.splitlines()
+    assert [line.partition(" 0.")[0] for line in exact] == [
+        "plain, left to right",
+        "plain, left to right, 2 a pass",
+        "plain, left to right, 4 a pass",
+    ]
+    upper, lower = map(float, interval.split()[:2])
+    assert lower < upper
+
+
 def test_the_step_is_printed_as_the_documents_show_it() -> None:
     kernel = builders.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=8)
     assert samplers.describe(kernel) in (ROOT / "docs" / "architecture.md").read_text("utf-8")

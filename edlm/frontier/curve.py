@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What is no curve: a model's name, its figure and its value."""
+    """A line beside the curves: a model's name, its figure and its value."""
 
     name: str
     figure: str

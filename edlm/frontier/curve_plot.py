@@ -11,6 +11,7 @@ from edlm.runs import plots
 
 _DASHES = {PLAIN: "--", IN_ORDER: "-"}
 _WEIGHED = ":"
+_LEGEND = "filled: exact, open: a bound; solid: in order, dashed: plain, dotted: candidates weighed"
 _APART = 0.028  # of the picture's height, between two names
 
 
@@ -40,6 +41,7 @@ def draw(path: Path, points: Sequence[Point], lines: Sequence[Line], labels: Map
     axes.set_xscale("log", base=2)
     axes.set_xlabel("tokens of a pass, as measured")
     axes.set_ylabel("bits per character")
+    axes.set_title(_LEGEND, fontsize="small", loc="left")
     _plain_powers(axes, points)
     _name_ends(axes, ends)
     figure.suptitle(plots.wrapped(subtitle, 130), fontsize="small")

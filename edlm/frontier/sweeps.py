@@ -12,7 +12,7 @@ from typing import Any, get_origin, get_type_hints
 from edlm.frontier.controls import CONTROLS
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Check, Schema
-from edlm.samplers import configs, corrections, plans, remasking, selections
+from edlm.samplers import configs, corrections, planning, remasking, selections
 from edlm.samplers.sampler import Proposal
 
 ALONE = "ar"  # instead of the axes: the AR model by itself
@@ -79,7 +79,7 @@ def _each(value: Any, key: str = "", lists: Collection[str] = ()) -> list[Any]:
 def _lists_of(axis: str, name: Any) -> set[str]:
     """The options of a named value of an axis that are lists by themselves, as its class says."""
     known: Mapping[str, Mapping[str, Any]] = {
-        "plan": plans.PLANS,
+        "plan": planning.PLANS,
         "correction": corrections.CORRECTIONS,
         "remasking": remasking.RULES,
     }
@@ -151,7 +151,7 @@ _UNTIL_ESS = _with(
     {"ess": schemas.number(0, above=True), "at_most": schemas.integer(1), "first": schemas.integer(1)},
 )
 _AXES: Schema = {
-    "plan": _named(plans.PLANS, partial(_check_built, plans.PLANS)),
+    "plan": _named(planning.PLANS, partial(_check_built, planning.PLANS)),
     "proposal": _PROPOSAL,
     "correction": schemas.optional(_named(corrections.CORRECTIONS, _anything)),
     "candidates": schemas.either(schemas.integer(1), _UNTIL_ESS),

@@ -21,7 +21,7 @@ from edlm.contracts import Denoiser, Energy
 from edlm.process import particles
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.samplers import corrections, plans, remasking, selections
+from edlm.samplers import corrections, planning, remasking, selections
 from edlm.samplers.corrections import Correction, OfEnergy
 from edlm.samplers.plans import Grid, TokensPerPass
 from edlm.samplers.rounds import UntilEss
@@ -58,7 +58,7 @@ def config(sampler: Sampler) -> dict[str, Any]:
     correction, candidates, chosen = sampler.correction, sampler.candidates, sampler.chooses
     known = selections.SELECTIONS.get(chosen.name) == chosen
     return {
-        "plan": _written(sampler.plan, plans.PLANS),
+        "plan": _written(sampler.plan, planning.PLANS),
         "proposal": sampler.proposal._asdict(),
         "correction": None if correction is None else _written(correction, corrections.CORRECTIONS),
         "candidates": candidates if isinstance(candidates, int) else _fields(candidates),
@@ -216,7 +216,7 @@ def _axes(
     given = {"denoiser": denoiser, "schedule": denoiser.schedule, "mask_id": denoiser.mask_id, **offered}
     found = dict(values)
     if "plan" in found:
-        found["plan"] = _built(f"{where}plan", found["plan"], plans.PLANS, given, "plan")
+        found["plan"] = _built(f"{where}plan", found["plan"], planning.PLANS, given, "plan")
     if "proposal" in found:
         found["proposal"] = Proposal(**found["proposal"])
     if found.get("correction") is not None:
@@ -325,7 +325,7 @@ def _anything(key: str, value: Any) -> None:
 
 _omissible = schemas.omissible
 SECTION: Schema = {
-    "plan": _omissible(partial(_check_named, plans.PLANS)),
+    "plan": _omissible(partial(_check_named, planning.PLANS)),
     "proposal": _omissible(
         schemas.section(
             {

@@ -2,7 +2,7 @@
 
 | axis | says | values |
 |---|---|---|
-| plan | which positions a pass reveals | `edlm.plans` |
+| plan | which positions a pass reveals | `edlm.plans`, drawn first or chosen from the pass |
 | proposal | the law of each token | `Proposal`: temperature, nucleus |
 | correction | how what is proposed is put right | None, or of `edlm.samplers.corrections` |
 | candidates | how many are weighed | a number, or `rounds.UntilEss` |

@@ -212,6 +212,8 @@ def test_temperature_and_nucleus_are_a_part_of_the_law(name: str) -> None:
         assert float(found.sum()) == pytest.approx(1.0, abs=1e-12)
         if proposal.nucleus < 1.0:
             assert (exact.of_sampler(sampler, TEXTS).nats == torch.inf).any()
+        one_after_the_other = probabilities(in_order(3, plan).replace(proposal=proposal))
+        assert float(one_after_the_other.sum()) == pytest.approx(1.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("build", [plain, in_order])

@@ -6,7 +6,7 @@ import builders
 import pytest
 import torch
 from builders import Spec, tiny_denoiser, tiny_energy
-from choosing import RULES, slow_sample, slowly, time_of
+from choosing import RULES, slow_sample, slowly, time_of, varied
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from revealing import LENGTH, MASK
@@ -22,17 +22,8 @@ from edlm.samplers.pipelines import Pipeline
 from edlm.samplers.rounds import UntilEss
 from edlm.samplers.sampler import Sampler
 
-CHOSEN = [plans.EntropyBound(1.0), plans.EntropyBound(0.5, most=2, by="margin"), plans.Confidence(0.5), plans.Ranked(3)]
+CHOSEN = [plans.EntropyBound(1.0), plans.EntropyBound(2.0, most=3, by="margin"), plans.Confidence(0.6), plans.Ranked(3)]
 PROMPT = torch.tensor([4, 2, 4, 4, 1])
-
-
-def sharp(seed: int = 0, schedule: schedules.Schedule | None = None) -> SubsDenoiser:
-    """Laws far enough from even that rules differ, and that a token before another one matters."""
-    own = tiny_denoiser(seed, MASK, schedule, num_layers=2)
-    with torch.no_grad():
-        own.network.embedding.weight.mul_(4.0)
-        own.network.head.weight.mul_(12.0)
-    return own
 
 
 def joint() -> SubsDenoiser:
@@ -42,15 +33,17 @@ def joint() -> SubsDenoiser:
 
 def with_corrections(plan: plans.Plan) -> dict[str, Sampler]:
     """The plan in every kind of sampler."""
-    plain = Sampler(sharp(), plan)
+    plain = Sampler(varied(), plan)
     draft, transition = (builders.scoped(tiny_energy(), scope) for scope in ("draft", "transition"))
     ordered = plain.replace(correction=corrections.ChainRule())
     return {
         "plain": plain,
         "hot, nucleus": plain.replace(proposal=edlm.samplers.Proposal(1.5, 0.8)),
-        "draft": plain.replace(correction=corrections.OfEnergy(draft), candidates=3),
-        "transition": plain.replace(correction=corrections.OfEnergy(transition), candidates=3, window=(0.3, 0.8)),
-        "until": plain.replace(correction=corrections.OfEnergy(draft, temperature=0.3), candidates=UntilEss(2.0, 6)),
+        "draft": plain.replace(correction=corrections.OfEnergy(draft, "draft"), candidates=3),
+        "transition": plain.replace(
+            correction=corrections.OfEnergy(transition, "transition"), candidates=3, window=(0.3, 0.8)
+        ),
+        "until": plain.replace(correction=corrections.OfEnergy(draft, "draft", 0.3), candidates=UntilEss(2.0, 6)),
         "chain_rule": ordered.replace(candidates=3),
         "in order": ordered.replace(selection="speculative"),
         "joint": Sampler(joint(), plan, correction=corrections.Joint(), candidates=3),
@@ -98,11 +91,11 @@ def test_a_text_does_not_depend_on_its_batch(plan: plans.Plan, prompt: Tensor | 
                 torch.testing.assert_close(value[0], own[:passes] if own.ndim else own, equal_nan=True)
 
 
-@pytest.mark.parametrize("plan", [plans.EntropyBound(1.0), plans.Ranked(3), plans.Confidence(0.5)], ids=str)
+@pytest.mark.parametrize("plan", [plans.EntropyBound(3.0), plans.Ranked(4), plans.Confidence(0.3)], ids=str)
 @pytest.mark.parametrize("schedule", [None, schedules.log_linear(1e-3)], ids=["", "told"])
 def test_what_is_chosen_is_written_in_order(plan: plans.Rule, schedule: schedules.Schedule | None) -> None:
     """The plan chooses the positions and speculation writes them: as a slow loop does, one after the other."""
-    own = sharp(schedule=schedule)
+    own = varied(schedule=schedule)
     sampler = Sampler(own, plan, correction=corrections.ChainRule(), selection="speculative")
     out = edlm.sample(pipelines.pipeline(sampler, LENGTH), 30, seed=0)
     plain = edlm.sample(pipelines.pipeline(Sampler(own, plan), LENGTH), 30, seed=0)
@@ -141,7 +134,7 @@ def _in_order(own: SubsDenoiser, plan: plans.Rule, row: int) -> list[int]:
 
 def test_a_bound_of_zero_writes_one_position_at_a_time_in_the_order_of_entropy() -> None:
     found = [
-        edlm.sample(pipelines.pipeline(Sampler(sharp(), plan), LENGTH), 20, seed=4)
+        edlm.sample(pipelines.pipeline(Sampler(varied(), plan), LENGTH), 20, seed=4)
         for plan in (plans.EntropyBound(0.0), plans.Ranked(1, by="entropy"))
     ]
     assert torch.equal(found[0]["tokens"], found[1]["tokens"])
@@ -178,7 +171,7 @@ class _Rule:
 
 
 def test_a_row_without_masks_is_worked_on_no_more_and_noise_is_drawn_for_what_is_revealed() -> None:
-    pipeline = pipelines.pipeline(Sampler(sharp(), plans.EntropyBound(1.0)), LENGTH)
+    pipeline = pipelines.pipeline(Sampler(varied(), plans.EntropyBound(1.0)), LENGTH)
     rows, numbers = list[int](), list[int]()
     pipeline.kernel.look.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0]["x_t"])))
     draw = pipeline.kernel.draw
@@ -206,7 +199,7 @@ def test_the_time_is_when_the_schedule_expects_the_masks_that_are_left() -> None
 
 
 def test_windows_of_long_texts_go_on_with_their_own_noise() -> None:
-    pipeline = pipelines.pipeline(Sampler(sharp(), plans.EntropyBound(1.0)), LENGTH)
+    pipeline = pipelines.pipeline(Sampler(varied(), plans.EntropyBound(1.0)), LENGTH)
     out = edlm.extend(pipeline, length=14, stride=3, num_samples=3, prompt=torch.tensor([1, 3]))
     assert (out["tokens"] != MASK).all()
     assert (out["tokens"][:, :2] == torch.tensor([1, 3])).all()
@@ -234,7 +227,7 @@ def test_a_callback_sees_every_pass() -> None:
 
 
 def test_a_text_that_is_given_takes_no_pass() -> None:
-    pipeline = pipelines.pipeline(Sampler(sharp(), plans.EntropyBound(1.0)), LENGTH)
+    pipeline = pipelines.pipeline(Sampler(varied(), plans.EntropyBound(1.0)), LENGTH)
     whole = torch.arange(LENGTH) % MASK
     out = edlm.sample(pipeline, 2, prompt=whole)
     assert (out["tokens"] == whole).all()
