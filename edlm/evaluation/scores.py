@@ -13,10 +13,9 @@ from edlm.models import autoregressive
 from edlm.models.denoisers import SeddDenoiser
 from edlm.process import finite
 from edlm.runs import settings as schemas
-from edlm.samplers import configs, corrections, selections
+from edlm.samplers import configs, corrections, planning, selections
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction, OfEnergy
-from edlm.samplers.planning import Drawn
 from edlm.samplers.sampler import Sampler
 from edlm.weights.named import Autoregressive, Diffusion, Models
 
@@ -78,7 +77,7 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 def has_bound(drawn: Sampler) -> bool:
     """Check whether the plan of a sampler has a bound: one that reads the pass has none over random plans."""
-    return isinstance(drawn.plan, Drawn)
+    return planning.is_drawn(drawn.plan)
 
 
 def plain(models: Models, diffusion: Diffusion, settings: Mapping[str, Any]) -> Sampler:
