@@ -224,7 +224,8 @@ def describe(sampler: Sampler) -> str:
         >>> print(edlm.samplers.describe(edlm.samplers.Sampler(denoiser)).splitlines()[0])
         denoise  x_t, positions -> hidden
     """
-    look, step = kernel_of(sampler).look, kernel_of(sampler).step
+    built = kernel_of(sampler)
+    look, step = built.look, built.step
     ahead = {} if look is None else dict(look.module.items())
     if not isinstance(step, Looped):
         return declaration.algorithm(declaration.sequence({**ahead, **dict(step.module.items())}))
