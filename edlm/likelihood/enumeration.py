@@ -17,8 +17,8 @@ from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
 from edlm.likelihood import rewritten
 from edlm.models import energies
-from edlm.samplers import stages
-from edlm.samplers.planning import Random, Rule
+from edlm.samplers import planning, stages
+from edlm.samplers.planning import Rule
 from edlm.samplers.sampler import Sampler
 from edlm.samplers.selections import Law
 
@@ -139,7 +139,9 @@ def missing(sampler: Sampler) -> str:
         f"the law of candidates until an ESS is reached is not known: {sampler.candidates}": (
             not isinstance(sampler.candidates, int)
         ),
-        f"the plan {sampler.plan} says nothing of its chances": not isinstance(sampler.plan, Rule | Random),
+        f"the plan {sampler.plan} says nothing of its chances": (
+            not (planning.is_rule(sampler.plan) or planning.is_random(sampler.plan))
+        ),
         f"the law of a window is not enumerated: {list(sampler.window)}": tuple(sampler.window) != (0.0, 1.0),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
@@ -175,8 +177,8 @@ def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
 def _chances(steps: Transitions, sampler: Sampler, length: int) -> Iterable[Tensor]:
     """For each pass, the chance that what a transition reveals is what the pass does: (n,)."""
     plan = sampler.plan
-    if not isinstance(plan, Rule):
-        assert isinstance(plan, Random)
+    if not planning.is_rule(plan):
+        assert planning.is_random(plan)
         tables = plan.chances(sampler.denoiser.schedule, length)
         return (chance[steps.masked, steps.revealed] for chance in tables)
     states = _states(range(0), length, sampler.denoiser.mask_id + 1)
