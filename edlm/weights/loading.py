@@ -112,6 +112,7 @@ def autoregressive(path: str, device: torch.device) -> Found:
     network = _network(Transformer, path, None, device)
     if not network.arguments["causal"]:
         raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
+    network = folding.fold_conditioning(network)
     return Found("ar", path, network, checkpoints.load_vocabulary_of(path), _description_of(path))
 
 

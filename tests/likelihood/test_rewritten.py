@@ -13,7 +13,7 @@ from torch import Tensor
 import edlm
 from edlm.likelihood import bounds, enumeration, hidden_markov, rewritten
 from edlm.samplers import plans, remasking
-from edlm.samplers.remasking import Cap, Confidence, ForwardBackward, Loop, Rescale, Rule
+from edlm.samplers.remasking import Cap, Confidence, ForwardBackward, Loop, Remasking, Rescale
 from edlm.samplers.sampler import Proposal, Sampler
 
 SYMBOLS, LENGTH = 3, 3
@@ -23,7 +23,7 @@ every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 numbers = st.floats(0.0, 1.0)
 
 
-def sampler(rule: Rule | None, steps: int = 4, length: int = LENGTH) -> Sampler:
+def sampler(rule: Remasking | None, steps: int = 4, length: int = LENGTH) -> Sampler:
     return Sampler(hidden_markov.denoiser(SOURCE, length), plans.Grid(steps), remasking=rule)
 
 
@@ -73,7 +73,7 @@ def test_a_step_is_the_sum_over_all_pairs_of_states(seed: int, sigma: float, rev
 
 
 @every_rule
-def test_a_text_s_noised_states_are_kept_by_every_step(rule: Rule) -> None:
+def test_a_text_s_noised_states_are_kept_by_every_step(rule: Remasking) -> None:
     """With a denoiser that knows x_0 the law of x_s is q(x_s | x_0) after each step, exactly."""
     x_0 = (2, 0, 1)
     sure = [
@@ -107,7 +107,7 @@ def test_without_a_chance_it_is_the_law_of_the_plan(steps: int) -> None:
 
 @every_rule
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_it_is_the_law_of_the_texts_that_are_drawn(rule: Rule, temperature: float) -> None:
+def test_it_is_the_law_of_the_texts_that_are_drawn(rule: Remasking, temperature: float) -> None:
     """20,000 texts, chi-square with 26 degrees of freedom, wrong with probability 1e-6; plain ones are told apart."""
     n, hot = 20_000, sampler(rule).replace(proposal=Proposal(temperature))
     law = enumeration.law(hot, LENGTH).flatten()
