@@ -20,7 +20,7 @@ from edlm.process import absorbing, categorical, noise, schedules, training_time
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
-Levels = Literal["times", "counts", "bell"]
+Levels = Literal["by_time", "by_count", "bell"]
 Weighting = Literal["nelbo", "even"]
 
 
@@ -29,21 +29,21 @@ def denoising(
     schedule: Schedule,
     time_low: float = 1e-3,
     pad_id: int | None = None,
-    levels: Levels = "times",
+    levels: Levels = "by_time",
     weights: Weighting = "nelbo",
 ) -> TensorDictSequential:
     """Build the training pipeline of a denoiser: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
     The loss is one NELBO in nats per row, with `weights="even"` the plain cross-entropy of the masked tokens. The
     vocabulary head runs on masked positions only. Padding is never masked, so it never counts.
-    levels: how noise levels are drawn. "times": uniform in (time_low, 1), each token masked by itself, as published.
-    "counts": the number of masks is uniform, so that the NELBO weighs all masks of a row by `n / m`. "bell": likewise,
+    levels: how noise levels are drawn. "by_time": uniform in (time_low, 1), each token masked by itself, as published.
+    "by_count": the number of masks is uniform, so that the NELBO weighs the masks of a row by `n / m`. "bell": likewise,
     with most levels in the middle. All are stratified over the batch.
     Raises ValueError unless 0 <= time_low < 1.
     """
     corrupt = (
         corruption(denoiser.mask_id, schedule, time_low, pad_id)
-        if levels == "times"
+        if levels == "by_time"
         else corruption_by_count(denoiser.mask_id, schedule, pad_id, levels == "bell")
     )
     return sequence(

@@ -43,7 +43,7 @@ def continuous_bound(denoiser: Any, schedule: Schedule, settings: Mapping[str, A
     return lambda x_0, seed, row, scored: nelbo.nelbo(denoiser, schedule, x_0, seed, row, scored)
 
 
-_PUBLISHED = {"noise_levels": "times", "loss_weights": "nelbo"}
+_PUBLISHED = {"noise_levels": "by_time", "loss_weights": "nelbo"}
 
 
 def _draws_of_noise(settings: Mapping[str, Any]) -> dict[str, Any]:

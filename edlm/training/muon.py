@@ -1,7 +1,7 @@
 """Muon: hidden matrices step along their orthogonalised momentum, all other weights by AdamW (Jordan et al. 2024)."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +63,8 @@ class Muon(torch.optim.Optimizer):
         others = [group for group in self.param_groups if not group[HIDDEN]]
         self._others = torch.optim.AdamW(others, foreach=True) if others else None
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step from the gradients that are there."""
         loss = None
         if closure is not None:

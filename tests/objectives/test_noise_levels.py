@@ -38,7 +38,7 @@ def exact_nelbo() -> float:
     return total
 
 
-@pytest.mark.parametrize("levels", ["times", "counts", "bell"])
+@pytest.mark.parametrize("levels", ["by_time", "by_count", "bell"])
 def test_the_mean_loss_is_the_nelbo(levels: denoising.Levels) -> None:
     """4 standard errors of 4,096 draws: one run in 16,000 would fail by chance; the draws are fixed."""
     rows = 4096
@@ -51,7 +51,7 @@ def test_the_mean_loss_is_the_nelbo(levels: denoising.Levels) -> None:
 
 def test_even_weights_give_the_cross_entropy_of_the_masks() -> None:
     rows = 64
-    pipeline = denoising.denoising(DENOISER, schedules.log_linear(), 0.0, None, "counts", "even")
+    pipeline = denoising.denoising(DENOISER, schedules.log_linear(), 0.0, None, "by_count", "even")
     batch = batches.training_batch(TEXT.expand(rows, -1), 0, torch.arange(rows), 0, rows, rows * LENGTH)
     out = pipeline(batch)
     assert torch.allclose(out[contracts.LOSS], -out[contracts.LOG_PROB].sum(-1))

@@ -338,7 +338,7 @@ def test_a_run_by_muon_resumes_bit_for_bit_and_is_not_sharded(run: Runner, tmp_p
     assert (status, "momentum = 2 must lie in [0, 1)" in error) == (2, True), error
 
 
-@pytest.mark.parametrize("draws", [["noise_levels=counts"], ["noise_levels=bell", "loss_weights=even"]])
+@pytest.mark.parametrize("draws", [["noise_levels=by_count"], ["noise_levels=bell", "loss_weights=even"]])
 def test_draws_of_noise_are_settings_that_a_run_keeps(run: Runner, tmp_path: Path, draws: list[str]) -> None:
     words = denoiser_words(tmp_path / "run")
     assert run("pretrain_denoiser", *words, *draws, "steps=1")[0] == 0
