@@ -16,7 +16,7 @@ from edlm.likelihood.weighing import flat, weigh
 from edlm.process import noise, particles, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
-from edlm.samplers.planning import Drawn
+from edlm.samplers import planning
 from edlm.samplers.sampler import Sampler
 
 
@@ -150,7 +150,7 @@ def of_sampler(
     nelbo.check_scored(scored)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     how = x_0, seed, row, num_completions, num_passes
-    if not isinstance(sampler.plan, Drawn):
+    if not planning.is_drawn(sampler.plan):
         plan, _ = exact.follow(sampler, x_0, wanted)
         found = _sum(sampler, plan, *how)
         return found._replace(denoiser_passes=found.denoiser_passes + plan.passes)

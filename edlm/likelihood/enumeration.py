@@ -16,8 +16,8 @@ from torch import Tensor
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
 from edlm.models import energies
-from edlm.samplers import stages
-from edlm.samplers.planning import Random, Rule
+from edlm.samplers import planning, stages
+from edlm.samplers.planning import Rule
 from edlm.samplers.sampler import Sampler
 from edlm.samplers.selections import Law
 
@@ -127,7 +127,7 @@ def missing(sampler: Sampler) -> str:
         return f"the law of selection = {selection.name!r} is not known"
     if not isinstance(sampler.candidates, int):
         return f"the law of candidates until an ESS is reached is not known: {sampler.candidates}"
-    if not isinstance(sampler.plan, Rule | Random):
+    if not (planning.is_rule(sampler.plan) or planning.is_random(sampler.plan)):
         return f"the plan {sampler.plan} says nothing of its chances"
     always = tuple(sampler.window) == (0.0, 1.0)
     return "" if always else f"the law of a window is not enumerated: {list(sampler.window)}"
@@ -163,8 +163,8 @@ def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
 def _chances(steps: Transitions, sampler: Sampler, length: int) -> Iterable[Tensor]:
     """For each pass, the chance that what a transition reveals is what the pass does: (n,)."""
     plan = sampler.plan
-    if not isinstance(plan, Rule):
-        assert isinstance(plan, Random)
+    if not planning.is_rule(plan):
+        assert planning.is_random(plan)
         tables = plan.chances(sampler.denoiser.schedule, length)
         return (chance[steps.masked, steps.revealed] for chance in tables)
     states = _states(range(0), length, sampler.denoiser.mask_id + 1)

@@ -15,8 +15,7 @@ from edlm.likelihood import nelbo, steps
 from edlm.likelihood.steps import Written
 from edlm.process import absorbing
 from edlm.process.absorbing import RevealPlan
-from edlm.samplers import stages
-from edlm.samplers.planning import Drawn, Rule
+from edlm.samplers import planning, stages
 from edlm.samplers.sampler import Sampler
 
 
@@ -50,31 +49,12 @@ def missing(sampler: Sampler) -> str:
         'its plan, one by one, is drawn: a text is written in many orders, and bounds are what is known of their sum'
     """
     reason = steps.missing(sampler)
-    if reason or is_rule(sampler):
+    if reason or planning.is_rule(sampler.plan):
         return reason
     return (
         f"its plan, {sampler.plan}, is drawn: a text is written in many orders, and bounds are what is known of their "
         "sum"
     )
-
-
-def is_rule(sampler: Sampler) -> bool:
-    """Check whether what a pass reveals is a function of the state alone, so that no number is drawn for it.
-
-    Args:
-        sampler: any sampler.
-
-    Returns:
-        Whether it is.
-
-    Example:
-        >>> import edlm
-        >>> from edlm.likelihood import hidden_markov
-        >>> sampler = edlm.samplers.Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8))
-        >>> edlm.exact.is_rule(sampler), edlm.exact.is_rule(sampler.replace(plan=edlm.plans.LeftToRight()))
-        (False, True)
-    """
-    return isinstance(sampler.plan, Rule)
 
 
 def of_sampler(sampler: Sampler, x_0: Tensor, scored: Tensor | None = None) -> Exact:
@@ -110,7 +90,7 @@ def of_sampler(sampler: Sampler, x_0: Tensor, scored: Tensor | None = None) -> E
         raise ValueError(f"{sampler}: {reason}")
     nelbo.check_scored(scored)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
-    if not isinstance(sampler.plan, Drawn):
+    if not planning.is_drawn(sampler.plan):
         plan, written = follow(sampler, x_0, wanted)
     else:
         plan = of_rule(sampler, wanted)
@@ -137,7 +117,7 @@ def of_rule(sampler: Sampler, wanted: Tensor) -> RevealPlan:
         >>> edlm.exact.of_rule(sampler, torch.ones(1, 4, dtype=torch.bool)).order.tolist()
         [[0, 0, 1, 1]]
     """
-    assert isinstance(sampler.plan, Drawn)
+    assert planning.is_drawn(sampler.plan)
     return sampler.plan.draw(wanted.double(), wanted, sampler.denoiser.schedule)
 
 
@@ -168,7 +148,7 @@ def follow(sampler: Sampler, x_0: Tensor, wanted: Tensor) -> tuple[RevealPlan, W
         [2, 2, 2]
     """
     (b, l), denoiser, rule = x_0.shape, sampler.denoiser, sampler.plan
-    assert isinstance(rule, Rule)
+    assert planning.is_rule(rule)
     law = stages.Law(denoiser, *sampler.proposal)
     masked, order = wanted, torch.full_like(x_0, -1)
     log_prob = torch.zeros(b, dtype=torch.float64, device=x_0.device)

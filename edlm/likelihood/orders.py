@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.likelihood import exact, nelbo, steps
+from edlm.likelihood import nelbo, steps
 from edlm.process import noise, particles
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
-from edlm.samplers.planning import Drawn
+from edlm.samplers import planning
 from edlm.samplers.sampler import Sampler
 
 RELIABLE_SHARE = 0.5  # of the orders, as an ESS: below it a few orders carry the mean, and others were not met
@@ -64,7 +64,7 @@ def missing(sampler: Sampler) -> str:
         >>> orders.missing(sampler)
         ''
     """
-    if exact.is_rule(sampler):
+    if planning.is_rule(sampler.plan):
         return f"its plan, {sampler.plan}, is a rule: a text has one order, and its likelihood is exact"
     return steps.missing(sampler)
 
@@ -172,6 +172,6 @@ def tube(log_p: Tensor, unknown: Tensor) -> Tensor:
 
 def _plans(sampler: Sampler, wanted: Tensor, seed: Tensor, row: Tensor, num_orders: int) -> RevealPlan:
     """K plans of every row, those of one order together: the number of the order is the step of its noise."""
-    assert isinstance(sampler.plan, Drawn)
+    assert planning.is_drawn(sampler.plan)
     uniforms = [noise.grid(seed, row, k, Stream.EVALUATION, wanted.shape[1]) for k in range(num_orders)]
     return sampler.plan.draw(torch.cat(uniforms), wanted.repeat(num_orders, 1), sampler.denoiser.schedule)

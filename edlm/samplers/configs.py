@@ -214,7 +214,7 @@ def _axes(
     given = {"denoiser": denoiser, "schedule": denoiser.schedule, "mask_id": denoiser.mask_id, **offered}
     found = dict(values)
     if "plan" in found:
-        found["plan"] = _built(f"{where}plan", found["plan"], planning.PLANS, given, "plan")
+        found["plan"] = _built(f"{where}plan", found["plan"], planning.PLANS, given, "plan", "rule")
     if "proposal" in found:
         found["proposal"] = Proposal(**found["proposal"])
     if found.get("correction") is not None:

@@ -29,9 +29,8 @@ def lines(file: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize("plan", [BOUND, "sampler.plan={name: left_to_right, count: 3}"])
 def test_texts_are_drawn_by_it(run: Runner, models: Path, plan: str) -> None:
     few = ["energy=null", "num_samples=2", "threads=1", "output=out.jsonl"]
-    status, shown, error = run("generate", f"denoiser={models / 'denoiser'}", plan, *few)
+    status, _, error = run("generate", f"denoiser={models / 'denoiser'}", plan, *few)
     assert status == 0, error
-    assert ("entropy bound 1.5" if plan == BOUND else "left to right, 3 a pass") in shown
     assert len(lines("out.jsonl")) == 2
     status, _, error = run("generate", f"denoiser={models / 'denoiser'}", plan.replace("}", ", gama: 1}"), *few)
     assert status == 2

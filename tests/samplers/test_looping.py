@@ -91,11 +91,14 @@ def test_a_text_does_not_depend_on_its_batch(plan: plans.Plan, prompt: Tensor | 
                 torch.testing.assert_close(value[0], own[:passes] if own.ndim else own, equal_nan=True)
 
 
-@pytest.mark.parametrize("plan", [plans.EntropyBound(3.0), plans.Ranked(4), plans.Confidence(0.3)], ids=str)
+@pytest.mark.parametrize("plan", [plans.EntropyBound(1.0), plans.Ranked(3), plans.Confidence(0.5)], ids=str)
 @pytest.mark.parametrize("schedule", [None, schedules.log_linear(1e-3)], ids=["", "told"])
 def test_what_is_chosen_is_written_in_order(plan: plans.Rule, schedule: schedules.Schedule | None) -> None:
     """The plan chooses the positions and speculation writes them: as a slow loop does, one after the other."""
-    own = varied(schedule=schedule)
+    own = tiny_denoiser(0, MASK, schedule, num_layers=2)
+    with torch.no_grad():  # a token before another one matters
+        own.network.embedding.weight.mul_(4.0)
+        own.network.head.weight.mul_(12.0)
     sampler = Sampler(own, plan, correction=corrections.ChainRule(), selection="speculative")
     out = edlm.sample(pipelines.pipeline(sampler, LENGTH), 30, seed=0)
     plain = edlm.sample(pipelines.pipeline(Sampler(own, plan), LENGTH), 30, seed=0)
@@ -267,6 +270,11 @@ def test_a_plan_that_breaks_a_law_ends_no_loop_and_changes_no_prompt() -> None:
         edlm.sample(of(Nothing()), 2)
     out = edlm.sample(of(Greedy()), 2, prompt=torch.tensor([3, 1]))
     assert (out["tokens"][:, :2] == torch.tensor([3, 1])).all()
+
+
+def test_what_is_no_plan_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be drawn, with `draw`, or read the pass, with `choose`"):
+        Sampler(tiny_denoiser(), object())  # type: ignore[arg-type]
 
 
 def test_what_is_no_number_is_named() -> None:
