@@ -64,6 +64,13 @@ FAULTS = [
         f"{_EXACT}test_what_has_no_exact_likelihood_is_refused_with_the_reason",
     ),
     Fault(
+        "a bound along a path that does not count how the path was found",
+        "likelihood/bounds.py",
+        "denoiser_passes=found.denoiser_passes + plan.passes",
+        "denoiser_passes=found.denoiser_passes",
+        f"{_EXACT}test_the_bound_of_a_rule_without_candidates_is_exact",
+    ),
+    Fault(
         "K orders that are one",
         "likelihood/orders.py",
         "noise.grid(seed, row, k, ",

@@ -125,11 +125,4 @@ FAULTS = [
         "(before & ~after)).any(-1)",
         _LAW + "test_it_is_the_law_of_the_slow_enumeration",
     ),
-    Fault(
-        "a bound of a plan that is chosen from the pass",
-        "likelihood/bounds.py",
-        "if not planning.is_drawn(sampler.plan):",
-        "if False:",
-        _LAW + "test_a_plan_that_reads_the_pass_has_no_bound_over_random_plans",
-    ),
 ]

@@ -49,31 +49,12 @@ def missing(sampler: Sampler) -> str:
         'its plan, one by one, is drawn: a text is written in many orders, and bounds are what is known of their sum'
     """
     reason = steps.missing(sampler)
-    if reason or is_rule(sampler):
+    if reason or planning.is_rule(sampler.plan):
         return reason
     return (
         f"its plan, {sampler.plan}, is drawn: a text is written in many orders, and bounds are what is known of their "
         "sum"
     )
-
-
-def is_rule(sampler: Sampler) -> bool:
-    """Check whether what a pass reveals is a function of the state alone, so that no number is drawn for it.
-
-    Args:
-        sampler: any sampler.
-
-    Returns:
-        Whether it is.
-
-    Example:
-        >>> import edlm
-        >>> from edlm.likelihood import hidden_markov
-        >>> sampler = edlm.samplers.Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8))
-        >>> edlm.exact.is_rule(sampler), edlm.exact.is_rule(sampler.replace(plan=edlm.plans.LeftToRight()))
-        (False, True)
-    """
-    return planning.is_rule(sampler.plan)
 
 
 def of_sampler(sampler: Sampler, x_0: Tensor, scored: Tensor | None = None) -> Exact:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edlm.likelihood import exact, nelbo, steps
+from edlm.likelihood import nelbo, steps
 from edlm.process import noise, particles
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
@@ -64,7 +64,7 @@ def missing(sampler: Sampler) -> str:
         >>> orders.missing(sampler)
         ''
     """
-    if exact.is_rule(sampler):
+    if planning.is_rule(sampler.plan):
         return f"its plan, {sampler.plan}, is a rule: a text has one order, and its likelihood is exact"
     return steps.missing(sampler)
 

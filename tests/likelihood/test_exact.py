@@ -334,6 +334,8 @@ def test_the_bound_of_a_rule_without_candidates_is_exact(name: str) -> None:
         found = bounds.of_sampler(sampler, TEXTS, torch.tensor(0), row)
         torch.testing.assert_close(found.nats, exact.of_sampler(sampler, TEXTS).nats)
         assert torch.equal(found.passes, exact.of_sampler(sampler, TEXTS).passes)
+        readings = 1 if hasattr(sampler.plan, "draw") else 2  # the path is followed first
+        assert torch.equal(found.denoiser_passes, readings * found.passes)
 
 
 @pytest.mark.parametrize("name", ["margin", "three from the left"])
