@@ -54,7 +54,7 @@ class _Rows(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The host's knowledge of every row before a pass, (b,) each: masks left, time, and whether it is corrected."""
+    """The state of every row before a pass, (b,) each, on the host: masks left, time, and whether it is corrected."""
 
     left: Tensor
     t: Tensor
