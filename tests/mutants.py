@@ -30,6 +30,11 @@ from planting import ROOT
 
 TESTS = ROOT / "tests"
 MOST_FILES = 12  # of tests for one mutant; the nearest ones
+TABLES = (
+    "test_argument_limits.py",
+    "test_defaults.py",
+    "recipes/test_setting_limits.py",
+)  # of many modules; they name each of them once, and are quick
 Record = dict[str, Any]
 
 
@@ -96,7 +101,10 @@ def tests_of(file: str) -> list[str]:
     near = [path for path in _users({module}) if path not in named]
     above = {dotted(other) for other in modules() if module in imported(ROOT / other)}
     far = [path for path in _users(above) if path not in (*named, *near)]
-    return [str(path.relative_to(ROOT)) for path in [*named, *near, *far][:MOST_FILES]]
+    first, rest = [*named, *near, *far][:2], [*named, *near, *far][2:MOST_FILES]
+    tables = [path for path in map(TESTS.joinpath, TABLES) if path in [*near, *far]]
+    files = dict.fromkeys([*first, *tables, *rest])
+    return [str(path.relative_to(ROOT)) for path in files]
 
 
 def _users(names: set[str]) -> list[Path]:
@@ -112,7 +120,7 @@ def _users(names: set[str]) -> list[Path]:
 
 @cache
 def imported(path: Path) -> set[str]:
-    """Dotted names of what a file imports or reads as attributes, and its strings that could name a recipe."""
+    """Dotted names of what a file imports or reads as attributes, and its strings that name a recipe or module."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -121,9 +129,13 @@ def imported(path: Path) -> set[str]:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             names.add(f"{node.value.id}.{node.attr}")
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_name(node.value):
             names.add(node.value)
     return names
+
+
+def _is_name(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
 
 
 def judge(mutant: Mutant, words: str, limit: float, seconds: dict[str, float]) -> Record:

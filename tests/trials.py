@@ -1,4 +1,4 @@
-"""Tests of one mutant in two rounds, the nearest files and then the others, each in a child and with a limit.
+"""Tests of one mutant in rounds, the nearest file, a few more and the others, each in a child and with a limit.
 
 The quick tests of a file run first; how long each takes is learned on the way. Tests that a limit leaves out are
 counted.
@@ -22,8 +22,8 @@ import pytest
 from planting import OUT_OF_TIME, ROOT, package_in, run_in_child
 
 PASSED, FAILED, NOT_COLLECTED, NONE_RAN = 0, 1, 2, 5  # exit statuses of pytest
-NEAREST = 3  # files of the first round
-BUDGETS = 60, 30  # seconds of the processor after which a round starts no further test
+ROUNDS = slice(0, 1), slice(1, 4), slice(4, None)  # of files, from the nearest
+BUDGETS = 60, 40, 30  # seconds of the processor after which a round starts no further test
 ONE_TEST = 60  # seconds of the processor that a test may take; what takes longer hangs
 UNKNOWN = 0.2  # seconds of a test that has not run yet
 
@@ -72,9 +72,10 @@ class _Round:
 def try_out(files: Sequence[str], changed: dict[str, str], words: str, limit: float, seconds: Seconds) -> Outcome:
     """Run the tests of a package with changed files; what they take is added to `seconds`."""
     left_out = 0
-    for names, budget in zip((files[:NEAREST], files[NEAREST:]), BUDGETS, strict=True):
+    for part, budget in zip(ROUNDS, BUDGETS, strict=True):
+        names = files[part]
         if not names:
-            continue
+            break
         status, output, left = _run(names, changed, words, limit, seconds, budget)
         if status == OUT_OF_TIME:  # unless the tests take as long without the change
             hangs = _run(names, {}, words, limit, seconds, budget)[0] != OUT_OF_TIME
