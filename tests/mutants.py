@@ -181,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    seconds: dict[str, float] = {}  # of tests, as they are learned
 
-    done = read(options.results)
+    done, learned = read(options.results), options.results.with_suffix(".seconds.json")
+    seconds = json.loads(learned.read_text("utf-8")) if learned.exists() else {}
     chosen = [] if options.report else plan(options.only or modules(), options.seed, options.number)
     for mutant in chosen:
         before = done.get(mutant.name)
@@ -194,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         done[mutant.name] = record
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        learned.write_text(json.dumps(seconds), "utf-8")
         print(record["verdict"], record["seconds"], record["work"], mutant.name, *record["by"], flush=True)
     for record in done.values():
         if record["verdict"] == "survived" and options.report:
