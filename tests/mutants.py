@@ -33,6 +33,7 @@ MOST_FILES = 12  # of tests for one mutant; the nearest ones
 TABLES = (
     "test_argument_limits.py",
     "test_defaults.py",
+    "test_edges.py",
     "recipes/test_setting_limits.py",
 )  # of many modules; they name each of them once, and are quick
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The picture beside a source: every point inside its panel at its own cost, and the frontier through the best of them."""
+"""The picture beside a source: each point in its panel, at its own cost, and the frontier through the best of them."""
 
 from pathlib import Path
 from typing import Any
