@@ -32,6 +32,7 @@ TESTS = ROOT / "tests"
 MOST_FILES = 12  # of tests for one mutant; the nearest ones
 TABLES = (
     "test_argument_limits.py",
+    "test_constants.py",
     "test_defaults.py",
     "test_edges.py",
     "recipes/test_setting_limits.py",
