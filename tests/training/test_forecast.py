@@ -1,4 +1,4 @@
-"""The forecast of a run: what is counted, what is advised, and how sizes and times are written where their unit changes."""
+"""The forecast of a run: what is counted, what is advised, and sizes and times where their unit changes."""
 
 import re
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_what_has_run_out_of_memory_is_told_from_other_errors() -> None:
         map(forecast.ran_out, [*refused, RuntimeError("not enough memory: you tried"), torch.OutOfMemoryError()])
     )
     assert not forecast.ran_out(RuntimeError("shapes"))
-    with pytest.raises(ValueError, match="^out of memory: set accumulate=2 "), forecast.advice(SETTINGS, 64):
+    with pytest.raises(ValueError, match=r"^out of memory: set accumulate=2 "), forecast.advice(SETTINGS, 64):
         raise refused[0]
     with pytest.raises(RuntimeError, match="shapes"), forecast.advice(SETTINGS, 64):
         raise RuntimeError("shapes")
