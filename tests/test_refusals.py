@@ -101,7 +101,7 @@ def test_an_energy_of_ones_own_corrects_no_baseline(module: Any, loader: str, mo
         "denoiser": "runs/sedd",
         "energy": {"_component_": "edlm.energies.zero"},
     }
-    said = r"^energy = \{'_component_': 'edlm\.energies\.zero'\} corrects a masked diffusion denoiser, and 'runs/sedd' is none$"
+    said = r"^energy = \{.*zero.\} corrects a masked diffusion denoiser, and .runs/sedd. is none$"
     with pytest.raises(ValueError, match=said):
         module.load(settings, CPU)
 
