@@ -17,7 +17,6 @@ import json
 import random
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -26,11 +25,18 @@ from typing import Any, NamedTuple
 
 import mutations
 import torch
-from planting import OUT_OF_TIME, ROOT, package_in, run_in_child
+import trials
+from planting import ROOT
 
 TESTS = ROOT / "tests"
-PASSED, FAILED = 0, 1  # exit statuses of pytest
 MOST_FILES = 12  # of tests for one mutant; the nearest ones
+TABLES = (
+    "test_argument_limits.py",
+    "test_constants.py",
+    "test_defaults.py",
+    "test_edges.py",
+    "recipes/test_setting_limits.py",
+)  # of many modules; they name each of them once, and are quick
 Record = dict[str, Any]
 
 
@@ -97,7 +103,10 @@ def tests_of(file: str) -> list[str]:
     near = [path for path in _users({module}) if path not in named]
     above = {dotted(other) for other in modules() if module in imported(ROOT / other)}
     far = [path for path in _users(above) if path not in (*named, *near)]
-    return [str(path.relative_to(ROOT)) for path in [*named, *near, *far][:MOST_FILES]]
+    first, rest = [*named, *near, *far][:2], [*named, *near, *far][2:MOST_FILES]
+    tables = [path for path in map(TESTS.joinpath, TABLES) if path in [*near, *far]]
+    files = dict.fromkeys([*first, *tables, *rest])
+    return [str(path.relative_to(ROOT)) for path in files]
 
 
 def _users(names: set[str]) -> list[Path]:
@@ -113,7 +122,7 @@ def _users(names: set[str]) -> list[Path]:
 
 @cache
 def imported(path: Path) -> set[str]:
-    """Dotted names of what a file imports or reads as attributes, and its strings that could name a recipe."""
+    """Dotted names of what a file imports or reads as attributes, and its strings that name a recipe or module."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -122,32 +131,24 @@ def imported(path: Path) -> set[str]:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             names.add(f"{node.value.id}.{node.attr}")
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_name(node.value):
             names.add(node.value)
     return names
 
 
-def judge(mutant: Mutant, words: str, limit: float) -> Record:
+def _is_name(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
+
+
+def judge(mutant: Mutant, words: str, limit: float, seconds: dict[str, float]) -> Record:
     """Plant it, run its tests and say what became of it."""
-    tests, begin = tests_of(mutant.file), time.perf_counter()
-    source = (ROOT / mutant.file).read_text("utf-8")
-    status, output = _run(tests, words, limit, {mutant.installed: mutant.mutation.applied(source)})
-    verdict = {PASSED: "survived", FAILED: "killed", OUT_OF_TIME: "hung"}.get(status, "killed")
-    if verdict == "hung" and _run(tests, words, limit, {})[0] == OUT_OF_TIME:
-        verdict = "unknown"  # the limit is too short for these tests
+    begin, work = time.perf_counter(), trials.worked()
+    changed = {mutant.installed: mutant.mutation.applied((ROOT / mutant.file).read_text("utf-8"))}
+    verdict, output, left_out = trials.try_out(tests_of(mutant.file), changed, words, limit, seconds)
     by = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
-    seconds = round(time.perf_counter() - begin, 1)
-    return {"name": mutant.name, "file": mutant.file, "verdict": verdict, "by": by[:1], "seconds": seconds} | (
-        {"judged": "", "diff": mutant.diff()} if verdict == "survived" else {}
-    )
-
-
-def _run(tests: Sequence[str], words: str, limit: float, changed: dict[str, str]) -> tuple[int, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        package_in(Path(folder))
-        for name, text in changed.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-        return run_in_child(folder, [str(ROOT / test) for test in tests], words, limit)
+    record = {"name": mutant.name, "file": mutant.file, "verdict": verdict, "by": by[:1]}
+    record |= {"seconds": round(time.perf_counter() - begin, 1), "work": round(trials.worked() - work, 1)}
+    return record | ({"judged": "", "left_out": left_out, "diff": mutant.diff()} if verdict == "survived" else {})
 
 
 def read(results: Path) -> dict[str, Record]:
@@ -177,24 +178,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--number", type=int, default=100, help="of mutants in the whole campaign")
     parser.add_argument("--only", nargs="*", default=None, help="source files, all by default")
     parser.add_argument("--words", default="not slow", help='marks of the tests that run, "" for all')
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds for the tests of one mutant")
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds for the tests of one mutant")
     parser.add_argument("--again", action="store_true", help="run survivors that are not judged equivalent once more")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
 
-    done = read(options.results)
+    done, learned = read(options.results), options.results.with_suffix(".seconds.json")
+    seconds = json.loads(learned.read_text("utf-8")) if learned.exists() else {}
     chosen = [] if options.report else plan(options.only or modules(), options.seed, options.number)
     for mutant in chosen:
         before = done.get(mutant.name)
         again = options.again and before and before["verdict"] == "survived" and before["judged"] != "equivalent"
         if before and not again:
             continue
-        record = judge(mutant, options.words, options.limit)
+        record = judge(mutant, options.words, options.limit, seconds)
         done[mutant.name] = record
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        print(record["verdict"], record["seconds"], mutant.name, *record["by"], flush=True)
+        learned.write_text(json.dumps(seconds), "utf-8")
+        print(record["verdict"], record["seconds"], record["work"], mutant.name, *record["by"], flush=True)
     for record in done.values():
         if record["verdict"] == "survived" and options.report:
             print(f"\n{record['judged'] or 'not judged'}: {record['name']}\n{record['diff']}")

@@ -7,10 +7,12 @@ each. A child imports the package from its folder, because nothing of it has bee
 import io
 import json
 import os
+import resource
 import select
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -18,9 +20,11 @@ import pytest
 import scipy.stats  # noqa: F401  imported here, once, for all children
 import tensordict.nn  # noqa: F401
 import torch
+from torchtune import config  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
+OPTIONS += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # what all children share
 OUT_OF_TIME = -9  # the status of a child that was stopped
 
 
@@ -30,16 +34,25 @@ def package_in(folder: Path) -> None:
     shutil.copytree(ROOT / "recipes", folder / "edlm" / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def run_in_child(folder: str, names: list[str], words: str = "not slow", limit: float | None = None) -> tuple[int, str]:
-    """Exit status of pytest and what it printed, from a forked child that is stopped after `limit` seconds.
+def run_in_child(
+    folder: str,
+    names: list[str],
+    words: str = "not slow",
+    limit: float | None = None,
+    work: int = resource.RLIM_INFINITY,
+    plugins: Sequence[object] = (),
+) -> tuple[int, str]:
+    """Exit status of pytest and what it printed, from a forked child.
 
-    `words` choose tests by their marks, as `pytest -m`; by default those run that `pytest` alone would run.
+    It is stopped after `limit` seconds, and after `work` seconds of the processor. `words` choose tests by their marks,
+    as `pytest -m`; by default those run that `pytest` alone would run.
     """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
         os.setsid()  # what a test starts is stopped with it
+        resource.setrlimit(resource.RLIMIT_CPU, (work, work))
         sys.path.insert(0, folder)
         os.environ["PYTHONPATH"] = folder  # for the processes a test starts itself
         os.chdir(folder)
@@ -47,7 +60,7 @@ def run_in_child(folder: str, names: list[str], words: str = "not slow", limit: 
         status = -1
         try:
             with redirect_stdout(printed), redirect_stderr(printed):
-                status = int(pytest.main([*OPTIONS, "-m", words, *names]))
+                status = int(pytest.main([*OPTIONS, "-m", words, *names], plugins=list(plugins)))
         finally:  # a child never goes on as its parent
             with os.fdopen(write, "w") as pipe:
                 json.dump([status, printed.getvalue()[-3000:]], pipe)
@@ -55,7 +68,8 @@ def run_in_child(folder: str, names: list[str], words: str = "not slow", limit: 
     os.close(write)
     with os.fdopen(read) as pipe:
         in_time = bool(select.select([pipe], [], [], limit)[0])
-        status, output = json.load(pipe) if in_time else (OUT_OF_TIME, "")
+        told = pipe.read() if in_time else ""  # nothing from a child that was stopped
+    status, output = json.loads(told) if told else (OUT_OF_TIME, "")
     if not in_time:
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)

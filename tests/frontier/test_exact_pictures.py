@@ -1,0 +1,90 @@
+"""The picture beside a source: each point in its panel, at its own cost, and the frontier through the best of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from edlm.frontier import exact_report
+from edlm.frontier.exact_report import Row
+from edlm.likelihood import hidden_markov
+from edlm.models import energies
+from edlm.samplers import corrections, plans
+from edlm.samplers.sampler import Proposal, Sampler
+
+LENGTH = 4
+PLAIN = Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), LENGTH), plans.Grid(2))
+CORRECTED = PLAIN.replace(correction=corrections.OfEnergy(energies.zero(), "draft"), candidates=4)
+ROWS = [
+    Row("source", None, "", {"total_variation": [0.05, 0.01], "passes": [0.0, 0.0]}),
+    Row("plain 1", PLAIN.replace(plan=plans.Grid(1)), "", {"total_variation": [0.5, 0.0], "passes": [1.0, 0.0]}),
+    Row("plain 2", PLAIN, "", {"total_variation": [0.3, 0.0], "passes": [2.0, 0.0]}),
+    Row("cold", PLAIN.replace(proposal=Proposal(0.5)), "", {"total_variation": [0.4, 0.0], "passes": [2.0, 0.0]}),
+    Row("corrected", CORRECTED, "", {"total_variation": [0.1, 0.0], "passes": [10.0, 0.0]}),
+    Row("control", CORRECTED, "zero energy", {"total_variation": [0.35, 0.0], "passes": [10.0, 0.0]}),
+    Row("exact", PLAIN.replace(plan=plans.TokensPerPass(1)), "", {"total_variation": [0.0, 0.0], "passes": [4.0, 0.0]}),
+]
+
+
+@pytest.fixture
+def figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
+    """The picture of these rows; it is not drawn, which takes seconds."""
+    figures: list[Figure] = []
+
+    def keep(figure: Figure, path: Path, **options: Any) -> None:
+        figures.append(figure)
+        Path(path).write_bytes(b"")
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    exact_report.draw(tmp_path / "oracle.png", ROWS, LENGTH, "two words")
+    assert [path.name for path in tmp_path.iterdir()] == ["oracle.png"]
+    return figures[0]
+
+
+def drawn(panel: Any) -> dict[str, Any]:
+    return {str(line.get_label()): line for line in panel.lines}
+
+
+def test_every_point_lies_inside_its_panel(figure: Figure) -> None:
+    for panel in figure.axes:
+        assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
+        (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+        assert bottom == pytest.approx(0.7 * 0.05)
+        points = [point for line in panel.lines if line.get_marker() != "None" for point in line.get_xydata()]
+        assert len(points) == 5
+        assert all(left <= x <= right and bottom < y <= top for x, y in points)
+
+
+def test_a_point_stands_at_its_cost_and_its_distance(figure: Figure) -> None:
+    steps, passes = map(drawn, figure.axes)
+    of_plain, of_cold, of_corrected, of_control = (
+        next(label for label in passes if label.startswith(start) and label.endswith(end) and mark in label)
+        for start, end, mark in (
+            ("plain", "plain", ""),
+            ("plain", "0.5", ""),
+            ("sir", "k=4", ""),
+            ("sir", "(control)", ""),
+        )
+    )
+    assert passes[of_plain].get_xydata().tolist() == [[1.0, 0.5], [2.0, 0.3]]
+    assert passes[of_cold].get_xydata().tolist() == [[2.0, 0.4]]
+    assert passes[of_corrected].get_xydata().tolist() == [[10.0, 0.1]]
+    assert [y for _, y in steps[of_plain].get_xydata()] == [0.5, 0.3]
+    assert [x for x, _ in steps[of_plain].get_xydata()] == pytest.approx([1.0, 1.875])
+    assert [x for x, _ in steps[of_corrected].get_xydata()] == pytest.approx([1.875])
+    assert passes[of_control].get_markerfacecolor() == "none" != passes[of_corrected].get_markerfacecolor()
+    assert [passes[label].get_linestyle() for label in (of_plain, of_cold, of_control)] == ["-", ":", "None"]
+    assert passes[of_plain].get_color() != passes[of_corrected].get_color() == passes[of_control].get_color()
+    assert passes[of_plain].get_marker() != passes[of_corrected].get_marker() == passes[of_control].get_marker()
+
+
+def test_the_source_is_a_line_and_what_has_no_distance_a_cost(figure: Figure) -> None:
+    for panel in map(drawn, figure.axes):
+        assert list(panel["source"].get_ydata()) == [0.05, 0.05]
+    passes = drawn(figure.axes[1])
+    assert list(passes["exact: no distance"].get_xdata()) == [4.0, 4.0]
+    assert "exact: no distance" not in drawn(figure.axes[0])
+    assert passes["Pareto front"].get_xydata().tolist() == [[1.0, 0.5], [2.0, 0.3]]
+    assert figure.axes[0].get_ylabel() == "total variation to the source"
+    assert [panel.get_xlabel() for panel in figure.axes] == ["passes of the plan", "network passes per text"]
