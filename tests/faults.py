@@ -1,6 +1,7 @@
 """Faults to plant in a copy of the package, each with the test that must catch it; see `test_planted_faults.py`."""
 
 import faults_data
+import faults_distillation
 import faults_files
 import faults_maths
 import faults_networks
@@ -16,6 +17,7 @@ OWN = [
     *faults_networks.FAULTS,
     *faults_sampling.FAULTS,
     *faults_remasking.FAULTS,
+    *faults_distillation.FAULTS,
     *faults_files.FAULTS,
     *faults_recipes.FAULTS,
     *faults_numbers.FAULTS,
