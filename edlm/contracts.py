@@ -36,6 +36,7 @@ CORRECTED = "corrected"  # (b,) bool: the row is inside the energy's window
 PROPOSAL_NOISE = "proposal_noise"  # (n, k) float64 uniforms
 SELECTION_NOISE = "selection_noise"  # (b, k) float64 uniforms
 HIDDEN = "hidden"  # (n, h) states of the denoiser at the positions
+TARGET = "target"  # (n, h) those of a teacher, from which the law of each position is learned
 STATES = "states"  # (b, l, h) states of the denoiser at all positions of x_t, of a kernel that carries them
 CONTEXT = "context"  # (b, layers, 2, heads, l, d) keys and values of the denoiser's pass over x_t
 CANDIDATE_STATES = "candidate_states"  # (b, k, l, h) those of the candidates
@@ -76,7 +77,7 @@ SHAPES = {
     **dict.fromkeys((T, S, CORRECTED, CHOSEN, PARTICLES, ESS, LOG_WEIGHT_STD), "b"),
     **dict.fromkeys((ROUNDS, CALLS, DENOISER_TOKENS, ENERGY_TOKENS, OWED, ROW, WEIGHT, LOSS), "b"),
     **dict.fromkeys((POSITIONS, PROPOSED, LOG_P_PROPOSED, ACCEPTED, NO_LAW), "n"),
-    **dict.fromkeys((HIDDEN, IN_ORDER), "n h"),
+    **dict.fromkeys((HIDDEN, TARGET, IN_ORDER), "n h"),
     **dict.fromkeys((CANDIDATES, LOG_P_CANDIDATES), "b k l"),
     **dict.fromkeys((SELECTION_NOISE, LOG_RATIO, ENERGY), "b k"),
     **dict.fromkeys((SEED, STEP, NUM_ROWS, NUM_TOKENS, ALPHA_T, ALPHA_S), ""),

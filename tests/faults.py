@@ -1,6 +1,7 @@
 """Faults to plant in a copy of the package, each with the test that must catch it; see `test_planted_faults.py`."""
 
 import faults_data
+import faults_distillation
 import faults_files
 import faults_likelihoods
 import faults_maths
@@ -20,6 +21,7 @@ OWN = [
     *faults_sampling.FAULTS,
     *faults_remasking.FAULTS,
     *faults_plans.FAULTS,
+    *faults_distillation.FAULTS,
     *faults_files.FAULTS,
     *faults_recipes.FAULTS,
     *faults_numbers.FAULTS,

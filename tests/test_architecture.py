@@ -78,7 +78,17 @@ LAYOUT: dict[str, list[str]] = {
         "autoregressive",
         "baselines",
     ],
-    "objectives": ["losses", "batches", "denoising", "contrastive", "transition", "chain_rule", "joint", "baselines"],
+    "objectives": [
+        "losses",
+        "batches",
+        "denoising",
+        "contrastive",
+        "transition",
+        "chain_rule",
+        "joint",
+        "baselines",
+        "distillation",
+    ],
     "likelihood": [
         "estimates",
         "nelbo",
@@ -145,6 +155,7 @@ LAYOUT: dict[str, list[str]] = {
         "kinds",
         "denoiser",
         "energy",
+        "distillation",
         "start",
     ],
     "frontier": [

@@ -37,7 +37,7 @@ def denoising(
     The loss is one NELBO in nats per row, with `weights="even"` the plain cross-entropy of the masked tokens. The
     vocabulary head runs on masked positions only. Padding is never masked, so it never counts.
     levels: how noise levels are drawn, stratified over the batch. "by_time": uniform in (time_low, 1), each token is
-    masked by itself, as published. "by_count": the number of masks is uniform, and the NELBO weighs all masks of a row by
+    masked by itself, as published. "by_count": the number of masks is uniform, so the NELBO weighs the masks of a row by
     `n / m`. "bell": likewise, with most levels in the middle.
     Raises ValueError unless 0 <= time_low < 1.
     """

@@ -77,6 +77,10 @@ LIMITS: dict[str, dict[str, Limits]] = {
         **{**UPDATES, **ENERGY, "valid_rows": at_least(8), "num_energy_layers": at_least(1)},
         **dict.fromkeys(("denoiser_rate", "nelbo_weight", "energy_weight"), FROM_ZERO),
     },
+    "distill": {
+        **{**UPDATES, "time_low": between(0, 0.5)},
+        **dict.fromkeys(("rounds", "num_steps", "at_once"), at_least(1)),
+    },
     "generate": {
         **{key: at_least(1) for key in ("num_samples", "batch_size", "tokens_per_pass", "num_particles")},
         **{key: or_null(at_least(1)) for key in ("energy_rows", "length", "stride", "num_steps")},
