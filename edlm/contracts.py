@@ -60,13 +60,14 @@ STEP = "step"  # () int64, number of the training step
 NUM_ROWS = "num_rows"  # () int64, rows of the whole batch, of which a process or a micro-batch holds a part
 NUM_TOKENS = "num_tokens"  # () int64, tokens of the whole batch that are not padding
 WEIGHT = "weight"  # (b,) weight of the NELBO at t
+WEIGHTS = "weights"  # (b, l) the same of every position, where each block has a time of its own
 LOG_PROB = "log_prob"  # (b, l) log-probability of the data's tokens, zero where none is predicted
 LOG_PROB_IN_ORDER = "log_prob_in_order"  # (b, l) the same of what a step reveals, read in order
 LOSS = "loss"  # (b,) what is differentiated
 
 # The shape of each, by the letters above: what a loop slices and what an execution mode lets vary follow from it.
 SHAPES = {
-    **dict.fromkeys((X_0, X_T, X_S, REVEAL, LOG_PROB, LOG_PROB_IN_ORDER), "b l"),
+    **dict.fromkeys((X_0, X_T, X_S, REVEAL, WEIGHTS, LOG_PROB, LOG_PROB_IN_ORDER), "b l"),
     **dict.fromkeys((T, S, CORRECTED, CHOSEN, PARTICLES, ESS, LOG_WEIGHT_STD), "b"),
     **dict.fromkeys((ROUNDS, CALLS, DENOISER_TOKENS, ENERGY_TOKENS, OWED, ROW, WEIGHT, LOSS), "b"),
     **dict.fromkeys((POSITIONS, PROPOSED, LOG_P_PROPOSED, ACCEPTED, NO_LAW), "n"),

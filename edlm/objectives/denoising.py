@@ -55,7 +55,7 @@ def next_token(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int
 def score(denoiser: Denoiser, weight: str | None = None) -> TensorDictModule:
     """Build the stage that reads the data's log-probability: `{hidden, positions, x_0} -> {log_prob}`.
 
-    weight: the key of what the objective will multiply a row's log-probabilities with, (b,). Told before, the
+    weight: the key of what the objective will multiply log-probabilities with, (b,) or (b, l). Told before, the
     vocabulary head is run once and not twice; the gradients are those of any objective all the same.
     """
     weighted = "" if weight is None else f", {weight}"
@@ -83,7 +83,7 @@ class _Score(nn.Module):
     def forward(self, hidden: Tensor, positions: Tensor, x_0: Tensor, weight: Tensor | None = None) -> Tensor:
         wanted = x_0.flatten()[positions]
         if isinstance(self.denoiser, denoisers.SubsDenoiser):
-            expected = None if weight is None else weight[positions // x_0.shape[1]]
+            expected = None if weight is None else _at(weight, positions, x_0.shape[1])
             log_prob = self.denoiser.token_log_prob(hidden, wanted, expected)
         else:
             log_prob = categorical.token_log_prob(self.denoiser.logits(hidden), wanted.unsqueeze(-1)).squeeze(-1)
@@ -103,6 +103,11 @@ class _ArScore(nn.Module):
     def forward(self, x_0: Tensor) -> Tensor:
         counts = None if self.pad_id is None else (x_0 != self.pad_id).flatten().nonzero().squeeze(-1)
         return autoregressive.ar_log_prob(self.network, x_0, self.mask_id, self.bos_id, counts)
+
+
+def _at(weight: Tensor, positions: Tensor, l: int) -> Tensor:
+    """The weights (n,) of flat positions, from those of rows (b,) or of positions (b, l)."""
+    return weight[positions // l] if weight.ndim == 1 else weight.flatten()[positions]
 
 
 def _masked(

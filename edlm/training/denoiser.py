@@ -1,13 +1,14 @@
 """A denoiser before it is trained: what a config says of it, its network, its pipeline and its bound."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch import nn
 
 from edlm.data.pieces import Blocks
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation.draws import Score
+from edlm.objectives.blocks import Masks
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
@@ -26,6 +27,9 @@ MODEL: Schema = {
     "time_conditioning": schemas.flag,
     "objective": schemas.choice(*OBJECTIVES),
     "loss_steps": schemas.optional(kinds.loss_steps),
+    "block": schemas.omissible(schemas.optional(schemas.integer(1))),
+    "masks": schemas.omissible(schemas.choice(*get_args(Masks))),
+    "time_high": schemas.omissible(schemas.number(0, 1, above=True)),
     **training_settings.SETTINGS,
 }
 
@@ -46,6 +50,7 @@ class Plan(NamedTuple):
     def network(self, blocks: Blocks) -> nn.Module:
         """Build the untrained network, of the vocabulary's size and the length of blocks."""
         supplied = {"vocab_size": self.vocabulary.size, "max_length": self.settings["length"]}
+        supplied |= {} if self.settings.get("block") is None else {"block_size": self.settings["block"]}
         supplied |= padding.of_network(self.settings["padding"], blocks, self.vocabulary.pad_id)
         built: nn.Module = schemas.build(self.settings["network"], "network", **supplied)
         return built

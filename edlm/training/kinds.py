@@ -9,8 +9,8 @@ from torch import Tensor
 from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import nelbo
 from edlm.objectives import baselines as baseline_objectives
+from edlm.objectives import blocks, denoising
 from edlm.objectives import chain_rule as chain_rule_objectives
-from edlm.objectives import denoising
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
 from edlm.samplers import baselines
@@ -62,6 +62,15 @@ OBJECTIVES = {
         continuous_bound,
         "denoiser NELBO",
         list,
+    ),
+    "blocks": Objective(
+        SUBS,
+        "nelbo of blocks",
+        lambda denoiser, schedule, settings, pad_id: blocks.denoising(
+            denoiser, schedule, _times(settings), settings.get("masks", "by_time"), pad_id
+        ),
+        continuous_bound,
+        "denoiser NELBO",
     ),
     "d3pm": Objective(
         "d3pm",
@@ -119,10 +128,37 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"loss_steps = {steps} must be null: objective = {name!r} has no steps")
     if name == "sedd" and not settings["time_conditioning"]:
         raise ValueError("objective = 'sedd' needs time_conditioning = true: with sigma = 0 its scores are infinite")
+    _check_blocks(settings)
+
+
+def _check_blocks(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for blocks without a size, and for what they alone read."""
+    size, (low, high) = settings.get("block"), _times(settings)
+    if settings["network"].get("block_size") is not None:
+        raise ValueError("network.block_size must be left out: the key block says it, with objective = 'blocks'")
+    if settings["objective"] != "blocks":
+        for key, plain in (("block", None), ("time_high", 1.0), ("masks", "by_time")):
+            if settings.get(key, plain) != plain:
+                raise ValueError(f"{key} = {settings[key]} needs objective = 'blocks', not {settings['objective']!r}")
+        return
+    if size is None:
+        raise ValueError("block is null: objective = 'blocks' needs the tokens of a block, 16 for example")
+    if size > settings["length"]:
+        raise ValueError(f"block = {size} must be at most length = {settings['length']}")
+    if settings["time_conditioning"]:
+        raise ValueError("objective = 'blocks' needs time_conditioning = false: what is finished has no time")
+    if not low < high:
+        raise ValueError(f"time_high = {high} must be above time_low = {low}")
+
+
+def _times(settings: Mapping[str, Any]) -> tuple[float, float]:
+    return settings["time_low"], settings.get("time_high", 1.0)
 
 
 def notes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what a checkpoint holds of a denoiser that is not SUBS."""
+    """Say what a checkpoint holds of a denoiser that is not SUBS over a whole text."""
     name, steps = settings["objective"], settings["loss_steps"]
+    if settings.get("block") is not None:
+        return {"block": settings["block"]}
     kind = {KEY: name} if name in BASELINES else {}
     return kind if steps is None and not kind else {**kind, "loss_steps": steps}
