@@ -72,7 +72,17 @@ LAYOUT: dict[str, list[str]] = {
         "autoregressive",
         "baselines",
     ],
-    "objectives": ["losses", "batches", "denoising", "contrastive", "transition", "chain_rule", "joint", "baselines"],
+    "objectives": [
+        "losses",
+        "batches",
+        "denoising",
+        "blocks",
+        "contrastive",
+        "transition",
+        "chain_rule",
+        "joint",
+        "baselines",
+    ],
     "likelihood": [
         "estimates",
         "nelbo",
