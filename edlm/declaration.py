@@ -34,5 +34,5 @@ def sequence(stages: Stages) -> TensorDictSequential:
 def algorithm(stages: TensorDictSequential) -> str:
     """Print a pipeline as the algorithm it is: one line per stage, what it reads and what it writes."""
     named = stages.module.items()
-    width = max(len(name) for name, _ in named)
+    width = max((len(name) for name, _ in named), default=0)
     return "\n".join(f"{name:<{width}}  {', '.join(m.in_keys)} -> {', '.join(m.out_keys)}" for name, m in named)

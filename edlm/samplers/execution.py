@@ -154,13 +154,16 @@ def _compiled(kernel: Kernel, one_tile: int) -> Kernel:
         )
     else:
         fast = _CompiledStep(step, one_tile)
-    return kernel._replace(step=fast, draw=_CompiledDraw(kernel.draw))
+    look = None if kernel.look is None else _CompiledStep(kernel.look, one_tile)
+    return kernel._replace(step=fast, look=look, draw=_CompiledDraw(kernel.draw))
 
 
 def _graphed(kernel: Kernel, one_tile: int) -> Kernel:
     if isinstance(kernel.step, Looped):
         return _compiled(kernel, one_tile)
-    return kernel._replace(step=_GraphedStep(kernel.step, one_tile), draw=_CompiledDraw(kernel.draw))
+    look = None if kernel.look is None else _GraphedStep(kernel.look, one_tile)
+    step = _GraphedStep(kernel.step, one_tile)
+    return kernel._replace(step=step, look=look, draw=_CompiledDraw(kernel.draw))
 
 
 class _CompiledStep(nn.Module):

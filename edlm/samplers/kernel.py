@@ -4,7 +4,7 @@ Printing the stages of a step prints the algorithm. Noise is an input of the ste
 kernel keeps no state and draws no number itself. `samplers.kernel_of` builds one from a sampler.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ class Kernel(NamedTuple):
     num_particles: most candidates per row.
     outside: the kernel for passes in which no row is corrected, None if there is no correction. A pass that corrects
         some rows is taken by this one, which keeps the first candidate of the others.
+    look: what comes before the rest of a step where the plan reads the pass, `{x_t, t, positions} -> {hidden, reveal}`
+        at all masks; the step then begins with what it wrote, at the positions it needs. None for a drawn plan.
     Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
     drawn; rows do not see each other; a step is a pure function of its input, and writes what it has read.
     """
@@ -41,6 +43,7 @@ class Kernel(NamedTuple):
     proposes: Positions
     num_particles: int
     outside: "Kernel | None" = None
+    look: TensorDictModuleBase | None = None
 
 
 class Looped(TensorDictModuleBase):
@@ -88,6 +91,19 @@ def part_of(
             value = value[(slice(None),) * axes.index("k") + (particles,)]
         found[key] = value
     return found
+
+
+def at_positions(state: Mapping[str, Tensor], wanted: Tensor, count: int) -> dict[str, Tensor]:
+    """Return the entries of a state that have positions, at those that are wanted alone, padded to `count` of them.
+
+    wanted: bool (b, l), among the positions of the state. The host does not wait.
+    """
+    positions, outside = state[contracts.POSITIONS], wanted.numel()
+    found = torch.cat([wanted.flatten(), wanted.new_zeros(1)])[positions]
+    taken = torch.nonzero_static(found, size=count, fill_value=len(positions)).squeeze(-1)
+    place = taken.clamp(max=len(positions) - 1)
+    kept = {key: value[place] for key, value in state.items() if contracts.SHAPES.get(key, "").split(" ")[0] == "n"}
+    return {**kept, contracts.POSITIONS: torch.where(taken < len(positions), kept[contracts.POSITIONS], outside)}
 
 
 def of_rows(positions: Tensor, rows: Tensor, b: int, l: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 A pipeline is a value. The loop draws the reveal plan first and reads its counts on the host once; every later shape
 follows from them, so nothing inside the loop waits for the device, and a row that is finished is worked on no more.
+A plan that reads the pass has a loop of its own, `looping`.
 """
 
 import html
@@ -12,20 +13,19 @@ from typing import NamedTuple
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from edlm import contracts
 from edlm.process import absorbing, finite, noise, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
+from edlm.samplers import looping, records
 from edlm.samplers import sampler as samplers
 from edlm.samplers.kernel import Kernel, check_evaluating, device_of
+from edlm.samplers.looping import Padding, Pass
+from edlm.samplers.planning import Drawn
 from edlm.samplers.sampler import Sampler
 
 Callback = Callable[[TensorDict, TensorDict], None]
-_WEIGHED = (contracts.PARTICLES, contracts.ESS, contracts.LOG_WEIGHT_STD, contracts.ROUNDS)
-_READ = (contracts.DENOISER_TOKENS, contracts.ENERGY_TOKENS, contracts.CALLS)
-_KINDS = {True: torch.float64, False: torch.int64}  # of what weights say, and of numbers
 
 
 class Pipeline(NamedTuple):
@@ -192,20 +192,20 @@ def extend(
         out = _run(pipeline, tokens[:, start : start + window], seed_, row, number * window, shown)
         tokens = torch.cat([before, out["tokens"], after], dim=1)
         infos.append(out["info"])
-    return TensorDict({"tokens": tokens, "info": _in_a_row(infos)}, batch_size=[num_samples])
+    return TensorDict({"tokens": tokens, "info": records.in_a_row(infos)}, batch_size=[num_samples])
+
+
+def _show(
+    callback: Callback, tokens: Tensor, out: dict[str, Tensor], corrected: Tensor, running: Tensor, order: Tensor
+) -> None:
+    """Show what one pass did, the rows in this order."""
+    of_pass = records.measured([out], corrected.unsqueeze(-1), running.unsqueeze(-1))
+    diagnostics = TensorDict({key: value[order, 0] for key, value in of_pass.items()}, batch_size=[len(tokens)])
+    callback(TensorDict({contracts.X_T: tokens[order]}), diagnostics)
 
 
 def _show_whole(callback: Callback, before: Tensor, after: Tensor, state: TensorDict, info: TensorDict) -> None:
     callback(TensorDict({contracts.X_T: torch.cat([before, state[contracts.X_T], after], dim=1)}), info)
-
-
-def _in_a_row(infos: list[TensorDict]) -> TensorDict:
-    """The record of several runs as one: passes one after the other, their numbers added."""
-    joined = {
-        key: torch.cat([info[key] for info in infos], dim=1) if value.ndim > 1 else sum(info[key] for info in infos)
-        for key, value in infos[0].items()
-    }
-    return TensorDict(joined, batch_size=infos[0].batch_size)
 
 
 def _run(
@@ -215,6 +215,8 @@ def _run(
     kernel, b, length = pipeline.kernel, *tokens.shape
     masked = tokens == kernel.denoiser.mask_id
     reveal_noise = noise.grid(seed, row, first_pass, Stream.REVEAL, length)
+    if not isinstance(pipeline.sampler.plan, Drawn):
+        return _run_chosen(pipeline, tokens, seed, row, first_pass, callback)
     plan = pipeline.sampler.plan.draw(reveal_noise, masked, kernel.denoiser.schedule)
     # Rows with the most passes first: those that still run are then always the first ones.
     order = plan.passes.argsort(descending=True, stable=True)
@@ -222,7 +224,7 @@ def _run(
     row, plan = row[order], RevealPlan(*(part[order] for part in plan))
     corrected = _corrected(pipeline, plan)
     drafted = corrected if kernel.proposes == "masked" else torch.zeros_like(corrected)
-    revealed = _revealed(plan)
+    revealed = records.revealed(plan)
     passes = _passes(revealed, corrected, drafted)
 
     tokens = tokens[order]
@@ -245,15 +247,32 @@ def _run(
         carried = {key: out[key] for key, _ in state.items() if key != contracts.X_T}
         state = TensorDict({contracts.X_T: out[contracts.X_S], **carried})
         before = active
-        written.append({key: out[key] for key in (*_WEIGHED, *_READ) if key in out})
+        written.append({key: out[key] for key in records.KEYS if key in out})
         flags.append(finite.of_pass(out, corrected[:, p]))
         if callback is not None:
-            of_pass = _measured(written[-1:], corrected[:, p : p + 1], (plan.passes > p).unsqueeze(-1))
-            diagnostics = TensorDict({key: value[original, 0] for key, value in of_pass.items()}, batch_size=[b])
-            callback(TensorDict({contracts.X_T: tokens[original]}), diagnostics)
+            _show(callback, tokens, written[-1], corrected[:, p], plan.passes > p, original)
     finite.require(flags, plan.t, row)
-    info = _info(plan, revealed, corrected, written, length)
+    info = records.of_run(plan, revealed, corrected, written, length)
     return TensorDict({"tokens": tokens, "info": info}, batch_size=[b])[original]
+
+
+def _run_chosen(
+    pipeline: Pipeline, tokens: Tensor, seed: Tensor, row: Tensor, first_pass: int, callback: Callback | None
+) -> TensorDict:
+    """Do the same where the plan reads the pass, and keep what it chose as the plan that it turned out to be."""
+    order, taken = torch.full_like(tokens, -1), list[Pass]()
+    padding = Padding(pipeline.pad_rows, pipeline.pad_positions, pipeline.pad_new)
+    window, length = pipeline.sampler.window, tokens.shape[1]
+    for each in looping.passes(pipeline.kernel, window, padding, tokens, seed, row, first_pass):
+        tokens, order = each.tokens, torch.where(each.reveal, len(taken), order)
+        taken.append(each._replace(tokens=tokens[:0], reveal=tokens[:0]))  # the last ones are enough
+        if callback is not None:
+            _show(callback, tokens, each.out, each.corrected, each.running, row - row[0])
+    plan = looping.plan_of(order, taken)
+    finite.require([each.flags for each in taken], plan.t, row)
+    corrected = torch.stack([each.corrected for each in taken], 1) if taken else plan.t.bool()
+    info = records.of_run(plan, records.revealed(plan), corrected, [each.out for each in taken], length)
+    return TensorDict({"tokens": tokens, "info": info}, batch_size=[len(tokens)])
 
 
 def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None) -> Tensor:
@@ -283,21 +302,8 @@ def starting_tokens(pipeline: Pipeline, num_samples: int, prompt: Tensor | None)
 
 def _corrected(pipeline: Pipeline, plan: RevealPlan) -> Tensor:
     """Whether each row's pass is corrected by the energy: bool (b, p)."""
-    inside = schedules.inside(plan.t, pipeline.sampler.window) & _running(plan)
+    inside = schedules.inside(plan.t, pipeline.sampler.window) & records.running(plan)
     return inside if pipeline.kernel.outside is not None else torch.zeros_like(inside)
-
-
-def _running(plan: RevealPlan) -> Tensor:
-    """Whether each row takes each pass: bool (b, p)."""
-    return torch.arange(plan.t.shape[1], device=plan.t.device) < plan.passes.unsqueeze(-1)
-
-
-def _revealed(plan: RevealPlan) -> Tensor:
-    """Count the tokens each pass of each row reveals: int64 (b, p)."""
-    b, num_passes = plan.t.shape
-    given_last = torch.where(plan.order < 0, num_passes, plan.order)
-    counts = torch.zeros(b, num_passes + 1, dtype=torch.int64, device=plan.t.device)
-    return counts.scatter_add(1, given_last, torch.ones_like(plan.order))[:, :num_passes]
 
 
 def _passes(revealed: Tensor, corrected: Tensor, drafted: Tensor) -> list[tuple[int, int, int, bool]]:
@@ -337,40 +343,3 @@ def _take(state: TensorDict, rows: slice | Tensor) -> TensorDict:
 def _contiguous(column: Tensor) -> Tensor:
     """The same values with stride 1: a stride that differs with the number of passes would be compiled anew."""
     return column.clone(memory_format=torch.contiguous_format)
-
-
-def _measured(out: list[dict[str, Tensor]], corrected: Tensor, running: Tensor) -> dict[str, Tensor]:
-    """Collect what passes say of every row, (b, p) each: 0, and NaN of weights, where a row was not corrected or is
-    finished.
-
-    out: of each pass what was written of its first rows; corrected, running: bool (b, p).
-    """
-    b, found = len(corrected), {}
-    for key in (*_WEIGHED, *_READ):
-        of_weights = key in (contracts.ESS, contracts.LOG_WEIGHT_STD)
-        absent = torch.full_like(corrected, torch.nan if of_weights else 0, dtype=_KINDS[of_weights])
-        if any(key in each for each in out):
-            nothing = absent[:0, 0]
-            columns = pad_sequence([each.get(key, nothing) for each in out])  # of the rows that still ran
-            columns = torch.cat([columns, absent[len(columns) : b]])
-            absent = torch.where(corrected if key in _WEIGHED else running, columns, absent)
-        found[key] = absent
-    return found
-
-
-def _info(
-    plan: RevealPlan, revealed: Tensor, corrected: Tensor, out: list[dict[str, Tensor]], length: int
-) -> TensorDict:
-    """Per-row and per-pass record of a run, the passes those of a text alone, whatever else is in its batch."""
-    measured = _measured(out, corrected, _running(plan))
-    return TensorDict(
-        {
-            "t": plan.t,
-            "revealed": revealed,
-            "corrected": corrected,
-            **measured,
-            "denoiser_passes": measured[contracts.DENOISER_TOKENS].sum(-1).double() / length,
-            "energy_passes": measured[contracts.ENERGY_TOKENS].sum(-1).double() / length,
-        },
-        batch_size=[len(corrected)],
-    )

@@ -85,7 +85,8 @@ class Rounds(Looped):
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
     ) -> "Rounds":
         """Wrap the parts of the step."""
-        parts = wrap(self.expect), wrap(self.weigh), self.finish
+        expect = wrap(self.expect) if self.expect.in_keys else self.expect  # it may be done before the step
+        parts = expect, wrap(self.weigh), self.finish
         return Rounds(*parts, self.log_weights, self.selection, self.until, pad)
 
     def forward(self, tensordict: TensorDict) -> TensorDict:

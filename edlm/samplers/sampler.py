@@ -18,16 +18,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from tensordict.nn import TensorDictSequential
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 
 from edlm import costs, declaration
 from edlm.contracts import Denoiser, Positions
+from edlm.declaration import Stages
 from edlm.process import finite, particles, schedules
 from edlm.samplers import kernel as kernels
 from edlm.samplers import passes, plans, selections, speculative, stages
 from edlm.samplers.corrections import Correction, Parts
 from edlm.samplers.kernel import Kernel, Looped
-from edlm.samplers.plans import Expected, Plan
+from edlm.samplers.planning import Drawn, Expected, Plan
 from edlm.samplers.rounds import Rounds, UntilEss
 from edlm.samplers.selections import Selection
 
@@ -166,20 +167,20 @@ def kernel_of(sampler: Sampler) -> Kernel:
     """
     parts, denoiser = sampler.parts, sampler.denoiser
     proposed = {"propose": stages.propose(denoiser, *sampler.proposal)}
-    plain = declaration.sequence(
-        {"denoise": denoiser, **proposed, "reveal": stages.reveal_first(), "count": passes.plain()}  # type: ignore[dict-item]
-    )
-    outside = Kernel(denoiser, kernels.init, partial(kernels.draw, 1), plain, "revealed", 1)
+    look, before = _ahead(sampler, {"denoise": denoiser})  # type: ignore[dict-item]
+    plain = declaration.sequence({**before, **proposed, "reveal": stages.reveal_first(), "count": passes.plain()})
+    outside = Kernel(denoiser, kernels.init, partial(kernels.draw, 1), plain, "revealed", 1, look=look)
     if parts is None or sampler.correction is None:
         return outside
+    look, before = _ahead(sampler, parts.before)
     choose = sampler.chooses.choose
     if choose is None:
         assert parts.order is not None
         step: Looped | TensorDictSequential = speculative.step(
-            denoiser, parts.before, parts.order, parts.reads, *sampler.proposal
+            denoiser, before, parts.order, parts.reads, *sampler.proposal
         )
         draw = partial(kernels.draw, speculative.NUMBERS)
-        return Kernel(denoiser, parts.init, draw, step, "revealed", 1, outside)
+        return Kernel(denoiser, parts.init, draw, step, "revealed", 1, outside, look)
     temperature = sampler.correction.temperature
     weigh = {**proposed, **parts.weigh}
     finish = {
@@ -189,13 +190,21 @@ def kernel_of(sampler: Sampler) -> Kernel:
     }
     if isinstance(sampler.candidates, UntilEss):
         log_weights = partial(particles.log_weights, temperature=temperature)
-        expect, weigh_, finish_ = (declaration.sequence(each) for each in (parts.before, weigh, finish))
+        expect, weigh_, finish_ = (declaration.sequence(each) for each in (before, weigh, finish))
         step = Rounds(expect, weigh_, finish_, log_weights, choose, sampler.candidates)
     else:
-        step = declaration.sequence({**parts.before, **weigh, "select": stages.select(choose, temperature), **finish})
+        step = declaration.sequence({**before, **weigh, "select": stages.select(choose, temperature), **finish})
     proposes: Positions = "masked" if parts.scope == "draft" else "revealed"
     draw = partial(kernels.draw, sampler.most)
-    return Kernel(denoiser, parts.init, draw, step, proposes, sampler.most, outside)
+    return Kernel(denoiser, parts.init, draw, step, proposes, sampler.most, outside, look)
+
+
+def _ahead(sampler: Sampler, before: Stages) -> tuple[TensorDictModuleBase | None, Stages]:
+    """Split off the stages that end in what a plan chooses, if it reads the pass; what is left begins the step."""
+    if isinstance(sampler.plan, Drawn):
+        return None, before
+    law = stages.Law(sampler.denoiser, *sampler.proposal)
+    return declaration.sequence({**before, "choose": stages.choose(law, sampler.plan, sampler.denoiser.mask_id)}), {}
 
 
 def describe(sampler: Sampler) -> str:
@@ -214,16 +223,18 @@ def describe(sampler: Sampler) -> str:
         >>> print(edlm.samplers.describe(edlm.samplers.Sampler(denoiser)).splitlines()[0])
         denoise  x_t, positions -> hidden
     """
-    step = kernel_of(sampler).step
+    look, step = kernel_of(sampler).look, kernel_of(sampler).step
+    ahead = {} if look is None else dict(look.module.items())
     if not isinstance(step, Looped):
-        return declaration.algorithm(step)  # type: ignore[arg-type]
+        return declaration.algorithm(declaration.sequence({**ahead, **dict(step.module.items())}))
     lines = [declaration.algorithm(part) for part in step.parts]  # type: ignore[arg-type]
     for index in step.repeated:
         lines[index] = "\n".join(f"| {line}" for line in lines[index].splitlines())
-    return "\n".join([lines[0], f"in rounds, {_rounds(sampler)}:", *lines[1:]])
+    first = [declaration.algorithm(declaration.sequence(ahead))] if ahead else []
+    return "\n".join([*first, *filter(None, lines[:1]), f"in rounds, {_rounds(sampler)}:", *lines[1:]])
 
 
-def expected(sampler: Sampler, length: int) -> Expected:
+def expected(sampler: Sampler, length: int) -> Expected | None:
     """Work out what the plan of a text of so many masks is expected to take; see `plans.Expected`.
 
     Args:
@@ -231,7 +242,7 @@ def expected(sampler: Sampler, length: int) -> Expected:
         length: how many masks.
 
     Returns:
-        What is expected.
+        What is expected; None where it depends on the tokens, so that only samples tell.
 
     Example:
         >>> import edlm
@@ -243,7 +254,7 @@ def expected(sampler: Sampler, length: int) -> Expected:
     return sampler.plan.expected(sampler.denoiser.schedule, length, sampler.window)
 
 
-def expected_passes(sampler: Sampler, length: int) -> float:
+def expected_passes(sampler: Sampler, length: int) -> float | None:
     """Return the expected number of texts that networks read for one text, parts of a text by their tokens.
 
     Until an ESS is reached at most as many; in order about as many as `_VERIFICATIONS` rounds take.
@@ -253,7 +264,7 @@ def expected_passes(sampler: Sampler, length: int) -> float:
         length: tokens of a text.
 
     Returns:
-        The number.
+        The number; None where it depends on the tokens, so that only samples tell.
 
     Example:
         >>> import edlm
@@ -263,8 +274,8 @@ def expected_passes(sampler: Sampler, length: int) -> float:
         8.0
     """
     plan, parts = expected(sampler, length), sampler.parts
-    if parts is None:
-        return plan.passes
+    if plan is None or parts is None:
+        return None if plan is None else plan.passes
     k = _VERIFICATIONS if sampler.chooses.in_order else sampler.most
     masked = length * plan.revealed if parts.scope == "transition" else plan.corrected * (length + 1) / 2
     read = costs.tokens(parts.reads, k, 1.0, length) * plan.corrected

@@ -17,7 +17,7 @@ where tokens hardly depend on each other one or two do. Masked models that check
 (arXiv 2504.20456), Campbell et al. 2025 (arXiv 2510.03929).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from tensordict import TensorDict
@@ -30,6 +30,7 @@ from edlm.declaration import Stages, sequence, stage
 from edlm.process import absorbing, categorical
 from edlm.samplers import kernel, passes
 from edlm.samplers.kernel import Looped
+from edlm.samplers.stages import Law
 
 NUMBERS = 3  # uniforms of a position: what is proposed, whether that is accepted, and what is resampled in its place
 
@@ -49,7 +50,7 @@ def step(
     temperature, nucleus: of every law, p_theta and q alike, so tokens are drawn as those of an autoregressive model
     would be. The host waits in every round for which rows go on.
     """
-    law = _Law(denoiser, temperature, nucleus)
+    law = Law(denoiser, temperature, nucleus)
     return Speculation(
         sequence({**before, "propose": stage("hidden, proposal_noise -> proposed, log_p_proposed", _Propose(law))}),
         sequence({"order": order, "verify": stage(_VERIFY, _Verify(law))}),
@@ -140,25 +141,8 @@ class Speculation(Looped):
         return taken, proposed.index_copy(0, refused, resampled[contracts.PROPOSED][: len(refused)]), wrong
 
 
-class _Law(nn.Module):
-    """The law that tokens are drawn from: logits (n, v) of states (n, h), cooled, and cut to a nucleus."""
-
-    def __init__(self, denoiser: Denoiser, temperature: float, nucleus: float) -> None:
-        super().__init__()
-        self.denoiser, self.temperature, self.nucleus = denoiser, temperature, nucleus
-
-    def forward(self, states: Tensor) -> Tensor:
-        logits: Tensor = self.denoiser.logits(states)
-        return categorical.nucleus(categorical.cooled(logits, self.temperature), self.nucleus)
-
-    def tiles(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The same rows of tensors (n, ...), so many at a time as may have their logits at once."""
-        rows = categorical.rows_at_once(self.denoiser.vocab_size, tensors[0].device, torch.compiler.is_compiling())
-        return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-
-
 class _OfLaw(nn.Module):
-    def __init__(self, law: _Law) -> None:
+    def __init__(self, law: Law) -> None:
         super().__init__()
         self.law = law
 
