@@ -58,6 +58,7 @@ LAYOUT: dict[str, list[str]] = {
     "samplers": [
         "registries",
         "planning",
+        "blocks",
         "choices",
         "plans",
         "selections",

@@ -16,8 +16,10 @@ from torch import Tensor
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
 from edlm.models import energies
+from edlm.process.schedules import Schedule
 from edlm.samplers import stages
-from edlm.samplers.planning import Random, Rule
+from edlm.samplers.blocks import ChosenBlocks, DrawnBlocks
+from edlm.samplers.planning import Plan, Random, Rule
 from edlm.samplers.sampler import Sampler
 from edlm.samplers.selections import Law
 
@@ -127,7 +129,8 @@ def missing(sampler: Sampler) -> str:
         return f"the law of selection = {selection.name!r} is not known"
     if not isinstance(sampler.candidates, int):
         return f"the law of candidates until an ESS is reached is not known: {sampler.candidates}"
-    if not isinstance(sampler.plan, Rule | Random):
+    plan = _as_rule(sampler.plan)
+    if not isinstance(plan.within if isinstance(plan, DrawnBlocks) else plan, Rule | Random):
         return f"the plan {sampler.plan} says nothing of its chances"
     always = tuple(sampler.window) == (0.0, 1.0)
     return "" if always else f"the law of a window is not enumerated: {list(sampler.window)}"
@@ -162,15 +165,36 @@ def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
 
 def _chances(steps: Transitions, sampler: Sampler, length: int) -> Iterable[Tensor]:
     """For each pass, the chance that what a transition reveals is what the pass does: (n,)."""
-    plan = sampler.plan
-    if not isinstance(plan, Rule):
-        assert isinstance(plan, Random)
-        tables = plan.chances(sampler.denoiser.schedule, length)
-        return (chance[steps.masked, steps.revealed] for chance in tables)
+    plan, schedule = _as_rule(sampler.plan), sampler.denoiser.schedule
+    if isinstance(plan, Random):
+        return (chance[steps.masked, steps.revealed] for chance in plan.chances(schedule, length))
     states = _states(range(0), length, sampler.denoiser.mask_id + 1)
     before, after = (states[number] == sampler.denoiser.mask_id for number in (steps.before, steps.after))
-    same = (_choices(plan, sampler, states)[steps.before] == (before & ~after)).all(-1)
+    new = before & ~after
+    if isinstance(plan, DrawnBlocks):
+        return _in_blocks(plan, schedule, before, new)
+    assert isinstance(plan, Rule)
+    same = (_choices(plan, sampler, states)[steps.before] == new).all(-1)
     return [same.double()] * length
+
+
+def _as_rule(plan: Plan) -> Plan:
+    """Return a plan that is drawn and a rule, as left to right is, as a rule, in blocks too."""
+    return (
+        ChosenBlocks(plan.size, plan.within)
+        if isinstance(plan, DrawnBlocks) and isinstance(plan.within, Rule)
+        else plan
+    )
+
+
+def _in_blocks(plan: DrawnBlocks, schedule: Schedule, before: Tensor, new: Tensor) -> Iterable[Tensor]:
+    """The chances of the passes of each block: of a transition that reveals something elsewhere they are zero."""
+    for part in plan.parts(before.shape[1]):
+        where = slice(part.start, part.stop)
+        masked, revealed = before[:, where].sum(1), new[:, where].sum(1)
+        here = revealed == new.sum(1)
+        for chance in plan.within.chances(schedule, len(part)):  # type: ignore[attr-defined]
+            yield chance[masked, revealed] * here
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ from edlm import costs, declaration
 from edlm.contracts import Denoiser, Positions
 from edlm.declaration import Stages
 from edlm.process import finite, particles, schedules
+from edlm.samplers import blocks, passes, plans, selections, speculative, stages
 from edlm.samplers import kernel as kernels
-from edlm.samplers import passes, plans, selections, speculative, stages
 from edlm.samplers.corrections import Correction, Parts
 from edlm.samplers.kernel import Kernel, Looped
 from edlm.samplers.planning import Drawn, Expected, Plan
@@ -301,6 +301,7 @@ def _check(sampler: Sampler) -> None:
     if not 0.0 < sampler.proposal.nucleus <= 1.0:
         raise ValueError(f"proposal.nucleus = {sampler.proposal.nucleus} must lie in (0, 1]")
     schedules.check_window(sampler.window)
+    blocks.check(sampler.plan, sampler.denoiser)
     if sampler.remasking is not None:
         raise ValueError(f"remasking = {sampler.remasking!r}: there is no rule but None")
     if isinstance(candidates, int) and candidates < 1:
