@@ -62,6 +62,7 @@ LAYOUT: dict[str, list[str]] = {
         "choices",
         "plans",
         "selections",
+        "caching",
         "kernel",
         "stages",
         "passes",

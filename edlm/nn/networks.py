@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from edlm.nn import rope, sizes
-from edlm.nn.attention import Cache, beside_clean, both, in_blocks, readable, two_streams
+from edlm.nn.attention import Cache, after_finished, beside_clean, both, in_blocks, readable, two_streams
 from edlm.nn.blocks import Block, Head, Trunk
 
 
@@ -132,12 +132,35 @@ class Transformer(nn.Module):
             return written[:, :, 1:]
         asked = self.embedding.weight[mask_id].expand(b, k, m - 1, written.shape[-1])
         x = torch.cat([written[:, :, :-1], asked], dim=2).flatten(1, 2)
-        valid = None if text is None else self._valid(text)
+        valid = None if text is None else self._valid(text[:, : context.shape[4]])
         rotary, mask = two_streams(where, context.shape[4], k, self.trunk.head_size, x, valid, self.block_size)
         cache = [Cache(*of_layer.unbind(1)) for of_layer in context.unbind(1)]
         asking = torch.arange(b * x.shape[1], device=x.device).view(b, k, 2, m - 1)[:, :, 1].flatten()
         states, _ = self.trunk(x, rotary, sigma, mask, cache, asking)
         return states.view(b, k, m - 1, -1)
+
+    def after(
+        self, text: Tensor, places: Tensor, cache: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute some rows of a text of blocks, as `forward` does, at the cost of those alone.
+
+        text: tokens (b, l); places: those of the rows, int64 (b, n), ascending and without a gap, l where a text has
+        fewer; cache: keys and values (b, layers, 2, heads, c, d) of what comes before the rows, at their own positions.
+        Returns the states (b, n, h), or (n', h) at flat positions of (b, n), and the rows' own keys and values.
+        """
+        assert self.block_size is not None
+        tokens = text.gather(1, places.clamp(max=text.shape[1] - 1))
+        x, sizes = self.embedding(tokens), (cache.shape[4], self.block_size, self.trunk.head_size)
+        rotary, mask = after_finished(places, text.shape[1], *sizes, x, self._valid(text))
+        layers = [Cache(*of_layer.unbind(1)) for of_layer in cache.unbind(1)]
+        states, own = self.trunk(x, rotary, None, mask, layers, positions, keep=True)
+        assert own is not None
+        return states, own
+
+    def no_context(self, b: int) -> Tensor:
+        """Return the keys and values of no position, (b, layers, 2, heads, 0, d)."""
+        layers, heads = self.arguments["num_layers"], self.arguments["num_heads"]
+        return self.embedding.weight.new_zeros(b, layers, 2, heads, 0, self.trunk.head_size)
 
     def step(self, tokens: Tensor, position: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Compute one position of a causal network without conditioning, as `forward` does, at the cost of one token.

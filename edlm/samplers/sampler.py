@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 
-from edlm import costs, declaration
+from edlm import contracts, costs, declaration
 from edlm.contracts import Denoiser, Positions
 from edlm.declaration import Stages
+from edlm.models.denoisers import SubsDenoiser
 from edlm.process import finite, particles, schedules
-from edlm.samplers import blocks, passes, plans, selections, speculative, stages
+from edlm.samplers import blocks, caching, passes, plans, selections, speculative, stages
 from edlm.samplers import kernel as kernels
 from edlm.samplers.corrections import Correction, Parts
 from edlm.samplers.kernel import Kernel, Looped
@@ -32,6 +33,7 @@ from edlm.samplers.planning import Drawn, Expected, Plan
 from edlm.samplers.rounds import Rounds, UntilEss
 from edlm.samplers.selections import Selection
 
+_OF_A_PASS = {contracts.HIDDEN, contracts.CONTEXT}  # what a denoiser's pass by itself gives
 _VERIFICATIONS = 2  # rounds that a step in order takes, about
 
 
@@ -149,11 +151,34 @@ def name(sampler: Sampler) -> str:
     return ", ".join(found)
 
 
-def kernel_of(sampler: Sampler) -> Kernel:
+def can_cache(sampler: Sampler) -> bool:
+    """Tell whether a sampler can keep keys and values of finished blocks: see `caching`.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        Whether its denoiser is one of blocks, which makes its passes by itself.
+
+    Example:
+        >>> import edlm
+        >>> sizes = {"max_length": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+        >>> network = edlm.networks.Transformer(5, **sizes, block_size=4).eval()
+        >>> denoiser = edlm.denoisers.subs(network, mask_id=4)
+        >>> edlm.samplers.can_cache(edlm.samplers.Sampler(denoiser, edlm.plans.blocks(4)))
+        True
+    """
+    parts = sampler.parts
+    alone = parts is None or {key for each in parts.before.values() for key in each.out_keys} <= _OF_A_PASS
+    return alone and caching.can(sampler.denoiser)
+
+
+def kernel_of(sampler: Sampler, cached: bool = False) -> Kernel:
     """Build what takes a sampler's steps: the one place where stages are put together.
 
     Args:
         sampler: any sampler.
+        cached: keep keys and values of finished blocks, of a sampler that `can_cache`.
 
     Returns:
         The kernel.
@@ -166,13 +191,17 @@ def kernel_of(sampler: Sampler) -> Kernel:
         'revealed'
     """
     parts, denoiser = sampler.parts, sampler.denoiser
+    network = denoiser.network if cached else None  # type: ignore[attr-defined]
+    init = kernels.init if network is None else partial(caching.first, network)
     proposed = {"propose": stages.propose(denoiser, *sampler.proposal)}
-    look, before = _ahead(sampler, {"denoise": denoiser})  # type: ignore[dict-item]
-    plain = declaration.sequence({**before, **proposed, "reveal": stages.reveal_first(), "count": passes.plain()})
-    outside = Kernel(denoiser, kernels.init, partial(kernels.draw, 1), plain, "revealed", 1, look=look)
+    look, before = _ahead(sampler, _read(denoiser, {"denoise": denoiser}, cached))  # type: ignore[dict-item]
+    finish: Stages = {"reveal": stages.reveal_first(), "count": passes.plain(cached)}
+    plain = declaration.sequence({**before, **proposed, **finish})
+    outside = Kernel(denoiser, init, partial(kernels.draw, 1), plain, "revealed", 1, look=look, cache=network)
     if parts is None or sampler.correction is None:
         return outside
-    look, before = _ahead(sampler, parts.before)
+    init = init if cached else parts.init  # type: ignore[assignment]
+    look, before = _ahead(sampler, _read(denoiser, parts.before, cached))
     choose = sampler.chooses.choose
     if choose is None:
         assert parts.order is not None
@@ -180,13 +209,13 @@ def kernel_of(sampler: Sampler) -> Kernel:
             denoiser, before, parts.order, parts.reads, *sampler.proposal
         )
         draw = partial(kernels.draw, speculative.NUMBERS)
-        return Kernel(denoiser, parts.init, draw, step, "revealed", 1, outside, look)
+        return Kernel(denoiser, init, draw, step, "revealed", 1, outside, look, network)
     temperature = sampler.correction.temperature
     weigh = {**proposed, **parts.weigh}
     finish = {
         "reveal": stages.reveal_chosen(),
         **parts.after,
-        "count": passes.weighed(parts.reads, parts.scope, denoiser.mask_id, parts.carries),
+        "count": passes.weighed(parts.reads, parts.scope, denoiser.mask_id, parts.carries, cached),
     }
     if isinstance(sampler.candidates, UntilEss):
         log_weights = partial(particles.log_weights, temperature=temperature)
@@ -196,7 +225,15 @@ def kernel_of(sampler: Sampler) -> Kernel:
         step = declaration.sequence({**before, **weigh, "select": stages.select(choose, temperature), **finish})
     proposes: Positions = "masked" if parts.scope == "draft" else "revealed"
     draw = partial(kernels.draw, sampler.most)
-    return Kernel(denoiser, parts.init, draw, step, proposes, sampler.most, outside, look)
+    return Kernel(denoiser, init, draw, step, proposes, sampler.most, outside, look, network)
+
+
+def _read(denoiser: Denoiser, before: Stages, cached: bool) -> Stages:
+    """The stages that end in the denoiser's states; cached, one that reads a block."""
+    if not cached:
+        return before
+    assert isinstance(denoiser, SubsDenoiser)
+    return {"denoise": caching.read(denoiser, any(contracts.CONTEXT in each.out_keys for each in before.values()))}
 
 
 def _ahead(sampler: Sampler, before: Stages) -> tuple[TensorDictModuleBase | None, Stages]:
@@ -207,11 +244,12 @@ def _ahead(sampler: Sampler, before: Stages) -> tuple[TensorDictModuleBase | Non
     return declaration.sequence({**before, "choose": stages.choose(law, sampler.plan, sampler.denoiser.mask_id)}), {}
 
 
-def describe(sampler: Sampler) -> str:
+def describe(sampler: Sampler, cached: bool = False) -> str:
     """Print the algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them.
 
     Args:
         sampler: any sampler.
+        cached: as of `kernel_of`.
 
     Returns:
         The lines.
@@ -223,7 +261,8 @@ def describe(sampler: Sampler) -> str:
         >>> print(edlm.samplers.describe(edlm.samplers.Sampler(denoiser)).splitlines()[0])
         denoise  x_t, positions -> hidden
     """
-    look, step = kernel_of(sampler).look, kernel_of(sampler).step
+    kernel = kernel_of(sampler, cached)
+    look, step = kernel.look, kernel.step
     ahead = {} if look is None else dict(look.module.items())
     if not isinstance(step, Looped):
         return declaration.algorithm(declaration.sequence({**ahead, **dict(step.module.items())}))
@@ -319,6 +358,11 @@ def _check(sampler: Sampler) -> None:
                 )
         return
     parts = correction.parts(sampler.denoiser)
+    if parts.scope == "draft" and getattr(sampler.denoiser, "block_size", None) is not None:
+        raise ValueError(
+            f"correction = {correction.name!r} weighs whole drafts, and a denoiser of blocks draws one block after the "
+            "other: give it an energy of transitions, scope = 'transition'"
+        )
     if selection.in_order:
         if parts.order is None:
             raise ValueError(
