@@ -1,5 +1,6 @@
 """Faults to plant in a copy of the package, each with the test that must catch it; see `test_planted_faults.py`."""
 
+import faults_blocks
 import faults_data
 import faults_files
 import faults_maths
@@ -18,6 +19,7 @@ OWN = [
     *faults_recipes.FAULTS,
     *faults_numbers.FAULTS,
     *faults_data.FAULTS,
+    *faults_blocks.FAULTS,
 ]
 
 

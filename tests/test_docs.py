@@ -142,6 +142,13 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
     assert out.startswith("sir, own, T=32, k=8, t in [0.4, 1], 128 tokens\n  denoise  x_t, t, positions -> hidden\n")
 
 
+def test_the_code_of_block_diffusion_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blocks.md").read_text("utf-8"), flags=re.DOTALL)
+    exec(compile(code, "blocks.md", "exec"), {})
+    assert capsys.readouterr().out == "torch.Size([2, 64]) 32\n"
+
+
 def test_the_step_is_printed_as_the_documents_show_it() -> None:
     kernel = builders.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=8)
     assert samplers.describe(kernel) in (ROOT / "docs" / "architecture.md").read_text("utf-8")

@@ -119,18 +119,15 @@ def test_padding_that_is_never_read_is_not_read_from_a_cache_either():
 def test_the_tokens_are_those_of_whole_passes(kind: str, within: Plan):
     if "window" in kind and isinstance(within, plans.Rule) and not isinstance(within, plans.Drawn):
         within = plans.TokensPerPass(3)  # of what is chosen the time is that of the whole text
-    for size in (2, 3, 4):
-        sampler = Sampler(MODELS[size], plans.blocks(size, within), **KINDS[kind])
-        cached, whole = both(sampler)
-        for prompt in (None, prompts(6, LENGTH, size)):
-            ours, theirs = (edlm.sample(each, 6, seed=size, prompt=prompt) for each in (cached, whole))
-            assert torch.equal(ours["tokens"], theirs["tokens"])
-            for key in ("t", "revealed", "corrected", "particles", "rounds", "calls", "energy_tokens"):
-                assert torch.equal(ours["info", key], theirs["info", key]), key
+    cached, whole = both(Sampler(MODELS[3], plans.blocks(3, within), **KINDS[kind]))
+    ours, theirs = (edlm.sample(each, 5, seed=4, prompt=prompts(5, LENGTH, 5)) for each in (cached, whole))
+    assert torch.equal(ours["tokens"], theirs["tokens"])
+    for key in ("t", "revealed", "corrected", "particles", "rounds", "calls", "energy_tokens"):
+        assert torch.equal(ours["info", key], theirs["info", key]), key
 
 
 @given(st.integers(0, 2**40), st.sampled_from([1, 2, 3, 4]), st.sampled_from(WITHIN), st.integers(1, LENGTH))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_tokens_are_those_of_whole_passes_whatever_is_given(seed: int, size: int, within: Plan, length: int):
     if size >= length:
         length = size + 1
