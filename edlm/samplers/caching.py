@@ -55,8 +55,10 @@ def starts_of(plan: RevealPlan, network: Cached | None) -> Tensor:
     Returns int64 (b, p + 1) on the host: column p + 1 is where the block of pass p starts, l where a row has none.
     """
     (b, l), passes = plan.order.shape, plan.t.shape[1]
-    size = l if network is None or network.block_size is None else network.block_size
-    block = (torch.arange(l, device=plan.order.device) // size * size).expand(b, l)
+    if network is None:  # nothing is stored, and the host need not wait
+        return torch.zeros(b, passes + 1, dtype=torch.int64)
+    assert network.block_size is not None
+    block = (torch.arange(l, device=plan.order.device) // network.block_size * network.block_size).expand(b, l)
     found = torch.full((b, passes + 1), l, device=plan.order.device)
     given = torch.where(plan.order < 0, passes, plan.order)
     return F.pad(found.scatter_reduce(1, given, block, "amin")[:, :passes], (1, 0)).cpu()

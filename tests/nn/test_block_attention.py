@@ -1,6 +1,7 @@
 """Block-causal networks: what each position reads, in one pass over the text and in one beside its clean copy."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from edlm.data import vocabulary
+from edlm.nn import folding
 from edlm.nn.networks import JointNetwork, Transformer
+from edlm.weights import checkpoints, exchange
 
 close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-11)
 sizes = pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -119,3 +123,19 @@ def test_a_denoiser_says_its_blocks_where_there_are_several():
     assert denoiser(2).block_size == 2
     assert denoiser(LENGTH).block_size is None
     assert denoiser(None).block_size is None
+
+
+def test_a_network_of_blocks_is_saved_with_them_and_has_no_published_form(tmp_path: Path):
+    ids = vocabulary.characters("abc")
+    checkpoints.save_network(tmp_path / "own", network(2), ids, {})
+    assert checkpoints.load_network(tmp_path / "own").block_size == 2
+    with pytest.raises(ValueError, match=r"published networks read whole texts, and this one blocks"):
+        exchange.export(tmp_path / "own", tmp_path / "published")
+
+
+@sizes
+def test_constant_conditioning_is_folded_with_the_blocks_kept(size: int):
+    net, x_t = network(size), tokens(LENGTH, seed=1)
+    folded = folding.fold_conditioning(net)
+    close(folded(x_t, clean=tokens(LENGTH)), net(x_t, clean=tokens(LENGTH)))
+    close(folded(x_t), net(x_t))
