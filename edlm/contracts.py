@@ -6,7 +6,7 @@ Shape legend, used in every docstring and comment:
     k  particles (candidates of one row)     v  vocabulary, mask id included
     m  most new tokens of a row in a step    d  width of an attention head
     n  flat positions: indices into b * l    p  passes of a reveal plan (a row's non-empty steps)
-    h  width of a hidden state
+    h  width of a hidden state               f, w  finished positions, and those of a block
 
 Time `t` lies in [0, 1]: 0 is data, 1 is all masks; a step goes from `t` down to `s < t`.
 Logarithms are natural, energies and log-probabilities are in nats, and **low energy means likely**.
@@ -39,6 +39,10 @@ HIDDEN = "hidden"  # (n, h) states of the denoiser at the positions
 TARGET = "target"  # (n, h) those of a teacher, from which the law of each position is learned
 STATES = "states"  # (b, l, h) states of the denoiser at all positions of x_t, of a kernel that carries them
 CONTEXT = "context"  # (b, layers, 2, heads, l, d) keys and values of the denoiser's pass over x_t
+CACHE = "cache"  # (b, layers, 2, heads, l, d) keys and values of what is finished, of a kernel that keeps them
+FINISHED = "finished"  # (b, f) positions that are finished and not yet in the cache
+BLOCK = "block"  # (b, w) positions of the block that a row is in; l where it has fewer
+READ = "read"  # (b,) tokens that the denoiser reads beside the cache
 CANDIDATE_STATES = "candidate_states"  # (b, k, l, h) those of the candidates
 CANDIDATES = "candidates"  # (b, k, l) whole drafts, or x_s: drafts of what a step reveals, masks elsewhere
 LOG_P_CANDIDATES = "log_p_candidates"  # (b, k, l) log p_theta of each drawn token, zero where none was drawn
@@ -66,16 +70,17 @@ STEP = "step"  # () int64, number of the training step
 NUM_ROWS = "num_rows"  # () int64, rows of the whole batch, of which a process or a micro-batch holds a part
 NUM_TOKENS = "num_tokens"  # () int64, tokens of the whole batch that are not padding
 WEIGHT = "weight"  # (b,) weight of the NELBO at t
+WEIGHTS = "weights"  # (b, l) the same of every position, where each block has a time of its own
 LOG_PROB = "log_prob"  # (b, l) log-probability of the data's tokens, zero where none is predicted
 LOG_PROB_IN_ORDER = "log_prob_in_order"  # (b, l) the same of what a step reveals, read in order
 LOSS = "loss"  # (b,) what is differentiated
 
 # The shape of each, by the letters above: what a loop slices and what an execution mode lets vary follow from it.
 SHAPES = {
-    **dict.fromkeys((X_0, X_T, X_S, REVEAL, REMASK, LOG_PROB, LOG_PROB_IN_ORDER), "b l"),
+    **dict.fromkeys((X_0, X_T, X_S, REVEAL, REMASK, WEIGHTS, LOG_PROB, LOG_PROB_IN_ORDER), "b l"),
     **dict.fromkeys((P_WRITTEN, MOVE_NOISE), "b l"),
     **dict.fromkeys((T, S, CORRECTED, CHOSEN, PARTICLES, ESS, LOG_WEIGHT_STD), "b"),
-    **dict.fromkeys((ROUNDS, CALLS, DENOISER_TOKENS, ENERGY_TOKENS, OWED, ROW, WEIGHT, LOSS), "b"),
+    **dict.fromkeys((ROUNDS, CALLS, DENOISER_TOKENS, ENERGY_TOKENS, OWED, READ, ROW, WEIGHT, LOSS), "b"),
     **dict.fromkeys((POSITIONS, PROPOSED, LOG_P_PROPOSED, ACCEPTED, NO_LAW), "n"),
     **dict.fromkeys((HIDDEN, TARGET, IN_ORDER), "n h"),
     **dict.fromkeys((CANDIDATES, LOG_P_CANDIDATES), "b k l"),
@@ -84,7 +89,8 @@ SHAPES = {
     NEW: "b m",
     PROPOSAL_NOISE: "n k",
     STATES: "b l h",
-    CONTEXT: "b layers 2 heads l d",
+    **dict.fromkeys((CONTEXT, CACHE), "b layers 2 heads l d"),
+    **{FINISHED: "b f", BLOCK: "b w"},
     CANDIDATE_STATES: "b k l h",
 }
 
@@ -181,6 +187,27 @@ class Ordered(Network, Protocol):
         text: Tensor | None = None,
     ) -> Tensor:
         """Map new tokens (b, k, m) at places (b, m), ascending, l for none, to states (b, k, m - 1, h) for the head."""
+        ...
+
+
+@runtime_checkable
+class Cached(Network, Protocol):
+    """A network of blocks that reads some rows of a text alone, what comes before them from a cache.
+
+    Laws: with the keys and values of all positions before the rows, which end with a block, their states are those of
+    the whole text; a position's own keys and values depend on its block and on those before it.
+    """
+
+    block_size: int | None
+
+    def after(
+        self, text: Tensor, places: Tensor, cache: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Map rows (b, n) of texts (b, l) to states (b, n, h), or (n', h), and keys and values of the rows."""
+        ...
+
+    def no_context(self, b: int) -> Tensor:
+        """Return a cache of no position."""
         ...
 
 

@@ -1,6 +1,7 @@
 """Measure distillation beside a source of a known law: exact KL, total variation and entropy, plain and in order.
 
-Run it by `PYTHONPATH=tests python tests/distilled_oracle.py`. A hidden Markov source of 3 symbols, texts of 6, no sampling.
+Run it by `PYTHONPATH=tests python tests/distilled_oracle.py`. A hidden Markov source of 3 symbols, texts of 6.
+Nothing is sampled.
 """
 
 import copy

@@ -1,5 +1,6 @@
 """Faults to plant in a copy of the package, each with the test that must catch it; see `test_planted_faults.py`."""
 
+import faults_blocks
 import faults_data
 import faults_distillation
 import faults_files
@@ -28,6 +29,7 @@ OWN = [
     *faults_data.FAULTS,
     *faults_training.FAULTS,
     *faults_likelihoods.FAULTS,
+    *faults_blocks.FAULTS,
 ]
 
 

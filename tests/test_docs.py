@@ -164,6 +164,13 @@ def test_the_code_of_the_page_of_likelihoods_runs(capsys: pytest.CaptureFixture[
     assert lower < upper
 
 
+def test_the_code_of_block_diffusion_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blocks.md").read_text("utf-8"), flags=re.DOTALL)
+    exec(compile(code, "blocks.md", "exec"), {})
+    assert capsys.readouterr().out == "torch.Size([2, 64]) 32\n"
+
+
 def test_the_step_is_printed_as_the_documents_show_it() -> None:
     kernel = builders.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=8)
     assert samplers.describe(kernel) in (ROOT / "docs" / "architecture.md").read_text("utf-8")

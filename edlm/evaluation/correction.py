@@ -16,8 +16,10 @@ from edlm.likelihood.nelbo import not_padding
 from edlm.models.denoisers import SubsDenoiser
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
+from edlm.samplers import blocks as block_plans
 from edlm.samplers import pipelines, plans
 from edlm.samplers.corrections import Correction
+from edlm.samplers.planning import Plan
 from edlm.samplers.sampler import Sampler
 
 SAMPLES: Schema = {
@@ -33,7 +35,7 @@ def texts(
     denoiser: Denoiser, correction: Correction, wanted: Mapping[str, Any], vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
     """Draw a few samples with and without a correction at equal seeds, as `samples` of a config wants them."""
-    off, drawn = Sampler(denoiser, plans.Grid(wanted["num_steps"])), {}
+    off, drawn = Sampler(denoiser, _plan(denoiser, wanted)), {}
     on = off.replace(correction=correction, candidates=wanted["num_particles"], window=tuple(wanted["window"]))
     for name, sampler in (("off", off), ("on", on)):
         pipeline = pipelines.pipeline(sampler, denoiser.max_length)
@@ -44,6 +46,10 @@ def texts(
         for row in range(wanted["num_samples"])
         for name in ("off", "on")
     ]
+
+
+def _plan(denoiser: Denoiser, wanted: Mapping[str, Any]) -> Plan:
+    return block_plans.of_denoiser(plans.Grid(wanted["num_steps"]), denoiser)
 
 
 def transition_bounds(
@@ -58,7 +64,7 @@ def transition_bounds(
     Padding is neither scored nor masked, and a row counts by its tokens.
     """
     wanted, device = settings["samples"], next(denoiser.parameters()).device
-    sampler = Sampler(denoiser, plans.Grid(wanted["num_steps"]))
+    sampler = Sampler(denoiser, _plan(denoiser, wanted))
     sampler = sampler.replace(correction=correction, candidates=wanted["num_particles"])
     seed = torch.tensor(settings["seed"], device=device)
 

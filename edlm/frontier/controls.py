@@ -11,7 +11,7 @@ from torch import Tensor
 from edlm.contracts import Denoiser, Scope
 from edlm.declaration import stage
 from edlm.models import energies
-from edlm.samplers import plans, sampler
+from edlm.samplers import blocks, expectation, plans
 from edlm.samplers.corrections import Correction, OfEnergy, Parts
 from edlm.samplers.plans import Plan
 from edlm.samplers.sampler import Sampler
@@ -75,8 +75,8 @@ def equal_passes(of: Sampler, denoiser: Denoiser, length: int) -> Sampler:
 
     Raises ValueError where it depends on the tokens how many these are.
     """
-    plain = Sampler(denoiser, proposal=of.proposal)
-    passes = sampler.expected_passes(of, length)
+    plain = Sampler(denoiser, of.plan, of.proposal)
+    passes = expectation.expected_passes(of, length)
     if passes is None:
         raise ValueError(f"equal_passes: how many passes {str(of)!r} takes is known only once it has drawn its texts")
     return plain.replace(plan=plan_for(passes, plain, length))
@@ -100,13 +100,13 @@ def plan_for(passes: float, plain: Sampler, length: int) -> Plan:
     """Find the fewest steps of a plain sampler with that many expected passes, rounded; one by one, if none has."""
 
     def cost(num_steps: int) -> float:
-        found = sampler.expected_passes(plain.replace(plan=plans.Grid(num_steps)), length)
+        found = expectation.expected_passes(plain.replace(plan=blocks.like(plain.plan, plans.Grid(num_steps))), length)
         assert found is not None
         return found
 
     steps = range(1, _MOST_STEPS * length + 1)
     index = bisect_left(steps, passes - 0.5, key=cost)
-    return plans.Grid(steps[index]) if index < len(steps) else plans.first_hitting()
+    return blocks.like(plain.plan, plans.Grid(steps[index]) if index < len(steps) else plans.first_hitting())
 
 
 def _times(factor: float, energy: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from edlm.frontier.grid import Entry
 from edlm.frontier.points import pareto
 from edlm.runs import plots as plots_of_runs
 from edlm.runs import tables
-from edlm.samplers import sampler as samplers
+from edlm.samplers import expectation
 from edlm.samplers.sampler import Proposal, Sampler
 
 TITLES = {
@@ -169,7 +169,7 @@ def _curves(axes: Any, rows: Sequence[Row], name: str, length: int | None) -> No
             if far > 0.0:
                 axes.axhline(far, color="black", linewidth=0.8, linestyle=":", label=row.name)
         elif far > _NOTHING:
-            expected = None if length is None else samplers.expected(row.setting, length)
+            expected = None if length is None else expectation.expected(row.setting, length)
             taken = row.figures["passes" if length is None else "denoiser_passes"][0]
             cost = taken if expected is None else expected.passes
             curves.setdefault(_Curve.of(row.setting, row.role), []).append((cost, far))

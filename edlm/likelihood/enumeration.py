@@ -6,7 +6,7 @@ then the sampler itself and no histogram of its texts.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,17 +15,16 @@ from torch import Tensor
 
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
-from edlm.likelihood import rewritten
+from edlm.likelihood import chances, rewritten
 from edlm.models import energies
-from edlm.samplers import planning, stages
-from edlm.samplers.planning import Rule
+from edlm.samplers import planning
+from edlm.samplers.blocks import DrawnBlocks
 from edlm.samplers.sampler import Sampler
 from edlm.samplers.selections import Law
 
 MOST_TRANSITIONS = 1 << 20
 _SOME_TIMES = (0.25, 1.0)  # a law that is asked once for all steps must be the same at any time
 _ROUNDING = 1e-6
-_STATES_AT_ONCE = 1024
 
 
 class Transitions(NamedTuple):
@@ -130,6 +129,8 @@ def missing(sampler: Sampler) -> str:
     selection, (temperature, nucleus), again = sampler.chooses, sampler.proposal, sampler.remasking
     if again is not None and again.by_token:
         return f"the law of {str(again)!r} is not enumerated: it hangs on how likely each token once was"
+    plan = chances.as_rule(sampler.plan)
+    inner = plan.within if isinstance(plan, DrawnBlocks) else plan
     reasons = {
         f"the law of a nucleus is not enumerated: {nucleus}": nucleus != 1.0,
         f"the law in order is enumerated at the denoiser's own temperature, not at {temperature}": (
@@ -140,7 +141,7 @@ def missing(sampler: Sampler) -> str:
             not isinstance(sampler.candidates, int)
         ),
         f"the plan {sampler.plan} says nothing of its chances": (
-            not (planning.is_rule(sampler.plan) or planning.is_random(sampler.plan))
+            not (planning.is_rule(inner) or planning.is_random(inner))
         ),
         f"the law of a window is not enumerated: {list(sampler.window)}": tuple(sampler.window) != (0.0, 1.0),
     }
@@ -168,37 +169,10 @@ def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
     symbols = sampler.denoiser.mask_id
     mass = torch.zeros((symbols + 1) ** length, dtype=torch.float64)
     mass[-1] = 1.0  # all masks
-    for chance in _chances(steps, sampler, length):
+    for chance in chances.of_passes(sampler, length, steps.before, steps.after):
         flow = mass[steps.before] * steps.law * chance
         mass = torch.zeros_like(mass).index_add(0, steps.after, flow)
     return mass.view((symbols + 1,) * length)[(slice(symbols),) * length]
-
-
-def _chances(steps: Transitions, sampler: Sampler, length: int) -> Iterable[Tensor]:
-    """For each pass, the chance that what a transition reveals is what the pass does: (n,)."""
-    plan = sampler.plan
-    if not planning.is_rule(plan):
-        assert planning.is_random(plan)
-        tables = plan.chances(sampler.denoiser.schedule, length)
-        return (chance[steps.masked, steps.revealed] for chance in tables)
-    states = _states(range(0), length, sampler.denoiser.mask_id + 1)
-    before, after = (states[number] == sampler.denoiser.mask_id for number in (steps.before, steps.after))
-    same = (_choices(plan, sampler, states)[steps.before] == (before & ~after)).all(-1)
-    return [same.double()] * length
-
-
-@torch.no_grad()
-def _choices(plan: Rule, sampler: Sampler, states: Tensor) -> Tensor:
-    """Say what a plan that is a rule reveals in each state (b, l): bool (b, l)."""
-    law, found = stages.Law(sampler.denoiser, *sampler.proposal), []
-    for x_t in states.split(_STATES_AT_ONCE):
-        masked = x_t == sampler.denoiser.mask_id
-        (positions,) = torch.where(masked.flatten())
-        t = torch.ones(len(x_t), dtype=torch.float64)
-        inputs = {contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}
-        hidden = sampler.denoiser(TensorDict(inputs))[contracts.HIDDEN]
-        found.append(plan.choose(stages.seen_of(law, hidden, positions, *x_t.shape), masked))
-    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
 from edlm import contracts
+from edlm.declaration import stage
 from edlm.nn.blocks import Head
 from edlm.process import categorical, schedules
 from edlm.process.schedules import Schedule
@@ -60,6 +61,12 @@ class SubsDenoiser(_OfNetwork):
         logits.select(-1, self.mask_id).fill_(-torch.inf)  # in place: a copy would cost as much as a draw
         return logits
 
+    @property
+    def block_size(self) -> int | None:
+        """Positions of a block, for a network that reads its own block and those before it; None: one block is all."""
+        size: int | None = getattr(self.network, "block_size", None)
+        return None if size is None or size >= self.max_length else size
+
     def token_log_prob(self, hidden: Tensor, tokens: Tensor, expected: Tensor | None = None) -> Tensor:
         """Compute `log p(token)` at hidden states (n, h): nats (n,), without all logits at once where the head can do
         that.
@@ -101,6 +108,34 @@ def subs(
     """
     _check(network, mask_id, told)
     return SubsDenoiser(network, mask_id, told, schedule)
+
+
+def beside_clean(denoiser: SubsDenoiser) -> TensorDictModule:
+    """Build the pass that reads all blocks at once, each as if those before it were finished.
+
+    A network without blocks has nothing before: there it is the denoiser itself.
+
+    Args:
+        denoiser: over a network with a `block_size`, or any other.
+
+    Returns:
+        The stage `x_t, x_0, positions -> hidden`.
+
+    Raises:
+        ValueError: for a denoiser of blocks that is told the time: what is finished has none.
+
+    Example:
+        >>> import edlm
+        >>> sizes = {"max_length": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+        >>> network = edlm.networks.Transformer(5, **sizes, block_size=4).eval()
+        >>> edlm.denoisers.beside_clean(edlm.denoisers.subs(network, mask_id=4)).in_keys
+        ['x_t', 'x_0', 'positions']
+    """
+    if denoiser.block_size is None:
+        return denoiser
+    if denoiser.told is not None:
+        raise ValueError("a denoiser of blocks is told no time: what is finished has none")
+    return stage("x_t, x_0, positions -> hidden", _HiddenBeside(denoiser.network))
 
 
 class D3pmDenoiser(_OfNetwork):
@@ -206,3 +241,14 @@ class _HiddenAt(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         noise_level = None if self.schedule is None else schedules.sigma(self.schedule, t)
         return self.network(x_t, noise_level, positions.clamp(max=x_t.numel() - 1))  # padding may read any position
+
+
+class _HiddenBeside(nn.Module):
+    """The same of every block after clean ones: x_t (b, l), x_0 (b, l), positions (n,) to (n, h)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t: Tensor, x_0: Tensor, positions: Tensor) -> Tensor:
+        return self.network(x_t, None, positions, clean=x_0)

@@ -65,26 +65,83 @@ def readable(valid: Tensor | None) -> Tensor | None:
     return None if valid is None else valid[:, None, None]
 
 
+def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Read what two masks let through; None lets everything through."""
+    return second if first is None else first if second is None else first & second
+
+
+def in_blocks(length: int, size: int | None, like: Tensor) -> Tensor | None:
+    """Build the mask of block-causal attention, bool (l, l): a row reads its own block and those before it.
+
+    None: there is one block, so everything is read.
+    """
+    if size is None or length <= size:
+        return None
+    block = torch.arange(length, device=like.device) // size
+    return block.unsqueeze(-1) >= block
+
+
+def beside_clean(length: int, size: int, like: Tensor) -> Tensor:
+    """Build the mask of a pass over [x_t ; x_0], bool (2 l, 2 l): blocks with masks, each after the clean ones.
+
+    A row of x_t reads its own block of x_t and the blocks of x_0 before it; x_0 is read block by block, by itself
+    (Arriola et al. 2025, arXiv 2503.09573).
+    """
+    block = torch.arange(length, device=like.device) // size
+    own, earlier = block.unsqueeze(-1) == block, block.unsqueeze(-1) > block
+    noisy, clean = torch.cat([own, earlier], dim=1), torch.cat([torch.zeros_like(own), own | earlier], dim=1)
+    return torch.cat([noisy, clean])
+
+
+def after_finished(
+    places: Tensor, length: int, cached: int, size: int, head_size: int, like: Tensor, valid: Tensor | None = None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Build rotary tables and mask of a pass over some rows of a text alone, what comes before them from a cache.
+
+    places: where the rows stand, int64 (b, n), ascending and without a gap, `length` where a text has fewer. A row
+    reads the first `cached` positions of the cache, those from its text's first place on left out, and of the n rows
+    those of its own block and before. valid: bool (b, l), what is read at all.
+    """
+    b, n = places.shape
+    tables = rope.at(places.flatten(), head_size, like)
+    stored = torch.arange(cached, device=places.device) < places[:, :1]
+    rows = places < length
+    if valid is not None:
+        stored, rows = stored & valid[:, :cached], rows & valid.gather(1, places.clamp(max=length - 1))
+    block = places // size
+    own = (block.unsqueeze(-1) >= block.unsqueeze(1)) & rows.unsqueeze(1)
+    seen = torch.cat([stored.unsqueeze(1).expand(b, n, cached), own], dim=2).unsqueeze(1)
+    mask = like.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    return (tables[0].view(b, n, -1), tables[1].view(b, n, -1)), (mask,)
+
+
 def rows_at(x: Tensor, positions: Tensor | None) -> Tensor:
     """Take the rows (n, h) of (b, l, h) at flat positions (n,), or all rows."""
     return x if positions is None else x.flatten(0, 1).index_select(0, positions)
 
 
 def two_streams(
-    where: Tensor, length: int, k: int, head_size: int, like: Tensor, valid: Tensor | None = None
+    where: Tensor,
+    length: int,
+    k: int,
+    head_size: int,
+    like: Tensor,
+    valid: Tensor | None = None,
+    block_size: int | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
     """Build rotary tables and mask of a pass over k candidates: where each row stands, and which rows it reads.
 
-    where: places of m new tokens in x_t, int64 (b, m), ascending, `length` where a row has fewer. valid: bool (b, l),
-    False where x_t is not read unless a new token stands there. A candidate has 2 (m - 1) rows, for (b, k 2 (m - 1),
-    h). There are two streams (Yang et al. 2019, arXiv 1906.08237). Every token but the last has a row that reads x_t,
-    without the masks that are filled by then, and the new tokens up to itself. Every token but the first has a row that
-    predicts it: this row reads the new tokens before it, and a mask in its own place.
+    where: places of m new tokens in x_t, int64 (b, m), ascending, `length` or more where a row has fewer. valid: bool
+    (b, l), False where x_t is not read unless a new token stands there. A candidate has 2 (m - 1) rows, for
+    (b, k 2 (m - 1), h). There are two streams (Yang et al. 2019, arXiv 1906.08237). Every token but the last has a row
+    that reads x_t, without the masks that are filled by then, and the new tokens up to itself. Every token but the
+    first has a row that predicts it: this row reads the new tokens before it, and a mask in its own place.
+    block_size: of block-causal attention, where no row reads what stands in a later block; None: all is read.
     """
     b, m = where.shape
     number = torch.arange(m, device=where.device)
     given = where.new_full((b, length), m) if valid is None else torch.where(valid, m, 0)
-    filled_by = F.pad(given, (0, 1)).scatter(1, where, number.expand(b, m))[:, :length]
+    filled_by = F.pad(given, (0, 1)).scatter(1, where.clamp(max=length), number.expand(b, m))[:, :length]
     own = torch.cat([number[:-1], number[1:]])  # a token's row, and the row that asks for one
     at = torch.cat([where[:, :-1], where[:, 1:]], dim=1)
     tables = rope.at(at.flatten(), head_size, like)
@@ -93,7 +150,11 @@ def two_streams(
     alone = torch.eye(m - 1, dtype=torch.bool, device=where.device)
     of_new = torch.cat([torch.cat([up_to, torch.zeros_like(alone)], dim=1), torch.cat([up_to, alone], dim=1)])
     count = min(k, _TOGETHER)
-    of_text = (filled_by.unsqueeze(1) > own.unsqueeze(-1)).repeat(1, count, 1)
+    of_text = filled_by.unsqueeze(1) > own.unsqueeze(-1)
+    if block_size is not None:
+        text = torch.arange(length, device=where.device)
+        of_text = of_text & (text // block_size <= at.unsqueeze(-1) // block_size)
+    of_text = of_text.repeat(1, count, 1)
     same = torch.eye(count, dtype=torch.bool, device=where.device)
     among = (same[:, None, :, None] & of_new[None, :, None, :]).flatten(2, 3).flatten(0, 1)
     seen = torch.cat([of_text, among.expand(b, *among.shape)], dim=2).unsqueeze(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from edlm.nn import rope, sizes
-from edlm.nn.attention import Cache, readable, two_streams
+from edlm.nn.attention import Cache, after_finished, beside_clean, both, in_blocks, readable, two_streams
 from edlm.nn.blocks import Block, Head, Trunk
 
 
@@ -35,6 +35,8 @@ class Transformer(nn.Module):
         norm_bias: whether LayerNorms have a bias.
         pad_id: the id that fills a block after its text. It is not read, so the states of a text do not depend on it;
             None: every token is read. A causal network never reads what stands after a token.
+        block_size: positions of a block, of which each reads its own and those before it, for block diffusion; the
+            last block may be shorter. None: all positions read each other.
 
     Raises:
         ValueError: naming the argument, for a size or id that no network can have, or above `limits`.
@@ -58,11 +60,12 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         norm_bias: bool = False,
         pad_id: int | None = None,
+        block_size: int | None = None,
     ) -> None:
         super().__init__()
         self.arguments = sizes.own_arguments(locals())
         sizes.require_sizes(self.arguments)
-        self.max_length = max_length
+        self.max_length, self.block_size = max_length, block_size
         self.pad_id = sizes.checked_id(pad_id, vocab_size)
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout, norm_bias)
@@ -72,15 +75,39 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None, keep: bool = False
+        self,
+        tokens: Tensor,
+        sigma: Tensor | None = None,
+        positions: Tensor | None = None,
+        keep: bool = False,
+        clean: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Map tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,).
 
         keep: return keys and values (b, layers, 2, heads, l, d) too, the context that `in_order` reads of x_t.
+        clean: the text without masks, (b, l), that every block of the tokens reads in place of the blocks before it:
+        the states of all blocks, each as if those before it were finished, in one pass over both.
         """
-        mask = readable(self._valid(tokens))
+        if clean is not None and self.block_size is not None and tokens.shape[1] > self.block_size:
+            return self._beside_clean(tokens, clean, sigma, positions)
+        mask = self._mask(tokens)
         states, context = self.trunk(self.embedding(tokens), sigma=sigma, mask=mask, positions=positions, keep=keep)
         return (states, context) if keep else states
+
+    def _beside_clean(self, tokens: Tensor, clean: Tensor, sigma: Tensor | None, positions: Tensor | None) -> Tensor:
+        """Run one pass over [x_t ; x_0], both at the positions of the text, for the states of x_t."""
+        copies, l = torch.cat([tokens, clean], dim=1), tokens.shape[1]
+        assert self.block_size is not None
+        mask = both(beside_clean(l, self.block_size, tokens), readable(self._valid(copies)))
+        x = self.embedding(copies)
+        cos, sin = (table.repeat(2, 1) for table in rope.table(l, self.trunk.head_size, x))
+        wanted = None if positions is None else positions + positions // l * l
+        states, _ = self.trunk(x, (cos, sin), sigma, mask, positions=wanted)
+        return states[:, :l] if positions is None else states
+
+    def _mask(self, tokens: Tensor) -> Tensor | None:
+        """Build what each position reads of (b, l), bool; None: everything."""
+        return both(in_blocks(tokens.shape[1], self.block_size, tokens), readable(self._valid(tokens)))
 
     def in_order(
         self,
@@ -105,12 +132,35 @@ class Transformer(nn.Module):
             return written[:, :, 1:]
         asked = self.embedding.weight[mask_id].expand(b, k, m - 1, written.shape[-1])
         x = torch.cat([written[:, :, :-1], asked], dim=2).flatten(1, 2)
-        valid = None if text is None else self._valid(text)
-        rotary, mask = two_streams(where, context.shape[4], k, self.trunk.head_size, x, valid)
+        valid = None if text is None else self._valid(text[:, : context.shape[4]])
+        rotary, mask = two_streams(where, context.shape[4], k, self.trunk.head_size, x, valid, self.block_size)
         cache = [Cache(*of_layer.unbind(1)) for of_layer in context.unbind(1)]
         asking = torch.arange(b * x.shape[1], device=x.device).view(b, k, 2, m - 1)[:, :, 1].flatten()
         states, _ = self.trunk(x, rotary, sigma, mask, cache, asking)
         return states.view(b, k, m - 1, -1)
+
+    def after(
+        self, text: Tensor, places: Tensor, cache: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute some rows of a text of blocks, as `forward` does, at the cost of those alone.
+
+        text: tokens (b, l); places: those of the rows, int64 (b, n), ascending and without a gap, l where a text has
+        fewer; cache: keys and values (b, layers, 2, heads, c, d) of what comes before the rows, at their own positions.
+        Returns the states (b, n, h), or (n', h) at flat positions of (b, n), and the rows' own keys and values.
+        """
+        assert self.block_size is not None
+        tokens = text.gather(1, places.clamp(max=text.shape[1] - 1))
+        x, sizes = self.embedding(tokens), (cache.shape[4], self.block_size, self.trunk.head_size)
+        rotary, mask = after_finished(places, text.shape[1], *sizes, x, self._valid(text))
+        layers = [Cache(*of_layer.unbind(1)) for of_layer in cache.unbind(1)]
+        states, own = self.trunk(x, rotary, None, mask, layers, positions, keep=True)
+        assert own is not None
+        return states, own
+
+    def no_context(self, b: int) -> Tensor:
+        """Return the keys and values of no position, (b, layers, 2, heads, 0, d)."""
+        layers, heads = self.arguments["num_layers"], self.arguments["num_heads"]
+        return self.embedding.weight.new_zeros(b, layers, 2, heads, 0, self.trunk.head_size)
 
     def step(self, tokens: Tensor, position: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Compute one position of a causal network without conditioning, as `forward` does, at the cost of one token.
@@ -244,6 +294,7 @@ class JointNetwork(nn.Module):
         norm_bias: whether LayerNorms have a bias.
         num_energy_layers: layers of the energy alone, at least 1.
         pad_id: as of `Transformer`; neither head reads it.
+        block_size: as of `Transformer`, for both heads.
 
     Raises:
         ValueError: naming the argument, for a size or id that no network can have, or above `limits`.
@@ -267,11 +318,12 @@ class JointNetwork(nn.Module):
         norm_bias: bool = False,
         num_energy_layers: int = 1,
         pad_id: int | None = None,
+        block_size: int | None = None,
     ) -> None:
         super().__init__()
         self.arguments = sizes.own_arguments(locals())
         sizes.require_sizes(self.arguments)
-        self.max_length, self.pad_id = max_length, pad_id
+        self.max_length, self.pad_id, self.block_size = max_length, pad_id, block_size
         self.denoiser = Transformer(
             vocab_size,
             max_length,
@@ -282,6 +334,7 @@ class JointNetwork(nn.Module):
             dropout=dropout,
             norm_bias=norm_bias,
             pad_id=pad_id,
+            block_size=block_size,
         )
         self.new = nn.Linear(hidden_size, hidden_size)
         self.energy_trunk = Trunk(hidden_size, num_energy_layers, num_heads, 0, False, dropout, norm_bias)
@@ -316,7 +369,8 @@ class JointNetwork(nn.Module):
         marks = torch.where(there, self.new(expected), 0.0).to(states.dtype)
         marked = states.flatten(0, 1).index_add(0, at, marks).view_as(states)
         valid = None if self.pad_id is None or tokens is None else tokens != self.pad_id
-        x, _ = self.energy_trunk(marked, mask=readable(valid), positions=at)
+        mask = both(in_blocks(states.shape[1], self.block_size, states), readable(valid))
+        x, _ = self.energy_trunk(marked, mask=mask, positions=at)
         return torch.where(there, self.scalar(F.relu(self.hidden(x))), 0.0).squeeze(-1)
 
 

@@ -20,6 +20,7 @@ def require_sizes(arguments: Mapping[str, Any]) -> None:
     for name in ("causal", "norm_bias"):
         if type(arguments.get(name, False)) is not bool:
             raise ValueError(f"{name} = {arguments[name]!r} must be true or false")
+    _require_block_size(arguments)
     dropout = arguments["dropout"]
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout = {dropout!r} must be a number of at least 0 and below 1")
@@ -29,6 +30,14 @@ def require_sizes(arguments: Mapping[str, Any]) -> None:
     limits.require("network", "layers", layers, limits.LAYERS)
     limits.require("network", "max_length", arguments["max_length"], limits.LENGTH)
     limits.require("network", "parameters", parameters, limits.PARAMETERS)
+
+
+def _require_block_size(arguments: Mapping[str, Any]) -> None:
+    size = arguments.get("block_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(f"block_size = {size!r} must be a whole number of at least 1, or null")
+    if size is not None and arguments.get("causal"):
+        raise ValueError(f"block_size = {size} needs causal = false: a block is read in both directions")
 
 
 def checked_id(pad_id: int | None, vocab_size: int) -> int | None:

@@ -37,8 +37,8 @@ def denoising(
     The loss is one NELBO in nats per row, with `weights="even"` the plain cross-entropy of the masked tokens. The
     vocabulary head runs on masked positions only. Padding is never masked, so it never counts.
     levels: how noise levels are drawn, stratified over the batch. "by_time": uniform in (time_low, 1), each token is
-    masked by itself, as published. "by_count": the number of masks is uniform, so the NELBO weighs the masks of a row by
-    `n / m`. "bell": likewise, with most levels in the middle.
+    masked by itself, as published. "by_count": the number of masks is uniform, so the NELBO weighs them by `n / m`.
+    "bell": likewise, with most levels in the middle.
     Raises ValueError unless 0 <= time_low < 1.
     """
     corrupt = (
@@ -73,7 +73,7 @@ def next_token(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int
 def score(denoiser: Denoiser, weight: str | None = None) -> TensorDictModule:
     """Build the stage that reads the data's log-probability: `{hidden, positions, x_0} -> {log_prob}`.
 
-    weight: the key of what the objective will multiply a row's log-probabilities with, (b,). Told before, the
+    weight: the key of what the objective will multiply log-probabilities with, (b,) or (b, l). Told before, the
     vocabulary head is run once and not twice; the gradients are those of any objective all the same.
     """
     weighted = "" if weight is None else f", {weight}"
@@ -113,7 +113,7 @@ class _Score(nn.Module):
     def forward(self, hidden: Tensor, positions: Tensor, x_0: Tensor, weight: Tensor | None = None) -> Tensor:
         wanted = x_0.flatten()[positions]
         if isinstance(self.denoiser, denoisers.SubsDenoiser):
-            expected = None if weight is None else weight[positions // x_0.shape[1]]
+            expected = None if weight is None else _at(weight, positions, x_0.shape[1])
             log_prob = self.denoiser.token_log_prob(hidden, wanted, expected)
         else:
             log_prob = categorical.token_log_prob(self.denoiser.logits(hidden), wanted.unsqueeze(-1)).squeeze(-1)
@@ -133,6 +133,11 @@ class _ArScore(nn.Module):
     def forward(self, x_0: Tensor) -> Tensor:
         counts = None if self.pad_id is None else (x_0 != self.pad_id).flatten().nonzero().squeeze(-1)
         return autoregressive.ar_log_prob(self.network, x_0, self.mask_id, self.bos_id, counts)
+
+
+def _at(weight: Tensor, positions: Tensor, l: int) -> Tensor:
+    """The weights (n,) of flat positions, from those of rows (b,) or of positions (b, l)."""
+    return weight[positions // l] if weight.ndim == 1 else weight.flatten()[positions]
 
 
 def _masked(

@@ -14,6 +14,15 @@ def nelbo(log_prob: Tensor, weight: Tensor) -> Tensor:
     return weight.to(log_prob.dtype) * -log_prob.sum(-1)
 
 
+def nelbo_of_blocks(log_prob: Tensor, weights: Tensor) -> Tensor:
+    """Compute `sum_b w(t_b) sum_{i in b masked} -log p_i(x_0^i | x_t^b, x_0^{<b})`, each row's NELBO over its blocks.
+
+    log_prob: (b, l), zero where nothing is to be predicted; weights: (b, l), `nelbo`'s at the time of each position's
+    block (Arriola et al. 2025, arXiv 2503.09573). Returns (b,).
+    """
+    return -(weights.to(log_prob.dtype) * log_prob).sum(-1)
+
+
 def t_step(log_prob: Tensor, alpha_t: Tensor, alpha_s: Tensor, num_steps: int) -> Tensor:
     """Compute `T (alpha_s - alpha_t) / (1 - alpha_t) sum_{i masked} -log p_i(x_0^i | x_t)`, each row's T-step NELBO.
 

@@ -10,20 +10,23 @@ from edlm.process.schedules import Schedule
 _BEND, _BISECTIONS = 0.8, 50
 
 
-def stratified_times(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low: float = 0.0) -> Tensor:
-    """Draw training times with one per stratum: `t = low + (1 - low) ((u + row) / num_rows mod 1)`.
+def stratified_times(
+    uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low: float = 0.0, high: float = 1.0
+) -> Tensor:
+    """Draw training times with one per stratum: `t = low + (high - low) ((u + row) / num_rows mod 1)`.
 
     Args:
         uniforms: float64 (b,).
         row: (b,), the index of each row in the whole batch, so that parts of a batch get the times of the whole.
         num_rows: rows of the whole batch.
         low: the smallest time.
+        high: the largest one.
 
     Returns:
-        Times, float64 (b,), in (low, 1).
+        Times, float64 (b,), in (low, high).
 
     Raises:
-        ValueError: unless 0 <= low < 1.
+        ValueError: unless 0 <= low < high <= 1.
 
     Example:
         >>> from edlm.process import training_times
@@ -31,7 +34,36 @@ def stratified_times(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low:
         [0.125, 0.375, 0.625, 0.875]
     """
     _require(0.0 <= low < 1.0, f"low = {low} must lie in [0, 1)")
-    return low + (1.0 - low) * (((uniforms + row) / num_rows) % 1.0)
+    _require(low < high <= 1.0, f"high = {high} must lie in ({low}, 1]")
+    return low + (high - low) * (((uniforms + row) / num_rows) % 1.0)
+
+
+def of_blocks(uniforms: Tensor, row: Tensor, num_rows: Tensor | int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Draw a training time for every block of a text, each block stratified over the rows of a batch.
+
+    Block j of a row has the stratum of row + j: a text has its noise levels spread, and its first block those of
+    `stratified_times`.
+
+    Args:
+        uniforms: float64 (b, blocks).
+        row: see `stratified_times`, as the other arguments.
+        num_rows: rows of the whole batch.
+        low: the smallest time.
+        high: the largest one.
+
+    Returns:
+        Times, float64 (b, blocks), in (low, high).
+
+    Raises:
+        ValueError: unless 0 <= low < high <= 1.
+
+    Example:
+        >>> from edlm.process import training_times
+        >>> training_times.of_blocks(torch.full((2, 2), 0.5), torch.arange(2), 2).tolist()
+        [[0.25, 0.75], [0.75, 0.25]]
+    """
+    shifted = row.unsqueeze(-1) + torch.arange(uniforms.shape[1], device=row.device)
+    return stratified_times(uniforms, shifted, num_rows, low, high)
 
 
 def importance_times(uniforms: Tensor, schedule: Schedule, low: float = 1e-3) -> Tensor:

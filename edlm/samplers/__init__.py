@@ -1,15 +1,8 @@
 """Samplers as values, the steps that they take, and the loops that run them."""
 
 from edlm.samplers.configs import config, from_config
-from edlm.samplers.sampler import (
-    Proposal,
-    Sampler,
-    describe,
-    expected,
-    expected_passes,
-    kernel_of,
-    name,
-)
+from edlm.samplers.expectation import expected, expected_passes
+from edlm.samplers.sampler import Proposal, Sampler, describe, kernel_of, name
 
 __all__ = [
     "Proposal",

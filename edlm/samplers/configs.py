@@ -21,7 +21,7 @@ from edlm.contracts import Denoiser, Energy
 from edlm.process import particles
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.samplers import corrections, planning, remasking, selections
+from edlm.samplers import blocks, corrections, planning, plans, remasking, selections
 from edlm.samplers.corrections import Correction, OfEnergy
 from edlm.samplers.plans import Grid, TokensPerPass
 from edlm.samplers.rounds import UntilEss
@@ -31,6 +31,7 @@ TOGETHER = TokensPerPass.name  # its short key is called as the plan is
 # What a factory that takes it is given, where its section does not say it.
 OFFERED = ("num_steps", TOGETHER, "temperature", "vocabulary", "denoiser", "schedule", "mask_id")
 COMPONENT = schemas.component(offered=OFFERED)
+_WITHIN = "within"  # a plan inside of another
 _PLAIN: dict[str, Any] = {"candidates": 1, "selection": selections.SIR.name, "window": [0.0, 1.0]}
 
 
@@ -216,7 +217,10 @@ def _axes(
     given = {"denoiser": denoiser, "schedule": denoiser.schedule, "mask_id": denoiser.mask_id, **offered}
     found = dict(values)
     if "plan" in found:
-        found["plan"] = _built(f"{where}plan", found["plan"], planning.PLANS, given, "plan", "rule")
+        plan = _built(f"{where}plan", found["plan"], planning.PLANS, given, "plan", "rule")
+        found["plan"] = blocks.of_denoiser(plan, denoiser)
+    elif getattr(denoiser, "block_size", None) is not None:
+        found["plan"] = blocks.of_denoiser(plans.first_hitting(), denoiser)
     if "proposal" in found:
         found["proposal"] = Proposal(**found["proposal"])
     if found.get("correction") is not None:
@@ -248,6 +252,8 @@ def _built(
     options = {name: tuple(given) if isinstance(given, list) else given for name, given in values.items()}
     name = options.pop("name", None)
     schemas.choice(*known)(f"{key}.name", name)
+    if isinstance(values.get(_WITHIN), Mapping):
+        options[_WITHIN] = _built(f"{key}.{_WITHIN}", values[_WITHIN], known, offered, *kinds)
     factory = known[str(name)]
     taken = {each: offered[each] for each in schemas.parameters_of(factory) if each in offered}
     return _raising(f"{key} {name!r}", factory, {**taken, **options})
@@ -266,7 +272,8 @@ def _written(value: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     name = getattr(value, "name", None)
     made_by = type(value)
     found = {"name": name} if name in known else {"_component_": f"{made_by.__module__}.{made_by.__qualname__}"}
-    return {**found, **_fields(value)}
+    within = {_WITHIN: _written(value.within, known)} if hasattr(value, _WITHIN) else {}
+    return {**found, **_fields(value), **within}
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -284,6 +291,8 @@ def _check_named(known: Mapping[str, Callable[..., Any]], key: str, value: Any) 
         return
     name, options = _name_and_options(key, value, known)
     schemas.check_arguments(key, known[name], options, name, offered=OFFERED)
+    if _WITHIN in options:
+        _check_named(known, f"{key}.{_WITHIN}", options[_WITHIN])
     if not schemas.needed_by(known[name]) - set(options):
         _built(key, value, known, {})
 

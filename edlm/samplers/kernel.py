@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import contracts
-from edlm.contracts import Denoiser, Positions
+from edlm.contracts import Cached, Denoiser, Positions
 from edlm.process import noise
 from edlm.process.noise import Stream
 
@@ -43,6 +43,8 @@ class Kernel(NamedTuple):
     look: what comes before the rest of a step where the plan reads the pass, `{x_t, t, positions} -> {hidden, reveal}`
         at all masks; the step then begins with what it wrote, at the positions it needs. None for a drawn plan.
     moves: the stages around the step, where tokens that were written may be masked again; None where a plan says all.
+    cache: the network whose keys and values of finished blocks the state holds, see `caching`; None: each pass reads
+        the whole text.
     Laws: given tokens never change; the masks after a step are those before it less `reveal`; the mask is never
     drawn; rows do not see each other; a step is a pure function of its input, and writes what it has read.
     """
@@ -56,6 +58,11 @@ class Kernel(NamedTuple):
     outside: "Kernel | None" = None
     look: TensorDictModuleBase | None = None
     moves: Moves | None = None
+    cache: Cached | None = None
+
+    def begins(self, tokens: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state of its first step after another kernel's, which knows the tokens and what is finished."""
+        return {**dict(self.init(tokens).items()), **(kept(state) if self.cache is not None else {})}
 
 
 class Looped(TensorDictModuleBase):
@@ -103,6 +110,11 @@ def part_of(
             value = value[(slice(None),) * axes.index("k") + (particles,)]
         found[key] = value
     return found
+
+
+def kept(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a state holds of finished blocks, which a step hands on whatever else it does."""
+    return {contracts.CACHE: state[contracts.CACHE]} if contracts.CACHE in state else {}
 
 
 def at_positions(state: Mapping[str, Tensor], wanted: Tensor, count: int) -> dict[str, Tensor]:

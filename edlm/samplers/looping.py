@@ -16,7 +16,9 @@ from torch import Tensor
 from edlm import contracts
 from edlm.process import absorbing, finite, schedules
 from edlm.process.absorbing import RevealPlan
+from edlm.samplers import caching
 from edlm.samplers import kernel as kernels
+from edlm.samplers.caching import Places
 from edlm.samplers.kernel import Kernel
 
 
@@ -46,11 +48,15 @@ class Pass(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The rows at work: their places in the batch (r,), on the host and on the device, and what a kernel carries."""
+    """The rows at work: their places in the batch (r,), on the host and on the device, and what a kernel carries.
+
+    stored: how much of each is in the cache of a kernel that has one, (r,) on the host.
+    """
 
     places: Tensor
     at: Tensor
     state: dict[str, Tensor]
+    stored: Tensor
 
 
 class _Known(NamedTuple):
@@ -75,7 +81,8 @@ def passes(
     Raises ValueError where a plan reveals nothing of a row that has masks.
     """
     left = (tokens == kernel.denoiser.mask_id).sum(1).cpu()
-    rows = _Rows(torch.arange(len(tokens)), torch.arange(len(tokens), device=tokens.device), {})
+    each = torch.arange(len(tokens))
+    rows = _Rows(each, each.to(tokens.device), {}, torch.zeros_like(each))
     before: Kernel | None = None
     for number in itertools.count(first_pass):
         running = left > 0
@@ -85,8 +92,9 @@ def passes(
         known = _known(kernel, window, left, tokens.shape[1])
         active = kernel if known.corrected.any() or kernel.outside is None else kernel.outside
         if active is not before:  # another kernel knows nothing of this one's state but its tokens
-            rows = rows._replace(state=dict(active.init(tokens[rows.at]).items()))
-        given, revealed = _ahead(active, rows, known, padding)
+            rows = rows._replace(state=active.begins(tokens[rows.at], rows.state))
+        rows, block = _in_their_blocks(active, rows)
+        given, revealed = _ahead(active, rows, block, known, padding)
         draws = active.draw(
             seed,
             row[rows.at],
@@ -95,7 +103,7 @@ def passes(
             tokens.shape[1],
         )
         out = dict(active.step(TensorDict({**given, **draws})).items())
-        carried = {key: out[key] for key in rows.state if key != contracts.X_T}
+        carried = {key: out.get(key, given[key]) for key in rows.state if key != contracts.X_T}
         rows = rows._replace(state={contracts.X_T: out[contracts.X_S], **carried})
         left, before = left.index_add(0, rows.places, -revealed), active
         tokens = tokens.index_copy(0, rows.at, out[contracts.X_S])
@@ -116,7 +124,17 @@ def _at_work(rows: _Rows, running: Tensor, padding: Padding) -> _Rows:
     kept = running[rows.places].int().argsort(descending=True, stable=True)[:count]
     on_device = kept.to(rows.at.device)
     state = {key: value[on_device] for key, value in rows.state.items()}
-    return _Rows(rows.places[kept], rows.at[on_device], state)
+    return _Rows(rows.places[kept], rows.at[on_device], state, rows.stored[kept])
+
+
+def _in_their_blocks(active: Kernel, rows: _Rows) -> tuple[_Rows, dict[str, Tensor]]:
+    """Say what a pass reads beside the cache, and what is stored after it; nothing of a kernel without one."""
+    if active.cache is None:
+        return rows, {}
+    masked = rows.state[contracts.X_T] == active.denoiser.mask_id
+    start = caching.start_of(masked, active.cache)
+    state, block = caching.before_pass(active.cache, TensorDict(rows.state), Places(rows.stored, start))
+    return rows._replace(state=dict(state.items()), stored=start), block
 
 
 def _known(kernel: Kernel, window: tuple[float, float], left: Tensor, length: int) -> _Known:
@@ -125,18 +143,25 @@ def _known(kernel: Kernel, window: tuple[float, float], left: Tensor, length: in
     return _Known(left, t, corrected)
 
 
-def _ahead(active: Kernel, rows: _Rows, known: _Known, padding: Padding) -> tuple[dict[str, Tensor], Tensor]:
+def _ahead(
+    active: Kernel, rows: _Rows, block: dict[str, Tensor], known: _Known, padding: Padding
+) -> tuple[dict[str, Tensor], Tensor]:
     """Look at all masks and choose; what the step is given, at the positions it needs, and how many it reveals (r,)."""
     assert active.look is not None
     x_t, device = rows.state[contracts.X_T], rows.at.device
     left, corrected = known.left[rows.places], known.corrected[rows.places]
     masked = x_t == active.denoiser.mask_id
+    looked, count = masked, int(left.sum())
+    if active.cache is not None:  # later blocks have no states
+        looked = caching.within(masked, block[contracts.BLOCK])
+        count = int(looked.sum())
     given: dict[str, Tensor] = {
         **rows.state,
+        **block,
         contracts.T: known.t[rows.places].to(device),
         contracts.CORRECTED: corrected.to(device),
         contracts.POSITIONS: torch.nonzero_static(
-            masked.flatten(), size=padding.positions(int(left.sum())), fill_value=x_t.numel()
+            looked.flatten(), size=padding.positions(count), fill_value=x_t.numel()
         ).squeeze(-1),
     }
     given.update(active.look(TensorDict(given)).items())

@@ -18,8 +18,9 @@ from edlm import contracts
 from edlm.process import absorbing, finite, noise, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
-from edlm.samplers import looping, planning, records, rewriting
+from edlm.samplers import caching, looping, planning, records, rewriting
 from edlm.samplers import sampler as samplers
+from edlm.samplers.caching import Places
 from edlm.samplers.kernel import Kernel, check_evaluating, device_of
 from edlm.samplers.looping import Padding, Pass
 from edlm.samplers.sampler import Sampler
@@ -49,7 +50,7 @@ class Pipeline(NamedTuple):
 
     def __repr__(self) -> str:
         """The algorithm: what it is called, and what a step reads and writes."""
-        lines = samplers.describe(self.sampler).splitlines()
+        lines = samplers.describe(self.sampler, self.kernel.cache is not None).splitlines()
         return "\n".join([f"{self.sampler}, {self.length} tokens", *(f"  {line}" for line in lines)])
 
     def _repr_html_(self) -> str:
@@ -57,12 +58,14 @@ class Pipeline(NamedTuple):
         return f"<pre>{html.escape(repr(self))}</pre>"
 
 
-def pipeline(sampler: Sampler, length: int) -> Pipeline:
+def pipeline(sampler: Sampler, length: int, cached: bool = True) -> Pipeline:
     """Compose a sampler and a length into a pipeline.
 
     Args:
         sampler: how texts are drawn.
         length: tokens of a text.
+        cached: keep keys and values of finished blocks where the sampler can, so that a pass reads its own block alone.
+            The tokens are the same without it.
 
     Returns:
         What `sample` and `extend` run; its `repr` is the algorithm.
@@ -84,7 +87,7 @@ def pipeline(sampler: Sampler, length: int) -> Pipeline:
     max_length = sampler.denoiser.max_length
     if not 1 <= length <= max_length:
         raise ValueError(f"length = {length} must lie in 1..{max_length}, the longest the denoiser was built for")
-    return Pipeline(sampler, length, samplers.kernel_of(sampler))
+    return Pipeline(sampler, length, samplers.kernel_of(sampler, cached and samplers.can_cache(sampler)))
 
 
 @torch.no_grad()
@@ -230,6 +233,7 @@ def _run(
     passes = _passes(revealed, corrected, drafted)
 
     tokens = tokens[order]
+    starts = caching.starts_of(plan, kernel.cache)
     before: Kernel | None = None
     state = TensorDict({})
     written: list[dict[str, Tensor]] = []
@@ -238,8 +242,12 @@ def _run(
         active = kernel if any_corrected or kernel.outside is None else kernel.outside
         rows = min(b, pipeline.pad_rows(running))
         begins = active is not before  # another kernel knows nothing of this one's state but its tokens
-        state = active.init(tokens[:rows]) if begins else _take(state, slice(rows))
+        state = _take(state, slice(rows))
+        state = TensorDict(active.begins(tokens[:rows], state)) if begins else state
         inputs = _step_inputs(plan, corrected[:, p], drafted[:, p], p, rows, pipeline.pad_positions(count))
+        if active.cache is not None:
+            state, block = caching.before_pass(active.cache, state, Places(*starts[:rows, p : p + 2].unbind(1)))
+            inputs |= block
         if contracts.NEW in active.step.in_keys:
             inputs[contracts.NEW] = absorbing.places(inputs[contracts.REVEAL], min(length, pipeline.pad_new(most)))
         number = torch.full((), first_pass + p, device=row.device)

@@ -17,15 +17,18 @@ from torch import Tensor
 from edlm.process import absorbing, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.schedules import Schedule
-from edlm.samplers import planning
+from edlm.samplers import planning, registries
+from edlm.samplers.blocks import ChosenBlocks, DrawnBlocks, of_size
 from edlm.samplers.choices import Confidence, EntropyBound, Ranked
 from edlm.samplers.planning import PLANS, Drawn, Expected, Plan, Random, Rule, register
 
 __all__ = [
     "PLANS",
     "SPACINGS",
+    "ChosenBlocks",
     "Confidence",
     "Drawn",
+    "DrawnBlocks",
     "EntropyBound",
     "Expected",
     "Grid",
@@ -36,6 +39,7 @@ __all__ = [
     "Rule",
     "Times",
     "TokensPerPass",
+    "blocks",
     "first_hitting",
     "register",
     "revealed_before",
@@ -252,10 +256,35 @@ class LeftToRight:
         return masked & (masked.cumsum(-1) <= self.count)
 
 
+_ONE_BY_ONE = TokensPerPass(1)
 register(Grid)
 register(Times)
 register(TokensPerPass)
 register(LeftToRight)
+
+
+def blocks(size: int, within: Plan = _ONE_BY_ONE) -> DrawnBlocks | ChosenBlocks:
+    """Reveal block after block, from left to right, each by a plan of its own: block diffusion.
+
+    Args:
+        size: tokens of a block, the last one may be shorter.
+        within: the plan inside of a block, drawn or chosen from the pass; one by one, in random order, if not given.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: for a size below one, and for blocks inside of blocks.
+
+    Example:
+        >>> import edlm
+        >>> print(edlm.plans.blocks(16, within=edlm.plans.Grid(4)))
+        blocks of 16, T=4
+    """
+    return of_size(size, within)
+
+
+registries.put(PLANS, "plan", DrawnBlocks.name, blocks)
 
 
 def first_hitting() -> TokensPerPass:

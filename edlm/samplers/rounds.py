@@ -122,7 +122,7 @@ class Rounds(Looped):
             contracts.LOG_WEIGHT_STD: particles.log_weight_std(log_weights, count),
         }
         out = self.finish(TensorDict({**tensordict, **drawn, **weighed}))
-        checked = {key: drawn[key] for key in _CHECKED}
+        checked = {key: drawn[key] for key in _CHECKED} | kernel.kept(expected)
         return TensorDict({**{key: out[key] for key in self.finish.out_keys}, **weighed, **checked})
 
     def _round(self, expected: TensorDict, rows: Tensor, of: slice) -> TensorDict:

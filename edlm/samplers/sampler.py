@@ -20,20 +20,21 @@ from typing import Any, NamedTuple
 
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 
-from edlm import costs, declaration
+from edlm import contracts, declaration
 from edlm.contracts import Denoiser, Positions
 from edlm.declaration import Stages
+from edlm.models.denoisers import SubsDenoiser
 from edlm.process import finite, particles, schedules
+from edlm.samplers import blocks, caching, passes, planning, plans, remasking, selections, speculative, stages
 from edlm.samplers import kernel as kernels
-from edlm.samplers import passes, planning, plans, remasking, selections, speculative, stages
 from edlm.samplers.corrections import Correction, Parts
 from edlm.samplers.kernel import Kernel, Looped
-from edlm.samplers.planning import Expected, Plan
+from edlm.samplers.planning import Plan
 from edlm.samplers.remasking import Remasking
 from edlm.samplers.rounds import Rounds, UntilEss
 from edlm.samplers.selections import Selection
 
-_VERIFICATIONS = 2  # rounds that a step in order takes, about
+_OF_A_PASS = {contracts.HIDDEN, contracts.CONTEXT}  # what a denoiser's pass by itself gives
 
 
 class Proposal(NamedTuple):
@@ -152,11 +153,34 @@ def name(sampler: Sampler) -> str:
     return ", ".join(found)
 
 
-def kernel_of(sampler: Sampler) -> Kernel:
+def can_cache(sampler: Sampler) -> bool:
+    """Tell whether a sampler can keep keys and values of finished blocks: see `caching`.
+
+    Args:
+        sampler: any sampler.
+
+    Returns:
+        Whether its denoiser is one of blocks, which makes its passes by itself.
+
+    Example:
+        >>> import edlm
+        >>> sizes = {"max_length": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+        >>> network = edlm.networks.Transformer(5, **sizes, block_size=4).eval()
+        >>> denoiser = edlm.denoisers.subs(network, mask_id=4)
+        >>> edlm.samplers.can_cache(edlm.samplers.Sampler(denoiser, edlm.plans.blocks(4)))
+        True
+    """
+    parts = sampler.parts
+    alone = parts is None or {key for each in parts.before.values() for key in each.out_keys} <= _OF_A_PASS
+    return alone and caching.can(sampler.denoiser)
+
+
+def kernel_of(sampler: Sampler, cached: bool = False) -> Kernel:
     """Build what takes a sampler's steps: the one place where stages are put together.
 
     Args:
         sampler: any sampler.
+        cached: keep keys and values of finished blocks, of a sampler that `can_cache`.
 
     Returns:
         The kernel.
@@ -169,19 +193,22 @@ def kernel_of(sampler: Sampler) -> Kernel:
         'revealed'
     """
     parts, denoiser = sampler.parts, sampler.denoiser
+    network = denoiser.network if cached else None  # type: ignore[attr-defined]
+    init = kernels.init if network is None else partial(caching.first, network)
     proposed = {"propose": stages.propose(denoiser, *sampler.proposal)}
-    look, before = _ahead(sampler, {"denoise": denoiser})  # type: ignore[dict-item]
-    written = {**before, **proposed, "reveal": stages.reveal_first()}
+    look, before = _ahead(sampler, _read(denoiser, {"denoise": denoiser}, cached))  # type: ignore[dict-item]
+    written: Stages = {**before, **proposed, "reveal": stages.reveal_first()}
     draw_one = partial(kernels.draw, 1)
     if sampler.remasking is not None:
         again = declaration.sequence({**written, "remember": remasking.remember(), "count": passes.plain()})
         around = remasking.moves(sampler.remasking, denoiser.mask_id)
         return Kernel(denoiser, remasking.init, draw_one, again, "revealed", 1, moves=around)
-    plain = declaration.sequence({**written, "count": passes.plain()})
-    outside = Kernel(denoiser, kernels.init, draw_one, plain, "revealed", 1, look=look)
+    plain = declaration.sequence({**written, "count": passes.plain(cached)})
+    outside = Kernel(denoiser, init, draw_one, plain, "revealed", 1, look=look, cache=network)
     if parts is None or sampler.correction is None:
         return outside
-    look, before = _ahead(sampler, parts.before)
+    init = init if cached else parts.init  # type: ignore[assignment]
+    look, before = _ahead(sampler, _read(denoiser, parts.before, cached))
     choose = sampler.chooses.choose
     if choose is None:
         assert parts.order is not None
@@ -189,13 +216,13 @@ def kernel_of(sampler: Sampler) -> Kernel:
             denoiser, before, parts.order, parts.reads, *sampler.proposal
         )
         draw = partial(kernels.draw, speculative.NUMBERS)
-        return Kernel(denoiser, parts.init, draw, step, "revealed", 1, outside, look)
+        return Kernel(denoiser, init, draw, step, "revealed", 1, outside, look, network)
     temperature = sampler.correction.temperature
     weigh = {**proposed, **parts.weigh}
     finish = {
         "reveal": stages.reveal_chosen(),
         **parts.after,
-        "count": passes.weighed(parts.reads, parts.scope, denoiser.mask_id, parts.carries),
+        "count": passes.weighed(parts.reads, parts.scope, denoiser.mask_id, parts.carries, cached),
     }
     if isinstance(sampler.candidates, UntilEss):
         log_weights = partial(particles.log_weights, temperature=temperature)
@@ -205,7 +232,15 @@ def kernel_of(sampler: Sampler) -> Kernel:
         step = declaration.sequence({**before, **weigh, "select": stages.select(choose, temperature), **finish})
     proposes: Positions = "masked" if parts.scope == "draft" else "revealed"
     draw = partial(kernels.draw, sampler.most)
-    return Kernel(denoiser, parts.init, draw, step, proposes, sampler.most, outside, look)
+    return Kernel(denoiser, init, draw, step, proposes, sampler.most, outside, look, network)
+
+
+def _read(denoiser: Denoiser, before: Stages, cached: bool) -> Stages:
+    """The stages that end in the denoiser's states; cached, one that reads a block."""
+    if not cached:
+        return before
+    assert isinstance(denoiser, SubsDenoiser)
+    return {"denoise": caching.read(denoiser, any(contracts.CONTEXT in each.out_keys for each in before.values()))}
 
 
 def _ahead(sampler: Sampler, before: Stages) -> tuple[TensorDictModuleBase | None, Stages]:
@@ -217,11 +252,12 @@ def _ahead(sampler: Sampler, before: Stages) -> tuple[TensorDictModuleBase | Non
     return declaration.sequence({**before, "choose": stages.choose(law, sampler.plan, sampler.denoiser.mask_id)}), {}
 
 
-def describe(sampler: Sampler) -> str:
+def describe(sampler: Sampler, cached: bool = False) -> str:
     """Print the algorithm of a corrected pass, one line a stage; the parts of a loop apart, with what repeats them.
 
     Args:
         sampler: any sampler.
+        cached: as of `kernel_of`.
 
     Returns:
         The lines.
@@ -233,7 +269,7 @@ def describe(sampler: Sampler) -> str:
         >>> print(edlm.samplers.describe(edlm.samplers.Sampler(denoiser)).splitlines()[0])
         denoise  x_t, positions -> hidden
     """
-    built = kernel_of(sampler)
+    built = kernel_of(sampler, cached)
     look, step = built.look, built.step
     ahead = {} if look is None else dict(look.module.items())
     if built.moves is not None:
@@ -246,59 +282,6 @@ def describe(sampler: Sampler) -> str:
         lines[index] = "\n".join(f"| {line}" for line in lines[index].splitlines())
     first = [declaration.algorithm(declaration.sequence(ahead))] if ahead else []
     return "\n".join([*first, *filter(None, lines[:1]), f"in rounds, {_rounds(sampler)}:", *lines[1:]])
-
-
-def expected(sampler: Sampler, length: int) -> Expected | None:
-    """Work out what the plan of a text of so many masks is expected to take; see `plans.Expected`.
-
-    Args:
-        sampler: any sampler.
-        length: how many masks.
-
-    Returns:
-        What is expected; None where it depends on the tokens, so that only samples tell.
-
-    Example:
-        >>> import edlm
-        >>> from edlm.likelihood import hidden_markov
-        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
-        >>> edlm.samplers.expected(edlm.samplers.Sampler(denoiser), 8).passes
-        8.0
-    """
-    schedule = sampler.denoiser.schedule
-    if sampler.remasking is not None:
-        return remasking.expected(sampler.remasking, sampler.plan, schedule, length)
-    return sampler.plan.expected(schedule, length, sampler.window)
-
-
-def expected_passes(sampler: Sampler, length: int) -> float | None:
-    """Return the expected number of texts that networks read for one text, parts of a text by their tokens.
-
-    Until an ESS is reached at most as many; in order about as many as `_VERIFICATIONS` rounds take.
-
-    Args:
-        sampler: any sampler.
-        length: tokens of a text.
-
-    Returns:
-        The number; None where it depends on the tokens, so that only samples tell.
-
-    Example:
-        >>> import edlm
-        >>> from edlm.likelihood import hidden_markov
-        >>> denoiser = hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 8)
-        >>> edlm.samplers.expected_passes(edlm.samplers.Sampler(denoiser), 8)
-        8.0
-    """
-    plan, parts = expected(sampler, length), sampler.parts
-    if plan is None or parts is None:
-        return None if plan is None else plan.passes
-    k = _VERIFICATIONS if sampler.chooses.in_order else sampler.most
-    masked = length * plan.revealed if parts.scope == "transition" else plan.corrected * (length + 1) / 2
-    read = costs.tokens(parts.reads, k, 1.0, length) * plan.corrected
-    read += costs.tokens(parts.reads._replace(texts=0, candidates=0), k, masked - plan.corrected + 1.0, length)
-    denoised = plan.passes - plan.corrected + plan.entered if parts.carries else plan.passes
-    return denoised + read / length
 
 
 def _always(sampler: Sampler) -> bool:
@@ -333,6 +316,7 @@ def _check(sampler: Sampler) -> None:
     schedules.check_window(sampler.window)
     if not (planning.is_drawn(sampler.plan) or planning.is_rule(sampler.plan)):
         raise ValueError(f"plan = {sampler.plan!r} must be drawn, with `draw`, or read the pass, with `choose`")
+    blocks.check(sampler.plan, sampler.denoiser)
     if sampler.remasking is not None:
         _check_remasking(sampler, sampler.remasking)
     if isinstance(candidates, int) and candidates < 1:
@@ -350,6 +334,11 @@ def _check(sampler: Sampler) -> None:
                 )
         return
     parts = correction.parts(sampler.denoiser)
+    if parts.scope == "draft" and getattr(sampler.denoiser, "block_size", None) is not None:
+        raise ValueError(
+            f"correction = {correction.name!r} weighs whole drafts, and a denoiser of blocks draws one block after the "
+            "other: give it an energy of transitions, scope = 'transition'"
+        )
     if selection.in_order:
         if parts.order is None:
             raise ValueError(

@@ -108,7 +108,8 @@ class Speculation(Looped):
             tokens = tokens.index_copy(0, taken, found)
             going_on = going_on[torch.zeros_like(count).index_add(0, row[taken], changed)[going_on] > 0]
         x_s = absorbing.reveal(x_t, _written(x_t, positions, tokens), tensordict[contracts.REVEAL])
-        counted = dict(zip(passes.KEYS, (*passes.verified(self.reads, x_t, count, rounds), rounds), strict=True))
+        read = passes.verified(self.reads, x_t, count, rounds, state.get(contracts.READ))
+        counted = dict(zip(passes.KEYS, (*read, rounds), strict=True)) | kernel.kept(state)
         ratio = torch.where(no_law, torch.nan, 0.0).unsqueeze(-1)  # for `finite`: nothing is weighed here
         return TensorDict({contracts.X_S: x_s, contracts.LOG_RATIO: ratio, **counted})
 

@@ -29,6 +29,8 @@ MODEL: Schema = {
     "loss_steps": schemas.optional(kinds.loss_steps),
     "noise_levels": schemas.omissible(schemas.choice(*get_args(denoising.Levels))),
     "loss_weights": schemas.omissible(schemas.choice(*get_args(denoising.Weighting))),
+    "block": schemas.omissible(schemas.optional(schemas.integer(1))),
+    "time_high": schemas.omissible(schemas.number(0, 1, above=True)),
     **training_settings.SETTINGS,
 }
 
@@ -49,6 +51,7 @@ class Plan(NamedTuple):
     def network(self, blocks: Blocks) -> nn.Module:
         """Build the untrained network, of the vocabulary's size and the length of blocks."""
         supplied = {"vocab_size": self.vocabulary.size, "max_length": self.settings["length"]}
+        supplied |= {} if self.settings.get("block") is None else {"block_size": self.settings["block"]}
         supplied |= padding.of_network(self.settings["padding"], blocks, self.vocabulary.pad_id)
         built: nn.Module = schemas.build(self.settings["network"], "network", **supplied)
         return built

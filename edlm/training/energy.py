@@ -49,7 +49,7 @@ class EnergyPlan(NamedTuple):
     def network(self) -> EnergyNetwork:
         """Build an energy of the denoiser's sizes, with its trunk or embedding where the config says so."""
         settings, start = self.settings, self.start.network
-        sizes = {key: value for key, value in start.arguments.items() if key not in ("causal", "pad_id")}
+        sizes = {key: value for key, value in start.arguments.items() if key not in ("causal", "pad_id", "block_size")}
         network = EnergyNetwork(**{**sizes, "dropout": settings["dropout"]}).to(_device(start))
         if settings["start_from"] == "denoiser":
             starts.start_energy_from(network, start)

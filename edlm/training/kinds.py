@@ -9,8 +9,8 @@ from torch import Tensor
 from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import nelbo
 from edlm.objectives import baselines as baseline_objectives
+from edlm.objectives import blocks, denoising
 from edlm.objectives import chain_rule as chain_rule_objectives
-from edlm.objectives import denoising
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
 from edlm.samplers import baselines
@@ -44,6 +44,10 @@ def continuous_bound(denoiser: Any, schedule: Schedule, settings: Mapping[str, A
 
 
 _PUBLISHED = {"noise_levels": "by_time", "loss_weights": "nelbo"}
+_OTHER_DRAWS: dict[str, dict[str, tuple[str, ...]]] = {
+    "mdlm": {"noise_levels": ("by_count", "bell"), "loss_weights": ("even",)},
+    "blocks": {"noise_levels": ("by_count",)},
+}
 
 
 def _draws_of_noise(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,6 +75,15 @@ OBJECTIVES = {
         continuous_bound,
         "denoiser NELBO",
         list,
+    ),
+    "blocks": Objective(
+        SUBS,
+        "nelbo of blocks",
+        lambda denoiser, schedule, settings, pad_id: blocks.denoising(
+            denoiser, schedule, _times(settings), settings.get("noise_levels", "by_time"), pad_id
+        ),
+        continuous_bound,
+        "denoiser NELBO",
     ),
     "d3pm": Objective(
         "d3pm",
@@ -127,10 +140,36 @@ def check(settings: Mapping[str, Any]) -> None:
     if needed is None and steps is not None:
         raise ValueError(f"loss_steps = {steps} must be null: objective = {name!r} has no steps")
     for key, published in _PUBLISHED.items():
-        if name != "mdlm" and settings.get(key, published) != published:
-            raise ValueError(f"{key} = {settings[key]!r} is of objective = 'mdlm' alone: {name!r} has {published!r}")
+        found = settings.get(key, published)
+        if found not in (published, *_OTHER_DRAWS.get(name, {}).get(key, ())):
+            raise ValueError(f"{key} = {found!r} is not known to objective = {name!r}, which has {published!r}")
     if name == "sedd" and not settings["time_conditioning"]:
         raise ValueError("objective = 'sedd' needs time_conditioning = true: with sigma = 0 its scores are infinite")
+    _check_blocks(settings)
+
+
+def _check_blocks(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for blocks without a size, and for what they alone read."""
+    size, (low, high) = settings.get("block"), _times(settings)
+    if settings["network"].get("block_size") is not None:
+        raise ValueError("network.block_size must be left out: the key block says it, with objective = 'blocks'")
+    if settings["objective"] != "blocks":
+        for key, plain in (("block", None), ("time_high", 1.0)):
+            if settings.get(key, plain) != plain:
+                raise ValueError(f"{key} = {settings[key]} needs objective = 'blocks', not {settings['objective']!r}")
+        return
+    if size is None:
+        raise ValueError("block is null: objective = 'blocks' needs the tokens of a block, 16 for example")
+    if size > settings["length"]:
+        raise ValueError(f"block = {size} must be at most length = {settings['length']}")
+    if settings["time_conditioning"]:
+        raise ValueError("objective = 'blocks' needs time_conditioning = false: what is finished has no time")
+    if not low < high:
+        raise ValueError(f"time_high = {high} must be above time_low = {low}")
+
+
+def _times(settings: Mapping[str, Any]) -> tuple[float, float]:
+    return settings["time_low"], settings.get("time_high", 1.0)
 
 
 def objective_note(settings: Mapping[str, Any]) -> str:
@@ -140,7 +179,9 @@ def objective_note(settings: Mapping[str, Any]) -> str:
 
 
 def notes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what a checkpoint holds of a denoiser that is not SUBS."""
+    """Say what a checkpoint holds of a denoiser that is not SUBS over a whole text."""
     name, steps = settings["objective"], settings["loss_steps"]
+    if settings.get("block") is not None:
+        return {"block": settings["block"]}
     kind = {KEY: name} if name in BASELINES else {}
     return kind if steps is None and not kind else {**kind, "loss_steps": steps}

@@ -6,7 +6,7 @@ from typing import Any
 from edlm.data.vocabulary import Vocabulary
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn.networks import Transformer
-from edlm.samplers import autoregressive, baselines, pipelines, plans
+from edlm.samplers import autoregressive, baselines, blocks, pipelines, plans
 from edlm.samplers.sampler import Sampler
 from edlm.training.log import Texts
 
@@ -15,8 +15,8 @@ _NUM_TEXTS, _NUM_STEPS = 2, 64
 
 def denoiser_texts(denoiser: SubsDenoiser, vocabulary: Vocabulary, seed: int) -> Texts:
     """Draw a few texts of a denoiser, the same noise each time, so that what differs is what was learned."""
-    steps = min(_NUM_STEPS, denoiser.max_length)
-    pipeline = pipelines.pipeline(Sampler(denoiser, plans.Grid(steps)), denoiser.max_length)
+    plan = blocks.of_denoiser(plans.Grid(min(_NUM_STEPS, denoiser.max_length)), denoiser)
+    pipeline = pipelines.pipeline(Sampler(denoiser, plan), denoiser.max_length)
     tokens = pipelines.sample(pipeline, _NUM_TEXTS, seed=seed)["tokens"]
     return _records(vocabulary.decode(tokens.cpu()), seed)
 

@@ -87,6 +87,8 @@ def export(path: str | Path, out: Path) -> Rows:
         raise ValueError(f"{folder}: a published autoregressive network has no conditioning (conditioning_size: 0)")
     if network.arguments.get("pad_id") is not None:
         raise ValueError(f"{folder}: published networks read their padding, and this one never does (padding: ignored)")
+    if network.arguments.get("block_size") is not None:
+        raise ValueError(f"{folder}: published networks read whole texts, and this one blocks (objective: blocks)")
     words, description = checkpoints.load_vocabulary_of(folder), checkpoints.read_description(folder)
     notes = {key: value for key, value in description.items() if key not in checkpoints.OWN_KEYS}
 

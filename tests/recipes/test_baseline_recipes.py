@@ -57,7 +57,7 @@ def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compa
         (["objective=chain_rule"], "loss_steps is null: objective = 'chain_rule' needs the fewest and the most steps"),
         (["objective=chain_rule", "loss_steps=8"], "loss_steps is 8: objective = 'chain_rule' needs the fewest"),
         (["loss_steps=[8,2]"], "loss_steps = [8, 2] must be two whole numbers [fewest, most]"),
-        (["objective=ddpm"], "objective = 'ddpm' must be one of mdlm, chain_rule, d3pm, sedd"),
+        (["objective=ddpm"], "objective = 'ddpm' must be one of mdlm, chain_rule, blocks, d3pm, sedd"),
         (["patience=2"], "steps = 600 must be a multiple of valid_every = 7 where patience is given"),
     ],
 )

@@ -59,7 +59,10 @@ UPDATES = {
     "log_to": LOGGERS,
     **PLACES,
 }
-DENOISER = {"length": at_least(1), "time_low": between(0, 0.5), "loss_steps": STEPS_OF_LOSS}
+DENOISER = {
+    **{"length": at_least(1), "time_low": between(0, 0.5), "loss_steps": STEPS_OF_LOSS},
+    **{"block": or_null(at_least(1)), "time_high": ([1e-9, 1], [0, 1.1, "1", True])},
+}
 ENERGY = {
     **{f"pretrain.{key}": limits for key, limits in {**UPDATES, **DENOISER}.items() if key not in PLACES},
     **{f"samples.{key}": at_least(1) for key in ("num_samples", "num_steps", "num_particles")},
@@ -143,6 +146,8 @@ def checked(recipe: str, key: str, value: Any) -> None:
 
 
 TINY = {recipe: settings_of(recipe) for recipe in LIMITS}
+for of_denoiser in (TINY["pretrain_denoiser"], *(TINY[recipe]["pretrain"] for recipe in ("edlm_nce", "edlm_joint"))):
+    of_denoiser |= {"block": None, "time_high": 1.0}  # may be left out
 
 
 @pytest.mark.parametrize(("recipe", "key"), ROWS)

@@ -1,0 +1,99 @@
+"""Training of a denoiser of blocks: every block of a text at a noise level of its own, after clean ones.
+
+Block diffusion (Arriola et al. 2025, arXiv 2503.09573) is an autoregressive model of blocks, each drawn by masked
+diffusion: `-log p(x) <= sum_b NELBO(x^b | x^{<b})`. One pass over [x_t ; x_0] reads all blocks of a text at once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from tensordict.nn import TensorDictSequential
+from torch import Tensor
+
+from edlm import contracts
+from edlm.declaration import sequence, stage
+from edlm.models import denoisers
+from edlm.models.denoisers import SubsDenoiser
+from edlm.objectives import losses
+from edlm.objectives.denoising import score
+from edlm.process import noise, schedules, training_times
+from edlm.process.noise import Stream
+from edlm.process.schedules import Schedule
+
+Masks = Literal["by_time", "by_count"]
+
+
+def denoising(
+    denoiser: SubsDenoiser,
+    schedule: Schedule,
+    times: tuple[float, float] = (1e-3, 1.0),
+    masks: Masks = "by_time",
+    pad_id: int | None = None,
+) -> TensorDictSequential:
+    """Build the training pipeline of a denoiser of blocks: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
+
+    The loss is one NELBO in nats per row, up to the times that are left out. Each block has its own time t in the range
+    of times, stratified over the batch. A narrower range leaves out large weights, and blocks with all masks or none.
+    masks: `by_time`, each token masked with probability 1 - alpha(t), weighed by w(t): with one block it is
+    `denoising.denoising`. `by_count`, just `m = ceil(t n)` of the n tokens of a block, weighed by n / m: the same in
+    the mean, as `nelbo.nelbo` estimates it. No block is without a mask then, and blocks of one token have the loss of
+    an autoregressive model.
+    Raises ValueError unless 0 <= low < high <= 1, for other masks, and as `denoisers.beside_clean` does.
+    """
+    low, high = times
+    if not 0.0 <= low < high <= 1.0:
+        raise ValueError(f"times = ({low}, {high}) must satisfy 0 <= low < high <= 1")
+    if masks not in get_args(Masks):
+        raise ValueError(f"masks = {masks!r} must be one of {', '.join(get_args(Masks))}")
+    mask = partial(_by_time, schedule) if masks == "by_time" else _by_count
+    corrupt = partial(_corrupt, denoiser.mask_id, denoiser.block_size, times, pad_id, mask)
+    return sequence(
+        {
+            "corrupt": stage("x_0, seed, row, step, num_rows -> x_t, t, weights, positions", corrupt),
+            "denoise": denoisers.beside_clean(denoiser),
+            "score": score(denoiser, weight=contracts.WEIGHTS),
+            "objective": stage("log_prob, weights -> loss", losses.nelbo_of_blocks),
+        }
+    )
+
+
+def _corrupt(
+    mask_id: int,
+    block_size: int | None,
+    times: tuple[float, float],
+    pad_id: int | None,
+    mask: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    step: Tensor,
+    num_rows: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mask texts (b, l): x_t, the times of first blocks (b,), weights of the NELBO (b, l), flat positions of masks."""
+    l = x_0.shape[1]
+    size = block_size or l
+    each = torch.arange(-(-l // size), device=x_0.device)
+    time_noise = noise.uniforms(seed, row.unsqueeze(-1), step, Stream.TIME, each).squeeze(-1)
+    t = training_times.of_blocks(time_noise, row, num_rows, *times)
+    mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, l)
+    counted = torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
+    in_blocks = (F.pad(each, (0, -l % size)).unflatten(1, (-1, size)) for each in (mask_noise, counted))
+    masked, weights = (found.flatten(1)[:, :l] for found in mask(t.unsqueeze(-1), *in_blocks))
+    return torch.where(masked, mask_id, x_0), t[:, 0], weights, masked.flatten().nonzero().squeeze(-1)
+
+
+def _by_time(schedule: Schedule, t: Tensor, uniforms: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks and weights, (b, blocks, size) each, of blocks at times (b, blocks, 1): each token by itself."""
+    masked = (uniforms < 1.0 - schedule.alpha(t)) & counted
+    return masked, schedules.nelbo_weight(schedule, t).expand_as(uniforms)
+
+
+def _by_count(t: Tensor, uniforms: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with a share t of a block's tokens masked, at least one."""
+    n = counted.sum(-1, keepdim=True)
+    m = (t * n).ceil().clamp(min=1.0)
+    number = torch.where(counted, uniforms, 2.0).argsort(dim=-1, stable=True).argsort(dim=-1)
+    return (number < m) & counted, (n / m).expand_as(uniforms)

@@ -1,0 +1,111 @@
+"""Faults of block diffusion: its attention, its training, its bound, its plans and its cache."""
+
+from fault import Fault
+
+FAULTS = [
+    Fault(
+        "blocks that read later ones in place of earlier ones",
+        "nn/attention.py",
+        "return block.unsqueeze(-1) >= block\n",
+        "return block.unsqueeze(-1) <= block\n",
+        "tests/nn/test_block_attention.py::test_a_token_moves_its_own_block_and_later_ones_alone",
+    ),
+    Fault(
+        "a noisy block that reads its own clean copy",
+        "nn/attention.py",
+        "own, earlier = block.unsqueeze(-1) == block, block.unsqueeze(-1) > block",
+        "own, earlier = block.unsqueeze(-1) == block, block.unsqueeze(-1) >= block",
+        "tests/nn/test_block_attention.py::test_beside_a_clean_copy_masks_are_read_in_their_block_and_the_clean_copy_in_later_ones",
+    ),
+    Fault(
+        "the clean copy at positions after the text",
+        "nn/networks.py",
+        "(table.repeat(2, 1) for table in rope.table(l, self.trunk.head_size, x))",
+        "rope.table(2 * l, self.trunk.head_size, x)",
+        "tests/nn/test_block_attention.py::test_all_blocks_at_once_are_each_block_alone_after_the_clean_text",
+    ),
+    Fault(
+        "new tokens in order that read later blocks",
+        "nn/attention.py",
+        "of_text = of_text & (text // block_size <= at.unsqueeze(-1) // block_size)",
+        "of_text = of_text & (text // block_size >= 0)",
+        "tests/nn/test_block_attention.py::test_in_order_reads_no_later_block",
+    ),
+    Fault(
+        "blocks of a text in strata whatever its row",
+        "process/training_times.py",
+        "shifted = row.unsqueeze(-1) + ",
+        "shifted = 0 * row.unsqueeze(-1) + ",
+        "tests/objectives/test_blocks.py::test_every_block_is_stratified_over_the_batch",
+    ),
+    Fault(
+        "every block weighed by the time of the first",
+        "objectives/blocks.py",
+        "schedules.nelbo_weight(schedule, t).expand_as(uniforms)",
+        "schedules.nelbo_weight(schedule, t[:, :1]).expand_as(uniforms)",
+        "tests/objectives/test_blocks.py::test_the_mean_of_the_loss_by_time_is_the_bound_less_the_times_left_out",
+    ),
+    Fault(
+        "a drawn number of masks without its weight",
+        "objectives/blocks.py",
+        "(n / m).expand_as(uniforms)",
+        "(m / m).expand_as(uniforms)",
+        "tests/objectives/test_blocks.py::test_the_mean_of_the_loss_by_count_is_the_bound",
+    ),
+    Fault(
+        "the bound of blocks read after noisy ones",
+        "likelihood/nelbo.py",
+        "log_p = data_log_prob(denoiser, x_0, x_t, t[:, 0], _flat(masked), after_clean=True)",
+        "log_p = data_log_prob(denoiser, x_0, x_t, t[:, 0], _flat(masked))",
+        "tests/likelihood/test_nelbo_of_blocks.py::test_its_mean_is_the_sum_over_every_set_of_masks",
+    ),
+    Fault(
+        "a block that begins a pass late",
+        "samplers/blocks.py",
+        "before = passes.cumsum(1) - passes  # of the blocks to the left",
+        "before = passes.cumsum(1)",
+        "tests/samplers/test_blocks.py::test_each_block_has_the_passes_of_its_own_plan_after_those_before_it",
+    ),
+    Fault(
+        "a chosen plan that is asked for all blocks",
+        "samplers/blocks.py",
+        "return self.within.choose(seen, masked & leftmost(masked, self.size))",
+        "return self.within.choose(seen, masked)",
+        "tests/samplers/test_blocks.py::test_a_chosen_plan_is_asked_for_the_leftmost_block_with_masks_alone",
+    ),
+    Fault(
+        "a block's chances given to other blocks",
+        "likelihood/enumeration.py",
+        "yield chance[masked, revealed] * here",
+        "yield chance[masked, revealed]",
+        "tests/samplers/test_blocks.py::test_the_law_is_the_product_over_blocks_and_sums_to_one",
+    ),
+    Fault(
+        "a row that reads of the cache what another row has stored",
+        "nn/attention.py",
+        "stored = torch.arange(cached, device=places.device) < places[:, :1]",
+        "stored = torch.arange(cached, device=places.device) <= places[:, :1]",
+        "tests/samplers/test_caching.py::test_rows_after_a_cache_have_the_states_of_the_whole_text",
+    ),
+    Fault(
+        "rows after a cache at positions of their own",
+        "nn/attention.py",
+        "tables = rope.at(places.flatten(), head_size, like)",
+        "tables = rope.at((places - places[:, :1]).flatten(), head_size, like)",
+        "tests/samplers/test_caching.py::test_rows_after_a_cache_have_the_states_of_the_whole_text",
+    ),
+    Fault(
+        "a cache that is lost where a window begins",
+        "samplers/kernel.py",
+        "**(kept(state) if self.cache is not None else {})",
+        "**{}",
+        "tests/samplers/test_caching.py::test_the_tokens_are_those_of_whole_passes",
+    ),
+    Fault(
+        "what is stored for the next block not counted",
+        "samplers/caching.py",
+        "contracts.READ: end - stored}",
+        "contracts.READ: end - start}",
+        "tests/samplers/test_caching.py::test_a_pass_reads_its_block_and_the_first_one_of_a_block_the_block_before_it_too",
+    ),
+]
