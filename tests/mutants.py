@@ -98,6 +98,7 @@ def tests_of(file: str) -> list[str]:
     Who runs a recipe by its name imports it too.
     """
     module, stem = dotted(file), Path(file).stem.strip("_")
+    assert all((TESTS / name).is_file() for name in TABLES)
     named = [path for path in sorted(TESTS.rglob("test_*.py")) if path.stem in (f"test_{stem}", f"test_{stem}s")]
     named.sort(key=lambda path: path.parent.name != Path(file).parent.name)  # its own package's first
     near = [path for path in _users({module}) if path not in named]
