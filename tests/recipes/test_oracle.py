@@ -291,3 +291,17 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(run: Callable[..., tuple], o
     assert said in error
     assert len(error.splitlines()) == 1
     assert not out.exists()
+
+
+def test_rules_of_remasking_are_swept_like_any_axis(run: Callable[..., tuple]) -> None:
+    """Exact figures where the law is enumerated, sampled ones of all; no bound of any."""
+    plan, rules = "plan: {name: grid, num_steps: 4}", "[{name: cap, eta: [0.0, 0.2]}, {name: confidence}]"
+    status, _, error, out = run(f"sweeps=[{{{plan}}}, {{{plan}, remasking: {rules}}}]")
+    assert status == 0, error
+    rows = {line["name"]: line for line in csv.DictReader((out / "oracle.csv").read_text("utf-8").splitlines())}
+    far = {name: line["total_variation"] for name, line in rows.items()}
+    assert float(far["plain, T=4, cap 0"]) == pytest.approx(float(far["plain, T=4"]))
+    assert float(far["plain, T=4, cap 0.2"]) != pytest.approx(float(far["plain, T=4"]))
+    assert far["plain, T=4, confidence"] == ""
+    assert [name for name, line in rows.items() if line["kl_bound"]] == ["plain, T=4"]
+    assert {line["family"] for line in rows.values()} >= {"plain", "plain, cap 0", "plain, confidence"}
