@@ -220,7 +220,7 @@ def test_a_denoiser_of_blocks_has_its_blocks_whatever_plan_a_config_says():
     grid = {"name": "grid", "num_steps": 3}
     assert configs.from_config({"plan": grid}, model).plan == plans.blocks(2, plans.Grid(3))
     assert configs.from_config({}, model).plan == plans.blocks(2)
-    finer = {"name": "blocks", "size": 1, "within": grid}
+    finer = {"name": "in_blocks", "size": 1, "within": grid}
     assert configs.from_config({"plan": finer}, model).plan == plans.blocks(1, plans.Grid(3))
     assert configs.from_config({"plan": grid}, denoiser(None)).plan == plans.Grid(3)
 
