@@ -1,4 +1,4 @@
-"""The laws of the parts that may be plugged in, as functions to call from a test: energies, denoisers, selections.
+"""The laws of parts that may be plugged in, as functions to call from a test: energies, denoisers, selections, rules.
 
 Each runs the part on inputs as a sampler makes them and raises AssertionError with the law that is broken and the rows
 that break it. The inputs are keyed noise, so a check says the same every time.
@@ -16,9 +16,10 @@ from edlm import contracts
 from edlm.contracts import Denoiser, Selection
 from edlm.models import energies
 from edlm.models.drafts import ENERGY_KEYS, drafts, fill_half, mix_rows, only_particle, only_rows, pad_positions
-from edlm.process import noise, schedules
+from edlm.process import categorical, noise, schedules
 from edlm.process.noise import Stream
 from edlm.samplers import corrections, execution, pipelines, plans, selections
+from edlm.samplers.planning import Rule, Seen
 from edlm.samplers.sampler import Sampler
 
 _DENOISER_KEYS = (contracts.X_T, contracts.T, contracts.POSITIONS)
@@ -163,6 +164,42 @@ def check_selection(selection: Selection, num_particles: int = 4, num_rows: int 
     alone = torch.cat([_choose(selection, log_w[[i]], u[[i]]) for i in range(num_rows)])
     _require_rows("rows do not see each other", alone == chosen)
     _require_rows("one particle is always chosen", _choose(selection, log_w[:, :1], u[:, :1]) == 0)
+
+
+@torch.no_grad()
+def check_rule(plan: Rule, length: int = 8, num_rows: int = 32, seed: int = 0) -> None:
+    """Check the laws of a plan that is a `Rule`, as one that reads the pass, where laws are sharp, even and equal.
+
+    It gives bool (b, l) and edits nothing; only masks are chosen, and one at least of every row that has any; the same
+    again for the same input; rows do not see each other; what is seen of given tokens changes nothing.
+
+    Args:
+        plan: what is checked.
+        length: tokens of a text.
+        num_rows: texts.
+        seed: of the laws and masks.
+
+    Raises:
+        AssertionError: with the law that is broken, and the rows that break it.
+
+    Example:
+        >>> import edlm
+        >>> edlm.testing.check_rule(edlm.plans.EntropyBound(0.5))
+    """
+    row = torch.arange(num_rows)
+    u = noise.uniforms(seed, row.unsqueeze(1), 0, Stream.EVALUATION, torch.arange(length), count=5)
+    logits = 40.0 * u[..., 3:4] ** 3 * u[..., :3]
+    logits[::5] = logits[::5, :1]
+    seen = Seen(*(value.view(num_rows, length) for value in categorical.certainty(logits.flatten(0, 1))))
+    masked = u[..., 4] < (row / num_rows).unsqueeze(1)
+    chosen = _revealed(plan, seen, masked)
+    _require_rows("only masks are chosen", ~(chosen & ~masked).any(1))
+    _require_rows("one at least is chosen of every row with masks", chosen.any(1) == masked.any(1))
+    _require_rows("the same input gives the same choice", (_revealed(plan, seen, masked) == chosen).all(1))
+    alone = [_revealed(plan, Seen(*(value[[i]] for value in seen)), masked[[i]]) for i in range(num_rows)]
+    _require_rows("rows do not see each other", (torch.cat(alone) == chosen).all(1))
+    other = Seen(*(torch.where(masked, value, 1.0 - value) for value in seen))
+    _require_rows("what is given changes no choice", (_revealed(plan, other, masked) == chosen).all(1))
 
 
 @torch.no_grad()
@@ -313,6 +350,16 @@ def _choose(selection: Selection, log_weights: Tensor, uniforms: Tensor) -> Tens
     b, k = log_weights.shape
     _require(chosen.shape == (b,) and chosen.dtype == torch.int64, f"the choice is int64 ({b},), one per row")
     _require_rows(f"the choice lies in [0, {k})", (chosen >= 0) & (chosen < k))
+    return chosen
+
+
+def _revealed(plan: Rule, seen: Seen, masked: Tensor) -> Tensor:
+    given, mask = Seen(*(value.clone() for value in seen)), masked.clone()
+    chosen = plan.choose(given, mask)
+    for name, after, before in zip((*Seen._fields, "masks"), (*given, mask), (*seen, masked), strict=True):
+        _require_equal(f"the {name} are not edited", after, before)
+    shape = tuple(masked.shape)
+    _require(chosen.shape == shape and chosen.dtype == torch.bool, f"the choice is bool {shape}, one per position")
     return chosen
 
 

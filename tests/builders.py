@@ -393,7 +393,7 @@ def slow_sample(spec: Spec, seed: int, row: int, start: list[int]) -> list[int]:
     x = list(start)
     for p, (t, revealed) in enumerate(_slow_plan(spec, seed, row, start)):
         corrected = spec.selection is not None and spec.window[0] <= t <= spec.window[1]
-        draft = _slow_draft(spec, seed, row, p, x, corrected, revealed)
+        draft = slow_draft(spec, seed, row, p, x, corrected, revealed)
         x = [draft[i] if i in revealed else token for i, token in enumerate(x)]
     return x
 
@@ -412,9 +412,7 @@ def _slow_plan(spec: Spec, seed: int, row: int, start: list[int]) -> list[tuple[
     return [(times[n], {i for i in masked if step_of[i] == n}) for n in sorted(set(step_of.values()))]
 
 
-def _slow_draft(
-    spec: Spec, seed: int, row: int, p: int, x: list[int], corrected: bool, revealed: set[int]
-) -> list[int]:
+def slow_draft(spec: Spec, seed: int, row: int, p: int, x: list[int], corrected: bool, revealed: set[int]) -> list[int]:
     x_t, k = torch.tensor([x]), spec.num_particles if corrected else 1
     heat = 1.0 if spec.selection is not None else spec.temperature
     laws = (wave_marginals(spec.seed, spec.symbols, spec.length)(x_t)[0] / heat).softmax(-1)

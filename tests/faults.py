@@ -6,6 +6,7 @@ import faults_files
 import faults_maths
 import faults_networks
 import faults_numbers
+import faults_plans
 import faults_published
 import faults_recipes
 import faults_sampling
@@ -15,6 +16,7 @@ OWN = [
     *faults_maths.FAULTS,
     *faults_networks.FAULTS,
     *faults_sampling.FAULTS,
+    *faults_plans.FAULTS,
     *faults_files.FAULTS,
     *faults_recipes.FAULTS,
     *faults_numbers.FAULTS,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edlm.samplers import plans
+from edlm.samplers import planning, plans  # noqa: F401  whose values are registered
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 TEXT = PAGE.read_text("utf-8")
@@ -25,6 +25,6 @@ def write(folder: Path) -> Path:
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have imports of these files, what they register and the folders where they were found last for one test."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(plans, "PLANS", dict(plans.PLANS))
+    monkeypatch.setattr(planning, "PLANS", dict(planning.PLANS))
     for name in FILES:
         sys.modules.pop(Path(name).stem, None)

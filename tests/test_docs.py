@@ -144,9 +144,16 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
 
 def test_the_code_of_block_diffusion_runs(capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blocks.md").read_text("utf-8"), flags=re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blocks.md").read_text("utf-8"), flags=re.DOTALL)
     exec(compile(code, "blocks.md", "exec"), {})
     assert capsys.readouterr().out == "torch.Size([2, 64]) 32\n"
+
+
+def test_the_code_of_the_page_of_samplers_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "samplers.md").read_text("utf-8"), flags=re.DOTALL):
+        exec(compile(code, "samplers.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert out.startswith("plain, entropy bound 0.5, 8 tokens\n  denoise  x_t, positions -> hidden\n  choose ")
 
 
 def test_the_step_is_printed_as_the_documents_show_it() -> None:

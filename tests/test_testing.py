@@ -1,5 +1,8 @@
 """The laws that others may check are kept by our own parts, and a part that breaks one is told which."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 import torch
 from builders import SELECTIONS, randomise, tiny_denoiser, tiny_network
@@ -12,7 +15,8 @@ from edlm.data import vocabulary
 from edlm.models import chain_rule, energies
 from edlm.nn.networks import EnergyNetwork
 from edlm.process import particles, schedules
-from edlm.samplers import execution, selections
+from edlm.samplers import execution, plans, selections
+from edlm.samplers.planning import Seen
 
 V, MASK, PAD = 6, 4, 5
 LEARNED = energies.learned(
@@ -275,3 +279,55 @@ def test_one_graph_is_the_function() -> None:
     assert torch.equal(execution.one_graph(lambda x: x + 1)(torch.ones(2)), torch.full((2,), 2.0))
     with pytest.raises(Exception, match="Data-dependent branching"):
         execution.one_graph(lambda x: x + 1 if x.any() else x)(torch.ones(1))
+
+
+def changing(rule: plans.Rule) -> plans.Rule:
+    """A rule that says another thing the second time."""
+    calls = iter(range(1000))
+
+    def choose(seen: Seen, masked: Tensor) -> Tensor:
+        return rule.choose(seen, masked) if next(calls) % 2 else plans.LeftToRight(1).choose(seen, masked)
+
+    return SimpleNamespace(choose=choose)
+
+
+def ruled(choose: Callable[[Seen, Tensor], Tensor]) -> plans.Rule:
+    return SimpleNamespace(choose=choose)
+
+
+@pytest.mark.parametrize("plan", [plans.EntropyBound(0.5), plans.Confidence(0.6), plans.Ranked(3), plans.LeftToRight()])
+def test_rules_keep_their_laws(plan: plans.Rule) -> None:
+    for length, num_rows in ((1, 3), (8, 32)):
+        testing.check_rule(plan, length, num_rows)
+
+
+@pytest.mark.parametrize(
+    ("plan", "law"),
+    [
+        (ruled(lambda _, masked: masked | True), "only masks are chosen; rows"),
+        (
+            ruled(lambda seen, masked: masked & (seen.confidence > 0.9)),
+            "one at least is chosen of every row with masks",
+        ),
+        (changing(plans.Ranked(2)), "the same input gives the same choice; rows"),
+        (
+            ruled(lambda seen, masked: masked & (seen.entropy <= seen.entropy.median())),
+            "rows do not see each other|one at",
+        ),
+        (
+            ruled(lambda seen, masked: masked & (masked.roll(1, 0) | (masked.cumsum(1) == 1))),
+            "rows do not see each other",
+        ),
+        (
+            ruled(lambda seen, masked: masked & ((masked.cumsum(1) == 1) | (seen.margin.sum(1, True) > 3.0))),
+            "what is given changes no choice; rows",
+        ),
+        (ruled(lambda _, masked: masked.long()), "the choice is bool"),
+        (ruled(lambda _, masked: masked[:1]), "the choice is bool"),
+        (ruled(lambda seen, masked: masked & (seen.entropy.zero_() == 0.0)), "the entropy are not edited"),
+        (ruled(lambda _, masked: masked.zero_()), "the masks are not edited"),
+    ],
+)
+def test_a_rule_that_breaks_a_law_is_told_which(plan: plans.Rule, law: str) -> None:
+    with pytest.raises(AssertionError, match=law):
+        testing.check_rule(plan)

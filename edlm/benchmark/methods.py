@@ -132,7 +132,7 @@ def ours(case: Case, networks: Networks, pipeline: Pipeline, seed: int) -> Metho
         kernel = pipeline.kernel._replace(draw=clock.timed(pipeline.kernel.draw, "noise"))
         with ExitStack() as stack:
             stack.enter_context(clock.watching(_parts(networks.folded, networks.ar), timing.operations))
-            stack.enter_context(clock.watching(_stages(kernel.step)))
+            stack.enter_context(clock.watching({**_stages(kernel.look), **_stages(kernel.step)}))
             return pipelines.sample(pipeline._replace(kernel=kernel), case.rows, seed=seed)
 
     return Method(
@@ -170,8 +170,8 @@ def _with_steps(pipeline: Pipeline, case: Case, num_steps: int) -> Pipeline:
 
 
 def _stages(step: Any) -> dict[str, nn.Module]:
-    """The stages of a step by name, those of a loop's parts too."""
-    parts = step.parts if isinstance(step, Looped) else (step,)
+    """The stages of a step by name, those of a loop's parts too; none of no step."""
+    parts = step.parts if isinstance(step, Looped) else () if step is None else (step,)
     return {name: stage for part in parts for name, stage in part.module.items()}
 
 

@@ -95,7 +95,10 @@ def sampler(settings: Mapping[str, Any], models: Models) -> list[str]:
     diffusion = models.diffusion or models.joint
     values = configs.of_short_keys(settings)
     low, high = values["window"]
-    plan = f"T={settings['num_steps']}" if diffusion is None else str(scores.plain(models, diffusion, settings).plan)
+    alone = None if diffusion is None else scores.plain(models, diffusion, settings)
+    if alone is not None and not scores.has_bound(alone):
+        return [f"  no bound of the sampler: what it reveals is chosen from the pass, by {alone.plan}"]
+    plan = f"T={settings['num_steps']}" if alone is None else str(alone.plan)
     how = f"{plan}, k={values['candidates']}, m={settings['num_completions']}, t in [{low:g}, {high:g}]"
     drafts = f"log Z of {settings['log_z_particles']} drafts"
     return [f"  bounds of the sampler with {how}; {drafts}"] if set(models.records) - {"ar"} else []

@@ -13,7 +13,7 @@ from edlm.models import autoregressive
 from edlm.models.denoisers import SeddDenoiser
 from edlm.process import finite
 from edlm.runs import settings as schemas
-from edlm.samplers import configs, corrections, selections
+from edlm.samplers import configs, corrections, planning, selections
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction, OfEnergy
 from edlm.samplers.sampler import Sampler
@@ -58,17 +58,26 @@ def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, 
         if diffusion is None:
             continue
         yield own, continuous(diffusion)
-        yield own, sampler(plain(models, diffusion, settings), settings)
+        alone = plain(models, diffusion, settings)
+        is_bounded = has_bound(alone)
+        if is_bounded:
+            yield own, sampler(alone, settings)
         for name, drawn in samplers(models, diffusion, settings):
-            yield name, sampler(drawn, settings)
+            if is_bounded:
+                yield name, sampler(drawn, settings)
             if name in diffusion.energies and drawn.parts is not None and drawn.parts.scope == "draft":
                 yield name, paper(diffusion, diffusion.energies[name], settings)
-            for limit in _limits(drawn):
+            for limit in _limits(drawn) if is_bounded else ():
                 named.append(limit.chooses.name)
                 again = named.count(named[-1]) > 1
                 yield f"{named[-1]}, {name}" if again else named[-1], sampler(limit, settings)
     if models.ar is not None:
         yield "ar", exact(models.ar, models.vocabulary.mask_id)
+
+
+def has_bound(drawn: Sampler) -> bool:
+    """Check whether the plan of a sampler has a bound: one that reads the pass has none over random plans."""
+    return planning.is_drawn(drawn.plan)
 
 
 def plain(models: Models, diffusion: Diffusion, settings: Mapping[str, Any]) -> Sampler:

@@ -11,7 +11,7 @@ from typing import Any, get_origin, get_type_hints
 from edlm.frontier.controls import CONTROLS
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Check, Schema
-from edlm.samplers import configs, corrections, plans, selections
+from edlm.samplers import configs, corrections, planning, selections
 from edlm.samplers.sampler import Proposal
 
 ALONE = "ar"  # instead of the axes: the AR model by itself
@@ -77,7 +77,7 @@ def _each(value: Any, key: str = "", lists: Collection[str] = ()) -> list[Any]:
 
 def _lists_of(axis: str, name: Any) -> set[str]:
     """The options of a named value of an axis that are lists by themselves, as its class says."""
-    known: Mapping[str, Mapping[str, Any]] = {"plan": plans.PLANS, "correction": corrections.CORRECTIONS}
+    known: Mapping[str, Mapping[str, Any]] = {"plan": planning.PLANS, "correction": corrections.CORRECTIONS}
     factory = known.get(axis, {}).get(name) if isinstance(name, str) else None
     try:
         hints = get_type_hints(factory) if isinstance(factory, type) else {}
@@ -125,7 +125,7 @@ def _named(known: Mapping[str, Any], check_options: Callable[[str, Mapping[str, 
 def _check_plan(key: str, value: Mapping[str, Any]) -> None:
     """A plan depends on nothing that is loaded, so it is built at once."""
     try:
-        plans.PLANS[value["name"]](**{name: option for name, option in value.items() if name != "name"})
+        planning.PLANS[value["name"]](**{name: option for name, option in value.items() if name != "name"})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key}: {error}") from error
 
@@ -151,7 +151,7 @@ _UNTIL_ESS = _with(
     {"ess": schemas.number(0, above=True), "at_most": schemas.integer(1), "first": schemas.integer(1)},
 )
 _AXES: Schema = {
-    "plan": _named(plans.PLANS, _check_plan),
+    "plan": _named(planning.PLANS, _check_plan),
     "proposal": _PROPOSAL,
     "correction": schemas.optional(_named(corrections.CORRECTIONS, _anything)),
     "candidates": schemas.either(schemas.integer(1), _UNTIL_ESS),

@@ -17,7 +17,7 @@ from edlm.likelihood.weighing import flat, weigh
 from edlm.process import noise, particles, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
-from edlm.samplers.planning import Drawn
+from edlm.samplers import planning
 from edlm.samplers.sampler import Sampler
 
 
@@ -63,7 +63,7 @@ def missing(sampler: Sampler) -> str:
         ''
     """
     selection = sampler.chooses
-    if not isinstance(sampler.plan, Drawn):
+    if not planning.is_drawn(sampler.plan):
         return (
             f"no bound over random plans is known of one that is chosen from the pass: {sampler.plan}. "
             "Its likelihood is exact instead, see likelihood.exact"
@@ -161,7 +161,7 @@ def of_sampler(
     nelbo.check_scored(scored)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
-    assert isinstance(sampler.plan, Drawn)
+    assert planning.is_drawn(sampler.plan)
     plan = sampler.plan.draw(uniforms, wanted, sampler.denoiser.schedule)
     return _sum(sampler, plan, x_0, seed, row, num_completions, num_passes)
 

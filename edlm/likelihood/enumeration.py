@@ -17,9 +17,9 @@ from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
 from edlm.models import energies
 from edlm.process.schedules import Schedule
-from edlm.samplers import stages
+from edlm.samplers import planning, stages
 from edlm.samplers.blocks import ChosenBlocks, DrawnBlocks
-from edlm.samplers.planning import Plan, Random, Rule
+from edlm.samplers.planning import Plan, Rule
 from edlm.samplers.sampler import Sampler
 from edlm.samplers.selections import Law
 
@@ -130,7 +130,8 @@ def missing(sampler: Sampler) -> str:
     if not isinstance(sampler.candidates, int):
         return f"the law of candidates until an ESS is reached is not known: {sampler.candidates}"
     plan = _as_rule(sampler.plan)
-    if not isinstance(plan.within if isinstance(plan, DrawnBlocks) else plan, Rule | Random):
+    inner = plan.within if isinstance(plan, DrawnBlocks) else plan
+    if not (planning.is_rule(inner) or planning.is_random(inner)):
         return f"the plan {sampler.plan} says nothing of its chances"
     always = tuple(sampler.window) == (0.0, 1.0)
     return "" if always else f"the law of a window is not enumerated: {list(sampler.window)}"
@@ -166,14 +167,14 @@ def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
 def _chances(steps: Transitions, sampler: Sampler, length: int) -> Iterable[Tensor]:
     """For each pass, the chance that what a transition reveals is what the pass does: (n,)."""
     plan, schedule = _as_rule(sampler.plan), sampler.denoiser.schedule
-    if isinstance(plan, Random):
+    if planning.is_random(plan) and not planning.is_rule(plan):
         return (chance[steps.masked, steps.revealed] for chance in plan.chances(schedule, length))
     states = _states(range(0), length, sampler.denoiser.mask_id + 1)
     before, after = (states[number] == sampler.denoiser.mask_id for number in (steps.before, steps.after))
     new = before & ~after
     if isinstance(plan, DrawnBlocks):
         return _in_blocks(plan, schedule, before, new)
-    assert isinstance(plan, Rule)
+    assert planning.is_rule(plan)
     same = (_choices(plan, sampler, states)[steps.before] == new).all(-1)
     return [same.double()] * length
 
@@ -182,7 +183,7 @@ def _as_rule(plan: Plan) -> Plan:
     """Return a plan that is drawn and a rule, as left to right is, as a rule, in blocks too."""
     return (
         ChosenBlocks(plan.size, plan.within)
-        if isinstance(plan, DrawnBlocks) and isinstance(plan.within, Rule)
+        if isinstance(plan, DrawnBlocks) and planning.is_rule(plan.within)
         else plan
     )
 

@@ -26,6 +26,7 @@ _KINDS = {
     "schedule": ("alpha", "alpha_slope", "inverse"),
     "source": ("num_symbols",),
     "plan": ("draw",),
+    "rule": ("choose", "expected"),  # a plan that reads the pass
     "correction": ("parts", "temperature"),
     "selection": ("choose", "in_order"),
     "energy": ("in_keys", "out_keys"),

@@ -93,7 +93,10 @@ def of_size(size: int, within: Plan) -> DrawnBlocks | ChosenBlocks:
     """Build what `plans.blocks` does, drawn or chosen as the plan inside is."""
     if isinstance(within, _Blocks):
         raise ValueError(f"within = {str(within)!r}: a block has no blocks of its own")
-    return DrawnBlocks(size, within) if isinstance(within, Drawn) else ChosenBlocks(size, within)
+    if planning.is_drawn(within):
+        return DrawnBlocks(size, within)
+    assert planning.is_rule(within)
+    return ChosenBlocks(size, within)
 
 
 def of_denoiser(plan: Plan, denoiser: Any) -> Plan:

@@ -20,7 +20,7 @@ from edlm.contracts import Denoiser, Energy
 from edlm.process import particles
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.samplers import blocks, corrections, plans, selections
+from edlm.samplers import blocks, corrections, planning, plans, selections
 from edlm.samplers.corrections import Correction, OfEnergy
 from edlm.samplers.plans import Grid, TokensPerPass
 from edlm.samplers.rounds import UntilEss
@@ -58,7 +58,7 @@ def config(sampler: Sampler) -> dict[str, Any]:
     correction, candidates, chosen = sampler.correction, sampler.candidates, sampler.chooses
     known = selections.SELECTIONS.get(chosen.name) == chosen
     return {
-        "plan": _written(sampler.plan, plans.PLANS),
+        "plan": _written(sampler.plan, planning.PLANS),
         "proposal": sampler.proposal._asdict(),
         "correction": None if correction is None else _written(correction, corrections.CORRECTIONS),
         "candidates": candidates if isinstance(candidates, int) else _fields(candidates),
@@ -215,7 +215,7 @@ def _axes(
     given = {"denoiser": denoiser, "schedule": denoiser.schedule, "mask_id": denoiser.mask_id, **offered}
     found = dict(values)
     if "plan" in found:
-        plan = _built(f"{where}plan", found["plan"], plans.PLANS, given, "plan")
+        plan = _built(f"{where}plan", found["plan"], planning.PLANS, given, "plan", "rule")
         found["plan"] = blocks.of_denoiser(plan, denoiser)
     elif getattr(denoiser, "block_size", None) is not None:
         found["plan"] = blocks.of_denoiser(plans.first_hitting(), denoiser)
@@ -284,12 +284,12 @@ def _check_plan(key: str, value: Any) -> None:
     if isinstance(value, dict) and "_component_" in value:
         COMPONENT(key, value)
         return
-    name, options = _name_and_options(key, value, plans.PLANS)
-    schemas.check_arguments(key, plans.PLANS[name], options, name, offered=OFFERED)
+    name, options = _name_and_options(key, value, planning.PLANS)
+    schemas.check_arguments(key, planning.PLANS[name], options, name, offered=OFFERED)
     if _WITHIN in options:
         _check_plan(f"{key}.{_WITHIN}", options[_WITHIN])
-    if not schemas.needed_by(plans.PLANS[name]) - set(options):
-        _built(key, value, plans.PLANS, {})
+    if not schemas.needed_by(planning.PLANS[name]) - set(options):
+        _built(key, value, planning.PLANS, {})
 
 
 def _check_correction(key: str, value: Any) -> None:

@@ -39,8 +39,9 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
     eager: as written. compile: each step one graph without a break, for any number of rows and positions; where logits
     have to come in tiles, one for each power of two of them. cudagraph: these graphs captured and replayed, rows and
     positions padded to powers of two so that few captures are needed. The rounds of an adaptive kernel are graphs of
-    their own, in both modes. Both read the whole text in every pass: a cache of finished blocks has another shape for
-    each of them. On a CPU without a C++ compiler, compile warns and stays eager.
+    their own, in both modes, and so is what a plan reads before it chooses. Both read the whole text in every pass: a
+    cache of finished blocks has another shape for each of them. On a CPU without a C++ compiler, compile warns and
+    stays eager.
 
     Args:
         pipeline: what is to be run faster.

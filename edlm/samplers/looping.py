@@ -60,7 +60,7 @@ class _Rows(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What the host knows of every row before a pass, (b,) each: masks left, time, and whether it is corrected."""
+    """The state of every row before a pass, (b,) each, on the host: masks left, time, and whether it is corrected."""
 
     left: Tensor
     t: Tensor
@@ -76,7 +76,7 @@ def passes(
     row: Tensor,
     first_pass: int = 0,
 ) -> Iterator[Pass]:
-    """Fill the masks of the tokens (b, l), pass by pass; noise is keyed by `row` (b,) and `first_pass` + its own pass.
+    """Take passes until no mask of the tokens (b, l) is left; noise is keyed by `row` (b,) and `first_pass` + the pass.
 
     Raises ValueError where a plan reveals nothing of a row that has masks.
     """

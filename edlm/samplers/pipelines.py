@@ -18,12 +18,11 @@ from edlm import contracts
 from edlm.process import absorbing, finite, noise, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
-from edlm.samplers import caching, looping, records
+from edlm.samplers import caching, looping, planning, records
 from edlm.samplers import sampler as samplers
 from edlm.samplers.caching import Places
 from edlm.samplers.kernel import Kernel, check_evaluating, device_of
 from edlm.samplers.looping import Padding, Pass
-from edlm.samplers.planning import Drawn
 from edlm.samplers.sampler import Sampler
 
 Callback = Callable[[TensorDict, TensorDict], None]
@@ -218,7 +217,7 @@ def _run(
     kernel, b, length = pipeline.kernel, *tokens.shape
     masked = tokens == kernel.denoiser.mask_id
     reveal_noise = noise.grid(seed, row, first_pass, Stream.REVEAL, length)
-    if not isinstance(pipeline.sampler.plan, Drawn):
+    if not planning.is_drawn(pipeline.sampler.plan):
         return _run_chosen(pipeline, tokens, seed, row, first_pass, callback)
     plan = pipeline.sampler.plan.draw(reveal_noise, masked, kernel.denoiser.schedule)
     # Rows with the most passes first: those that still run are then always the first ones.

@@ -1,7 +1,7 @@
 """The contract of a plan, which says what positions a pass reveals, and the names of those that there are."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ class Expected(NamedTuple):
     entered: float
 
 
-@runtime_checkable
 class Drawn(Protocol):
     """The positions that a pass reveals, drawn before the first pass. `str` is what it is called in tables.
 
@@ -45,7 +44,6 @@ class Drawn(Protocol):
         ...
 
 
-@runtime_checkable
 class Random(Drawn, Protocol):
     """One whose law is enumerated by how likely each set is, which depends on its size alone."""
 
@@ -54,7 +52,6 @@ class Random(Drawn, Protocol):
         ...
 
 
-@runtime_checkable
 class Rule(Protocol):
     """The positions that a pass reveals, a function of the state. `str` is what it is called in tables.
 
@@ -94,6 +91,60 @@ def register(plan: Any, name: str | None = None) -> None:
         True
     """
     registries.put(PLANS, "plan", name or plan.name, plan)
+
+
+def is_drawn(plan: Plan) -> TypeGuard[Drawn]:
+    """Check whether a plan is fixed before the first pass; one that is not reads the pass.
+
+    Args:
+        plan: any plan.
+
+    Returns:
+        Whether it has `draw`.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.samplers import planning
+        >>> planning.is_drawn(edlm.plans.LeftToRight()), planning.is_drawn(edlm.plans.EntropyBound())
+        (True, False)
+    """
+    return hasattr(plan, "draw")
+
+
+def is_rule(plan: Plan) -> TypeGuard[Rule]:
+    """Check whether what a plan reveals is a function of the state, without any chance in it.
+
+    Args:
+        plan: any plan.
+
+    Returns:
+        Whether it has `choose`.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.samplers import planning
+        >>> planning.is_rule(edlm.plans.LeftToRight()), planning.is_rule(edlm.plans.Grid(4))
+        (True, False)
+    """
+    return hasattr(plan, "choose")
+
+
+def is_random(plan: Plan) -> TypeGuard[Random]:
+    """Check whether a plan says how likely it is to reveal a set of masks.
+
+    Args:
+        plan: any plan.
+
+    Returns:
+        Whether it has `chances`.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.samplers import planning
+        >>> planning.is_random(edlm.plans.LeftToRight()), planning.is_random(edlm.plans.Grid(4))
+        (False, True)
+    """
+    return hasattr(plan, "chances")
 
 
 def by_count(schedule: Schedule, length: int, window: tuple[float, float], count: int) -> Expected:

@@ -2,7 +2,7 @@
 
 | axis | says | values |
 |---|---|---|
-| plan | which positions a pass reveals | `edlm.plans` |
+| plan | which positions a pass reveals | `edlm.plans`, drawn first or chosen from the pass |
 | proposal | the law of each token | `Proposal`: temperature, nucleus |
 | correction | how what is proposed is put right | None, or of `edlm.samplers.corrections` |
 | candidates | how many are weighed | a number, or `rounds.UntilEss` |
@@ -25,11 +25,11 @@ from edlm.contracts import Denoiser, Positions
 from edlm.declaration import Stages
 from edlm.models.denoisers import SubsDenoiser
 from edlm.process import finite, particles, schedules
-from edlm.samplers import blocks, caching, passes, plans, selections, speculative, stages
+from edlm.samplers import blocks, caching, passes, planning, plans, selections, speculative, stages
 from edlm.samplers import kernel as kernels
 from edlm.samplers.corrections import Correction, Parts
 from edlm.samplers.kernel import Kernel, Looped
-from edlm.samplers.planning import Drawn, Expected, Plan
+from edlm.samplers.planning import Expected, Plan
 from edlm.samplers.rounds import Rounds, UntilEss
 from edlm.samplers.selections import Selection
 
@@ -238,8 +238,9 @@ def _read(denoiser: Denoiser, before: Stages, cached: bool) -> Stages:
 
 def _ahead(sampler: Sampler, before: Stages) -> tuple[TensorDictModuleBase | None, Stages]:
     """Split off the stages that end in what a plan chooses, if it reads the pass; what is left begins the step."""
-    if isinstance(sampler.plan, Drawn):
+    if planning.is_drawn(sampler.plan):
         return None, before
+    assert planning.is_rule(sampler.plan)
     law = stages.Law(sampler.denoiser, *sampler.proposal)
     return declaration.sequence({**before, "choose": stages.choose(law, sampler.plan, sampler.denoiser.mask_id)}), {}
 
@@ -261,8 +262,8 @@ def describe(sampler: Sampler, cached: bool = False) -> str:
         >>> print(edlm.samplers.describe(edlm.samplers.Sampler(denoiser)).splitlines()[0])
         denoise  x_t, positions -> hidden
     """
-    kernel = kernel_of(sampler, cached)
-    look, step = kernel.look, kernel.step
+    built = kernel_of(sampler, cached)
+    look, step = built.look, built.step
     ahead = {} if look is None else dict(look.module.items())
     if not isinstance(step, Looped):
         return declaration.algorithm(declaration.sequence({**ahead, **dict(step.module.items())}))
@@ -340,6 +341,8 @@ def _check(sampler: Sampler) -> None:
     if not 0.0 < sampler.proposal.nucleus <= 1.0:
         raise ValueError(f"proposal.nucleus = {sampler.proposal.nucleus} must lie in (0, 1]")
     schedules.check_window(sampler.window)
+    if not (planning.is_drawn(sampler.plan) or planning.is_rule(sampler.plan)):
+        raise ValueError(f"plan = {sampler.plan!r} must be drawn, with `draw`, or read the pass, with `choose`")
     blocks.check(sampler.plan, sampler.denoiser)
     if sampler.remasking is not None:
         raise ValueError(f"remasking = {sampler.remasking!r}: there is no rule but None")

@@ -160,7 +160,7 @@ def test_a_line_goes_on_as_the_sampler_that_it_is_of(tmp_path: Path, changed: Ca
     [
         ({"plan": {"name": "shares"}}, "share"),
         ({"plan": {"name": "shares", "part": 1}}, "part"),
-        ({"plan": {"name": "share"}}, "must be one of grid, times, tokens_per_pass, shares"),
+        ({"plan": {"name": "share"}}, "tokens_per_pass, left_to_right, shares"),
         ({"selection": "first"}, "must be one of sir, imh, greedy, speculative, last"),
     ],
 )

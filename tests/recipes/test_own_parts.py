@@ -42,7 +42,7 @@ def drawn(file: Path) -> list[dict[str, Any]]:
 
 
 def test_each_part_is_a_file_of_at_most_forty_lines() -> None:
-    assert list(own_parts.FILES) == ["my_plan.py", "my_energy.py", "my_correction.py", "my_selection.py"]
+    assert list(own_parts.FILES) == ["my_plan.py", "my_rule.py", "my_energy.py", "my_correction.py", "my_selection.py"]
     assert all(len(code.splitlines()) < 40 for code in own_parts.FILES.values())
 
 
@@ -54,6 +54,19 @@ def test_a_plan_of_ones_own_reveals_block_by_block(folder: Path, monkeypatch: py
     assert bool((order[:, 3:6].amax(1) < order[:, 6:].amin(1)).all())
     assert order.sort(1).values.tolist() == 4 * [list(range(8))]
     assert samplers.from_config({"plan": {"name": "blocks", "size": 3}}, tiny_denoiser()).plan == plan
+
+
+def test_a_plan_of_ones_own_reads_the_pass_block_by_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = own("my_rule", monkeypatch).SureOfBlock(3, 0.4)
+    testing.check_rule(plan)
+    denoiser = tiny_denoiser(vocab_size=V, max_length=8)
+    shown: list[torch.Tensor] = []
+    pipeline = edlm.pipelines.pipeline(samplers.Sampler(denoiser, plan), 8)
+    edlm.sample(pipeline, 4, callback=lambda state, _: shown.append(state["x_t"] == MASK))
+    for masked in shown:  # no block is begun before the one to its left is written
+        begun = [bool((~masked[row, i : i + 3]).any()) for row in range(4) for i in (3, 6)]
+        written = [not bool(masked[row, i : i + 3].any()) for row in range(4) for i in (0, 3)]
+        assert all(before or not after for before, after in zip(written, begun, strict=True))
 
 
 def test_an_energy_of_ones_own_keeps_its_laws_and_helps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +109,7 @@ def test_a_selection_of_ones_own_keeps_its_laws(folder: Path, monkeypatch: pytes
     ("recipe", "words"),
     [
         ("generate", ["sampler.plan._component_=my_plan.Blocks", "sampler.plan.size=4", "energy=null"]),
+        ("generate", ["sampler.plan._component_=my_rule.SureOfBlock", "sampler.plan.size=4", "energy=null"]),
         ("generate", ["energy._component_=my_energy.repetition", "energy.weight=4"]),
         ("generate", ["energy=null", "sampler.correction._component_=my_correction.Sharpen", "num_particles=4"]),
         ("generate", ["energy=chain_rule", "sampler.selection._component_=my_selection.among_best"]),

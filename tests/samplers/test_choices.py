@@ -1,31 +1,20 @@
 """Positions that are chosen from the pass: each rule beside its definition in plain loops."""
 
-import math
-
 import pytest
 import torch
+from builders import tiny_denoiser
+from choosing import RULES, slowly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import edlm
+from edlm import samplers, testing
+from edlm.frontier import grid
 from edlm.process import categorical, schedules
-from edlm.samplers import plans
+from edlm.samplers import configs, corrections, plans
 from edlm.samplers.planning import Seen
-
-RULES = [
-    plans.EntropyBound(0.0),
-    plans.EntropyBound(0.3),
-    plans.EntropyBound(1.0, most=2),
-    plans.EntropyBound(0.5, by="confidence"),
-    plans.EntropyBound(0.5, by="margin"),
-    plans.Confidence(0.7),
-    plans.Confidence(1.0),
-    plans.Ranked(1),
-    plans.Ranked(2, by="margin"),
-    plans.Ranked(3, by="entropy"),
-    plans.LeftToRight(1),
-    plans.LeftToRight(3),
-]
+from edlm.samplers.sampler import Sampler
 
 
 def laws(seed: int, b: int, l: int, v: int) -> Tensor:
@@ -40,32 +29,6 @@ def laws(seed: int, b: int, l: int, v: int) -> Tensor:
 def seen(law: Tensor) -> Seen:
     b, l, v = law.shape
     return Seen(*(value.view(b, l) for value in categorical.certainty(law.log().view(b * l, v))))
-
-
-def slowly(plan: plans.Rule, law: list[list[float]], masked: list[bool]) -> set[int]:
-    """The positions of one row, by the definition of each rule."""
-    entropy = [sum(-p * math.log(p) for p in each if p > 0.0) for each in law]
-    best = [sorted(each, reverse=True) for each in law]
-    keys = {
-        "entropy": entropy,
-        "confidence": [-each[0] for each in best],
-        "margin": [each[1] - each[0] for each in best],
-    }
-    left = [i for i, is_mask in enumerate(masked) if is_mask]
-    if not left:
-        return set()
-    if isinstance(plan, plans.LeftToRight):
-        return set(left[: plan.count])
-    by = getattr(plan, "by", "confidence")
-    order = sorted(left, key=lambda i: (round(keys[by][i] * 2**20), i))
-    if isinstance(plan, plans.Ranked):
-        return set(order[: plan.count])
-    if isinstance(plan, plans.Confidence):
-        return {i for i in left if best[i][0] > plan.threshold} or {order[0]}
-    assert isinstance(plan, plans.EntropyBound)
-    sizes = [k for k in range(1, len(order) + 1) if k <= (plan.most or len(order))]
-    budget = {k: sum(sorted(entropy[i] for i in order[:k])[:-1]) for k in sizes}  # all but the largest
-    return set(order[: max([k for k in sizes if budget[k] <= plan.gamma], default=1)])
 
 
 @pytest.mark.parametrize("plan", RULES, ids=str)
@@ -156,3 +119,33 @@ def test_left_to_right_is_drawn_without_any_number() -> None:
 def test_bad_input_is_named(build: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("plan", [plans.Ranked(3), plans.LeftToRight(2)], ids=str)
+def test_what_is_expected_of_a_count_is_what_a_text_takes(plan: plans.Plan) -> None:
+    energy = corrections.OfEnergy(edlm.energies.zero(), "transition")
+    sampler = Sampler(tiny_denoiser(), plan, correction=energy, candidates=2, window=(0.3, 0.8))
+    info = edlm.sample(edlm.pipelines.pipeline(sampler, 8), 2)["info"]
+    expected = samplers.expected(sampler, 8)
+    assert expected.passes == info["t"].shape[1]
+    assert [expected.corrected] * 2 == info["corrected"].sum(1).tolist()
+    assert [expected.revealed * 8] * 2 == (info["corrected"] * info["revealed"]).sum(1).tolist()
+    assert expected.entered == 1.0
+    assert samplers.expected_passes(sampler, 8) == expected.passes
+
+
+@pytest.mark.parametrize("plan", [plans.EntropyBound(), plans.Confidence()], ids=str)
+def test_what_depends_on_the_tokens_is_not_made_up(plan: plans.Plan) -> None:
+    sampler = Sampler(tiny_denoiser(), plan)
+    assert samplers.expected(sampler, 8) is None
+    assert samplers.expected_passes(sampler, 8) is None
+    assert grid.expected_passes(sampler, 8) == 8.0, "the most it can be, for the time that is left"
+
+
+@pytest.mark.parametrize("plan", RULES, ids=str)
+def test_a_rule_stands_in_a_config_and_keeps_its_laws(plan: plans.Rule) -> None:
+    section = samplers.config(Sampler(tiny_denoiser(), plan))
+    assert section["plan"]["name"] == plan.name
+    configs.section("sampler", section)
+    assert samplers.from_config(section, tiny_denoiser()).plan == plan
+    testing.check_rule(plan)

@@ -91,7 +91,11 @@ def test_a_component_stands_wherever_a_name_may(own: str) -> None:
     [
         ("plan", "nowhere.Plan", r"^sampler\.plan\._component_ = 'nowhere\.Plan' must be .* named 'nowhere'\)"),
         ("plan", "OWN.Missing", r"^sampler\.plan\._component_ = .*has no attribute 'Missing'"),
-        ("plan", "OWN.nothing", r"^sampler\.plan: .*makes no plan, but something of type int without 'draw'"),
+        (
+            "plan",
+            "OWN.nothing",
+            r"^sampler\.plan: .*makes no plan and no rule, but something of type int without 'draw'",
+        ),
         ("correction", "OWN.nothing", r"^sampler\.correction: .*makes no correction and no energy, but .* int"),
         ("selection", "OWN.nothing", r"^sampler\.selection: .*makes no selection"),
         ("plan", "OWN.broken", r"^sampler\.plan: own_.*\.broken: KeyError: 'what'"),

@@ -88,7 +88,7 @@ def test_a_config_gives_the_same_sampler_back_and_names_tell_samplers_apart(case
     ("values", "message"),
     [
         ({"steps": 3}, r"sampler\.steps: unknown key; known keys: plan, proposal, "),
-        ({"plan": {"name": "best"}}, r"plan\.name = 'best' must be one of grid, times, tokens_per_pass"),
+        ({"plan": {"name": "best"}}, r"plan\.name = 'best' must be one of .*grid, times, tokens_per_pass"),
         ({"plan": "grid"}, r"sampler\.plan = 'grid' must be a section"),
         ({"plan": {"name": "grid", "steps": 3}}, r"sampler\.plan\.steps: unknown key; did you mean 'num_steps'"),
         ({"plan": {"name": "grid", "num_steps": "3"}}, r"sampler\.plan\.num_steps = '3' must be of type int"),
