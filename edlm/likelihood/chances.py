@@ -25,7 +25,7 @@ def of_passes(sampler: Sampler, length: int, before: Tensor, after: Tensor) -> I
     states = _words(length, mask_id + 1)
     masked, left = (states[number] == mask_id for number in (before, after))
     new = masked & ~left
-    if not isinstance(plan, DrawnBlocks) and planning.is_random(plan):
+    if not isinstance(plan, DrawnBlocks) and planning.is_random(plan) and not planning.is_rule(plan):
         return (chance[masked.sum(1), new.sum(1)] for chance in plan.chances(schedule, length))
     if isinstance(plan, DrawnBlocks):
         return _in_blocks(plan, schedule, masked, new)

@@ -127,7 +127,7 @@ def before_random_passes(
     scored: Tensor | None,
     block_size: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do the same in every block, with a pass of its own; None: one block is all. The times are (b, blocks).
+    """Return the same of every block, with a pass of its own; None: one block is all. The times are (b, blocks).
 
     A block without a scored position has no mask. Raises ValueError for a row without one.
     """

@@ -90,7 +90,7 @@ class Transformer(nn.Module):
         """
         if clean is not None and self.block_size is not None and tokens.shape[1] > self.block_size:
             return self._beside_clean(tokens, clean, sigma, positions)
-        mask = self._mask(tokens)
+        mask = both(in_blocks(tokens.shape[1], self.block_size, tokens), readable(self._valid(tokens)))
         states, context = self.trunk(self.embedding(tokens), sigma=sigma, mask=mask, positions=positions, keep=keep)
         return (states, context) if keep else states
 
@@ -104,10 +104,6 @@ class Transformer(nn.Module):
         wanted = None if positions is None else positions + positions // l * l
         states, _ = self.trunk(x, (cos, sin), sigma, mask, positions=wanted)
         return states[:, :l] if positions is None else states
-
-    def _mask(self, tokens: Tensor) -> Tensor | None:
-        """Build what each position reads of (b, l), bool; None: everything."""
-        return both(in_blocks(tokens.shape[1], self.block_size, tokens), readable(self._valid(tokens)))
 
     def in_order(
         self,
@@ -325,16 +321,7 @@ class JointNetwork(nn.Module):
         sizes.require_sizes(self.arguments)
         self.max_length, self.pad_id, self.block_size = max_length, pad_id, block_size
         self.denoiser = Transformer(
-            vocab_size,
-            max_length,
-            hidden_size,
-            num_layers,
-            num_heads,
-            conditioning_size,
-            dropout=dropout,
-            norm_bias=norm_bias,
-            pad_id=pad_id,
-            block_size=block_size,
+            **{key: self.arguments[key] for key in self.arguments if key != "num_energy_layers"}
         )
         self.new = nn.Linear(hidden_size, hidden_size)
         self.energy_trunk = Trunk(hidden_size, num_energy_layers, num_heads, 0, False, dropout, norm_bias)

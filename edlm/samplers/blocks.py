@@ -16,8 +16,6 @@ from edlm.process.schedules import Schedule
 from edlm.samplers import planning
 from edlm.samplers.planning import Drawn, Expected, Plan, Rule, Seen
 
-_NAME = "blocks"
-
 
 @dataclass(frozen=True)
 class _Blocks:
@@ -25,7 +23,7 @@ class _Blocks:
 
     size: int
     within: Any
-    name: ClassVar[str] = _NAME
+    name: ClassVar[str] = "in_blocks"
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -148,3 +146,6 @@ def _together(each: list[Expected], sizes: list[int], length: int, window: tuple
     passes, corrected, entered = (sum(found[i] for found in each) for i in (0, 1, 3))
     revealed = sum(size * found.revealed for size, found in zip(sizes, each, strict=True)) / length
     return Expected(passes, corrected, revealed, min(entered, 1.0) if window == (0.0, 1.0) else entered)
+
+
+planning.register(of_size, _Blocks.name)

@@ -29,7 +29,7 @@ class Places(NamedTuple):
 
 
 def can(denoiser: Any) -> bool:
-    """Tell whether a denoiser can keep what is finished: one of several blocks, whose network is told no time."""
+    """Check whether a denoiser can keep what is finished: one of several blocks, whose network is told no time."""
     if not isinstance(denoiser, SubsDenoiser) or denoiser.block_size is None or denoiser.told is not None:
         return False
     return isinstance(denoiser.network, Cached)

@@ -74,11 +74,12 @@ Plan = Drawn | Rule
 PLANS: dict[str, Callable[..., Plan]] = {}
 
 
-def register(plan: Any) -> None:
+def register(plan: Any, name: str | None = None) -> None:
     """Give a class of plans its own `name` in configs; the same class again takes its place.
 
     Args:
-        plan: the class.
+        plan: the class, or a function that builds plans.
+        name: of a function; a class has its own.
 
     Raises:
         ValueError: for a name that another one has.
@@ -89,7 +90,7 @@ def register(plan: Any) -> None:
         >>> "grid" in edlm.plans.PLANS
         True
     """
-    registries.put(PLANS, "plan", plan.name, plan)
+    registries.put(PLANS, "plan", name or plan.name, plan)
 
 
 def is_drawn(plan: Plan) -> TypeGuard[Drawn]:

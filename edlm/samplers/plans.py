@@ -17,7 +17,7 @@ from torch import Tensor
 from edlm.process import absorbing, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.schedules import Schedule
-from edlm.samplers import planning, registries
+from edlm.samplers import planning
 from edlm.samplers.blocks import ChosenBlocks, DrawnBlocks, of_size
 from edlm.samplers.choices import Confidence, EntropyBound, Ranked
 from edlm.samplers.planning import PLANS, Drawn, Expected, Plan, Random, Rule, register
@@ -282,9 +282,6 @@ def blocks(size: int, within: Plan = _ONE_BY_ONE) -> DrawnBlocks | ChosenBlocks:
         blocks of 16, T=4
     """
     return of_size(size, within)
-
-
-registries.put(PLANS, "plan", DrawnBlocks.name, blocks)
 
 
 def first_hitting() -> TokensPerPass:

@@ -154,7 +154,7 @@ def name(sampler: Sampler) -> str:
 
 
 def can_cache(sampler: Sampler) -> bool:
-    """Tell whether a sampler can keep keys and values of finished blocks: see `caching`.
+    """Check whether a sampler can keep keys and values of finished blocks: see `caching`.
 
     Args:
         sampler: any sampler.

@@ -10,7 +10,7 @@ from torch import Tensor
 import edlm
 from edlm.likelihood import bounds, enumeration
 from edlm.process import schedules
-from edlm.samplers import configs, corrections, pipelines, plans
+from edlm.samplers import configs, corrections, pipelines, planning, plans
 from edlm.samplers.sampler import Sampler
 
 SCHEDULE = schedules.log_linear()
@@ -79,7 +79,7 @@ def test_a_chosen_plan_is_asked_for_the_leftmost_block_with_masks_alone():
     plan = plans.blocks(2, plans.Ranked(2))
     sure = torch.tensor([[0.1, 0.2, 0.9, 0.8, 0.7], [0.1, 0.2, 0.3, 0.9, 0.1], [0.0, 0.0, 0.0, 0.0, 0.9]])
     masked = torch.tensor([[True] * 5, [False, False, True, True, True], [False] * 4 + [True]])
-    seen = plans.planning.Seen(1 - sure, sure, sure)
+    seen = planning.Seen(1 - sure, sure, sure)
     assert plan.choose(seen, masked).tolist() == [
         [True, True, False, False, False],
         [False, False, True, True, False],
@@ -220,7 +220,7 @@ def test_a_denoiser_of_blocks_has_its_blocks_whatever_plan_a_config_says():
     grid = {"name": "grid", "num_steps": 3}
     assert configs.from_config({"plan": grid}, model).plan == plans.blocks(2, plans.Grid(3))
     assert configs.from_config({}, model).plan == plans.blocks(2)
-    finer = {"name": "blocks", "size": 1, "within": grid}
+    finer = {"name": "in_blocks", "size": 1, "within": grid}
     assert configs.from_config({"plan": finer}, model).plan == plans.blocks(1, plans.Grid(3))
     assert configs.from_config({"plan": grid}, denoiser(None)).plan == plans.Grid(3)
 

@@ -13,7 +13,7 @@ import edlm
 from edlm import contracts
 from edlm.declaration import stage
 from edlm.models import energies
-from edlm.samplers import caching, corrections, pipelines, plans
+from edlm.samplers import caching, corrections, pipelines, planning, plans
 from edlm.samplers.planning import Plan
 from edlm.samplers.rounds import UntilEss
 from edlm.samplers.sampler import Proposal, Sampler, can_cache
@@ -117,7 +117,7 @@ def test_padding_that_is_never_read_is_not_read_from_a_cache_either():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("within", WITHIN, ids=str)
 def test_the_tokens_are_those_of_whole_passes(kind: str, within: Plan):
-    if "window" in kind and isinstance(within, plans.Rule) and not isinstance(within, plans.Drawn):
+    if "window" in kind and not planning.is_drawn(within):
         within = plans.TokensPerPass(3)  # of what is chosen the time is that of the whole text
     cached, whole = both(Sampler(MODELS[3], plans.blocks(3, within), **KINDS[kind]))
     ours, theirs = (edlm.sample(each, 5, seed=4, prompt=prompts(5, LENGTH, 5)) for each in (cached, whole))
