@@ -174,12 +174,8 @@ def kernel_of(sampler: Sampler) -> Kernel:
         return outside
     choose = sampler.chooses.choose
     if choose is None:
-        assert parts.order is not None
-        step: Looped | TensorDictSequential = speculative.step(
-            denoiser, parts.before, parts.order, parts.reads, *sampler.proposal
-        )
         draw = partial(kernels.draw, speculative.NUMBERS)
-        return Kernel(denoiser, parts.init, draw, step, "revealed", 1, outside)
+        return Kernel(denoiser, parts.init, draw, _in_order(sampler, parts), _proposes(parts), 1, outside)
     temperature = sampler.correction.temperature
     weigh = {**proposed, **parts.weigh}
     finish = {
@@ -190,12 +186,23 @@ def kernel_of(sampler: Sampler) -> Kernel:
     if isinstance(sampler.candidates, UntilEss):
         log_weights = partial(particles.log_weights, temperature=temperature)
         expect, weigh_, finish_ = (declaration.sequence(each) for each in (parts.before, weigh, finish))
-        step = Rounds(expect, weigh_, finish_, log_weights, choose, sampler.candidates)
+        step: Looped | TensorDictSequential = Rounds(expect, weigh_, finish_, log_weights, choose, sampler.candidates)
     else:
         step = declaration.sequence({**parts.before, **weigh, "select": stages.select(choose, temperature), **finish})
-    proposes: Positions = "masked" if parts.scope == "draft" else "revealed"
     draw = partial(kernels.draw, sampler.most)
-    return Kernel(denoiser, parts.init, draw, step, proposes, sampler.most, outside)
+    return Kernel(denoiser, parts.init, draw, step, _proposes(parts), sampler.most, outside)
+
+
+def _proposes(parts: Parts) -> Positions:
+    return "masked" if parts.scope == "draft" else "revealed"
+
+
+def _in_order(sampler: Sampler, parts: Parts) -> Looped:
+    """Build the step that draws from the law of a correction, with no candidate."""
+    if parts.write is not None:
+        return parts.write(*sampler.proposal)
+    assert parts.order is not None
+    return speculative.step(sampler.denoiser, parts.before, parts.order, parts.reads, *sampler.proposal)
 
 
 def describe(sampler: Sampler) -> str:
@@ -308,7 +315,7 @@ def _check(sampler: Sampler) -> None:
         return
     parts = correction.parts(sampler.denoiser)
     if selection.in_order:
-        if parts.order is None:
+        if parts.order is None and parts.write is None:
             raise ValueError(
                 f"selection = {selection.name!r} needs a correction with a law of its own for new tokens in order, as "
                 f"chain_rule has: {correction.name!r} has none"
@@ -319,4 +326,8 @@ def _check(sampler: Sampler) -> None:
             raise ValueError(
                 f"temperature = {correction.temperature} of the correction must be 1: at another one its weights tend "
                 f"to no law that {selection.name!r} could draw from"
+            )
+        if parts.scope == "draft" and not _always(sampler):
+            raise ValueError(
+                f"window = {list(sampler.window)} must be [0, 1]: {correction.name} draws whole texts in order"
             )

@@ -18,6 +18,7 @@ where tokens hardly depend on each other one or two do. Masked models that check
 """
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from tensordict import TensorDict
@@ -49,11 +50,11 @@ def step(
     temperature, nucleus: of every law, p_theta and q alike, so tokens are drawn as those of an autoregressive model
     would be. The host waits in every round for which rows go on.
     """
-    law = _Law(denoiser, temperature, nucleus)
+    law = Law(denoiser, temperature, nucleus)
     return Speculation(
-        sequence({**before, "propose": stage("hidden, proposal_noise -> proposed, log_p_proposed", _Propose(law))}),
+        sequence({**before, "propose": stage("hidden, proposal_noise -> proposed, log_p_proposed", Propose(law))}),
         sequence({"order": order, "verify": stage(_VERIFY, _Verify(law))}),
-        sequence({"resample": stage("hidden, in_order, proposal_noise -> proposed", _Resample(law))}),
+        sequence({"resample": stage("hidden, in_order, proposal_noise -> proposed", Resample(law, law))}),
         reads,
     )
 
@@ -140,61 +141,85 @@ class Speculation(Looped):
         return taken, proposed.index_copy(0, refused, resampled[contracts.PROPOSED][: len(refused)]), wrong
 
 
-class _Law(nn.Module):
+class Tokens(Protocol):
+    """What gives a law of tokens at states: a denoiser, or a causal network by `autoregressive.Law`."""
+
+    vocab_size: int
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map states (n, h) to unnormalised log-probabilities (n, v), `-inf` at the mask."""
+        ...
+
+
+class Law(nn.Module):
     """The law that tokens are drawn from: logits (n, v) of states (n, h), cooled, and cut to a nucleus."""
 
-    def __init__(self, denoiser: Denoiser, temperature: float, nucleus: float) -> None:
+    def __init__(self, of: Tokens, temperature: float, nucleus: float) -> None:
         super().__init__()
-        self.denoiser, self.temperature, self.nucleus = denoiser, temperature, nucleus
+        self.of, self.temperature, self.nucleus = of, temperature, nucleus
 
     def forward(self, states: Tensor) -> Tensor:
-        logits: Tensor = self.denoiser.logits(states)
+        """Give the logits (n, v)."""
+        logits = self.of.logits(states)
         return categorical.nucleus(categorical.cooled(logits, self.temperature), self.nucleus)
 
     def tiles(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The same rows of tensors (n, ...), so many at a time as may have their logits at once."""
-        rows = categorical.rows_at_once(self.denoiser.vocab_size, tensors[0].device, torch.compiler.is_compiling())
+        """Cut tensors (n, ...) into tiles of so many rows as may have their logits at once."""
+        rows = categorical.rows_at_once(self.of.vocab_size, tensors[0].device, torch.compiler.is_compiling())
         return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
-class _OfLaw(nn.Module):
-    def __init__(self, law: _Law) -> None:
+class Propose(nn.Module):
+    """Plain sampling's draws (n,) and their log-probabilities (n,)."""
+
+    def __init__(self, law: Law) -> None:
         super().__init__()
         self.law = law
 
-
-class _Propose(_OfLaw):
-    """Plain sampling's draws (n,) and their log-probabilities (n,)."""
-
     def forward(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw by the first uniform of states (n, h)."""
         first = uniforms[:, :1]
         drawn = [categorical.inverse_cdf(self.law(states), u) for states, u in self.law.tiles(hidden, first)]
         tokens, log_p = (torch.cat(parts).squeeze(-1) for parts in zip(*drawn, strict=True))
         return tokens, log_p
 
 
-class _Verify(_OfLaw):
-    """Whether each stays as proposed, bool (n,): with probability `min(1, q / p)`; a row's first one is a draw of q.
+class Accept(nn.Module):
+    """Whether each stays as proposed, bool (n,), with probability `min(1, q / p)`; and whether q is no law there."""
 
-    And whether q is no law, bool (n,), where it is asked.
-    """
+    def __init__(self, wanted: Law) -> None:
+        super().__init__()
+        self.wanted = wanted
 
-    def forward(
+    def forward(self, in_order: Tensor, proposed: Tensor, log_p: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Decide by the second uniform of states (n, h) of q."""
+        tiles = self.wanted.tiles(in_order, proposed.unsqueeze(-1))
+        log_q = torch.cat([categorical.token_log_prob(self.wanted(states), own) for states, own in tiles]).squeeze(-1)
+        return uniforms[:, 1].log() + log_p < log_q, log_q.isnan()
+
+
+class _Verify(Accept):
+    """The same where a row's first token is a draw of q, whose state means nothing."""
+
+    def forward(  # type: ignore[override]
         self, candidates: Tensor, positions: Tensor, in_order: Tensor, proposed: Tensor, log_p: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
         _, number = absorbing.numbered(positions, candidates.shape[2])
-        tiles = self.law.tiles(in_order, proposed.unsqueeze(-1))
-        log_q = torch.cat([categorical.token_log_prob(self.law(states), own) for states, own in tiles]).squeeze(-1)
-        first = number == 0
-        return first | (uniforms[:, 1].log() + log_p < log_q), ~first & log_q.isnan()
+        accepted, wrong = super().forward(in_order, proposed, log_p, uniforms)
+        return (number == 0) | accepted, (number > 0) & wrong
 
 
-class _Resample(_OfLaw):
-    """The law of the token in the place of one that is not accepted: (n,)."""
+class Resample(nn.Module):
+    """The tokens in the place of those that are not accepted: (n,)."""
+
+    def __init__(self, proposal: Law, wanted: Law) -> None:
+        super().__init__()
+        self.proposal, self.wanted = proposal, wanted
 
     def forward(self, hidden: Tensor, in_order: Tensor, uniforms: Tensor) -> Tensor:
-        tiles = self.law.tiles(in_order, hidden, uniforms[:, 2])
-        return torch.cat([categorical.residual(self.law(own), self.law(states), u) for own, states, u in tiles])
+        """Draw by the third uniform, from states (n, h) of p and of q."""
+        tiles = self.wanted.tiles(in_order, hidden, uniforms[:, 2])
+        return torch.cat([categorical.residual(self.wanted(q), self.proposal(p), u) for q, p, u in tiles])
 
 
 _VERIFY = "candidates, positions, in_order, proposed, log_p_proposed, proposal_noise -> accepted, no_law"
