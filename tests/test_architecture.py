@@ -57,6 +57,8 @@ LAYOUT: dict[str, list[str]] = {
     "models": ["drafts", "denoisers", "autoregressive", "energies", "chain_rule", "joint"],
     "samplers": [
         "registries",
+        "planning",
+        "choices",
         "plans",
         "selections",
         "kernel",
@@ -281,7 +283,7 @@ def kinds_of_samplers() -> dict[str, str]:
 
 def classes_of_kinds() -> set[str]:
     """The classes that have such a name."""
-    places = {import_module(place) for place in kinds_of_samplers().values()}
+    places = [import_module(f"edlm.samplers.{path.stem}") for path in (PACKAGE / "samplers").glob("[!_]*.py")]
     kinds = set(kinds_of_samplers())
     return {each for place in places for each, value in vars(place).items() if getattr(value, "name", None) in kinds}
 

@@ -71,9 +71,15 @@ def flipped(of: Sampler, denoiser: Denoiser, length: int) -> Sampler:
 
 
 def equal_passes(of: Sampler, denoiser: Denoiser, length: int) -> Sampler:
-    """Build the plain sampler at the number of steps whose expected passes are all of this one's together."""
+    """Build the plain sampler at the number of steps whose expected passes are all of this one's together.
+
+    Raises ValueError where it depends on the tokens how many these are.
+    """
     plain = Sampler(denoiser, proposal=of.proposal)
-    return plain.replace(plan=plan_for(sampler.expected_passes(of, length), plain, length))
+    passes = sampler.expected_passes(of, length)
+    if passes is None:
+        raise ValueError(f"equal_passes: how many passes {str(of)!r} takes is known only once it has drawn its texts")
+    return plain.replace(plan=plan_for(passes, plain, length))
 
 
 CONTROLS: dict[str, Callable[[Sampler, Denoiser, int], Sampler]] = {
@@ -94,7 +100,9 @@ def plan_for(passes: float, plain: Sampler, length: int) -> Plan:
     """Find the fewest steps of a plain sampler with that many expected passes, rounded; one by one, if none has."""
 
     def cost(num_steps: int) -> float:
-        return sampler.expected_passes(plain.replace(plan=plans.Grid(num_steps)), length)
+        found = sampler.expected_passes(plain.replace(plan=plans.Grid(num_steps)), length)
+        assert found is not None
+        return found
 
     steps = range(1, _MOST_STEPS * length + 1)
     index = bisect_left(steps, passes - 0.5, key=cost)

@@ -169,7 +169,9 @@ def _curves(axes: Any, rows: Sequence[Row], name: str, length: int | None) -> No
             if far > 0.0:
                 axes.axhline(far, color="black", linewidth=0.8, linestyle=":", label=row.name)
         elif far > _NOTHING:
-            cost = row.figures["passes"][0] if length is None else samplers.expected(row.setting, length).passes
+            expected = None if length is None else samplers.expected(row.setting, length)
+            taken = row.figures["passes" if length is None else "denoiser_passes"][0]
+            cost = taken if expected is None else expected.passes
             curves.setdefault(_Curve.of(row.setting, row.role), []).append((cost, far))
     families = list(dict.fromkeys(curve.family for curve in curves))
     candidates = sorted({curve.candidates for curve in curves}, key=lambda each: (len(each), each))

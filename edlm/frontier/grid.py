@@ -10,6 +10,7 @@ from edlm import costs, samplers
 from edlm.contracts import Denoiser, Energy, Scope
 from edlm.frontier import controls, sweeps
 from edlm.models import energies
+from edlm.samplers import plans
 from edlm.samplers.sampler import Sampler
 from edlm.weights.named import Autoregressive, Models
 
@@ -144,8 +145,17 @@ def cells(setting: Setting | None) -> list[Any]:
 
 
 def expected_passes(setting: Setting, length: int) -> float:
-    """Count the texts that networks are expected to read for one sample; an AR model with its cache reads one."""
-    return 1.0 if isinstance(setting, Alone) else samplers.expected_passes(setting, length)
+    """Count the texts that networks are expected to read for one sample; an AR model with its cache reads one.
+
+    Where that depends on the tokens, the most it can be, one token a pass: for the time that is left, and no figure.
+    """
+    if isinstance(setting, Alone):
+        return 1.0
+    found = samplers.expected_passes(setting, length)
+    if found is None:
+        found = samplers.expected_passes(setting.replace(plan=plans.LeftToRight()), length)
+    assert found is not None
+    return found
 
 
 def _settings(

@@ -17,7 +17,14 @@ from edlm.likelihood.weighing import flat, weigh
 from edlm.process import noise, particles, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
+from edlm.samplers.planning import Drawn
 from edlm.samplers.sampler import Sampler
+
+_SOME_MASKS = 64
+_SCATTERED = (
+    "no bound is known of whole texts in order by the plan {}, where masks stand left of what a pass reveals: take one "
+    "step, or left_to_right"
+)
 
 
 class Bound(NamedTuple):
@@ -62,13 +69,33 @@ def missing(sampler: Sampler) -> str:
         ''
     """
     selection = sampler.chooses
+    if not isinstance(sampler.plan, Drawn):
+        return (
+            f"no bound over random plans is known of one that is chosen from the pass: {sampler.plan}. "
+            "Its likelihood is exact instead, see likelihood.exact"
+        )
     if sampler.proposal != (1.0, 1.0):
         return f"no bound is known of a proposal that is not the denoiser's own law: {sampler.proposal}"
     if sampler.correction is None or (sampler.candidates == 1 and not selection.in_order):
         return ""
     if not isinstance(sampler.candidates, int):
         return f"no bound is known of candidates drawn until an ESS is reached: {sampler.candidates}"
-    return "" if selection.bound is not None else f"no bound is known of selection = {selection.name!r}"
+    if selection.bound is None:
+        return f"no bound is known of selection = {selection.name!r}"
+    return "" if not _whole_texts(sampler) or _from_the_left(sampler) else _SCATTERED.format(sampler.plan)
+
+
+def _whole_texts(sampler: Sampler) -> bool:
+    """Whether a pass draws from the law of all masks in order, and keeps some."""
+    return sampler.chooses.bound == "limit" and sampler.parts is not None and sampler.parts.scope == "draft"
+
+
+def _from_the_left(sampler: Sampler) -> bool:
+    """Whether no mask is ever left of what a pass reveals, tried with uniforms by which any other plan does so."""
+    assert isinstance(sampler.plan, Drawn)
+    uniforms = (torch.arange(_SOME_MASKS, dtype=torch.float64) / _SOME_MASKS).unsqueeze(0)
+    order = sampler.plan.draw(uniforms, torch.ones_like(uniforms, dtype=torch.bool), sampler.denoiser.schedule).order
+    return bool((order.diff(dim=1) >= 0).all())
 
 
 def name(sampler: Sampler) -> str:
@@ -155,6 +182,7 @@ def of_sampler(
     nelbo.check_scored(scored)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     uniforms = noise.grid(seed, row, 0, Stream.EVALUATION, x_0.shape[1])
+    assert isinstance(sampler.plan, Drawn)
     plan = sampler.plan.draw(uniforms, wanted, sampler.denoiser.schedule)
     return _sum(sampler, plan, x_0, seed, row, num_completions, num_passes)
 
@@ -184,7 +212,7 @@ def _sum(
         keys = (seed, row[part.row], part.number + 1)  # number 0 is the plan's
         assert parts is not None
         assert correction is not None
-        drawn = now if parts.scope == "transition" else masked
+        drawn = now if limit or parts.scope == "transition" else masked
         log_p, weighed = weigh(
             denoiser, parts.energy, x_0[part.row], x_t, t, drawn, int(drawn.sum()), now, free, m, *keys
         )

@@ -6,7 +6,7 @@ then the sampler itself and no histogram of its texts.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,12 +16,15 @@ from torch import Tensor
 from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
 from edlm.models import energies
+from edlm.samplers import stages
+from edlm.samplers.planning import Random, Rule
 from edlm.samplers.sampler import Sampler
 from edlm.samplers.selections import Law
 
 MOST_TRANSITIONS = 1 << 20
 _SOME_TIMES = (0.25, 1.0)  # a law that is asked once for all steps must be the same at any time
 _ROUNDING = 1e-6
+_STATES_AT_ONCE = 1024
 
 
 class Transitions(NamedTuple):
@@ -124,6 +127,8 @@ def missing(sampler: Sampler) -> str:
         return f"the law of selection = {selection.name!r} is not known"
     if not isinstance(sampler.candidates, int):
         return f"the law of candidates until an ESS is reached is not known: {sampler.candidates}"
+    if not isinstance(sampler.plan, Rule | Random):
+        return f"the plan {sampler.plan} says nothing of its chances"
     always = tuple(sampler.window) == (0.0, 1.0)
     return "" if always else f"the law of a window is not enumerated: {list(sampler.window)}"
 
@@ -146,13 +151,40 @@ def law_of(steps: Transitions, sampler: Sampler, length: int) -> Tensor:
         >>> edlm.enumeration.law_of(edlm.enumeration.transitions_of(sampler, 2), sampler, 2).shape
         torch.Size([3, 3])
     """
-    denoiser, symbols = sampler.denoiser, sampler.denoiser.mask_id
+    symbols = sampler.denoiser.mask_id
     mass = torch.zeros((symbols + 1) ** length, dtype=torch.float64)
     mass[-1] = 1.0  # all masks
-    for chance in sampler.plan.chances(denoiser.schedule, length):
-        flow = mass[steps.before] * steps.law * chance[steps.masked, steps.revealed]
+    for chance in _chances(steps, sampler, length):
+        flow = mass[steps.before] * steps.law * chance
         mass = torch.zeros_like(mass).index_add(0, steps.after, flow)
     return mass.view((symbols + 1,) * length)[(slice(symbols),) * length]
+
+
+def _chances(steps: Transitions, sampler: Sampler, length: int) -> Iterable[Tensor]:
+    """For each pass, the chance that what a transition reveals is what the pass does: (n,)."""
+    plan = sampler.plan
+    if not isinstance(plan, Rule):
+        assert isinstance(plan, Random)
+        tables = plan.chances(sampler.denoiser.schedule, length)
+        return (chance[steps.masked, steps.revealed] for chance in tables)
+    states = _states(range(0), length, sampler.denoiser.mask_id + 1)
+    before, after = (states[number] == sampler.denoiser.mask_id for number in (steps.before, steps.after))
+    same = (_choices(plan, sampler, states)[steps.before] == (before & ~after)).all(-1)
+    return [same.double()] * length
+
+
+@torch.no_grad()
+def _choices(plan: Rule, sampler: Sampler, states: Tensor) -> Tensor:
+    """Say what a plan that is a rule reveals in each state (b, l): bool (b, l)."""
+    law, found = stages.Law(sampler.denoiser, *sampler.proposal), []
+    for x_t in states.split(_STATES_AT_ONCE):
+        masked = x_t == sampler.denoiser.mask_id
+        (positions,) = torch.where(masked.flatten())
+        t = torch.ones(len(x_t), dtype=torch.float64)
+        inputs = {contracts.X_T: x_t, contracts.T: t, contracts.POSITIONS: positions}
+        hidden = sampler.denoiser(TensorDict(inputs))[contracts.HIDDEN]
+        found.append(plan.choose(stages.seen_of(law, hidden, positions, *x_t.shape), masked))
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -96,6 +96,21 @@ def reveal_plan(
     return _compact(step, start, masked, num_steps)
 
 
+def ordered_plan(masked: Tensor, schedule: Schedule, tokens_per_pass: int = 1) -> RevealPlan:
+    """Fix the passes that reveal the masked positions from left to right: bool (b, l); no uniform is asked.
+
+    A pass starts when the schedule expects as many masks as there are, see `time_of_share`.
+    """
+    number = (masked.long().cumsum(-1) - 1).clamp(min=0)
+    share = (masked.sum(-1, keepdim=True) - number).double() / masked.shape[1]
+    return _compact(number // tokens_per_pass, time_of_share(share, schedule), masked, masked.shape[1])
+
+
+def time_of_share(share: Tensor, schedule: Schedule) -> Tensor:
+    """Return the time at which a schedule expects this share of all positions to be masked, float64, 1 for all."""
+    return reveal_times(share, schedule)
+
+
 def reveal(x_t: Tensor, draft: Tensor, positions: Tensor) -> Tensor:
     """Take the draft's tokens at the chosen positions and leave the others: (b, l) each, positions bool."""
     return torch.where(positions, draft, x_t)

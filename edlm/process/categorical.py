@@ -14,6 +14,7 @@ from torch import Tensor
 from edlm.process import finite
 
 _COLD, _HOT = 1e-3, 1e3  # temperatures between which logits are divided as they are
+_NO_WEIGHT = -1e4  # the exponential of it is zero
 BLOCK = 256  # tokens of the vocabulary, in which a draw is found
 # Logits that exist at once, so that memory hardly grows with rows, particles or vocabulary. On a CPU, tiles that the
 # allocator need not ask the system for are also the fastest; a GPU needs larger ones to be busy.
@@ -50,6 +51,28 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
     offset = _first_above(inside, share.unsqueeze(-1) * inside[..., -1:]).squeeze(-1)
     tokens = (block * _width(logits) + offset).clamp(max=logits.shape[-1] - 1)
     return Draws(tokens, logits.gather(-1, tokens) - highest - total.log().to(logits.dtype))
+
+
+class Certainty(NamedTuple):
+    """The certainty of laws, float64 each: entropy in nats, the largest probability, and its lead over the second."""
+
+    entropy: Tensor
+    confidence: Tensor
+    margin: Tensor
+
+
+def certainty(logits: Tensor) -> Certainty:
+    """Compute how sure each law is: logits (n, v), `-inf` allowed, v >= 2, to three numbers (n,).
+
+    The margin is the largest probability less the second largest. Weights are float32, or float64 for float64 logits.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    distance = logits - logits.amax(-1, keepdim=True)
+    weights = distance.exp()
+    total = weights.sum(-1, dtype=torch.float64)
+    mean = (weights * distance.clamp(min=_NO_WEIGHT)).sum(-1, dtype=torch.float64) / total  # 0 * inf is no number
+    second = distance.topk(2).values[:, 1].to(torch.float64).exp()
+    return Certainty(total.log() - mean, 1.0 / total, (1.0 - second) / total)
 
 
 def residual(wanted: Tensor, proposed: Tensor, uniforms: Tensor) -> Tensor:

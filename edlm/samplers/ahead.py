@@ -30,7 +30,8 @@ from edlm.nn.attention import Cache
 from edlm.process import absorbing
 from edlm.samplers import kernel, passes
 from edlm.samplers.kernel import Looped
-from edlm.samplers.speculative import Accept, Law, Propose, Resample
+from edlm.samplers.speculative import Accept, Propose, Resample
+from edlm.samplers.stages import Law
 
 
 class Manner(NamedTuple):
@@ -144,9 +145,7 @@ class Ahead(Looped):
         return TensorDict({contracts.X_S: x_s, contracts.LOG_RATIO: ratio, **counted})
 
     def _texts(self, tensordict: TensorDict) -> _Texts:
-        x_t, reveal, noise = (
-            tensordict[key] for key in (contracts.X_T, contracts.REVEAL, contracts.PROPOSAL_NOISE)
-        )
+        x_t, reveal, noise = (tensordict[key] for key in (contracts.X_T, contracts.REVEAL, contracts.PROPOSAL_NOISE))
         (b, l), masks = x_t.shape, x_t == self.denoiser.mask_id
         if l > self.network.max_length:
             raise ValueError(f"length = {l} must be at most {self.network.max_length}, that of the AR network")

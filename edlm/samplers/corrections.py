@@ -19,9 +19,9 @@ from edlm.contracts import Causal, Denoiser, Energy, Reads, Scope
 from edlm.declaration import Stages
 from edlm.models import chain_rule, energies, joint
 from edlm.models.denoisers import SubsDenoiser
-from edlm.process import finite, particles
 from edlm.nn import folding
 from edlm.nn.networks import Transformer
+from edlm.process import finite, particles
 from edlm.samplers import ahead, kernel, registries
 from edlm.samplers.ahead import Manner
 from edlm.samplers.kernel import Looped

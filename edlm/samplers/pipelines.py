@@ -20,6 +20,7 @@ from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
 from edlm.samplers import sampler as samplers
 from edlm.samplers.kernel import Kernel, check_evaluating, device_of
+from edlm.samplers.planning import Drawn
 from edlm.samplers.sampler import Sampler
 
 Callback = Callable[[TensorDict, TensorDict], None]
@@ -215,6 +216,7 @@ def _run(
     kernel, b, length = pipeline.kernel, *tokens.shape
     masked = tokens == kernel.denoiser.mask_id
     reveal_noise = noise.grid(seed, row, first_pass, Stream.REVEAL, length)
+    assert isinstance(pipeline.sampler.plan, Drawn)
     plan = pipeline.sampler.plan.draw(reveal_noise, masked, kernel.denoiser.schedule)
     # Rows with the most passes first: those that still run are then always the first ones.
     order = plan.passes.argsort(descending=True, stable=True)

@@ -1,14 +1,15 @@
 """The positions that a pass reveals: a family of values, of which a sampler has one.
 
 A plan of this file is drawn before the first pass and depends on no token; `draw` fixes it for every row. What follows
-from it alone follows here: how many passes are expected, and the chances by which a law is enumerated.
+from it alone follows here: how many passes are expected, and the chances by which a law is enumerated. Those that are
+chosen from the pass, in `samplers.choices`, are shown here too.
 """
 
 import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,40 +17,29 @@ from torch import Tensor
 from edlm.process import absorbing, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.schedules import Schedule
-from edlm.samplers import registries
+from edlm.samplers import planning
+from edlm.samplers.choices import Confidence, EntropyBound, Ranked
+from edlm.samplers.planning import PLANS, Drawn, Expected, Plan, Random, Rule, register
 
-
-class Expected(NamedTuple):
-    """The expected work of a text of a plan: passes, those inside a window, and what they reveal, and whether any.
-
-    revealed: share of the positions that passes inside the window reveal; entered: chance that there is such a pass.
-    """
-
-    passes: float
-    corrected: float
-    revealed: float
-    entered: float
-
-
-class Plan(Protocol):
-    """The positions that a pass reveals, drawn before the first pass. `str` is what it is called in tables.
-
-    Laws: a row's passes depend on its own uniforms and masks; every mask is revealed once; times fall.
-    """
-
-    name: ClassVar[str]
-
-    def draw(self, uniforms: Tensor, masked: Tensor, schedule: Schedule) -> RevealPlan:
-        """Fix the passes of rows: uniforms float64 (b, l), masked bool (b, l)."""
-        ...
-
-    def expected(self, schedule: Schedule, length: int, window: tuple[float, float]) -> Expected:
-        """Return what a text of so many masks is expected to take."""
-        ...
-
-    def chances(self, schedule: Schedule, length: int) -> list[Tensor]:
-        """Compute, for each step, the chance to reveal one set of r of n masks: tables (l + 1, l + 1) by n and r."""
-        ...
+__all__ = [
+    "PLANS",
+    "SPACINGS",
+    "Confidence",
+    "Drawn",
+    "EntropyBound",
+    "Expected",
+    "Grid",
+    "LeftToRight",
+    "Plan",
+    "Random",
+    "Ranked",
+    "Rule",
+    "Times",
+    "TokensPerPass",
+    "first_hitting",
+    "register",
+    "revealed_before",
+]
 
 
 SPACINGS: dict[str, Callable[[int], Tensor]] = {"uniform": schedules.uniform_grid, "cosine": schedules.cosine_grid}
@@ -217,30 +207,50 @@ class TokensPerPass:
         return [table] * math.ceil(length / self.count)
 
 
-PLANS: dict[str, Callable[..., Plan]] = {}
-
-
-def register(plan: Any) -> None:
-    """Give a class of plans its own `name` in configs; the same class again takes its place.
+@dataclass(frozen=True)
+class LeftToRight:
+    """So many positions in every pass, the first masks of a row first: no number is drawn.
 
     Args:
-        plan: the class.
+        count: positions of a pass.
 
     Raises:
-        ValueError: for a name that another one has.
+        ValueError: for less than one.
 
     Example:
-        >>> import edlm
-        >>> edlm.plans.register(edlm.plans.Grid)
-        >>> "grid" in edlm.plans.PLANS
-        True
+        >>> import edlm, torch
+        >>> plan, uniforms = edlm.plans.LeftToRight(2), torch.zeros(1, 4)
+        >>> masked = torch.tensor([[True, False, True, True]])
+        >>> plan.draw(uniforms, masked, edlm.schedules.log_linear()).order.tolist()
+        [[0, -1, 0, 1]]
     """
-    registries.put(PLANS, "plan", plan.name, plan)
+
+    count: int = 1
+    name: ClassVar[str] = "left_to_right"
+
+    def __post_init__(self) -> None:
+        planning.check_count(self.count)
+
+    def __str__(self) -> str:
+        return "left to right" if self.count == 1 else f"left to right, {self.count} a pass"
+
+    def draw(self, uniforms: Tensor, masked: Tensor, schedule: Schedule) -> RevealPlan:
+        """Fix the passes of rows; a pass starts when the schedule expects as many masks as there are."""
+        return absorbing.ordered_plan(masked, schedule, self.count)
+
+    def expected(self, schedule: Schedule, length: int, window: tuple[float, float]) -> Expected:
+        """Count the passes, and those inside the window: nothing is left to chance."""
+        return planning.by_count(schedule, length, window, self.count)
+
+    def choose(self, seen: object, masked: Tensor) -> Tensor:
+        """Say what a pass reveals, bool (b, l), as `Rule` does; only the masks are looked at."""
+        return masked & (masked.cumsum(-1) <= self.count)
 
 
 register(Grid)
 register(Times)
 register(TokensPerPass)
+register(LeftToRight)
 
 
 def first_hitting() -> TokensPerPass:

@@ -227,10 +227,11 @@ def describe(sampler: Sampler) -> str:
     lines = [declaration.algorithm(part) for part in step.parts]  # type: ignore[arg-type]
     for index in step.repeated:
         lines[index] = "\n".join(f"| {line}" for line in lines[index].splitlines())
-    return "\n".join([lines[0], f"in rounds, {_rounds(sampler)}:", *lines[1:]])
+    first = min(step.repeated)
+    return "\n".join([*lines[:first], f"in rounds, {_rounds(sampler)}:", *lines[first:]])
 
 
-def expected(sampler: Sampler, length: int) -> Expected:
+def expected(sampler: Sampler, length: int) -> Expected | None:
     """Work out what the plan of a text of so many masks is expected to take; see `plans.Expected`.
 
     Args:
@@ -238,7 +239,7 @@ def expected(sampler: Sampler, length: int) -> Expected:
         length: how many masks.
 
     Returns:
-        What is expected.
+        What is expected; None where it depends on the tokens, so that only samples tell.
 
     Example:
         >>> import edlm
@@ -250,7 +251,7 @@ def expected(sampler: Sampler, length: int) -> Expected:
     return sampler.plan.expected(sampler.denoiser.schedule, length, sampler.window)
 
 
-def expected_passes(sampler: Sampler, length: int) -> float:
+def expected_passes(sampler: Sampler, length: int) -> float | None:
     """Return the expected number of texts that networks read for one text, parts of a text by their tokens.
 
     Until an ESS is reached at most as many; in order about as many as `_VERIFICATIONS` rounds take.
@@ -260,7 +261,7 @@ def expected_passes(sampler: Sampler, length: int) -> float:
         length: tokens of a text.
 
     Returns:
-        The number.
+        The number; None where it depends on the tokens, so that only samples tell.
 
     Example:
         >>> import edlm
@@ -270,8 +271,8 @@ def expected_passes(sampler: Sampler, length: int) -> float:
         8.0
     """
     plan, parts = expected(sampler, length), sampler.parts
-    if parts is None:
-        return plan.passes
+    if plan is None or parts is None:
+        return None if plan is None else plan.passes
     k = _VERIFICATIONS if sampler.chooses.in_order else sampler.most
     masked = length * plan.revealed if parts.scope == "transition" else plan.corrected * (length + 1) / 2
     read = costs.tokens(parts.reads, k, 1.0, length) * plan.corrected
@@ -287,6 +288,8 @@ def _always(sampler: Sampler) -> bool:
 def _rounds(sampler: Sampler) -> str:
     if isinstance(sampler.candidates, UntilEss):
         return f"at most {len(sampler.candidates.sizes)}, for the rows whose ESS is below {sampler.candidates.ess:g}"
+    if sampler.parts is not None and sampler.parts.write is not None:
+        return "each with a pass of the correction's network over what is drafted, for the rows that are not finished"
     return "at most one less than there are new tokens, for the rows where something changed"
 
 

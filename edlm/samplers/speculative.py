@@ -17,8 +17,7 @@ where tokens hardly depend on each other one or two do. Masked models that check
 (arXiv 2504.20456), Campbell et al. 2025 (arXiv 2510.03929).
 """
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from tensordict import TensorDict
@@ -31,6 +30,7 @@ from edlm.declaration import Stages, sequence, stage
 from edlm.process import absorbing, categorical
 from edlm.samplers import kernel, passes
 from edlm.samplers.kernel import Looped
+from edlm.samplers.stages import Law
 
 NUMBERS = 3  # uniforms of a position: what is proposed, whether that is accepted, and what is resampled in its place
 
@@ -139,34 +139,6 @@ class Speculation(Looped):
             )
         )
         return taken, proposed.index_copy(0, refused, resampled[contracts.PROPOSED][: len(refused)]), wrong
-
-
-class Tokens(Protocol):
-    """What gives a law of tokens at states: a denoiser, or a causal network by `autoregressive.Law`."""
-
-    vocab_size: int
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Map states (n, h) to unnormalised log-probabilities (n, v), `-inf` at the mask."""
-        ...
-
-
-class Law(nn.Module):
-    """The law that tokens are drawn from: logits (n, v) of states (n, h), cooled, and cut to a nucleus."""
-
-    def __init__(self, of: Tokens, temperature: float, nucleus: float) -> None:
-        super().__init__()
-        self.of, self.temperature, self.nucleus = of, temperature, nucleus
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Give the logits (n, v)."""
-        logits = self.of.logits(states)
-        return categorical.nucleus(categorical.cooled(logits, self.temperature), self.nucleus)
-
-    def tiles(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Cut tensors (n, ...) into tiles of so many rows as may have their logits at once."""
-        rows = categorical.rows_at_once(self.of.vocab_size, tensors[0].device, torch.compiler.is_compiling())
-        return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
 class Propose(nn.Module):

@@ -1,6 +1,8 @@
 """The stages that a step is made of: propose, select, reveal."""
 
+from collections.abc import Iterator
 from functools import partial
+from typing import Protocol
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from edlm.contracts import Denoiser, Selection
 from edlm.declaration import stage
 from edlm.process import absorbing, categorical, finite, particles
+from edlm.samplers.planning import Seen
 
 
 def propose(denoiser: Denoiser, temperature: float = 1.0, nucleus: float = 1.0) -> TensorDictModule:
@@ -50,6 +53,44 @@ def reveal_chosen() -> TensorDictModule:
     )
 
 
+class Tokens(Protocol):
+    """A law of tokens at states: a denoiser, or a causal network as `autoregressive.Law`."""
+
+    vocab_size: int
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map states (n, h) to unnormalised log-probabilities (n, v), `-inf` at the mask."""
+        ...
+
+
+class Law(nn.Module):
+    """The law that tokens are drawn from: logits (n, v) of states (n, h), cooled, and cut to a nucleus."""
+
+    def __init__(self, of: Tokens, temperature: float, nucleus: float) -> None:
+        super().__init__()
+        self.of, self.temperature, self.nucleus = of, temperature, nucleus
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map states to logits of the law."""
+        logits = self.of.logits(states)
+        return categorical.nucleus(categorical.cooled(logits, self.temperature), self.nucleus)
+
+    def tiles(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Split the rows of tensors (n, ...) alike, so many at a time as may have their logits at once."""
+        rows = categorical.rows_at_once(self.of.vocab_size, tensors[0].device, torch.compiler.is_compiling())
+        return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+def seen_of(law: Law, hidden: Tensor, positions: Tensor, b: int, l: int) -> Seen:
+    """Compute how sure the law of each position is, (b, l) each: states (n, h) at flat positions (n,), 0 elsewhere.
+
+    Of what tokens are drawn from, so temperature and nucleus come first.
+    """
+    tiles = [torch.stack(categorical.certainty(law(states)), dim=-1) for (states,) in law.tiles(hidden)]
+    onto = torch.zeros(b, l, len(Seen._fields), dtype=torch.float64, device=hidden.device)
+    return Seen(*spread(torch.cat(tiles), onto, positions).unbind(-1))
+
+
 class _Propose(nn.Module):
     """k drafts of every row from one pass over the logits: candidates, their log p_theta, and its ratio to q."""
 
@@ -70,9 +111,9 @@ class _Propose(nn.Module):
         tokens = x_t.unsqueeze(-1).expand(-1, -1, uniforms.shape[-1]).contiguous()
         ratio = (log_p - log_q).to(torch.float64)
         return (
-            _spread(drawn, tokens, positions).transpose(1, 2),
-            _spread(log_p, log_p.new_zeros(tokens.shape), positions).transpose(1, 2),
-            _spread(ratio, ratio.new_zeros(tokens.shape), positions).sum(1),
+            spread(drawn, tokens, positions).transpose(1, 2),
+            spread(log_p, log_p.new_zeros(tokens.shape), positions).transpose(1, 2),
+            spread(ratio, ratio.new_zeros(tokens.shape), positions).sum(1),
         )
 
     def _draw(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +127,7 @@ class _Propose(nn.Module):
         return drawn.tokens, categorical.token_log_prob(logits, drawn.tokens), drawn.log_prob
 
 
-def _spread(values: Tensor, onto: Tensor, positions: Tensor) -> Tensor:
+def spread(values: Tensor, onto: Tensor, positions: Tensor) -> Tensor:
     """Write values (n, k) at flat positions (n,) of (b, l, k); padded positions write into a row that is cut off."""
     b, l, k = onto.shape
     longer = torch.cat([onto.view(b * l, k), onto.new_zeros(1, k)])

@@ -9,7 +9,15 @@ from edlm.process import schedules
 from edlm.samplers import plans
 
 LENGTH, ROWS = 7, 4000
-PLANS = [plans.Grid(3), plans.Grid(5, "cosine"), plans.TokensPerPass(1), plans.TokensPerPass(2), plans.TokensPerPass(3)]
+PLANS = [
+    plans.Grid(3),
+    plans.Grid(5, "cosine"),
+    plans.TokensPerPass(1),
+    plans.TokensPerPass(2),
+    plans.TokensPerPass(3),
+    plans.LeftToRight(1),
+    plans.LeftToRight(3),
+]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
