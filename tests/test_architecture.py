@@ -23,7 +23,7 @@ LAYOUT: dict[str, list[str]] = {
     "costs": [],
     "declaration": [],
     "process": ["finite", "noise", "categorical", "schedules", "training_times", "absorbing", "particles"],
-    "nn": ["rope", "attention", "head", "blocks", "sizes", "networks", "starts", "folding", "decoders"],
+    "nn": ["rope", "attention", "head", "blocks", "sizes", "networks", "shallow", "starts", "folding", "decoders"],
     "data": [
         "formats",
         "continuation",

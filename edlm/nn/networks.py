@@ -145,7 +145,7 @@ class Transformer(nn.Module):
 
     def _valid(self, tokens: Tensor) -> Tensor | None:
         """Mark the tokens that are read, bool (b, l); None: all of them, or all before a token."""
-        return None if self.pad_id is None or self.arguments["causal"] else tokens != self.pad_id
+        return None if self.pad_id is None or self.arguments.get("causal") else tokens != self.pad_id
 
     def empty_cache(self, b: int, length: int) -> Cache:
         """Allocate zeros for the keys and values of b rows of `length` positions."""

@@ -54,7 +54,7 @@ def step(
     return Speculation(
         sequence({**before, "propose": stage("hidden, proposal_noise -> proposed, log_p_proposed", Propose(law))}),
         sequence({"order": order, "verify": stage(_VERIFY, _Verify(law))}),
-        sequence({"resample": stage("hidden, in_order, proposal_noise -> proposed", Resample(law, law))}),
+        sequence({"resample": stage("hidden, in_order, proposal_noise -> proposed", _Resample(law))}),
         reads,
     )
 
@@ -141,12 +141,16 @@ class Speculation(Looped):
         return taken, proposed.index_copy(0, refused, resampled[contracts.PROPOSED][: len(refused)]), wrong
 
 
-class Propose(nn.Module):
-    """Plain sampling's draws (n,) and their log-probabilities (n,)."""
+class OfLaw(nn.Module):
+    """A stage that draws by a law or asks for one."""
 
     def __init__(self, law: Law) -> None:
         super().__init__()
         self.law = law
+
+
+class Propose(OfLaw):
+    """Plain sampling's draws (n,) and their log-probabilities (n,)."""
 
     def forward(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Draw by the first uniform of states (n, h)."""
@@ -156,42 +160,28 @@ class Propose(nn.Module):
         return tokens, log_p
 
 
-class Accept(nn.Module):
-    """Whether each stays as proposed, bool (n,), with probability `min(1, q / p)`; and whether q is no law there."""
+class _Verify(OfLaw):
+    """Whether each stays as proposed, bool (n,): with probability `min(1, q / p)`; a row's first one is a draw of q.
 
-    def __init__(self, wanted: Law) -> None:
-        super().__init__()
-        self.wanted = wanted
+    And whether q is no law, bool (n,), where it is asked.
+    """
 
-    def forward(self, in_order: Tensor, proposed: Tensor, log_p: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Decide by the second uniform of states (n, h) of q."""
-        tiles = self.wanted.tiles(in_order, proposed.unsqueeze(-1))
-        log_q = torch.cat([categorical.token_log_prob(self.wanted(states), own) for states, own in tiles]).squeeze(-1)
-        return uniforms[:, 1].log() + log_p < log_q, log_q.isnan()
-
-
-class _Verify(Accept):
-    """The same where a row's first token is a draw of q, whose state means nothing."""
-
-    def forward(  # type: ignore[override]
+    def forward(
         self, candidates: Tensor, positions: Tensor, in_order: Tensor, proposed: Tensor, log_p: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
         _, number = absorbing.numbered(positions, candidates.shape[2])
-        accepted, wrong = super().forward(in_order, proposed, log_p, uniforms)
-        return (number == 0) | accepted, (number > 0) & wrong
+        tiles = self.law.tiles(in_order, proposed.unsqueeze(-1))
+        log_q = torch.cat([categorical.token_log_prob(self.law(states), own) for states, own in tiles]).squeeze(-1)
+        first = number == 0
+        return first | (uniforms[:, 1].log() + log_p < log_q), ~first & log_q.isnan()
 
 
-class Resample(nn.Module):
-    """The tokens in the place of those that are not accepted: (n,)."""
-
-    def __init__(self, proposal: Law, wanted: Law) -> None:
-        super().__init__()
-        self.proposal, self.wanted = proposal, wanted
+class _Resample(OfLaw):
+    """The law of the token in the place of one that is not accepted: (n,)."""
 
     def forward(self, hidden: Tensor, in_order: Tensor, uniforms: Tensor) -> Tensor:
-        """Draw by the third uniform, from states (n, h) of p and of q."""
-        tiles = self.wanted.tiles(in_order, hidden, uniforms[:, 2])
-        return torch.cat([categorical.residual(self.wanted(q), self.proposal(p), u) for q, p, u in tiles])
+        tiles = self.law.tiles(in_order, hidden, uniforms[:, 2])
+        return torch.cat([categorical.residual(self.law(own), self.law(states), u) for own, states, u in tiles])
 
 
 _VERIFY = "candidates, positions, in_order, proposed, log_p_proposed, proposal_noise -> accepted, no_law"

@@ -132,13 +132,13 @@ class Slow:
         state[contracts.POSITIONS] = torch.tensor([place - first])
         return self._law(self.made.denoiser.logits(self.made.denoiser(TensorDict(state))[contracts.HIDDEN]))
 
-    def first_draw(self, law: Tensor, place: int) -> int:
-        """A draw by a place's first number."""
-        return int(categorical.inverse_cdf(law.log().unsqueeze(0), self.uniforms[None, place, :1]).tokens)
+    def draw(self, law: Tensor, place: int, number: int) -> int:
+        """A draw by one of a place's numbers."""
+        return int(categorical.inverse_cdf(law.log().unsqueeze(0), self.uniforms[None, place, number, None]).tokens)
 
     def put_right(self, p: Tensor, place: int) -> tuple[int, bool]:
         """What stands at a place given what stands left of it, and whether the draft was refused."""
-        q, token, (_, u, again) = self.wanted(place), self.first_draw(p, place), self.uniforms[place]
+        q, token, (_, u, again) = self.wanted(place), self.draw(p, place, 0), self.uniforms[place]
         if u * p[token] < q[token]:
             return token, False
         missing = (q - p).clamp(min=0.0).cumsum(-1)
@@ -155,9 +155,7 @@ class Slow:
             if anew or drafted <= done:
                 drafted = min(done + self.made.correction.ahead, end)
                 laws = {place: self.proposal(place, done) for place in range(done, drafted) if masks[place]}
-                self.text[list(laws)] = torch.tensor(
-                    [self.first_draw(law, place) for place, law in laws.items()]
-                ).long()
+                self.text[list(laws)] = torch.tensor([self.draw(law, place, 0) for place, law in laws.items()]).long()
                 self.drafts += bool(laws)
             guesses, found = self.text.clone(), {}
             for place, law in laws.items():
@@ -168,7 +166,7 @@ class Slow:
                 if not anew or place in changed[:1]:
                     self.text[place] = token
             if not changed and drafted < end and masks[drafted]:
-                self.text[drafted] = self.first_draw(self.wanted(drafted), drafted)
+                self.text[drafted] = self.draw(self.wanted(drafted), drafted, 2)
             done = changed[0] + 1 if changed else min(drafted + 1, end)
             self.rounds += 1
         return self.text.tolist()
@@ -449,7 +447,7 @@ def test_it_is_printed_as_the_algorithm_it_is() -> None:
     lines = repr(pipelines.pipeline(sampler(), LENGTH)).splitlines()
     assert lines[0] == "speculative, autoregressive, T=1, 4 tokens"
     assert lines[1].strip().startswith("in rounds, each with a pass of the correction's network")
-    assert [line.split()[1] for line in lines[2:]] == ["denoise", "propose", "verify", "resample", "follow"]
+    assert [line.split()[1] for line in lines[2:]] == ["denoise", "propose", "settle"]
 
 
 # ---- Around it
