@@ -150,13 +150,12 @@ class _Forgetting(Speculation):
     def _round(self, state: Any, rows: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         taken, found, wrong = super()._round(state, rows, written)
         flat = state[contracts.POSITIONS][taken]
-        changed = (found != written.flatten()[flat]).long()
-        row, total = flat // written.shape[1], changed.cumsum(0)
-        before = total - changed  # changes before each, in all rows
-        first = torch.zeros(len(written) + 1, dtype=total.dtype).index_reduce(
-            0, row, before, "amin", include_self=False
-        )
-        return taken, torch.where(before > first[row], state[contracts.PROPOSED][taken], found), wrong
+        changed = found != written.flatten()[flat]
+        for row in rows.tolist():
+            own = flat // written.shape[1] == row
+            after = own & (torch.cumsum(changed & own, 0) - (changed & own).long() > 0)
+            found = torch.where(after, state[contracts.PROPOSED][taken], found)
+        return taken, found, wrong
 
 
 def forgetting(pipeline: Pipeline) -> Pipeline:

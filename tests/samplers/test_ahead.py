@@ -291,10 +291,10 @@ def test_texts_have_the_law_of_the_ar_model(start, manner) -> None:
 
 def test_of_a_scattered_plan_texts_have_the_law_that_is_enumerated() -> None:
     """Chi-square of 6,000 texts, false alarms 1e-4; the law of the plan from left to right fails."""
-    made = sampler(law=Autoregressive(soft(), MASK, ahead=2), plan=plans.TokensPerPass(2))
+    made = sampler(law=Autoregressive(ar_network(), MASK, ahead=2), plan=plans.TokensPerPass(2))
     drawn = edlm.sample(pipelines.pipeline(made, LENGTH), 6_000, seed=4)["tokens"]
     assert p_value(drawn, enumeration.law(made, LENGTH).flatten()) > 1e-4
-    assert p_value(drawn, law_of(soft(), None, 1.0)) < 1e-4
+    assert p_value(drawn, law_of(ar_network(), None, 1.0)) < 1e-4
 
 
 # ---- A source of a known law
