@@ -2,6 +2,7 @@
 
 import faults_data
 import faults_files
+import faults_in_order
 import faults_maths
 import faults_networks
 import faults_numbers
@@ -14,6 +15,7 @@ OWN = [
     *faults_maths.FAULTS,
     *faults_networks.FAULTS,
     *faults_sampling.FAULTS,
+    *faults_in_order.FAULTS,
     *faults_files.FAULTS,
     *faults_recipes.FAULTS,
     *faults_numbers.FAULTS,

@@ -195,7 +195,7 @@ def _sum(
     denoiser, parts, correction = sampler.denoiser, sampler.parts, sampler.correction
     limit = sampler.chooses.bound == "limit"  # of as many candidates as need be
     free = 0 if limit else sampler.most - 1  # candidates beside the text
-    m = completions if parts is not None and parts.scope == "draft" else 1
+    m = completions if parts is not None and parts.scope == "draft" and not limit else 1
     terms = _terms(plan, num_passes, seed, row)
     corrected = schedules.inside(plan.t[terms.row, terms.number], sampler.window)
     if parts is None or (free == 0 and not limit):
