@@ -13,7 +13,7 @@ Logarithms are natural, energies and log-probabilities are in nats, and **low en
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, overload, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, overload, runtime_checkable
 
 from tensordict import TensorDict
 from torch import Tensor
@@ -208,6 +208,28 @@ class Cached(Network, Protocol):
 
     def no_context(self, b: int) -> Tensor:
         """Return a cache of no position."""
+        ...
+
+
+@runtime_checkable
+class Causal(Network, Protocol):
+    """A network that reads from left to right, and goes on where it stopped from what it has kept.
+
+    Laws: state i depends on the tokens up to i alone; `follow` gives the states that one pass over the whole text
+    gives, and writes into nothing; rows do not see each other.
+    """
+
+    max_length: int  # the longest sequence it was built for
+
+    def follow(self, tokens: Tensor, start: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Read tokens (b, m) at places from `start` (b,) on, after the first `start` kept ones: states (b, m, h).
+
+        The cache is a pair of tensors (layers, b, heads, l, d), and so is what is to be kept of these tokens, m long.
+        """
+        ...
+
+    def empty_cache(self, b: int, length: int) -> Any:
+        """Allocate what is kept of b rows of `length` positions."""
         ...
 
 

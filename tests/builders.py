@@ -33,6 +33,7 @@ from edlm.samplers.kernel import Kernel
 from edlm.samplers.pipelines import Pipeline
 from edlm.samplers.sampler import Proposal, Sampler, UntilEss
 from edlm.samplers.selections import Selection
+from edlm.samplers.speculative import Speculation
 
 SELECTIONS = {"sir": particles.sir, "imh": particles.imh, "greedy": particles.greedy}
 
@@ -141,6 +142,28 @@ def corrected(
         candidates=num_particles,
         selection=named.get(selection) or Selection("own", selection),
     )
+
+
+class _Forgetting(Speculation):
+    """Prefix speculation: what follows the first token that changed is guessed anew, as it was at first."""
+
+    def _round(self, state: Any, rows: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        taken, found, wrong = super()._round(state, rows, written)
+        flat = state[contracts.POSITIONS][taken]
+        changed = found != written.flatten()[flat]
+        for row in rows.tolist():
+            own = flat // written.shape[1] == row
+            after = own & (torch.cumsum(changed & own, 0) - (changed & own).long() > 0)
+            found = torch.where(after, state[contracts.PROPOSED][taken], found)
+        return taken, found, wrong
+
+
+def forgetting(pipeline: Pipeline) -> Pipeline:
+    """The same pipeline with a step in order whose guesses after a refusal are thrown away."""
+    step = pipeline.kernel.step
+    assert isinstance(step, Speculation)
+    own = _Forgetting(step.propose, step.verify, step.resample, step.reads, step.pad)
+    return pipeline._replace(kernel=pipeline.kernel._replace(step=own))
 
 
 def in_rounds(sampler: Sampler, target_ess: float, num_particles: int = 2) -> Sampler:

@@ -4,6 +4,7 @@ import faults_blocks
 import faults_data
 import faults_distillation
 import faults_files
+import faults_in_order
 import faults_likelihoods
 import faults_maths
 import faults_networks
@@ -23,6 +24,7 @@ OWN = [
     *faults_remasking.FAULTS,
     *faults_plans.FAULTS,
     *faults_distillation.FAULTS,
+    *faults_in_order.FAULTS,
     *faults_files.FAULTS,
     *faults_recipes.FAULTS,
     *faults_numbers.FAULTS,

@@ -40,7 +40,7 @@ class Scaled:
         parts = self.of.parts(denoiser)
         scale = stage("energy -> energy", partial(_times, self.factor))
         energy = energies.scaled(parts.energy, self.factor)  # type: ignore[type-var]
-        return parts._replace(energy=energy, weigh={**parts.weigh, "scale": scale}, order=None)
+        return parts._replace(energy=energy, weigh={**parts.weigh, "scale": scale}, order=None, write=None)
 
 
 def one_particle(of: Sampler, denoiser: Denoiser, length: int) -> Sampler:

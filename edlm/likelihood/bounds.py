@@ -19,6 +19,12 @@ from edlm.process.noise import Stream
 from edlm.samplers import planning
 from edlm.samplers.sampler import Sampler
 
+_SOME_MASKS = 64
+_SCATTERED = (
+    "no bound is known of whole texts in order by the plan {}, where masks stand left of what a pass reveals: take one "
+    "step, or left_to_right"
+)
+
 
 class Bound(NamedTuple):
     """Per row, (b,) each: an upper bound of the NLL in nats per scored token, and what stands behind it.
@@ -64,7 +70,22 @@ def missing(sampler: Sampler) -> str:
         return ""
     if not isinstance(sampler.candidates, int):
         return f"no bound is known of candidates drawn until an ESS is reached: {sampler.candidates}"
-    return "" if selection.bound is not None else f"no bound is known of selection = {selection.name!r}"
+    if selection.bound is None:
+        return f"no bound is known of selection = {selection.name!r}"
+    return "" if not _whole_texts(sampler) or _from_the_left(sampler) else _SCATTERED.format(sampler.plan)
+
+
+def _whole_texts(sampler: Sampler) -> bool:
+    """Whether a pass draws from the law of all masks in order, and keeps some."""
+    return sampler.chooses.bound == "limit" and sampler.parts is not None and sampler.parts.scope == "draft"
+
+
+def _from_the_left(sampler: Sampler) -> bool:
+    """Whether no mask is ever left of what a pass reveals, tried with uniforms by which any other plan does so."""
+    assert planning.is_drawn(sampler.plan)
+    uniforms = (torch.arange(_SOME_MASKS, dtype=torch.float64) / _SOME_MASKS).unsqueeze(0)
+    order = sampler.plan.draw(uniforms, torch.ones_like(uniforms, dtype=torch.bool), sampler.denoiser.schedule).order
+    return bool((order.diff(dim=1) >= 0).all())
 
 
 def name(sampler: Sampler) -> str:
@@ -169,7 +190,7 @@ def _sum(
     denoiser, parts, correction = sampler.denoiser, sampler.parts, sampler.correction
     limit = sampler.chooses.bound == "limit"  # of as many candidates as need be
     free = 0 if limit else sampler.most - 1  # candidates beside the text
-    m = completions if parts is not None and parts.scope == "draft" else 1
+    m = completions if parts is not None and parts.scope == "draft" and not limit else 1
     taken = terms.every(plan) if num_passes is None else terms.some(plan, num_passes, seed, row)
     corrected = schedules.inside(plan.t[taken.row, taken.number], sampler.window)
     if parts is None or (free == 0 and not limit):
@@ -186,7 +207,7 @@ def _sum(
         keys = (seed, row[part.row], part.number + 1)  # number 0 is the plan's
         assert parts is not None
         assert correction is not None
-        drawn = now if parts.scope == "transition" else masked
+        drawn = now if limit or parts.scope == "transition" else masked
         log_p, weighed = weigh(
             denoiser, parts.energy, x_0[part.row], x_t, t, drawn, int(drawn.sum()), now, free, m, *keys
         )

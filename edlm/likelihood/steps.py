@@ -35,6 +35,9 @@ def missing(sampler: Sampler) -> str:
     """Say why the law of what a pass writes is not known in closed form; an empty text if it is."""
     if sampler.remasking is not None:
         return f"a sampler that masks tokens again has no known likelihood: remasking = {sampler.remasking}"
+    parts = sampler.parts
+    if parts is not None and parts.write is not None:
+        return f"{sampler.correction.name!r} has a law of its own, which bounds.of_sampler scores"  # type: ignore[union-attr]
     if sampler.correction is None or sampler.chooses.in_order or sampler.candidates == 1:
         return ""
     return f"the law of what is kept of {sampler.candidates} candidates is not known, only a bound of it"

@@ -56,6 +56,19 @@ def ar_logits(network: nn.Module, hidden: Tensor, mask_id: int, columns: slice |
     return logits
 
 
+class Law(nn.Module):
+    """The law of tokens at states of a causal network: what a denoiser's `logits` are to its own states."""
+
+    def __init__(self, network: nn.Module, mask_id: int) -> None:
+        super().__init__()
+        self.network, self.mask_id = network, mask_id
+        self.vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map states (n, h) to unnormalised log-probabilities (n, v), `-inf` at the mask."""
+        return ar_logits(self.network, hidden, self.mask_id)
+
+
 def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int | None = None) -> None:
     """Raise ValueError for a network that is not causal, or a token id outside its vocabulary.
 

@@ -166,6 +166,42 @@ def residual_ar(
     return declare(found, ("draft",))  # a mask has no chance under an AR model
 
 
+def left_to_right(network: nn.Module, mask_id: int, bos_id: int | None) -> TensorDictModule:
+    """Build the energy whose weights are an autoregressive model's law of what is filled in, for texts from the left.
+
+    `E = sum_{i in S} [ log p_theta(x_i | x_t) - log p_AR(x_i | x_<i) ]`, S what candidates fill in; +inf if a mask
+    stands left of it, for then the model has no law of it. Of whole drafts it is the carry-over form of `residual_ar`.
+    A first token without a bos is left out. Z = 1.
+
+    Args:
+        network: a causal network over the denoiser's vocabulary.
+        mask_id: the id of the mask.
+        bos_id: what stands in front of the text; None: the first token is given.
+
+    Returns:
+        A `contracts.Energy` of drafts, and of transitions that begin at the first mask.
+
+    Raises:
+        ValueError: as `residual_ar` does.
+
+    Example:
+        >>> import edlm
+        >>> sizes = dict(hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0)
+        >>> network = edlm.networks.Transformer(5, max_length=8, **sizes, causal=True).eval()
+        >>> edlm.energies.left_to_right(network, mask_id=4, bos_id=4).in_keys
+        ['candidates', 'positions', 'log_p_candidates']
+    """
+    autoregressive.check_ar(network, mask_id, bos_id)
+    found = stage("candidates, positions, log_p_candidates -> energy", _LeftToRight(network, mask_id, bos_id))
+    return declare(found, ("draft", "transition"))
+
+
+def autoregressive_model(energy: Energy) -> tuple[nn.Module, int, int | None] | None:
+    """Find the autoregressive model of a residual energy: its network, mask's id and bos's id; None if it is none."""
+    found = getattr(energy, "module", None)
+    return (found.network, found.mask_id, found.bos_id) if isinstance(found, _ResidualAr) else None
+
+
 def _of_network(module: "_Learned") -> TensorDictModule:
     if module.schedule is not None:
         schedules.require_finite_sigma(module.schedule, "energy")
@@ -318,3 +354,20 @@ class _ResidualAr(nn.Module):
         if self.bos_id is None:
             counts = counts & (torch.arange(x_t.shape[1], device=x_t.device) > 0)
         return counts
+
+
+class _LeftToRight(nn.Module):
+    def __init__(self, network: nn.Module, mask_id: int, bos_id: int | None) -> None:
+        super().__init__()
+        self.network, self.mask_id, self.bos_id = network, mask_id, bos_id
+
+    def forward(self, candidates: Tensor, positions: Tensor, log_p_candidates: Tensor) -> Tensor:
+        wanted = of_every_particle(positions, *candidates.shape)
+        log_p_ar = autoregressive.ar_log_prob(self.network, candidates.flatten(0, 1), self.mask_id, self.bos_id, wanted)
+        (b, k, l), first = candidates.shape, 0 if self.bos_id is not None else 1
+        filled = torch.zeros(b * l + 1, dtype=torch.bool, device=positions.device).index_fill(0, positions, True)
+        counts = (filled[:-1].view(b, 1, l) & (torch.arange(l, device=positions.device) >= first)).expand(b, k, l)
+        unknown = (candidates == self.mask_id).long().cumsum(-1) > 0
+        log_ratio = log_p_ar.view(b, k, l).double() - log_p_candidates.double()
+        log_ratio = torch.where(unknown, -torch.inf, log_ratio)
+        return -torch.where(counts, log_ratio, 0.0).sum(-1)

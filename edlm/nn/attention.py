@@ -53,6 +53,11 @@ class Attention(nn.Module):
             mixed = _in_groups(cache, q, k, v, mask)  # type: ignore[arg-type]
         return self.out(rows_at(mixed.transpose(1, 2).flatten(-2), positions)), Cache(k, v) if keep else None
 
+    def remembered(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Cache:
+        """Compute the keys and values of rows (b, l, h) alone."""
+        _, k, v = self._heads(x, rotary)
+        return Cache(k, v)
+
     def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values (b, heads, l, d); positions (l, d) or (b, l, d) turn the first two."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)

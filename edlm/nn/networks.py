@@ -172,9 +172,26 @@ class Transformer(nn.Module):
         hidden, own = self.trunk(x, rotary, mask=(seen,), cache=[*map(Cache, *cache)], keep=True)
         return hidden.squeeze(1), Cache(*own.squeeze(4).transpose(0, 1).unbind(2))
 
+    def follow(self, tokens: Tensor, start: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Compute the next positions of a causal network without conditioning, as `forward` does, at their cost alone.
+
+        tokens (b, m) stand at `start`, int64 (b,), and after it; cache: (layers, b, heads, l, d), of which each row's
+        first `start` are read. Returns hidden states (b, m, h) and the keys and values of what was read
+        (layers, b, heads, m, d); the cache is not written to.
+        """
+        x, (b, m), length = self.embedding(tokens), tokens.shape, cache.keys.shape[3]
+        at = start.unsqueeze(-1) + torch.arange(m, device=x.device)
+        cos, sin = (table.view(b, m, -1) for table in rope.at(at.flatten(), self.trunk.head_size, x))
+        before = torch.arange(length, device=x.device) < start.unsqueeze(-1)
+        among = torch.ones(m, m, dtype=torch.bool, device=x.device).tril()
+        seen = torch.cat([before.unsqueeze(1).expand(b, m, length), among.expand(b, m, m)], dim=2).unsqueeze(1)
+        mask = x.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
+        hidden, own = self.trunk(x, (cos, sin), mask=(mask,), cache=[*map(Cache, *cache)], keep=True)
+        return hidden, Cache(*own.transpose(0, 1).unbind(2))
+
     def _valid(self, tokens: Tensor) -> Tensor | None:
         """Mark the tokens that are read, bool (b, l); None: all of them, or all before a token."""
-        return None if self.pad_id is None or self.arguments["causal"] else tokens != self.pad_id
+        return None if self.pad_id is None or self.arguments.get("causal") else tokens != self.pad_id
 
     def empty_cache(self, b: int, length: int) -> Cache:
         """Allocate zeros for the keys and values of b rows of `length` positions."""

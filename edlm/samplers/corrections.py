@@ -15,12 +15,16 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from edlm import costs
-from edlm.contracts import Denoiser, Energy, Reads, Scope
+from edlm.contracts import Causal, Denoiser, Energy, Reads, Scope
 from edlm.declaration import Stages
 from edlm.models import chain_rule, energies, joint
 from edlm.models.denoisers import SubsDenoiser
+from edlm.nn import folding
+from edlm.nn.networks import Transformer
 from edlm.process import finite, particles
-from edlm.samplers import kernel, registries
+from edlm.samplers import ahead, kernel, registries
+from edlm.samplers.ahead import Manner
+from edlm.samplers.kernel import Looped
 
 
 class Parts(NamedTuple):
@@ -31,6 +35,7 @@ class Parts(NamedTuple):
     what is kept for the next step. reads: of `weigh`.
     init: tokens to the first state. carries: the states of the next step come with this one.
     order: the stage that gives the states of new tokens in order, for corrections that are a law of them, so Z = 1.
+    write: temperature and nucleus to a step of its own that draws from such a law.
     """
 
     energy: Energy
@@ -42,6 +47,7 @@ class Parts(NamedTuple):
     init: Callable[[Tensor], TensorDict] = kernel.init
     carries: bool = False
     order: TensorDictModuleBase | None = None
+    write: Callable[[float, float], Looped] | None = None
 
 
 class Correction(Protocol):
@@ -187,6 +193,71 @@ class Joint:
         )
 
 
+@dataclass(frozen=True)
+class Autoregressive:
+    """A causal network's own law, `prod_i p_AR(x_i | x_<i)`: what the carry-over form of its residual energy tends to.
+
+    With `selection="speculative"` it is drawn from, exactly, with the denoiser's draws as drafts: see `samplers.ahead`.
+    It reads what stands to the left; tokens given to the right of a mask it does not see. In one step, or from left to
+    right, a text is one of the network itself. In another order the masks before S are drawn and masked again: exact,
+    dear, and without a bound.
+
+    Args:
+        network: a causal network over the denoiser's vocabulary, read with a cache.
+        bos_id: what stands in front of a text; None: the first token is given.
+        temperature: candidates are weighed by `exp(-E / temperature)`; 1 where none is.
+        ahead: tokens that the denoiser drafts at once.
+        context: tokens that it reads for it, the drafts among them; None: the whole text.
+        anew: whether what follows a refused draft is drafted again at once, or kept and verified once more.
+
+    Raises:
+        ValueError: unless temperature > 0, and ahead and context are at least 1.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.samplers import corrections
+        >>> sizes = dict(max_length=8, hidden_size=16, num_layers=1, num_heads=2)
+        >>> denoiser = edlm.denoisers.subs(edlm.networks.Transformer(5, **sizes).eval(), mask_id=4)
+        >>> ar = edlm.networks.Transformer(5, **sizes, conditioning_size=0, causal=True).eval()
+        >>> law = corrections.Autoregressive(ar, bos_id=4)
+        >>> sampler = edlm.samplers.Sampler(denoiser, edlm.plans.Grid(1), correction=law, selection="speculative")
+        >>> edlm.sample(edlm.pipelines.pipeline(sampler, length=8), 2)["tokens"].shape
+        torch.Size([2, 8])
+    """
+
+    network: Causal = field(repr=False)
+    bos_id: int | None = None
+    temperature: float = 1.0
+    ahead: int = Manner().ahead
+    context: int | None = Manner().context
+    anew: bool = Manner().anew
+    name: ClassVar[str] = "autoregressive"
+
+    def __post_init__(self) -> None:
+        finite.require_temperature("temperature", self.temperature, particles.COLDEST)
+        for key, value in (("ahead", self.ahead), ("context", self.context)):
+            if value is not None and value < 1:
+                raise ValueError(f"{key} = {value} must be at least 1")
+
+    def parts(self, denoiser: Denoiser) -> Parts:
+        """Make the network's pass over every candidate, or passes over drafts alone with what is final in a cache."""
+        network = self._network()
+        known = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
+        if known != denoiser.vocab_size:
+            raise ValueError(f"{self.name}: the network knows {known} ids, and the denoiser {denoiser.vocab_size}")
+        energy = energies.left_to_right(network, denoiser.mask_id, self.bos_id)
+        manner = Manner(self.ahead, self.context, self.anew)
+        write = partial(ahead.step, denoiser, network, self.bos_id, manner)
+        before, weigh = {"denoise": denoiser}, {"weigh": energy}
+        return Parts(energy, "draft", before, weigh, Reads(), write=write)  # type: ignore[arg-type]
+
+    def _network(self) -> Any:
+        if not isinstance(self.network, Causal):
+            kind = type(self.network).__name__
+            raise ValueError(f"{self.name} needs a network that is read with a cache, as a Transformer, not {kind}")
+        return folding.fold_conditioning(self.network) if isinstance(self.network, Transformer) else self.network
+
+
 Builder = Callable[..., Correction]  # the energies that are loaded, by name, and the correction's own options
 CORRECTIONS: dict[str, Builder] = {}
 
@@ -214,6 +285,15 @@ def _of_energy(known: Mapping[str, Energy], called: str, **options: Any) -> Corr
     return OfEnergy(known[called], called=called, **options)
 
 
+def _autoregressive(known: Mapping[str, Energy], called: str | None = None, **options: Any) -> Correction:
+    wanted = known.values() if called is None else [known[called]] if called in known else []
+    for model in filter(None, map(energies.autoregressive_model, wanted)):
+        return Autoregressive(model[0], model[2], **options)  # type: ignore[arg-type]
+    asked = "" if called is None else f" called {called!r}"
+    raise ValueError(f"{Autoregressive.name} needs an AR model{asked}: name its folder by ar")
+
+
 register(OfEnergy.name, _of_energy)
 register(ChainRule.name, lambda _, **options: ChainRule(**options))
+register(Autoregressive.name, _autoregressive)
 register(Joint.name, lambda _, **options: Joint(**options))

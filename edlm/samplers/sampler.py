@@ -211,12 +211,13 @@ def kernel_of(sampler: Sampler, cached: bool = False) -> Kernel:
     look, before = _ahead(sampler, _read(denoiser, parts.before, cached))
     choose = sampler.chooses.choose
     if choose is None:
-        assert parts.order is not None
-        step: Looped | TensorDictSequential = speculative.step(
-            denoiser, before, parts.order, parts.reads, *sampler.proposal
-        )
+        if parts.write is not None:
+            step: Looped | TensorDictSequential = parts.write(*sampler.proposal)
+        else:
+            assert parts.order is not None
+            step = speculative.step(denoiser, before, parts.order, parts.reads, *sampler.proposal)
         draw = partial(kernels.draw, speculative.NUMBERS)
-        return Kernel(denoiser, init, draw, step, "revealed", 1, outside, look, network)
+        return Kernel(denoiser, init, draw, step, _proposes(parts), 1, outside, look, network)
     temperature = sampler.correction.temperature
     weigh = {**proposed, **parts.weigh}
     finish = {
@@ -230,9 +231,12 @@ def kernel_of(sampler: Sampler, cached: bool = False) -> Kernel:
         step = Rounds(expect, weigh_, finish_, log_weights, choose, sampler.candidates)
     else:
         step = declaration.sequence({**before, **weigh, "select": stages.select(choose, temperature), **finish})
-    proposes: Positions = "masked" if parts.scope == "draft" else "revealed"
     draw = partial(kernels.draw, sampler.most)
-    return Kernel(denoiser, init, draw, step, proposes, sampler.most, outside, look, network)
+    return Kernel(denoiser, init, draw, step, _proposes(parts), sampler.most, outside, look, network)
+
+
+def _proposes(parts: Parts) -> Positions:
+    return "masked" if parts.scope == "draft" else "revealed"
 
 
 def _read(denoiser: Denoiser, before: Stages, cached: bool) -> Stages:
@@ -281,7 +285,8 @@ def describe(sampler: Sampler, cached: bool = False) -> str:
     for index in step.repeated:
         lines[index] = "\n".join(f"| {line}" for line in lines[index].splitlines())
     first = [declaration.algorithm(declaration.sequence(ahead))] if ahead else []
-    return "\n".join([*first, *filter(None, lines[:1]), f"in rounds, {_rounds(sampler)}:", *lines[1:]])
+    once = min(step.repeated)
+    return "\n".join([*first, *filter(None, lines[:once]), f"in rounds, {_rounds(sampler)}:", *lines[once:]])
 
 
 def _always(sampler: Sampler) -> bool:
@@ -291,6 +296,8 @@ def _always(sampler: Sampler) -> bool:
 def _rounds(sampler: Sampler) -> str:
     if isinstance(sampler.candidates, UntilEss):
         return f"at most {len(sampler.candidates.sizes)}, for the rows whose ESS is below {sampler.candidates.ess:g}"
+    if sampler.parts is not None and sampler.parts.write is not None:
+        return "each with a pass of the correction's network over what is drafted, for the rows that are not finished"
     return "at most one less than there are new tokens, for the rows where something changed"
 
 
@@ -309,7 +316,7 @@ def _check_remasking(sampler: Sampler, rule: Remasking) -> None:
 
 def _check(sampler: Sampler) -> None:
     """Raise ValueError for values of axes that do not fit together."""
-    selection, correction, candidates = sampler.chooses, sampler.correction, sampler.candidates
+    candidates = sampler.candidates
     finite.require_temperature("proposal.temperature", sampler.proposal.temperature)
     if not 0.0 < sampler.proposal.nucleus <= 1.0:
         raise ValueError(f"proposal.nucleus = {sampler.proposal.nucleus} must lie in (0, 1]")
@@ -321,34 +328,57 @@ def _check(sampler: Sampler) -> None:
         _check_remasking(sampler, sampler.remasking)
     if isinstance(candidates, int) and candidates < 1:
         raise ValueError(f"candidates = {candidates} must be at least 1")
-    if correction is None:
-        unused = {
-            "candidates": (candidates, 1),
-            "selection": (selection, selections.SIR),
-            "window": (sampler.window, (0.0, 1.0)),
-        }
-        for axis, (value, plain) in unused.items():
-            if value != plain:
-                raise ValueError(
-                    f"{axis} = {getattr(sampler, axis)!r} needs a correction: without one nothing is weighed"
-                )
-        return
+    if sampler.correction is None:
+        _check_plain(sampler)
+    else:
+        _check_correction(sampler, sampler.correction)
+
+
+def _check_plain(sampler: Sampler) -> None:
+    """Raise ValueError for what only a correction reads."""
+    unused = {
+        "candidates": (sampler.candidates, 1),
+        "selection": (sampler.chooses, selections.SIR),
+        "window": (sampler.window, (0.0, 1.0)),
+    }
+    for axis, (value, plain) in unused.items():
+        if value != plain:
+            raise ValueError(f"{axis} = {getattr(sampler, axis)!r} needs a correction: without one nothing is weighed")
+
+
+def _check_correction(sampler: Sampler, correction: Correction) -> None:
+    """Raise ValueError for a correction that does not fit the denoiser, or the selection."""
     parts = correction.parts(sampler.denoiser)
     if parts.scope == "draft" and getattr(sampler.denoiser, "block_size", None) is not None:
         raise ValueError(
             f"correction = {correction.name!r} weighs whole drafts, and a denoiser of blocks draws one block after the "
             "other: give it an energy of transitions, scope = 'transition'"
         )
-    if selection.in_order:
-        if parts.order is None:
-            raise ValueError(
-                f"selection = {selection.name!r} needs a correction with a law of its own for new tokens in order, as "
-                f"chain_rule has: {correction.name!r} has none"
-            )
-        if candidates != 1:
-            raise ValueError(f"candidates = {candidates}: selection = {selection.name!r} weighs none, so give 1")
-        if correction.temperature != 1.0:
-            raise ValueError(
-                f"temperature = {correction.temperature} of the correction must be 1: at another one its weights tend "
-                f"to no law that {selection.name!r} could draw from"
-            )
+    if sampler.chooses.in_order:
+        _check_in_order(sampler, correction, parts)
+
+
+def _check_in_order(sampler: Sampler, correction: Correction, parts: Parts) -> None:
+    """Raise ValueError for what cannot be drawn in order, with no candidate."""
+    name, candidates = sampler.chooses.name, sampler.candidates
+    if parts.write is not None and not planning.is_drawn(sampler.plan):
+        raise ValueError(
+            f"plan = {str(sampler.plan)!r} reads the pass of a denoiser, and {correction.name!r} writes its own law "
+            "from left to right: give it plans.LeftToRight, or one step"
+        )
+    if parts.order is None and parts.write is None:
+        raise ValueError(
+            f"selection = {name!r} needs a correction with a law of its own for new tokens in order, as "
+            f"chain_rule has: {correction.name!r} has none"
+        )
+    if candidates != 1:
+        raise ValueError(f"candidates = {candidates}: selection = {name!r} weighs none, so give 1")
+    if correction.temperature != 1.0:
+        raise ValueError(
+            f"temperature = {correction.temperature} of the correction must be 1: at another one its weights tend "
+            f"to no law that {name!r} could draw from"
+        )
+    if parts.scope == "draft" and not _always(sampler):
+        raise ValueError(
+            f"window = {list(sampler.window)} must be [0, 1]: {correction.name} draws whole texts in order"
+        )

@@ -52,7 +52,7 @@ def step(
     """
     law = Law(denoiser, temperature, nucleus)
     return Speculation(
-        sequence({**before, "propose": stage("hidden, proposal_noise -> proposed, log_p_proposed", _Propose(law))}),
+        sequence({**before, "propose": stage("hidden, proposal_noise -> proposed, log_p_proposed", Propose(law))}),
         sequence({"order": order, "verify": stage(_VERIFY, _Verify(law))}),
         sequence({"resample": stage("hidden, in_order, proposal_noise -> proposed", _Resample(law))}),
         reads,
@@ -142,23 +142,26 @@ class Speculation(Looped):
         return taken, proposed.index_copy(0, refused, resampled[contracts.PROPOSED][: len(refused)]), wrong
 
 
-class _OfLaw(nn.Module):
+class OfLaw(nn.Module):
+    """A stage that draws by a law or asks for one."""
+
     def __init__(self, law: Law) -> None:
         super().__init__()
         self.law = law
 
 
-class _Propose(_OfLaw):
+class Propose(OfLaw):
     """Plain sampling's draws (n,) and their log-probabilities (n,)."""
 
     def forward(self, hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw by the first uniform of states (n, h)."""
         first = uniforms[:, :1]
         drawn = [categorical.inverse_cdf(self.law(states), u) for states, u in self.law.tiles(hidden, first)]
         tokens, log_p = (torch.cat(parts).squeeze(-1) for parts in zip(*drawn, strict=True))
         return tokens, log_p
 
 
-class _Verify(_OfLaw):
+class _Verify(OfLaw):
     """Whether each stays as proposed, bool (n,): with probability `min(1, q / p)`; a row's first one is a draw of q.
 
     And whether q is no law, bool (n,), where it is asked.
@@ -174,7 +177,7 @@ class _Verify(_OfLaw):
         return first | (uniforms[:, 1].log() + log_p < log_q), ~first & log_q.isnan()
 
 
-class _Resample(_OfLaw):
+class _Resample(OfLaw):
     """The law of the token in the place of one that is not accepted: (n,)."""
 
     def forward(self, hidden: Tensor, in_order: Tensor, uniforms: Tensor) -> Tensor:

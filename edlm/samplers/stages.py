@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Protocol
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -57,21 +58,31 @@ def reveal_chosen() -> TensorDictModule:
     )
 
 
+class Tokens(Protocol):
+    """A law of tokens at states: a denoiser, or a causal network as `autoregressive.Law`."""
+
+    vocab_size: int
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map states (n, h) to unnormalised log-probabilities (n, v), `-inf` at the mask."""
+        ...
+
+
 class Law(nn.Module):
     """The law that tokens are drawn from: logits (n, v) of states (n, h), cooled, and cut to a nucleus."""
 
-    def __init__(self, denoiser: Denoiser, temperature: float, nucleus: float) -> None:
+    def __init__(self, of: Tokens, temperature: float, nucleus: float) -> None:
         super().__init__()
-        self.denoiser, self.temperature, self.nucleus = denoiser, temperature, nucleus
+        self.of, self.temperature, self.nucleus = of, temperature, nucleus
 
     def forward(self, states: Tensor) -> Tensor:
         """Map states to logits of the law."""
-        logits: Tensor = self.denoiser.logits(states)
+        logits = self.of.logits(states)
         return categorical.nucleus(categorical.cooled(logits, self.temperature), self.nucleus)
 
     def tiles(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Split the rows of tensors (n, ...) alike, so many at a time as may have their logits at once."""
-        rows = categorical.rows_at_once(self.denoiser.vocab_size, tensors[0].device, torch.compiler.is_compiling())
+        rows = categorical.rows_at_once(self.of.vocab_size, tensors[0].device, torch.compiler.is_compiling())
         return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 

@@ -110,7 +110,7 @@ def joint(path: str, device: torch.device) -> Found:
 def autoregressive(path: str, device: torch.device) -> Found:
     """Load an AR model. Raises ValueError for a network that is not causal."""
     network = _network(Transformer, path, None, device)
-    if not network.arguments["causal"]:
+    if not network.arguments.get("causal"):
         raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
     network = folding.fold_conditioning(network)
     return Found("ar", path, network, checkpoints.load_vocabulary_of(path), _description_of(path))

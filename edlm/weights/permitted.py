@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from edlm.nn import networks
+from edlm.nn import networks, shallow
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 
@@ -28,11 +28,12 @@ SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
     )
 }
 NETWORKS: Mapping[str, type[nn.Module]] = {
-    made.__name__: made for made in (networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
+    made.__name__: made
+    for made in (networks.Transformer, networks.EnergyNetwork, networks.JointNetwork, shallow.ShallowNetwork)
 }
 # Where folders, old and new, say that schedules and networks are.
 _HOMES = ("edlm.schedules", "edlm.process.schedules")
-_NETWORK_HOMES = ("edlm.networks", "edlm.nn.networks")
+_NETWORK_HOMES = ("edlm.networks", "edlm.nn.networks", "edlm.nn.shallow")
 # What else is read of a folder's notes, and what it may be.
 _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "parameterisation": (None, "d3pm", "sedd"),

@@ -1,0 +1,301 @@
+"""A text from left to right by the law of a causal network, in fewer of its passes than there are tokens.
+
+The law is `q(x^S) = prod_i p_AR(x_i | x_<i)`, to which drafts tend that are weighed by a residual energy with the
+visible tokens carried over. The denoiser drafts the next few tokens at once, `a_i ~ p_i`, from what is known and masks
+behind it. One pass of the causal network over them gives its law at each, given the drafts before it, and
+
+    x_i = a_i if u_i p_i(a_i) < p_AR(a_i | x_<i), else drawn by u'_i from (p_AR - p_i)_+, normalised,
+
+so a token has the law `p_AR(x_i | x_<i)` whatever the denoiser is (Leviathan et al. 2023, arXiv 2211.17192). What is
+final stays in the network's cache, so a pass reads the drafts and the last token before them. It also gives the law of
+the token after the drafts, which is drawn at once where all of them stay. A position keeps its uniforms until it is
+final. None of them has then decided anything before it, so drafts may be drawn anew with the same ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+
+from edlm import contracts
+from edlm.contracts import Causal, Denoiser
+from edlm.declaration import sequence, stage
+from edlm.models import autoregressive
+from edlm.nn.attention import Cache
+from edlm.process import absorbing, categorical
+from edlm.samplers import kernel, passes
+from edlm.samplers.kernel import Looped
+from edlm.samplers.speculative import Propose
+from edlm.samplers.stages import Law
+
+
+class Manner(NamedTuple):
+    """The way in which tokens are drafted; the law of a text does not depend on it.
+
+    ahead: tokens that are drafted at once. context: tokens that the denoiser reads for it, the drafts among them; None:
+    the whole text. anew: whether what follows a refused draft is drafted again before the next pass, or kept and
+    verified once more.
+    """
+
+    ahead: int = 4
+    context: int | None = 32
+    anew: bool = True
+
+
+def step(
+    denoiser: Denoiser,
+    network: Causal,
+    bos_id: int | None,
+    manner: Manner,
+    temperature: float = 1.0,
+    nucleus: float = 1.0,
+) -> "Ahead":
+    """Build the step that draws from `prod_i p_AR(x_i | x_<i)`, i every mask up to the last of S, and keeps S.
+
+    temperature, nucleus: of both laws, token by token. The host waits in every round for what was accepted.
+    """
+    own = Law(denoiser, temperature, nucleus)
+    wanted = Law(autoregressive.Law(network, denoiser.mask_id), temperature, nucleus)  # type: ignore[arg-type]
+    propose = stage("hidden, proposal_noise -> proposed, log_p_proposed", Propose(own))
+    draft = sequence({"denoise": denoiser, "propose": propose})  # type: ignore[dict-item]
+    return Ahead(denoiser, network, bos_id, manner, draft, sequence({"settle": stage(_SETTLE, _Settle(own, wanted))}))
+
+
+class _Settle(nn.Module):
+    """The token of each place, (n,), whether it is the draft, and whether there was no law, bool (n,) each.
+
+    in_order, hidden: states (n, h) of the network and of the denoiser. Where nothing was drafted, which log_p says as
+    +inf, p = 0 and the token is a draw of the network's law.
+    """
+
+    def __init__(self, proposal: Law, wanted: Law) -> None:
+        super().__init__()
+        self.proposal, self.wanted = proposal, wanted
+
+    def forward(
+        self, in_order: Tensor, hidden: Tensor, proposed: Tensor, log_p: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        tiles = self.wanted.tiles(in_order, hidden, proposed, log_p, uniforms)
+        written, accepted, no_law = (torch.cat(parts) for parts in zip(*(self._tile(*t) for t in tiles), strict=True))
+        return written, accepted, no_law
+
+    def _tile(
+        self, in_order: Tensor, hidden: Tensor, proposed: Tensor, log_p: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted, nothing = self.wanted(in_order), log_p == torch.inf
+        log_q = categorical.token_log_prob(wanted, proposed.unsqueeze(-1)).squeeze(-1)
+        accepted = uniforms[:, 1].log() + log_p < log_q
+        proposal = self.proposal(hidden).masked_fill(nothing.unsqueeze(-1), torch.nan)
+        again = categorical.residual(wanted, proposal, uniforms[:, 2])
+        return torch.where(accepted, proposed, again), accepted, log_q.isnan() | log_p.isnan()
+
+
+_SETTLE = "in_order, hidden, proposed, log_p_proposed, proposal_noise -> proposed, accepted, no_law"
+
+
+@dataclass
+class _Texts:
+    """The rows of a step while they are written: the workspace of one call, of `size` flat places a row.
+
+    known: what is final, masks elsewhere. line: what the network reads, the bos, if there is one, and the tokens with
+    guesses. masks: what is to be drawn. uniforms, hidden, proposed, log_p: of drafts. done, drafted, end (b,): how many
+    tokens are final, up to where there are drafts, and where a row is finished. drafts, rounds, read (b,): passes of
+    the denoiser, rounds, and tokens that the network has read. no_law (b,): how often there was none.
+    """
+
+    size: int
+    known: Tensor
+    line: Tensor
+    masks: Tensor
+    uniforms: Tensor
+    hidden: Tensor
+    proposed: Tensor
+    log_p: Tensor
+    done: Tensor
+    drafted: Tensor
+    end: Tensor
+    drafts: Tensor
+    rounds: Tensor
+    read: Tensor
+    no_law: Tensor
+
+    def places(self, rows: Tensor, first: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """List so many places of some rows from the first on, in the row and flat: (r, count) each."""
+        at = first.unsqueeze(-1) + torch.arange(count, device=rows.device)
+        return at, rows.unsqueeze(-1) * self.size + at
+
+
+class Ahead(Looped):
+    """The step: in rounds, for the rows that are not finished, the denoiser drafts and the causal network verifies."""
+
+    repeated = (0, 1)
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        network: Causal,
+        bos_id: int | None,
+        manner: Manner,
+        draft: TensorDictModuleBase,
+        settle: TensorDictModuleBase,
+        pad: Callable[[int], int] = lambda count: count,
+    ) -> None:
+        super().__init__()
+        self.draft, self.settle = self.parts = draft, settle
+        self.denoiser, self.network, self.bos_id, self.manner, self.pad = denoiser, network, bos_id, manner, pad
+        self.bos = 0 if bos_id is None else 1
+        self.in_keys = [contracts.X_T, contracts.POSITIONS, contracts.REVEAL, contracts.PROPOSAL_NOISE]
+        self.out_keys = [contracts.X_S, contracts.LOG_RATIO, *passes.KEYS]
+
+    def with_parts(
+        self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
+    ) -> "Ahead":
+        """Wrap the parts of the step; the reading of the cache, which grows with the text, is none of them."""
+        parts = wrap(self.draft), wrap(self.settle)
+        return Ahead(self.denoiser, self.network, self.bos_id, self.manner, *parts, pad)
+
+    def forward(self, tensordict: TensorDict) -> TensorDict:
+        """Take the step. Raises ValueError for a text that the network is too short for, or cannot begin."""
+        x_t, reveal = tensordict[contracts.X_T], tensordict[contracts.REVEAL]
+        texts = self._texts(tensordict)
+        (rows,) = torch.where(texts.end > 0)
+        calls, cache = self._begun(texts, rows)
+        while len(rows):
+            self._draft(texts, rows if self.manner.anew else rows[texts.drafted[rows] <= texts.done[rows]])
+            self._round(texts, rows, cache)
+            going_on = texts.done[rows] < texts.end[rows]
+            if not bool(going_on.all()):
+                rows, cache = rows[going_on], Cache(*(kept[:, going_on] for kept in cache))
+        tokens = texts.known.view(len(x_t), -1)[:, : x_t.shape[1]]
+        counts = texts.drafts * self._width(x_t.shape[1]), texts.read, calls + texts.drafts + texts.rounds, texts.rounds
+        ratio = torch.where(texts.no_law > 0, torch.nan, 0.0).unsqueeze(-1)  # for `finite`: nothing is weighed here
+        written = {contracts.X_S: absorbing.reveal(x_t, tokens, reveal), contracts.LOG_RATIO: ratio}
+        return TensorDict({**written, **dict(zip(passes.KEYS, counts, strict=True))})
+
+    def _width(self, l: int) -> int:
+        """How many tokens the denoiser reads of a text of l."""
+        return l if self.manner.context is None else min(max(self.manner.context, self.manner.ahead), l)
+
+    def _texts(self, tensordict: TensorDict) -> _Texts:
+        x_t, noise = tensordict[contracts.X_T], tensordict[contracts.PROPOSAL_NOISE]
+        (b, l), masks = x_t.shape, x_t == self.denoiser.mask_id
+        if l > self.network.max_length:
+            raise ValueError(f"length = {l} must be at most {self.network.max_length}, that of the AR network")
+        if self.bos_id is None and bool((masks[:, 0] & tensordict[contracts.REVEAL].any(1)).any()):
+            raise ValueError("without a bos_id the first token has no law of its own: give it in the prompt")
+        number, room = torch.arange(1, l + 1, device=x_t.device), self.manner.ahead + 2
+        done = torch.where(masks, number, l + 1).amin(1) - 1
+        spread = noise.new_zeros(b * l + 1, noise.shape[1]).index_copy(0, tensordict[contracts.POSITIONS], noise)
+        nothing, flat = torch.zeros_like(done), x_t.new_zeros(b * (l + room))
+        line = F.pad(torch.where(masks, 0, x_t), (self.bos, room - self.bos), value=self.bos_id or 0)
+        return _Texts(
+            size=l + room,
+            known=F.pad(x_t, (0, room)).flatten(),
+            line=line.flatten(),
+            masks=F.pad(masks, (0, room)).flatten(),
+            uniforms=F.pad(spread[:-1].view(b, l, -1), (0, 0, 0, room)).flatten(0, 1),
+            hidden=noise.new_zeros(0),
+            proposed=flat,
+            log_p=torch.full_like(flat, torch.inf, dtype=torch.float64),
+            done=done,
+            drafted=done.clone(),
+            end=torch.where(tensordict[contracts.REVEAL], number, 0).amax(1),
+            drafts=nothing,
+            rounds=nothing.clone(),
+            read=nothing.clone(),
+            no_law=nothing.clone(),
+        )
+
+    def _begun(self, texts: _Texts, rows: Tensor) -> tuple[Tensor, Cache]:
+        """Read what stands before each row's first mask but for its last token, which a round reads; calls (b,)."""
+        cache: Cache = self.network.empty_cache(len(rows), texts.size)
+        count = torch.zeros_like(texts.done).index_copy(0, rows, texts.done[rows] + self.bos - 1)
+        most = int(count.amax())
+        if most > 0:
+            _, flat = texts.places(rows, torch.zeros_like(rows), most)
+            self._reading(cache, texts.line[flat], torch.zeros_like(rows), 0)
+        texts.read += count
+        return (count > 0).long(), cache
+
+    def _reading(self, cache: Cache, tokens: Tensor, start: Tensor, longest: int) -> Tensor:
+        """Read tokens (r, m) from `start` (r,) on: states (r, m, h); the loop's own cache keeps them."""
+        states, own = self.network.follow(tokens, start, Cache(*(kept[:, :, :, :longest] for kept in cache)))
+        at = start.unsqueeze(-1) + torch.arange(tokens.shape[1], device=start.device)
+        for kept, new in zip(cache, own, strict=True):
+            kept.scatter_(3, at[None, :, None, :, None].expand_as(new), new)
+        return states
+
+    def _draft(self, texts: _Texts, rows: Tensor) -> None:
+        """Draft the next tokens of some rows from as many tokens as the context has."""
+        l, ahead, done = texts.size - self.manner.ahead - 2, self.manner.ahead, texts.done[rows]
+        width, until = self._width(l), torch.minimum(done + ahead, texts.end[rows])
+        texts.drafted[rows] = until
+        at, flat = texts.places(rows, (done + ahead - width).clamp(0, l - width), width)
+        view = texts.known[flat]
+        asked = texts.masks[flat] & (at >= done.unsqueeze(-1)) & (at < until.unsqueeze(-1))
+        (own,) = torch.where(asked.flatten())
+        if not len(own):  # given tokens alone
+            return
+        flat, known = flat.flatten()[own], (view != self.denoiser.mask_id).double().mean(1)
+        given = {
+            contracts.X_T: view,
+            contracts.T: self.denoiser.schedule.inverse(known).clamp(0.0, 1.0),
+            contracts.POSITIONS: kernel.padded(own, self.pad, view.numel()),
+            contracts.PROPOSAL_NOISE: texts.uniforms[kernel.padded(flat, self.pad, 0)],
+        }
+        found = self.draft(TensorDict(given))
+        keys = contracts.HIDDEN, contracts.PROPOSED, contracts.LOG_P_PROPOSED
+        hidden, proposed, log_p = (found[key][: len(own)] for key in keys)
+        if not texts.hidden.numel():
+            texts.hidden = hidden.new_zeros(len(texts.proposed), hidden.shape[-1])
+        texts.hidden[flat], texts.proposed[flat], texts.log_p[flat] = hidden, proposed, log_p.double()
+        texts.line[flat + self.bos] = proposed
+        texts.drafts[rows] += asked.any(1)
+
+    def _round(self, texts: _Texts, rows: Tensor, cache: Cache) -> None:
+        """Verify the drafts of some rows; up to the first place that changes, and there, tokens are final."""
+        done, end = texts.done[rows], texts.end[rows]
+        width = torch.minimum(texts.drafted[rows] + 1, end) - done
+        most, longest = int(width.amax()), int(done.amax()) + self.bos - 1
+        at, flat = texts.places(rows, done, most)
+        states = self._reading(cache, texts.line[flat + (self.bos - 1)], done + (self.bos - 1), longest)
+        guesses = texts.line[flat + self.bos]
+        (own,) = torch.where((texts.masks[flat] & (at < (done + width).unsqueeze(-1))).flatten())
+        written, refused = self._settled(texts, states.flatten(0, 1), own, flat, guesses)
+        changed = refused if self.manner.anew else written != guesses
+        stay = (changed.long().cumsum(1) == 0).sum(1)
+        texts.done[rows] = final = done + torch.minimum(stay + 1, width)
+        texts.line[flat + self.bos] = written
+        texts.known[flat] = torch.where(at < final.unsqueeze(-1), written, texts.known[flat])
+        texts.read[rows] += width
+        texts.rounds[rows] += 1
+
+    def _settled(
+        self, texts: _Texts, states: Tensor, own: Tensor, flat: Tensor, guesses: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What stands in the places (r, m) of guesses, given these, and which drafts are refused, bool (r, m).
+
+        own: which of them are drawn (n,). A place without a draft counts as refused.
+        """
+        written, refused = guesses.flatten(), torch.zeros_like(guesses, dtype=torch.bool).flatten()
+        if len(own):
+            some = kernel.padded(own, self.pad, 0)
+            at = flat.flatten()[some]
+            given = {
+                contracts.IN_ORDER: states[some],
+                contracts.HIDDEN: texts.hidden[at],
+                contracts.PROPOSED: texts.proposed[at],
+                contracts.LOG_P_PROPOSED: texts.log_p[at],
+                contracts.PROPOSAL_NOISE: texts.uniforms[at],
+            }
+            found = self.settle(TensorDict(given))
+            keys = contracts.PROPOSED, contracts.ACCEPTED, contracts.NO_LAW
+            tokens, accepted, no_law = (found[key][: len(own)] for key in keys)
+            written, refused = written.index_copy(0, own, tokens), refused.index_copy(0, own, ~accepted)
+            texts.no_law.index_add_(0, at[: len(own)] // texts.size, no_law.long())
+        return written.view_as(guesses), refused.view_as(guesses)

@@ -1,0 +1,99 @@
+"""Faults of texts that are drawn in order: by the law of an AR model, and by a block of the denoiser's own."""
+
+from fault import Fault
+
+_PLAIN_LOOPS = "tests/samplers/test_ahead.py::test_it_writes_what_plain_loops_write"
+
+FAULTS = [
+    Fault(
+        "a draft that the AR model refuses stays",
+        "samplers/ahead.py",
+        "torch.where(accepted, proposed, again)",
+        "proposed",
+        "tests/samplers/test_ahead.py::test_texts_have_the_law_of_the_ar_model",
+    ),
+    Fault(
+        "a draft kept without regard to how likely the denoiser found it",
+        "samplers/ahead.py",
+        "uniforms[:, 1].log() + log_p < log_q",
+        "uniforms[:, 1].log() < log_q",
+        "tests/samplers/test_ahead.py::test_texts_have_the_law_of_the_ar_model",
+    ),
+    Fault(
+        "one token too many is final after a refusal",
+        "samplers/ahead.py",
+        "torch.minimum(stay + 1, width)",
+        "torch.minimum(stay + 2, width)",
+        _PLAIN_LOOPS,
+    ),
+    Fault(
+        "the AR model predicts a token from itself",
+        "samplers/ahead.py",
+        "texts.line[flat + (self.bos - 1)]",
+        "texts.line[flat + self.bos]",
+        _PLAIN_LOOPS,
+    ),
+    Fault(
+        "a row takes over the cache of one that is finished",
+        "samplers/ahead.py",
+        "(kept[:, going_on] for kept in cache)",
+        "(kept[:, : int(going_on.sum())] for kept in cache)",
+        "tests/samplers/test_ahead.py::test_a_text_does_not_depend_on_those_beside_it",
+    ),
+    Fault(
+        "the token after the drafts is verified as one of them",
+        "samplers/ahead.py",
+        "& (at < until.unsqueeze(-1))",
+        "& (at <= until.unsqueeze(-1))",
+        _PLAIN_LOOPS,
+    ),
+    Fault(
+        "the denoiser's passes are left out of the calls",
+        "samplers/ahead.py",
+        "calls + texts.drafts + texts.rounds",
+        "calls + texts.rounds",
+        "tests/samplers/test_ahead.py::test_what_is_told_is_what_networks_have_read",
+    ),
+    Fault(
+        "what stands at its own place and later is read from the cache",
+        "nn/networks.py",
+        "torch.arange(length, device=x.device) < start.unsqueeze(-1)",
+        "torch.arange(length, device=x.device) <= start.unsqueeze(-1)",
+        "tests/samplers/test_ahead.py::test_what_follows_is_the_pass_over_the_whole_text",
+    ),
+    Fault(
+        "an AR model's law given masks",
+        "models/energies.py",
+        "log_ratio = torch.where(unknown, -torch.inf, log_ratio)",
+        "log_ratio = torch.where(candidates == self.mask_id, -torch.inf, log_ratio)",
+        "tests/samplers/test_ahead.py::test_its_energy_is_that_of_drafts_carried_over_and_of_what_begins_at_the_first_mask",
+    ),
+    Fault(
+        "a bound of the AR law where masks stand to the left",
+        "likelihood/bounds.py",
+        "return bool((order.diff(dim=1) >= 0).all())",
+        "return bool((order >= 0).all())",
+        "tests/samplers/test_ahead.py::test_where_masks_stand_to_the_left_it_has_no_bound",
+    ),
+    Fault(
+        "the likelihood of the limit completed by draws",
+        "likelihood/bounds.py",
+        'now if limit or parts.scope == "transition"',
+        'now if parts.scope == "transition"',
+        "tests/samplers/test_ahead.py::test_its_bound_is_the_likelihood_of_the_ar_model",
+    ),
+    Fault(
+        "the block in order starts from the state of the token before",
+        "nn/shallow.py",
+        "at = where[:, 1:].clamp",
+        "at = where[:, :-1].clamp",
+        "tests/nn/test_shallow.py::test_before_it_is_trained_every_new_token_has_the_law_it_had_alone",
+    ),
+    Fault(
+        "a frozen denoiser is trained on",
+        "nn/shallow.py",
+        "shallow.requires_grad_(False)",
+        "shallow.requires_grad_(True)",
+        "tests/nn/test_shallow.py::test_a_frozen_denoiser_stays_as_it_is_and_its_law_in_order_gets_better",
+    ),
+]
