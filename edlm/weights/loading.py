@@ -131,7 +131,7 @@ def energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.dev
 
 
 def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str | None, device: torch.device) -> Found:
-    """Load LLaDA or Dream, on the exact masking process.
+    """Load a diffusion model or a masked language model of a folder, on the exact masking process.
 
     A text of Dream opens with bos: nothing predicts a first token. Raises ValueError for a config without one.
     """

@@ -15,7 +15,7 @@ from edlm.data.vocabulary import Vocabulary
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders
-from edlm.nn.decoders import Blueprint, DecoderNetwork
+from edlm.nn.decoders import Blueprint, DecoderNetwork, Readable
 from edlm.nn.networks import Transformer
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
@@ -221,7 +221,7 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     return found._replace(correction=correction, bos_id=bos_id)
 
 
-def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
+def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Readable:
     """Read a folder of the hub, or what a section's builder makes and its checkpointer reads."""
     source, rows, length = settings["ar"], settings["energy_rows"], _longest(settings)
     if not isinstance(source, dict):
