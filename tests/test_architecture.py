@@ -86,6 +86,7 @@ LAYOUT: dict[str, list[str]] = {
     "weights": [
         "tensors",
         "permitted",
+        "own",
         "whole",
         "pointers",
         "checkpoints",

@@ -72,7 +72,11 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
 
 
 def read_autoregressive(
-    folder: str | Path, max_length: int = 2048, rows_at_once: int | None = None, vocab_size: int | None = None
+    folder: str | Path,
+    max_length: int = 2048,
+    rows_at_once: int | None = None,
+    vocab_size: int | None = None,
+    with_cache: bool = False,
 ) -> Readable:
     """Read a causal model for `energies.residual_ar`: Llama, Qwen 2 and 3, Mistral, Gemma or GPT-2.
 
@@ -83,6 +87,7 @@ def read_autoregressive(
         max_length: the longest text that it reads, if the model has no smaller limit.
         rows_at_once: how many rows are run at a time, which bounds memory; None: all.
         vocab_size: that of the denoiser, where it is larger; ids that the decoder does not know are impossible.
+        with_cache: whether it has to read token after token and keep what it has read, which `transformers` does.
 
     Returns:
         The model before it takes memory; `decoders.load` fills it.
@@ -101,7 +106,7 @@ def read_autoregressive(
     qwen = partial(families.qwen, fixed=families.QWEN_FIXED, network=network)
     causal = partial(pretrained.causal, rows_at_once=rows_at_once, vocab_size=vocab_size)
     known: dict[str, Callable[..., Readable]] = dict.fromkeys(pretrained.CAUSAL, causal)
-    if config.get("model_type") not in _BUILT or families.beyond(folder, config) is None:
+    if config.get("model_type") in _BUILT and families.beyond(folder, config) is None and not with_cache:
         known |= {"qwen2": qwen, "llama": partial(families.llama, network=network)}
     return _read(folder, config, known, max_length)
 
@@ -141,6 +146,32 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
     size = families.whole_number(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
     specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
     return Vocabulary(words, size=size, mask_id=mask_id, **specials)
+
+
+def load_causal_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> Vocabulary:
+    """Load the vocabulary of a causal model, whose mask is the id above all that the network knows.
+
+    Args:
+        folder: holds `config.json`.
+        tokenizer: another `tokenizer.json` than the folder's.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: naming what is missing.
+
+    Example:
+        >>> import edlm
+        >>> edlm.large.load_causal_vocabulary("Qwen2.5-7B").mask_id
+        40
+    """
+    folder = Path(folder)
+    config = whole.read_json(folder / "config.json")
+    words = tokenizer_files.read(Path(tokenizer or folder / "tokenizer.json"))
+    known = families.whole_number(folder, config, "vocab_size")
+    specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
+    return Vocabulary(words, size=known + 1, mask_id=known, **specials)
 
 
 def _without_mask(content: Mapping[str, Any], mask_id: int) -> Tokenizer:

@@ -35,6 +35,8 @@ def specials(folder: Path, config: Mapping[str, Any], tokenizer: str | Path | No
     for name in ("mask", "cls", "sep"):
         if ids.get(name) is None:
             raise ValueError(f"{folder}: {' and '.join(_FILES)} name no {name}_token of its tokenizer.json")
+    if ids["mask"] in words.encode(named(folder)["mask"], add_special_tokens=False).ids:
+        raise ValueError(f"{folder}/tokenizer.json: text that spells the mask becomes the mask")
     if type(size) is not int or max(words.get_vocab().values()) >= size:
         raise ValueError(f"{folder}/config.json: vocab_size = {size!r} must be the network's number of ids")
     spelled = {id_: token for token, id_ in words.get_vocab().items()}

@@ -232,7 +232,9 @@ def _outline(folder: Path, family: Family, config: Any, dtype: torch.dtype) -> A
         with torch.device("meta"):
             return cls(config).to(dtype)
     except Exception as error:  # sizes that do not fit each other end in whatever a module raises
-        raise ValueError(f"{folder}/config.json makes no {family.model} ({' '.join(str(error).split())[:200]})") from error
+        raise ValueError(
+            f"{folder}/config.json makes no {family.model} ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def _require_fitting(folder: Path, outline: Any) -> None:
