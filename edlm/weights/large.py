@@ -67,7 +67,7 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
     """
     folder = Path(folder)
     others = {**dict.fromkeys(pretrained.BLOCKS, pretrained.in_blocks), **dict.fromkeys(MASKED, pretrained.masked_lm)}
-    known = {"llada": families.llada, "Dream": families.dream, **others}
+    known: dict[str, Callable[..., Readable]] = {"llada": families.llada, "Dream": families.dream, **others}
     return _read(folder, whole.read_json(folder / "config.json"), known, max_length)
 
 

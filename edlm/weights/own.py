@@ -56,7 +56,7 @@ def name_of(network: nn.Module) -> str:
 
 def builder(network: Any) -> Callable[[], nn.Module]:
     """Give what builds such a network anew, with weights of its own."""
-    factory = type(network) if is_ours(network) else pkgutil.resolve_name(network.component)
+    factory: Any = type(network) if is_ours(network) else pkgutil.resolve_name(network.component)
     return partial(factory, **network.arguments)
 
 
@@ -81,10 +81,11 @@ def find(name: Any, where: str, components: Sequence[str] = ()) -> Callable[...,
 
 
 @torch.no_grad()
-def _require_laws(network: Any, vocab_size: int, length: int) -> None:
+def _require_laws(module: nn.Module, vocab_size: int, length: int) -> None:
     """Raise ValueError for a module that is not read as a `contracts.Network` is."""
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"makes a {type(network).__name__}, and no module")
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"makes a {type(module).__name__}, and no module")
+    network: Any = module
     for name, wanted in (("head", "a `blocks.Head`"), ("max_length", "the longest text that it reads")):
         if not hasattr(network, name):
             raise ValueError(f"has no {name}: {wanted}")
