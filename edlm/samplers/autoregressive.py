@@ -75,7 +75,7 @@ def complete(
     wanted = masked.any(0).tolist()  # read on the host once: which positions need a draw, and where to stop
     if bos_id is None and wanted[0]:
         raise ValueError("without a bos_id the first token has no law of its own: give it in the prompt")
-    network = folding.fold_conditioning(network)
+    network = folding.fold_conditioning(network) if isinstance(network, Transformer) else network
     cache = network.empty_cache(*tokens.shape)
     filled, log_prob = tokens.clone(), torch.zeros_like(uniforms)
     first = 0 if bos_id is not None else 1

@@ -15,6 +15,7 @@ from edlm.runs.settings import Schema
 from edlm.training import kinds, log, padding, texts
 from edlm.training import settings as training_settings
 from edlm.training.kinds import OBJECTIVES, Objective
+from edlm.weights import own
 from edlm.weights.kinds import READINGS
 
 # What the denoiser itself is; the recipes of energies take the same keys in their `pretrain` section.
@@ -54,7 +55,7 @@ class Plan(NamedTuple):
         supplied |= {} if self.settings.get("block") is None else {"block_size": self.settings["block"]}
         supplied |= padding.of_network(self.settings["padding"], blocks, self.vocabulary.pad_id)
         built: nn.Module = schemas.build(self.settings["network"], "network", **supplied)
-        return built
+        return own.adopt(built, self.settings["network"], supplied)
 
     def denoiser(self, network: nn.Module) -> Any:
         """Read a network as what the objective trains."""
@@ -94,6 +95,6 @@ class Plan(NamedTuple):
 
 def plan(settings: Mapping[str, Any]) -> Plan:
     """Build the plan of a config. Raises ValueError for padding that the vocabulary has no id for."""
-    own = padding.vocabulary(settings["padding"], schemas.build(settings["vocabulary"], "vocabulary"))
+    words = padding.vocabulary(settings["padding"], schemas.build(settings["vocabulary"], "vocabulary"))
     schedule = schemas.build(settings["schedule"], "schedule")
-    return Plan(OBJECTIVES[settings["objective"]], schedule, own, settings)
+    return Plan(OBJECTIVES[settings["objective"]], schedule, words, settings)

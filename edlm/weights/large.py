@@ -1,8 +1,8 @@
-"""Large language models by folder: LLaDA-8B and Dream-7B as denoisers, Qwen and Llama as the model of an energy.
+"""Language models by folder: diffusion models and masked ones as denoisers, causal ones as the model of an energy.
 
-The blocks are torchtune's, of which `decoders` makes networks; `families` knows their settings and weights. These come
-from folders in Hugging Face's layout, and nothing in them is executed. LLaDA is a Llama, and Dream a Qwen 2.5, whose
-attention looks both ways. A folder is read into a `Blueprint` first, which takes no memory.
+The folders are in Hugging Face's layout, and nothing in them is executed. `families` has those whose blocks torchtune
+has exactly: LLaDA, a Llama, and Dream, a Qwen 2.5, whose attention looks both ways, and Llama and Qwen 2 themselves.
+`pretrained` has `transformers` run all others. A folder is read first into what takes no memory.
 """
 
 import json
@@ -18,12 +18,15 @@ from edlm import limits
 from edlm.data import formats, tokenizer_files
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import decoders
-from edlm.nn.decoders import Blueprint, DecoderNetwork
-from edlm.weights import families, whole
+from edlm.nn.decoders import Blueprint, Readable
+from edlm.weights import families, masked, pretrained, whole
+
+MASKED = tuple(pretrained.MASKED)  # the `model_type` of folders whose mask is of their own vocabulary
+_BUILT = ("qwen2", "llama")  # those that torchtune has builders of
 
 
-def load_diffusion(folder: str | Path, max_length: int = 2048) -> DecoderNetwork:
-    """Load LLaDA or Dream from its folder, in the precision of its weights: `decoders.load(read_diffusion(...))`.
+def load_diffusion(folder: str | Path, max_length: int = 2048) -> Any:
+    """Load a diffusion model, or a masked language model, from its folder: `decoders.load(read_diffusion(...))`.
 
     Args:
         folder: `config.json` and the weights.
@@ -44,8 +47,8 @@ def load_diffusion(folder: str | Path, max_length: int = 2048) -> DecoderNetwork
     return decoders.load(read_diffusion(folder, max_length))
 
 
-def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
-    """Read LLaDA (`model_type` llada) or Dream (Dream), bidirectional, as its `config.json` describes it.
+def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
+    """Read a model that predicts masks, as its `config.json` says: LLaDA, Dream, SDAR, BERT, RoBERTa or ModernBERT.
 
     Args:
         folder: `config.json` and the weights.
@@ -62,19 +65,29 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
         >>> edlm.large.read_diffusion("LLaDA-8B-Base").dtype
         torch.float32
     """
-    return _read(Path(folder), {"llada": families.llada, "Dream": families.dream}, max_length)
+    folder = Path(folder)
+    others = {**dict.fromkeys(pretrained.BLOCKS, pretrained.in_blocks), **dict.fromkeys(MASKED, pretrained.masked_lm)}
+    known: dict[str, Callable[..., Readable]] = {"llada": families.llada, "Dream": families.dream, **others}
+    return _read(folder, whole.read_json(folder / "config.json"), known, max_length)
 
 
 def read_autoregressive(
-    folder: str | Path, max_length: int = 2048, rows_at_once: int | None = None, vocab_size: int | None = None
-) -> Blueprint:
-    """Read Qwen 2 and 2.5 (`model_type` qwen2) or Llama 2 to 3.2 (llama) for `energies.residual_ar`.
+    folder: str | Path,
+    max_length: int = 2048,
+    rows_at_once: int | None = None,
+    vocab_size: int | None = None,
+    with_cache: bool = False,
+) -> Readable:
+    """Read a causal model for `energies.residual_ar`: Llama, Qwen 2 and 3, Mistral, Gemma or GPT-2.
+
+    Llama and Qwen 2 are torchtune's, if its builders have all of their settings, and otherwise run by `transformers`.
 
     Args:
         folder: `config.json` and the weights.
         max_length: the longest text that it reads, if the model has no smaller limit.
         rows_at_once: how many rows are run at a time, which bounds memory; None: all.
         vocab_size: that of the denoiser, where it is larger; ids that the decoder does not know are impossible.
+        with_cache: whether it has to read token after token and keep what it has read, which `transformers` does.
 
     Returns:
         The model before it takes memory; `decoders.load` fills it.
@@ -87,10 +100,15 @@ def read_autoregressive(
         >>> edlm.large.read_autoregressive("Qwen2.5-7B", rows_at_once=4).where
         'Qwen2.5-7B'
     """
+    folder = Path(folder)
+    config = whole.read_json(folder / "config.json")
     network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
     qwen = partial(families.qwen, fixed=families.QWEN_FIXED, network=network)
-    known = {"qwen2": qwen, "llama": partial(families.llama, network=network)}
-    return _read(Path(folder), known, max_length)
+    causal = partial(pretrained.causal, rows_at_once=rows_at_once, vocab_size=vocab_size)
+    known: dict[str, Callable[..., Readable]] = dict.fromkeys(pretrained.CAUSAL, causal)
+    if config.get("model_type") in _BUILT and families.beyond(folder, config) is None and not with_cache:
+        known |= {"qwen2": qwen, "llama": partial(families.llama, network=network)}
+    return _read(folder, config, known, max_length)
 
 
 def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> Vocabulary:
@@ -117,6 +135,8 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
     """
     folder = Path(folder)
     config = whole.read_json(folder / "config.json")
+    if config.get("model_type") in MASKED:
+        return masked.load_vocabulary(folder, config, tokenizer)
     mask_id = families.whole_number(folder, config, "mask_token_id")
     file = Path(tokenizer or folder / "tokenizer.json")
     if file.exists():
@@ -126,6 +146,32 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
     size = families.whole_number(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
     specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
     return Vocabulary(words, size=size, mask_id=mask_id, **specials)
+
+
+def load_causal_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> Vocabulary:
+    """Load the vocabulary of a causal model, whose mask is the id above all that the network knows.
+
+    Args:
+        folder: holds `config.json`.
+        tokenizer: another `tokenizer.json` than the folder's.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        ValueError: naming what is missing.
+
+    Example:
+        >>> import edlm
+        >>> edlm.large.load_causal_vocabulary("Qwen2.5-7B").mask_id
+        40
+    """
+    folder = Path(folder)
+    config = whole.read_json(folder / "config.json")
+    words = tokenizer_files.read(Path(tokenizer or folder / "tokenizer.json"))
+    known = families.whole_number(folder, config, "vocab_size")
+    specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
+    return Vocabulary(words, size=known + 1, mask_id=known, **specials)
 
 
 def _without_mask(content: Mapping[str, Any], mask_id: int) -> Tokenizer:
@@ -200,12 +246,14 @@ def _without_offsets(part: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in part.items() if not (name == "trim_offsets" and part.get("type"))}
 
 
-def _read(folder: Path, known: Mapping[str, Callable[..., Blueprint]], max_length: int) -> Blueprint:
-    config = whole.read_json(folder / "config.json")
+def _read(
+    folder: Path, config: Mapping[str, Any], known: Mapping[str, Callable[..., Readable]], max_length: int
+) -> Readable:
     family = known.get(str(config.get("model_type")))
     if family is None:
         raise ValueError(f"{folder}: model_type = {config.get('model_type')!r} must be one of {', '.join(known)}")
-    return family(folder, config, max_length)._replace(where=str(folder), dtype=dtype_of(folder))
+    found = family(folder, config, max_length)
+    return found._replace(where=str(folder), dtype=dtype_of(folder)) if isinstance(found, Blueprint) else found
 
 
 def dtype_of(folder: str | Path) -> torch.dtype:

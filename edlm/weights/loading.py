@@ -15,9 +15,10 @@ from edlm.nn.networks import JointNetwork, Transformer
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.samplers.baselines import Reverse
-from edlm.weights import checkpoints, kinds, large, permitted, tensors
+from edlm.weights import checkpoints, kinds, large, permitted, shards, tensors, whole
 from edlm.weights.kinds import ENERGIES, READINGS
 
+LONGEST = 2048  # of a large model, where the config names no length
 DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -65,7 +66,11 @@ def weights_of(path: str) -> str:
 
 
 def record_of(path: str) -> dict[str, Any]:
-    """Say where a network of ours came from: its folder, its weights' hash, and all that was written down with it."""
+    """Say where a network came from: its folder, its weights' hash, and all that was written down with it."""
+    if is_large(path):
+        hashed = {file.name: tensors.sha256(file) for file in shards.files(Path(path))}
+        description = whole.read_json(Path(path) / "config.json")
+        return {"folder": path, "weights_sha256": hashed, "description": description}
     folder = checkpoints.find_network(path)
     description = checkpoints.read_description(folder)
     return {"folder": str(folder), "weights_sha256": weights_of(path), "description": description}
@@ -132,7 +137,7 @@ def energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.dev
 
 
 def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str | None, device: torch.device) -> Found:
-    """Load LLaDA or Dream, on the exact masking process.
+    """Load a diffusion model or a masked language model of a folder, on the exact masking process.
 
     A text of Dream opens with bos: nothing predicts a first token. Raises ValueError for a config without one.
     """
@@ -143,6 +148,17 @@ def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str
         raise ValueError(f"{path}/config.json: bos_token_id is missing, and nothing else can open a text of this model")
     opening = (vocabulary.bos_id,) if network.shifted and vocabulary.bos_id is not None else ()
     return Found(kinds.SUBS, path, network, vocabulary, {}, opening=opening)
+
+
+def large_ar(path: str, length: int, tokenizer: str | None, precision: str | None, device: torch.device) -> Found:
+    """Load a causal model of a folder to draw from by itself: its mask is one id more than it knows.
+
+    Raises ValueError as `large.read_autoregressive` does, and for a folder without a tokenizer.
+    """
+    vocabulary = large.load_causal_vocabulary(path, tokenizer)
+    model = large.read_autoregressive(path, length, vocab_size=vocabulary.size, with_cache=True)
+    network = decoders.load(model, DTYPES[precision]).to(device)
+    return Found("ar", path, network, vocabulary, {"bos_id": vocabulary.bos_id})
 
 
 def is_large(source: Any) -> bool:
@@ -173,8 +189,9 @@ def _network(
     fold: bool = True,
 ) -> Any:
     """Load a network, its conditioning folded into the weights where it is always the same."""
-    network: Any = checkpoints.load_as(cls, path, ids)
-    return (folding.fold_conditioning(network) if fold and told is None else network).to(device)
+    own = cls is Transformer and _description_of(path)["class"] not in permitted.NETWORKS  # by its owner's word
+    network: Any = checkpoints.load_network(path, ids) if own else checkpoints.load_as(cls, path, ids)
+    return (folding.fold_conditioning(network) if fold and told is None and not own else network).to(device)
 
 
 def _schedule_of(path: str) -> Schedule:

@@ -76,6 +76,8 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     for key in ("energy", "transition"):
         if key in named and "denoiser" not in named:
             raise ValueError(f"{key} = {named[key]!r} needs a denoiser to correct")
+    if loading.is_large(named.get("denoiser")):
+        return _of_folder(named, settings, device)
     require_there(named)
     first = next(iter(named.values()))
     for path in named.values():
@@ -94,6 +96,22 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     lengths += [ar.network.max_length] if ar is not None else []
     records = {key: loading.record_of(path) for key, path in named.items()}
     return Models(vocabulary, min(lengths), diffusion, ar, records, baseline, own)
+
+
+def _of_folder(named: Mapping[str, str], settings: Mapping[str, Any], device: torch.device) -> Models:
+    """Load a denoiser from a folder as the hub has it, by itself.
+
+    Raises ValueError for another network beside it, and for a model that predicts no first token.
+    """
+    path = named["denoiser"]
+    for key in named.keys() - {"denoiser"}:
+        raise ValueError(f"{key} = {named[key]!r} must be null: denoiser = {path!r} is read by itself here")
+    found = loading.large_denoiser(path, settings["length"] or loading.LONGEST, None, None, device)
+    if found.opening:
+        raise ValueError(f"denoiser = {path!r} predicts no first token, so it gives whole texts no probability")
+    diffusion = Diffusion(found.denoiser, found.schedule, {})
+    records = {"denoiser": loading.record_of(path)}
+    return Models(found.vocabulary, found.denoiser.max_length, diffusion, None, records)
 
 
 def autoregressive_model(found: Found) -> Autoregressive:

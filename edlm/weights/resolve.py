@@ -15,8 +15,7 @@ from edlm.data.vocabulary import Vocabulary
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders
-from edlm.nn.decoders import Blueprint, DecoderNetwork
-from edlm.nn.networks import Transformer
+from edlm.nn.decoders import Blueprint, DecoderNetwork, Readable
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
@@ -30,7 +29,6 @@ from edlm.weights import named as named_networks
 from edlm.weights.loading import DTYPES, is_large
 from edlm.weights.named import CHAIN_RULE, SPECULATIVE
 
-_LONGEST = 2048  # of a large model, where the config names no length
 _AR_SECTION: Schema = {
     "model": schemas.component(),
     "checkpointer": schemas.component("output_dir"),
@@ -66,7 +64,7 @@ class Sources(NamedTuple):
     schedule: Schedule = schedules.log_linear()
     denoiser: SubsDenoiser | None = None
     correction: Correction | None = None
-    ar: Transformer | None = None
+    ar: Any = None
     bos_id: int | None = None
     opening: tuple[int, ...] = ()
     baseline: Reverse | None = None  # in the place of a denoiser
@@ -90,16 +88,15 @@ def check(settings: Mapping[str, Any]) -> None:
         for key, wanted in needed.items():
             if settings[key] != wanted:
                 raise ValueError(f"selection = {SPECULATIVE!r} needs {key} = {wanted!r}, not {settings[key]!r}")
-    alone = {"energy": None, "nucleus": 1.0, "stride": None, "execution": "eager", "live": False}
-    for key, plain in alone.items():
+    plain_alone = {"energy": None, "nucleus": 1.0, "stride": None, "execution": "eager", "live": False}
+    for key, plain in plain_alone.items():
         if settings["denoiser"] is None and settings[key] != plain:
             raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
-    if settings["denoiser"] is None and is_large(settings["ar"]):
-        raise ValueError(
-            f"ar = {settings['ar']!r} needs a denoiser: alone, a network of `edlm run pretrain_ar` is drawn"
-        )
+    if settings["denoiser"] is None and isinstance(settings["ar"], dict):
+        raise ValueError(f"ar = {settings['ar']!r} needs a denoiser: alone, a folder is drawn from")
     denoiser, ar = is_large(settings["denoiser"]), is_large(settings["ar"])
-    for key, is_read in {"tokenizer": denoiser, "energy_rows": ar, "precision": denoiser or ar}.items():
+    alone = ar and settings["denoiser"] is None
+    for key, is_read in {"tokenizer": denoiser or alone, "energy_rows": ar, "precision": denoiser or ar}.items():
         if settings[key] is not None and not is_read:
             folder = settings["ar" if key == "energy_rows" else "denoiser"]
             raise ValueError(
@@ -121,7 +118,13 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
             return Sources(held.vocabulary, baseline=held.kernel)
     named_networks.require_there(ours)
     if path is None:
-        ar = loading.autoregressive(settings["ar"], device)
+        known = _longest(settings), settings["tokenizer"], settings["precision"]
+        large_ar = is_large(settings["ar"])
+        ar = (
+            loading.large_ar(settings["ar"], *known, device)
+            if large_ar
+            else loading.autoregressive(settings["ar"], device)
+        )
         return Sources(ar.vocabulary, ar=ar.network, bos_id=ar.description.get("bos_id"))
     if is_large(path):
         known = _longest(settings), settings["tokenizer"], settings["precision"]
@@ -221,7 +224,7 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     return found._replace(correction=correction, bos_id=bos_id)
 
 
-def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
+def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Readable:
     """Read a folder of the hub, or what a section's builder makes and its checkpointer reads."""
     source, rows, length = settings["ar"], settings["energy_rows"], _longest(settings)
     if not isinstance(source, dict):
@@ -261,4 +264,4 @@ def _folder_of(source: Any) -> Path:
 
 
 def _longest(settings: Mapping[str, Any]) -> int:
-    return int(settings["length"] or _LONGEST)
+    return int(settings["length"] or loading.LONGEST)

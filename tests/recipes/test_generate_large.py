@@ -246,8 +246,8 @@ def test_llamas_stretched_rotary_positions(tmp_path: Path) -> None:
     theta = decoders.load(large.read_autoregressive(tmp_path / "between")).layers[0].attn.pos_embeddings.theta
     smooth = (8192 * (1 / 707) / (2 * torch.pi) - 1) / 3
     torch.testing.assert_close(theta[1].item(), ((1 - smooth) / 4 + smooth) / 707, rtol=1e-5, atol=0.0)
-    write(tmp_path / "other", "llama", state, rope_scaling={**scaling, "low_freq_factor": 2.0})
-    with pytest.raises(ValueError, match=r"rope_scaling = .* must be of type llama3 with low_freq_factor = 1"):
+    write(tmp_path / "other", "llama", state, rope_scaling={**scaling, "low_freq_factor": 2.0, "slow_factor": 2.0})
+    with pytest.raises(ValueError, match="slow_factor is not known of rope_type = 'llama3'"):
         large.read_autoregressive(tmp_path / "other")
 
 
@@ -332,7 +332,7 @@ def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path,
         (["tokenizer=null"], "dream/tokenizer.json: cannot be read"),
         (["ar={hub}/llada"], "model_type = 'llada' must be one of qwen2, llama"),
         (["denoiser={hub}/qwen2"], "model_type = 'qwen2' must be one of llada, Dream"),
-        (["denoiser=null", "tokenizer=null"], "needs a denoiser: alone, a network of `edlm run pretrain_ar` is drawn"),
+        (["denoiser=null", "tokenizer=null"], "needs a denoiser: alone, a folder is drawn from"),
         (["denoiser=/nowhere", "ar=null", "tokenizer=null", "energy_rows=null"], "/nowhere: no checkpoint there"),
         (["denoiser=/x", "ar=null"], "is for large models, and '/x' holds no config.json of one"),
         (["denoiser=/nowhere", "ar=null", "tokenizer=null"], "energy_rows = 4 is for large models"),

@@ -10,8 +10,9 @@ from large_folders import CONFIGS, FFN, HEADS, KV, LAYERS, H, V, random_weights,
 from published_files import KINDS, built, hf_folder, prefixed, same_weights, small, trainers_config, trainers_file
 
 from edlm.data import vocabulary
+from edlm.nn import decoders
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.weights import checkpoints, exchange, foreign, large, published
+from edlm.weights import checkpoints, exchange, foreign, large, pretrained, published
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8}
 CLASSES = {"Transformer": Transformer, "EnergyNetwork": EnergyNetwork, "JointNetwork": JointNetwork}
@@ -130,15 +131,13 @@ def test_a_network_of_one_class_is_not_read_as_another(kind: str, other: str, tm
             "dream",
             {"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None, "tie_word_embeddings": False},
         ),
-        ("qwen2", {"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None}),
-        ("llama", {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}),
     ],
 )
 def test_each_flag_has_the_one_value_of_its_family(family: str, flags: dict[str, Any], tmp_path: Path) -> None:
     """As given or left out; another value makes another network of the same names."""
     folder = tmp_path / "m"
     folder.mkdir()
-    read = large.read_diffusion if family in ("llada", "dream") else large.read_autoregressive
+    read = large.read_diffusion
     plain = {name: value for name, value in CONFIGS[family].items() if name not in flags}
 
     def config(**changed: Any) -> None:
@@ -153,6 +152,26 @@ def test_each_flag_has_the_one_value_of_its_family(family: str, flags: dict[str,
         config(**{name: other})
         with pytest.raises(ValueError, match=rf"config\.json: {name} = .* must be {value!r}$"):
             read(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "flags"),
+    [
+        ("qwen2", {"hidden_act": ("silu", "relu"), "use_sliding_window": (False, True)}),
+        ("qwen2", {"layer_types": (["full_attention"] * 2, ["full_attention", "sliding_attention"])}),
+        ("llama", {"hidden_act": ("silu", "relu"), "attention_bias": (False, True), "mlp_bias": (False, True)}),
+        ("llama", {"rope_scaling": (None, {"type": "linear", "factor": 2.0}), "head_dim": (4, 8)}),
+    ],
+)
+def test_torchtune_builds_what_it_has_and_transformers_runs_the_rest(
+    family: str, flags: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "m").mkdir()
+    for name, (usual, other) in flags.items():
+        for value, kind in ((usual, decoders.Blueprint), (other, pretrained.Pretrained)):
+            (tmp_path / "m" / "config.json").write_text(json.dumps({**CONFIGS[family], name: value}), "utf-8")
+            assert isinstance(large.read_autoregressive(tmp_path / "m"), kind), name
 
 
 @pytest.mark.parametrize("family", CONFIGS)
