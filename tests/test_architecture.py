@@ -130,6 +130,7 @@ LAYOUT: dict[str, list[str]] = {
         "resume",
         "loop",
         "report",
+        "continuation",
         "kinds",
         "denoiser",
         "energy",

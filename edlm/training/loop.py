@@ -80,7 +80,7 @@ class TrainingRun:
         )
         shares = zip(self.optimizer.param_groups, groups, strict=True)
         self.base_rates = [group["lr"] * share for group, (share, _) in shares]
-        self.step = 0
+        self.step, self.began = 0, 0  # began: the step at which the present rise and fall of the rate began
         self.patience, self.stopping = Patience(settings["patience"]), Stopping()
         self._num_tokens = 0  # of the last batch, padding left out
         self._losses: list[float] = []  # of the steps since the last line of the log
@@ -136,6 +136,7 @@ class TrainingRun:
             raise self._not_finite("weights that are not finite")
         state = {
             "step": self.step,
+            "began": self.began,
             "averaged": self.weights.count,
             "network": self.weights.state(),
             "optimizer": self.weights.optimizer_state(self.optimizer),
@@ -210,7 +211,8 @@ class TrainingRun:
 
     def _set_rates(self) -> None:
         plan = self.settings
-        factor = rates.factor(self.step, plan["steps"], plan["warmup_steps"], plan["decay"])
+        steps = self.step - self.began, plan["steps"] - self.began
+        factor = rates.factor(*steps, plan["warmup_steps"], plan["decay"])
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
 
@@ -253,7 +255,7 @@ class TrainingRun:
         """Take up a state that was checked, and averaged weights."""
         self.weights.load(state["network"], average, state["averaged"])
         self.weights.load_optimizer(self.optimizer, state["optimizer"])
-        self.step = state["step"]
+        self.step, self.began = state["step"], resume.beginning(state, self.settings)
         self.patience.load_state(state["best"])
         self._losses = list(state["losses"])
 
