@@ -23,7 +23,7 @@ LAYOUT: dict[str, list[str]] = {
     "costs": [],
     "declaration": [],
     "process": ["finite", "noise", "categorical", "schedules", "training_times", "absorbing", "particles"],
-    "nn": ["rope", "attention", "head", "blocks", "sizes", "networks", "starts", "folding", "decoders"],
+    "nn": ["rope", "attention", "head", "blocks", "sizes", "networks", "starts", "folding", "decoders", "adapters"],
     "data": [
         "formats",
         "continuation",
@@ -88,6 +88,7 @@ LAYOUT: dict[str, list[str]] = {
         "permitted",
         "whole",
         "pointers",
+        "formats",
         "checkpoints",
         "published",
         "inert",
@@ -95,6 +96,7 @@ LAYOUT: dict[str, list[str]] = {
         "exchange",
         "families",
         "large",
+        "adaptation",
         "memory",
         "kinds",
         "loading",
@@ -135,6 +137,7 @@ LAYOUT: dict[str, list[str]] = {
         "denoiser",
         "energy",
         "start",
+        "adaptation",
     ],
     "frontier": [
         "controls",
@@ -165,6 +168,7 @@ LAYOUT: dict[str, list[str]] = {
 }
 IMPORT_MORE = {
     "weights.families": {"torchtune"},
+    "nn.adapters": {"torchtune"},
     "data.datasets": {"datasets"},
     "runs.settings": {"torchtune"},
     "runs.entry": {"torchtune"},

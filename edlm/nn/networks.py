@@ -350,7 +350,7 @@ def recompute(network: nn.Module) -> None:
         >>> import edlm
         >>> edlm.networks.recompute(edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=3))
     """
-    for block in blocks(network):
+    for block in blocks(network) or getattr(network, "layers", ()):  # a decoder keeps torchtune's
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 

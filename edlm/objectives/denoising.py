@@ -6,6 +6,7 @@ batch is split nor on what was drawn before.
 
 from functools import partial
 
+import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
@@ -31,6 +32,26 @@ def denoising(
     return sequence(
         {
             "corrupt": corruption(denoiser.mask_id, schedule, time_low, pad_id),
+            "denoise": denoiser,  # type: ignore[dict-item]
+            "score": score(denoiser, weight=contracts.WEIGHT),
+            "objective": stage("log_prob, weight -> loss", losses.nelbo),
+        }
+    )
+
+
+def passes(denoiser: Denoiser, schedule: Schedule, pad_id: int | None = None) -> TensorDictSequential:
+    """Build the training pipeline of a denoiser from the passes in which a text is revealed: see `denoising`.
+
+    The loss is the same NELBO in another estimate: a row is before a random one of its l passes, with m masks, of which
+    each is equally likely to be next, `l / m sum_{i masked} -log p_i`. Its number of masks is uniform, and its weight
+    at most l, so a few rows make a steady batch. Passes are stratified over the batch.
+    """
+    return sequence(
+        {
+            "corrupt": stage(
+                "x_0, seed, row, step, num_rows -> x_t, t, weight, positions",
+                partial(_before_pass, denoiser.mask_id, schedule, pad_id),
+            ),
             "denoise": denoiser,  # type: ignore[dict-item]
             "score": score(denoiser, weight=contracts.WEIGHT),
             "objective": stage("log_prob, weight -> loss", losses.nelbo),
@@ -123,3 +144,24 @@ def _masked(
     padding = None if pad_id is None else x_0 == pad_id
     x_t = absorbing.corrupt(x_0, schedule.alpha(t), mask_noise, mask_id, keep=padding)
     return x_t, t, schedules.nelbo_weight(schedule, t), (x_t == mask_id).flatten().nonzero().squeeze(-1)
+
+
+def _before_pass(
+    mask_id: int,
+    schedule: Schedule,
+    pad_id: int | None,
+    x_0: Tensor,
+    seed: Tensor,
+    row: Tensor,
+    step: Tensor,
+    num_rows: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Texts before a random one of their passes, as `_masked` gives them."""
+    which = training_times.stratified_times(noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1), row, num_rows)
+    wanted = torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
+    plan = absorbing.reveal_plan(noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1]), wanted, schedule)
+    chosen = (which * plan.passes).long().minimum(plan.passes - 1).clamp(min=0).unsqueeze(-1)
+    masked = plan.order >= chosen
+    weight = plan.passes / masked.sum(1).clamp(min=1)
+    x_t = torch.where(masked, mask_id, x_0)
+    return x_t, plan.t.gather(1, chosen).squeeze(1), weight, masked.flatten().nonzero().squeeze(-1)

@@ -62,7 +62,74 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
         >>> edlm.large.read_diffusion("LLaDA-8B-Base").dtype
         torch.float32
     """
+    own = adapted_by(folder)
+    if own is not None:
+        longer = max_length + (0 if own["bos_id"] is None else 1)  # a bos is read in front
+        return _read(Path(folder), _causal_families(partial(_adapted, own)), longer)
     return _read(Path(folder), {"llada": families.llada, "Dream": families.dream}, max_length)
+
+
+def adapted_by(folder: str | Path) -> dict[str, Any] | None:
+    """Read how a denoiser that `edlm run adapt` made of an autoregressive model is read; None for another folder.
+
+    Args:
+        folder: holds `config.json`.
+
+    Returns:
+        `shifted` and `bos_id`, as `decoders.DecoderNetwork` takes them.
+
+    Raises:
+        ValueError: naming the file and what of it cannot be.
+
+    Example:
+        >>> import edlm
+        >>> print(edlm.large.adapted_by("Qwen2.5-7B"))
+        None
+    """
+    config = whole.read_json(Path(folder) / "config.json")
+    notes = config.get("edlm")
+    own = notes.get("adapted") if isinstance(notes, dict) else None
+    if own is None:
+        return None
+    if not isinstance(own, dict) or own.keys() != {"shifted", "bos_id"} or type(own["shifted"]) is not bool:
+        raise ValueError(f"{folder}/config.json: edlm.adapted = {own!r} must be shifted, true or false, and bos_id")
+    bos_id, size = own["bos_id"], config.get("vocab_size")
+    if bos_id is not None and not (type(bos_id) is int and type(size) is int and 0 <= bos_id < size and own["shifted"]):
+        raise ValueError(f"{folder}/config.json: edlm.adapted.bos_id = {bos_id!r} must be an id of a shifted model")
+    return own
+
+
+def read_start(folder: str | Path, max_length: int, network: Callable[[Any], DecoderNetwork]) -> Blueprint:
+    """Read an autoregressive model, or what was made of one, to be made into a network of one's own.
+
+    Args:
+        folder: `config.json` and the weights.
+        max_length: the longest text that it reads, if the model has no smaller limit.
+        network: what is made of its torchtune decoder.
+
+    Returns:
+        The model before it takes memory; `decoders.load` fills it.
+
+    Raises:
+        ValueError: as `read_autoregressive` does.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.nn import decoders
+        >>> edlm.large.read_start("Qwen2.5-7B", 8, decoders.autoregressive).where
+        'Qwen2.5-7B'
+    """
+    return _read(Path(folder), _causal_families(network), max_length)
+
+
+def _causal_families(network: Callable[[Any], DecoderNetwork]) -> dict[str, Callable[..., Blueprint]]:
+    """Families of autoregressive models by `model_type`. network: what is made of a decoder."""
+    qwen = partial(families.qwen, fixed=families.QWEN_FIXED, network=network)
+    return {"qwen2": qwen, "llama": partial(families.llama, network=network)}
+
+
+def _adapted(own: Mapping[str, Any], decoder: Any) -> DecoderNetwork:
+    return DecoderNetwork(decoders.bidirectional(decoder), **own).eval()
 
 
 def read_autoregressive(
@@ -87,13 +154,13 @@ def read_autoregressive(
         >>> edlm.large.read_autoregressive("Qwen2.5-7B", rows_at_once=4).where
         'Qwen2.5-7B'
     """
+    if adapted_by(folder) is not None:
+        raise ValueError(f"{folder} holds a denoiser that was made of an autoregressive model, and is none any more")
     network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
-    qwen = partial(families.qwen, fixed=families.QWEN_FIXED, network=network)
-    known = {"qwen2": qwen, "llama": partial(families.llama, network=network)}
-    return _read(Path(folder), known, max_length)
+    return _read(Path(folder), _causal_families(network), max_length)
 
 
-def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> Vocabulary:
+def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None, add_mask: bool = False) -> Vocabulary:
     """Load the vocabulary of such a folder: its `tokenizer.json`, or another one, and the special ids of its config.
 
     Special tokens of the tokenizer from the mask's id on are left out, as no text stands for them. `size` counts the
@@ -102,6 +169,7 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
     Args:
         folder: holds `config.json`.
         tokenizer: another `tokenizer.json`. Dream's folder has none: give that of Qwen 2.5, which Dream extends.
+        add_mask: whether a mask comes after all ids of the network, where the config names none.
 
     Returns:
         The vocabulary.
@@ -117,13 +185,16 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
     """
     folder = Path(folder)
     config = whole.read_json(folder / "config.json")
-    mask_id = families.whole_number(folder, config, "mask_token_id")
+    size = families.whole_number(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
+    if add_mask and config.get("mask_token_id") is None:
+        mask_id, size = size, size + 1
+    else:
+        mask_id = families.whole_number(folder, config, "mask_token_id")
     file = Path(tokenizer or folder / "tokenizer.json")
     if file.exists():
         formats.require_file(file)
     content = whole.read_json(file, limits.TOKENIZER_BYTES)
     words = tokenizer_files.parse(file, tokenizer_files.EXPECTED, partial(_without_mask, content, mask_id))
-    size = families.whole_number(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
     specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
     return Vocabulary(words, size=size, mask_id=mask_id, **specials)
 

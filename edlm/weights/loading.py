@@ -131,16 +131,20 @@ def energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.dev
 
 
 def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str | None, device: torch.device) -> Found:
-    """Load LLaDA or Dream, on the exact masking process.
+    """Load LLaDA, Dream or what `edlm run adapt` has made, on the exact masking process.
 
     A text of Dream opens with bos: nothing predicts a first token. Raises ValueError for a config without one.
     """
-    blueprint = large.read_diffusion(path, length)
-    vocabulary = large.load_vocabulary(path, tokenizer)
+    folder = hub_folder(path) or Path(path)
+    blueprint = large.read_diffusion(folder, length)
+    vocabulary = large.load_vocabulary(folder, tokenizer)
     network = decoders.load(blueprint, DTYPES[precision]).to(device)
-    if network.shifted and vocabulary.bos_id is None:
-        raise ValueError(f"{path}/config.json: bos_token_id is missing, and nothing else can open a text of this model")
-    opening = (vocabulary.bos_id,) if network.shifted and vocabulary.bos_id is not None else ()
+    unopened = network.shifted and network.bos_id is None  # a bos that it reads itself opens every text
+    if unopened and vocabulary.bos_id is None:
+        raise ValueError(
+            f"{folder}/config.json: bos_token_id is missing, and nothing else can open a text of this model"
+        )
+    opening = (vocabulary.bos_id,) if unopened and vocabulary.bos_id is not None else ()
     return Found(kinds.SUBS, path, network, vocabulary, {}, opening=opening)
 
 
@@ -148,7 +152,22 @@ def is_large(source: Any) -> bool:
     """Check whether a config names a large model: a folder as the hub has it, or a section with a builder."""
     if not isinstance(source, str):
         return isinstance(source, dict)
-    return (Path(source) / "config.json").is_file() and not (Path(source) / "network.json").is_file()
+    return hub_folder(source) is not None
+
+
+def hub_folder(path: str) -> Path | None:
+    """Find the folder of a large model that a path stands for; None for anything else.
+
+    That is the folder itself, or the newest checkpoint of a run that adapted such a model.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        try:
+            folder = checkpoints.last_checkpoint(path) or folder
+        except ValueError:  # which will be said where a network of ours is looked for
+            return None
+    found = (folder / "config.json").is_file() and not (folder / "network.json").is_file()
+    return folder if found else None
 
 
 def is_joint(path: str) -> bool:
