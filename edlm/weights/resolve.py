@@ -142,8 +142,14 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
 
 
 def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Hash the weights of every network of ours that a config names, by key; large models stand for themselves."""
-    return {key: loading.weights_of(path) for key, path in _ours(settings).items()}
+    """Hash the weights of every network of ours that a config names, by key.
+
+    Large models stand for themselves; of a run that adapts one, its newest checkpoint does.
+    """
+    large_ones = {key: settings[key] for key in ("denoiser", "ar") if isinstance(settings[key], str)}
+    found = {key: _folder_of(path) for key, path in large_ones.items() if is_large(path)}
+    newest = {key: folder.name for key, folder in found.items() if folder != Path(settings[key])}
+    return {**newest, **{key: loading.weights_of(path) for key, path in _ours(settings).items()}}
 
 
 def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -177,7 +183,7 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
     if not is_large(settings["denoiser"]) or not (settings["ar"] is None or is_large(settings["ar"])):
         return None
     dtype = DTYPES[settings["precision"]]
-    denoiser = decoders.outline(large.read_diffusion(settings["denoiser"], _longest(settings)), dtype)
+    denoiser = decoders.outline(large.read_diffusion(_folder_of(settings["denoiser"]), _longest(settings)), dtype)
     energy = None
     if settings["ar"] is not None:
         energy = decoders.outline(_large_ar(settings, denoiser.head.out_features), dtype)
@@ -225,7 +231,7 @@ def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
     """Read a folder of the hub, or what a section's builder makes and its checkpointer reads."""
     source, rows, length = settings["ar"], settings["energy_rows"], _longest(settings)
     if not isinstance(source, dict):
-        return large.read_autoregressive(source, length, rows, vocab_size)
+        return large.read_autoregressive(_folder_of(source), length, rows, vocab_size)
 
     def as_energy(decoder: Any) -> DecoderNetwork:
         return decoders.autoregressive(decoder, length, rows, vocab_size)
@@ -257,7 +263,9 @@ def _bos_of(folder: Path, vocabulary: Vocabulary) -> int | None:
 
 
 def _folder_of(source: Any) -> Path:
-    return Path(source["checkpointer"]["checkpoint_dir"] if isinstance(source, dict) else source)
+    if isinstance(source, dict):
+        return Path(source["checkpointer"]["checkpoint_dir"])
+    return loading.hub_folder(source) or Path(source)
 
 
 def _longest(settings: Mapping[str, Any]) -> int:

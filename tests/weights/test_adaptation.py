@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from builders import randomise
-from large_folders import EPS, LENGTH, THETA, H, V, close, random_weights, reference, write
+from hub_folder import weights_of
+from large_folders import EPS, LENGTH, THETA, H, V, close, reference
 from torch import Tensor
 
-from edlm.data import vocabulary
 from edlm.models import autoregressive, denoisers
-from edlm.nn import adapters
+from edlm.nn import adapters, decoders
 from edlm.nn.decoders import DecoderNetwork
 from edlm.weights import adaptation, large, loading, whole
 
@@ -23,18 +22,13 @@ every_family = pytest.mark.parametrize(("family", "tied"), [("llama", False), ("
 shifted_or_not = pytest.mark.parametrize("shifted", [True, False])
 
 
-def causal_model(folder: Path, family: str = "llama", tied: bool = False, **config: Any) -> dict[str, Tensor]:
-    """A folder of an AR model that knows no mask, with a tokenizer; its weights."""
-    state = random_weights(family, seed=5)
-    if tied:
-        del state["lm_head.weight"]
-    write(folder, family, state, shards=1, mask_token_id=None, tie_word_embeddings=tied, **config)
-    (folder / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())
-    return state if not tied else {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
-
-
 def start(folder: Path, shifted: bool = True, **options: Any) -> adaptation.Start:
     return adaptation.start(folder, LENGTHS, shifted, **options)
+
+
+def write_out(found: adaptation.Start, folder: Path, notes: dict[str, Any]) -> None:
+    """The folder that a run would keep of a network as it is."""
+    whole.write_folder(folder, lambda target: found.form.fill(target, found.network, found.vocabulary, notes))
 
 
 def texts(mask_id: int, seed: int = 0, rows: int = 3) -> Tensor:
@@ -58,7 +52,7 @@ def expected_logits(family: str, state: dict[str, Tensor], x: Tensor, shifted: b
 def test_at_its_start_it_has_the_law_that_the_weights_give_with_attention_both_ways(
     family: str, tied: bool, shifted: bool, tmp_path: Path
 ) -> None:
-    state = causal_model(tmp_path / "ar", family, tied)
+    state = weights_of(tmp_path / "ar", family, tied)
     found = start(tmp_path / "ar", shifted)
     x = texts(NEW_MASK)
     with torch.no_grad():
@@ -73,13 +67,11 @@ def test_at_its_start_it_has_the_law_that_the_weights_give_with_attention_both_w
 
 def test_shifted_with_causal_attention_its_states_are_those_that_predict_each_token(tmp_path: Path) -> None:
     """Log-probabilities of the adapted network are the AR model's own, the first token's under a bos among them."""
-    causal_model(tmp_path / "ar", tied=True)
+    weights_of(tmp_path / "ar", tied=True)
     network = start(tmp_path / "ar").network
     for layer in network.layers:
         layer.attn.is_causal = True
     x = texts(0)
-    from edlm.nn import decoders  # noqa: PLC0415
-
     ar = decoders.load(large.read_autoregressive(tmp_path / "ar", LENGTHS + 1, vocab_size=V + 1))
     with torch.no_grad():
         own = network.head(network(x)).log_softmax(-1).gather(-1, x.unsqueeze(-1)).squeeze(-1)
@@ -88,9 +80,7 @@ def test_shifted_with_causal_attention_its_states_are_those_that_predict_each_to
 
 
 def test_a_mask_of_the_models_own_stays_what_it_is(tmp_path: Path) -> None:
-    state = random_weights("llama", seed=5)
-    write(tmp_path / "ar", "llama", state, shards=1)
-    (tmp_path / "ar" / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())
+    state = weights_of(tmp_path / "ar", mask_token_id=33)
     found = start(tmp_path / "ar", shifted=False)
     x = texts(33)
     with torch.no_grad():
@@ -104,7 +94,7 @@ def test_a_mask_of_the_models_own_stays_what_it_is(tmp_path: Path) -> None:
 
 @shifted_or_not
 def test_adapters_change_nothing_at_first_and_merged_they_give_what_they_gave(shifted: bool, tmp_path: Path) -> None:
-    causal_model(tmp_path / "ar", tied=True)
+    weights_of(tmp_path / "ar", tied=True)
     plain, adapted = start(tmp_path / "ar", shifted), start(tmp_path / "ar", shifted, adapter=(2, 6.0))
     x = texts(NEW_MASK)
     with torch.no_grad():
@@ -112,12 +102,14 @@ def test_adapters_change_nothing_at_first_and_merged_they_give_what_they_gave(sh
     for seed, (name, value) in enumerate(adapted.network.named_parameters()):
         assert value.requires_grad == ("lora" in name or name == "embedding.mask"), name
         if value.requires_grad:
-            torch.nn.init.normal_(value, generator=torch.Generator().manual_seed(seed))
+            torch.nn.init.normal_(value, std=0.3, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         given = adapted.network(x)
     assert (given - plain.network(x)).abs().max() > 0.1
     before = {name: value.clone() for name, value in adapted.network.state_dict().items()}
-    whole.write_folder(tmp_path / "out", lambda target: adapted.form.fill(target, adapted.network, adapted.vocabulary, {}))
+    whole.write_folder(
+        tmp_path / "out", lambda target: adapted.form.fill(target, adapted.network, adapted.vocabulary, {})
+    )
     with torch.no_grad():
         close(large.load_diffusion(tmp_path / "out", LENGTHS)(x), given)
     for name, value in adapted.network.state_dict().items():
@@ -125,7 +117,7 @@ def test_adapters_change_nothing_at_first_and_merged_they_give_what_they_gave(sh
 
 
 def test_every_product_of_every_block_is_adapted_and_counts_few_weights(tmp_path: Path) -> None:
-    causal_model(tmp_path / "ar", "qwen2")
+    weights_of(tmp_path / "ar", "qwen2")
     network = start(tmp_path / "ar", adapter=(1, 1.0)).network
     found = {name.rpartition(".lora_a")[0] for name, _ in network.named_parameters() if ".lora_a" in name}
     products = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.output_proj", "mlp.w1", "mlp.w2", "mlp.w3")
@@ -137,14 +129,14 @@ def test_every_product_of_every_block_is_adapted_and_counts_few_weights(tmp_path
 
 def written(folder: Path, family: str, tied: bool, shifted: bool, adapter: Any = None) -> adaptation.Start:
     """An adaptation whose every trained weight has changed, and its folder `folder / out`."""
-    causal_model(folder / "ar", family, tied)
+    weights_of(folder / "ar", family, tied)
     found = start(folder / "ar", shifted, adapter=adapter)
     state = {name: value for name, value in found.network.named_parameters() if value.requires_grad}
     for seed, value in enumerate(state.values()):
         with torch.no_grad():
             value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(seed)))
     notes = {"objective": "nelbo", "step": 7}
-    whole.write_folder(folder / "out", lambda target: found.form.fill(target, found.network, found.vocabulary, notes))
+    write_out(found, folder / "out", notes)
     return found
 
 
@@ -159,9 +151,8 @@ def test_the_folder_that_it_writes_holds_the_same_denoiser(
     x, places = texts(NEW_MASK), torch.arange(3 * LENGTHS)
     own = denoisers.subs(found.network, NEW_MASK)
     with torch.no_grad():
-        close(
-            loaded.denoiser.logits(loaded.network(x, None, places))[:, :V], own.logits(found.network(x, None, places))[:, :V]
-        )
+        theirs, ours = (each.logits(each.network(x, None, places))[:, :V] for each in (loaded.denoiser, own))
+        close(theirs, ours)
     assert loaded.vocabulary.fingerprint == found.vocabulary.fingerprint
     assert loaded.opening == ()
     assert loaded.network.max_length == LENGTHS
@@ -223,11 +214,14 @@ def test_what_was_adapted_is_adapted_further(tmp_path: Path) -> None:
         ({"model_type": "mamba"}, "model_type = 'mamba' must be one of"),
         ({"edlm": {"adapted": {"shifted": 1, "bos_id": 3}}}, "edlm.adapted = {'shifted': 1, 'bos_id': 3} must be"),
         ({"edlm": {"adapted": {"shifted": False, "bos_id": 3}}}, "edlm.adapted.bos_id = 3 must be an id of a shifted"),
-        ({"edlm": {"adapted": {"shifted": True, "bos_id": V}}}, f"edlm.adapted.bos_id = {V} must be an id of a shifted"),
+        (
+            {"edlm": {"adapted": {"shifted": True, "bos_id": V}}},
+            f"edlm.adapted.bos_id = {V} must be an id of a shifted",
+        ),
     ],
 )
 def test_what_cannot_be_adapted_is_said_in_one_line(config: dict[str, Any], said: str, tmp_path: Path) -> None:
-    causal_model(tmp_path / "ar")
+    weights_of(tmp_path / "ar")
     file = tmp_path / "ar" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
     with pytest.raises(ValueError, match=re.escape(said)) as refusal:
