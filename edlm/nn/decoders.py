@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edlm.nn import decoder_steps
+from edlm.nn.attention import Cache
 from edlm.nn.blocks import Head
 from edlm.process import finite
 
@@ -61,12 +63,24 @@ class DecoderNetwork(nn.Module):
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
         return hidden if positions is None else hidden.flatten(0, 1)[positions]
 
+    def step(self, tokens: Tensor, position: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Compute one position of a causal decoder, as `Transformer.step` does; cache: (layers, b, kv heads, l, d)."""
+        hidden, own = decoder_steps.step(self.layers, self._embedded(tokens), position, cache)
+        return self.norm(hidden), own
+
+    def empty_cache(self, b: int, length: int) -> Cache:
+        """Allocate zeros for the keys and values of b rows. Raises ValueError where `step` cannot read the blocks."""
+        return decoder_steps.empty_cache(self.layers, b, length, self.embedding.weight)
+
     def _run(self, tokens: Tensor) -> Tensor:
-        known = self.embedding.num_embeddings
-        x = self.embedding(tokens.clamp(max=known - 1)).masked_fill((tokens >= known).unsqueeze(-1), 0.0)
+        x = self._embedded(tokens)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        known = self.embedding.num_embeddings
+        return self.embedding(tokens.clamp(max=known - 1)).masked_fill((tokens >= known).unsqueeze(-1), 0.0)
 
 
 class Blueprint(NamedTuple):

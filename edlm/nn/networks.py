@@ -7,6 +7,7 @@ noise levels only; `denoisers` and `energies` know masks and times.
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -350,8 +351,9 @@ def recompute(network: nn.Module) -> None:
         >>> import edlm
         >>> edlm.networks.recompute(edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=3))
     """
-    for block in blocks(network) or getattr(network, "layers", ()):  # a decoder keeps torchtune's
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    own: list[Any] = [*blocks(network)] or [*getattr(network, "layers", ())]  # a decoder keeps torchtune's
+    for block in own:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _init_embedding(embedding: nn.Embedding) -> None:

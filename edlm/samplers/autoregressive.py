@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from edlm.models import autoregressive
 from edlm.nn import folding
+from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
 from edlm.process import absorbing, categorical, finite, noise
 from edlm.process.categorical import Draws
 from edlm.process.noise import Stream
 
+Stepped = Transformer | DecoderNetwork  # networks that compute one position beside a cache
+
 
 def sample(
-    network: Transformer,
+    network: Stepped,
     num_samples: int,
     length: int,
     mask_id: int,
@@ -50,7 +53,7 @@ def sample(
 
 @torch.no_grad()
 def complete(
-    network: Transformer,
+    network: Stepped,
     tokens: Tensor,
     uniforms: Tensor,
     mask_id: int,
@@ -75,7 +78,7 @@ def complete(
     wanted = masked.any(0).tolist()  # read on the host once: which positions need a draw, and where to stop
     if bos_id is None and wanted[0]:
         raise ValueError("without a bos_id the first token has no law of its own: give it in the prompt")
-    network = folding.fold_conditioning(network)
+    network = folding.fold_conditioning(network) if isinstance(network, Transformer) else network
     cache = network.empty_cache(*tokens.shape)
     filled, log_prob = tokens.clone(), torch.zeros_like(uniforms)
     first = 0 if bos_id is not None else 1

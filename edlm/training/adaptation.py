@@ -18,7 +18,7 @@ from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.training import log, texts
 from edlm.training import settings as training_settings
-from edlm.weights import adaptation, checkpoints, loading
+from edlm.weights import adaptation, checkpoints, large, loading
 from edlm.weights.formats import Format
 
 _ADAPTER: Schema = {"rank": schemas.integer(1), "alpha": schemas.number(0, above=True)}
@@ -77,7 +77,7 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     Raises ValueError naming the folder, or the setting, and what does not fit.
     """
     path, adapter = settings["start_from"], settings["lora"]
-    folder = loading.hub_folder(path)
+    folder = large.hub_folder(path)
     if folder is None:
         return _of_ours(settings)
     if settings["parallel"] != "data":

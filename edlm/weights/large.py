@@ -19,7 +19,7 @@ from edlm.data import formats, tokenizer_files
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork
-from edlm.weights import families, whole
+from edlm.weights import checkpoints, families, whole
 
 
 def load_diffusion(folder: str | Path, max_length: int = 2048) -> DecoderNetwork:
@@ -67,6 +67,30 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
         longer = max_length + (0 if own["bos_id"] is None else 1)  # a bos is read in front
         return _read(Path(folder), _causal_families(partial(_adapted, own)), longer)
     return _read(Path(folder), {"llada": families.llada, "Dream": families.dream}, max_length)
+
+
+def hub_folder(path: str | Path) -> Path | None:
+    """Find the folder of a large model that a path stands for.
+
+    Args:
+        path: such a folder, with a `config.json`, or the folder of a run that adapts such a model.
+
+    Returns:
+        The folder itself, or the newest checkpoint of the run; None for anything else.
+
+    Example:
+        >>> import edlm
+        >>> edlm.large.hub_folder("Qwen2.5-7B").name
+        'Qwen2.5-7B'
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        try:
+            folder = checkpoints.last_checkpoint(path) or folder
+        except ValueError:  # which will be said where a network of ours is looked for
+            return None
+    found = (folder / "config.json").is_file() and not (folder / "network.json").is_file()
+    return folder if found else None
 
 
 def adapted_by(folder: str | Path) -> dict[str, Any] | None:

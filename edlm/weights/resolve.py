@@ -16,21 +16,20 @@ from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork
-from edlm.nn.networks import Transformer
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
 from edlm.runs import tables
 from edlm.runs.settings import Check, Schema
 from edlm.samplers import corrections
+from edlm.samplers.autoregressive import Stepped
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction
 from edlm.weights import checkpoints, kinds, large, loading, memory, whole
 from edlm.weights import named as named_networks
-from edlm.weights.loading import DTYPES, is_large
+from edlm.weights.loading import DTYPES, LONGEST, is_large
 from edlm.weights.named import CHAIN_RULE, SPECULATIVE
 
-_LONGEST = 2048  # of a large model, where the config names no length
 _AR_SECTION: Schema = {
     "model": schemas.component(),
     "checkpointer": schemas.component("output_dir"),
@@ -66,7 +65,7 @@ class Sources(NamedTuple):
     schedule: Schedule = schedules.log_linear()
     denoiser: SubsDenoiser | None = None
     correction: Correction | None = None
-    ar: Transformer | None = None
+    ar: Stepped | None = None
     bos_id: int | None = None
     opening: tuple[int, ...] = ()
     baseline: Reverse | None = None  # in the place of a denoiser
@@ -94,12 +93,9 @@ def check(settings: Mapping[str, Any]) -> None:
     for key, plain in alone.items():
         if settings["denoiser"] is None and settings[key] != plain:
             raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
-    if settings["denoiser"] is None and is_large(settings["ar"]):
-        raise ValueError(
-            f"ar = {settings['ar']!r} needs a denoiser: alone, a network of `edlm run pretrain_ar` is drawn"
-        )
     denoiser, ar = is_large(settings["denoiser"]), is_large(settings["ar"])
-    for key, is_read in {"tokenizer": denoiser, "energy_rows": ar, "precision": denoiser or ar}.items():
+    alone_ar = ar and settings["denoiser"] is None
+    for key, is_read in {"tokenizer": denoiser or alone_ar, "energy_rows": ar, "precision": denoiser or ar}.items():
         if settings[key] is not None and not is_read:
             folder = settings["ar" if key == "energy_rows" else "denoiser"]
             raise ValueError(
@@ -120,6 +116,8 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
             held = loading.baseline(path, device)
             return Sources(held.vocabulary, baseline=held.kernel)
     named_networks.require_there(ours)
+    if path is None and is_large(settings["ar"]):
+        return _large_ar_alone(settings, device)
     if path is None:
         ar = loading.autoregressive(settings["ar"], device)
         return Sources(ar.vocabulary, ar=ar.network, bos_id=ar.description.get("bos_id"))
@@ -227,6 +225,14 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     return found._replace(correction=correction, bos_id=bos_id)
 
 
+def _large_ar_alone(settings: Mapping[str, Any], device: torch.device) -> Sources:
+    """Load a large AR model with its own ids, and a mask after them for what is to be filled in."""
+    folder = _folder_of(settings["ar"])
+    ids = large.load_vocabulary(folder, settings["tokenizer"], add_mask=True)
+    network = decoders.load(_large_ar(settings, ids.size), DTYPES[settings["precision"]]).to(device)
+    return Sources(ids, ar=network, bos_id=_bos_of(folder, ids))
+
+
 def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
     """Read a folder of the hub, or what a section's builder makes and its checkpointer reads."""
     source, rows, length = settings["ar"], settings["energy_rows"], _longest(settings)
@@ -265,8 +271,8 @@ def _bos_of(folder: Path, vocabulary: Vocabulary) -> int | None:
 def _folder_of(source: Any) -> Path:
     if isinstance(source, dict):
         return Path(source["checkpointer"]["checkpoint_dir"])
-    return loading.hub_folder(source) or Path(source)
+    return large.hub_folder(source) or Path(source)
 
 
 def _longest(settings: Mapping[str, Any]) -> int:
-    return int(settings["length"] or _LONGEST)
+    return int(settings["length"] or LONGEST)
