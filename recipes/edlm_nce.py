@@ -38,8 +38,7 @@ SETTINGS: Schema = {
     "start_from": schemas.choice("denoiser", "scratch"),
     "embedding": schemas.choice("own", "shared"),
     "scope": schemas.choice("draft", "transition"),
-    "ar": schemas.optional(schemas.text),
-    "ar_form": schemas.choice("posterior", "carry_over"),
+    **energy.OF_AR,
     **energy.SETTINGS,
     **training_settings.SETTINGS,
 }

@@ -33,6 +33,11 @@ SETTINGS: Schema = {
     "report_particles": schemas.integer(2),
     "samples": schemas.section(correction.SAMPLES),
 }
+# The AR model whose residual energy is trained, and the form of that energy.
+OF_AR: Schema = {
+    "ar": schemas.optional(schemas.text),
+    "ar_form": schemas.choice("posterior", "carry_over"),
+}
 # What each of `JointPlan.nelbos` is of.
 COMPARED = {
     "nelbo": "the joint network as a denoiser",
