@@ -19,6 +19,7 @@ TOKENIZER_BYTES = 64 << 20  # of a tokenizer.json, of which the largest publishe
 IDS = 1 << 24  # of a vocabulary, sixteen times the largest published; a network has a row for every id
 PICKLE_BYTES = 6 << 20  # of a file of torch.save, beside its tensors
 PICKLE_STEPS = 1_000_000  # by which what stands beside its tensors is put together
+GGUF_ENTRIES = 1 << 21  # of one list of a GGUF file; the largest published vocabularies have a fourth, with merges
 CORPUS_BYTES = 256 << 20  # of a text that is read whole
 DOCUMENT_BYTES = 128 << 20  # of one document of a data set
 RECORD_BYTES = 32 << 20  # of one record of JSON or CSV, which takes many times its size

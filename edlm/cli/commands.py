@@ -36,6 +36,7 @@ examples:
   edlm cp edlm_nce/tiny my.yaml                       a config to edit
   edlm validate my.yaml                               check every key without running
   edlm convert mdlm.ckpt runs/mdlm --tokenizer gpt2   published weights to a network folder, never executed
+  edlm convert model.gguf checkpoints/model           a GGUF file to a folder in Hugging Face's layout
   edlm doctor                                         versions, device, compiler, extras, and a second of sampling
 """
 
@@ -199,9 +200,11 @@ def _validate(arguments: Sequence[str]) -> None:
 
 
 def _convert(arguments: Sequence[str]) -> None:
-    """Write published weights as a network folder for `edlm run`, or a network of ours as a Hugging Face folder."""
+    """Write published weights as a network folder for `edlm run`, or ours, or a GGUF file, as a Hugging Face folder."""
     parser = argparse.ArgumentParser(prog="edlm convert", description=_convert.__doc__)
-    parser.add_argument("path", type=Path, help="a Hugging Face folder, a Lightning checkpoint, or weights.safetensors")
+    parser.add_argument(
+        "path", type=Path, help="a Hugging Face folder, a Lightning checkpoint, weights.safetensors, or a .gguf"
+    )
     parser.add_argument("out", type=Path, help="the folder to write; one that exists is not overwritten")
     parser.add_argument("--to", choices=["edlm", "hf"], default="edlm", help="hf: PATH is a network or run folder")
     parser.add_argument("--tokenizer", help="tokenizer.json, a folder with it or GPT-2's two files, or text8")
@@ -211,11 +214,16 @@ def _convert(arguments: Sequence[str]) -> None:
     parser.add_argument("--raw", action="store_true", help="the weights as trained, not their moving average")
     given = parser.parse_args(arguments)
     exchange = importlib.import_module("edlm.weights.exchange")
-    if given.to == "hf":
+    quantised = given.path.suffix == ".gguf"
+    if quantised or given.to == "hf":
         ignored = {"--tokenizer": given.tokenizer, "--part": given.part, "--num-heads": given.num_heads}
         for name, value in {**ignored, "--length": given.length, "--raw": given.raw or None}.items():
             if value is not None:
-                raise ValueError(f"{name} is for published weights; with --to hf the network folder says all")
+                said = "a GGUF file" if quantised else "with --to hf the network folder"
+                raise ValueError(f"{name} is for published weights; {said} says all")
+    if quantised:
+        rows = importlib.import_module("edlm.weights.gguf_files").convert(given.path, given.out)
+    elif given.to == "hf":
         rows = exchange.export(given.path, given.out)
     else:
         rows = exchange.convert(

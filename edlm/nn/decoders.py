@@ -4,8 +4,9 @@ A `Blueprint` says how a model is built and filled before any of it takes memory
 imports torchtune; this module does not.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,12 @@ class DecoderNetwork(nn.Module):
         """Allocate zeros for the keys and values of b rows. Raises ValueError where `step` cannot read the blocks."""
         return decoder_steps.empty_cache(self.layers, b, length, self.embedding.weight)
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Widths of a block's feed-forward layer and of all heads of its attention."""
+        layer: Any = self.layers[0]
+        return layer.mlp.w1.out_features, layer.attn.num_heads * layer.attn.head_dim
+
     def _run(self, tokens: Tensor) -> Tensor:
         x = self._embedded(tokens)
         for layer in self.layers:
@@ -83,8 +90,30 @@ class DecoderNetwork(nn.Module):
         return self.embedding(tokens.clamp(max=known - 1)).masked_fill((tokens >= known).unsqueeze(-1), 0.0)
 
 
+class Readable(Protocol):
+    """A model before it takes any memory; `where` is the place that an error names."""
+
+    @property
+    def where(self) -> str:
+        """Name its folder, or the key of a config."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Name the type of its weights in the folder."""
+        ...
+
+    def load(self, dtype: torch.dtype | None = None) -> Any:
+        """Build the network and fill it."""
+        ...
+
+    def outline(self, dtype: torch.dtype | None = None) -> Any:
+        """Build the network without its weights, on the meta device."""
+        ...
+
+
 class Blueprint(NamedTuple):
-    """A model before it takes any memory: how its decoder is built, what fills it, and the network made of it.
+    """A torchtune model before it takes any memory: how its decoder is built, what fills it, the network made of it.
 
     weights: reads them, under torchtune's names. where: the place that an error names. dtype: the type of the weights
     in the folder, for an outline. export: from torchtune's names back to those of the folder; None for what is never
@@ -98,31 +127,39 @@ class Blueprint(NamedTuple):
     dtype: torch.dtype = torch.float32
     export: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
+    def load(self, dtype: torch.dtype | None = None) -> DecoderNetwork:
+        """Build the network and fill it; see `load`."""
+        unlike = f"{self.where}: the weights are not those of its config.json"
+        try:
+            weights = self.weights()
+        except RuntimeError as error:  # torchtune's own, of sizes that fit no decoder
+            raise ValueError(f"{unlike} ({_one_line(error)})") from error
+        finite.require_weights(weights, self.where)
+        wanted = _widest(weights) if dtype is None else dtype
+        weights = {name: value.to(wanted) for name, value in weights.items()}
+        try:
+            decoder = with_weights(self.build, weights)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{unlike} ({_one_line(error)})") from error
+        return self.network(decoder)
 
-def load(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwork:
-    """Build the network and fill it, in the precision of its files or in another, norms in float32.
+    def outline(self, dtype: torch.dtype | None = None) -> DecoderNetwork:
+        """Build the network without its weights; see `outline`."""
+        with torch.device("meta"):
+            return self.network(self.build().to(dtype or self.dtype))
 
-    Raises ValueError naming what is missing, unknown or unlike the model.
+
+def load(model: Readable, dtype: torch.dtype | None = None) -> Any:
+    """Build the network and fill it, in another precision or in one that holds every weight of its files as it is.
+
+    Norms of a torchtune decoder are float32. Raises ValueError naming what is missing, unknown or unlike the model.
     """
-    unlike = f"{blueprint.where}: the weights are not those of its config.json"
-    try:
-        weights = blueprint.weights()
-    except RuntimeError as error:  # torchtune's own, of sizes that fit no decoder
-        raise ValueError(f"{unlike} ({_one_line(error)})") from error
-    finite.require_weights(weights, blueprint.where)
-    if dtype is not None:
-        weights = {name: value.to(dtype) for name, value in weights.items()}
-    try:
-        decoder = with_weights(blueprint.build, weights)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{unlike} ({_one_line(error)})") from error
-    return blueprint.network(decoder)
+    return model.load(dtype)
 
 
-def outline(blueprint: Blueprint, dtype: torch.dtype | None = None) -> DecoderNetwork:
+def outline(model: Readable, dtype: torch.dtype | None = None) -> Any:
     """Build the network without its weights, on the meta device: it takes no memory and serves `memory.memory_plan`."""
-    with torch.device("meta"):
-        return blueprint.network(blueprint.build().to(dtype or blueprint.dtype))
+    return model.outline(dtype)
 
 
 def autoregressive(
@@ -214,6 +251,11 @@ def _head(decoder: Any, vocab_size: int | None) -> Head:
     head = (Head if wanted == known else _PaddedHead)(width, wanted, bias=False, device="meta")
     head.weight = weight
     return head
+
+
+def _widest(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """Find the type that holds every weight as it is."""
+    return functools.reduce(torch.promote_types, (value.dtype for value in weights.values()))
 
 
 def _one_line(error: Exception) -> str:

@@ -14,11 +14,12 @@ from edlm.models import autoregressive
 from edlm.nn import folding
 from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
+from edlm.nn.pretrained import PretrainedNetwork
 from edlm.process import absorbing, categorical, finite, noise
 from edlm.process.categorical import Draws
 from edlm.process.noise import Stream
 
-Stepped = Transformer | DecoderNetwork  # networks that compute one position beside a cache
+Stepped = Transformer | DecoderNetwork | PretrainedNetwork  # networks that compute one position beside a cache
 
 
 def sample(

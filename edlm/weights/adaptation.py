@@ -43,7 +43,7 @@ class Start(NamedTuple):
     @property
     def weights(self) -> str:
         """The hash of the files that it begins with."""
-        files = sorted(self.folder.glob("*.safetensors"))
+        files = sorted(self.folder.glob("model*.safetensors"))
         return tensors.digest({file.name: tensors.sha256(file) for file in files})
 
     def _fill(self, target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:

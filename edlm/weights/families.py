@@ -5,7 +5,6 @@ is described.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from edlm import limits
 from edlm.nn.decoders import Blueprint, DecoderNetwork, bidirectional
-from edlm.weights import whole
-from edlm.weights.tensors import read_safetensors, unwrapped
+from edlm.weights import config_keys, shards
+from edlm.weights.tensors import unwrapped
 
 # Names of LLaDA's parameters as a Llama's: those above the blocks, and those of block i.
 _LLADA = {
@@ -35,6 +34,7 @@ _LLADA_BLOCK = {
     "up_proj.weight": "mlp.up_proj.weight",
     "ff_out.weight": "mlp.down_proj.weight",
 }
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _QWEN_BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
 # Settings that would make another network of the same names; absent ones have these values.
 _LLADA_FIXED = {
@@ -50,10 +50,31 @@ _LLADA_FIXED = {
     "bias_for_layer_norm": False,
     "input_emb_norm": False,
     "scale_logits": False,
+    "layer_norm_with_affine": True,
+    "multi_query_attention": None,
+    "block_group_size": 1,
 }
-QWEN_FIXED = {"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None}
-_DREAM_FIXED = {**QWEN_FIXED, "tie_word_embeddings": False}
-_LLAMA_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+_LLADA_READ = frozenset(
+    """
+    alibi_bias_max auto_map block_group_size d_model embedding_size layer_norm_with_affine max_sequence_length
+    mlp_hidden_size mlp_ratio multi_query_attention n_heads n_kv_heads n_layers rms_norm_eps rope_full_precision
+    rope_theta vocab_size
+    """.split()  # noqa: SIM905
+)
+QWEN_FIXED = {"hidden_act": "silu", "use_sliding_window": False}
+_DREAM_FIXED = {**QWEN_FIXED, "tie_word_embeddings": False, "rope_scaling": None}
+LLAMA_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+_READ = frozenset(
+    """
+    head_dim hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers
+    num_key_value_heads rms_norm_eps tie_word_embeddings vocab_size
+    """.split()  # noqa: SIM905
+) | set(config_keys.ROPE)
+_QWEN_READ = _READ | {"max_window_layers", "sliding_window", "layer_types"}
+# What a key of these families is where it is absent.
+_QWEN_DEFAULTS = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
+_LLAMA_DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+_THETA = 10000.0
 # Llama 3.1's stretched rotary positions, but for their factor: the ones that torchtune knows.
 _LLAMA_ROTARY = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -66,6 +87,7 @@ def llada(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprint
     from torchtune.models import convert_weights, llama3
 
     _require_fixed(folder, config, _LLADA_FIXED)
+    config_keys.require_known(folder, config, _LLADA_READ | _LLADA_FIXED.keys())
     need, count = partial(_need, folder, config), partial(whole_number, folder, config)
     layers, heads, width = count("n_layers", limits.LAYERS), count("n_heads"), count("d_model")
     kv_heads = count("n_kv_heads") if config.get("n_kv_heads") else heads
@@ -103,7 +125,8 @@ def dream(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprint
     def network(decoder: Any) -> DecoderNetwork:
         return DecoderNetwork(bidirectional(decoder), shifted=True).eval()
 
-    return qwen(folder, config, max_length, _DREAM_FIXED, network)
+    own = {key: value for key, value in config.items() if key != "auto_map"}  # its code is this function
+    return qwen(folder, own, max_length, _DREAM_FIXED, network)
 
 
 def qwen(
@@ -121,6 +144,8 @@ def qwen(
     from torchtune.models.qwen2._convert_weights import qwen2_hf_to_tune, qwen2_tune_to_hf
 
     _require_fixed(folder, config, fixed)
+    config_keys.require_known(folder, config, _QWEN_READ | fixed.keys())
+    config = {**_QWEN_DEFAULTS, **config}
     tied = bool(config.get("tie_word_embeddings", False))
     build = partial(qwen2.qwen2, **_sizes(folder, config, max_length), tie_word_embeddings=tied)
     names = _llama_names(config, tied, _QWEN_BIASES)
@@ -136,15 +161,16 @@ def llama(
     """
     from torchtune.models import convert_weights, llama3, llama3_2
 
-    _require_fixed(folder, config, _LLAMA_FIXED)
+    _require_fixed(folder, config, LLAMA_FIXED)
+    config_keys.require_known(folder, config, _READ | LLAMA_FIXED.keys())
+    config = {**_LLAMA_DEFAULTS, **config}
     sizes = _sizes(folder, config, max_length)
     heads, kv_heads, width = sizes["num_heads"], sizes["num_kv_heads"], sizes["embed_dim"]
     tied = bool(config.get("tie_word_embeddings", False))
-    stretched = config.get("rope_scaling")
-    if stretched is None and not tied:
+    factor = float(config_keys.rope(folder, config).get("factor", 1.0))
+    if factor == 1.0 and not tied:
         build = partial(llama3.llama3, **sizes)
     else:
-        factor = 1.0 if stretched is None else _rotary_factor(folder, stretched)
         build = partial(llama3_2.llama3_2, **sizes, scale_factor=factor, tie_word_embeddings=tied)
     names = _llama_names(config, tied)
     turned = {"num_heads": heads, "num_kv_heads": kv_heads, "dim": width}
@@ -152,13 +178,22 @@ def llama(
     return Blueprint(build, weights, network, "", export=partial(convert_weights.tune_to_hf, **turned))
 
 
-def _rotary_factor(folder: Path, stretched: Any) -> float:
-    """Read the factor of Llama 3.1's rotary positions; 1 leaves them as they are."""
-    kind = isinstance(stretched, dict) and stretched.get("rope_type", stretched.get("type"))
-    if kind != "llama3" or any(stretched.get(name) != value for name, value in _LLAMA_ROTARY.items()):
-        known = ", ".join(f"{name} = {value:g}" for name, value in _LLAMA_ROTARY.items())
-        raise ValueError(f"{folder}/config.json: rope_scaling = {stretched!r} must be of type llama3 with {known}")
-    return float(_need(folder, stretched, "factor"))
+def beyond(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Name the setting of a Qwen 2 or a Llama that torchtune's builders do not have; None if they have all."""
+    kind, rope = config["model_type"], config_keys.rope(folder, config)
+    fixed = QWEN_FIXED if kind == "qwen2" else LLAMA_FIXED
+    for name, value in fixed.items():
+        if config.get(name, value) != value:
+            return f"{name} = {config[name]!r}"
+    if set(config.get("layer_types") or ()) - {"full_attention"}:
+        return f"layer_types = {config['layer_types']}"
+    width, heads, head_dim = (config.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if head_dim is not None and isinstance(width, int) and isinstance(heads, int) and head_dim * heads != width:
+        return f"head_dim = {head_dim}"
+    stretched = kind == "llama" and rope["rope_type"] == "llama3"
+    if stretched and all(rope.get(name) == value for name, value in _LLAMA_ROTARY.items()):
+        return None
+    return None if rope["rope_type"] == "default" else f"rope_type = {rope['rope_type']!r}"
 
 
 def _sizes(folder: Path, config: Mapping[str, Any], max_length: int) -> dict[str, Any]:
@@ -179,7 +214,7 @@ def _sizes(folder: Path, config: Mapping[str, Any], max_length: int) -> dict[str
         "intermediate_dim": count("intermediate_size"),
         "max_seq_len": min(max_length, count("max_position_embeddings")),
         "norm_eps": need("rms_norm_eps"),
-        "rope_base": need("rope_theta"),
+        "rope_base": _need(folder, config_keys.rope(folder, config, _THETA), "rope_theta"),
     }
 
 
@@ -192,26 +227,16 @@ def _llama_names(config: Mapping[str, Any], tied: bool, biases: tuple[str, ...] 
 
 
 def _named(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename all tensors of a folder, after a check of every old name."""
-    tensors = unwrapped(_read_shards(folder), folder)
+    """Rename all tensors of a folder, after a check of every old name, and of a head that is its embedding again."""
+    read = unwrapped(shards.read(folder), folder)
+    tensors = {name: value for name, value in read.items() if not shards.BESIDE.search(name)}
+    if _HEAD not in names.values() and _HEAD in tensors and _EMBEDDING in tensors:
+        shards.require_same(folder, _HEAD, tensors.pop(_HEAD), _EMBEDDING, tensors[_EMBEDDING])
     problems = [f"{name} is missing" for name in names.keys() - tensors.keys()]
     problems += [f"{name} is not known" for name in tensors.keys() - names.keys()]
     if problems:
         raise ValueError(f"{folder}: {'; '.join(sorted(problems)[:5])}")
     return {new: tensors[old] for old, new in names.items()}
-
-
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return read_safetensors(folder / "model.safetensors")
-    where = whole.read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not all(re.fullmatch(r"[\w.-]+\.safetensors", str(f)) for f in where.values()):
-        raise ValueError(f"{index}: no weight_map from parameters to safetensors files beside it")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(where.values())):
-        tensors.update(read_safetensors(folder / name))
-    return tensors
 
 
 def _need(folder: Path, config: Mapping[str, Any], name: str) -> Any:

@@ -1,8 +1,8 @@
-"""Large language models by folder: LLaDA-8B and Dream-7B as denoisers, Qwen and Llama as the model of an energy.
+"""Language models by folder: diffusion models and masked ones as denoisers, causal ones as the model of an energy.
 
-The blocks are torchtune's, of which `decoders` makes networks; `families` knows their settings and weights. These come
-from folders in Hugging Face's layout, and nothing in them is executed. LLaDA is a Llama, and Dream a Qwen 2.5, whose
-attention looks both ways. A folder is read into a `Blueprint` first, which takes no memory.
+The folders are in Hugging Face's layout, and nothing in them is executed. `families` has those whose blocks torchtune
+has exactly: LLaDA, a Llama, and Dream, a Qwen 2.5, whose attention looks both ways, and Llama and Qwen 2 themselves.
+`pretrained` has `transformers` run all others. A folder is read first into what takes no memory.
 """
 
 import json
@@ -18,12 +18,16 @@ from edlm import limits
 from edlm.data import formats, tokenizer_files
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import decoders
-from edlm.nn.decoders import Blueprint, DecoderNetwork
-from edlm.weights import checkpoints, families, whole
+from edlm.nn.decoders import Blueprint, DecoderNetwork, Readable
+from edlm.weights import checkpoints, families, masked, pretrained, whole
+
+MASKED = tuple(pretrained.MASKED)  # the `model_type` of folders whose mask is of their own vocabulary
+_NOTES = "edlm"  # the key of a config under which an adapted model says how it is read
+_BUILT = ("qwen2", "llama")  # those that torchtune has builders of
 
 
-def load_diffusion(folder: str | Path, max_length: int = 2048) -> DecoderNetwork:
-    """Load LLaDA or Dream from its folder, in the precision of its weights: `decoders.load(read_diffusion(...))`.
+def load_diffusion(folder: str | Path, max_length: int = 2048) -> Any:
+    """Load a diffusion model, or a masked language model, from its folder: `decoders.load(read_diffusion(...))`.
 
     Args:
         folder: `config.json` and the weights.
@@ -44,8 +48,8 @@ def load_diffusion(folder: str | Path, max_length: int = 2048) -> DecoderNetwork
     return decoders.load(read_diffusion(folder, max_length))
 
 
-def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
-    """Read LLaDA (`model_type` llada) or Dream (Dream), bidirectional, as its `config.json` describes it.
+def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
+    """Read a model that predicts masks, as its `config.json` says: LLaDA, Dream, SDAR, BERT, RoBERTa or ModernBERT.
 
     Args:
         folder: `config.json` and the weights.
@@ -62,11 +66,15 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Blueprint:
         >>> edlm.large.read_diffusion("LLaDA-8B-Base").dtype
         torch.float32
     """
+    folder = Path(folder)
+    config = whole.read_json(folder / "config.json")
     own = adapted_by(folder)
     if own is not None:
         longer = max_length + (0 if own["bos_id"] is None else 1)  # a bos is read in front
-        return _read(Path(folder), _causal_families(partial(_adapted, own)), longer)
-    return _read(Path(folder), {"llada": families.llada, "Dream": families.dream}, max_length)
+        return _read(folder, _without_notes(config), _built(partial(_adapted, own)), longer)
+    others = {**dict.fromkeys(pretrained.BLOCKS, pretrained.in_blocks), **dict.fromkeys(MASKED, pretrained.masked_lm)}
+    known = {"llada": families.llada, "Dream": families.dream, **others}
+    return _read(folder, config, known, max_length)
 
 
 def hub_folder(path: str | Path) -> Path | None:
@@ -111,7 +119,7 @@ def adapted_by(folder: str | Path) -> dict[str, Any] | None:
         None
     """
     config = whole.read_json(Path(folder) / "config.json")
-    notes = config.get("edlm")
+    notes = config.get(_NOTES)
     own = notes.get("adapted") if isinstance(notes, dict) else None
     if own is None:
         return None
@@ -143,13 +151,23 @@ def read_start(folder: str | Path, max_length: int, network: Callable[[Any], Dec
         >>> edlm.large.read_start("Qwen2.5-7B", 8, decoders.autoregressive).where
         'Qwen2.5-7B'
     """
-    return _read(Path(folder), _causal_families(network), max_length)
+    folder = Path(folder)
+    config = _without_notes(whole.read_json(folder / "config.json"))
+    lacking = families.beyond(folder, config) if config.get("model_type") in _BUILT else None
+    if lacking is not None:
+        raise ValueError(f"{folder}/config.json: {lacking} is not adapted: torchtune's builders do not have it")
+    found: Blueprint = _read(folder, config, _built(network), max_length)
+    return found
 
 
-def _causal_families(network: Callable[[Any], DecoderNetwork]) -> dict[str, Callable[..., Blueprint]]:
-    """Families of autoregressive models by `model_type`. network: what is made of a decoder."""
+def _built(network: Callable[[Any], DecoderNetwork]) -> dict[str, Callable[..., Blueprint]]:
+    """Families that torchtune has builders of. network: what is made of a decoder."""
     qwen = partial(families.qwen, fixed=families.QWEN_FIXED, network=network)
     return {"qwen2": qwen, "llama": partial(families.llama, network=network)}
+
+
+def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != _NOTES}
 
 
 def _adapted(own: Mapping[str, Any], decoder: Any) -> DecoderNetwork:
@@ -158,8 +176,10 @@ def _adapted(own: Mapping[str, Any], decoder: Any) -> DecoderNetwork:
 
 def read_autoregressive(
     folder: str | Path, max_length: int = 2048, rows_at_once: int | None = None, vocab_size: int | None = None
-) -> Blueprint:
-    """Read Qwen 2 and 2.5 (`model_type` qwen2) or Llama 2 to 3.2 (llama) for `energies.residual_ar`.
+) -> Readable:
+    """Read a causal model for `energies.residual_ar`: Llama, Qwen 2 and 3, Mistral, Gemma or GPT-2.
+
+    Llama and Qwen 2 are torchtune's, if its builders have all of their settings, and otherwise run by `transformers`.
 
     Args:
         folder: `config.json` and the weights.
@@ -178,10 +198,16 @@ def read_autoregressive(
         >>> edlm.large.read_autoregressive("Qwen2.5-7B", rows_at_once=4).where
         'Qwen2.5-7B'
     """
+    folder = Path(folder)
     if adapted_by(folder) is not None:
         raise ValueError(f"{folder} holds a denoiser that was made of an autoregressive model, and is none any more")
+    config = whole.read_json(folder / "config.json")
     network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
-    return _read(Path(folder), _causal_families(network), max_length)
+    causal = partial(pretrained.causal, rows_at_once=rows_at_once, vocab_size=vocab_size)
+    known: dict[str, Callable[..., Readable]] = dict.fromkeys(pretrained.CAUSAL, causal)
+    if config.get("model_type") not in _BUILT or families.beyond(folder, config) is None:
+        known |= _built(network)
+    return _read(folder, config, known, max_length)
 
 
 def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None, add_mask: bool = False) -> Vocabulary:
@@ -209,6 +235,8 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None, add
     """
     folder = Path(folder)
     config = whole.read_json(folder / "config.json")
+    if config.get("model_type") in MASKED:
+        return masked.load_vocabulary(folder, config, tokenizer)
     size = families.whole_number(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
     if add_mask and config.get("mask_token_id") is None:
         mask_id, size = size, size + 1
@@ -295,12 +323,14 @@ def _without_offsets(part: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in part.items() if not (name == "trim_offsets" and part.get("type"))}
 
 
-def _read(folder: Path, known: Mapping[str, Callable[..., Blueprint]], max_length: int) -> Blueprint:
-    config = whole.read_json(folder / "config.json")
+def _read(
+    folder: Path, config: Mapping[str, Any], known: Mapping[str, Callable[..., Readable]], max_length: int
+) -> Readable:
     family = known.get(str(config.get("model_type")))
     if family is None:
         raise ValueError(f"{folder}: model_type = {config.get('model_type')!r} must be one of {', '.join(known)}")
-    return family(folder, config, max_length)._replace(where=str(folder), dtype=dtype_of(folder))
+    found = family(folder, config, max_length)
+    return found._replace(where=str(folder), dtype=dtype_of(folder)) if isinstance(found, Blueprint) else found
 
 
 def dtype_of(folder: str | Path) -> torch.dtype:

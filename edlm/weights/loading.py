@@ -64,7 +64,7 @@ def weights_of(path: str) -> str:
     """Hash the weights of a network of ours, or of all files of a large one's."""
     folder = large.hub_folder(path)
     if folder is not None:
-        return tensors.digest({file.name: tensors.sha256(file) for file in sorted(folder.glob("*.safetensors"))})
+        return tensors.digest({file.name: tensors.sha256(file) for file in sorted(folder.glob("model*.safetensors"))})
     return tensors.sha256(checkpoints.find_network(path) / "network.safetensors")
 
 
@@ -145,7 +145,7 @@ def energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.dev
 
 
 def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str | None, device: torch.device) -> Found:
-    """Load LLaDA, Dream or what `edlm run adapt` has made, on the exact masking process.
+    """Load a diffusion model, a masked language model or what `edlm run adapt` has made, on the exact masking process.
 
     A text of Dream opens with bos: nothing predicts a first token. Raises ValueError for a config without one.
     """
@@ -153,7 +153,9 @@ def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str
     blueprint = large.read_diffusion(folder, length)
     vocabulary = large.load_vocabulary(folder, tokenizer)
     network = decoders.load(blueprint, DTYPES[precision]).to(device)
-    unopened = network.shifted and network.bos_id is None  # a bos that it reads itself opens every text
+    unopened = (
+        network.shifted and getattr(network, "bos_id", None) is None
+    )  # a bos that it reads itself opens every text
     if unopened and vocabulary.bos_id is None:
         raise ValueError(
             f"{folder}/config.json: bos_token_id is missing, and nothing else can open a text of this model"

@@ -1,11 +1,14 @@
 """Bounds on the memory of a corrected step of large models, before any of it is taken."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
 from edlm.nn.decoders import DecoderNetwork
+from edlm.nn.pretrained import PretrainedNetwork
 from edlm.process import categorical
+
+Large = DecoderNetwork | PretrainedNetwork
 
 
 class MemoryPlan(NamedTuple):
@@ -24,8 +27,8 @@ class MemoryPlan(NamedTuple):
 
 
 def memory_plan(
-    denoiser: DecoderNetwork,
-    energy: DecoderNetwork | None,
+    denoiser: Large,
+    energy: Large | None,
     batch_size: int,
     num_particles: int,
     length: int,
@@ -53,7 +56,7 @@ def memory_plan(
     )
 
 
-def _bytes_of_weighing(energy: DecoderNetwork, candidates: int, length: int, logits_at_once: int) -> int:
+def _bytes_of_weighing(energy: Large, candidates: int, length: int, logits_at_once: int) -> int:
     """Sum the states of all candidates, and the larger of a block for the rows run at once and a chunk of logits."""
     rows = min(energy.rows_at_once or candidates, candidates)
     states = candidates * length * energy.head.in_features * energy.head.weight.element_size()
@@ -67,9 +70,8 @@ def _bytes_of(network: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _bytes_of_block(network: DecoderNetwork, tokens: int) -> int:
-    layer: Any = network.layers[0]
+def _bytes_of_block(network: Large, tokens: int) -> int:
     size, width = network.head.weight.element_size(), network.head.in_features
-    heads = layer.attn.num_heads * layer.attn.head_dim
-    widest = max(3 * layer.mlp.w1.out_features + 2 * width, 8 * heads + 2 * width)
+    forward, heads = network.widths
+    widest = max(3 * forward + 2 * width, 8 * heads + 2 * width)
     return tokens * (widest * size + 2 * width * 4)

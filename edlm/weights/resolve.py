@@ -15,7 +15,7 @@ from edlm.data.vocabulary import Vocabulary
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders
-from edlm.nn.decoders import Blueprint, DecoderNetwork
+from edlm.nn.decoders import Blueprint, DecoderNetwork, Readable
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
@@ -233,7 +233,7 @@ def _large_ar_alone(settings: Mapping[str, Any], device: torch.device) -> Source
     return Sources(ids, ar=network, bos_id=_bos_of(folder, ids))
 
 
-def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Blueprint:
+def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Readable:
     """Read a folder of the hub, or what a section's builder makes and its checkpointer reads."""
     source, rows, length = settings["ar"], settings["energy_rows"], _longest(settings)
     if not isinstance(source, dict):

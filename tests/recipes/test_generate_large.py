@@ -246,8 +246,8 @@ def test_llamas_stretched_rotary_positions(tmp_path: Path) -> None:
     theta = decoders.load(large.read_autoregressive(tmp_path / "between")).layers[0].attn.pos_embeddings.theta
     smooth = (8192 * (1 / 707) / (2 * torch.pi) - 1) / 3
     torch.testing.assert_close(theta[1].item(), ((1 - smooth) / 4 + smooth) / 707, rtol=1e-5, atol=0.0)
-    write(tmp_path / "other", "llama", state, rope_scaling={**scaling, "low_freq_factor": 2.0})
-    with pytest.raises(ValueError, match=r"rope_scaling = .* must be of type llama3 with low_freq_factor = 1"):
+    write(tmp_path / "other", "llama", state, rope_scaling={**scaling, "low_freq_factor": 2.0, "slow_factor": 2.0})
+    with pytest.raises(ValueError, match="slow_factor is not known of rope_type = 'llama3'"):
         large.read_autoregressive(tmp_path / "other")
 
 

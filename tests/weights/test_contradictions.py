@@ -130,15 +130,13 @@ def test_a_network_of_one_class_is_not_read_as_another(kind: str, other: str, tm
             "dream",
             {"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None, "tie_word_embeddings": False},
         ),
-        ("qwen2", {"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None}),
-        ("llama", {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}),
     ],
 )
 def test_each_flag_has_the_one_value_of_its_family(family: str, flags: dict[str, Any], tmp_path: Path) -> None:
     """As given or left out; another value makes another network of the same names."""
     folder = tmp_path / "m"
     folder.mkdir()
-    read = large.read_diffusion if family in ("llada", "dream") else large.read_autoregressive
+    read = large.read_diffusion
     plain = {name: value for name, value in CONFIGS[family].items() if name not in flags}
 
     def config(**changed: Any) -> None:
@@ -153,6 +151,26 @@ def test_each_flag_has_the_one_value_of_its_family(family: str, flags: dict[str,
         config(**{name: other})
         with pytest.raises(ValueError, match=rf"config\.json: {name} = .* must be {value!r}$"):
             read(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "flags"),
+    [
+        ("qwen2", {"hidden_act": ("silu", "relu"), "use_sliding_window": (False, True), "head_dim": (4, 8)}),
+        ("qwen2", {"layer_types": (["full_attention"] * 2, ["full_attention", "sliding_attention"])}),
+        ("llama", {"hidden_act": ("silu", "relu"), "attention_bias": (False, True), "mlp_bias": (False, True)}),
+        ("llama", {"rope_scaling": (None, {"type": "linear", "factor": 2.0}), "head_dim": (4, 8)}),
+    ],
+)
+def test_torchtune_builds_what_it_has_and_transformers_runs_the_rest(
+    family: str, flags: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "m").mkdir()
+    for name, (usual, other) in flags.items():
+        for value, kind in ((usual, decoders.Blueprint), (other, pretrained.Pretrained)):
+            (tmp_path / "m" / "config.json").write_text(json.dumps({**CONFIGS[family], name: value}), "utf-8")
+            assert isinstance(large.read_autoregressive(tmp_path / "m"), kind), name
 
 
 @pytest.mark.parametrize("family", CONFIGS)

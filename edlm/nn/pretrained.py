@@ -1,0 +1,188 @@
+"""Models of `transformers` as networks: their body gives hidden states, a head of ours runs on rows that are wanted.
+
+The caller that loads a model imports `transformers`; this module does not.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from edlm.nn.blocks import Head
+from edlm.process import categorical
+
+Mask = Callable[[int, torch.device], Tensor]  # a length to what each position sees, bool (l, l)
+
+
+class PretrainedNetwork(nn.Module):
+    """A model of `transformers` as a `Network`: tokens (b, l) to hidden states (b, l, h), logits by `head` on request.
+
+    body: what gives `last_hidden_state`. transform: what a masked language model does to a state before its vocabulary.
+    frame: ids that are read in front of a text and behind it, and are no part of it. shifted, rows_at_once: as of
+    `decoders.DecoderNetwork`. mask: what positions see, where it is not what the body itself does. Noise levels are not
+    read: these models know none.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        head: Head,
+        max_length: int,
+        transform: nn.Module | None = None,
+        frame: tuple[int, int] | None = None,
+        shifted: bool = False,
+        rows_at_once: int | None = None,
+        mask: Mask | None = None,
+    ) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self.transform = nn.Identity() if transform is None else transform
+        self.max_length, self.frame, self.shifted = max_length, frame, shifted
+        self.rows_at_once, self.mask = rows_at_once, mask
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The embedding of tokens, which knows how many ids can be read."""
+        found: nn.Embedding = self.body.get_input_embeddings()  # type: ignore[operator]
+        return found
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Widths of a block's feed-forward layer and of all heads of its attention."""
+        config: Any = self.body.config
+        heads, size = config.num_attention_heads, config.hidden_size
+        wide = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * size
+        return wide, heads * (getattr(config, "head_dim", None) or size // heads)
+
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Run the body, and the transform where it is wanted. Raises ValueError for more than `max_length` tokens."""
+        if tokens.shape[1] > self.max_length:
+            raise ValueError(f"length = {tokens.shape[1]} must be at most {self.max_length}")
+        parts = [tokens] if self.rows_at_once is None else tokens.split(self.rows_at_once)
+        hidden = torch.cat([self._run(part) for part in parts])
+        if self.shifted:
+            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+        transformed: Tensor = self.transform(hidden if positions is None else hidden.flatten(0, 1)[positions])
+        return transformed
+
+    def empty_cache(self, rows: int, length: int) -> "Cache":
+        """Make a cache for `step`. Raises ValueError for more than `max_length` tokens."""
+        if length > self.max_length:
+            raise ValueError(f"length = {length} must be at most {self.max_length}")
+        return Cache(_cache_name(self.body))
+
+    def step(self, tokens: Tensor, position: Tensor, cache: "Cache") -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Read one more token of each row, (b,), to its state (b, h). The cache itself keeps what it has to know."""
+        given = {cache.name: cache.content} if cache.content is not None else {}
+        out = self.body(input_ids=self._known(tokens.unsqueeze(1)), use_cache=True, **given)
+        cache.content = out[cache.name]
+        return self.transform(out.last_hidden_state[:, 0]), ()
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """Read ids that the model does not know as the first one: they are impossible as tokens of a text."""
+        return torch.where(tokens < self.embedding.num_embeddings, tokens, 0)
+
+    def _run(self, tokens: Tensor) -> Tensor:
+        if self.frame is not None:
+            first, last = (torch.full_like(tokens[:, :1], id_) for id_ in self.frame)
+            tokens = torch.cat([first, tokens, last], dim=1)
+        how = {} if self.mask is None else {"attention_mask": self._mask(tokens)}
+        hidden: Tensor = self.body(input_ids=self._known(tokens), use_cache=False, **how).last_hidden_state
+        return hidden if self.frame is None else hidden[:, 1:-1]
+
+    def _mask(self, tokens: Tensor) -> Tensor:
+        assert self.mask is not None
+        seen = self.mask(tokens.shape[1], tokens.device)
+        return seen.expand(len(tokens), 1, -1, -1)
+
+
+class Cache:
+    """Keys and values of the tokens that a body has read, which it adds to itself. As a sequence it is empty.
+
+    name: what the body calls it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.content = name, None
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+
+def bidirectional(body: nn.Module) -> nn.Module:
+    """Let every position of a causal body see all others, or, where it has a window of w tokens, w on either side."""
+    body.config.is_causal = False  # type: ignore[union-attr]
+    for module in body.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+    return body
+
+
+def in_blocks(size: int) -> Mask:
+    """Let every position see its own block of so many tokens and all blocks before it."""
+
+    def mask(length: int, device: torch.device) -> Tensor:
+        block = torch.arange(length, device=device) // size
+        return block[:, None] >= block[None]
+
+    return mask
+
+
+class VocabularyHead(Head):
+    """The head of a model, whose logits may be capped, whose columns may be more than its ids, and some never drawn.
+
+    softcap c: logits are `c tanh(x / c)`. never: ids of probability zero. width: columns up to it are -inf too.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, softcap: float | None = None, never: Sequence[int] = (), width: int | None = None
+    ) -> None:
+        known, size = linear.weight.shape
+        super().__init__(size, max(known, width or 0), bias=linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.softcap = softcap
+        barred = torch.arange(self.out_features) >= known
+        barred[list(never)] = True
+        self.register_buffer("barred", barred.to(linear.weight.device), persistent=False)
+        self.is_plain = softcap is None and not bool(barred.any())
+
+    def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
+        """Compute the columns of these ids; None: all."""
+        columns = columns or slice(0, self.out_features)
+        logits = F.linear(hidden, self.weight[columns], None if self.bias is None else self.bias[columns])
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        if self.is_plain:
+            return logits
+        lacking = columns.stop - columns.start - logits.shape[-1]
+        return F.pad(logits, (0, lacking)).masked_fill(self.barred[columns], -torch.inf)
+
+    def log_prob(
+        self, hidden: Tensor, tokens: Tensor, excluded: int | None = None, expected: Tensor | None = None
+    ) -> Tensor:
+        """Compute `log softmax(logits)[token]` of hidden states (n, h), nats (n,), in tiles that are made again."""
+        if self.is_plain:
+            return super().log_prob(hidden, tokens, excluded, expected)
+        rows = categorical.rows_at_once(self.out_features, hidden.device)
+        tiles = zip(hidden.split(rows), tokens.split(rows), strict=True)
+        again = torch.is_grad_enabled() and hidden.requires_grad
+        found = [
+            checkpoint(self._tile, *tile, excluded, use_reentrant=False) if again else self._tile(*tile, excluded)
+            for tile in tiles
+        ]
+        return torch.cat(found) if found else hidden.new_zeros(0)
+
+    def _tile(self, hidden: Tensor, tokens: Tensor, excluded: int | None) -> Tensor:
+        logits = self(hidden)
+        if excluded is not None:
+            logits = logits.index_fill(-1, torch.tensor([excluded], device=logits.device), -torch.inf)
+        return categorical.token_log_prob(logits, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _cache_name(body: nn.Module) -> str:
+    """Find what the body calls its cache: it was renamed during version 5 of `transformers`."""
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
