@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import adapters, decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork
-from edlm.weights import large, tensors, whole
+from edlm.weights import large, shards, tensors, whole
 from edlm.weights.formats import Format
 
 WEIGHTS, AVERAGE = "model.safetensors", "average.safetensors"  # of all, merged; of what is trained, as it is
@@ -43,8 +43,7 @@ class Start(NamedTuple):
     @property
     def weights(self) -> str:
         """The hash of the files that it begins with."""
-        files = sorted(self.folder.glob("model*.safetensors"))
-        return tensors.digest({file.name: tensors.sha256(file) for file in files})
+        return tensors.digest({file.name: tensors.sha256(file) for file in shards.files(self.folder)})
 
     def _fill(self, target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
         assert self.blueprint.export is not None

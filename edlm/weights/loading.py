@@ -15,7 +15,7 @@ from edlm.nn.networks import JointNetwork, Transformer
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.samplers.baselines import Reverse
-from edlm.weights import checkpoints, kinds, large, permitted, tensors, whole
+from edlm.weights import checkpoints, kinds, large, permitted, shards, tensors, whole
 from edlm.weights.kinds import ENERGIES, READINGS
 
 LONGEST = 2048  # tokens of a large model, where a config names no length
@@ -64,7 +64,7 @@ def weights_of(path: str) -> str:
     """Hash the weights of a network of ours, or of all files of a large one's."""
     folder = large.hub_folder(path)
     if folder is not None:
-        return tensors.digest({file.name: tensors.sha256(file) for file in sorted(folder.glob("model*.safetensors"))})
+        return tensors.digest({file.name: tensors.sha256(file) for file in shards.files(folder)})
     return tensors.sha256(checkpoints.find_network(path) / "network.safetensors")
 
 
@@ -153,9 +153,8 @@ def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str
     blueprint = large.read_diffusion(folder, length)
     vocabulary = large.load_vocabulary(folder, tokenizer)
     network = decoders.load(blueprint, DTYPES[precision]).to(device)
-    unopened = (
-        network.shifted and getattr(network, "bos_id", None) is None
-    )  # a bos that it reads itself opens every text
+    # A bos that a network reads itself opens every text.
+    unopened = network.shifted and getattr(network, "bos_id", None) is None
     if unopened and vocabulary.bos_id is None:
         raise ValueError(
             f"{folder}/config.json: bos_token_id is missing, and nothing else can open a text of this model"
