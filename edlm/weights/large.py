@@ -156,7 +156,8 @@ def read_start(folder: str | Path, max_length: int, network: Callable[[Any], Dec
     lacking = families.beyond(folder, config) if config.get("model_type") in _BUILT else None
     if lacking is not None:
         raise ValueError(f"{folder}/config.json: {lacking} is not adapted: torchtune's builders do not have it")
-    found: Blueprint = _read(folder, config, _built(network), max_length)
+    found = _read(folder, config, _built(network), max_length)
+    assert isinstance(found, Blueprint)
     return found
 
 
