@@ -380,3 +380,15 @@ def test_folders_that_do_not_go_together_get_one_line(hub: Path, run: Run, tmp_p
     status, _, error = run("dream_qwen_energy", *given)
     assert status == 2
     assert "bos_token_id is missing" in error
+
+
+def test_a_torchtune_section_alone_is_drawn_with_its_cache(hub: Path, run: Run, tmp_path: Path) -> None:
+    words = [*dream(hub, tmp_path / "x.jsonl"), *section(hub), "denoiser=null", "tokenizer=null", "num_samples=2"]
+    status, _, error = run("dream_qwen_energy", *words, "energy_rows=null")
+    assert (status, error) == (0, "")
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
+    tokens = torch.tensor([record["tokens"] for record in records])
+    network = decoders.load(large.read_autoregressive(hub / "qwen2", LENGTH, vocab_size=FEWER + 1))
+    with torch.no_grad():
+        exact = autoregressive.ar_log_prob(network, tokens, 33, BOS).sum(1)
+    assert [record["log_prob"] for record in records] == pytest.approx(exact.tolist(), rel=1e-4)
