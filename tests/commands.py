@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from edlm.cli import commands
-from edlm.runs import settings
+from edlm.runs import entry, settings
 
 
 class Run(NamedTuple):
@@ -24,6 +24,7 @@ class Run(NamedTuple):
         known = commands.configs(self.recipe)
         loaded = OmegaConf.load(known.get(self.config, known["tiny"]))
         values = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(self.overrides)), resolve=True)
+        values = {key: value for key, value in values.items() if key not in entry._GENERAL}
         settings.check(import_module(f"edlm.recipes.{self.recipe}").SETTINGS, values)
         return values
 

@@ -99,6 +99,7 @@ LAYOUT: dict[str, list[str]] = {
     "weights": [
         "tensors",
         "permitted",
+        "own",
         "whole",
         "pointers",
         "formats",

@@ -26,6 +26,13 @@ def own_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
+def least_mask(tokenizer: Tokenizer, mask_id: int) -> int:
+    """Return the least id that a mask may have: above all others, but for a special token that no text becomes."""
+    token = tokenizer.get_added_tokens_decoder().get(mask_id)
+    apart = token is not None and token.special and tokenizer.encode_special_tokens
+    return mask_id if apart else own_size(tokenizer)
+
+
 def of_characters(symbols: dict[str, int]) -> Tokenizer:
     """Build a tokenizer with an id for each of these characters."""
     tokenizer = Tokenizer(models.WordLevel(symbols))

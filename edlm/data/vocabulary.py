@@ -40,7 +40,7 @@ class Vocabulary:
     too, but is a token like others, by which a text says that it is over: see `ending_by_pad`.
     Law: `decode(encode(text)) == text` for the vocabularies built by `characters`, `byte_level_bpe` and `train_bpe`,
     for every text that `encode` accepts.
-    Raises ValueError when an id lies outside [0, size), or the mask is not above the tokenizer's ids and alone.
+    Raises ValueError when an id lies outside [0, size), or the mask is an id that a text may have.
     """
 
     FILES: ClassVar[tuple[str, str]] = (_TOKENIZER_FILE, _SPECIALS_FILE)  # that `save` writes
@@ -55,10 +55,10 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         named = {name: getattr(self, name) for name in ("bos_id", "eos_id", "pad_id", "end_id")}
-        own_size = tokenizer_kinds.own_size(self.tokenizer)
+        least = tokenizer_kinds.least_mask(self.tokenizer, self.mask_id)
         _require(
-            own_size <= self.mask_id < self.size,
-            f"mask_id = {self.mask_id} must lie above the tokenizer's {own_size} ids and below size = {self.size}",
+            least <= self.mask_id < self.size,
+            f"mask_id = {self.mask_id} must lie above the tokenizer's {least} ids and below size = {self.size}",
         )
         limits.require("vocabulary", "ids", self.size, limits.IDS)
         for name, value in named.items():

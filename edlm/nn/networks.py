@@ -347,12 +347,17 @@ def recompute(network: nn.Module) -> None:
     Args:
         network: the network whose blocks are changed.
 
+    Raises:
+        ValueError: for a network without any.
+
     Example:
         >>> import edlm
         >>> edlm.networks.recompute(edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=3))
     """
-    own: list[Any] = [*blocks(network)] or [*getattr(network, "layers", ())]  # a decoder keeps torchtune's
-    for block in own:
+    found: list[Any] = [*blocks(network)] or [*getattr(network, "layers", ())]  # a decoder keeps torchtune's
+    if not found:
+        raise ValueError(f"{type(network).__name__} has no blocks to recompute")
+    for block in found:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 

@@ -77,21 +77,25 @@ class PretrainedNetwork(nn.Module):
 
     def step(self, tokens: Tensor, position: Tensor, cache: "Cache") -> tuple[Tensor, tuple[Tensor, ...]]:
         """Read one more token of each row, (b,), to its state (b, h). The cache itself keeps what it has to know."""
-        given = {cache.name: cache.content} if cache.content is not None else {}
-        out = self.body(input_ids=self._known(tokens.unsqueeze(1)), use_cache=True, **given)
+        given: dict[str, Any] = {} if cache.content is None else {cache.name: cache.content}
+        out = self.body(**self._read(tokens.unsqueeze(1)), use_cache=True, **given)
         cache.content = out[cache.name]
         return self.transform(out.last_hidden_state[:, 0]), ()
 
-    def _known(self, tokens: Tensor) -> Tensor:
-        """Read ids that the model does not know as the first one: they are impossible as tokens of a text."""
-        return torch.where(tokens < self.embedding.num_embeddings, tokens, 0)
+    def _read(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Give the body its tokens, or, where there may be some that it does not know, rows of zeros in their place."""
+        known = self.embedding.num_embeddings
+        if self.head.out_features <= known:
+            return {"input_ids": tokens}
+        rows = self.embedding(tokens.clamp(max=known - 1))
+        return {"inputs_embeds": rows.masked_fill((tokens >= known).unsqueeze(-1), 0.0)}
 
     def _run(self, tokens: Tensor) -> Tensor:
         if self.frame is not None:
             first, last = (torch.full_like(tokens[:, :1], id_) for id_ in self.frame)
             tokens = torch.cat([first, tokens, last], dim=1)
         how = {} if self.mask is None else {"attention_mask": self._mask(tokens)}
-        hidden: Tensor = self.body(input_ids=self._known(tokens), use_cache=False, **how).last_hidden_state
+        hidden: Tensor = self.body(**self._read(tokens), use_cache=False, **how).last_hidden_state
         return hidden if self.frame is None else hidden[:, 1:-1]
 
     def _mask(self, tokens: Tensor) -> Tensor:
@@ -107,7 +111,8 @@ class Cache:
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.content = name, None
+        self.name = name
+        self.content: Any = None
 
     def __iter__(self) -> Any:
         return iter(())
@@ -118,7 +123,7 @@ def bidirectional(body: nn.Module) -> nn.Module:
     body.config.is_causal = False  # type: ignore[union-attr]
     for module in body.modules():
         if hasattr(module, "is_causal"):
-            module.is_causal = False
+            setattr(module, "is_causal", False)  # noqa: B010  to mypy every attribute is a module
     return body
 
 
@@ -138,6 +143,9 @@ class VocabularyHead(Head):
     softcap c: logits are `c tanh(x / c)`. never: ids of probability zero. width: columns up to it are -inf too.
     """
 
+    barred: Tensor
+    is_plain: bool
+
     def __init__(
         self, linear: nn.Linear, softcap: float | None = None, never: Sequence[int] = (), width: int | None = None
     ) -> None:
@@ -147,8 +155,8 @@ class VocabularyHead(Head):
         self.softcap = softcap
         barred = torch.arange(self.out_features) >= known
         barred[list(never)] = True
+        self.is_plain = softcap is None and True not in barred.tolist()
         self.register_buffer("barred", barred.to(linear.weight.device), persistent=False)
-        self.is_plain = softcap is None and not bool(barred.any())
 
     def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
         """Compute the columns of these ids; None: all."""

@@ -17,7 +17,11 @@ from edlm.runs import environment, exits, locks, processes, settings
 from edlm.runs.settings import Schema, check
 
 _HEAD_START = 30.0  # seconds
-_GENERAL: Schema = {"verify": settings.flag, "limits": settings.number(0, above=True)}
+_GENERAL: Schema = {
+    "verify": settings.flag,
+    "limits": settings.number(0, above=True),
+    "components": settings.items(settings.text),
+}
 _SHOWN = 200  # characters of a value in a message
 
 
@@ -73,7 +77,10 @@ def enter(main: Callable[[dict[str, Any]], None], schema: Schema, writes: bool =
 
 
 def _take_in_general(values: dict[str, Any]) -> None:
-    """Take out the keys that every recipe knows and no config has to hold: `verify` and `limits`, for this process."""
+    """Take out the keys that every recipe knows and no config has to hold: for this process, as they are named above.
+
+    components: what a saved folder may name, to which a config's own network belongs.
+    """
     for key, check_value in _GENERAL.items():
         if key in values:
             check_value(key, values[key])
@@ -81,6 +88,11 @@ def _take_in_general(values: dict[str, Any]) -> None:
         os.environ[environment.UNVERIFIED] = "1"
     if "limits" in values:
         os.environ[limits.FACTOR] = str(values.pop("limits"))
+    networks = (section.get("network") for section in (values, values.get("pretrain")) if isinstance(section, dict))
+    built = (network.get("_component_") for network in networks if isinstance(network, dict))
+    named = [*values.pop("components", []), *filter(None, built)]
+    if named:
+        os.environ[environment.COMPONENTS] = ",".join(map(str, named))
 
 
 def _require_pairs(words: Sequence[str]) -> None:

@@ -9,6 +9,8 @@ import torch
 
 # The environment variable by which damaged or exchanged weights are read all the same.
 UNVERIFIED = "EDLM_UNVERIFIED"
+# The one that lists, with commas between, the components that a saved folder may name beside the library's own.
+COMPONENTS = "EDLM_COMPONENTS"
 
 
 def device_of(settings: Mapping[str, Any]) -> torch.device:

@@ -22,7 +22,7 @@ _KINDS = {
     "corpus": ("blocks", "fingerprint"),
     "texts": ("test",),
     "vocabulary": ("encode_documents", "mask_id", "size"),
-    "network": ("head", "max_length", "arguments"),
+    "network": ("head", "max_length"),
     "schedule": ("alpha", "alpha_slope", "inverse"),
     "source": ("num_symbols",),
     "plan": ("draw",),

@@ -14,6 +14,7 @@ from edlm.runs.settings import Schema
 from edlm.training import continuation, kinds, log, padding, texts
 from edlm.training import settings as training_settings
 from edlm.training.kinds import OBJECTIVES, Objective
+from edlm.weights import own
 from edlm.weights.kinds import READINGS
 
 # What the denoiser itself is; the recipes of energies take the same keys in their `pretrain` section.
@@ -49,8 +50,9 @@ class Plan(NamedTuple):
         supplied = {"vocab_size": self.vocabulary.size, "max_length": self.settings["length"]}
         supplied |= padding.of_network(self.settings["padding"], blocks, self.vocabulary.pad_id)
         built: nn.Module = schemas.build(self.settings["network"], "network", **supplied)
-        continuation.take_up(built, self.settings.get(continuation.KEY), self.vocabulary)
-        return built
+        network = own.adopt(built, self.settings["network"], supplied)
+        continuation.take_up(network, self.settings.get(continuation.KEY), self.vocabulary)
+        return network
 
     def denoiser(self, network: nn.Module) -> Any:
         """Read a network as what the objective trains."""
@@ -91,6 +93,6 @@ class Plan(NamedTuple):
 
 def plan(settings: Mapping[str, Any]) -> Plan:
     """Build the plan of a config. Raises ValueError for padding that the vocabulary has no id for."""
-    own = padding.vocabulary(settings["padding"], schemas.build(settings["vocabulary"], "vocabulary"))
+    words = padding.vocabulary(settings["padding"], schemas.build(settings["vocabulary"], "vocabulary"))
     schedule = schemas.build(settings["schedule"], "schedule")
-    return Plan(OBJECTIVES[settings["objective"]], schedule, own, settings)
+    return Plan(OBJECTIVES[settings["objective"]], schedule, words, settings)

@@ -7,7 +7,6 @@ and float32, so a checkpoint says nothing of the processes that wrote it.
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from edlm.nn import networks
 from edlm.runs import processes
+from edlm.weights import own
 
 # By which training runs a network, beside forward; what reads the results of a pass needs a network kept whole.
 _PASS = "per_position"
@@ -37,7 +37,7 @@ class Weights:
         self._rounded = precision == PURE
         self.is_sharded = parallel == "sharded" and processes.world() > 1
         if self.is_sharded:
-            self._build = partial(type(network), **network.arguments)  # type: ignore[arg-type]
+            self._build = own.builder(network)
             _shard(network, self._rounded)
             self._average: nn.Module | None = None
             self.masters = list(network.parameters())

@@ -10,7 +10,7 @@ in its first save are known by `checkpoints/first.json`, which stands there only
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edlm.data.vocabulary import Vocabulary, load_vocabulary
 from edlm.nn import networks
 from edlm.process import finite
-from edlm.weights import formats, permitted, pointers, tensors, whole
+from edlm.weights import formats, own, permitted, pointers, tensors, whole
 from edlm.weights.formats import Format
 
 N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
@@ -52,13 +52,16 @@ def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes
     whole.write_folder(Path(folder), lambda target: formats.fill_network(target, network, vocabulary, notes))
 
 
-def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify: bool = True) -> nn.Module:
+def load_network(
+    path: str | Path, vocabulary: Vocabulary | None = None, verify: bool = True, components: Sequence[str] = ()
+) -> nn.Module:
     """Build the network of a network folder, or of the newest checkpoint of a run folder, in eval mode.
 
     Args:
         path: the folder.
         vocabulary: that it has to be trained on; None: any.
         verify: whether weights and arguments have to be those whose hashes stand in `network.json`.
+        components: dotted paths of networks of one's own that the folder may name, and that are executed then.
 
     Returns:
         The network.
@@ -81,15 +84,12 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify:
     if vocabulary is not None and description["vocabulary"] != vocabulary.fingerprint:
         found = description["vocabulary"]
         raise ValueError(f"{folder} was trained on vocabulary {found}, not {vocabulary.fingerprint}")
-    cls = permitted.NETWORKS.get(str(description["class"]))
-    if cls is None:
-        known = ", ".join(permitted.NETWORKS)
-        raise ValueError(f"{folder}/network.json: class {description['class']!r} is not one of {known}")
+    cls = own.find(description["class"], f"{folder}/network.json", components)
     try:
         with torch.device("meta"):  # takes no memory, whatever the arguments say
             outline = cls(**description["arguments"])
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{folder}/network.json: its arguments make no {cls.__name__} ({error})") from error
+        raise ValueError(f"{folder}/network.json: its arguments make no {description['class']} ({error})") from error
     tensors.require_shapes(outline, folder / formats.WEIGHTS)
     bos_id, size = description.get("bos_id"), description["arguments"].get("vocab_size")
     if bos_id is not None and bos_id >= size:
@@ -101,8 +101,10 @@ def load_network(path: str | Path, vocabulary: Vocabulary | None = None, verify:
         arguments = tensors.digest([description["class"], description["arguments"]])
         tensors.require_hash(arguments, tensors.hashes(folder, description).get("arguments"), folder / "network.json")
     finite.require_weights(weights, folder / formats.WEIGHTS)
-    network = cls(**description["arguments"])
+    network: Any = cls(**description["arguments"])
     network.load_state_dict(weights)
+    if not own.is_ours(network):
+        network.component, network.arguments = description["class"], description["arguments"]
     return network.eval()
 
 

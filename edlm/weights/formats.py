@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edlm.data.vocabulary import Vocabulary
-from edlm.weights import permitted, tensors, whole
+from edlm.weights import own, tensors, whole
 
 WEIGHTS = "network.safetensors"
 
@@ -29,18 +29,16 @@ class Format(NamedTuple):
 def fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
     """Write a network of ours: `network.json`, its weights and the files of its vocabulary.
 
-    Raises ValueError for a network of a class that no folder may name.
+    Raises ValueError for a network that no config can name.
     """
     plain: Any = network
     while hasattr(plain, "_orig_mod"):  # what `torch.compile` puts around a network
         plain = plain._orig_mod
-    if type(plain).__name__ not in permitted.NETWORKS:
-        known = ", ".join(permitted.NETWORKS)
-        raise ValueError(f"{target}: only a {known} is saved, and this is a {type(plain).__name__}")
+    name = own.name_of(plain)
     vocabulary.save(target)
     weights = tensors.unwrapped(plain.state_dict(), target)
     save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, target / WEIGHTS)
-    saved = {"class": type(plain).__name__, "arguments": plain.arguments, "vocabulary": vocabulary.fingerprint}
-    hashes = {name: tensors.sha256(target / name) for name in (WEIGHTS, *Vocabulary.FILES)}
+    saved = {"class": name, "arguments": plain.arguments, "vocabulary": vocabulary.fingerprint}
+    hashes = {file: tensors.sha256(target / file) for file in (WEIGHTS, *Vocabulary.FILES)}
     hashes["arguments"] = tensors.digest([saved["class"], json.loads(json.dumps(saved["arguments"]))])
     whole.write_json(target / "network.json", {**saved, **notes, tensors.HASHES: hashes})

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edlm import limits
+from edlm.data import formats
 from edlm.weights import gguf_tokens, whole
 
 SUFFIX = ".gguf"
@@ -112,7 +113,7 @@ def convert(path: str | Path, out: Path) -> Rows:
 def read(path: Path) -> Content:
     """Open a file, its tensors mapped and not read. Raises ValueError as `convert` does."""
     reader = _reader(path)
-    limits.require_small(path, 1 << 62)
+    formats.require_file(path)
     try:
         _check_header(path)
         found = reader(path)

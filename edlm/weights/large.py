@@ -73,7 +73,7 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
         longer = max_length + (0 if own["bos_id"] is None else 1)  # a bos is read in front
         return _read(folder, _without_notes(config), _built(partial(_adapted, own)), longer)
     others = {**dict.fromkeys(pretrained.BLOCKS, pretrained.in_blocks), **dict.fromkeys(MASKED, pretrained.masked_lm)}
-    known = {"llada": families.llada, "Dream": families.dream, **others}
+    known: dict[str, Callable[..., Readable]] = {"llada": families.llada, "Dream": families.dream, **others}
     return _read(folder, config, known, max_length)
 
 
@@ -176,7 +176,10 @@ def _adapted(own: Mapping[str, Any], decoder: Any) -> DecoderNetwork:
 
 
 def read_autoregressive(
-    folder: str | Path, max_length: int = 2048, rows_at_once: int | None = None, vocab_size: int | None = None
+    folder: str | Path,
+    max_length: int = 2048,
+    rows_at_once: int | None = None,
+    vocab_size: int | None = None,
 ) -> Readable:
     """Read a causal model for `energies.residual_ar`: Llama, Qwen 2 and 3, Mistral, Gemma or GPT-2.
 
@@ -206,7 +209,7 @@ def read_autoregressive(
     network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
     causal = partial(pretrained.causal, rows_at_once=rows_at_once, vocab_size=vocab_size)
     known: dict[str, Callable[..., Readable]] = dict.fromkeys(pretrained.CAUSAL, causal)
-    if config.get("model_type") not in _BUILT or families.beyond(folder, config) is None:
+    if config.get("model_type") in _BUILT and families.beyond(folder, config) is None:
         known |= _built(network)
     return _read(folder, config, known, max_length)
 

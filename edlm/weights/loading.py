@@ -124,7 +124,7 @@ def autoregressive(path: str, device: torch.device, ids: Vocabulary | None = Non
     if is_large(path):
         return _large_ar(path, ids, length or LONGEST, device)
     network = _network(Transformer, path, None, device)
-    if not network.arguments["causal"]:
+    if not network.arguments.get("causal"):
         raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
     return Found("ar", path, network, checkpoints.load_vocabulary_of(path), _description_of(path))
 
@@ -211,8 +211,9 @@ def _network(
     fold: bool = True,
 ) -> Any:
     """Load a network, its conditioning folded into the weights where it is always the same."""
-    network: Any = checkpoints.load_as(cls, path, ids)
-    return (folding.fold_conditioning(network) if fold and told is None else network).to(device)
+    own = cls is Transformer and _description_of(path)["class"] not in permitted.NETWORKS  # by its owner's word
+    network: Any = checkpoints.load_network(path, ids) if own else checkpoints.load_as(cls, path, ids)
+    return (folding.fold_conditioning(network) if fold and told is None and not own else network).to(device)
 
 
 def _schedule_of(path: str) -> Schedule:

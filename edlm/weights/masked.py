@@ -32,16 +32,16 @@ def specials(folder: Path, config: Mapping[str, Any], tokenizer: str | Path | No
     """
     words, size = _tokenizer(folder, tokenizer), config.get("vocab_size")
     ids = {name: words.token_to_id(token) for name, token in named(folder).items()}
-    for name in ("mask", "cls", "sep"):
-        if ids.get(name) is None:
-            raise ValueError(f"{folder}: {' and '.join(_FILES)} name no {name}_token of its tokenizer.json")
+    mask, first, last = (_required(folder, ids, name) for name in ("mask", "cls", "sep"))
+    if mask in words.encode(named(folder)["mask"], add_special_tokens=False).ids:
+        raise ValueError(f"{folder}/tokenizer.json: text that spells the mask becomes the mask")
     if type(size) is not int or max(words.get_vocab().values()) >= size:
         raise ValueError(f"{folder}/config.json: vocab_size = {size!r} must be the network's number of ids")
     spelled = {id_: token for token, id_ in words.get_vocab().items()}
     special = {id_ for id_, token in words.get_added_tokens_decoder().items() if token.special}
     special |= {id_ for id_ in ids.values() if id_ is not None}
     never = {id_ for id_ in range(size) if id_ not in spelled or _UNUSED.fullmatch(spelled[id_])} | special
-    return Specials(ids["mask"], (ids["cls"], ids["sep"]), ids.get("pad"), tuple(sorted(never)))
+    return Specials(mask, (first, last), ids.get("pad"), tuple(sorted(never)))
 
 
 def load_vocabulary(folder: Path, config: Mapping[str, Any], tokenizer: str | Path | None = None) -> Vocabulary:
@@ -59,6 +59,13 @@ def named(folder: Path) -> dict[str, str]:
             token = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(token, str):
                 found[key.removesuffix("_token")] = token
+    return found
+
+
+def _required(folder: Path, ids: Mapping[str, int | None], name: str) -> int:
+    found = ids.get(name)
+    if found is None:
+        raise ValueError(f"{folder}: {' and '.join(_FILES)} name no {name}_token of its tokenizer.json")
     return found
 
 

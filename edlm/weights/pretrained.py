@@ -108,7 +108,7 @@ class Pretrained(NamedTuple):
         """Load the network, in eval mode. Raises ValueError naming what is missing, unknown or unlike the model."""
         _require_fitting(self.folder, _outline(self.folder, self.family, self.config, torch.float32))
         cls, unlike = getattr(_transformers(self.where), self.family.model), f"{self.folder}: the weights are not those"
-        options = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+        options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
         options |= {"output_loading_info": True, "dtype": dtype or self.dtype}
         options |= {"attn_implementation": self.config._attn_implementation}
         try:

@@ -89,8 +89,8 @@ def check(settings: Mapping[str, Any]) -> None:
         for key, wanted in needed.items():
             if settings[key] != wanted:
                 raise ValueError(f"selection = {SPECULATIVE!r} needs {key} = {wanted!r}, not {settings[key]!r}")
-    alone = {"energy": None, "nucleus": 1.0, "stride": None, "execution": "eager", "live": False}
-    for key, plain in alone.items():
+    plain_alone = {"energy": None, "nucleus": 1.0, "stride": None, "execution": "eager", "live": False}
+    for key, plain in plain_alone.items():
         if settings["denoiser"] is None and settings[key] != plain:
             raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
     denoiser, ar = is_large(settings["denoiser"]), is_large(settings["ar"])

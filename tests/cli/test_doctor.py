@@ -11,7 +11,7 @@ from edlm.cli import commands, doctor
 from edlm.process import schedules
 from edlm.samplers import execution, pipelines
 
-EXTRAS = ("data", "judge", "mauve", "tensorboard", "wandb")
+EXTRAS = ("data", "families", "gguf", "judge", "mauve", "tensorboard", "wandb")
 
 
 def found(what: str) -> doctor.Finding:

@@ -188,6 +188,22 @@ def test_texts_drawn_with_a_cache_have_the_log_probabilities_of_whole_texts(kind
     assert torch.equal(alone.tokens[0], drawn.tokens[2])
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "gpt2"])
+def test_ids_that_the_model_does_not_know_are_impossible_and_read_as_no_token(kind: str, tmp_path: Path) -> None:
+    folder, tokens = hub.save(hub.model(kind, transformers), tmp_path / "m"), hub.tokens(2)
+    network = decoders.load(large.read_autoregressive(folder, vocab_size=hub.V + 3))
+    with torch.no_grad():
+        plain = decoders.load(large.read_autoregressive(folder))
+        assert torch.allclose(network(tokens), plain(tokens), atol=1e-5)
+        assert (network.head(network(tokens))[..., hub.V :] == -torch.inf).all()
+        unknown, other = tokens.clone(), tokens.clone()
+        unknown[:, 3], other[:, 3] = hub.V + 1, hub.V + 2
+        assert torch.equal(network(unknown), network(other))
+        for known in range(0, hub.V, 7):
+            other[:, 3] = known
+            assert not torch.allclose(network(unknown)[:, 3:], network(other)[:, 3:], atol=1e-3)
+
+
 # ---- Weights as people have them
 
 

@@ -1,0 +1,70 @@
+"""The table of `docs/checkpoints.md` that compares folders with `transformers`; run it to print the table."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hub_folders as hub
+import torch
+import transformers
+
+from edlm.nn import decoders
+from edlm.weights import large
+
+
+class Parity(NamedTuple):
+    """One folder: what runs it, the largest difference of a log-probability in nats, and seconds to load it."""
+
+    kind: str
+    rope: str
+    runs: str
+    difference: float
+    seconds: float
+
+
+def measured(kind: str, rope: str, folder: Path) -> Parity:
+    """Compare all log-probabilities of three random texts of 24 tokens."""
+    model, tokens = hub.model(kind, transformers, hub.ROPES.get(rope)), hub.tokens()
+    hub.save(model, folder)
+    started = time.perf_counter()
+    network: Any = decoders.load(
+        large.read_diffusion(folder) if kind in hub.MASKED else large.read_autoregressive(folder)
+    )
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        found = network.head(network(tokens)).log_softmax(-1)
+        if network.__class__.__name__ == "PretrainedNetwork" and network.frame is not None:
+            edges = [torch.full_like(tokens[:, :1], id_) for id_ in network.frame]
+            logits = model(torch.cat([edges[0], tokens, edges[1]], dim=1)).logits[:, 1:-1]
+            expected = logits.masked_fill(network.head.barred, -torch.inf).log_softmax(-1)
+        else:
+            expected = model(tokens).logits.log_softmax(-1)
+    runs = "torchtune" if isinstance(network, decoders.DecoderNetwork) else "transformers"
+    return Parity(kind, rope, runs, float((found - expected).nan_to_num(0.0).abs().max()), seconds)
+
+
+def rows() -> Iterator[Parity]:
+    """Measure every family with its own positions, and four of them with every kind of long-context ones."""
+    for kind in hub.MODELS:
+        stretched = list(hub.ROPES) if kind in ("llama", "qwen2", "qwen3", "mistral") else []
+        for rope in ("default", *stretched):
+            with tempfile.TemporaryDirectory() as folder:
+                yield measured(kind, rope, Path(folder))
+
+
+def main() -> None:
+    """Print the table."""
+    logging.disable()
+    with tempfile.TemporaryDirectory() as folder:
+        measured("llama", "default", Path(folder))  # what the first of all loads is not counted
+    print("| family | positions | run by | largest difference (nats) | seconds to load |\n|---|---|---|---|---|")
+    for row in rows():
+        print(f"| {row.kind} | {row.rope} | {row.runs} | {row.difference:.1e} | {row.seconds:.2f} |")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
