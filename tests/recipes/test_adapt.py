@@ -63,9 +63,11 @@ def test_a_model_of_ours_becomes_a_denoiser_of_ours(ours: Path, tmp_path: Path) 
     assert 0 < report["bits"] < 10
 
 
-@pytest.mark.parametrize("lora", [None, "{rank: 2, alpha: 4.0}"])
-def test_a_large_model_is_adapted_stopped_and_resumed_bit_for_bit(lora: str | None, tmp_path: Path) -> None:
-    start, more = hub_model(tmp_path / "hub"), {**LARGE, "lora": lora}
+@pytest.mark.parametrize(
+    "how", [{}, {"lora": "{rank: 2, alpha: 4.0}"}, {"optimizer._component_": "torch.optim.Adafactor"}]
+)
+def test_a_large_model_is_adapted_stopped_and_resumed_bit_for_bit(how: dict[str, Any], tmp_path: Path) -> None:
+    start, more = hub_model(tmp_path / "hub"), {**LARGE, **how}
     main(settings_of("adapt", *words(start, tmp_path / "whole", **more)))
     half = Adapt(settings_of("adapt", *words(start, tmp_path / "run", **more)))
     half.setup()
