@@ -5,6 +5,7 @@ Of whole texts (scope: draft), or of what a step of the sampler reveals (scope: 
 edlm run edlm_nce                       # trains the denoiser first if there is none
 edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
 edlm run edlm_nce scope=transition output_dir=runs/tiny/transition
+edlm run edlm_nce ar=runs/tiny/ar output_dir=runs/tiny/ar_energy    # the residual energy of an AR model
 """
 
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ SETTINGS: Schema = {
     "start_from": schemas.choice("denoiser", "scratch"),
     "embedding": schemas.choice("own", "shared"),
     "scope": schemas.choice("draft", "transition"),
+    **energy.OF_AR,
     **energy.SETTINGS,
     **training_settings.SETTINGS,
 }
@@ -55,7 +57,7 @@ class EnergyByNCE:
         """Load the frozen denoiser; train it first where there is none and the config says how."""
         start = starts.load(self.settings, self.device, pretrain_denoiser.main)
         self.denoiser, self.vocabulary = start.denoiser, start.vocabulary
-        self.plan = EnergyPlan(start, self.settings)
+        self.plan = EnergyPlan(start, self.settings, energy.trained_ar(self.settings, start))
 
     def setup(self) -> None:
         """Read the corpus, build the energy network and the contrastive pipeline."""

@@ -1,6 +1,7 @@
 """Train an autoregressive model by its exact likelihood: a baseline, and what an AR energy needs (Xu et al. 2025).
 
 edlm run pretrain_ar --config tiny steps=500
+edlm run pretrain_ar start_from=runs/tiny/ar output_dir=runs/tiny/ar_more    # its weights, a new run
 """
 
 from collections.abc import Mapping
@@ -19,8 +20,8 @@ from edlm.objectives import denoising
 from edlm.runs import entry, environment, processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
+from edlm.training import continuation, report, texts
 from edlm.training import padding as _padding
-from edlm.training import report, texts
 from edlm.training import settings as training_settings
 from edlm.training.loop import Metrics, TrainingRun
 
@@ -35,6 +36,7 @@ SETTINGS: Schema = {
     "length": schemas.integer(1),
     "padding": _padding.check,
     "network": schemas.component("vocab_size", "max_length", "causal", "pad_id"),
+    continuation.KEY: continuation.check,
     **training_settings.WITHOUT_TIMES,
 }
 
@@ -59,13 +61,10 @@ class PretrainAr:
                 raise ValueError(f"length = {settings['length']}: {name} has one block so long, and an error needs two")
         self.bos_id = start_id(self.vocabulary)
         torch.manual_seed(settings["seed"])
-        network = schemas.build(
-            {"conditioning_size": 0, **settings["network"]},
-            "network",
-            vocab_size=self.vocabulary.size,
-            max_length=settings["length"],
-            causal=True,
-        ).to(self.device)
+        sizes = {"vocab_size": self.vocabulary.size, "max_length": settings["length"]}
+        network = schemas.build({"conditioning_size": 0, **settings["network"]}, "network", **sizes, causal=True)
+        continuation.take_up(network, settings.get(continuation.KEY), self.vocabulary)
+        network.to(self.device)
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
@@ -81,6 +80,7 @@ class PretrainAr:
                 "network": settings["network"],
                 "length": settings["length"],
                 **_padding.notes(padding, self.blocks, self.vocabulary.filler_id),
+                **continuation.notes(settings.get(continuation.KEY)),
             },
             validate=self.validate,
             per_token=True,

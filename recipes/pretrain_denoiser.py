@@ -2,6 +2,7 @@
 
 edlm run pretrain_denoiser --config tiny steps=500
 edlm run pretrain_denoiser --config tiny objective=chain_rule loss_steps=[4,64]    # for its own energy of transitions
+edlm run pretrain_denoiser start_from=runs/tiny/denoiser output_dir=runs/tiny/more    # its weights, a new run
 edlm run pretrain_denoiser --config tiny_sedd           # or tiny_d3pm: the same network, data and batches
 """
 

@@ -18,6 +18,27 @@ FAULTS = [
         "tests/recipes/test_recipes.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
     Fault(
+        "a network that starts from another keeps weights of its own",
+        "training/continuation.py",
+        "        network.load_state_dict(earlier.state_dict())\n",
+        "",
+        "tests/training/test_continuation.py::test_the_weights_are_those_of_the_folder_and_so_is_their_average",
+    ),
+    Fault(
+        "more steps after the last one go on along the old fall of the rate",
+        "training/loop.py",
+        'state["step"], resume.beginning(state, self.settings)',
+        'state["step"], state["began"]',
+        "tests/training/test_continuation.py::test_a_finished_run_that_is_given_more_steps_rises_and_falls_again",
+    ),
+    Fault(
+        "a run stopped among its added steps forgets where they began",
+        "training/loop.py",
+        '"began": self.began,',
+        '"began": 0,',
+        "tests/training/test_continuation.py::test_a_finished_run_that_is_given_more_steps_rises_and_falls_again",
+    ),
+    Fault(
         "EMA forgotten on resume",
         "training/loop.py",
         'self.weights.load(state["network"], average, state["averaged"])',

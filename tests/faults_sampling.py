@@ -118,8 +118,8 @@ FAULTS = [
     Fault(
         "the data is not candidate 0",
         "objectives/contrastive.py",
-        "torch.cat([data.unsqueeze(1), drawn], dim=1)",
-        "torch.cat([drawn, data.unsqueeze(1)], dim=1)",
+        "torch.cat([data.unsqueeze(1).to(drawn.dtype), drawn], dim=1)",
+        "torch.cat([drawn, data.unsqueeze(1).to(drawn.dtype)], dim=1)",
         "tests/objectives/test_denoising.py::test_contrast_is_the_objective_of_the_data_and_its_drafts",
     ),
     Fault(

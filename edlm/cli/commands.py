@@ -212,12 +212,14 @@ def _convert(arguments: Sequence[str]) -> None:
     parser.add_argument("--num-heads", type=int, help="where the file does not say; default: 12")
     parser.add_argument("--length", type=int, help="longest sequence, where the file does not say; default: 1024")
     parser.add_argument("--raw", action="store_true", help="the weights as trained, not their moving average")
+    parser.add_argument("--bos", help="token that an AR model reads before a text; default: its first is given")
     given = parser.parse_args(arguments)
     exchange = importlib.import_module("edlm.weights.exchange")
     quantised = given.path.suffix == ".gguf"
     if quantised or given.to == "hf":
         ignored = {"--tokenizer": given.tokenizer, "--part": given.part, "--num-heads": given.num_heads}
-        for name, value in {**ignored, "--length": given.length, "--raw": given.raw or None}.items():
+        ignored |= {"--length": given.length, "--raw": given.raw or None, "--bos": given.bos}
+        for name, value in ignored.items():
             if value is not None:
                 said = "a GGUF file" if quantised else "with --to hf the network folder"
                 raise ValueError(f"{name} is for published weights; {said} says all")
@@ -227,7 +229,7 @@ def _convert(arguments: Sequence[str]) -> None:
         rows = exchange.export(given.path, given.out)
     else:
         rows = exchange.convert(
-            given.path, given.out, given.tokenizer, given.part, given.num_heads, given.length, given.raw
+            given.path, given.out, given.tokenizer, given.part, given.num_heads, given.length, given.raw, given.bos
         )
     print("\n".join(f"{name:<18} {value}" for name, value in rows))
     print(f"wrote {given.out}")

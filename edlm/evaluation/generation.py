@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from edlm import contracts
 from edlm.data.vocabulary import MASK_SYMBOL, Vocabulary
-from edlm.nn.networks import Transformer
 from edlm.runs import files, processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import autoregressive, baselines, configs, execution, pipelines
+from edlm.samplers.autoregressive import Stepped
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import OfEnergy
 from edlm.samplers.pipelines import Pipeline
@@ -189,7 +189,7 @@ def _of_baseline(
 
 
 def _of_ar(
-    ar: Transformer, length: int, ids: tuple[int, int | None], how: Mapping[str, Any], count: int, first: int
+    ar: Stepped, length: int, ids: tuple[int, int | None], how: Mapping[str, Any], count: int, first: int
 ) -> tuple[Tensor, Figures]:
     out = autoregressive.sample(ar, count, length, *ids, first_row=first, **how)
     return out.tokens, {"log_prob": out.log_prob.sum(-1).tolist()}

@@ -178,10 +178,15 @@ def _in_groups(cache: Cache, q: Tensor, k: Tensor, v: Tensor, masks: tuple[Tenso
 
 
 def _after(cache: Cache, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Mix the g rows of a group, (b, heads, g, d) each; for a single row nothing of the cache is copied."""
+    """Mix the g rows of a group, (b, heads, g, d) each."""
     if q.shape[2] > 1:
         keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    return row_after(cache, q, k, v, mask)
+
+
+def row_after(cache: Cache, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Mix one row, keys and values (b, heads, 1, d), for queries (b, heads, g, d) of it; no cached row is copied."""
     scores = torch.cat([q @ cache.keys.mT, (q * k).sum(-1, keepdim=True)], dim=-1) / math.sqrt(q.shape[-1]) + mask
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
     return weights[..., :-1] @ cache.values + weights[..., -1:] * v

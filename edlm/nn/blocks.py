@@ -199,3 +199,8 @@ def _per_position(vector: Tensor, positions: Tensor | None, length: int) -> Tens
     if positions is None:
         return vector
     return vector[0] if len(vector) == 1 else vector.squeeze(1).index_select(0, positions // length)
+
+
+def init_embedding(embedding: nn.Embedding) -> None:
+    """Draw an embedding as published networks do."""
+    nn.init.kaiming_uniform_(embedding.weight, a=math.sqrt(5))

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edlm.nn import decoder_steps
+from edlm.nn.attention import Cache
 from edlm.nn.blocks import Head
 from edlm.process import finite
 
@@ -20,7 +22,8 @@ class DecoderNetwork(nn.Module):
     """A torchtune decoder as a `Network`: tokens (b, l) to hidden states (b, l, h), logits by `head` on request.
 
     `shifted`: position i reads the state of position i - 1, as models made from autoregressive ones predict token i
-    there. Nothing predicts position 0, which keeps its own state. `rows_at_once`: how many rows run at a time, which
+    there. Nothing predicts position 0, which keeps its own state; with a `bos_id`, which is then read in front of every
+    text, its state does. `rows_at_once`: how many rows run at a time, which
     bounds memory. `vocab_size`: ids from the decoder's own number up to it have probability zero, and are read as a row
     of zeros, never as another token. Noise levels are not read: these models know none. The decoder's modules are taken
     over, its norms in float32.
@@ -33,26 +36,42 @@ class DecoderNetwork(nn.Module):
         shifted: bool = False,
         rows_at_once: int | None = None,
         vocab_size: int | None = None,
+        bos_id: int | None = None,
     ) -> None:
         super().__init__()
+        if bos_id is not None and not shifted:
+            raise ValueError(f"bos_id = {bos_id} is read in front of a text by a shifted network alone")
         self.embedding, self.layers, self.norm = decoder.tok_embeddings, decoder.layers, decoder.norm
         for module in decoder.modules():
             if isinstance(getattr(module, "scale", None), nn.Parameter):
                 module.float()  # norms compute in float32, and weights of another type would cost them their fast path
         self.head = _head(decoder, vocab_size)
-        self.max_length = min(max_length or decoder.max_seq_len, decoder.max_seq_len)
-        self.shifted = shifted
+        longest = decoder.max_seq_len - (0 if bos_id is None else 1)
+        self.max_length = min(max_length or longest, longest)
+        self.shifted, self.bos_id = shifted, bos_id
         self.rows_at_once = rows_at_once
 
     def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Run the blocks and the final norm. Raises ValueError for sequences longer than `max_length`."""
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"length = {tokens.shape[1]} must be at most {self.max_length}")
-        parts = [tokens] if self.rows_at_once is None else tokens.split(self.rows_at_once)
+        read = tokens if self.bos_id is None else F.pad(tokens, (1, 0), value=self.bos_id)
+        parts = [read] if self.rows_at_once is None else read.split(self.rows_at_once)
         hidden = torch.cat([self._run(part) for part in parts])
-        if self.shifted:
+        if self.bos_id is not None:
+            hidden = hidden[:, :-1]
+        elif self.shifted:
             hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
         return hidden if positions is None else hidden.flatten(0, 1)[positions]
+
+    def step(self, tokens: Tensor, position: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Compute one position of a causal decoder, as `Transformer.step` does; cache: (layers, b, kv heads, l, d)."""
+        hidden, own = decoder_steps.step(self.layers, self._embedded(tokens), position, cache)
+        return self.norm(hidden), own
+
+    def empty_cache(self, b: int, length: int) -> Cache:
+        """Allocate zeros for the keys and values of b rows. Raises ValueError where `step` cannot read the blocks."""
+        return decoder_steps.empty_cache(self.layers, b, length, self.embedding.weight)
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -61,11 +80,14 @@ class DecoderNetwork(nn.Module):
         return layer.mlp.w1.out_features, layer.attn.num_heads * layer.attn.head_dim
 
     def _run(self, tokens: Tensor) -> Tensor:
-        known = self.embedding.num_embeddings
-        x = self.embedding(tokens.clamp(max=known - 1)).masked_fill((tokens >= known).unsqueeze(-1), 0.0)
+        x = self._embedded(tokens)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        known = self.embedding.num_embeddings
+        return self.embedding(tokens.clamp(max=known - 1)).masked_fill((tokens >= known).unsqueeze(-1), 0.0)
 
 
 class Readable(Protocol):
@@ -94,7 +116,8 @@ class Blueprint(NamedTuple):
     """A torchtune model before it takes any memory: how its decoder is built, what fills it, the network made of it.
 
     weights: reads them, under torchtune's names. where: the place that an error names. dtype: the type of the weights
-    in the folder, for an outline.
+    in the folder, for an outline. export: from torchtune's names back to those of the folder; None for what is never
+    written.
     """
 
     build: Callable[[], Any]
@@ -102,6 +125,7 @@ class Blueprint(NamedTuple):
     network: Callable[[Any], DecoderNetwork]
     where: str
     dtype: torch.dtype = torch.float32
+    export: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
     def load(self, dtype: torch.dtype | None = None) -> DecoderNetwork:
         """Build the network and fill it; see `load`."""
@@ -166,6 +190,32 @@ def with_weights(build: Callable[[], Any], weights: Mapping[str, Tensor]) -> Any
     for module in decoder.modules():
         if hasattr(module, "rope_init"):
             module.rope_init()  # tables that no file holds
+    return decoder
+
+
+class EmbeddingWithMask(nn.Embedding):
+    """A decoder's own embedding, and a row beside it for a mask whose id comes after all others.
+
+    The row is a parameter of its own: it can be trained where the embedding stays, and a tied head does not have it.
+    It begins as the mean of all rows.
+    """
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        known, width = embedding.weight.shape
+        super().__init__(known + 1, width, device="meta")
+        self.weight = embedding.weight
+        self.mask = nn.Parameter(embedding.weight.detach().mean(0))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embed tokens (b, l): (b, l, h)."""
+        known = len(self.weight)
+        rows = F.embedding(tokens.clamp(max=known - 1), self.weight)
+        return torch.where((tokens == known).unsqueeze(-1), self.mask.to(rows.dtype), rows)
+
+
+def with_mask(decoder: Any) -> Any:
+    """Give a decoder that nobody else holds yet a row for a mask, whose id is its number of ids."""
+    decoder.tok_embeddings = EmbeddingWithMask(decoder.tok_embeddings)
     return decoder
 
 

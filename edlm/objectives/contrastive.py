@@ -13,7 +13,7 @@ from edlm import contracts
 from edlm.contracts import Denoiser, Energy
 from edlm.declaration import sequence, stage
 from edlm.objectives import losses
-from edlm.objectives.denoising import corruption
+from edlm.objectives.denoising import corruption, score
 from edlm.process import noise
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
@@ -33,8 +33,8 @@ def contrastive(
 
     The data is candidate 0, `num_negatives` drafts of the denoiser follow, and one pass of the energy weighs all. The
     denoiser is frozen: no gradient, and in eval mode whatever mode the pipeline is put in.
-    Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1, and for an energy that reads the drafts'
-    log-probabilities: it is fixed by them, and there are none of the data here.
+    An energy that reads the drafts' log-probabilities, `energies.residual_ar`, is given those of the data too; what is
+    trained of it is its own network. Raises ValueError unless num_negatives >= 1 and 0 <= time_low < 1.
     """
     corrupt = corruption(denoiser.mask_id, schedule, time_low, pad_id)
     return against_draws(corrupt, denoiser, energy, num_negatives, objective, contracts.X_0)
@@ -51,16 +51,19 @@ def against_draws(
     """Build the training pipeline of an energy from the stage that makes its states: see `contrastive`.
 
     corrupt: a stage that writes x_t, t and the positions at which the denoiser draws. positive: the key of what stands
-    against the draws, the data at these positions. Raises ValueError as `contrastive` does.
+    against the draws, the data at these positions. Raises ValueError as `contrastive` does, and for an energy of drafts
+    alone where something else stands against the draws.
     """
     if num_negatives < 1:
         raise ValueError(f"num_negatives = {num_negatives} must be at least 1")
-    if contracts.LOG_P_CANDIDATES in energy.in_keys:
-        raise ValueError(f"an energy that reads {contracts.LOG_P_CANDIDATES} cannot be trained by contrast")
+    residual = contracts.LOG_P_CANDIDATES in energy.in_keys
+    if residual and positive != contracts.X_0:
+        raise ValueError(f"an energy that reads {contracts.LOG_P_CANDIDATES} weighs whole drafts, and no transitions")
     return sequence(
         {
             "corrupt": corrupt,
             "draft": Frozen(negatives(denoiser, num_negatives)),
+            **({"score": Frozen(score(denoiser)), "log_p": _log_p_paired()} if residual else {}),
             "pair": paired(positive),
             "weigh": energy,  # type: ignore[dict-item]
             "objective": stage(
@@ -84,9 +87,16 @@ def negatives(denoiser: Denoiser, num_negatives: int) -> TensorDictSequential:
 
 def paired(positive: str) -> TensorDictModule:
     """Build the stage that puts what is true, the tokens under a key, before the candidates that are drawn."""
-    return stage(
-        f"{positive}, candidates -> candidates", lambda data, drawn: torch.cat([data.unsqueeze(1), drawn], dim=1)
-    )
+    return stage(f"{positive}, candidates -> candidates", _first)
+
+
+def _log_p_paired() -> TensorDictModule:
+    return stage("log_prob, log_p_candidates -> log_p_candidates", _first)
+
+
+def _first(data: Tensor, drawn: Tensor) -> Tensor:
+    """Put what is of the data, (b, l), before what is of the candidates, (b, k, l)."""
+    return torch.cat([data.unsqueeze(1).to(drawn.dtype), drawn], dim=1)
 
 
 class Frozen(TensorDictModuleBase):

@@ -6,20 +6,25 @@ keyed like that of every sampler here: a text does not depend on the batch it wa
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edlm.models import autoregressive
 from edlm.nn import folding
+from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
+from edlm.nn.pretrained import PretrainedNetwork
 from edlm.process import absorbing, categorical, finite, noise
 from edlm.process.categorical import Draws
 from edlm.process.noise import Stream
 
+Stepped = Transformer | DecoderNetwork | PretrainedNetwork  # networks that compute one position beside a cache
+
 
 def sample(
-    network: Transformer,
+    network: Stepped,
     num_samples: int,
     length: int,
     mask_id: int,
@@ -50,7 +55,7 @@ def sample(
 
 @torch.no_grad()
 def complete(
-    network: Transformer,
+    network: Stepped,
     tokens: Tensor,
     uniforms: Tensor,
     mask_id: int,
@@ -75,19 +80,19 @@ def complete(
     wanted = masked.any(0).tolist()  # read on the host once: which positions need a draw, and where to stop
     if bos_id is None and wanted[0]:
         raise ValueError("without a bos_id the first token has no law of its own: give it in the prompt")
-    network = folding.fold_conditioning(network) if isinstance(network, Transformer) else network
-    cache = network.empty_cache(*tokens.shape)
+    stepped: Any = folding.fold_conditioning(network) if isinstance(network, Transformer) else network
+    cache = stepped.empty_cache(*tokens.shape)
     filled, log_prob = tokens.clone(), torch.zeros_like(uniforms)
     first = 0 if bos_id is not None else 1
     before = tokens[:, 0] if bos_id is None else torch.full_like(tokens[:, 0], bos_id)
-    with _dropout_off(network):
+    with _dropout_off(stepped):
         for i in range(first, 1 + max((i for i, any_masked in enumerate(wanted) if any_masked), default=-1)):
             position = torch.full((), i - first, device=tokens.device)
-            hidden, own = network.step(before, position, cache)
+            hidden, own = stepped.step(before, position, cache)
             for kept, new in zip(cache, own, strict=True):  # the loop's own buffers: nobody else has seen them
                 kept.index_copy_(3, position.unsqueeze(0), new.unsqueeze(3))
             if wanted[i]:
-                logits = categorical.cooled(autoregressive.ar_logits(network, hidden, mask_id), temperature)
+                logits = categorical.cooled(autoregressive.ar_logits(stepped, hidden, mask_id), temperature)
                 draws = categorical.inverse_cdf(logits, uniforms[:, i : i + 1])
                 filled[:, i] = torch.where(masked[:, i], draws.tokens[:, 0], tokens[:, i])
                 log_prob[:, i] = torch.where(masked[:, i], draws.log_prob[:, 0], 0.0)

@@ -12,7 +12,7 @@ from edlm.objectives import denoising
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import kinds, log, padding, texts
+from edlm.training import continuation, kinds, log, padding, texts
 from edlm.training import settings as training_settings
 from edlm.training.kinds import OBJECTIVES, Objective
 from edlm.weights import own
@@ -24,6 +24,7 @@ MODEL: Schema = {
     "length": schemas.integer(1),
     "padding": padding.check,
     "network": schemas.component("vocab_size", "max_length", "pad_id"),
+    continuation.KEY: continuation.check,
     "schedule": kinds.schedule,
     "time_conditioning": schemas.flag,
     "objective": schemas.choice(*OBJECTIVES),
@@ -50,12 +51,14 @@ class Plan(NamedTuple):
         return self.schedule if self.settings["time_conditioning"] else None
 
     def network(self, blocks: Blocks) -> nn.Module:
-        """Build the untrained network, of the vocabulary's size and the length of blocks."""
+        """Build the network, of the vocabulary's size and the length of blocks, untrained or with earlier weights."""
         supplied = {"vocab_size": self.vocabulary.size, "max_length": self.settings["length"]}
         supplied |= {} if self.settings.get("block") is None else {"block_size": self.settings["block"]}
         supplied |= padding.of_network(self.settings["padding"], blocks, self.vocabulary.pad_id)
         built: nn.Module = schemas.build(self.settings["network"], "network", **supplied)
-        return own.adopt(built, self.settings["network"], supplied)
+        network = own.adopt(built, self.settings["network"], supplied)
+        continuation.take_up(network, self.settings.get(continuation.KEY), self.vocabulary)
+        return network
 
     def denoiser(self, network: nn.Module) -> Any:
         """Read a network as what the objective trains."""
@@ -90,6 +93,7 @@ class Plan(NamedTuple):
             "length": settings["length"],
             **kinds.notes(settings),
             **padding.notes(settings["padding"], blocks, self.vocabulary.filler_id),
+            **continuation.notes(settings.get(continuation.KEY)),
         }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from edlm.evaluation import contrast, correction, draws
 from edlm.evaluation.draws import Draws
 from edlm.likelihood.estimates import Estimate
-from edlm.models import denoisers
+from edlm.models import denoisers, energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import starts
 from edlm.nn.networks import EnergyNetwork, JointNetwork
@@ -19,6 +19,7 @@ from edlm.runs import files
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.training import denoiser
+from edlm.weights import checkpoints, loading
 from edlm.weights.kinds import ENERGIES
 from edlm.weights.loading import Found
 
@@ -31,6 +32,11 @@ SETTINGS: Schema = {
     "num_negatives": schemas.integer(1),
     "report_particles": schemas.integer(2),
     "samples": schemas.section(correction.SAMPLES),
+}
+# The AR model whose residual energy is trained, and the form of that energy.
+OF_AR: Schema = {
+    "ar": schemas.optional(schemas.text),
+    "ar_form": schemas.choice("posterior", "carry_over"),
 }
 # What each of `JointPlan.nelbos` is of.
 COMPARED = {
@@ -45,10 +51,17 @@ class EnergyPlan(NamedTuple):
 
     start: Found
     settings: Mapping[str, Any]
+    ar: Found | None = None  # the model whose residual energy is trained, in the place of a network of its own
 
-    def network(self) -> EnergyNetwork:
-        """Build an energy of the denoiser's sizes, with its trunk or embedding where the config says so."""
+    def network(self) -> nn.Module:
+        """Build an energy of the denoiser's sizes, with its trunk or embedding where the config says so.
+
+        Of the residual energy of an AR model that is the AR model.
+        """
         settings, start = self.settings, self.start.network
+        if self.ar is not None:
+            trained: nn.Module = self.ar.network
+            return trained
         sizes = {key: value for key, value in start.arguments.items() if key not in ("causal", "pad_id", "block_size")}
         network = EnergyNetwork(**{**sizes, "dropout": settings["dropout"]}).to(_device(start))
         if settings["start_from"] == "denoiser":
@@ -58,7 +71,11 @@ class EnergyPlan(NamedTuple):
         return network
 
     def energy(self, network: nn.Module) -> Any:
-        """Read a network as the energy of its scope."""
+        """Read a network as the energy of its scope, or as the AR model of a residual energy."""
+        if self.ar is not None:
+            ids, bos_id = self.start.vocabulary, self.ar.description.get("bos_id")
+            carry_over = self.settings["ar_form"] == "carry_over"
+            return energies.residual_ar(network, ids.mask_id, bos_id, carry_over, ids.pad_id)
         return ENERGIES[self.settings["scope"]].build(network, self.start.told, self.start.vocabulary.pad_id)
 
     def stages(self, network: nn.Module, num_negatives: int) -> Any:
@@ -76,6 +93,9 @@ class EnergyPlan(NamedTuple):
         unusual = {key: settings[key] for key in ("scope", "transition_steps") if settings["scope"] != "draft"}
         unusual |= {} if settings["embedding"] == "own" else {"embedding": "shared"}
         own = {key: settings[key] for key in ("objective", "num_negatives", "start_from")}
+        if self.ar is not None:
+            unusual |= {"ar_form": settings["ar_form"], "ar_weights": self.ar.weights}
+            unusual |= {"bos_id": self.ar.description.get("bos_id")}
         return {**own, **_start_notes(self.start, corpus), "dropout": settings["dropout"], **unusual}
 
 
@@ -123,6 +143,21 @@ class JointPlan(NamedTuple):
         own = ("num_energy_layers", "denoiser_rate", "transition_steps", "objective", "num_negatives")
         told = {key: self.settings[key] for key in (*own, "nelbo_weight", "energy_weight", "dropout")}
         return {**told, **_start_notes(self.start, corpus), "scope": "transition"}
+
+
+def trained_ar(settings: Mapping[str, Any], start: Found) -> Found | None:
+    """Load the AR model whose residual energy a config trains, None if it names none.
+
+    Raises ValueError for what its training does not read, and a model of another vocabulary.
+    """
+    path = settings.get("ar")
+    if path is None:
+        return None
+    for key, plain in {"scope": "draft", "embedding": "own"}.items():
+        if settings[key] != plain:
+            raise ValueError(f"{key} = {settings[key]!r} must be {plain!r}: the energy of ar = {path!r} is trained")
+    checkpoints.require_same_vocabulary(start.path, path)
+    return loading.autoregressive(path, _device(start.network))
 
 
 def require_trained(settings: Mapping[str, Any]) -> None:

@@ -52,12 +52,11 @@ def forecast(
     are not counted. A device that a small step leaves idle takes less time per row than is found here.
     """
     own = list(network.parameters())
-    size = _bytes(own)
+    size, trained = _bytes(own), _bytes([p for p in own if p.requires_grad])
     others = {id(p): p for p in stages.parameters()}
     for parameter in own:
         others.pop(id(parameter), None)
-    held = {"parameters": size, "EMA": size, "frozen networks": _bytes(list(others.values()))}
-    trained = _bytes([p for p in own if p.requires_grad])
+    held = {"parameters": size, "EMA": trained, "frozen networks": _bytes(list(others.values()))}
     held |= {"gradients": trained, "optimizer": _optimizer_bytes(optimizer, trained)}
     rows = math.ceil(_share(settings) / settings["accumulate"])
     some = min(_ROWS, rows)

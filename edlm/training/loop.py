@@ -33,6 +33,7 @@ from edlm.training.patience import Patience
 from edlm.training.sharding import Weights
 from edlm.training.stopping import Stopping
 from edlm.weights import checkpoints
+from edlm.weights.formats import Format
 
 Metrics = dict[str, float]
 
@@ -44,8 +45,8 @@ class TrainingRun:
     tokens, padding left out. validate: called with the EMA network; the first of its figures, if any, is the held-out
     loss. identity: what must be the same when the run is resumed, beside the settings. sample: texts of the EMA
     network, for those who follow the run. rate_of: the share of the learning rate that a parameter, by its name, trains
-    at. Of several processes each takes its rows of every batch, and the first one writes. Raises ValueError where some
-    would have none.
+    at. form: how a checkpoint keeps the EMA network. Of several processes each takes its rows of every batch, and the
+    first one writes. Raises ValueError where some would have none.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class TrainingRun:
         per_token: bool = False,
         sample: following.Sample | None = None,
         rate_of: Callable[[str], float] = lambda name: 1.0,
+        form: Format = checkpoints.OWN,
     ) -> None:
         self.folder, self.network, self.stages, self.blocks = folder, network, stages, blocks
         self.vocabulary, self.settings, self.seed, self.validate = vocabulary, settings, seed, validate
         self.identity = {**identity, "seed": seed}
-        self.per_token, self.sample = per_token, sample
+        self.per_token, self.sample, self.form = per_token, sample, form
         self.device = next(network.parameters()).device
         _settings.check(settings)
         self.weights = Weights(network, settings["parallel"], settings["precision"])  # its average is eager
@@ -80,7 +82,7 @@ class TrainingRun:
         self.optimizer = schemas.build(settings["optimizer"], "optimizer", params=iter(marked))
         shares = zip(self.optimizer.param_groups, groups, strict=True)
         self.base_rates = [group["lr"] * share for group, ((share, _), _) in shares]
-        self.step = 0
+        self.step, self.began = 0, 0  # began: the step at which the present rise and fall of the rate began
         self.patience, self.stopping = Patience(settings["patience"]), Stopping()
         self._num_tokens = 0  # of the last batch, padding left out
         self._losses: list[float] = []  # of the steps since the last line of the log
@@ -105,7 +107,7 @@ class TrainingRun:
         distributed.from_first(lambda: checkpoints.best_checkpoint(self.folder))  # else a save would find it damaged
         state = _state.load(newest)
         resume.require_unchanged(self.folder, state, self._kept_settings(), self.identity)
-        average = checkpoints.load_network(newest, self.vocabulary).state_dict()
+        average = self.form.read(newest, self.vocabulary)
         shapes = self.weights.shapes()
         _state.require_weights(newest, "network", state["network"], shapes)
         _state.require_weights(newest, "average", average, shapes)
@@ -136,6 +138,7 @@ class TrainingRun:
             raise self._not_finite("weights that are not finite")
         state = {
             "step": self.step,
+            "began": self.began,
             "averaged": self.weights.count,
             "network": self.weights.state(),
             "optimizer": self.weights.optimizer_state(self.optimizer),
@@ -150,7 +153,7 @@ class TrainingRun:
 
         def save() -> None:
             with_log = {**state, "log": log_check.written(self.folder)}
-            checkpoints.save_checkpoint(*saved, with_log, self.settings["keep_last"], best)
+            checkpoints.save_checkpoint(*saved, with_log, self.settings["keep_last"], best, self.form)
 
         distributed.from_first(save)
 
@@ -210,7 +213,8 @@ class TrainingRun:
 
     def _set_rates(self) -> None:
         plan = self.settings
-        factor = rates.factor(self.step, plan["steps"], plan["warmup_steps"], plan["decay"])
+        steps = self.step - self.began, plan["steps"] - self.began
+        factor = rates.factor(*steps, plan["warmup_steps"], plan["decay"])
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
 
@@ -253,7 +257,7 @@ class TrainingRun:
         """Take up a state that was checked, and averaged weights."""
         self.weights.load(state["network"], average, state["averaged"])
         self.weights.load_optimizer(self.optimizer, state["optimizer"])
-        self.step = state["step"]
+        self.step, self.began = state["step"], resume.beginning(state, self.settings)
         self.patience.load_state(state["best"])
         self._losses = list(state["losses"])
 
@@ -262,7 +266,7 @@ class TrainingRun:
         best, folder = self.patience.best, checkpoints.best_checkpoint(self.folder)
         if self.settings["patience"] is None or folder is None or best is None:
             return
-        self.average.load_state_dict(checkpoints.load_network(folder).state_dict())
+        self.average.load_state_dict(self.form.read(folder, self.vocabulary), strict=False)  # one of each tied pair
         print(f"held-out loss was least at step {best['step']}: {best['loss']:.5f}; that network is {folder}")
 
     @property

@@ -24,9 +24,10 @@ class SettingsChanged(ValueError):
 def require_unchanged(folder: Path, state: Mapping[str, Any], settings: Mapping[str, Any], identity: Any) -> None:
     """Raise SettingsChanged for what decides updates and has changed since a state was saved; say what else has.
 
-    settings, identity: of the run that goes on, beside those that the state holds.
+    settings, identity: of the run that goes on, beside those that the state holds. Steps may grow at any time where the
+    rate is constant, and after the last one where it falls.
     """
-    free = FREE - ({"steps"} if settings["decay"] == "cosine" else set())
+    free = FREE - ({"steps"} if settings["decay"] == "cosine" and not _more_after_the_end(state, settings) else set())
     if settings["patience"] is not None:
         free -= {"valid_every", "valid_rows"}  # they decide when it stops
     before = {**state["settings"], **state["identity"]}
@@ -42,3 +43,19 @@ def require_unchanged(folder: Path, state: Mapping[str, Any], settings: Mapping[
     known = [said for key, said in changed.items() if key in before]
     if known:
         print(f"{folder} goes on at step {state['step']}: {'; '.join(known)}", flush=True)
+
+
+def beginning(state: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
+    """Return the step at which the present rise and fall of the rate began.
+
+    A finished run that is given more steps begins another one, from its warm-up on; a constant rate has no fall, and
+    goes on.
+    """
+    again = settings["decay"] == "cosine" and _more_after_the_end(state, settings)
+    return int(state["step"] if again else state["began"])
+
+
+def _more_after_the_end(state: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Tell whether a state is that of a run's last step, and there are to be more."""
+    last = state["settings"].get("steps")
+    return type(last) is int and state["step"] == last < settings["steps"]

@@ -37,14 +37,16 @@ class Weights:
         self.network, self.count = network, 0
         self._rounded = precision == PURE
         self.is_sharded = parallel == "sharded" and processes.world() > 1
-        self._build = own.builder(network)
         if self.is_sharded:
+            self._build = own.builder(network)
             _shard(network, self._rounded)
             self._average: nn.Module | None = None
             self.masters = list(network.parameters())
             self._averages: list[Tensor] = [each.detach().clone() for each in self.masters]
             return
-        self._average = copy.deepcopy(network).requires_grad_(False).eval()
+        # What is not trained is its own average, and needs no second copy; rounded in place, it would not stay itself.
+        frozen = {} if self._rounded else {id(each): each for each in network.parameters() if not each.requires_grad}
+        self._average = copy.deepcopy(network, frozen).requires_grad_(False).eval()
         self._averages = list(self._average.parameters())
         self.masters = list(network.parameters())
         if self._rounded:

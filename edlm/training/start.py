@@ -25,6 +25,11 @@ def load(settings: Mapping[str, Any], device: torch.device, pretrain: Pretrain) 
     that is missing or holds something else.
     """
     path, plan = settings["denoiser"], settings["pretrain"]
+    if loading.is_large(path):
+        raise ValueError(
+            f"denoiser = {path!r} holds a large model, for which no energy is trained: an AR model corrects it, "
+            "`edlm run generate ar=FOLDER`"
+        )
     if plan is not None and plan["objective"] in BASELINES:
         raise ValueError(
             f"pretrain.objective = {plan['objective']!r} must be mdlm or chain_rule: an energy corrects their drafts"

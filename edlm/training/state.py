@@ -12,13 +12,14 @@ from edlm.weights import checkpoints
 
 FILE = "training.json"
 _BEST = {"step", "loss", "waited"}
+_OLDER: dict[str, Any] = {"began": 0}  # what states of earlier versions lack
 
 Shapes = Mapping[str, torch.Size]
 
 
 def load(checkpoint: Path) -> dict[str, Any]:
     """Load the state that `TrainingRun.save_checkpoint` wrote. Raises ValueError naming the file and the key."""
-    state = checkpoints.load_state(checkpoint)
+    state = {**_OLDER, **checkpoints.load_state(checkpoint)}
     for key, (is_right, wanted) in _SCHEMA.items():
         if key not in state:
             raise _refusal(checkpoint, key, "is missing")
@@ -152,6 +153,7 @@ def _is_optimizer(value: Any) -> bool:
 _SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step": (_is_whole, "a whole number"),
     "averaged": (_is_whole, "a whole number"),
+    "began": (_is_whole, "a whole number"),
     "network": (_is_section, "tensors by name"),
     "optimizer": (_is_optimizer, "state and param_groups of an optimiser"),
     "settings": (_is_section, "settings by name"),

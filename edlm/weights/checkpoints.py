@@ -9,7 +9,6 @@ as it was. Checkpoints that no `last.json` names are lost from sight, and are re
 in its first save are known by `checkpoints/first.json`, which stands there only during that save.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +21,12 @@ from torch import Tensor, nn
 from edlm.data.vocabulary import Vocabulary, load_vocabulary
 from edlm.nn import networks
 from edlm.process import finite
-from edlm.weights import own, permitted, pointers, tensors, whole
+from edlm.weights import formats, own, permitted, pointers, tensors, whole
+from edlm.weights.formats import Format
 
 N = TypeVar("N", networks.Transformer, networks.EnergyNetwork, networks.JointNetwork)
 OWN_KEYS = frozenset({"class", "arguments", "vocabulary", tensors.HASHES})  # of `network.json`, which are no notes
-_WEIGHTS, _STATE = "network.safetensors", "training.safetensors"
+_STATE = "training.safetensors"
 
 
 def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes
         >>> edlm.checkpoints.read_description(folder)["step"]
         5
     """
-    whole.write_folder(Path(folder), lambda target: _fill_network(target, network, vocabulary, notes))
+    whole.write_folder(Path(folder), lambda target: formats.fill_network(target, network, vocabulary, notes))
 
 
 def load_network(
@@ -90,16 +90,17 @@ def load_network(
             outline = cls(**description["arguments"])
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{folder}/network.json: its arguments make no {description['class']} ({error})") from error
-    tensors.require_shapes(outline, folder / _WEIGHTS)
+    tensors.require_shapes(outline, folder / formats.WEIGHTS)
     bos_id, size = description.get("bos_id"), description["arguments"].get("vocab_size")
     if bos_id is not None and bos_id >= size:
         raise ValueError(f"{folder}/network.json: bos_id = {bos_id} must be an id below vocab_size = {size}")
-    weights = tensors.unwrapped(tensors.read_safetensors(folder / _WEIGHTS), folder / _WEIGHTS)
+    weights = tensors.unwrapped(tensors.read_safetensors(folder / formats.WEIGHTS), folder / formats.WEIGHTS)
     if verify:
-        tensors.verify(folder, description, _WEIGHTS, *(name for name in Vocabulary.FILES if (folder / name).is_file()))
+        words = (name for name in Vocabulary.FILES if (folder / name).is_file())
+        tensors.verify(folder, description, formats.WEIGHTS, *words)
         arguments = tensors.digest([description["class"], description["arguments"]])
         tensors.require_hash(arguments, tensors.hashes(folder, description).get("arguments"), folder / "network.json")
-    finite.require_weights(weights, folder / _WEIGHTS)
+    finite.require_weights(weights, folder / formats.WEIGHTS)
     network: Any = cls(**description["arguments"])
     network.load_state_dict(weights)
     if not own.is_ours(network):
@@ -251,6 +252,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep_last: int = 2,
     best: Mapping[str, float] | None = None,
+    form: Format | None = None,
 ) -> Path:
     """Add `checkpoints/step_<n>` to a run and make it the newest; older ones beyond `keep_last` are removed after.
 
@@ -266,6 +268,7 @@ def save_checkpoint(
         keep_last: how many of the newest are kept.
         best: `step` of the best checkpoint and its `loss`, which is kept beside the last ones and named in `best.json`;
             None: as it was.
+        form: how the network is kept; None: as `save_network` does.
 
     Returns:
         The folder of the checkpoint.
@@ -277,10 +280,10 @@ def save_checkpoint(
         >>> edlm.checkpoints.save_checkpoint(run, 5, network, edlm.vocabulary.characters("ab"), {}, {"step": 5}).name
         'step_00000005'
     """
-    folder = run / "checkpoints" / f"step_{step:08d}"
+    folder, form = run / "checkpoints" / f"step_{step:08d}", form or OWN
 
     def fill(target: Path) -> None:
-        _fill_network(target, network, vocabulary, {**notes, "step": step})
+        form.fill(target, network, vocabulary, {**notes, "step": step})
         _fill_state(target, state)
 
     newest = last_checkpoint(run)
@@ -374,20 +377,6 @@ def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
     return state
 
 
-def _fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
-    plain: Any = network
-    while hasattr(plain, "_orig_mod"):  # what `torch.compile` puts around a network
-        plain = plain._orig_mod
-    name = own.name_of(plain)
-    vocabulary.save(target)
-    weights = tensors.unwrapped(plain.state_dict(), target)
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, target / _WEIGHTS)
-    saved = {"class": name, "arguments": plain.arguments, "vocabulary": vocabulary.fingerprint}
-    hashes = {name: tensors.sha256(target / name) for name in (_WEIGHTS, *Vocabulary.FILES)}
-    hashes["arguments"] = tensors.digest([saved["class"], json.loads(json.dumps(saved["arguments"]))])
-    whole.write_json(target / "network.json", {**saved, **notes, tensors.HASHES: hashes})
-
-
 def _fill_state(target: Path, state: Mapping[str, Any]) -> None:
     values: dict[str, Tensor] = {}
     encoded = tensors.encode(state, values)
@@ -398,3 +387,6 @@ def _fill_state(target: Path, state: Mapping[str, Any]) -> None:
 
 def _said(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+OWN = Format(formats.fill_network, lambda folder, vocabulary: load_network(folder, vocabulary).state_dict())

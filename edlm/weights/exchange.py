@@ -46,11 +46,13 @@ def convert(
     num_heads: int | None = None,
     max_length: int | None = None,
     raw: bool = False,
+    bos: str | None = None,
 ) -> Rows:
     """Convert a published file to a new network folder of ours, with the averaged weights unless `raw`.
 
-    tokenizer: see `find_vocabulary`; a Hugging Face folder may hold its own. Raises ValueError as `foreign.read`,
-    `build` and `find_vocabulary` do, and if `out` exists.
+    bos: the token that an AR model reads in front of a text, which gives the first token a law too; None: it is given,
+    as the published figures take it. tokenizer: see `find_vocabulary`; a Hugging Face folder may hold its own. Raises
+    ValueError as `foreign.read`, `build` and `find_vocabulary` do, if `out` exists, and for a bos that is no token.
     """
     _require_new(out)
     weights = foreign.read(path, part)
@@ -61,7 +63,7 @@ def convert(
     words = find_vocabulary(tokenizer or path, network.arguments["vocab_size"])
     if tokenizer == TEXT8 and words.size == len(_TEXT8_IDS):
         _reorder(network, torch.tensor(_TEXT8_IDS))
-    notes = dict(weights.notes)
+    notes = dict(weights.notes) if bos is None else {**weights.notes, "bos_id": _id_of(bos, network, words)}
     if weights.average is not None:
         notes["weights"] = "raw" if raw else "averaged"
     checkpoints.save_network(out, network, words, notes)
@@ -187,6 +189,16 @@ def _from_json(file: Path) -> Vocabulary:
     return vocabulary.from_tokenizer_json(file, bos=END_OF_TEXT, eos=END_OF_TEXT)
 
 
+def _id_of(bos: str, network: Transformer | EnergyNetwork, words: Vocabulary) -> int:
+    """Find the id of a bos. Raises ValueError for a token that is none, and for a network that reads none."""
+    found = words.tokenizer.token_to_id(bos)
+    if found is None:
+        raise ValueError(f"bos = {bos!r} is no token of the vocabulary")
+    if _kind(network) != "autoregressive":
+        raise ValueError(f"bos = {bos!r} is read by an AR model alone, and this is a network of kind {_kind(network)}")
+    return found
+
+
 def _text8(vocab_size: int) -> Vocabulary:
     """Build the 27 characters and a mask, with the seven other special ids of the published tokenizer if they fit."""
     words = vocabulary.characters()
@@ -247,5 +259,5 @@ def _table(
         ("vocabulary", f"{words.size} ids, the mask is {words.mask_id}"),
         ("conditioning", str(arguments["conditioning_size"] or "none")),
     ]
-    shown = ("weights", "step", "parameterization", "time_conditioning")
+    shown = ("weights", "step", "parameterization", "time_conditioning", "bos_id")
     return rows + [(key, str(notes[key])) for key in shown if key in notes]

@@ -141,7 +141,7 @@ def qwen(
     Raises ValueError, naming the folder and the setting, for one that is missing or unlike the model.
     """
     from torchtune.models import qwen2
-    from torchtune.models.qwen2._convert_weights import qwen2_hf_to_tune
+    from torchtune.models.qwen2._convert_weights import qwen2_hf_to_tune, qwen2_tune_to_hf
 
     _require_fixed(folder, config, fixed)
     config_keys.require_known(folder, config, _QWEN_READ | fixed.keys())
@@ -149,7 +149,7 @@ def qwen(
     tied = bool(config.get("tie_word_embeddings", False))
     build = partial(qwen2.qwen2, **_sizes(folder, config, max_length), tie_word_embeddings=tied)
     names = _llama_names(config, tied, _QWEN_BIASES)
-    return Blueprint(build, lambda: qwen2_hf_to_tune(_named(folder, names)), network, "")
+    return Blueprint(build, lambda: qwen2_hf_to_tune(_named(folder, names)), network, "", export=qwen2_tune_to_hf)
 
 
 def llama(
@@ -173,9 +173,9 @@ def llama(
     else:
         build = partial(llama3_2.llama3_2, **sizes, scale_factor=factor, tie_word_embeddings=tied)
     names = _llama_names(config, tied)
-    return Blueprint(
-        build, lambda: convert_weights.hf_to_tune(_named(folder, names), heads, kv_heads, width), network, ""
-    )
+    turned = {"num_heads": heads, "num_kv_heads": kv_heads, "dim": width}
+    weights = lambda: convert_weights.hf_to_tune(_named(folder, names), **turned)  # noqa: E731
+    return Blueprint(build, weights, network, "", export=partial(convert_weights.tune_to_hf, **turned))
 
 
 def beyond(folder: Path, config: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from edlm.models import denoisers, energies, joint
 from edlm.nn.networks import EnergyNetwork, JointNetwork
 from edlm.samplers import baselines
 from edlm.samplers.baselines import Reverse
-from edlm.weights import checkpoints
+from edlm.weights import checkpoints, large
 
 KEY = "parameterisation"  # in a checkpoint's description; one without it holds SUBS
 SUBS = "subs"
@@ -48,6 +48,8 @@ ENERGIES = {
 
 def held_by(path: str) -> str | None:
     """Name the baseline that a checkpoint holds, None for SUBS. Raises ValueError naming a folder without any."""
+    if large.hub_folder(path) is not None:
+        return None
     name: str | None = checkpoints.read_description(checkpoints.find_network(path)).get(KEY)
     if name is not None and name not in BASELINES:
         raise ValueError(f"{path}: {KEY} = {name!r} must be one of {', '.join(BASELINES)}")

@@ -18,10 +18,11 @@ from edlm import limits
 from edlm.data import formats, tokenizer_files
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import decoders
-from edlm.nn.decoders import Blueprint, Readable
-from edlm.weights import families, masked, pretrained, whole
+from edlm.nn.decoders import Blueprint, DecoderNetwork, Readable
+from edlm.weights import checkpoints, families, masked, pretrained, whole
 
 MASKED = tuple(pretrained.MASKED)  # the `model_type` of folders whose mask is of their own vocabulary
+_NOTES = "edlm"  # the key of a config under which an adapted model says how it is read
 _BUILT = ("qwen2", "llama")  # those that torchtune has builders of
 
 
@@ -66,9 +67,112 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
         torch.float32
     """
     folder = Path(folder)
+    config = whole.read_json(folder / "config.json")
+    own = adapted_by(folder)
+    if own is not None:
+        longer = max_length + (0 if own["bos_id"] is None else 1)  # a bos is read in front
+        return _read(folder, _without_notes(config), _built(partial(_adapted, own)), longer)
     others = {**dict.fromkeys(pretrained.BLOCKS, pretrained.in_blocks), **dict.fromkeys(MASKED, pretrained.masked_lm)}
     known: dict[str, Callable[..., Readable]] = {"llada": families.llada, "Dream": families.dream, **others}
-    return _read(folder, whole.read_json(folder / "config.json"), known, max_length)
+    return _read(folder, config, known, max_length)
+
+
+def hub_folder(path: str | Path) -> Path | None:
+    """Find the folder of a large model that a path stands for.
+
+    Args:
+        path: such a folder, with a `config.json`, or the folder of a run that adapts such a model.
+
+    Returns:
+        The folder itself, or the newest checkpoint of the run; None for anything else.
+
+    Example:
+        >>> import edlm
+        >>> edlm.large.hub_folder("Qwen2.5-7B").name
+        'Qwen2.5-7B'
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        try:
+            folder = checkpoints.last_checkpoint(path) or folder
+        except ValueError:  # which will be said where a network of ours is looked for
+            return None
+    found = (folder / "config.json").is_file() and not (folder / "network.json").is_file()
+    return folder if found else None
+
+
+def adapted_by(folder: str | Path) -> dict[str, Any] | None:
+    """Read how a denoiser that `edlm run adapt` made of an autoregressive model is read; None for another folder.
+
+    Args:
+        folder: holds `config.json`.
+
+    Returns:
+        `shifted` and `bos_id`, as `decoders.DecoderNetwork` takes them.
+
+    Raises:
+        ValueError: naming the file and what of it cannot be.
+
+    Example:
+        >>> import edlm
+        >>> print(edlm.large.adapted_by("Qwen2.5-7B"))
+        None
+    """
+    config = whole.read_json(Path(folder) / "config.json")
+    notes = config.get(_NOTES)
+    own = notes.get("adapted") if isinstance(notes, dict) else None
+    if own is None:
+        return None
+    if not isinstance(own, dict) or own.keys() != {"shifted", "bos_id"} or type(own["shifted"]) is not bool:
+        raise ValueError(f"{folder}/config.json: edlm.adapted = {own!r} must be shifted, true or false, and bos_id")
+    bos_id, size = own["bos_id"], config.get("vocab_size")
+    if bos_id is not None and not (type(bos_id) is int and type(size) is int and 0 <= bos_id < size and own["shifted"]):
+        raise ValueError(f"{folder}/config.json: edlm.adapted.bos_id = {bos_id!r} must be an id of a shifted model")
+    return own
+
+
+def read_start(folder: str | Path, max_length: int, network: Callable[[Any], DecoderNetwork]) -> Blueprint:
+    """Read an autoregressive model, or what was made of one, to be made into a network of one's own.
+
+    Args:
+        folder: `config.json` and the weights.
+        max_length: the longest text that it reads, if the model has no smaller limit.
+        network: what is made of its torchtune decoder.
+
+    Returns:
+        The model before it takes memory; `decoders.load` fills it.
+
+    Raises:
+        ValueError: as `read_autoregressive` does.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.nn import decoders
+        >>> edlm.large.read_start("Qwen2.5-7B", 8, decoders.autoregressive).where
+        'Qwen2.5-7B'
+    """
+    folder = Path(folder)
+    config = _without_notes(whole.read_json(folder / "config.json"))
+    lacking = families.beyond(folder, config) if config.get("model_type") in _BUILT else None
+    if lacking is not None:
+        raise ValueError(f"{folder}/config.json: {lacking} is not adapted: torchtune's builders do not have it")
+    found = _read(folder, config, _built(network), max_length)
+    assert isinstance(found, Blueprint)
+    return found
+
+
+def _built(network: Callable[[Any], DecoderNetwork]) -> dict[str, Callable[..., Blueprint]]:
+    """Families that torchtune has builders of. network: what is made of a decoder."""
+    qwen = partial(families.qwen, fixed=families.QWEN_FIXED, network=network)
+    return {"qwen2": qwen, "llama": partial(families.llama, network=network)}
+
+
+def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != _NOTES}
+
+
+def _adapted(own: Mapping[str, Any], decoder: Any) -> DecoderNetwork:
+    return DecoderNetwork(decoders.bidirectional(decoder), **own).eval()
 
 
 def read_autoregressive(
@@ -76,7 +180,6 @@ def read_autoregressive(
     max_length: int = 2048,
     rows_at_once: int | None = None,
     vocab_size: int | None = None,
-    with_cache: bool = False,
 ) -> Readable:
     """Read a causal model for `energies.residual_ar`: Llama, Qwen 2 and 3, Mistral, Gemma or GPT-2.
 
@@ -87,7 +190,6 @@ def read_autoregressive(
         max_length: the longest text that it reads, if the model has no smaller limit.
         rows_at_once: how many rows are run at a time, which bounds memory; None: all.
         vocab_size: that of the denoiser, where it is larger; ids that the decoder does not know are impossible.
-        with_cache: whether it has to read token after token and keep what it has read, which `transformers` does.
 
     Returns:
         The model before it takes memory; `decoders.load` fills it.
@@ -101,17 +203,18 @@ def read_autoregressive(
         'Qwen2.5-7B'
     """
     folder = Path(folder)
+    if adapted_by(folder) is not None:
+        raise ValueError(f"{folder} holds a denoiser that was made of an autoregressive model, and is none any more")
     config = whole.read_json(folder / "config.json")
     network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
-    qwen = partial(families.qwen, fixed=families.QWEN_FIXED, network=network)
     causal = partial(pretrained.causal, rows_at_once=rows_at_once, vocab_size=vocab_size)
     known: dict[str, Callable[..., Readable]] = dict.fromkeys(pretrained.CAUSAL, causal)
-    if config.get("model_type") in _BUILT and families.beyond(folder, config) is None and not with_cache:
-        known |= {"qwen2": qwen, "llama": partial(families.llama, network=network)}
+    if config.get("model_type") in _BUILT and families.beyond(folder, config) is None:
+        known |= _built(network)
     return _read(folder, config, known, max_length)
 
 
-def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> Vocabulary:
+def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None, add_mask: bool = False) -> Vocabulary:
     """Load the vocabulary of such a folder: its `tokenizer.json`, or another one, and the special ids of its config.
 
     Special tokens of the tokenizer from the mask's id on are left out, as no text stands for them. `size` counts the
@@ -120,6 +223,7 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
     Args:
         folder: holds `config.json`.
         tokenizer: another `tokenizer.json`. Dream's folder has none: give that of Qwen 2.5, which Dream extends.
+        add_mask: whether a mask comes after all ids of the network, where the config names none.
 
     Returns:
         The vocabulary.
@@ -137,41 +241,18 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> 
     config = whole.read_json(folder / "config.json")
     if config.get("model_type") in MASKED:
         return masked.load_vocabulary(folder, config, tokenizer)
-    mask_id = families.whole_number(folder, config, "mask_token_id")
+    size = families.whole_number(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
+    if add_mask and config.get("mask_token_id") is None:
+        mask_id, size = size, size + 1
+    else:
+        mask_id = families.whole_number(folder, config, "mask_token_id")
     file = Path(tokenizer or folder / "tokenizer.json")
     if file.exists():
         formats.require_file(file)
     content = whole.read_json(file, limits.TOKENIZER_BYTES)
     words = tokenizer_files.parse(file, tokenizer_files.EXPECTED, partial(_without_mask, content, mask_id))
-    size = families.whole_number(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")
     specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
     return Vocabulary(words, size=size, mask_id=mask_id, **specials)
-
-
-def load_causal_vocabulary(folder: str | Path, tokenizer: str | Path | None = None) -> Vocabulary:
-    """Load the vocabulary of a causal model, whose mask is the id above all that the network knows.
-
-    Args:
-        folder: holds `config.json`.
-        tokenizer: another `tokenizer.json` than the folder's.
-
-    Returns:
-        The vocabulary.
-
-    Raises:
-        ValueError: naming what is missing.
-
-    Example:
-        >>> import edlm
-        >>> edlm.large.load_causal_vocabulary("Qwen2.5-7B").mask_id
-        40
-    """
-    folder = Path(folder)
-    config = whole.read_json(folder / "config.json")
-    words = tokenizer_files.read(Path(tokenizer or folder / "tokenizer.json"))
-    known = families.whole_number(folder, config, "vocab_size")
-    specials = {f"{name}_id": special_id(folder, config, name) for name in ("bos", "eos", "pad")}
-    return Vocabulary(words, size=known + 1, mask_id=known, **specials)
 
 
 def _without_mask(content: Mapping[str, Any], mask_id: int) -> Tokenizer:

@@ -18,7 +18,7 @@ from edlm.samplers.baselines import Reverse
 from edlm.weights import checkpoints, kinds, large, permitted, shards, tensors, whole
 from edlm.weights.kinds import ENERGIES, READINGS
 
-LONGEST = 2048  # of a large model, where the config names no length
+LONGEST = 2048  # tokens of a large model, where a config names no length
 DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -61,26 +61,29 @@ class Found(NamedTuple):
 
 
 def weights_of(path: str) -> str:
-    """Hash the weights of a network of ours."""
+    """Hash the weights of a network of ours, or of all files of a large one's."""
+    folder = large.hub_folder(path)
+    if folder is not None:
+        return tensors.digest({file.name: tensors.sha256(file) for file in shards.files(folder)})
     return tensors.sha256(checkpoints.find_network(path) / "network.safetensors")
 
 
 def record_of(path: str) -> dict[str, Any]:
     """Say where a network came from: its folder, its weights' hash, and all that was written down with it."""
-    if is_large(path):
-        hashed = {file.name: tensors.sha256(file) for file in shards.files(Path(path))}
-        description = whole.read_json(Path(path) / "config.json")
-        return {"folder": path, "weights_sha256": hashed, "description": description}
-    folder = checkpoints.find_network(path)
-    description = checkpoints.read_description(folder)
+    hub = large.hub_folder(path)
+    folder = checkpoints.find_network(path) if hub is None else hub
+    description = checkpoints.read_description(folder) if hub is None else whole.read_json(hub / "config.json")
     return {"folder": str(folder), "weights_sha256": weights_of(path), "description": description}
 
 
-def denoiser(path: str, device: torch.device) -> Found:
-    """Load a denoiser of ours, or that of a joint network. Raises ValueError for a network that is none, or a baseline.
+def denoiser(path: str, device: torch.device, length: int | None = None) -> Found:
+    """Load a denoiser of ours, that of a joint network, or a large model's of at most `length` tokens.
 
-    Conditioning that is always the same goes into the weights.
+    Conditioning that is always the same goes into the weights. Raises ValueError for a network that is none, or a
+    baseline.
     """
+    if is_large(path):
+        return _read_from_bos(large_denoiser(path, length or LONGEST, None, None, device))
     kinds.require_subs(path)
     schedule = _schedule_of(path)
     return _found(kinds.SUBS, JointNetwork if is_joint(path) else Transformer, path, schedule, device)
@@ -112,8 +115,14 @@ def joint(path: str, device: torch.device) -> Found:
     return denoiser(path, device)
 
 
-def autoregressive(path: str, device: torch.device) -> Found:
-    """Load an AR model. Raises ValueError for a network that is not causal."""
+def autoregressive(path: str, device: torch.device, ids: Vocabulary | None = None, length: int | None = None) -> Found:
+    """Load an AR model of ours, or a large one of at most `length` tokens.
+
+    ids: of the denoiser beside a large one, whose tokens have to be the same; None: its own, and a mask after them.
+    Raises ValueError for a network that is not causal.
+    """
+    if is_large(path):
+        return _large_ar(path, ids, length or LONGEST, device)
     network = _network(Transformer, path, None, device)
     if not network.arguments.get("causal"):
         raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
@@ -137,40 +146,54 @@ def energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.dev
 
 
 def large_denoiser(path: str, length: int, tokenizer: str | None, precision: str | None, device: torch.device) -> Found:
-    """Load a diffusion model or a masked language model of a folder, on the exact masking process.
+    """Load a diffusion model, a masked language model or what `edlm run adapt` has made, on the exact masking process.
 
     A text of Dream opens with bos: nothing predicts a first token. Raises ValueError for a config without one.
     """
-    blueprint = large.read_diffusion(path, length)
-    vocabulary = large.load_vocabulary(path, tokenizer)
+    folder = large.hub_folder(path) or Path(path)
+    blueprint = large.read_diffusion(folder, length)
+    vocabulary = large.load_vocabulary(folder, tokenizer)
     network = decoders.load(blueprint, DTYPES[precision]).to(device)
-    if network.shifted and vocabulary.bos_id is None:
-        raise ValueError(f"{path}/config.json: bos_token_id is missing, and nothing else can open a text of this model")
-    opening = (vocabulary.bos_id,) if network.shifted and vocabulary.bos_id is not None else ()
+    # A bos that a network reads itself opens every text.
+    unopened = network.shifted and getattr(network, "bos_id", None) is None
+    if unopened and vocabulary.bos_id is None:
+        raise ValueError(
+            f"{folder}/config.json: bos_token_id is missing, and nothing else can open a text of this model"
+        )
+    opening = (vocabulary.bos_id,) if unopened and vocabulary.bos_id is not None else ()
     return Found(kinds.SUBS, path, network, vocabulary, {}, opening=opening)
-
-
-def large_ar(path: str, length: int, tokenizer: str | None, precision: str | None, device: torch.device) -> Found:
-    """Load a causal model of a folder to draw from by itself: its mask is one id more than it knows.
-
-    Raises ValueError as `large.read_autoregressive` does, and for a folder without a tokenizer.
-    """
-    vocabulary = large.load_causal_vocabulary(path, tokenizer)
-    model = large.read_autoregressive(path, length, vocab_size=vocabulary.size, with_cache=True)
-    network = decoders.load(model, DTYPES[precision]).to(device)
-    return Found("ar", path, network, vocabulary, {"bos_id": vocabulary.bos_id})
 
 
 def is_large(source: Any) -> bool:
     """Check whether a config names a large model: a folder as the hub has it, or a section with a builder."""
     if not isinstance(source, str):
         return isinstance(source, dict)
-    return (Path(source) / "config.json").is_file() and not (Path(source) / "network.json").is_file()
+    return large.hub_folder(source) is not None
 
 
 def is_joint(path: str) -> bool:
     """Check whether a folder holds a joint network."""
     return bool(_description_of(path)["class"] == JointNetwork.__name__)
+
+
+def _read_from_bos(found: Found) -> Found:
+    """Have a model whose texts open with a bos read it in front of them instead: the same law, of one token less."""
+    if not found.opening:
+        return found
+    network = found.network
+    network.bos_id, network.max_length = found.opening[0], network.max_length - 1
+    return found._replace(opening=())
+
+
+def _large_ar(path: str, ids: Vocabulary | None, length: int, device: torch.device) -> Found:
+    folder = large.hub_folder(path) or Path(path)
+    if ids is None:
+        ids = large.load_vocabulary(folder, add_mask=True)
+    else:
+        large.require_same_tokens(ids, folder)
+    network = decoders.load(large.read_autoregressive(folder, length, vocab_size=ids.size)).to(device)
+    bos_id = large.special_id(folder, whole.read_json(folder / "config.json"), "bos")
+    return Found("ar", path, network, ids, {"bos_id": ids.bos_id if bos_id is None else bos_id})
 
 
 def _found(kind: str, cls: Any, path: str, schedule: Schedule, device: torch.device, fold: bool = True) -> Found:

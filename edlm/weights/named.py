@@ -1,4 +1,4 @@
-"""Networks of ours that a config names, and what a report has to say of each."""
+"""Networks that a config names, ours and large ones, and what a report has to say of each."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,13 +9,12 @@ from edlm.contracts import Denoiser, Energy, Ordered
 from edlm.data.vocabulary import Vocabulary
 from edlm.models import chain_rule, energies, joint
 from edlm.models.denoisers import SubsDenoiser
-from edlm.nn.networks import Transformer
 from edlm.process.schedules import Schedule
 from edlm.samplers import selections
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import ChainRule
 from edlm.weights import checkpoints, kinds, loading
-from edlm.weights.loading import Found
+from edlm.weights.loading import Found, is_large
 
 # The keys of a config that name them, and what trains each.
 NETWORKS = {
@@ -40,7 +39,7 @@ class Diffusion(NamedTuple):
 class Autoregressive(NamedTuple):
     """A causal network and the id in front of a text; None: the first token is given."""
 
-    network: Transformer
+    network: Any
     bos_id: int | None
 
 
@@ -76,42 +75,27 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     for key in ("energy", "transition"):
         if key in named and "denoiser" not in named:
             raise ValueError(f"{key} = {named[key]!r} needs a denoiser to correct")
-    if loading.is_large(named.get("denoiser")):
-        return _of_folder(named, settings, device)
     require_there(named)
-    first = next(iter(named.values()))
-    for path in named.values():
-        checkpoints.require_same_vocabulary(first, path)
-    vocabulary = checkpoints.load_vocabulary_of(first)
-    ar = autoregressive_model(loading.autoregressive(named["ar"], device)) if "ar" in named else None
+    require_same_vocabulary(named)
+    length = settings.get("length")
+    start = loading.denoiser(named["denoiser"], device, length) if _holds_subs(named) else None
+    ids = start.vocabulary if start is not None and is_large(start.path) else None
+    found_ar = loading.autoregressive(named["ar"], device, ids, length) if "ar" in named else None
+    ar = None if found_ar is None else autoregressive_model(found_ar)
+    known = start or found_ar
+    vocabulary = checkpoints.load_vocabulary_of(next(iter(named.values()))) if known is None else known.vocabulary
     diffusion, baseline = None, None
     if "denoiser" in named and kinds.held_by(named["denoiser"]) is not None:
         if {"energy", "transition"} & named.keys():
             kinds.require_subs(named["denoiser"])
         baseline = loading.baseline(named["denoiser"], device).kernel
-    elif "denoiser" in named:
-        diffusion = _diffusion(named, vocabulary, ar, device)
+    elif start is not None:
+        diffusion = _diffusion(named, start, ar, device)
     own = _joint(named["joint"], device) if "joint" in named else None
     lengths = [each.denoiser.max_length for each in (diffusion, baseline, own) if each is not None]
     lengths += [ar.network.max_length] if ar is not None else []
     records = {key: loading.record_of(path) for key, path in named.items()}
     return Models(vocabulary, min(lengths), diffusion, ar, records, baseline, own)
-
-
-def _of_folder(named: Mapping[str, str], settings: Mapping[str, Any], device: torch.device) -> Models:
-    """Load a denoiser from a folder as the hub has it, by itself.
-
-    Raises ValueError for another network beside it, and for a model that predicts no first token.
-    """
-    path = named["denoiser"]
-    for key in named.keys() - {"denoiser"}:
-        raise ValueError(f"{key} = {named[key]!r} must be null: denoiser = {path!r} is read by itself here")
-    found = loading.large_denoiser(path, settings["length"] or loading.LONGEST, None, None, device)
-    if found.opening:
-        raise ValueError(f"denoiser = {path!r} predicts no first token, so it gives whole texts no probability")
-    diffusion = Diffusion(found.denoiser, found.schedule, {})
-    records = {"denoiser": loading.record_of(path)}
-    return Models(found.vocabulary, found.denoiser.max_length, diffusion, None, records)
 
 
 def autoregressive_model(found: Found) -> Autoregressive:
@@ -122,6 +106,8 @@ def autoregressive_model(found: Found) -> Autoregressive:
 def require_there(named: Mapping[str, str]) -> None:
     """Raise ValueError, naming the key and what trains it, for a folder without a network. named: folders by key."""
     for key, path in named.items():
+        if is_large(path):
+            continue
         try:
             checkpoints.find_network(path)
         except ValueError as error:
@@ -144,9 +130,27 @@ def _joint(path: str, device: torch.device) -> Diffusion:
     return Diffusion(found.denoiser, found.schedule, {"joint": joint.energy(found.network)})
 
 
-def _diffusion(named: Mapping[str, str], ids: Vocabulary, ar: Autoregressive | None, device: torch.device) -> Diffusion:
-    """Load the denoiser and every energy there is for it: its own, those learned, and the AR model's in both forms."""
-    start = loading.denoiser(named["denoiser"], device)
+def _holds_subs(named: Mapping[str, str]) -> bool:
+    return "denoiser" in named and kinds.held_by(named["denoiser"]) is None
+
+
+def require_same_vocabulary(named: Mapping[str, str]) -> None:
+    """Raise ValueError, naming two folders, for networks that do not give every text the same ids.
+
+    named: folders by key. Large ones are compared where the second of them is loaded.
+    """
+    ours = [path for path in named.values() if not is_large(path)]
+    for key, path in named.items():
+        if is_large(path) and ours:
+            raise ValueError(f"{key} = {path!r} holds a large model, which shares no vocabulary with {ours[0]!r}")
+    for path in ours:
+        checkpoints.require_same_vocabulary(ours[0], path)
+
+
+def _diffusion(named: Mapping[str, str], start: Found, ar: Autoregressive | None, device: torch.device) -> Diffusion:
+    """Load every energy there is for a denoiser: its own, those learned, and the AR model's in both forms."""
+    ids = start.vocabulary
+    pad_id = None if is_large(start.path) else ids.pad_id  # large models draw theirs, to end a text
     denoiser, found = start.denoiser, dict[str, Energy]()
     if isinstance(denoiser.network, Ordered):
         found[CHAIN_RULE] = chain_rule.energy(denoiser)
@@ -161,5 +165,5 @@ def _diffusion(named: Mapping[str, str], ids: Vocabulary, ar: Autoregressive | N
     if ar is not None:
         for form in ("posterior", "carry_over"):
             carry_over = form == "carry_over"
-            found[f"ar, {form}"] = energies.residual_ar(ar.network, ids.mask_id, ar.bos_id, carry_over, ids.pad_id)
+            found[f"ar, {form}"] = energies.residual_ar(ar.network, ids.mask_id, ar.bos_id, carry_over, pad_id)
     return Diffusion(denoiser, start.schedule, found)

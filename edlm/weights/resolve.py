@@ -22,11 +22,12 @@ from edlm.runs import settings as schemas
 from edlm.runs import tables
 from edlm.runs.settings import Check, Schema
 from edlm.samplers import corrections
+from edlm.samplers.autoregressive import Stepped
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction
 from edlm.weights import checkpoints, kinds, large, loading, memory, whole
 from edlm.weights import named as named_networks
-from edlm.weights.loading import DTYPES, is_large
+from edlm.weights.loading import DTYPES, LONGEST, is_large
 from edlm.weights.named import CHAIN_RULE, SPECULATIVE
 
 _AR_SECTION: Schema = {
@@ -64,7 +65,7 @@ class Sources(NamedTuple):
     schedule: Schedule = schedules.log_linear()
     denoiser: SubsDenoiser | None = None
     correction: Correction | None = None
-    ar: Any = None
+    ar: Stepped | None = None
     bos_id: int | None = None
     opening: tuple[int, ...] = ()
     baseline: Reverse | None = None  # in the place of a denoiser
@@ -92,11 +93,9 @@ def check(settings: Mapping[str, Any]) -> None:
     for key, plain in plain_alone.items():
         if settings["denoiser"] is None and settings[key] != plain:
             raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
-    if settings["denoiser"] is None and isinstance(settings["ar"], dict):
-        raise ValueError(f"ar = {settings['ar']!r} needs a denoiser: alone, a folder is drawn from")
     denoiser, ar = is_large(settings["denoiser"]), is_large(settings["ar"])
-    alone = ar and settings["denoiser"] is None
-    for key, is_read in {"tokenizer": denoiser or alone, "energy_rows": ar, "precision": denoiser or ar}.items():
+    alone_ar = ar and settings["denoiser"] is None
+    for key, is_read in {"tokenizer": denoiser or alone_ar, "energy_rows": ar, "precision": denoiser or ar}.items():
         if settings[key] is not None and not is_read:
             folder = settings["ar" if key == "energy_rows" else "denoiser"]
             raise ValueError(
@@ -117,14 +116,10 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
             held = loading.baseline(path, device)
             return Sources(held.vocabulary, baseline=held.kernel)
     named_networks.require_there(ours)
+    if path is None and is_large(settings["ar"]):
+        return _large_ar_alone(settings, device)
     if path is None:
-        known = _longest(settings), settings["tokenizer"], settings["precision"]
-        large_ar = is_large(settings["ar"])
-        ar = (
-            loading.large_ar(settings["ar"], *known, device)
-            if large_ar
-            else loading.autoregressive(settings["ar"], device)
-        )
+        ar = loading.autoregressive(settings["ar"], device)
         return Sources(ar.vocabulary, ar=ar.network, bos_id=ar.description.get("bos_id"))
     if is_large(path):
         known = _longest(settings), settings["tokenizer"], settings["precision"]
@@ -145,8 +140,14 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
 
 
 def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Hash the weights of every network of ours that a config names, by key; large models stand for themselves."""
-    return {key: loading.weights_of(path) for key, path in _ours(settings).items()}
+    """Hash the weights of every network of ours that a config names, by key.
+
+    Large models stand for themselves; of a run that adapts one, its newest checkpoint does.
+    """
+    large_ones = {key: settings[key] for key in ("denoiser", "ar") if isinstance(settings[key], str)}
+    found = {key: _folder_of(path) for key, path in large_ones.items() if is_large(path)}
+    newest = {key: folder.name for key, folder in found.items() if folder != Path(settings[key])}
+    return {**newest, **{key: loading.weights_of(path) for key, path in _ours(settings).items()}}
 
 
 def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -180,7 +181,7 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
     if not is_large(settings["denoiser"]) or not (settings["ar"] is None or is_large(settings["ar"])):
         return None
     dtype = DTYPES[settings["precision"]]
-    denoiser = decoders.outline(large.read_diffusion(settings["denoiser"], _longest(settings)), dtype)
+    denoiser = decoders.outline(large.read_diffusion(_folder_of(settings["denoiser"]), _longest(settings)), dtype)
     energy = None
     if settings["ar"] is not None:
         energy = decoders.outline(_large_ar(settings, denoiser.head.out_features), dtype)
@@ -224,11 +225,19 @@ def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) 
     return found._replace(correction=correction, bos_id=bos_id)
 
 
+def _large_ar_alone(settings: Mapping[str, Any], device: torch.device) -> Sources:
+    """Load a large AR model with its own ids, and a mask after them for what is to be filled in."""
+    folder = _folder_of(settings["ar"])
+    ids = large.load_vocabulary(folder, settings["tokenizer"], add_mask=True)
+    network = decoders.load(_large_ar(settings, ids.size), DTYPES[settings["precision"]]).to(device)
+    return Sources(ids, ar=network, bos_id=_bos_of(folder, ids))
+
+
 def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Readable:
     """Read a folder of the hub, or what a section's builder makes and its checkpointer reads."""
     source, rows, length = settings["ar"], settings["energy_rows"], _longest(settings)
     if not isinstance(source, dict):
-        return large.read_autoregressive(source, length, rows, vocab_size)
+        return large.read_autoregressive(_folder_of(source), length, rows, vocab_size)
 
     def as_energy(decoder: Any) -> DecoderNetwork:
         return decoders.autoregressive(decoder, length, rows, vocab_size)
@@ -260,8 +269,10 @@ def _bos_of(folder: Path, vocabulary: Vocabulary) -> int | None:
 
 
 def _folder_of(source: Any) -> Path:
-    return Path(source["checkpointer"]["checkpoint_dir"] if isinstance(source, dict) else source)
+    if isinstance(source, dict):
+        return Path(source["checkpointer"]["checkpoint_dir"])
+    return large.hub_folder(source) or Path(source)
 
 
 def _longest(settings: Mapping[str, Any]) -> int:
-    return int(settings["length"] or loading.LONGEST)
+    return int(settings["length"] or LONGEST)

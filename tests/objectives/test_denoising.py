@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from builders import Spec, energy_module, tiny_denoiser, tiny_energy, tiny_network
+from builders import Spec, tiny_denoiser, tiny_energy, tiny_network
 from hypothesis import settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
@@ -223,13 +223,6 @@ def test_the_denoiser_of_contrast_is_frozen_in_eval_mode():
     trained[contracts.LOSS].mean().backward()
     assert all(p.grad is None for p in denoiser.parameters())
     assert all(p.grad is not None for p in energy.parameters())
-
-
-def test_contrast_leaves_out_energies_that_read_log_probabilities():
-    energy = energy_module(lambda *_: torch.zeros(1, 1))
-    energy.in_keys = [contracts.CANDIDATES, contracts.LOG_P_CANDIDATES]
-    with pytest.raises(ValueError, match="log_p_candidates cannot be trained by contrast"):
-        contrastive.contrastive(tiny_denoiser(), energy, schedules.log_linear())
 
 
 @pytest.mark.parametrize("num_negatives", [0, -2])

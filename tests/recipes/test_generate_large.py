@@ -332,7 +332,6 @@ def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path,
         (["tokenizer=null"], "dream/tokenizer.json: cannot be read"),
         (["ar={hub}/llada"], "model_type = 'llada' must be one of qwen2, llama"),
         (["denoiser={hub}/qwen2"], "model_type = 'qwen2' must be one of llada, Dream"),
-        (["denoiser=null", "tokenizer=null"], "needs a denoiser: alone, a folder is drawn from"),
         (["denoiser=/nowhere", "ar=null", "tokenizer=null", "energy_rows=null"], "/nowhere: no checkpoint there"),
         (["denoiser=/x", "ar=null"], "is for large models, and '/x' holds no config.json of one"),
         (["denoiser=/nowhere", "ar=null", "tokenizer=null"], "energy_rows = 4 is for large models"),
@@ -381,3 +380,15 @@ def test_folders_that_do_not_go_together_get_one_line(hub: Path, run: Run, tmp_p
     status, _, error = run("dream_qwen_energy", *given)
     assert status == 2
     assert "bos_token_id is missing" in error
+
+
+def test_a_torchtune_section_alone_is_drawn_with_its_cache(hub: Path, run: Run, tmp_path: Path) -> None:
+    words = [*dream(hub, tmp_path / "x.jsonl"), *section(hub), "denoiser=null", "tokenizer=null", "num_samples=2"]
+    status, _, error = run("dream_qwen_energy", *words, "energy_rows=null")
+    assert (status, error) == (0, "")
+    records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
+    tokens = torch.tensor([record["tokens"] for record in records])
+    network = decoders.load(large.read_autoregressive(hub / "qwen2", LENGTH, vocab_size=FEWER + 1))
+    with torch.no_grad():
+        exact = autoregressive.ar_log_prob(network, tokens, 33, BOS).sum(1)
+    assert [record["log_prob"] for record in records] == pytest.approx(exact.tolist(), rel=1e-4)

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from published_files import SIZES, kinds, prefixed, published_order, same_weights, small, trainers_config, trainers_file
 from safetensors.torch import load_file
 
 from edlm.cli import commands
 from edlm.data import vocabulary
 from edlm.nn.networks import EnergyNetwork, Transformer
-from edlm.weights import checkpoints, exchange, foreign, published
+from edlm.samplers import autoregressive
+from edlm.weights import checkpoints, exchange, foreign, loading, published
 
 
 @pytest.fixture
@@ -57,6 +59,23 @@ def test_a_converted_denoiser_and_energy_are_what_the_file_holds_and_nothing_is_
     status, _, error = run(one, tmp_path / "den", "--tokenizer", "text8")
     assert status == 2
     assert "exists already" in error
+
+
+def test_a_converted_ar_model_knows_the_bos_that_it_is_given_and_is_drawn_alone(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    state = prefixed("backbone.", small("autoregressive", 1))
+    file = trainers_file(tmp_path / "ar.ckpt", state, None, trainers_config())
+    status, out, error = run(file, tmp_path / "ar", "--tokenizer", "text8", "--bos", " ")
+    assert (status, error) == (0, "")
+    assert dict(line.split(None, 1) for line in out.splitlines())["bos_id"] == "26"
+    assert run(file, tmp_path / "given", "--tokenizer", "text8")[0] == 0
+    found = [loading.autoregressive(str(tmp_path / name), torch.device("cpu")) for name in ("ar", "given")]
+    assert [each.description.get("bos_id") for each in found] == [26, None]
+    draws = autoregressive.sample(found[0].network, 2, 8, found[0].vocabulary.mask_id, 26, seed=1)
+    assert int(draws.tokens.max()) < 27
+    said = run(file, tmp_path / "other", "--tokenizer", "text8", "--bos", "<s>")[2]
+    assert "bos = '<s>' is no token of the vocabulary" in said
 
 
 @pytest.mark.parametrize(

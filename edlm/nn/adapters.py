@@ -1,0 +1,66 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on a decoder's blocks, and decoders in torchtune's names.
+
+The layers are torchtune's, which are imported when an adapter is asked for.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edlm.nn.decoders import DecoderNetwork, EmbeddingWithMask
+
+_NAMES = {"embedding.weight": "tok_embeddings.weight", "head.weight": "output.weight"}  # torchtune's for ours
+
+
+def add(network: DecoderNetwork, rank: int, alpha: float) -> DecoderNetwork:
+    """Freeze a network and put an adapter of `alpha / rank B A` on every product of its blocks, in place.
+
+    B is zero at first, so the network computes what it did. A mask's own row is trained too.
+    """
+    from torchtune.modules.peft import LoRALinear
+
+    network.requires_grad_(False)
+    places = [(owner, name, child) for owner in network.layers.modules() for name, child in owner.named_children()]
+    for owner, name, linear in places:
+        if type(linear) is nn.Linear:
+            with torch.device("meta"):
+                sizes = linear.in_features, linear.out_features
+                adapted = LoRALinear(*sizes, rank, alpha, use_bias=linear.bias is not None)
+            adapted.weight, adapted.bias = linear.weight, linear.bias
+            adapted.to_empty(device=linear.weight.device)  # of the adapter alone
+            adapted.initialize_parameters()
+            setattr(owner, name, adapted.to(linear.weight.dtype))
+    if isinstance(network.embedding, EmbeddingWithMask):
+        network.embedding.mask.requires_grad_(True)
+    return network
+
+
+def merged(network: Any) -> dict[str, Tensor]:
+    """Give the weights of a network under torchtune's names: adapters added to what they adapt, the mask a row.
+
+    Nothing of the network is changed. A head that is the embedding is not there; another one has a row for the mask,
+    zeros, which no law of tokens reads.
+    """
+    found = {name: value.detach() for name, value in network.state_dict().items()}
+    for prefix, adapted in _adapted(network).items():
+        a, b = (found.pop(f"{prefix}.lora_{part}.weight") for part in "ab")
+        found[f"{prefix}.weight"] = found[f"{prefix}.weight"] + adapted.alpha / adapted.rank * (b @ a)
+    mask = found.pop("embedding.mask", None)
+    if network.head.weight is network.embedding.weight:
+        del found["head.weight"]
+    if mask is not None:
+        rows = {"embedding.weight": mask, "head.weight": torch.zeros_like(mask)}
+        found |= {name: torch.cat([found[name], row[None]]) for name, row in rows.items() if name in found}
+    return {_NAMES.get(name, name): value for name, value in found.items()}
+
+
+def trained(network: nn.Module, averaged: nn.Module) -> Mapping[str, Tensor]:
+    """Give the weights of an average by name that are trained in the network that it is of."""
+    wanted = {name for name, value in network.named_parameters() if value.requires_grad}
+    return {name: value for name, value in averaged.named_parameters() if name in wanted}
+
+
+def _adapted(network: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in network.named_modules() if hasattr(module, "lora_a")}

@@ -1,0 +1,101 @@
+"""A denoiser made of an autoregressive model: what a config says of it, its network, its pipeline, its bound."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from edlm.data.pieces import Rows
+from edlm.data.vocabulary import Vocabulary
+from edlm.evaluation import draws
+from edlm.models import denoisers
+from edlm.models.denoisers import SubsDenoiser
+from edlm.nn.networks import Transformer
+from edlm.objectives import denoising
+from edlm.process import schedules
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.training import log, texts
+from edlm.training import settings as training_settings
+from edlm.weights import adaptation, checkpoints, large, loading
+from edlm.weights.formats import Format
+
+_ADAPTER: Schema = {"rank": schemas.integer(1), "alpha": schemas.number(0, above=True)}
+SETTINGS: Schema = {
+    "start_from": schemas.text,
+    "tokenizer": schemas.optional(schemas.text),
+    "length": schemas.integer(1),
+    "shifted": schemas.flag,
+    "lora": schemas.optional(schemas.section(_ADAPTER)),
+    **training_settings.WITHOUT_TIMES,
+}
+SCHEDULE = {"_component_": "edlm.schedules.log_linear"}
+
+
+class Plan(NamedTuple):
+    """The network to adapt with all that its training takes: ids, the form of its checkpoints, where it comes from."""
+
+    network: nn.Module
+    vocabulary: Vocabulary
+    pad_id: int | None
+    form: Format
+    weights: str
+    settings: Mapping[str, Any]
+
+    def denoiser(self, network: nn.Module) -> SubsDenoiser:
+        """Read a network as a denoiser that is told no time."""
+        return denoisers.subs(network, self.vocabulary.mask_id)
+
+    def stages(self, network: nn.Module) -> Any:
+        """Build the training pipeline of a network."""
+        return denoising.denoising(
+            self.denoiser(network), schedules.log_linear(), pad_id=self.pad_id, levels="by_count"
+        )
+
+    def bound(self, network: nn.Module) -> draws.Score:
+        """Give the score of a network by its continuous-time NELBO."""
+        return draws.continuous(self.denoiser(network), schedules.log_linear())
+
+    def texts(self, network: nn.Module) -> log.Texts:
+        """Draw a few texts of a network."""
+        return texts.denoiser_texts(self.denoiser(network), self.vocabulary, self.settings["seed"])
+
+    def bytes_per_token(self, blocks: Rows, rows: int) -> float:
+        """Count the bytes that a token spells, on average over so many blocks."""
+        some = blocks[torch.arange(min(rows, len(blocks)))]
+        return sum(len(text.encode()) for text in self.vocabulary.decode(some)) / some.numel()
+
+    def notes(self, corpus: Any) -> dict[str, Any]:
+        """Say what a resumed run must share, which its checkpoints keep."""
+        own = {key: self.settings[key] for key in ("length", "shifted", "lora")}
+        trained = {"objective": "nelbo", "schedule": SCHEDULE, "time_conditioning": False}
+        return {**trained, "corpus": corpus.fingerprint, "start_from": self.weights, **own}
+
+
+def plan(settings: Mapping[str, Any]) -> Plan:
+    """Read what a config starts from, and make a denoiser of it: of a large model's folder, or of one of ours.
+
+    Raises ValueError naming the folder, or the setting, and what does not fit.
+    """
+    path, adapter = settings["start_from"], settings["lora"]
+    folder = large.hub_folder(path)
+    if folder is None:
+        return _of_ours(settings)
+    if settings["parallel"] != "data":
+        raise ValueError(f"parallel = {settings['parallel']!r} must be 'data': {path!r} is a large model's")
+    ranks = None if adapter is None else (adapter["rank"], adapter["alpha"])
+    found = adaptation.start(folder, settings["length"], settings["shifted"], settings["tokenizer"], ranks)
+    return Plan(found.network, found.vocabulary, None, found.form, found.weights, settings)  # its padding ends texts
+
+
+def _of_ours(settings: Mapping[str, Any]) -> Plan:
+    path = settings["start_from"]
+    for key, plain in {"shifted": False, "lora": None, "tokenizer": None}.items():
+        if settings[key] != plain:
+            raise ValueError(f"{key} = {settings[key]!r} is for large models: with {path!r} give {plain!r}")
+    held = loading.autoregressive(path, torch.device("cpu"))
+    sizes = {**held.network.arguments, "causal": False, "max_length": settings["length"]}
+    network = Transformer(**sizes)
+    network.load_state_dict(held.network.state_dict())
+    return Plan(network, held.vocabulary, held.vocabulary.pad_id, checkpoints.OWN, held.weights, settings)

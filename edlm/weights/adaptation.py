@@ -1,0 +1,122 @@
+"""Denoisers made of autoregressive models: their folders as a start, and the folders that come of their training.
+
+Such a folder has the files and names of the family that it began with, so `transformers` reads it too. Its config says
+under "edlm" how the network is read, and what it was trained on.
+"""
+
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from edlm.data.vocabulary import Vocabulary
+from edlm.nn import adapters, decoders
+from edlm.nn.decoders import Blueprint, DecoderNetwork
+from edlm.weights import large, shards, tensors, whole
+from edlm.weights.formats import Format
+
+WEIGHTS, AVERAGE = "model.safetensors", "average.safetensors"  # of all, merged; of what is trained, as it is
+_TOKENIZER = "tokenizer.json"
+_BESIDE = (_TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_OWN = {"torch_dtype"}  # settings of the config that are written anew, under another name
+
+
+class Start(NamedTuple):
+    """A denoiser before its training: its network, its vocabulary, and the folder of the model that it is made of."""
+
+    network: DecoderNetwork
+    vocabulary: Vocabulary
+    folder: Path
+    tokenizer: Path
+    blueprint: Blueprint
+
+    @property
+    def form(self) -> Format:
+        """The form in which a run keeps it: a folder in the names of the family."""
+        return Format(self._fill, self._read)
+
+    @property
+    def weights(self) -> str:
+        """The hash of the files that it begins with."""
+        return tensors.digest({file.name: tensors.sha256(file) for file in shards.files(self.folder)})
+
+    def _fill(self, target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
+        assert self.blueprint.export is not None
+        for name in _BESIDE:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, target / name)
+        shutil.copyfile(self.tokenizer, target / _TOKENIZER)
+        state = self.blueprint.export(adapters.merged(network))
+        save_file({name: value.cpu().contiguous() for name, value in state.items()}, target / WEIGHTS, {"format": "pt"})
+        average = adapters.trained(self.network, network)
+        save_file({name: value.cpu().contiguous() for name, value in average.items()}, target / AVERAGE)
+        hashes = {name: tensors.sha256(target / name) for name in (WEIGHTS, AVERAGE)}
+        config = whole.read_json(self.folder / "config.json")
+        own = {"vocab_size": vocabulary.size, "mask_token_id": vocabulary.mask_id, "is_causal": False}
+        adapted = {"shifted": self.network.shifted, "bos_id": self.network.bos_id}
+        said = {**own, "dtype": "float32", "edlm": {**notes, "adapted": adapted, tensors.HASHES: hashes}}
+        kept = {name: value for name, value in config.items() if name not in _OWN}
+        whole.write_json(target / "config.json", {**kept, **said})
+
+    def _read(self, folder: Path, vocabulary: Vocabulary) -> dict[str, Tensor]:
+        """Read the averages of what is trained; the rest is what it was."""
+        tensors.verify(folder, whole.read_json(folder / "config.json").get("edlm", {}), AVERAGE)
+        frozen = {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
+        return {**frozen, **tensors.read_safetensors(folder / AVERAGE)}
+
+
+def start(
+    folder: str | Path,
+    length: int,
+    shifted: bool,
+    tokenizer: str | None = None,
+    adapter: tuple[int, float] | None = None,
+) -> Start:
+    """Make a denoiser of an autoregressive model's folder: attention both ways, a row for a mask where there is none.
+
+    Args:
+        folder: `config.json`, weights and `tokenizer.json` of a causal family, or what an adaptation has written.
+        length: tokens of a text.
+        shifted: whether the state of the token before predicts a token, the state of a bos in front the first one.
+        tokenizer: another `tokenizer.json`; None: that of the folder.
+        adapter: rank and alpha of low-rank adapters; None trains all weights.
+
+    Returns:
+        The denoiser, float32.
+
+    Raises:
+        ValueError: naming the folder, and what is missing or does not fit.
+
+    Example:
+        >>> from edlm.weights import adaptation
+        >>> adaptation.start("Qwen2.5-7B", length=8, shifted=True).vocabulary.mask_id
+        33
+    """
+    folder = Path(folder)
+    before = large.adapted_by(folder)
+    if before is not None and before["shifted"] != shifted:
+        raise ValueError(f"shifted = {shifted}: {folder} was adapted with shifted = {before['shifted']}")
+    words = large.load_vocabulary(folder, tokenizer, add_mask=True)
+    if shifted and words.bos_id is None:
+        raise ValueError(f"shifted = True needs a bos to read in front of a text: {folder}/config.json names none")
+    bos_id = words.bos_id if shifted else None
+    network = partial(_network, words, length, bos_id)
+    blueprint = large.read_start(folder, length + (1 if shifted else 0), network)
+    found = decoders.load(blueprint, torch.float32)
+    if found.max_length < length:
+        raise ValueError(f"length = {length} must be at most {found.max_length}, what {folder} reads")
+    if adapter is not None:
+        adapters.add(found, *adapter)
+    return Start(found, words, folder, Path(tokenizer or folder / _TOKENIZER), blueprint)
+
+
+def _network(words: Vocabulary, length: int, bos_id: int | None, decoder: Any) -> DecoderNetwork:
+    decoder = decoders.bidirectional(decoder)
+    if words.mask_id == decoder.tok_embeddings.num_embeddings:
+        decoder = decoders.with_mask(decoder)
+    return DecoderNetwork(decoder, length, bos_id is not None, vocab_size=words.size, bos_id=bos_id)

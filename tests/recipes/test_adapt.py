@@ -1,0 +1,121 @@
+"""`adapt` from a small model of ours and from a large model's folder: trained, stopped, resumed, sampled, refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_folder import hub_model
+from smallest import CAUSAL, LENGTH, settings_of, words_of
+
+from edlm.data import vocabulary
+from edlm.nn.networks import Transformer
+from edlm.recipes import generate
+from edlm.recipes.adapt import Adapt, main
+from edlm.training import log
+from edlm.weights import checkpoints, loading
+
+UPDATES = {
+    "steps": 4,
+    "batch_size": 4,
+    "valid_every": 2,
+    "valid_rows": 4,
+    "save_every": 2,
+    "log_every": 1,
+    "length": 16,
+}
+LARGE = {"shifted": True, "ema_decay": 0.5, "recompute": True}
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "draw_curves", lambda _: None)
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    """A causal network of ours, of random weights."""
+    torch.manual_seed(3)
+    network = Transformer(28, LENGTH, **CAUSAL, conditioning_size=0, causal=True, dropout=0.1)
+    torch.nn.init.normal_(network.head.weight, std=0.1)
+    checkpoints.save_network(tmp_path / "ar", network, vocabulary.characters(), {"bos_id": 27})
+    return tmp_path / "ar"
+
+
+def words(start: Path, output: Path, **more: Any) -> list[str]:
+    return [f"start_from={start}", f"output_dir={output}", "threads=1", *words_of({**UPDATES, **more})]
+
+
+def test_a_model_of_ours_becomes_a_denoiser_of_ours(ours: Path, tmp_path: Path) -> None:
+    made = Adapt(settings_of("adapt", *words(ours, tmp_path / "run")))
+    made.setup()
+    before = checkpoints.load_network(ours)
+    for name, value in made.run.network.state_dict().items():
+        assert torch.equal(value, before.state_dict()[name]), name
+    main(settings_of("adapt", *words(ours, tmp_path / "run")))
+    found = loading.denoiser(str(tmp_path / "run"), torch.device("cpu"))
+    assert found.network.arguments["causal"] is False
+    assert found.network.max_length == 16
+    report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    assert report["bytes_per_token"] == 1.0
+    assert 0 < report["bits"] < 10
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"lora": "{rank: 2, alpha: 4.0}"}, {"optimizer._component_": "torch.optim.Adafactor"}]
+)
+def test_a_large_model_is_adapted_stopped_and_resumed_bit_for_bit(how: dict[str, Any], tmp_path: Path) -> None:
+    start, more = hub_model(tmp_path / "hub"), {**LARGE, **how}
+    main(settings_of("adapt", *words(start, tmp_path / "whole", **more)))
+    half = Adapt(settings_of("adapt", *words(start, tmp_path / "run", **more)))
+    half.setup()
+    half.load_checkpoint()
+    half.run._update()
+    half.run._update()
+    half.save_checkpoint()
+    main(settings_of("adapt", *words(start, tmp_path / "run", **more)))
+    folders = [checkpoints.last_checkpoint(tmp_path / name) for name in ("whole", "run")]
+    for name in ("model.safetensors", "average.safetensors"):
+        one, other = (((folder or tmp_path) / name).read_bytes() for folder in folders)
+        assert one == other, name
+    assert all(folder is not None and folder.name == "step_00000004" for folder in folders)
+
+
+def test_the_run_is_a_denoiser_everywhere_a_folder_of_a_large_model_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = hub_model(tmp_path / "hub")
+    main(settings_of("adapt", *words(start, tmp_path / "run", **LARGE)))
+    said = capsys.readouterr().out
+    assert "before training: " in said
+    assert "bytes a token" in said
+    asked = {"denoiser": tmp_path / "run", "energy": None, "output": tmp_path / "texts.jsonl", "num_samples": 2}
+    plain = {"num_steps": 4, "length": 8, "window": "[0.0,1.0]", "threads": 1, "num_particles": 1}
+    generate.main(settings_of("generate", *words_of({**asked, **plain})))
+    records = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text("utf-8").splitlines()]
+    assert [len(record["tokens"]) for record in records] == [8, 8]
+    assert all(token < 40 for record in records for token in record["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"shifted": True}, "shifted = True is for large models"),
+        ({"lora": "{rank: 2, alpha: 4.0}"}, "is for large models"),
+        ({"tokenizer": "tokenizer.json"}, "tokenizer = 'tokenizer.json' is for large models"),
+    ],
+)
+def test_what_a_model_of_ours_cannot_be_asked_is_refused(
+    more: dict[str, Any], said: str, ours: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        main(settings_of("adapt", *words(ours, tmp_path / "run", **more)))
+
+
+def test_a_start_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere: no checkpoint there"):
+        main(settings_of("adapt", *words(tmp_path / "nowhere", tmp_path / "run")))
+    with pytest.raises(ValueError, match="parallel = 'sharded' must be 'data'"):
+        main(settings_of("adapt", *words(hub_model(tmp_path / "hub"), tmp_path / "run", **LARGE, parallel="sharded")))

@@ -1,0 +1,184 @@
+"""A training that goes on from earlier weights, or past its last step: what is taken, what does not fit, the rate."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import randomise
+from one_layer import train as train_smallest
+from smallest import LENGTH, ar_words, denoiser_words, settings_of, words_of
+from test_log import tiny_run
+
+from edlm.data import vocabulary
+from edlm.nn.networks import Transformer
+from edlm.recipes.pretrain_ar import PretrainAr
+from edlm.recipes.pretrain_denoiser import PretrainDenoiser
+from edlm.training import log, rates
+from edlm.weights import checkpoints
+
+SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+RECIPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "pretrain_denoiser": (PretrainDenoiser, denoiser_words, {"conditioning_size": 8}),
+    "pretrain_ar": (PretrainAr, ar_words, {"conditioning_size": 0, "causal": True}),
+}
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "draw_curves", lambda _: None)
+
+
+def saved(folder: Path, words: Any = None, **arguments: Any) -> Transformer:
+    """A network folder whose weights are what no start gives; of twice the length that the runs train."""
+    words = words or vocabulary.characters()
+    network = Transformer(words.size, 2 * LENGTH, **{**SIZES, **arguments})
+    randomise(network, 7)
+    checkpoints.save_network(folder, network, words, {})
+    return network
+
+
+def recipe(name: str, folder: Path, *words: str) -> Any:
+    """A recipe as it would begin to train."""
+    cls, own, _ = RECIPES[name]
+    made = cls(settings_of(name, *own(folder / "run"), *words))
+    made.setup()
+    return made
+
+
+@every_recipe
+def test_the_weights_are_those_of_the_folder_and_so_is_their_average(name: str, tmp_path: Path) -> None:
+    earlier = saved(tmp_path / "earlier", **RECIPES[name][2])
+    run = recipe(name, tmp_path, f"start_from={tmp_path / 'earlier'}").run
+    for found in (run.network, run.average):
+        for key, value in earlier.state_dict().items():
+            assert torch.equal(found.state_dict()[key], value), key
+    assert run.network.max_length == LENGTH
+    assert run.identity["start_from"], "the run remembers whose weights it began with"
+    assert "start_from" not in recipe(name, tmp_path).run.identity
+
+
+@every_recipe
+@pytest.mark.parametrize(
+    ("said", "words", "arguments"),
+    [
+        ("hidden_size was 32, is 16", None, {"hidden_size": 32}),
+        ("num_layers was 2, is 1", None, {"num_layers": 2}),
+        ("another vocabulary: size was 4, is 28, mask_id was 3, is 27", vocabulary.characters("abc"), {}),
+        (
+            "padding = 'learned'",
+            vocabulary.characters(specials=["pad"]).ending_by_pad(),
+            {},
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(
+    name: str, said: str, words: Any, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    saved(tmp_path / "earlier", words, **{**RECIPES[name][2], **arguments})
+    with pytest.raises(ValueError, match="start_from = .*earlier.*" + re.escape(said)) as refusal:
+        recipe(name, tmp_path, f"start_from={tmp_path / 'earlier'}")
+    assert "\n" not in str(refusal.value)
+
+
+@every_recipe
+def test_a_folder_without_a_network_and_one_of_a_large_model_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"start_from = .*no checkpoint there"):
+        recipe(name, tmp_path, f"start_from={tmp_path / 'nowhere'}")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"start_from = .*`edlm run adapt`"):
+        recipe(name, tmp_path, f"start_from={tmp_path}")
+
+
+def test_a_run_begun_with_other_weights_is_another_run(tmp_path: Path) -> None:
+    saved(tmp_path / "earlier", conditioning_size=8)
+    first = recipe("pretrain_denoiser", tmp_path, f"start_from={tmp_path / 'earlier'}")
+    first.run.save_checkpoint()
+    again = recipe("pretrain_denoiser", tmp_path, f"start_from={tmp_path / 'earlier'}")
+    with pytest.raises(ValueError, match=r"start_from was '.*', is None"):
+        recipe("pretrain_denoiser", tmp_path).load_checkpoint()
+    again.load_checkpoint()
+
+
+# ---- Past the last step
+
+
+def learned(folder: Path, steps: int, **changes: Any) -> list[float]:
+    """Train to a step, and give the rate of every step that was taken."""
+    optimizer = {"_component_": "torch.optim.SGD", "lr": 1.0}
+    plain = {"decay": "cosine", "warmup_steps": 2, "save_every": 1, "valid_every": steps}
+    run = tiny_run(folder, steps=steps, optimizer=optimizer, **{**plain, **changes})
+    found: list[float] = []
+    run.optimizer.register_step_pre_hook(lambda own, *_: found.append(own.param_groups[0]["lr"]))
+    run.load_checkpoint()
+    run.train()
+    run.save_checkpoint()
+    return found
+
+
+def test_a_finished_run_that_is_given_more_steps_rises_and_falls_again(tmp_path: Path) -> None:
+    """Over the steps that were added, wherever it is stopped among them."""
+    assert learned(tmp_path, 4) == [rates.factor(step, 4, 2, "cosine") for step in range(4)]
+    more = [rates.factor(step, 6, 2, "cosine") for step in range(6)]
+    assert more[0] < more[1] > more[5]
+    run = tiny_run(
+        tmp_path,
+        steps=10,
+        decay="cosine",
+        warmup_steps=2,
+        optimizer={"_component_": "torch.optim.SGD", "lr": 1.0},
+        save_every=1,
+        valid_every=10,
+    )
+    run.load_checkpoint()
+    run._update()
+    run.save_checkpoint()
+    assert checkpoints.load_state(tmp_path / "checkpoints" / "step_00000005")["began"] == 4
+    assert learned(tmp_path, 10) == pytest.approx(more[1:])
+    assert learned(tmp_path, 12) == pytest.approx([rates.factor(step, 2, 2, "cosine") for step in range(2)])
+
+
+def test_an_unfinished_run_whose_rate_falls_keeps_its_steps_and_none_loses_any(tmp_path: Path) -> None:
+    learned(tmp_path, 4)
+    with pytest.raises(ValueError, match="steps was 4, is 3"):
+        learned(tmp_path, 3)
+    run = tiny_run(
+        tmp_path / "other",
+        steps=6,
+        decay="cosine",
+        warmup_steps=2,
+        optimizer={"_component_": "torch.optim.SGD", "lr": 1.0},
+        save_every=1,
+        valid_every=6,
+    )
+    run.load_checkpoint()
+    run._update()
+    run.save_checkpoint()
+    with pytest.raises(ValueError, match="steps was 6, is 8"):
+        learned(tmp_path / "other", 8)
+
+
+def test_a_constant_rate_goes_on_without_another_warm_up(tmp_path: Path) -> None:
+    assert learned(tmp_path, 4, decay="constant") == [0.5, 1.0, 1.0, 1.0]
+    assert learned(tmp_path, 6, decay="constant") == [1.0, 1.0]
+
+
+def test_a_state_of_an_earlier_version_began_at_zero(tmp_path: Path) -> None:
+    train_smallest(tmp_path / "run", steps=1)
+    file = tmp_path / "run" / "checkpoints" / "step_00000001" / "training.json"
+    record = json.loads(file.read_text("utf-8"))
+    record["state"]["pairs"] = [pair for pair in record["state"]["pairs"] if pair[0] != "began"]
+    del record["sha256"]["state"]
+    file.write_text(json.dumps(record))
+    train_smallest(tmp_path / "run", steps=2)
+    state = checkpoints.load_state(tmp_path / "run" / "checkpoints" / "step_00000002")
+    assert (state["step"], state["began"]) == (2, 0)
+
+
+def test_words_of_the_configs_name_the_key() -> None:
+    for name in RECIPES:
+        assert settings_of(name)["start_from"] is None
+        assert words_of({"start_from": None}) == ["start_from=null"]
