@@ -56,7 +56,8 @@ def name_of(network: nn.Module) -> str:
 
 def builder(network: Any) -> Callable[[], nn.Module]:
     """Give what builds such a network anew, with weights of its own."""
-    factory: Any = type(network) if is_ours(network) else pkgutil.resolve_name(network.component)
+    named: str | None = getattr(network, "component", None)
+    factory: Any = type(network) if named is None else pkgutil.resolve_name(named)
     return partial(factory, **network.arguments)
 
 
