@@ -75,7 +75,7 @@ FAULTS = [
     ),
     Fault(
         "a block's chances given to other blocks",
-        "likelihood/enumeration.py",
+        "likelihood/chances.py",
         "yield chance[masked, revealed] * here",
         "yield chance[masked, revealed]",
         "tests/samplers/test_blocks.py::test_the_law_is_the_product_over_blocks_and_sums_to_one",

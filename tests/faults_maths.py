@@ -223,8 +223,8 @@ FAULTS = [
     Fault(
         "a pass divided by all positions instead of its masks",
         "likelihood/nelbo.py",
-        "positions).sum(1) / masked.sum(1)",
-        "positions).sum(1) / x_0.shape[1]",
+        "return -(of_blocks / masks.clamp(min=1) * counts)",
+        "return -(of_blocks / size * counts)",
         "tests/likelihood/test_nelbo.py::test_with_the_true_posterior_the_nelbo_is_the_entropy",
     ),
     Fault(
@@ -293,7 +293,7 @@ FAULTS = [
     Fault(
         "the transition bound weighs whole drafts",
         "likelihood/bounds.py",
-        'drawn = now if parts.scope == "transition" else masked',
+        'drawn = now if limit or parts.scope == "transition" else masked',
         "drawn = masked",
         "tests/likelihood/test_transition_bound.py::test_draws_of_the_bound_have_it_as_their_mean",
     ),
@@ -314,8 +314,8 @@ FAULTS = [
     Fault(
         "a row that got no mask counts as one without loss",
         "likelihood/nelbo.py",
-        "positions).sum(1) / masked.sum(1)",
-        "positions).sum(1) / masked.sum(1).clamp(min=1)",
+        "after_clean=True).sum(1) / masked.sum(1)",
+        "after_clean=True).sum(1) / masked.sum(1).clamp(min=1)",
         "tests/likelihood/test_nelbo.py::"
         "test_at_a_noise_level_each_row_is_masked_by_itself_and_one_without_masks_has_no_figure",
     ),

@@ -174,8 +174,8 @@ FAULTS = [
     Fault(
         "a text before a pass weighs as much as its masks",
         "objectives/denoising.py",
-        "weight = plan.passes / masked.sum(1).clamp(min=1)",
-        "weight = masked.sum(1) / plan.passes.clamp(min=1)",
+        "1.0 / (masked.clamp(min=1.0 / x_0.shape[1]) * density)",
+        "masked.clamp(min=1.0 / x_0.shape[1]) / density",
         "tests/objectives/test_passes.py::test_its_mean_is_the_bound_that_enumeration_gives",
     ),
     Fault(

@@ -34,8 +34,8 @@ FAULTS = [
     Fault(
         "padding read by a network that is told to leave it out",
         "nn/networks.py",
-        'or self.arguments["causal"] else tokens != self.pad_id',
-        'or self.arguments["causal"] else tokens == tokens',
+        'or self.arguments.get("causal") else tokens != self.pad_id',
+        'or self.arguments.get("causal") else tokens == tokens',
         "tests/nn/test_padding.py::test_the_states_of_a_text_are_those_of_the_text_alone",
     ),
     Fault(
@@ -48,8 +48,8 @@ FAULTS = [
     Fault(
         "padding read by the energy of a joint network",
         "nn/networks.py",
-        "self.energy_trunk(marked, mask=readable(valid), positions=at)",
-        "self.energy_trunk(marked, positions=at)",
+        "mask = both(in_blocks(states.shape[1], self.block_size, states), readable(valid))",
+        "mask = in_blocks(states.shape[1], self.block_size, states)",
         "tests/nn/test_padding.py::test_energies_of_transitions_are_those_of_the_texts_alone",
     ),
     Fault(

@@ -120,9 +120,9 @@ FAULTS = [
     ),
     Fault(
         "the law of a rule of whatever set shares a position with its choice",
-        "likelihood/enumeration.py",
-        "(before & ~after)).all(-1)",
-        "(before & ~after)).any(-1)",
+        "likelihood/chances.py",
+        "[before] == new).all(-1)",
+        "[before] == new).any(-1)",
         _LAW + "test_it_is_the_law_of_the_slow_enumeration",
     ),
 ]

@@ -13,8 +13,8 @@ FAULTS = [
     Fault(
         "probabilities handed to the AR energy as log-probabilities",
         "models/energies.py",
-        "log_p_candidates.double()",
-        "log_p_candidates.double().exp()",
+        "log_p_ar.view(candidates.shape).double() - log_p_candidates.double()",
+        "log_p_ar.view(candidates.shape).double() - log_p_candidates.double().exp()",
         "tests/models/test_residual_ar.py::test_it_is_the_exact_energy",
     ),
     Fault(

@@ -223,8 +223,8 @@ FAULTS = [
     Fault(
         "a mask that is filled by then seen beside its token",
         "nn/attention.py",
-        "(filled_by.unsqueeze(1) > own.unsqueeze(-1))",
-        "(filled_by.unsqueeze(1) >= own.unsqueeze(-1))",
+        "filled_by.unsqueeze(1) > own.unsqueeze(-1)",
+        "filled_by.unsqueeze(1) >= own.unsqueeze(-1)",
         "tests/nn/test_in_order.py::test_one_layer_read_in_order_is_as_many_passes",
     ),
     Fault(
