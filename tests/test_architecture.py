@@ -175,7 +175,7 @@ IMPORT_MORE = {
 LONGEST = {"edlm": 400, "recipes": 150}  # lines of a file
 TOO_LONG: dict[str, str] = {}
 # An energy and a joint network are also parts that a config loads, and the keys by which it names them.
-ALSO_PARTS = {"energy", "joint"}
+ALSO_PARTS = {"energy", "joint", "autoregressive"}
 # Recipes that draw by whatever sampler a config says: they do not even name its classes.
 TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ("generate", "evaluate", "frontier", "oracle", "benchmark")}
 DRAW_FREELY = ("benchmark", "runs")  # code as it is usually written, and clocks
