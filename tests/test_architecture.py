@@ -230,7 +230,7 @@ IMPORT_MORE = {
 LONGEST = {"edlm": 400, "recipes": 150}  # lines of a file
 TOO_LONG: dict[str, str] = {}
 # An energy and a joint network are also parts that a config loads, and the keys by which it names them.
-ALSO_PARTS = {"energy", "joint"}
+ALSO_PARTS = {"energy", "joint", "autoregressive"}
 # Recipes that draw by whatever sampler a config says: they do not even name its classes.
 ANY = ("generate", "evaluate", "frontier", "likelihoods", "oracle", "benchmark")
 TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ANY}

@@ -166,7 +166,7 @@ def residual_ar(
     return declare(found, ("draft",))  # a mask has no chance under an AR model
 
 
-def left_to_right(network: nn.Module, mask_id: int, bos_id: int | None) -> TensorDictModule:
+def ordered_ar(network: nn.Module, mask_id: int, bos_id: int | None) -> TensorDictModule:
     """Build the energy whose weights are an autoregressive model's law of what is filled in, for texts from the left.
 
     `E = sum_{i in S} [ log p_theta(x_i | x_t) - log p_AR(x_i | x_<i) ]`, S what candidates fill in; +inf if a mask
@@ -188,16 +188,28 @@ def left_to_right(network: nn.Module, mask_id: int, bos_id: int | None) -> Tenso
         >>> import edlm
         >>> sizes = dict(hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0)
         >>> network = edlm.networks.Transformer(5, max_length=8, **sizes, causal=True).eval()
-        >>> edlm.energies.left_to_right(network, mask_id=4, bos_id=4).in_keys
+        >>> edlm.energies.ordered_ar(network, mask_id=4, bos_id=4).in_keys
         ['candidates', 'positions', 'log_p_candidates']
     """
     autoregressive.check_ar(network, mask_id, bos_id)
-    found = stage("candidates, positions, log_p_candidates -> energy", _LeftToRight(network, mask_id, bos_id))
+    found = stage("candidates, positions, log_p_candidates -> energy", _OrderedAr(network, mask_id, bos_id))
     return declare(found, ("draft", "transition"))
 
 
 def autoregressive_model(energy: Energy) -> tuple[nn.Module, int, int | None] | None:
-    """Find the autoregressive model of a residual energy: its network, mask's id and bos's id; None if it is none."""
+    """Find the autoregressive model of a residual energy.
+
+    Args:
+        energy: any energy.
+
+    Returns:
+        Its network, the mask's id and the bos's; None for an energy that is no `residual_ar`.
+
+    Example:
+        >>> import edlm
+        >>> edlm.energies.autoregressive_model(edlm.energies.zero()) is None
+        True
+    """
     found = getattr(energy, "module", None)
     return (found.network, found.mask_id, found.bos_id) if isinstance(found, _ResidualAr) else None
 
@@ -356,7 +368,7 @@ class _ResidualAr(nn.Module):
         return counts
 
 
-class _LeftToRight(nn.Module):
+class _OrderedAr(nn.Module):
     def __init__(self, network: nn.Module, mask_id: int, bos_id: int | None) -> None:
         super().__init__()
         self.network, self.mask_id, self.bos_id = network, mask_id, bos_id

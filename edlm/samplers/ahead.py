@@ -178,7 +178,7 @@ class Ahead(Looped):
         return TensorDict({**written, **dict(zip(passes.KEYS, counts, strict=True))})
 
     def _width(self, l: int) -> int:
-        """How many tokens the denoiser reads of a text of l."""
+        """Count the tokens that the denoiser reads of a text of l."""
         return l if self.manner.context is None else min(max(self.manner.context, self.manner.ahead), l)
 
     def _texts(self, tensordict: TensorDict) -> _Texts:
@@ -278,7 +278,7 @@ class Ahead(Looped):
     def _settled(
         self, texts: _Texts, states: Tensor, own: Tensor, flat: Tensor, guesses: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What stands in the places (r, m) of guesses, given these, and which drafts are refused, bool (r, m).
+        """Settle the places (r, m) of guesses, given these: tokens, and which drafts are refused, bool (r, m).
 
         own: which of them are drawn (n,). A place without a draft counts as refused.
         """

@@ -245,7 +245,7 @@ class Autoregressive:
         known = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
         if known != denoiser.vocab_size:
             raise ValueError(f"{self.name}: the network knows {known} ids, and the denoiser {denoiser.vocab_size}")
-        energy = energies.left_to_right(network, denoiser.mask_id, self.bos_id)
+        energy = energies.ordered_ar(network, denoiser.mask_id, self.bos_id)
         manner = Manner(self.ahead, self.context, self.anew)
         write = partial(ahead.step, denoiser, network, self.bos_id, manner)
         before, weigh = {"denoise": denoiser}, {"weigh": energy}

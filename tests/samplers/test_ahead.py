@@ -377,7 +377,7 @@ def test_its_energy_is_that_of_drafts_carried_over_and_of_what_begins_at_the_fir
     log_p = torch.where(x_t == MASK, -1.0, 0.0).unsqueeze(1).expand_as(drafts).double()
     state = TensorDict({contracts.CANDIDATES: drafts, contracts.X_T: x_t, contracts.LOG_P_CANDIDATES: log_p})
     state[contracts.POSITIONS] = torch.tensor([1, 2, 3])
-    own = energies.left_to_right(network, MASK, MASK)
+    own = energies.ordered_ar(network, MASK, MASK)
     close(own(state)[contracts.ENERGY], energies.residual_ar(network, MASK, MASK, True)(state)[contracts.ENERGY])
     for places, finite in (([1, 2], True), ([2], False)):
         some = torch.where(torch.tensor([i in (0, *places) for i in range(LENGTH)]), drafts, MASK)
