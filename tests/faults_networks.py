@@ -176,7 +176,7 @@ FAULTS = [
         "objectives/denoising.py",
         "1.0 / (masked.clamp(min=1.0 / x_0.shape[1]) * density)",
         "masked.clamp(min=1.0 / x_0.shape[1]) / density",
-        "tests/objectives/test_passes.py::test_its_mean_is_the_bound_that_enumeration_gives",
+        "tests/objectives/test_levels_by_count.py::test_its_mean_is_the_bound_that_enumeration_gives",
     ),
     Fault(
         "the data of a contrast is weighed without its own log-probability",
