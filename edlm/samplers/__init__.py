@@ -4,6 +4,7 @@ from edlm.samplers.configs import config, from_config
 from edlm.samplers.sampler import (
     Proposal,
     Sampler,
+    can_cache,
     describe,
     expected,
     expected_passes,
@@ -14,6 +15,7 @@ from edlm.samplers.sampler import (
 __all__ = [
     "Proposal",
     "Sampler",
+    "can_cache",
     "config",
     "describe",
     "expected",
