@@ -2,11 +2,12 @@
 
 from edlm.samplers.configs import config, from_config
 from edlm.samplers.expectation import expected, expected_passes
-from edlm.samplers.sampler import Proposal, Sampler, describe, kernel_of, name
+from edlm.samplers.sampler import Proposal, Sampler, can_cache, describe, kernel_of, name
 
 __all__ = [
     "Proposal",
     "Sampler",
+    "can_cache",
     "config",
     "describe",
     "expected",
