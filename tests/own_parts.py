@@ -25,6 +25,8 @@ def write(folder: Path) -> Path:
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have imports of these files, what they register and the folders where they were found last for one test."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(planning, "PLANS", dict(planning.PLANS))
+    for name in re.findall(r'^    name = "(\w+)"', TEXT, flags=re.MULTILINE):
+        monkeypatch.setitem(planning.PLANS, name, None)  # taken away again afterwards, whatever is registered
+        del planning.PLANS[name]
     for name in FILES:
         sys.modules.pop(Path(name).stem, None)

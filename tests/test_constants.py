@@ -20,7 +20,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.likelihood.hidden_markov": {"_SUM_TOLERANCE": 1e-9},
     "edlm.weights.exchange": {"DEFAULT_HEADS": 12, "DEFAULT_LENGTH": 1024},
     "edlm.weights.foreign": {"_SCHEDULE": {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}},
-    "edlm.weights.resolve": {"_LONGEST": 2048},
+    "edlm.weights.loading": {"LONGEST": 2048},
     "edlm.evaluation.samples": {"REPEATED": 4},
     "edlm.evaluation.contrast": {"NUM_LEVELS": 5, "CHANCE_MARGIN": 0.01, "CONSTANT": 1e-6},
     "edlm.evaluation.judges": {"_CONTEXT": 1024, "_CLUSTERINGS": 5},

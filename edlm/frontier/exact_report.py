@@ -170,8 +170,8 @@ def _curves(axes: Any, rows: Sequence[Row], name: str, length: int | None) -> No
                 axes.axhline(far, color="black", linewidth=0.8, linestyle=":", label=row.name)
         elif far > _NOTHING:
             expected = None if length is None else expectation.expected(row.setting, length)
-            taken = row.figures["passes" if length is None else "denoiser_passes"][0]
-            cost = taken if expected is None else expected.passes
+            taken = "passes" if length is None else "denoiser_passes"
+            cost = row.figures[taken][0] if expected is None else expected.passes
             curves.setdefault(_Curve.of(row.setting, row.role), []).append((cost, far))
     families = list(dict.fromkeys(curve.family for curve in curves))
     candidates = sorted({curve.candidates for curve in curves}, key=lambda each: (len(each), each))

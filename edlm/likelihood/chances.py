@@ -17,7 +17,7 @@ _STATES_AT_ONCE = 1024
 
 
 def of_passes(sampler: Sampler, length: int, before: Tensor, after: Tensor) -> Iterable[Tensor]:
-    """For each pass, work out the chance that what transitions reveal is what the pass does: float64 (n,).
+    """Work out for each pass the chance that what transitions reveal is what the pass does: float64 (n,).
 
     before, after: numbers of states (n,), by their tokens, the last position fastest.
     """

@@ -217,7 +217,7 @@ def kernel_of(sampler: Sampler, cached: bool = False) -> Kernel:
             assert parts.order is not None
             step = speculative.step(denoiser, before, parts.order, parts.reads, *sampler.proposal)
         draw = partial(kernels.draw, speculative.NUMBERS)
-        return Kernel(denoiser, init, draw, step, _proposes(parts), 1, outside, look, network)
+        return Kernel(denoiser, init, draw, step, _proposes(parts), 1, outside, look=look, cache=network)
     temperature = sampler.correction.temperature
     weigh = {**proposed, **parts.weigh}
     finish = {
@@ -232,7 +232,7 @@ def kernel_of(sampler: Sampler, cached: bool = False) -> Kernel:
     else:
         step = declaration.sequence({**before, **weigh, "select": stages.select(choose, temperature), **finish})
     draw = partial(kernels.draw, sampler.most)
-    return Kernel(denoiser, init, draw, step, _proposes(parts), sampler.most, outside, look, network)
+    return Kernel(denoiser, init, draw, step, _proposes(parts), sampler.most, outside, look=look, cache=network)
 
 
 def _proposes(parts: Parts) -> Positions:

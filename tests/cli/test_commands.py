@@ -75,7 +75,7 @@ def test_cp_writes_a_config_that_is_valid_and_overwrites_nothing(
     [
         (
             ["run", "edlm_ncee"],
-            "recipe 'edlm_ncee' is not one of benchmark, distill, edlm_joint, edlm_nce, evaluate, frontier, generate, "
+            "recipe 'edlm_ncee' is not one of adapt, benchmark, distill, edlm_joint, edlm_nce, evaluate, frontier, generate, "
             "oracle, pretrain_ar, pretrain_denoiser",
         ),
         (["run", "nowhere.py"], "recipe nowhere.py: no such file"),

@@ -181,7 +181,10 @@ def test_pieces_of_a_text_have_its_ids(text: str, size: int) -> None:
 def test_pieces_go_to_the_tokenizer_together_for_it_to_share_among_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
     encode = BPE.tokenizer.encode_batch_fast
-    spy = SimpleNamespace(to_str=BPE.tokenizer.to_str, get_vocab=BPE.tokenizer.get_vocab)
+    own = BPE.tokenizer
+    spy = SimpleNamespace(
+        to_str=own.to_str, get_vocab=own.get_vocab, get_added_tokens_decoder=own.get_added_tokens_decoder
+    )
     spy.encode_batch_fast = lambda texts, **how: given.append(len(texts)) or encode(texts, **how)
     ids = vocabulary.Vocabulary(spy, BPE.size, BPE.mask_id)  # type: ignore[arg-type]
     text = "the cat " * 500

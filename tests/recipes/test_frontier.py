@@ -201,7 +201,7 @@ def test_a_changed_config_is_refused_with_its_key(run, folder: Path) -> None:
             "sweeps[0].selection = 'annealed' must be one of sir, imh, greedy, speculative",
         ),
         (["sweeps=[{plan: {name: [grid, best]}}]"], "sweeps[0].plan"),
-        (["sweeps=[{plan: {name: best}}]"], "sweeps[0].plan.name = 'best' must be one of entropy_bound, "),
+        (["sweeps=[{plan: {name: best}}]"], "sweeps[0].plan.name = 'best' must be one of in_blocks, "),
         (["sweeps=[{plan: {name: grid, num_steps: 0}}]"], "num_steps = 0 must be at least 1"),
         (["sweeps=[{plan: {name: grid, num_steps: []}}]"], "sweeps[0]: an empty list is no value"),
         (["sweeps=[{plan: {name: grid, steps: 2}}]"], "steps"),

@@ -97,7 +97,10 @@ def test_a_config_gives_the_same_sampler_back_and_names_tell_samplers_apart(case
         ({"plan": {"name": "times", "at": [0.5, 0.0]}}, r"sampler\.plan 'times': .*must fall from 1 to 0"),
         ({"proposal": {"temperature": 0}}, r"sampler\.proposal\.temperature = 0 must be a number above 0"),
         ({"correction": {"name": "energy", "called": "mine"}}, r"correction\.called = 'mine' must be one of"),
-        ({"correction": {"name": "magic"}}, r"correction\.name = 'magic' must be one of energy, chain_rule, joint"),
+        (
+            {"correction": {"name": "magic"}},
+            r"correction\.name = 'magic' must be one of energy, chain_rule, autoregressive, joint",
+        ),
         ({"correction": {"name": "chain_rule", "heat": 1}}, r"sampler\.correction 'chain_rule': .*heat"),
         ({"candidates": {"at_most": 8}}, r"sampler\.candidates\.ess: missing"),
         ({"candidates": 0}, r"sampler\.candidates = 0 must be a whole number of at least 1"),

@@ -22,7 +22,7 @@ from edlm.weights import checkpoints
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
 RECIPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "pretrain_denoiser": (PretrainDenoiser, denoiser_words, {"conditioning_size": 8}),
-    "pretrain_ar": (PretrainAr, ar_words, {"conditioning_size": 0, "causal": True}),
+    "pretrain_ar": (PretrainAr, ar_words, {"conditioning_size": 32, "causal": True}),
 }
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 

@@ -109,7 +109,7 @@ def test_the_exact_figure_of_a_folder_is_the_sum_of_its_log_probabilities(models
     assert loaded.max_length == LENGTH
     x_0 = tokens_of()[:, :LENGTH]
     scored = torch.ones_like(x_0, dtype=torch.bool)
-    score = scores.exact(loaded.ar, loaded.vocabulary.mask_id)
+    score = scores.autoregressive_nll(loaded.ar, loaded.vocabulary.mask_id)
     found = score(x_0, scored, torch.tensor(0), torch.arange(3)).nats["exact_nll"]
     plain = decoders.load(large.read_autoregressive(models / "hub"))
     with torch.no_grad():
