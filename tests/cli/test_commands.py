@@ -75,8 +75,8 @@ def test_cp_writes_a_config_that_is_valid_and_overwrites_nothing(
     [
         (
             ["run", "edlm_ncee"],
-            "recipe 'edlm_ncee' is not one of adapt, benchmark, distill, edlm_joint, edlm_nce, evaluate, frontier, generate, "
-            "oracle, pretrain_ar, pretrain_denoiser",
+            "recipe 'edlm_ncee' is not one of adapt, benchmark, distill, edlm_joint, edlm_nce, evaluate, frontier, "
+            "generate, likelihoods, oracle, pretrain_ar, pretrain_denoiser",
         ),
         (["run", "nowhere.py"], "recipe nowhere.py: no such file"),
         (["run", "edlm_nce", "--config", "huge"], "config 'huge' is no file, and recipe edlm_nce has english27"),

@@ -99,7 +99,7 @@ def test_a_config_gives_the_same_sampler_back_and_names_tell_samplers_apart(case
         ({"correction": {"name": "energy", "called": "mine"}}, r"correction\.called = 'mine' must be one of"),
         (
             {"correction": {"name": "magic"}},
-            r"correction\.name = 'magic' must be one of energy, chain_rule, autoregressive, joint",
+            r"correction\.name = 'magic' must be one of energy, chain_rule, auto",
         ),
         ({"correction": {"name": "chain_rule", "heat": 1}}, r"sampler\.correction 'chain_rule': .*heat"),
         ({"candidates": {"at_most": 8}}, r"sampler\.candidates\.ess: missing"),
