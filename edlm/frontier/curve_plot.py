@@ -13,6 +13,7 @@ _DASHES = {PLAIN: "--", IN_ORDER: "-"}
 _WEIGHED = ":"
 _LEGEND = "filled: exact, open: a bound; solid: in order, dashed: plain, dotted: candidates weighed"
 _APART = 0.028  # of the picture's height, between two names
+_MARGIN = 0.06  # of what is shown, above and below it
 
 
 def draw(path: Path, points: Sequence[Point], lines: Sequence[Line], labels: Mapping[str, str], subtitle: str) -> None:
@@ -43,6 +44,7 @@ def draw(path: Path, points: Sequence[Point], lines: Sequence[Line], labels: Map
     axes.set_ylabel("bits per character")
     axes.set_title(_LEGEND, fontsize="small", loc="left")
     _plain_powers(axes, points)
+    _look_at(axes, [own.bits.mean for own in points if own.way in _DASHES] + [line.bits.mean for line in lines])
     _name_ends(axes, ends)
     figure.suptitle(plots.wrapped(subtitle, 130), fontsize="small")
     temporary = path.with_name(f".{path.name}.partial")
@@ -94,10 +96,17 @@ def _plain_powers(axes: Any, points: Sequence[Point]) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
+def _look_at(axes: Any, shown: Sequence[float]) -> None:
+    """Show these heights; a curve of weighed candidates that is far above them leaves the picture."""
+    if shown:
+        room = _MARGIN * (max(shown) - min(shown) or 1.0)
+        axes.set_ylim(min(shown) - room, max(shown) + room)
+
+
 def _name_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write each name on the right, at the height at which its line ends, or a little above."""
+    """Write each name on the right, at the height at which its line ends, or a little above; none above the picture."""
     low, high = axes.get_ylim()
-    shares = [(bits - low) / (high - low) for bits, _, _ in ends]
+    shares = [min((bits - low) / (high - low), 1.0) for bits, _, _ in ends]
     for share, place, (_, name, colour) in zip(shares, spaced(shares, _APART), ends, strict=True):
         axes.annotate(
             name,
@@ -107,5 +116,5 @@ def _name_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
             color=colour,
             fontsize="small",
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0.0, 0.5)},
         )

@@ -26,15 +26,15 @@ from edlm.process.noise import Stream
 from edlm.samplers import planning
 from edlm.samplers.sampler import Sampler
 
-RELIABLE_SHARE = 0.5  # of the orders, as an ESS: below it a few orders carry the mean, and others were not met
+RELIABLE_SHARE = 0.5  # of the way of the ESS from 1 to K: below it a few orders carry the mean, and others were not met
 
 
 class Orders(NamedTuple):
     """Per row, (b,) each, in nats per scored token: one unbiased value of a bound of the NLL from either side.
 
     upper: of L_K. lower: of TUBE, NaN where K = 1. ess: of the K weights `exp ll`, in [1, K]. unreliable: whether it is
-    below `RELIABLE_SHARE` of K: the mean of `exp ll` is then carried by orders that are rarely met. Its estimate, for
-    all that it is unbiased, is mostly too small, and so the lower end mostly too high.
+    less than `RELIABLE_SHARE` of the way from 1 to K: orders that are rarely met then carry the mean of `exp ll`. Its
+    estimate, for all that it is unbiased, is mostly too small, and so the lower end mostly too high.
     denoiser_passes, energy_passes: texts of this row that each network has read, parts of a text by their tokens.
     passes: those by which the sampler writes the text, a mean over the orders.
     """
@@ -121,7 +121,7 @@ def bound(
         -log_mean(log_p) / tokens,
         -tube(log_p, unknown) / tokens,
         ess,
-        ~(ess >= RELIABLE_SHARE * num_orders) | torch.full_like(ess, num_orders == 1, dtype=torch.bool),
+        ~(ess - 1.0 >= RELIABLE_SHARE * (num_orders - 1.0)) | torch.full_like(ess, num_orders == 1, dtype=torch.bool),
         denoised,
         read,
         plan.passes.view(num_orders, -1).double().mean(0),

@@ -124,7 +124,7 @@ def test_each_order_is_a_plan_of_its_own_and_is_paid_for() -> None:
     assert max(len({*row}) for row in torch.tensor(numbers).T.tolist()) > 2
     torch.testing.assert_close(LENGTH * found.upper, -ll.exp().mean(1).log())
     torch.testing.assert_close(found.ess, ll.exp().sum(1) ** 2 / (2 * ll).exp().sum(1))
-    assert torch.equal(found.unreliable, found.ess < 0.5 * k)
+    assert torch.equal(found.unreliable, found.ess - 1.0 < 0.5 * (k - 1))
     assert found.unreliable.unique().tolist() == [False, True]
     assert (found.denoiser_passes == k * LENGTH).all()
     assert (found.energy_passes == 0.0).all()
@@ -189,7 +189,7 @@ def test_an_interval_is_known_to_be_unreliable_where_a_few_orders_carry_it(sprea
     n, k = 2_000, 16
     normal = torch.special.ndtri(noise.grid(0, torch.arange(n), 0, Stream.EVALUATION, k))
     ll = spread * normal - spread**2 / 2  # E exp ll = 1
-    share = float((orders.particles.ess(ll) >= orders.RELIABLE_SHARE * k).double().mean())
+    share = float((orders.particles.ess(ll) - 1 >= orders.RELIABLE_SHARE * (k - 1)).double().mean())
     claimed = float((orders.tube(ll, torch.zeros(n)) < 0.0).double().mean())  # that log p is below what it is, 0
     if reliable:
         assert share > 0.99
@@ -215,3 +215,13 @@ def test_what_has_no_such_bounds_is_refused_with_the_reason() -> None:
     scored[2] = False
     with pytest.raises(ValueError, match="row 2 has no scored position"):
         orders.bound(sampler, TEXTS, SEED, ROW, num_orders=2, scored=scored)
+
+
+@pytest.mark.parametrize("num_orders", [2, 4])
+def test_a_text_of_which_one_order_carries_all_is_unreliable_at_any_number(num_orders: int) -> None:
+    """At two orders too, where an effective sample size is never below one."""
+    sampler = plain(5).replace(proposal=Proposal(0.02, 1.0))
+    found = orders.bound(sampler, TEXTS, SEED, ROW, num_orders=num_orders)
+    alone = found.ess < 1.01
+    assert bool(alone.any())
+    assert bool(found.unreliable[alone].all())
