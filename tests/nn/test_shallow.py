@@ -71,7 +71,7 @@ def test_it_is_a_network_that_is_read_in_order() -> None:
 
 @torch.no_grad()
 def test_before_it_is_trained_every_new_token_has_the_law_it_had_alone() -> None:
-    made = ShallowNetwork(MASK + 1, LENGTH, **SIZES).double().eval()
+    made = ShallowNetwork(MASK + 1, LENGTH, **SIZES, conditioning_size=0).double().eval()
     step = Step(0)
     states, context = made(step.x_t, None, step.positions, keep=True)
     found = made.in_order(step.tokens(step.where), step.where, MASK, context)

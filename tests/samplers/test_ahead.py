@@ -217,6 +217,23 @@ def test_a_text_does_not_depend_on_those_beside_it(manner, seed, b) -> None:
         assert torch.equal(together["info", key].sum(1)[-1:], alone["info", key].sum(1))
 
 
+def heeding(max_length: int, last: float, sharpness: float = 1.0) -> Transformer:
+    """A network whose law depends on the last token so much, and the more on those before it the less that is."""
+    network = ar_network(max_length=max_length)
+    with torch.no_grad():
+        network.embedding.weight.mul_(last)
+        network.head.weight.mul_(sharpness)
+    return network
+
+
+def test_a_row_that_is_finished_early_leaves_the_others_their_own_past() -> None:
+    made = pipelines.pipeline(sampler(denoiser(2, 8), Autoregressive(heeding(8, 0.1, 12.0), MASK, ahead=2)), 8)
+    prompt = torch.tensor([[0, MASK, 1, 2, 0, 1, 2, 2], [1, 2, 0, MASK, MASK, MASK, MASK, MASK]])
+    for seed in range(12):
+        both = edlm.sample(made, 2, seed=seed, prompt=prompt)["tokens"]
+        assert torch.equal(both[1:], edlm.sample(made, 1, seed=seed, prompt=prompt[1], first_row=1)["tokens"])
+
+
 # ---- The law
 
 
@@ -291,9 +308,7 @@ def test_texts_have_the_law_of_the_ar_model(start, manner) -> None:
 
 def test_of_a_scattered_plan_texts_have_the_law_that_is_enumerated() -> None:
     """Chi-square of 6,000 texts, false alarms 1e-4; the law of the plan from left to right fails."""
-    network = ar_network()
-    with torch.no_grad():
-        network.embedding.weight.mul_(5.0)  # tokens matter to each other
+    network = heeding(LENGTH, 5.0)
     made = sampler(law=Autoregressive(network, MASK, ahead=2), plan=plans.TokensPerPass(2))
     drawn = edlm.sample(pipelines.pipeline(made, LENGTH), 6_000, seed=4)["tokens"]
     assert p_value(drawn, enumeration.law(made, LENGTH).flatten()) > 1e-4
