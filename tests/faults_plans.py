@@ -84,13 +84,6 @@ FAULTS = [
         _LOOP + "test_it_writes_what_a_slow_loop_writes",
     ),
     Fault(
-        "finished rows kept at work in place of those that run",
-        "samplers/looping.py",
-        "argsort(descending=True",
-        "argsort(descending=False",
-        _LOOP + "test_a_text_does_not_depend_on_its_batch",
-    ),
-    Fault(
         "every row at work to the end where a plan reads the pass",
         "samplers/looping.py",
         "count = min(len(rows.places), padding.rows(int(running.sum())))",
