@@ -63,20 +63,6 @@ FAULTS = [
         _RULES + "test_left_to_right_is_drawn_without_any_number",
     ),
     Fault(
-        "a choice by the law before it is cooled",
-        "samplers/sampler.py",
-        "stages.Law(sampler.denoiser, *sampler.proposal)",
-        "stages.Law(sampler.denoiser, 1.0, 1.0)",
-        _LOOP + "test_it_writes_what_a_slow_loop_writes",
-    ),
-    Fault(
-        "a plan that may overwrite what is given",
-        "samplers/stages.py",
-        "return chosen & masked",
-        "return chosen",
-        _LOOP + "test_a_plan_that_breaks_a_law_ends_no_loop_and_changes_no_prompt",
-    ),
-    Fault(
         "the noise of the first pass in every pass that is chosen",
         "samplers/looping.py",
         "torch.full((), number, device",
@@ -89,13 +75,6 @@ FAULTS = [
         "count = min(len(rows.places), padding.rows(int(running.sum())))",
         "count = len(rows.places)",
         _LOOP + "test_a_row_without_masks_is_worked_on_no_more_and_noise_is_drawn_for_what_is_revealed",
-    ),
-    Fault(
-        "drafts that are weighed filled in only where the plan reveals them",
-        "samplers/looping.py",
-        'drafted = corrected & (active.proposes == "masked")',
-        "drafted = torch.zeros_like(corrected)",
-        _LOOP + "test_it_writes_what_a_slow_loop_writes",
     ),
     Fault(
         "the time of a pass that is chosen by the masks of the longest row",
