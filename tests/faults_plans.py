@@ -97,4 +97,25 @@ FAULTS = [
         "[before] == new).any(-1)",
         _LAW + "test_it_is_the_law_of_the_slow_enumeration",
     ),
+    Fault(
+        "a choice by the law before it is cooled",
+        "samplers/sampler.py",
+        "stages.Law(sampler.denoiser, *sampler.proposal)",
+        "stages.Law(sampler.denoiser, 1.0, 1.0)",
+        _LOOP + "test_a_rule_sees_the_law_that_tokens_are_drawn_from",
+    ),
+    Fault(
+        "a plan that may overwrite what is given",
+        "samplers/stages.py",
+        "return chosen & masked",
+        "return chosen",
+        _LOOP + "test_a_plan_that_breaks_a_law_ends_no_loop_and_changes_no_prompt",
+    ),
+    Fault(
+        "drafts that are weighed filled in only where the plan reveals them",
+        "samplers/looping.py",
+        'drafted = corrected & (active.proposes == "masked")',
+        "drafted = torch.zeros_like(corrected)",
+        _LOOP + "test_an_energy_of_drafts_is_shown_whole_drafts",
+    ),
 ]

@@ -10,10 +10,12 @@ from choosing import RULES, slow_sample, slowly, time_of, varied
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from revealing import LENGTH, MASK
+from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
 from edlm import contracts
+from edlm.declaration import stage
 from edlm.models.denoisers import SubsDenoiser
 from edlm.process import categorical, noise, schedules
 from edlm.process.noise import Stream
@@ -270,6 +272,39 @@ def test_a_plan_that_breaks_a_law_ends_no_loop_and_changes_no_prompt() -> None:
         edlm.sample(of(Nothing()), 2)
     out = edlm.sample(of(Greedy()), 2, prompt=torch.tensor([3, 1]))
     assert (out["tokens"][:, :2] == torch.tensor([3, 1])).all()
+    assert out["info", "revealed"].tolist() == 2 * [[LENGTH - 2]], "what is given is revealed by no pass"
+
+
+@pytest.mark.parametrize("proposal", [edlm.samplers.Proposal(0.25, 1.0), edlm.samplers.Proposal(1.0, 0.4)], ids=str)
+def test_a_rule_sees_the_law_that_tokens_are_drawn_from(proposal: edlm.samplers.Proposal) -> None:
+    """Cooled and cut: another number of positions is sure enough in the first pass."""
+    denoiser, plan = varied(), plans.EntropyBound(1.0)
+    asked = {
+        contracts.X_T: torch.full((1, LENGTH), MASK),
+        contracts.T: torch.ones(1, dtype=torch.float64),
+        contracts.POSITIONS: torch.arange(LENGTH),
+    }
+    logits = denoiser.logits(denoiser(TensorDict(asked))[contracts.HIDDEN]).double()
+    own = categorical.nucleus(categorical.cooled(logits, proposal.temperature), proposal.nucleus)
+    chosen, whole = (slowly(plan, law.softmax(-1).tolist(), [True] * LENGTH) for law in (own, logits))
+    out = edlm.sample(pipelines.pipeline(Sampler(denoiser, plan, proposal), LENGTH), 1)
+    assert out["info", "revealed"][0, 0] == len(chosen)
+    assert len(chosen) != len(whole), "else this would show nothing"
+
+
+def test_an_energy_of_drafts_is_shown_whole_drafts() -> None:
+    """At all masks, whatever the rule reveals of them."""
+    shown: list[bool] = []
+
+    def energy(candidates: Tensor) -> Tensor:
+        shown.append(bool((candidates == MASK).any()))
+        return torch.zeros(candidates.shape[:2], dtype=torch.float64)
+
+    weigh = builders.scoped(stage("candidates -> energy", energy), "draft")
+    sampler = Sampler(varied(), plans.Ranked(2), correction=corrections.OfEnergy(weigh, "draft"), candidates=3)
+    edlm.sample(pipelines.pipeline(sampler, LENGTH), 4)
+    assert shown
+    assert not any(shown)
 
 
 def test_what_is_no_plan_is_refused() -> None:
