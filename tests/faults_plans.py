@@ -118,4 +118,11 @@ FAULTS = [
         "drafted = torch.zeros_like(corrected)",
         _LOOP + "test_an_energy_of_drafts_is_shown_whole_drafts",
     ),
+    Fault(
+        "finished rows kept at work in place of those that run",
+        "samplers/looping.py",
+        "argsort(descending=True",
+        "argsort(descending=False",
+        _LOOP + "test_a_text_does_not_depend_on_its_batch",
+    ),
 ]

@@ -5,7 +5,6 @@ left, and all else follows from that: times, who is corrected, and every shape. 
 more, and each row has its own passes, so a text does not depend on its batch.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -84,7 +83,7 @@ def passes(
     each = torch.arange(len(tokens))
     rows = _Rows(each, each.to(tokens.device), {}, torch.zeros_like(each))
     before: Kernel | None = None
-    for number in itertools.count(first_pass):
+    for number in range(first_pass, first_pass + int(left.amax())):  # a pass reveals something of every row at work
         running = left > 0
         if not running.any():
             return
@@ -108,6 +107,7 @@ def passes(
         left, before = left.index_add(0, rows.places, -revealed), active
         tokens = tokens.index_copy(0, rows.at, out[contracts.X_S])
         yield _pass(tokens, known, running, rows, given, out)
+    assert not left.any()
 
 
 def plan_of(order: Tensor, taken: Sequence[Pass]) -> RevealPlan:
