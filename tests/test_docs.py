@@ -166,7 +166,7 @@ def test_the_code_of_the_page_of_likelihoods_runs(capsys: pytest.CaptureFixture[
 
 def test_the_code_of_block_diffusion_runs(capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blocks.md").read_text("utf-8"), flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blocks.md").read_text("utf-8"), flags=re.DOTALL)
     exec(compile(code, "blocks.md", "exec"), {})
     assert capsys.readouterr().out == "torch.Size([2, 64]) 32\n"
 
