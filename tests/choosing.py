@@ -3,7 +3,8 @@
 import math
 
 import torch
-from builders import Spec, slow_draft, tiny_denoiser, wave_marginals
+from builders import tiny_denoiser, wave_marginals
+from specifications import Spec, slow_draft
 
 from edlm.models.denoisers import SubsDenoiser
 from edlm.process import schedules
@@ -52,7 +53,7 @@ def slowly(plan: plans.Rule, law: list[list[float]], masked: list[bool]) -> set[
 
 
 def slow_sample(plan: plans.Rule, spec: Spec, seed: int, row: int, start: list[int]) -> list[set[int] | list[int]]:
-    """Sample one row: what each pass reveals, and at last the text; see `builders.slow_sample`."""
+    """Sample one row: what each pass reveals, and at last the text; see `specifications.slow_sample`."""
     x, told = list(start), list[set[int] | list[int]]()
     while spec.mask_id in x:
         masked = [token == spec.mask_id for token in x]

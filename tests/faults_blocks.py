@@ -48,8 +48,8 @@ FAULTS = [
     Fault(
         "a drawn number of masks without its weight",
         "objectives/blocks.py",
-        "(n / m).expand_as(uniforms)",
-        "(m / m).expand_as(uniforms)",
+        "(n / m.clamp(min=1.0)).expand_as(uniforms)",
+        "(m / m.clamp(min=1.0)).expand_as(uniforms)",
         "tests/objectives/test_denoising_blocks.py::test_the_mean_of_the_loss_by_count_is_the_bound",
     ),
     Fault(

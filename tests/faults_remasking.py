@@ -2,7 +2,8 @@
 
 from fault import Fault
 
-_STEPS = "tests/samplers/test_remasking.py"
+_RULES = "tests/samplers/test_remasking.py"
+_STEPS = "tests/samplers/test_rewriting.py"
 _LOOP = f"{_STEPS}::test_a_text_is_what_a_loop_over_its_positions_writes"
 
 FAULTS = [
@@ -11,7 +12,7 @@ FAULTS = [
         "samplers/remasking.py",
         "(alpha_s - (1.0 - sigma) * alpha_t) / (1.0 - alpha_t)",
         "(alpha_s - alpha_t + 0.0 * sigma) / (1.0 - alpha_t)",
-        f"{_STEPS}::test_the_share_of_masks_is_the_schedule_s_whatever_the_rule",
+        f"{_RULES}::test_the_share_of_masks_is_the_schedule_s_whatever_the_rule",
     ),
     Fault(
         "a prompt masked again",
@@ -25,21 +26,21 @@ FAULTS = [
         "samplers/remasking.py",
         "return most(alpha_t, alpha_s).clamp(max=self.eta)",
         "return torch.full_like(alpha_t, self.eta)",
-        f"{_STEPS}::test_a_chance_lies_where_it_may_and_the_last_step_leaves_no_mask",
+        f"{_RULES}::test_a_chance_lies_where_it_may_and_the_last_step_leaves_no_mask",
     ),
     Fault(
         "a rescaled chance that is not scaled",
         "samplers/remasking.py",
         "return self.eta * most(alpha_t, alpha_s)",
         "return most(alpha_t, alpha_s).clamp(max=self.eta + 0.0)",
-        f"{_STEPS}::test_the_published_formulas_at_a_few_numbers",
+        f"{_RULES}::test_the_published_formulas_at_a_few_numbers",
     ),
     Fault(
         "confident tokens masked again first",
         "samplers/remasking.py",
         "share = (-p_written).softmax(-1)",
         "share = torch.where(p_written.isfinite(), p_written, -torch.inf).softmax(-1)",
-        f"{_STEPS}::test_the_published_formulas_at_a_few_numbers",
+        f"{_RULES}::test_the_published_formulas_at_a_few_numbers",
     ),
     Fault(
         "a token that is masked again is remembered as written",
@@ -60,14 +61,14 @@ FAULTS = [
         "samplers/remasking.py",
         "still * grid / self.t_off, still)",
         "still * grid / self.t_off, still * grid / self.t_on)",
-        f"{_STEPS}::test_a_loop_goes_to_its_share_stays_and_ends",
+        f"{_RULES}::test_a_loop_goes_to_its_share_stays_and_ends",
     ),
     Fault(
         "forward and backward steps without the highest chance",
         "samplers/remasking.py",
         "torch.minimum((alpha_s - alpha_t) / alpha_t, highest)",
         "(alpha_s - alpha_t) / alpha_t",
-        f"{_STEPS}::test_a_chance_lies_where_it_may_and_the_last_step_leaves_no_mask",
+        f"{_RULES}::test_a_chance_lies_where_it_may_and_the_last_step_leaves_no_mask",
     ),
     Fault(
         "what is masked again decided by the same numbers in every step",
@@ -109,7 +110,7 @@ FAULTS = [
         "samplers/remasking.py",
         'if getattr(plan, "times", None) is not None:',
         "if plan is not None:",
-        f"{_STEPS}::test_what_makes_no_sense_is_refused_with_the_reason",
+        f"{_RULES}::test_what_makes_no_sense_is_refused_with_the_reason",
     ),
     Fault(
         "a bound claimed of a sampler that masks tokens again",

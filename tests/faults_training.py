@@ -40,9 +40,9 @@ FAULTS = [
     ),
     Fault(
         "one mask too few by counts",
-        "objectives/denoising.py",
-        "rank < m.unsqueeze(-1)",
-        "rank < m.unsqueeze(-1) - 1",
+        "process/absorbing.py",
+        "return rank < m, m",
+        "return rank < m - 1, m",
         "tests/objectives/test_noise_levels.py::test_counts_are_stratified_and_padding_is_never_masked",
     ),
     Fault(

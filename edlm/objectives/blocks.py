@@ -19,36 +19,36 @@ from edlm.models import denoisers
 from edlm.models.denoisers import SubsDenoiser
 from edlm.objectives import losses
 from edlm.objectives.denoising import score
-from edlm.process import noise, schedules, training_times
+from edlm.process import absorbing, noise, schedules, training_times
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
-Masks = Literal["by_time", "by_count"]
+NoiseLevels = Literal["by_time", "by_count"]
 
 
 def denoising(
     denoiser: SubsDenoiser,
     schedule: Schedule,
     times: tuple[float, float] = (1e-3, 1.0),
-    masks: Masks = "by_time",
+    noise_levels: NoiseLevels = "by_time",
     pad_id: int | None = None,
 ) -> TensorDictSequential:
     """Build the training pipeline of a denoiser of blocks: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
     The loss is one NELBO in nats per row, up to the times that are left out. Each block has its own time t in the range
     of times, stratified over the batch. A narrower range leaves out large weights, and blocks with all masks or none.
-    masks: `by_time`, each token masked with probability 1 - alpha(t), weighed by w(t): with one block it is
+    noise_levels: `by_time`, each token masked with probability 1 - alpha(t), weighed by w(t): with one block it is
     `denoising.denoising`. `by_count`, just `m = ceil(t n)` of the n tokens of a block, weighed by n / m: the same in
     the mean, as `nelbo.nelbo` estimates it. No block is without a mask then, and blocks of one token have the loss of
     an autoregressive model.
-    Raises ValueError unless 0 <= low < high <= 1, for other masks, and as `denoisers.beside_clean` does.
+    Raises ValueError unless 0 <= low < high <= 1, for other noise levels, and as `denoisers.beside_clean` does.
     """
     low, high = times
     if not 0.0 <= low < high <= 1.0:
         raise ValueError(f"times = ({low}, {high}) must satisfy 0 <= low < high <= 1")
-    if masks not in get_args(Masks):
-        raise ValueError(f"masks = {masks!r} must be one of {', '.join(get_args(Masks))}")
-    mask = partial(_by_time, schedule) if masks == "by_time" else _by_count
+    if noise_levels not in get_args(NoiseLevels):
+        raise ValueError(f"noise_levels = {noise_levels!r} must be one of {', '.join(get_args(NoiseLevels))}")
+    mask = partial(_by_time, schedule) if noise_levels == "by_time" else _by_count
     corrupt = partial(_corrupt, denoiser.mask_id, denoiser.block_size, times, pad_id, mask)
     return sequence(
         {
@@ -93,7 +93,6 @@ def _by_time(schedule: Schedule, t: Tensor, uniforms: Tensor, counted: Tensor) -
 
 def _by_count(t: Tensor, uniforms: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """The same with a share t of a block's tokens masked, at least one."""
+    masked, m = absorbing.masked_by_count(t, uniforms, counted)
     n = counted.sum(-1, keepdim=True)
-    m = (t * n).ceil().clamp(min=1.0)
-    number = torch.where(counted, uniforms, 2.0).argsort(dim=-1, stable=True).argsort(dim=-1)
-    return (number < m) & counted, (n / m).expand_as(uniforms)
+    return masked, (n / m.clamp(min=1.0)).expand_as(uniforms)

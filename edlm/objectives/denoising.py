@@ -20,8 +20,8 @@ from edlm.process import absorbing, categorical, noise, schedules, training_time
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
 
-Levels = Literal["by_time", "by_count", "bell"]
-Weighting = Literal["nelbo", "even"]
+NoiseLevels = Literal["by_time", "by_count", "bell"]
+LossWeights = Literal["nelbo", "even"]
 
 
 def denoising(
@@ -29,26 +29,26 @@ def denoising(
     schedule: Schedule,
     time_low: float = 1e-3,
     pad_id: int | None = None,
-    levels: Levels = "by_time",
-    weights: Weighting = "nelbo",
+    noise_levels: NoiseLevels = "by_time",
+    loss_weights: LossWeights = "nelbo",
 ) -> TensorDictSequential:
     """Build the training pipeline of a denoiser: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
-    The loss is one NELBO in nats per row, with `weights="even"` the plain cross-entropy of the masked tokens. The
-    vocabulary head runs on masked positions only. Padding is never masked, so it never counts.
-    levels: how noise levels are drawn, stratified over the batch. "by_time": uniform in (time_low, 1), each token is
+    The loss is one NELBO in nats per row, with `loss_weights="even"` the plain cross-entropy of the masked tokens.
+    The vocabulary head runs on masked positions only. Padding is never masked, so it never counts.
+    noise_levels: how they are drawn, stratified over the batch. "by_time": uniform in (time_low, 1), each token is
     masked by itself, as published. "by_count": the number of masks is uniform, so the NELBO weighs them by `n / m`.
     "bell": likewise, with most levels in the middle.
     Raises ValueError unless 0 <= time_low < 1.
     """
     corrupt = (
         corruption(denoiser.mask_id, schedule, time_low, pad_id)
-        if levels == "by_time"
-        else corruption_by_count(denoiser.mask_id, schedule, pad_id, levels == "bell")
+        if noise_levels == "by_time"
+        else corruption_by_count(denoiser.mask_id, schedule, pad_id, noise_levels == "bell")
     )
     return sequence(
         {
-            "corrupt": corrupt if weights == "nelbo" else _evenly(corrupt),
+            "corrupt": corrupt if loss_weights == "nelbo" else _evenly(corrupt),
             "denoise": denoiser,  # type: ignore[dict-item]
             "score": score(denoiser, weight=contracts.WEIGHT),
             "objective": stage("log_prob, weight -> loss", losses.nelbo),
@@ -174,13 +174,11 @@ def _masked_by_count(
     """Texts with m masks (b, l), their times (b,), weights of the NELBO (b,), and the masks' flat positions (n,)."""
     strata = training_times.stratified_times(noise.uniforms(seed, row, step, Stream.TIME).squeeze(-1), row, num_rows)
     counts = torch.ones_like(x_0, dtype=torch.bool) if pad_id is None else x_0 != pad_id
-    n = counts.sum(-1)
     share, density = training_times.bell(strata) if bell else (strata, torch.ones_like(strata))
-    m = (share * n).ceil().long().clamp(min=1).minimum(n)
     mask_noise = noise.grid(seed, row, step, Stream.CORRUPTION, x_0.shape[1])
-    rank = torch.where(counts, mask_noise, 2.0).argsort(-1).argsort(-1)
-    x_t = torch.where(rank < m.unsqueeze(-1), mask_id, x_0)
-    masked = m.double() / n.clamp(min=1)
+    chosen, m = absorbing.masked_by_count(share.unsqueeze(-1), mask_noise, counts)
+    x_t = torch.where(chosen, mask_id, x_0)
+    masked = m.squeeze(-1) / counts.sum(-1).clamp(min=1)
     t = schedule.inverse(1.0 - masked * (1.0 - schedule.alpha(torch.ones_like(masked))))
     return (
         x_t,

@@ -39,6 +39,29 @@ def corrupt(x_0: Tensor, alpha: Tensor, uniforms: Tensor, mask_id: int, keep: Te
     return torch.where(masked, mask_id, x_0)
 
 
+def masked_by_count(share: Tensor, uniforms: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose `m = ceil(share n)` of the n positions that count, those of the smallest uniforms.
+
+    Args:
+        share: of the positions, (..., 1) in (0, 1).
+        uniforms: (..., l) in (0, 1).
+        counted: the positions that may be masked, bool (..., l).
+
+    Returns:
+        The masks, bool (..., l), and m (..., 1), at least 1 where any position counts.
+
+    Example:
+        >>> from edlm.process import absorbing
+        >>> u, counted = torch.tensor([0.9, 0.1, 0.2, 0.3]), torch.tensor([True, False, True, True])
+        >>> absorbing.masked_by_count(torch.tensor([0.5]), u, counted)
+        (tensor([False, False,  True,  True]), tensor([2.]))
+    """
+    n = counted.sum(-1, keepdim=True)
+    m = (share * n).ceil().clamp(min=1.0).minimum(n)
+    rank = torch.where(counted, uniforms, 2.0).argsort(dim=-1, stable=True).argsort(dim=-1)
+    return rank < m, m
+
+
 def starting_tokens(
     num_samples: int, length: int, mask_id: int, vocab_size: int, prompt: Tensor | None, device: torch.device
 ) -> Tensor:

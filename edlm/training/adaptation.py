@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     def stages(self, network: nn.Module) -> Any:
         """Build the training pipeline of a network."""
         return denoising.denoising(
-            self.denoiser(network), schedules.log_linear(), pad_id=self.pad_id, levels="by_count"
+            self.denoiser(network), schedules.log_linear(), pad_id=self.pad_id, noise_levels="by_count"
         )
 
     def bound(self, network: nn.Module) -> draws.Score:

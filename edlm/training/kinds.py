@@ -52,8 +52,7 @@ _OTHER_DRAWS: dict[str, dict[str, tuple[str, ...]]] = {
 
 def _draws_of_noise(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Give the arguments of `denoising.denoising` that say how noise levels are drawn and weighed."""
-    found = {**_PUBLISHED, **{key: settings[key] for key in _PUBLISHED if key in settings}}
-    return {"levels": found["noise_levels"], "weights": found["loss_weights"]}
+    return {**_PUBLISHED, **{key: settings[key] for key in _PUBLISHED if key in settings}}
 
 
 OBJECTIVES = {

@@ -6,18 +6,7 @@ from pathlib import Path
 import builders
 import pytest
 import torch
-from builders import (
-    SELECTIONS,
-    Spec,
-    assert_whole_graphs,
-    at,
-    prompts,
-    randomise,
-    specs,
-    tiny_network,
-    wave_energy,
-    wave_marginals,
-)
+from builders import SELECTIONS, assert_whole_graphs, at, randomise, tiny_network, wave_energy, wave_marginals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import (
@@ -40,6 +29,7 @@ from oracles import (
     zero_energy,
 )
 from scipy import stats
+from specifications import Spec, prompts, specs
 from tensordict import TensorDict
 from torch import Tensor, nn
 

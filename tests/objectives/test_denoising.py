@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from builders import Spec, tiny_denoiser, tiny_energy, tiny_network
+from builders import tiny_denoiser, tiny_energy, tiny_network
 from hypothesis import settings
 from hypothesis import strategies as st
+from specifications import Spec
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor

@@ -58,7 +58,7 @@ def test_with_one_block_it_is_mdlm(size: int | None):
 @pytest.mark.parametrize("text", every_text()[::13].unbind())
 def test_one_token_a_block_has_the_exact_likelihood_whatever_is_drawn(text: Tensor):
     model = denoiser(1)
-    loss = blocks.denoising(model, SCHEDULES["log_linear"], masks="by_count")(batch(3, text))["loss"]
+    loss = blocks.denoising(model, SCHEDULES["log_linear"], noise_levels="by_count")(batch(3, text))["loss"]
     chain = 0.0
     for i in range(LENGTH):
         chain -= float(log_prob(model.network, torch.cat([text[:i], torch.tensor([MASK])]))[i, text[i]])
@@ -66,7 +66,7 @@ def test_one_token_a_block_has_the_exact_likelihood_whatever_is_drawn(text: Tens
 
 
 @kinds
-def test_blocks_have_times_of_their_own_in_the_range(masks: blocks.Masks):
+def test_blocks_have_times_of_their_own_in_the_range(masks: blocks.NoiseLevels):
     model = denoiser(2)
     out = blocks.denoising(model, SCHEDULES["log_linear"], (0.5, 0.9), masks)(batch(64))
     weights = out["weights"].unflatten(1, (2, 2))
@@ -85,15 +85,15 @@ def test_every_block_is_stratified_over_the_batch():
 
 
 @kinds
-def test_parts_of_a_batch_have_the_losses_of_the_whole(masks: blocks.Masks):
-    pipeline = blocks.denoising(denoiser(2), SCHEDULES["log_linear"], masks=masks)
+def test_parts_of_a_batch_have_the_losses_of_the_whole(masks: blocks.NoiseLevels):
+    pipeline = blocks.denoising(denoiser(2), SCHEDULES["log_linear"], noise_levels=masks)
     whole = pipeline(batch(6))["loss"]
     rows = torch.arange(2, 5)
     torch.testing.assert_close(pipeline(training_batch(TEXT.repeat(3, 1), 7, rows, 0, 6))["loss"], whole[2:5])
 
 
 @kinds
-def test_padding_is_never_masked_and_does_not_count(masks: blocks.Masks):
+def test_padding_is_never_masked_and_does_not_count(masks: blocks.NoiseLevels):
     """A text that ends inside a block, and before one: its loss is that of the text alone."""
     model, text = denoiser(2, pad_id=2, max_length=6), torch.tensor([1, 0, 1, 2, 2, 2])
     low = 0.1 if masks == "by_time" else 0.0
@@ -109,7 +109,7 @@ def test_padding_is_never_masked_and_does_not_count(masks: blocks.Masks):
     [
         ({"times": (0.5, 0.5)}, r"times = \(0.5, 0.5\) must satisfy 0 <= low < high <= 1"),
         ({"times": (0.0, 1.1)}, "must satisfy"),
-        ({"masks": "both"}, "masks = 'both' must be one of by_time, by_count"),
+        ({"noise_levels": "both"}, "noise_levels = 'both' must be one of by_time, by_count"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, object], message: str):

@@ -26,7 +26,7 @@ def network() -> Transformer:
 
 
 def run(x_0: Tensor, seed: int = 0, pad_id: int | None = None) -> dict[str, Tensor]:
-    stages = denoising.denoising(denoisers.subs(network(), MASK), SCHEDULE, pad_id=pad_id, levels="by_count")
+    stages = denoising.denoising(denoisers.subs(network(), MASK), SCHEDULE, pad_id=pad_id, noise_levels="by_count")
     with torch.no_grad():
         out = stages(batches.training_batch(x_0, seed, torch.arange(len(x_0)), 0, len(x_0)))
     return dict(out.items())

@@ -39,7 +39,7 @@ def exact_nelbo() -> float:
 
 
 @pytest.mark.parametrize("levels", ["by_time", "by_count", "bell"])
-def test_the_mean_loss_is_the_nelbo(levels: denoising.Levels) -> None:
+def test_the_mean_loss_is_the_nelbo(levels: denoising.NoiseLevels) -> None:
     """4 standard errors of 4,096 draws: one run in 16,000 would fail by chance; the draws are fixed."""
     rows = 4096
     pipeline = denoising.denoising(DENOISER, schedules.log_linear(), 0.0, None, levels)

@@ -11,10 +11,11 @@ from typing import Any
 import builders
 import pytest
 import torch
-from builders import SELECTIONS, Spec, of_transitions, randomise, tiny_denoiser, tiny_energy, tiny_network, wave_energy
+from builders import SELECTIONS, of_transitions, randomise, tiny_denoiser, tiny_energy, tiny_network, wave_energy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import OracleEnergy
+from specifications import Spec
 from tensordict.nn import TensorDictModule
 from test_log import no_picture, tiny_run
 from torch import Tensor, nn

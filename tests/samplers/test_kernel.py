@@ -5,21 +5,11 @@ import itertools
 import builders
 import pytest
 import torch
-from builders import (
-    SELECTIONS,
-    Spec,
-    filled_up,
-    prompts,
-    slow_sample,
-    specs,
-    tiny_denoiser,
-    tiny_energy,
-    wave_energy,
-    wave_marginals,
-)
+from builders import SELECTIONS, tiny_denoiser, tiny_energy, wave_energy, wave_marginals
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import EnergyFn, OracleDenoiser
+from specifications import Spec, filled_up, prompts, slow_sample, specs
 from tensordict import TensorDict
 from torch import Tensor
 

@@ -4,12 +4,14 @@ from functools import partial
 
 import builders
 import pytest
+import specifications
 import torch
-from builders import Spec, tiny_denoiser, tiny_energy
+from builders import tiny_denoiser, tiny_energy
 from choosing import RULES, slow_sample, slowly, time_of, varied
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from revealing import LENGTH, MASK
+from specifications import Spec
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def with_corrections(plan: plans.Plan) -> dict[str, Sampler]:
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(RULES),
-    builders.specs().flatmap(lambda spec: st.tuples(st.just(spec), builders.prompts(spec, 3))),
+    specifications.specs().flatmap(lambda spec: st.tuples(st.just(spec), specifications.prompts(spec, 3))),
     st.integers(0, 2**40),
 )
 def test_it_writes_what_a_slow_loop_writes(
@@ -67,7 +69,7 @@ def test_it_writes_what_a_slow_loop_writes(
     where = {} if spec.selection is None else {"window": spec.window}
     sampler = spec.sampler().replace(plan=plan, **where)
     out = edlm.sample(pipelines.pipeline(sampler, spec.length), 3, seed=seed, prompt=prompt)
-    start = builders.filled_up(prompt, spec, 3)
+    start = specifications.filled_up(prompt, spec, 3)
     for row in range(3):
         *told, text = slow_sample(plan, spec, seed, row, start[row].tolist())
         assert out["tokens"][row].tolist() == text

@@ -5,9 +5,10 @@ import math
 import builders
 import pytest
 import torch
-from builders import Spec, filled_up, prompts, specs, tiny_denoiser, tiny_energy, tiny_network
+from builders import tiny_denoiser, tiny_energy, tiny_network
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from specifications import Spec, filled_up, prompts, specs
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn

@@ -5,7 +5,7 @@ from functools import partial
 import builders
 import pytest
 import torch
-from builders import SELECTIONS, Spec, tiny_denoiser, tiny_energy, wave_energy, wave_marginals
+from builders import SELECTIONS, tiny_denoiser, tiny_energy, wave_energy, wave_marginals
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import (
@@ -17,6 +17,7 @@ from oracles import (
     sampler_law,
     sir,
 )
+from specifications import Spec
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 

@@ -1,0 +1,39 @@
+"""New tokens read after a cache of earlier ones: the states of the pass over the whole text."""
+
+import torch
+from drafting import SYMBOLS, ar_network, close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edlm.nn.attention import Cache
+
+
+@torch.no_grad()
+@settings(max_examples=25)
+@given(st.integers(0, 50), st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 2))
+def test_what_follows_is_the_pass_over_the_whole_text(seed: int, b: int, parts: list[int], room: int) -> None:
+    """Rows that are at other places, and a cache in which what is not read is anything."""
+    length = sum(parts)
+    network = ar_network(seed % 5, num_heads=[1, 2, 4][seed % 3], max_length=24)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(SYMBOLS + 1, (b, length), generator=generator)
+    late = torch.randint(0, 3, (b,), generator=generator)  # of each row so many tokens stand before these
+    before = torch.randint(SYMBOLS + 1, (b, 3), generator=generator)
+    whole = [network(torch.cat([x[:n], y]).unsqueeze(0))[0, n:] for x, y, n in zip(before, tokens, late, strict=True)]
+    cache = Cache(*(kept + 1e6 for kept in network.empty_cache(b, length + 3 + room)))
+    start, found = torch.zeros(b, dtype=torch.int64), []
+    for step, part in enumerate([before, *tokens.split(parts, dim=1)]):
+        hidden, own = network.follow(part, start, cache)
+        at = (start.unsqueeze(-1) + torch.arange(part.shape[1]))[None, :, None, :, None]
+        cache = Cache(*(kept.scatter(3, at.expand_as(new), new) for kept, new in zip(cache, own, strict=True)))
+        start = late if step == 0 else start + part.shape[1]
+        found += [hidden] if step else []
+    close(torch.cat(found, dim=1), torch.stack(whole))
+
+
+def test_it_writes_into_nothing() -> None:
+    network = ar_network()
+    past = network.empty_cache(2, 3)
+    before = [kept.clone() for kept in past]
+    network.follow(torch.tensor([[0, 1], [1, 2]]), torch.tensor([1, 0]), past)
+    assert all(torch.equal(kept, old) for kept, old in zip(past, before, strict=True))
