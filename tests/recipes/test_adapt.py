@@ -130,6 +130,18 @@ def test_noise_levels_are_drawn_by_count_and_bytes_are_counted_by_token(ours: Pa
     assert plan.bytes_per_token(torch.zeros(3, 4), 9) == (3 + 2 + 3) / 12
 
 
+def test_a_run_remembers_what_it_began_with_and_how(ours: Path, tmp_path: Path) -> None:
+    made = Adapt(settings_of("adapt", *words(ours, tmp_path / "run")))
+    made.setup()
+    how = {"objective": "nelbo", "time_conditioning": False, "length": 16, "shifted": False, "lora": None}
+    told = {
+        **how,
+        "start_from": loading.weights_of(str(ours)),
+        "schedule": {"_component_": "edlm.schedules.log_linear"},
+    }
+    assert told.items() <= made.run.identity.items()
+
+
 def test_a_start_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: no checkpoint there"):
         main(settings_of("adapt", *words(tmp_path / "nowhere", tmp_path / "run")))
