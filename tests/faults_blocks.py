@@ -108,4 +108,11 @@ FAULTS = [
         "contracts.READ: end - start}",
         "tests/samplers/test_caching.py::test_a_pass_reads_its_block_and_the_first_one_of_a_block_the_block_before_it_too",
     ),
+    Fault(
+        "a window of all times entered by every block again",
+        "samplers/blocks.py",
+        "min(entered, 1.0) if window",
+        "entered if window",
+        "tests/samplers/test_blocks.py::test_a_window_is_entered_by_every_block_with_a_pass_in_it",
+    ),
 ]

@@ -90,4 +90,18 @@ FAULTS = [
         "self.run.average.eval().requires_grad_(False)",
         "tests/recipes/test_distill.py::test_the_student_of_a_round_is_the_teacher_of_the_next",
     ),
+    Fault(
+        "times of a distillation whose lower end no setting moves",
+        "training/distillation.py",
+        'settings["time_low"],',
+        "1e-3,",
+        "tests/recipes/test_distill.py::test_a_round_is_trained_and_measured_by_what_the_settings_say",
+    ),
+    Fault(
+        "padding counted in the held-out loss of a student",
+        "training/distillation.py",
+        "[contracts.LOSS] / counted.sum(1)",
+        "[contracts.LOSS] / x_0.shape[1]",
+        "tests/recipes/test_distill.py::test_a_round_is_trained_and_measured_by_what_the_settings_say",
+    ),
 ]

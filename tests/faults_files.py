@@ -206,4 +206,18 @@ FAULTS = [
         "network.max_length, 0, batch_size, score)",
         "tests/evaluation/test_judges.py::test_a_torchtune_folder_judges_by_its_own_log_probabilities",
     ),
+    Fault(
+        "a head of a GGUF file left out",
+        "weights/gguf_files.py",
+        '"output.weight" not in content.shapes',
+        "True",
+        "tests/weights/test_gguf.py::test_a_head_of_its_own_is_written_too",
+    ),
+    Fault(
+        "one's own head whose columns nobody tries",
+        "weights/own.py",
+        "logits[..., 1:3], atol=1e-4)",
+        "network.head(states, slice(1, 3)), atol=1e-4)",
+        "tests/weights/test_own.py::test_a_module_that_is_no_network_is_refused_when_it_is_built",
+    ),
 ]

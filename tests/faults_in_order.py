@@ -96,4 +96,11 @@ FAULTS = [
         "shallow.requires_grad_(True)",
         "tests/nn/test_shallow.py::test_a_frozen_denoiser_stays_as_it_is_and_its_law_in_order_gets_better",
     ),
+    Fault(
+        "drafts at the time of what is known in place of what is masked",
+        "samplers/ahead.py",
+        "self.denoiser.schedule.inverse(known)",
+        "self.denoiser.schedule.inverse(1.0 - known)",
+        "tests/samplers/test_ahead.py::test_drafts_are_made_at_the_time_of_the_masks_that_the_denoiser_sees",
+    ),
 ]

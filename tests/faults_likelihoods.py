@@ -119,4 +119,32 @@ FAULTS = [
         "for _, _, row in parts]).sort().values",
         f"{_CURVE}test_values_stand_in_the_order_of_the_texts_whatever_their_lengths",
     ),
+    Fault(
+        "passes of all orders told as those of one text",
+        "likelihood/orders.py",
+        "plan.passes.view(num_orders, -1).double().mean(0)",
+        "plan.passes.view(num_orders, -1).double().sum(0)",
+        "tests/likelihood/test_orders.py::test_each_order_is_a_plan_of_its_own_and_is_paid_for",
+    ),
+    Fault(
+        "an error per token beside bits per character",
+        "frontier/curve.py",
+        "found.standard_error * share",
+        "found.standard_error",
+        "tests/frontier/test_curve.py::test_bits_are_per_character_and_so_is_their_error",
+    ),
+    Fault(
+        "a cooled setting compared with one that is not",
+        "frontier/curve.py",
+        "same and other.proposal == sampler.proposal and",
+        "same and",
+        "tests/frontier/test_curve.py::test_settings_are_compared_with_one_of_their_own_proposal",
+    ),
+    Fault(
+        "bounds drawn as exact values",
+        "frontier/curve_plot.py",
+        '((True, colour), (False, "white"))',
+        '((True, "white"), (False, colour))',
+        "tests/frontier/test_curve.py::test_the_picture_shows_every_curve_by_its_colour_and_its_way",
+    ),
 ]

@@ -125,4 +125,18 @@ FAULTS = [
         "argsort(descending=False",
         _LOOP + "test_a_text_does_not_depend_on_its_batch",
     ),
+    Fault(
+        "finished rows corrected on, in a window that reaches down to time 0",
+        "samplers/looping.py",
+        "schedules.inside(t, window) & (left > 0)",
+        "schedules.inside(t, window)",
+        "tests/samplers/test_looping.py::test_a_row_without_masks_is_corrected_no_more",
+    ),
+    Fault(
+        "a last pass that is expected to reveal more than is left",
+        "samplers/planning.py",
+        "size = left.clamp(max=count)",
+        "size = torch.full_like(left, count)",
+        "tests/samplers/test_choices.py::test_a_last_pass_reveals_what_is_left_and_a_window_may_have_none",
+    ),
 ]

@@ -52,4 +52,18 @@ FAULTS = [
         'stage("weight -> weight", torch.clone)',
         "tests/objectives/test_noise_levels.py::test_even_weights_give_the_cross_entropy_of_the_masks",
     ),
+    Fault(
+        "hidden matrices that decay whatever their rate is",
+        "training/muon.py",
+        'weight.mul_(1.0 - group["lr"] * group["weight_decay"])',
+        'weight.mul_(1.0 - group["weight_decay"])',
+        "tests/training/test_muon.py::test_hidden_matrices_decay_in_proportion_to_their_rate",
+    ),
+    Fault(
+        "a denoiser made of an AR model trained at other levels than it says",
+        "training/adaptation.py",
+        ', levels="by_count"',
+        "",
+        "tests/recipes/test_adapt.py::test_noise_levels_are_drawn_by_count_and_bytes_are_counted_by_token",
+    ),
 ]

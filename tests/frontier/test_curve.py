@@ -1,21 +1,27 @@
 """The curve of likelihoods: what is compared with what, and how its picture and its errors are made."""
 
 import itertools
+import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from builders import tiny_denoiser
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import edlm
 from edlm.data.pieces import Excerpt
 from edlm.evaluation import figures
-from edlm.evaluation.figures import TextSet
+from edlm.evaluation.figures import MOST_UNRELIABLE, TextSet
 from edlm.evaluation.scores import Scores
 from edlm.frontier import curve, curve_plot
+from edlm.frontier.curve import Point
 from edlm.likelihood import estimates
+from edlm.likelihood.estimates import Estimate
 from edlm.process import noise
 from edlm.process.noise import Stream
 from edlm.samplers.corrections import ChainRule
@@ -91,3 +97,105 @@ def test_labels_are_words() -> None:
     for wrong in ({"a": 1}, ["a"], "a", {1: "a"}):
         with pytest.raises(ValueError, match=r"labels = .* must be a section with a name for each rule"):
             curve.labels("labels", wrong)
+
+
+def scored(nats: list[float], steps: list[int], **more: Any) -> dict[str, Any]:
+    """The record of a setting on two texts of 4 and 8 tokens."""
+    return {"nats": {"exact_nll": nats}, "tokens": [4, 8], "steps": steps, "seconds": 1.0, **more}
+
+
+def test_bits_are_per_character_and_so_is_their_error() -> None:
+    """20 nats over 30 characters, in 12 tokens."""
+    line = curve.line("ar", scored([1.0, 2.0], [4, 8]), 30)
+    per_token = estimates.estimate(torch.tensor([1.0, 2.0]), torch.tensor([4, 8]))
+    assert (line.name, line.figure) == ("ar", "exact_nll")
+    assert line.bits.mean == pytest.approx(20 / 30 / math.log(2))
+    assert line.bits.standard_error == pytest.approx(per_token.standard_error * 12 / 30 / math.log(2))
+    assert line.bits.n == 2
+
+
+def test_settings_are_compared_with_one_of_their_own_proposal() -> None:
+    one, four = (Sampler(tiny_denoiser(), edlm.plans.LeftToRight(count)) for count in (1, 4))
+    settings = {"one": one, "four": four, "cold": four.replace(proposal=edlm.samplers.Proposal(0.5))}
+    records = {
+        "one": scored([1.0, 2.0], [4, 8]),
+        "four": scored([2.0, 2.0], [1, 2]),
+        "cold": scored([2.0, 2.0], [1, 2]),
+    }
+    first, second, cold = curve.points(settings, records, 12)
+    assert (first.together, second.together) == (1.0, 4.0)
+    assert [own.one_by_one for own in (first, second)] == [True, False]
+    assert first.excess is not None
+    assert first.excess.mean == 0.0
+    assert second.excess is not None
+    assert second.excess.mean == pytest.approx(24 / 20 - 1)
+    assert cold.excess is None
+
+
+@pytest.mark.parametrize(("unreliable", "told"), [(0.0, True), (MOST_UNRELIABLE, True), (0.2, False)])
+def test_an_interval_has_its_lower_end_where_that_is_reliable(unreliable: float, told: bool) -> None:
+    nats = {"t_step_nelbo": [9.0, 9.0], "k_order_bound, K=3": [2.0, 2.0], "tube_lower, K=3": [1.0, 1.0]}
+    sampler = Sampler(tiny_denoiser(), edlm.plans.TokensPerPass(2))
+    own = {**scored([], [2, 4]), "nats": nats, "unreliable_rows": unreliable}
+    [point] = curve.points({"some": sampler}, {"some": own}, 12)
+    assert (point.figure, point.is_exact) == ("k_order_bound, K=3", False)
+    assert point.bits.mean == pytest.approx(2 / math.log(2))
+    assert (point.lower is not None) == told
+    if point.lower is not None:
+        assert point.lower.mean == pytest.approx(1 / math.log(2))
+
+
+def a_point(rule: str, way: str, bits: float, together: float, exact: bool = True) -> Point:
+    figure = "exact_nll" if exact else "t_step_nelbo"
+    return Point("", rule, way, figure, Estimate(bits, 0.25, 5), None, together, None, 1.0)
+
+
+def test_the_picture_shows_every_curve_by_its_colour_and_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order begins at the plain point of one token a pass; what is weighed may leave the picture."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda own, path, **_: (kept.append(own), Path(path).write_bytes(b"x")))
+    points = [
+        a_point("left to right", curve.PLAIN, 2.5, 4.0),
+        a_point("left to right", curve.PLAIN, 2.0, 1.0),
+        a_point("left to right", curve.IN_ORDER, 2.1, 4.0),
+        a_point("tokens per pass", curve.PLAIN, 2.2, 3.0, exact=False),
+        a_point("left to right", "energy, k=2", 9.0, 2.0, exact=False),
+    ]
+    lines = [curve.Line("ar", "exact_nll", Estimate(1.8, 0.1, 5))]
+    curve_plot.draw(tmp_path / "x.png", points, lines, {"tokens per pass": "random"}, "what it is")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
+    [figure] = kept
+    [axes] = figure.axes
+    shown = [
+        (line.get_linestyle(), line.get_color(), list(line.get_xdata()), list(line.get_ydata()))
+        for line in axes.lines
+        if line.get_linestyle() != "None"
+    ]
+    assert shown == [
+        ("--", "C0", [1.0, 4.0], [2.0, 2.5]),
+        ("-", "C0", [1.0, 4.0], [2.0, 2.1]),
+        ("--", "C1", [3.0], [2.2]),
+        (":", "C2", [2.0], [9.0]),
+        ("-.", "black", [0, 1], [1.8, 1.8]),
+    ]
+    marks = [each.lines[0] for each in axes.containers]
+    bounds = [list(mark.get_ydata()) for mark in marks if mark.get_markerfacecolor() == "white"]
+    assert [ys for ys in bounds if ys] == [[2.2], [9.0]]
+    filled = [list(mark.get_ydata()) for mark in marks if mark.get_markerfacecolor() != "white"]
+    assert [ys for ys in filled if ys] == [[2.0, 2.5], [2.0, 2.1]]
+    assert axes.get_ylim() == pytest.approx((1.8 - 0.042, 2.5 + 0.042))
+    assert axes.get_xscale() == "log"
+    assert list(axes.xaxis.get_major_locator()()) == [1.0, 2.0, 4.0]
+    heights = [2.5, 2.1, 2.2, 2.542, 1.8]
+    for text, name, height in zip(
+        axes.texts,
+        ["left to right, plain", "left to right, in order", "random, plain", "left to right, energy, k=2", "ar"],
+        heights,
+        strict=True,
+    ):
+        assert text.get_text() == name
+        assert text.xy == pytest.approx((1.0, (height - 1.758) / 0.784))
+    assert [text.get_color() for text in axes.texts] == ["C0", "C0", "C1", "C2", "black"]
+    assert figure.get_suptitle() == "what it is"

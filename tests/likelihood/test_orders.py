@@ -127,6 +127,7 @@ def test_each_order_is_a_plan_of_its_own_and_is_paid_for() -> None:
     assert torch.equal(found.unreliable, found.ess - 1.0 < 0.5 * (k - 1))
     assert found.unreliable.unique().tolist() == [False, True]
     assert (found.denoiser_passes == k * LENGTH).all()
+    assert (found.passes == LENGTH).all(), "a mean over the orders"
     assert (found.energy_passes == 0.0).all()
 
 

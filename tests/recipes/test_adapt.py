@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from smallest import CAUSAL, LENGTH, settings_of, words_of
 
 from edlm.data import vocabulary
 from edlm.nn.networks import Transformer
+from edlm.objectives import batches
 from edlm.recipes import generate
 from edlm.recipes.adapt import Adapt, main
 from edlm.training import log
@@ -112,6 +114,32 @@ def test_what_a_model_of_ours_cannot_be_asked_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         main(settings_of("adapt", *words(ours, tmp_path / "run", **more)))
+
+
+def test_noise_levels_are_drawn_by_count_and_bytes_are_counted_by_token(ours: Path, tmp_path: Path) -> None:
+    made = Adapt(settings_of("adapt", *words(ours, tmp_path / "run")))
+    made.setup()
+    batch = batches.training_batch(torch.zeros(8, 16, dtype=torch.int64), 0, torch.arange(8), 0, 8)
+    out = made.plan.stages(made.run.network)(batch)
+    masked = (out["x_t"] == made.plan.vocabulary.mask_id).sum(1)
+    assert masked.tolist() == sorted(masked.tolist())
+    torch.testing.assert_close(out["weight"], 16 / masked.double())
+    spelled = SimpleNamespace(decode=lambda texts: ["\u00e9a", "ab", "abc"][: len(texts)])
+    plan = made.plan._replace(vocabulary=spelled)
+    assert plan.bytes_per_token(torch.zeros(3, 4), 2) == (3 + 2) / 8
+    assert plan.bytes_per_token(torch.zeros(3, 4), 9) == (3 + 2 + 3) / 12
+
+
+def test_a_run_remembers_what_it_began_with_and_how(ours: Path, tmp_path: Path) -> None:
+    made = Adapt(settings_of("adapt", *words(ours, tmp_path / "run")))
+    made.setup()
+    how = {"objective": "nelbo", "time_conditioning": False, "length": 16, "shifted": False, "lora": None}
+    told = {
+        **how,
+        "start_from": loading.weights_of(str(ours)),
+        "schedule": {"_component_": "edlm.schedules.log_linear"},
+    }
+    assert told.items() <= made.run.identity.items()
 
 
 def test_a_start_that_is_none_is_named(tmp_path: Path) -> None:

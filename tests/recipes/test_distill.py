@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from running import Runner
 from smallest import UPDATES, denoiser_words, settings_of, train, words_of
 
+from edlm.evaluation.draws import Draws
+from edlm.objectives import batches, distillation
 from edlm.process import schedules
 from edlm.recipes.distill import Distillation
 from edlm.training.loop import TrainingRun
@@ -72,6 +75,29 @@ def test_a_round_takes_steps_that_are_as_many_times_longer_as_are_done_at_once(f
     assert recipe.plan.denoiser(recipe.teacher).schedule.alpha(torch.ones(())) == schedules.log_linear(1e-3).alpha(
         torch.ones(())
     )
+
+
+def test_a_round_is_trained_and_measured_by_what_the_settings_say(folder: Path) -> None:
+    """Its times, its divergence, and its loss per token that is no padding, on held-out texts."""
+    recipe = Distillation(settings_of("distill", *words(folder), "time_low=0.4", "divergence=tvd"))
+    recipe.load_checkpoint()
+    recipe.setup()
+    pad, start = 4, recipe.plan.start
+    padded = start._replace(vocabulary=SimpleNamespace(mask_id=start.vocabulary.mask_id, pad_id=pad))
+    plan, rows = recipe.plan._replace(start=padded), 8
+    drawn = Draws(recipe.blocks.valid, rows, 4, 3, torch.device("cpu"))
+    x_0 = drawn.texts(torch.arange(rows))
+    batch = batches.training_batch(x_0, 3, torch.arange(rows), batches.HELD_OUT_STEP, rows)
+    teacher, student = plan.denoiser(recipe.teacher), plan.denoiser(recipe.teacher)
+    wanted = distillation.distillation(student, teacher, start.schedule, 8.0, 2, "tvd", 0.4, pad).eval()(batch)
+    found = plan.stages(recipe.teacher, recipe.teacher, 0).eval()(batch)
+    for key in ("x_t", "t", "loss"):
+        torch.testing.assert_close(found[key], wanted[key])
+    assert (x_0 == pad).any()
+    assert (found["x_t"][x_0 == pad] == pad).all()
+    assert float(found["t"].min()) > 0.4
+    per_token = float(wanted["loss"].detach().sum() / (x_0 != pad).sum())
+    assert plan.held_out(recipe.teacher, recipe.teacher, 0, drawn) == pytest.approx(per_token, rel=1e-5)
 
 
 def test_the_student_of_a_round_is_the_teacher_of_the_next(folder: Path) -> None:

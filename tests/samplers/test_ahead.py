@@ -1,5 +1,6 @@
 """The AR model's own law, drawn with drafts of a denoiser: the texts of plain loops, and what it is built of."""
 
+import builders
 import pytest
 import torch
 from drafting import LENGTH, MASK, PROMPTS, SEQUENCES, ar_network, denoiser, heeding, log_prob, sampler
@@ -12,7 +13,7 @@ import edlm
 from edlm import contracts
 from edlm.likelihood import enumeration
 from edlm.models import energies
-from edlm.process import categorical, noise
+from edlm.process import categorical, noise, schedules
 from edlm.process.noise import Stream
 from edlm.samplers import configs, execution, pipelines
 from edlm.samplers.corrections import Autoregressive
@@ -127,6 +128,19 @@ def test_a_text_does_not_depend_on_those_beside_it(manner, seed, b) -> None:
     assert torch.equal(together["tokens"][-1:], alone["tokens"])
     for key in ("rounds", "calls", "denoiser_tokens", "energy_tokens"):
         assert torch.equal(together["info", key].sum(1)[-1:], alone["info", key].sum(1))
+
+
+def test_drafts_are_made_at_the_time_of_the_masks_that_the_denoiser_sees() -> None:
+    """In its context alone; a denoiser that is told another time drafts badly, though the law is the same."""
+    schedule, shown = schedules.cosine(), list[tuple[Tensor, Tensor]]()
+    law = Autoregressive(ar_network(max_length=8), MASK, ahead=2, context=5)
+    made = pipelines.pipeline(sampler(builders.on(denoiser(2, 8), schedule), law), 8)
+    draft = made.kernel.step.draft
+    draft.register_forward_pre_hook(lambda _, inputs: shown.append((inputs[0][contracts.X_T], inputs[0][contracts.T])))
+    edlm.sample(made, 4, seed=1, prompt=torch.tensor([MASK, 2, MASK, MASK, 1]))
+    for x_t, t in shown:
+        close(schedule.alpha(t), (x_t != MASK).double().mean(1))
+    assert len({float(each) for _, t in shown for each in t}) > 2
 
 
 def test_a_row_that_is_finished_early_leaves_the_others_their_own_past() -> None:

@@ -67,6 +67,19 @@ def test_expected_figures_are_means_over_drawn_plans(within: plans.Drawn, window
     assert float(entries.double().mean()) <= expected.entered + 0.05
 
 
+@pytest.mark.parametrize("within", INSIDE, ids=str)
+@pytest.mark.parametrize("window", [(0.0, 1.0), (0.4, 1.0), (0.2, 0.7), (0.0, 0.3)])
+def test_a_window_is_entered_by_every_block_with_a_pass_in_it(within: plans.Drawn, window: tuple[float, float]):
+    """A mean over drawn plans within 5 standard errors; a window of all times is entered once."""
+    plan, rows, length = plans.blocks(3, within), 4000, 7
+    drawn = plan.draw(uniforms(rows, length, 5), torch.ones(rows, length, dtype=torch.bool), SCHEDULE)
+    inside = schedules.inside(drawn.t, window).gather(1, drawn.order)
+    entered = torch.stack([inside[:, part.start : part.stop].any(1) for part in plan.parts(length)]).sum(0).double()
+    found = torch.ones(rows).double() if window == (0.0, 1.0) else entered
+    error = 5 * float(found.std()) / rows**0.5 + 1e-9
+    assert abs(float(found.mean()) - plan.expected(SCHEDULE, length, window).entered) <= error
+
+
 def test_one_block_is_the_plan_inside():
     noise, masked = uniforms(5, 6, 0), uniforms(5, 6, 1) > 0.2
     for within in INSIDE:

@@ -134,6 +134,17 @@ def test_what_is_expected_of_a_count_is_what_a_text_takes(plan: plans.Plan) -> N
     assert samplers.expected_passes(sampler, 8) == expected.passes
 
 
+@pytest.mark.parametrize("plan", [plans.Ranked(3), plans.LeftToRight(3)], ids=str)
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [((0.0, 1.0), (3.0, 3.0, 1.0, 1.0)), ((0.0, 0.3), (3.0, 1.0, 0.25, 1.0)), ((0.7, 0.9), (3.0, 0.0, 0.0, 0.0))],
+)
+def test_a_last_pass_reveals_what_is_left_and_a_window_may_have_none(
+    plan: plans.Plan, window: tuple[float, float], expected: tuple[float, ...]
+) -> None:
+    assert plan.expected(schedules.log_linear(), 8, window) == expected
+
+
 @pytest.mark.parametrize("plan", [plans.EntropyBound(), plans.Confidence()], ids=str)
 def test_what_depends_on_the_tokens_is_not_made_up(plan: plans.Plan) -> None:
     sampler = Sampler(tiny_denoiser(), plan)

@@ -205,6 +205,16 @@ def test_the_time_is_when_the_schedule_expects_the_masks_that_are_left() -> None
     assert info["corrected"].tolist() == [[0.3 <= t <= 0.7 for t in wanted]] * 2
 
 
+def test_a_row_without_masks_is_corrected_no_more() -> None:
+    """In a window that reaches down to time 0, at which it is."""
+    sampler = with_corrections(plans.Confidence(0.6))["draft"]
+    info = edlm.sample(pipelines.pipeline(sampler, LENGTH), 8, seed=1)["info"]
+    runs = info["revealed"] > 0
+    assert not runs.all()
+    assert torch.equal(info["corrected"], runs)
+    assert torch.equal(info["ess"].isnan(), ~runs)
+
+
 def test_windows_of_long_texts_go_on_with_their_own_noise() -> None:
     pipeline = pipelines.pipeline(Sampler(varied(), plans.EntropyBound(1.0)), LENGTH)
     out = edlm.extend(pipeline, length=14, stride=3, num_samples=3, prompt=torch.tensor([1, 3]))

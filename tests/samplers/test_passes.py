@@ -88,6 +88,14 @@ def test_the_expected_passes_are_the_mean_of_those_that_are_told(
     assert abs(float(told.mean()) - samplers.expected_passes(pipeline.sampler, LENGTH)) < 4.5 * error
 
 
+def test_in_order_as_much_is_expected_as_two_candidates_read() -> None:
+    """About: so many rounds does a step take."""
+    ordered = identity_parts.pipeline_of(Case("chain_rule", 1, "speculative", "two a pass")).sampler
+    one, two = (ordered.replace(selection="sir", candidates=count) for count in (1, 2))
+    found = [samplers.expected_passes(each, LENGTH) for each in (one, ordered, two)]
+    assert found[0] < found[1] == found[2]
+
+
 def test_every_key_has_a_shape_and_every_stage_names_known_keys() -> None:
     keys = {value for name, value in vars(contracts).items() if name.isupper() and isinstance(value, str)}
     assert keys == set(contracts.SHAPES)

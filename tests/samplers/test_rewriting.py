@@ -245,6 +245,19 @@ def test_expected_passes_are_means_of_the_passes_taken(rule: Remasking, steps: i
     assert abs(float(passes.mean()) - wanted.passes) < error + (0.05 * wanted.passes if rule.by_token else 1e-9)
 
 
+@every_rule
+@pytest.mark.parametrize("b", [1, 5])
+def test_padded_steps_give_the_same_tokens_and_records(
+    rule: Remasking, b: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As compilation asks for them, without the compiler."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    slow = pipeline(rule)
+    found, expected = (edlm.sample(each, b, seed=2) for each in (edlm.accelerate(slow, "compile"), slow))
+    assert torch.equal(found["tokens"], expected["tokens"])
+    torch.testing.assert_close(found["info"].to_dict(), expected["info"].to_dict(), equal_nan=True)
+
+
 def test_windows_of_a_long_text_share_no_noise_and_keep_what_is_written() -> None:
     """More steps than a window has tokens, and fewer."""
     for steps in (2, 9):

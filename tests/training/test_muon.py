@@ -65,6 +65,23 @@ def test_a_step_is_the_rate_times_the_orthogonal_momentum() -> None:
     assert torch.allclose(before - weight, 0.5 * expected, atol=1e-6)
 
 
+def test_hidden_matrices_decay_in_proportion_to_their_rate() -> None:
+    first = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    decayed, plain = nn.Parameter(first.clone()), nn.Parameter(first.clone())
+    for weight, decay in ((decayed, 0.1), (plain, 0.0)):
+        weight.grad = torch.ones(4, 16)
+        Muon([weight], lr=0.5, weight_decay=decay).step()
+    torch.testing.assert_close(decayed.data, plain.data - 0.5 * 0.1 * first)
+
+
+def test_weights_without_a_mark_are_told_apart_by_their_axes() -> None:
+    matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    for given in ([matrix, vector], [{"params": [vector, matrix]}]):
+        groups = Muon(given, lr=0.5, adamw_lr=0.25).param_groups
+        found = {group[muon.HIDDEN]: (group["lr"], [weight.ndim for weight in group["params"]]) for group in groups}
+        assert found == {True: (0.5, [2]), False: (0.25, [1])}
+
+
 def test_a_loaded_state_goes_on_as_if_it_had_not_stopped() -> None:
     def steps(network: nn.Module, optimizer: Muon, numbers: range) -> None:
         for number in numbers:

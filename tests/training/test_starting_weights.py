@@ -14,9 +14,10 @@ from test_log import tiny_run
 
 from edlm.data import vocabulary
 from edlm.nn.networks import Transformer
+from edlm.nn.shallow import ShallowNetwork
 from edlm.recipes.pretrain_ar import PretrainAr
 from edlm.recipes.pretrain_denoiser import PretrainDenoiser
-from edlm.training import log, rates
+from edlm.training import continuation, log, rates
 from edlm.weights import checkpoints
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
@@ -91,6 +92,22 @@ def test_a_folder_without_a_network_and_one_of_a_large_model_are_refused(name: s
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"start_from = .*`edlm run adapt`"):
         recipe(name, tmp_path, f"start_from={tmp_path}")
+
+
+@pytest.mark.parametrize("arguments", [{"dropout": 0.3}, {"causal": True}, {"block_size": 4}, {"pad_id": 3}], ids=str)
+def test_what_shapes_no_weight_may_differ(arguments: dict[str, Any], tmp_path: Path) -> None:
+    earlier, words = saved(tmp_path / "earlier", **arguments), vocabulary.characters()
+    network = Transformer(words.size, LENGTH, **SIZES)
+    continuation.take_up(network, str(tmp_path / "earlier"), words)
+    for key, value in earlier.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value), key
+
+
+def test_a_network_of_another_class_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "earlier")
+    words = vocabulary.characters()
+    with pytest.raises(ValueError, match="holds a Transformer, and this run trains a ShallowNetwork"):
+        continuation.take_up(ShallowNetwork(words.size, LENGTH, **SIZES), str(tmp_path / "earlier"), words)
 
 
 def test_a_run_begun_with_other_weights_is_another_run(tmp_path: Path) -> None:

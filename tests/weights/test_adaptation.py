@@ -192,6 +192,20 @@ def test_a_run_reads_the_weights_that_it_trains_as_they_were(adapter: Any, tmp_p
         again.form.read(tmp_path / "out", again.vocabulary)
 
 
+def test_what_stands_beside_the_weights_is_kept_and_the_type_is_theirs(tmp_path: Path) -> None:
+    weights_of(tmp_path / "ar", torch_dtype="bfloat16")
+    beside = ("special_tokens_map.json", "generation_config.json", "tokenizer_config.json")
+    for name in beside:
+        (tmp_path / "ar" / name).write_text(json.dumps({"from": name}))
+    found = start(tmp_path / "ar")
+    write_out(found, tmp_path / "out", {})
+    assert [whole.read_json(tmp_path / "out" / name) for name in beside] == [{"from": name} for name in beside]
+    config = whole.read_json(tmp_path / "out" / "config.json")
+    assert ("torch_dtype" in config, config["dtype"], config["vocab_size"]) == (False, "float32", V + 1)
+    weights_of(tmp_path / "other", tied=True)
+    assert found.weights == start(tmp_path / "ar").weights != start(tmp_path / "other").weights
+
+
 def test_what_was_adapted_is_adapted_further(tmp_path: Path) -> None:
     found = written(tmp_path, "llama", True, True)
     again = start(tmp_path / "out")

@@ -189,3 +189,26 @@ def test_the_config_is_one_that_says_nothing_else(tmp_path: Path) -> None:
     assert config["rope_theta"] == 500.0
     assert config["tie_word_embeddings"] is True
     assert (config["bos_token_id"], config["eos_token_id"]) == (258, 258)
+
+
+def test_a_head_of_its_own_is_written_too(tmp_path: Path) -> None:
+    state = gguf_file.model("llama", transformers, tied=False).state_dict()
+    tensors = {**gguf_file.names(state, "llama"), "output.weight": state["lm_head.weight"]}
+    gguf_files.convert(gguf_file.write(tmp_path / "tiny.gguf", "llama", tensors), tmp_path / "out")
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"], state["lm_head.weight"])
+    assert whole.read_json(tmp_path / "out" / "config.json")["tie_word_embeddings"] is False
+
+
+def test_what_a_file_leaves_out_has_one_meaning_and_all_special_ids_are_kept(tmp_path: Path) -> None:
+    """Every head has keys of its own, at the usual base; no scaling is what the word says."""
+    left_out = {"llama.rope.freq_base": None, "llama.attention.head_count_kv": None, "llama.rope.scaling.type": "none"}
+    specials = {"tokenizer.ggml.unknown_token_id": 5, "tokenizer.ggml.padding_token_id": 6}
+    file = written(tmp_path, **left_out, **specials, **{"tokenizer.chat_template": "{{ x }}"})
+    content = gguf_files.read(file)
+    config = gguf_files.config_of(file, content)
+    sizes = (config["rope_theta"], config["num_key_value_heads"], config["head_dim"])
+    assert sizes == (10000.0, gguf_file.HEADS, gguf_file.WIDTH // gguf_file.HEADS)
+    assert (config["unk_token_id"], config["pad_token_id"]) == (5, 6)
+    settings, tokens = gguf_tokens.settings(content.keys, config), gguf_file.words()[0]
+    assert (settings["unk_token"], settings["pad_token"]) == (tokens[5], tokens[6])
+    assert (settings["model_max_length"], settings["chat_template"]) == (gguf_file.CONTEXT, "{{ x }}")

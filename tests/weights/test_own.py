@@ -67,6 +67,26 @@ class Deaf(Mean):
         return super().forward(tokens)
 
 
+class Sliced(Mean):
+    """Its head gives the first columns for any."""
+
+    def __init__(self, vocab_size: int, max_length: int) -> None:
+        super().__init__(vocab_size, max_length)
+        self.head = _First(4, vocab_size)
+
+
+class _First(Head):
+    def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
+        return super().forward(hidden, columns and slice(0, columns.stop - columns.start))
+
+
+class Timeless(Mean):
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        if sigma is not None:
+            raise TypeError("no level")
+        return super().forward(tokens, sigma, positions)
+
+
 class Pooled(Mean):
     def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         return super().forward(tokens).mean(1)
@@ -137,12 +157,20 @@ def test_a_name_that_is_no_network_gets_one_line(name: str, said: str, tmp_path:
         (Plain, "TypeError"),
         (Elsewhere, "other states at flat positions"),
         (Deaf, "TypeError"),
+        (Sliced, "its head gives other logits for some columns than for all"),
+        (Timeless, "TypeError: no level"),
         (Pooled, r"gives states of shape \(2, 4\) for tokens of shape \(2, 3\)"),
     ],
 )
 def test_a_module_that_is_no_network_is_refused_when_it_is_built(cls: Any, said: str) -> None:
     with pytest.raises(ValueError, match=rf"network: {__name__}.{cls.__name__}: .*{said}"):
         built(cls)
+
+
+def test_what_is_tried_is_left_in_the_mode_it_was_in() -> None:
+    for training in (True, False):
+        made = Mean(**SUPPLIED).train(training)
+        assert own.adopt(made, {"_component_": NAME}, SUPPLIED).training == training
 
 
 def test_one_that_no_config_has_named_is_not_saved(tmp_path: Path) -> None:

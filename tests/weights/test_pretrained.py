@@ -15,7 +15,8 @@ from edlm.models import autoregressive, denoisers
 from edlm.nn import decoders
 from edlm.nn.pretrained import PretrainedNetwork
 from edlm.samplers import autoregressive as sampling
-from edlm.weights import large, shards
+from edlm.weights import large, pretrained, shards
+from edlm.weights.masked import named
 
 transformers = pytest.importorskip("transformers", reason="needs pip install 'edlm-torch[families]'")
 ROPED = [kind for kind in hub.CAUSAL if kind != "gpt2"]
@@ -127,10 +128,8 @@ def test_sdar_sees_its_block_and_all_before_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gpt2"])
 def test_a_causal_body_is_made_to_look_both_ways(kind: str, tmp_path: Path) -> None:
     """As far as its windows reach: five tokens on either side of Mistral; of Gemma's layers some see all."""
-    from edlm.weights import pretrained, whole  # noqa: PLC0415
-
     folder, tokens = hub.save(hub.model(kind, transformers), tmp_path / "m"), hub.tokens(1)
-    config = whole.read_json(folder / "config.json")
+    config = json.loads((folder / "config.json").read_text())
     network = pretrained.causal(folder, config, 64, both_ways=True).load()
     with torch.no_grad():
         changed = tokens.clone()
@@ -353,6 +352,35 @@ def test_a_tokenizer_that_names_no_mask_is_refused(tmp_path: Path) -> None:
     hub.change(folder, vocab_size=9)
     with pytest.raises(ValueError, match="vocab_size = 9 must be the network's number of ids"):
         large.load_vocabulary(folder)
+
+
+def test_a_tokenizer_whose_text_becomes_the_mask_is_refused(tmp_path: Path) -> None:
+    """One that knows [MASK] as a word of many."""
+    folder = hub.save(hub.model("bert", transformers), tmp_path / "m")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"], content["pre_tokenizer"] = [], {"type": "WhitespaceSplit"}
+    content["normalizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="text that spells the mask becomes the mask"):
+        large.load_diffusion(folder)
+
+
+def test_the_tokenizers_own_file_goes_before_the_map_of_special_tokens(tmp_path: Path) -> None:
+    folder = hub.save(hub.model("bert", transformers), tmp_path / "m")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"mask_token": "cat", "bos_token": "dog"}))
+    assert (named(folder)["mask"], named(folder)["bos"]) == ("[MASK]", "dog")
+
+
+@pytest.mark.parametrize(("kind", "widths"), [("qwen3", (48, 64)), ("llama", (48, 32)), ("gpt2", (128, 32))])
+def test_what_is_too_long_is_refused_and_widths_are_those_of_its_layers(
+    kind: str, widths: tuple[int, int], tmp_path: Path
+) -> None:
+    folder = hub.save(hub.model(kind, transformers), tmp_path / "m")
+    network = pretrained.causal(folder, json.loads((folder / "config.json").read_text()), 64).load()
+    assert network.widths == widths
+    for read in (lambda: network(hub.tokens(1, 33)), lambda: network.empty_cache(1, 33)):
+        with pytest.raises(ValueError, match="length = 33 must be at most 32"):
+            read()
 
 
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
