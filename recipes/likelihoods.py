@@ -72,6 +72,10 @@ class Likelihoods:
             raise ValueError(
                 "sweeps: the AR model is no sampler of a denoiser; it has its line where ar names a folder"
             )
+        for name, each in self.samplers.items():
+            if reason := scores.missing(each):
+                raise ValueError(f"sweeps: {name!r} has no likelihood to show: {reason}")
+        curve.require_rules(settings["labels"], self.samplers.values())
         own = card.card(
             {key: value for key, value in settings.items() if key != "labels"},
             self.device,

@@ -22,7 +22,7 @@ LAYOUT: dict[str, list[str]] = {
     "limits": [],
     "costs": [],
     "declaration": [],
-    "process": ["finite", "noise", "categorical", "schedules", "training_times", "absorbing", "particles"],
+    "process": ["arguments", "finite", "noise", "categorical", "schedules", "training_times", "absorbing", "particles"],
     "nn": [
         "rope",
         "attention",

@@ -183,6 +183,11 @@ def baseline_t_step(baseline: Reverse, num_steps: int) -> Score:
     return score
 
 
+def missing(drawn: Sampler) -> str:
+    """Say why neither the likelihood of a sampler nor a bound of it is known; an empty text if one is."""
+    return bounds.missing(drawn) if exact_likelihoods.missing(drawn) else ""
+
+
 def of_sampler(drawn: Sampler, settings: Mapping[str, Any]) -> Iterator[Score]:
     """Yield what is known of a sampler's likelihood: it, where it is exact; or else a bound, and one of K orders."""
     if not exact_likelihoods.missing(drawn):

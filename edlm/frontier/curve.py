@@ -5,7 +5,7 @@ rule's own value at one token a pass is paired.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from edlm.evaluation.scores import TUBE
 from edlm.likelihood import estimates
 from edlm.likelihood.estimates import Estimate
 from edlm.runs import tables
+from edlm.samplers import planning
 from edlm.samplers.sampler import Sampler
 
 PLAIN, IN_ORDER = "plain", "in order"
@@ -97,6 +98,15 @@ def labels(key: str, value: Any) -> None:
     told = isinstance(value, dict) and all(isinstance(each, str) for pair in value.items() for each in pair)
     if not told:
         raise ValueError(f"{key} = {value!r} must be a section with a name for each rule, as `tokens per pass: random`")
+
+
+def require_rules(names: Mapping[str, str], settings: Iterable[Sampler]) -> None:
+    """Raise ValueError for a label of what is neither a rule of these samplers nor begins as a known plan's."""
+    rules = {rule_of(each) for each in settings}
+    known = tuple(name.replace("_", " ") for name in planning.PLANS)
+    for name in names:
+        if name not in rules and not name.startswith(known):
+            raise ValueError(f"labels.{name}: no such rule; the sweeps have {', '.join(sorted(rules))}")
 
 
 def line(name: str, own: Mapping[str, Any], characters: int) -> Line:

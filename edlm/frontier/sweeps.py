@@ -128,11 +128,24 @@ def _named(known: Mapping[str, Any], check_options: Callable[[str, Mapping[str, 
 
 
 def _check_built(known: Mapping[str, Callable[..., Any]], key: str, value: Mapping[str, Any]) -> None:
-    """A plan and a rule depend on nothing that is loaded, so they are built at once."""
+    """A rule depends on nothing that is loaded, so it is built at once."""
+    options = _check_options(known, key, value)
     try:
-        known[value["name"]](**{name: option for name, option in value.items() if name != "name"})
+        known[value["name"]](**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{key}: {error}") from error
+
+
+def _check_plan(key: str, value: Mapping[str, Any]) -> None:
+    """A plan is built at once too, one with another inside as it is in any config."""
+    _check_options(planning.PLANS, key, value)
+    configs.SECTION["plan"](key, value)
+
+
+def _check_options(known: Mapping[str, Callable[..., Any]], key: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    options = {name: option for name, option in value.items() if name != "name"}
+    schemas.check_arguments(key, known[value["name"]], options, value["name"])
+    return options
 
 
 def _anything(key: str, value: Any) -> None:
@@ -151,7 +164,7 @@ _UNTIL_ESS = _with(
     {"ess": schemas.number(0, above=True), "at_most": schemas.integer(1), "first": schemas.integer(1)},
 )
 _AXES: Schema = {
-    "plan": _named(planning.PLANS, partial(_check_built, planning.PLANS)),
+    "plan": _named(planning.PLANS, _check_plan),
     "proposal": _PROPOSAL,
     "correction": schemas.optional(_named(corrections.CORRECTIONS, _anything)),
     "candidates": schemas.either(schemas.integer(1), _UNTIL_ESS),

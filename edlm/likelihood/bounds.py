@@ -13,7 +13,7 @@ from torch import Tensor
 from edlm import costs
 from edlm.likelihood import exact, nelbo, terms
 from edlm.likelihood.weighing import flat, weigh
-from edlm.process import noise, particles, schedules
+from edlm.process import arguments, noise, particles, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
 from edlm.samplers import planning
@@ -153,7 +153,7 @@ def of_sampler(
 
     Raises:
         ValueError: with the reason, for a sampler that has no bound, unless num_completions and num_passes are at least
-            1, and for a row without a scored position.
+            1, and for what are no texts, keys or scored positions.
 
     Example:
         >>> import edlm, torch
@@ -168,9 +168,8 @@ def of_sampler(
     reason = missing(sampler)
     if reason:
         raise ValueError(f"{sampler}: {reason}")
-    if num_completions < 1:
-        raise ValueError(f"num_completions = {num_completions} must be at least 1")
-    nelbo.check_scored(scored)
+    arguments.require_whole("num_completions", num_completions)
+    nelbo.check_texts(sampler.denoiser, x_0, scored, row)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     how = x_0, seed, row, num_completions, num_passes
     if not planning.is_drawn(sampler.plan):

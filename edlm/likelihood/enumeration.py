@@ -17,6 +17,7 @@ from edlm import contracts
 from edlm.contracts import Denoiser, Energy, Positions
 from edlm.likelihood import chances, rewritten
 from edlm.models import energies
+from edlm.process import arguments
 from edlm.samplers import planning
 from edlm.samplers.blocks import DrawnBlocks
 from edlm.samplers.sampler import Sampler
@@ -240,6 +241,7 @@ def _require_known(sampler: Sampler) -> None:
 
 
 def _require_small(symbols: int, length: int) -> None:
+    arguments.require_whole("length", length)
     if (2 * symbols + 1) ** length > MOST_TRANSITIONS:
         raise ValueError(
             f"{symbols} symbols and length = {length} have {(2 * symbols + 1) ** length} transitions, more than "

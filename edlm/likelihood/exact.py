@@ -73,7 +73,7 @@ def of_sampler(sampler: Sampler, x_0: Tensor, scored: Tensor | None = None) -> E
         An `Exact` of each row.
 
     Raises:
-        ValueError: with the reason, for a sampler that has none, and for a row without a scored position.
+        ValueError: with the reason, for a sampler that has none, and for what are no texts or no scored positions.
 
     Example:
         >>> import edlm
@@ -88,7 +88,7 @@ def of_sampler(sampler: Sampler, x_0: Tensor, scored: Tensor | None = None) -> E
     reason = missing(sampler)
     if reason:
         raise ValueError(f"{sampler}: {reason}")
-    nelbo.check_scored(scored)
+    nelbo.check_texts(sampler.denoiser, x_0, scored)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     if not planning.is_drawn(sampler.plan):
         plan, written = follow(sampler, x_0, wanted)

@@ -93,6 +93,26 @@ def block_size(denoiser: Denoiser) -> int | None:
     return found
 
 
+def check_texts(denoiser: Denoiser, x_0: Tensor, scored: Tensor | None, row: Tensor | None = None) -> None:
+    """Raise ValueError, naming the argument, unless these are texts of a denoiser, with scored positions and keys."""
+    if not isinstance(x_0, Tensor) or x_0.dtype != torch.int64 or x_0.ndim != 2:
+        raise ValueError(f"x_0 must be token ids, int64 (b, l), not {_told(x_0)}")
+    if x_0.numel() and not (int(x_0.min()) >= 0 and int(x_0.max()) < denoiser.vocab_size):
+        ends = f"{int(x_0.min())}..{int(x_0.max())}"
+        raise ValueError(f"x_0 holds token ids in {ends}, and the denoiser's lie in 0..{denoiser.vocab_size - 1}")
+    if scored is not None and (scored.dtype != torch.bool or scored.shape != x_0.shape):
+        raise ValueError(f"scored must be bool {tuple(x_0.shape)}, as x_0 is, or None, not {_told(scored)}")
+    if row is not None and row.shape != x_0.shape[:1]:
+        raise ValueError(f"row must be a key of each of the {len(x_0)} texts, not {_told(row)}")
+    check_scored(scored)
+
+
+def _told(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
 def check_scored(scored: Tensor | None) -> None:
     """Raise ValueError naming the first row (b, l) that has no scored position; None scores all."""
     if scored is not None and not bool(scored.any(-1).all()):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from edlm.likelihood import nelbo, steps
-from edlm.process import noise, particles
+from edlm.process import arguments, noise, particles
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
 from edlm.samplers import planning
@@ -90,8 +90,8 @@ def bound(
         An `Orders` of each row.
 
     Raises:
-        ValueError: with the reason, for a sampler that has none, for num_orders < 1, and for a row without a scored
-            position.
+        ValueError: with the reason, for a sampler that has none, for num_orders < 1, and for what are no texts,
+            keys or scored positions.
 
     Example:
         >>> import edlm, torch
@@ -106,9 +106,8 @@ def bound(
     reason = missing(sampler)
     if reason:
         raise ValueError(f"{sampler}: {reason}")
-    if num_orders < 1:
-        raise ValueError(f"num_orders = {num_orders} must be at least 1")
-    nelbo.check_scored(scored)
+    arguments.require_whole("num_orders", num_orders)
+    nelbo.check_texts(sampler.denoiser, x_0, scored, row)
     wanted = torch.ones_like(x_0, dtype=torch.bool) if scored is None else scored
     plan = _plans(sampler, wanted, seed, row, num_orders)
     written = steps.of_plan(sampler, plan, x_0.repeat(num_orders, 1), len(x_0))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from edlm.contracts import Denoiser
 from edlm.likelihood import nelbo
+from edlm.process import arguments
 from edlm.process.absorbing import RevealPlan
 
 
@@ -35,8 +36,7 @@ def every(plan: RevealPlan) -> Term:
 
 def some(plan: RevealPlan, num_passes: int, seed: Tensor, row: Tensor) -> Term:
     """Choose `num_passes` passes of each row: one in each of so many equal stretches. Raises ValueError for none."""
-    if num_passes < 1:
-        raise ValueError(f"num_passes = {num_passes} must be at least 1")
+    arguments.require_whole("num_passes", num_passes)
     index = torch.arange(len(row), device=row.device).repeat_interleave(num_passes)
     stretch = torch.arange(num_passes, device=row.device).repeat(len(row))
     passes = plan.passes[index]

@@ -5,7 +5,7 @@ batch is split nor on what was drawn before.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -39,8 +39,11 @@ def denoising(
     noise_levels: how they are drawn, stratified over the batch. "by_time": uniform in (time_low, 1), each token is
     masked by itself, as published. "by_count": the number of masks is uniform, so the NELBO weighs them by `n / m`.
     "bell": likewise, with most levels in the middle.
-    Raises ValueError unless 0 <= time_low < 1.
+    Raises ValueError unless 0 <= time_low < 1, and for levels or weights that there are not.
     """
+    for name, value, known in (("levels", levels, get_args(Levels)), ("weights", weights, get_args(Weighting))):
+        if value not in known:
+            raise ValueError(f"{name} = {value!r} must be one of {', '.join(known)}")
     corrupt = (
         corruption(denoiser.mask_id, schedule, time_low, pad_id)
         if noise_levels == "by_time"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edlm import contracts
+from edlm.process import arguments
 
 Schedule = contracts.Schedule
 
@@ -234,7 +235,7 @@ def uniform_grid(num_steps: int) -> Tensor:
         >>> edlm.schedules.uniform_grid(4).tolist()
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    _require(num_steps >= 1, f"num_steps = {num_steps} must be at least 1")
+    arguments.require_whole("num_steps", num_steps)
     return torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
 
 
@@ -255,7 +256,7 @@ def cosine_grid(num_steps: int) -> Tensor:
         >>> edlm.schedules.cosine_grid(2).tolist()
         [1.0, 0.7071067811865476, 0.0]
     """
-    _require(num_steps >= 1, f"num_steps = {num_steps} must be at least 1")
+    arguments.require_whole("num_steps", num_steps)
     times = torch.cos(torch.linspace(0.0, math.pi / 2, num_steps + 1, dtype=torch.float64))
     return torch.cat([times[:-1], times.new_zeros(1)])
 

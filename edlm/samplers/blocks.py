@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edlm.process import arguments
 from edlm.process.absorbing import RevealPlan
 from edlm.process.schedules import Schedule
 from edlm.samplers import planning
@@ -26,8 +27,7 @@ class _Blocks:
     name: ClassVar[str] = "in_blocks"
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size = {self.size} must be at least 1")
+        arguments.require_whole("size", self.size)
 
     def __str__(self) -> str:
         return f"blocks of {self.size}, {self.within}"
@@ -42,6 +42,11 @@ class DrawnBlocks(_Blocks):
     """Blocks with a plan that is drawn before the first pass; see `plans.blocks`."""
 
     within: Drawn
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not planning.is_drawn(self.within):
+            raise ValueError(f"within = {self.within!r} must be a plan that is drawn, with `draw`")
 
     def draw(self, uniforms: Tensor, masked: Tensor, schedule: Schedule) -> RevealPlan:
         """Fix the passes of rows: those of the first block, then those of the next; a block without masks has none."""
@@ -76,6 +81,11 @@ class ChosenBlocks(_Blocks):
 
     within: Rule
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not planning.is_rule(self.within):
+            raise ValueError(f"within = {self.within!r} must be a plan, drawn with `draw` or one with `choose`")
+
     def choose(self, seen: Seen, masked: Tensor) -> Tensor:
         """Choose among the masks of the leftmost block that has any."""
         return self.within.choose(seen, masked & leftmost(masked, self.size))
@@ -95,7 +105,6 @@ def of_size(size: int, within: Plan) -> DrawnBlocks | ChosenBlocks:
         raise ValueError(f"within = {str(within)!r}: a block has no blocks of its own")
     if planning.is_drawn(within):
         return DrawnBlocks(size, within)
-    assert planning.is_rule(within)
     return ChosenBlocks(size, within)
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from edlm.process import arguments
 from edlm.process.schedules import Schedule
 from edlm.samplers import planning
 from edlm.samplers.planning import Expected, Seen
@@ -50,10 +51,11 @@ class EntropyBound:
     name: ClassVar[str] = "entropy_bound"
 
     def __post_init__(self) -> None:
+        arguments.require_numbers(gamma=self.gamma)
         if not self.gamma >= 0.0:
             raise ValueError(f"gamma = {self.gamma} must be at least 0")
-        if self.most is not None and self.most < 1:
-            raise ValueError(f"most = {self.most} must be at least 1, or null")
+        if self.most is not None:
+            arguments.require_whole("most", self.most, also=", or null")
         _check_proxy(self.by)
 
     def __str__(self) -> str:
@@ -99,6 +101,7 @@ class Confidence:
     name: ClassVar[str] = "confidence"
 
     def __post_init__(self) -> None:
+        arguments.require_numbers(threshold=self.threshold)
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold = {self.threshold} must lie in [0, 1]")
 

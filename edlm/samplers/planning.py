@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 import torch
 from torch import Tensor
 
-from edlm.process import absorbing, schedules
+from edlm.process import absorbing, arguments, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.categorical import Certainty
 from edlm.process.schedules import Schedule
@@ -108,7 +108,7 @@ def is_drawn(plan: Plan) -> TypeGuard[Drawn]:
         >>> planning.is_drawn(edlm.plans.LeftToRight()), planning.is_drawn(edlm.plans.EntropyBound())
         (True, False)
     """
-    return hasattr(plan, "draw")
+    return hasattr(plan, "draw") and not isinstance(plan, type)
 
 
 def is_rule(plan: Plan) -> TypeGuard[Rule]:
@@ -126,7 +126,7 @@ def is_rule(plan: Plan) -> TypeGuard[Rule]:
         >>> planning.is_rule(edlm.plans.LeftToRight()), planning.is_rule(edlm.plans.Grid(4))
         (True, False)
     """
-    return hasattr(plan, "choose")
+    return hasattr(plan, "choose") and not isinstance(plan, type)
 
 
 def is_random(plan: Plan) -> TypeGuard[Random]:
@@ -173,18 +173,17 @@ def by_count(schedule: Schedule, length: int, window: tuple[float, float], count
 
 
 def check_count(count: int) -> None:
-    """Raise ValueError for a number of tokens below one.
+    """Raise ValueError for a number of tokens that is not whole, or below one.
 
     Args:
         count: tokens of a pass.
 
     Raises:
-        ValueError: if count < 1.
+        ValueError: unless it is whole and at least 1.
 
     Example:
         >>> import edlm
         >>> from edlm.samplers import planning
         >>> planning.check_count(4)
     """
-    if count < 1:
-        raise ValueError(f"count = {count} must be at least 1")
+    arguments.require_whole("count", count)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edlm.process import absorbing, schedules
+from edlm.process import absorbing, arguments, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.schedules import Schedule
 from edlm.samplers import planning
@@ -123,7 +123,7 @@ class Grid:
     name: ClassVar[str] = "grid"
 
     def __post_init__(self) -> None:
-        if self.spacing not in SPACINGS:
+        if self.spacing not in list(SPACINGS):
             raise ValueError(f"spacing = {self.spacing!r} must be one of {', '.join(SPACINGS)}")
         SPACINGS[self.spacing](self.num_steps)  # it says what is wrong with a number
 
@@ -174,8 +174,7 @@ class TokensPerPass:
     name: ClassVar[str] = "tokens_per_pass"
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"tokens_per_pass = {self.count} must be at least 1")
+        arguments.require_whole("tokens_per_pass", self.count)
 
     def __str__(self) -> str:
         return "one by one" if self.count == 1 else f"{self.count} a pass"

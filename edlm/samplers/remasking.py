@@ -22,7 +22,7 @@ from torch import Tensor
 
 from edlm import contracts
 from edlm.declaration import stage
-from edlm.process import absorbing
+from edlm.process import absorbing, arguments
 from edlm.process.schedules import Schedule
 from edlm.samplers import plans, registries
 from edlm.samplers.kernel import Moves
@@ -168,6 +168,7 @@ class Loop(Remasking):
 
     def __post_init__(self) -> None:
         _require_share("eta", self.eta)
+        arguments.require_numbers(t_on=self.t_on, t_off=self.t_off, alpha_on=self.alpha_on)
         if not 0.0 < self.t_off < self.t_on < 1.0:
             raise ValueError(f"t_off = {self.t_off} and t_on = {self.t_on} must satisfy 0 < t_off < t_on < 1")
         if not 0.0 < self.alpha_on < 1.0:
@@ -315,5 +316,6 @@ def _as_if_written(length: int, masked: float) -> Tensor:
 
 
 def _require_share(name: str, value: float) -> None:
+    arguments.require_numbers(**{name: value})
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} = {value} must lie in [0, 1]")

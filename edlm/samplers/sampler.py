@@ -24,7 +24,7 @@ from edlm import contracts, declaration
 from edlm.contracts import Denoiser, Positions
 from edlm.declaration import Stages
 from edlm.models.denoisers import SubsDenoiser
-from edlm.process import finite, particles, schedules
+from edlm.process import arguments, finite, particles, schedules
 from edlm.samplers import blocks, caching, passes, planning, plans, remasking, selections, speculative, stages
 from edlm.samplers import kernel as kernels
 from edlm.samplers.corrections import Correction, Parts
@@ -303,7 +303,7 @@ def _rounds(sampler: Sampler) -> str:
 
 def _check_remasking(sampler: Sampler, rule: Remasking) -> None:
     """Raise ValueError for what is no rule, and for values of other axes that one cannot go with."""
-    if not hasattr(rule, "sigma"):
+    if not hasattr(rule, "sigma") or isinstance(rule, type):
         raise ValueError(f"remasking = {rule!r} must be None or a rule, as remasking.Cap() is")
     reason = remasking.missing(sampler.plan)
     if sampler.correction is not None:
@@ -317,6 +317,9 @@ def _check_remasking(sampler: Sampler, rule: Remasking) -> None:
 def _check(sampler: Sampler) -> None:
     """Raise ValueError for values of axes that do not fit together."""
     candidates = sampler.candidates
+    if not hasattr(sampler.denoiser, "mask_id"):
+        kind = type(sampler.denoiser).__name__
+        raise ValueError(f"denoiser must be one, as denoisers.subs(network, mask_id) is, not of class {kind}")
     finite.require_temperature("proposal.temperature", sampler.proposal.temperature)
     if not 0.0 < sampler.proposal.nucleus <= 1.0:
         raise ValueError(f"proposal.nucleus = {sampler.proposal.nucleus} must lie in (0, 1]")
@@ -326,8 +329,8 @@ def _check(sampler: Sampler) -> None:
     blocks.check(sampler.plan, sampler.denoiser)
     if sampler.remasking is not None:
         _check_remasking(sampler, sampler.remasking)
-    if isinstance(candidates, int) and candidates < 1:
-        raise ValueError(f"candidates = {candidates} must be at least 1")
+    if not isinstance(candidates, UntilEss):
+        arguments.require_whole("candidates", candidates)
     if sampler.correction is None:
         _check_plain(sampler)
     else:
@@ -348,6 +351,8 @@ def _check_plain(sampler: Sampler) -> None:
 
 def _check_correction(sampler: Sampler, correction: Correction) -> None:
     """Raise ValueError for a correction that does not fit the denoiser, or the selection."""
+    if not hasattr(correction, "parts") or isinstance(correction, type):
+        raise ValueError(f"correction = {correction!r} must be None or one of edlm.samplers.corrections")
     parts = correction.parts(sampler.denoiser)
     if parts.scope == "draft" and getattr(sampler.denoiser, "block_size", None) is not None:
         raise ValueError(

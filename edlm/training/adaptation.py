@@ -89,12 +89,20 @@ def plan(settings: Mapping[str, Any]) -> Plan:
     return Plan(found.network, found.vocabulary, None, found.form, found.weights, settings)  # its padding ends texts
 
 
+def _held(path: str) -> loading.Found:
+    """The AR model of ours at a path. Raises ValueError that names the key for anything else."""
+    try:
+        return loading.autoregressive(path, torch.device("cpu"))
+    except ValueError as error:
+        raise ValueError(f"start_from = {str(error).removeprefix('ar = ')}") from error
+
+
 def _of_ours(settings: Mapping[str, Any]) -> Plan:
     path = settings["start_from"]
     for key, plain in {"shifted": False, "lora": None, "tokenizer": None}.items():
         if settings[key] != plain:
             raise ValueError(f"{key} = {settings[key]!r} is for large models: with {path!r} give {plain!r}")
-    held = loading.autoregressive(path, torch.device("cpu"))
+    held = _held(path)
     sizes = {**held.network.arguments, "causal": False, "max_length": settings["length"]}
     network = Transformer(**sizes)
     network.load_state_dict(held.network.state_dict())

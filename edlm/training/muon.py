@@ -1,12 +1,13 @@
 """Muon: hidden matrices step along their orthogonalised momentum, all other weights by AdamW (Jordan et al. 2024)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edlm.nn import networks
+from edlm.process import arguments
 
 HIDDEN = "hidden"  # of a group: whether its weights are hidden matrices
 PATH = "edlm.training.muon.Muon"  # in configs
@@ -54,8 +55,12 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         _check(lr=lr, adamw_lr=adamw_lr, weight_decay=weight_decay)
+        arguments.require_numbers(momentum=momentum)
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum = {momentum} must lie in [0, 1)")
+        _check_betas(betas)
+        if isinstance(params, Tensor) or not isinstance(params, Iterable):
+            raise ValueError(f"params must be weights or groups of them, not one {type(params).__name__}")
         groups = [each for given in params for each in _groups(given)]
         shared = {"betas": tuple(betas), "weight_decay": weight_decay, "momentum": momentum, "eps": 1e-8}
         rated = [{**shared, "lr": lr if each[HIDDEN] else adamw_lr, **each} for each in groups]
@@ -154,13 +159,25 @@ def marks(values: Mapping[str, Any], network: nn.Module) -> Callable[[str], tupl
 def _groups(given: Any) -> list[dict[str, Any]]:
     """Give the groups of one entry of `params`, each with its mark."""
     group = {**given, "params": list(given["params"])} if isinstance(given, dict) else {"params": [given]}
+    for weight in group["params"]:
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"params must be weights or groups of them, and one is {weight!r}")
+        if group.get(HIDDEN) and weight.ndim != 2:
+            raise ValueError(f"params: a hidden weight must be a matrix, and one has the shape {tuple(weight.shape)}")
     if HIDDEN in group:
         return [group]
     kinds = ((kind, [each for each in group["params"] if (each.ndim == 2) == kind]) for kind in (True, False))
     return [{**group, "params": own, HIDDEN: kind} for kind, own in kinds if own]
 
 
+def _check_betas(betas: Any) -> None:
+    pair = isinstance(betas, Sequence) and len(betas) == 2
+    if not (pair and all(isinstance(beta, int | float) and 0.0 <= beta < 1.0 for beta in betas)):
+        raise ValueError(f"betas = {betas!r} must be two numbers in [0, 1)")
+
+
 def _check(**values: float) -> None:
+    arguments.require_numbers(**values)
     for name, value in values.items():
-        if not value >= 0.0:
-            raise ValueError(f"{name} = {value} must be at least 0")
+        if not 0.0 <= value < float("inf"):
+            raise ValueError(f"{name} = {value} must be at least 0, and finite")
