@@ -37,8 +37,8 @@ def denoising(
     The loss is one NELBO in nats per row, with `weights="even"` the plain cross-entropy of the masked tokens. The
     vocabulary head runs on masked positions only. Padding is never masked, so it never counts.
     levels: how noise levels are drawn, stratified over the batch. "by_time": uniform in (time_low, 1), each token is
-    masked by itself, as published. "by_count": the number of masks is uniform, so the NELBO weighs them by `n / m`.
-    "bell": likewise, with most levels in the middle.
+    masked independently, as published. "by_count": the number of masks m is uniform, so the weight is `n / m`.
+    "bell": a number of masks too, with most levels in the middle.
     Raises ValueError unless 0 <= time_low < 1.
     """
     corrupt = (
