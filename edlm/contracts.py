@@ -192,10 +192,11 @@ class Ordered(Network, Protocol):
 
 @runtime_checkable
 class Cached(Network, Protocol):
-    """A network of blocks that reads some rows of a text alone, what comes before them from a cache.
+    """A network of blocks that reads only some rows of a text, and all earlier positions from a cache.
 
-    Laws: with the keys and values of all positions before the rows, which end with a block, their states are those of
-    the whole text; a position's own keys and values depend on its block and on those before it.
+    Laws: if the cache holds the keys and values of all positions before the rows, up to the end of a block, the states
+    of the rows are those of a pass over the whole text. The keys and values of a position depend only on its block and
+    on earlier blocks.
     """
 
     block_size: int | None
@@ -213,10 +214,10 @@ class Cached(Network, Protocol):
 
 @runtime_checkable
 class Causal(Network, Protocol):
-    """A network that reads from left to right, and goes on where it stopped from what it has kept.
+    """A network that reads from left to right, and continues from a cache of what it has read.
 
-    Laws: state i depends on the tokens up to i alone; `follow` gives the states that one pass over the whole text
-    gives, and writes into nothing; rows do not see each other.
+    Laws: state i depends only on the tokens up to i. `follow` gives the states of one pass over the whole text, and
+    changes no argument. Rows do not see each other.
     """
 
     max_length: int  # the longest sequence it was built for

@@ -170,8 +170,8 @@ def check_selection(selection: Selection, num_particles: int = 4, num_rows: int 
 def check_rule(plan: Rule, length: int = 8, num_rows: int = 32, seed: int = 0) -> None:
     """Check the laws of a plan that is a `Rule`, as one that reads the pass, where laws are sharp, even and equal.
 
-    It gives bool (b, l) and edits nothing; only masks are chosen, and one at least of every row that has any; the same
-    again for the same input; rows do not see each other; what is seen of given tokens changes nothing.
+    The result is bool (b, l), and no input is edited. Only masks are chosen, and at least one of every row that has
+    masks. The same input gives the same result. Rows do not see each other. Values at given tokens change nothing.
 
     Args:
         plan: what is checked.

@@ -71,7 +71,7 @@ class Adapt:
         self.run.load_checkpoint()
 
     def train(self) -> None:
-        """Train to the last step; say first what the model knows before it."""
+        """Train to the last step. First evaluate the model before training."""
         if self.run.step == 0:
             before = self.held_out_bound(self.run.average, self.blocks.valid, self.settings["valid_rows"])
             print(f"before training: {before.bits:.4f} ± {before.bits_error:.4f} bits/token", flush=True)
@@ -104,7 +104,7 @@ class Adapt:
         report.conclude(self.run, lines, bound, masked_nll=told, bytes_per_token=size)
 
     def masked_nll(self, t: float) -> Estimate | None:
-        """Estimate what the EMA network leaves unexplained of a mask of the test split."""
+        """Estimate the nats per mask that the EMA network needs on the test split."""
         drawn = draws.of_settings(self.blocks.test, self.settings["valid_rows"], self.settings, self.device)
         law = self.plan.denoiser(self.run.average)
         return draws.masked_nll(law, schedules.log_linear(), t, drawn, self.plan.pad_id)

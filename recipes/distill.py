@@ -36,7 +36,7 @@ SETTINGS: Schema = {
 
 
 class Distillation:
-    """Load, then round after round: the student learns to do steps of its teacher at once, and is the next teacher."""
+    """Load, then run the rounds: the student learns to do steps of its teacher at once, and is the next teacher."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
@@ -59,7 +59,7 @@ class Distillation:
         self.blocks = corpora.load_blocks(self.corpus, self.vocabulary, self.plan.start.denoiser.max_length)
 
     def train(self) -> None:
-        """Run every round to its last step, in a folder of its own; one that is finished is taken as it is."""
+        """Run every round to its last step, in a folder of its own. A finished round is taken as it is."""
         for number in range(self.settings["rounds"]):
             self.run = self.round(number)
             self.run.load_checkpoint()
@@ -97,7 +97,7 @@ class Distillation:
         self.run.save_checkpoint()
 
     def cleanup(self) -> None:
-        """Print what the student's NELBO is beside that of the denoiser it started from, and say where all is."""
+        """Print the student's NELBO beside that of the denoiser that it started from, and say where the files are."""
         drawn = draws.held_out(self.blocks, "test", self.settings, self.device)
         found = self.plan.nelbos(self.run.average, drawn)
         unit, steps = self.vocabulary.unit, self.plan.num_steps(self.settings["rounds"])

@@ -1,4 +1,4 @@
-"""Show what it costs to write several tokens in a pass: likelihoods of samplers, exact or bounded, on the same texts.
+"""Show the cost of writing several tokens in a pass: likelihoods of samplers, exact or bounded, on the same texts.
 
 edlm run likelihoods ar=runs/tiny/ar
 edlm run likelihoods --config english27 corpus.path=FOLDER
@@ -70,7 +70,7 @@ class Likelihoods:
         self.samplers = {name: own.setting for name, own in found.items() if isinstance(own.setting, Sampler)}
         if len(self.samplers) < len(found):
             raise ValueError(
-                "sweeps: the AR model is no sampler of a denoiser; it has its line where ar names a folder"
+                "sweeps: the AR model is no sampler of a denoiser: leave it out, and give its folder as ar for its line"
             )
         for name, each in self.samplers.items():
             if reason := scores.missing(each):
@@ -87,7 +87,7 @@ class Likelihoods:
         self.lines = processes.from_first(lambda: Lines(self.folder, "likelihoods", own, configs))
 
     def score(self) -> None:
-        """Score what is missing, the line of a setting written when it is there."""
+        """Score the missing settings, and write the line of each as soon as it is scored."""
         settings, diffusion = self.settings, self.models.diffusion
         assert diffusion is not None
         wanted = {"nelbo": [scores.averaged(scores.continuous(diffusion), settings["nelbo_draws"])]}

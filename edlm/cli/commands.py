@@ -200,7 +200,7 @@ def _validate(arguments: Sequence[str]) -> None:
 
 
 def _convert(arguments: Sequence[str]) -> None:
-    """Write published weights as a network folder for `edlm run`, or ours, or a GGUF file, as a Hugging Face folder."""
+    """Convert published weights to a folder for `edlm run`, and ours or a GGUF file to a Hugging Face folder."""
     parser = argparse.ArgumentParser(prog="edlm convert", description=_convert.__doc__)
     parser.add_argument(
         "path", type=Path, help="a Hugging Face folder, a Lightning checkpoint, weights.safetensors, or a .gguf"
@@ -221,8 +221,8 @@ def _convert(arguments: Sequence[str]) -> None:
         ignored |= {"--length": given.length, "--raw": given.raw or None, "--bos": given.bos}
         for name, value in ignored.items():
             if value is not None:
-                said = "a GGUF file" if quantised else "with --to hf the network folder"
-                raise ValueError(f"{name} is for published weights; {said} says all")
+                where = "for a GGUF file" if quantised else "with --to hf"
+                raise ValueError(f"{name} is for published weights: leave it out {where}")
     if quantised:
         rows = importlib.import_module("edlm.weights.gguf_files").convert(given.path, given.out)
     elif given.to == "hf":

@@ -134,4 +134,4 @@ def require_unicode(text: str) -> None:
 def _unknown_message(tokenizer: Tokenizer, text: str, position: int) -> str:
     encoding = tokenizer.encode(text, add_special_tokens=False)  # the fast call keeps no offsets
     start, end = encoding.offsets[position]
-    return f"{text[start:end]!r} at offset {start} is nothing the tokenizer can spell"
+    return f"{text[start:end]!r} at offset {start} cannot be spelled by the tokenizer"

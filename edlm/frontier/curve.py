@@ -1,7 +1,7 @@
 """Bits per character of samplers against the tokens of a pass: exact where that is known, or else a bound.
 
-All settings score the same texts, so what two of them differ by has a smaller error than either: the excess over a
-rule's own value at one token a pass is paired.
+All settings score the same texts, so a difference of two settings has a smaller error than either value. For this
+reason the excess over a rule's own value at one token a pass is paired.
 """
 
 import math
@@ -27,9 +27,10 @@ _ONE = 1.0 + 1e-9  # tokens of a pass
 class Point(NamedTuple):
     """One setting: what is known of it on the texts, in bits per character.
 
-    rule: that of its plan; way: plain, in order, or what is weighed; figure: which figure it is; bits: the value, its
-    error that of other texts; lower: the lower end of an interval, None if there is none or it is not reliable;
-    together: tokens of a pass; excess: share above the rule's own value at one token a pass, with a paired error.
+    rule: the rule of its plan. way: plain, in order, or the correction that weighs. figure: the name of the figure.
+    bits: the value, with its error over texts. lower: the lower end of an interval; None if there is none or it is not
+    reliable. together: tokens of a pass. excess: share above the rule's own value at one token a pass, with a paired
+    error.
     """
 
     name: str

@@ -147,7 +147,7 @@ def cells(setting: Setting | None) -> list[Any]:
 def expected_passes(setting: Setting, length: int) -> float:
     """Count the texts that networks are expected to read for one sample; an AR model with its cache reads one.
 
-    Where that depends on the tokens, the most it can be, one token a pass: for the time that is left, and no figure.
+    If the number depends on the tokens, count one token a pass, the most it can be. This only estimates the time.
     """
     if isinstance(setting, Alone):
         return 1.0

@@ -33,7 +33,7 @@ class Bound(NamedTuple):
     ess, log_weight_std: means over corrected passes of the k weights of the formula, the data among them; NaN if none,
     or where no candidates are drawn beside the data.
     denoiser_passes, energy_passes: texts of this row that each network has read, parts of a text by their tokens.
-    passes: those by which the sampler writes the text, in the order that was drawn.
+    passes: the number of passes in which the sampler writes the text, in the order that was drawn.
     """
 
     nats: Tensor
@@ -135,7 +135,7 @@ def of_sampler(
     completed, and it is `E log( (w(x_s) + sum_{j=2..k} w_j) / (k w(x_s)) )`. Of the limit, under an energy with Z = 1
     in every state, it is `E(x_s, x_t)`, exact, and nothing is drawn beside the text.
 
-    A plan that is chosen from the pass has one path for a text, which is followed first; on it the terms are the same.
+    A plan that is chosen from the pass has one path for a text. The path is followed first, and its terms are the same.
     A row's terms do not depend on the rows beside it, except which passes stand for all.
 
     Args:
@@ -146,7 +146,7 @@ def of_sampler(
         num_completions: m, of drafts alone.
         num_passes: so many passes of a row, evenly spread from a random one on, stand for all, without bias; None: all
             of them.
-        scored: the positions that count, bool (b, l), the others are given, as a prompt is; None: all.
+        scored: the positions that count, bool (b, l); the others are given, as in a prompt. None: all count.
 
     Returns:
         A `Bound` of each row.

@@ -97,7 +97,7 @@ def transitions_of(sampler: Sampler, length: int) -> Transitions:
     """
     _require_known(sampler)
     if sampler.remasking is not None:
-        raise ValueError(f"{sampler}: what a step writes is enumerated without remasking alone")
+        raise ValueError(f"{sampler}: a step can be enumerated only without remasking")
     parts, correction, found = sampler.parts, sampler.correction, sampler.chooses.law
     assert found is not None
     if parts is None or correction is None:
@@ -129,7 +129,7 @@ def missing(sampler: Sampler) -> str:
     """
     selection, (temperature, nucleus), again = sampler.chooses, sampler.proposal, sampler.remasking
     if again is not None and again.by_token:
-        return f"the law of {str(again)!r} is not enumerated: it hangs on how likely each token once was"
+        return f"the law of {str(again)!r} is not enumerated: it depends on earlier probabilities of tokens"
     plan = chances.as_rule(sampler.plan)
     inner = plan.within if isinstance(plan, DrawnBlocks) else plan
     reasons = {

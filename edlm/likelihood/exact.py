@@ -1,8 +1,8 @@
 """The exact likelihood of a sampler whose plan is a rule: of a text, the one path by which the sampler writes it.
 
-What a rule reveals follows from the state alone. So a text is written in one way, whatever the noise: the sampler is
-run with the data in the place of what it would draw (DUEL, arXiv 2603.01367), and the log-probabilities on its path add
-up to that of the text. Nothing is random here, and there is no seed.
+A rule chooses positions by the state alone. So a text is written along one path, for any noise. The sampler runs with
+the data in place of its draws (DUEL, arXiv 2603.01367), and the log-probabilities along the path add up to that of the
+text. Nothing is random here, and there is no seed.
 """
 
 from typing import NamedTuple
@@ -22,8 +22,8 @@ from edlm.samplers.sampler import Sampler
 class Exact(NamedTuple):
     """Per row, (b,) each: the NLL in nats per scored token, and what stands behind it.
 
-    passes: those by which the sampler writes the text. denoiser_passes, energy_passes: texts of this row that each
-    network has read, parts of a text by their tokens.
+    passes: the number of passes in which the sampler writes the text. denoiser_passes, energy_passes: texts of this row
+    that each network has read, parts of a text by their tokens.
     """
 
     nats: Tensor
@@ -60,14 +60,14 @@ def missing(sampler: Sampler) -> str:
 def of_sampler(sampler: Sampler, x_0: Tensor, scored: Tensor | None = None) -> Exact:
     """Compute `-log q(x_0)`, q the law of the sampler as it runs, for plans that are rules.
 
-    A pass reveals S, which follows from the state z, and adds `sum_{i in S} -log p_i(x_0^i | z)`; in order, where it
-    starts inside the window, `sum_{i in S} -log q(x_0^i | z, x_0^{S<i})`. Temperature and nucleus are a part of the
+    A pass reveals S, a function of the state z, and adds `sum_{i in S} -log p_i(x_0^i | z)`. A pass in order that
+    starts inside the window adds `sum_{i in S} -log q(x_0^i | z, x_0^{S<i})`. Temperature and nucleus are a part of the
     law: a token outside the nucleus has probability zero, and its text an infinite NLL.
 
     Args:
         sampler: one that has an exact likelihood, see `missing`.
         x_0: texts (b, l).
-        scored: the positions that count, bool (b, l), the others are given, as a prompt is; None: all.
+        scored: the positions that count, bool (b, l); the others are given, as in a prompt. None: all count.
 
     Returns:
         An `Exact` of each row.
@@ -100,7 +100,7 @@ def of_sampler(sampler: Sampler, x_0: Tensor, scored: Tensor | None = None) -> E
 
 
 def of_rule(sampler: Sampler, wanted: Tensor) -> RevealPlan:
-    """Fix the passes of rows by a rule that reads the masks alone, bool (b, l): whatever numbers it is given.
+    """Fix the passes of rows by a rule that reads the masks alone, bool (b, l), and no noise.
 
     Args:
         sampler: whose plan it is.
@@ -123,11 +123,10 @@ def of_rule(sampler: Sampler, wanted: Tensor) -> RevealPlan:
 
 @torch.no_grad()
 def follow(sampler: Sampler, x_0: Tensor, wanted: Tensor) -> tuple[RevealPlan, Written]:
-    """Run a sampler whose plan is chosen from the pass with the data in the place of what it draws.
+    """Run a sampler whose plan is chosen from the pass with the data in place of its draws.
 
     Args:
-        sampler: whose plan it is. Where it weighs candidates, the tokens' log-probabilities are those of what is
-            proposed.
+        sampler: the sampler with the plan. If it weighs candidates, the log-probabilities are those of its proposal.
         x_0: texts (b, l).
         wanted: the positions that are masked at first, bool (b, l).
 
@@ -135,7 +134,7 @@ def follow(sampler: Sampler, x_0: Tensor, wanted: Tensor) -> tuple[RevealPlan, W
         The passes that it takes, and what they write.
 
     Raises:
-        ValueError: where the plan reveals nothing of a text that has masks.
+        ValueError: if the plan reveals no mask of a text that has masks.
 
     Example:
         >>> import edlm, torch
@@ -163,7 +162,7 @@ def follow(sampler: Sampler, x_0: Tensor, wanted: Tensor) -> tuple[RevealPlan, W
         seen = stages.seen_of(law, state[contracts.HIDDEN], state[contracts.POSITIONS], len(rows), l)
         now = rule.choose(seen, hidden) & hidden
         if not now.any(-1).all():
-            raise ValueError(f"{rule} must reveal something of every text with masks, and of one it does not")
+            raise ValueError(f"{rule} must reveal a mask of every text that has masks, and reveals none of one text")
         found, looked_up = steps.log_prob(sampler, state, x_0[rows], now)
         log_prob, read_more = log_prob.index_add(0, rows, found), read_more.index_add(0, rows, looked_up)
         order = order.index_copy(0, rows, torch.where(now, len(times), order[rows]))

@@ -10,7 +10,7 @@ u - 1`, for every psi > 0 that does not depend on the plan of `ll`,
 
     log p(x) <= log psi + E exp(ll) / psi - 1,
 
-with equality where psi = p. Here psi is the mean over the other K - 1 plans, each of the K being left out once.
+with equality where psi = p. Here psi is the mean over the other K - 1 plans, and each of the K is left out once.
 """
 
 import math
@@ -33,10 +33,10 @@ class Orders(NamedTuple):
     """Per row, (b,) each, in nats per scored token: one unbiased value of a bound of the NLL from either side.
 
     upper: of L_K. lower: of TUBE, NaN where K = 1. ess: of the K weights `exp ll`, in [1, K]. unreliable: whether it is
-    less than `RELIABLE_SHARE` of the way from 1 to K: orders that are rarely met then carry the mean of `exp ll`. Its
-    estimate, for all that it is unbiased, is mostly too small, and so the lower end mostly too high.
+    less than `RELIABLE_SHARE` of the way from 1 to K. Then rare orders carry the mean of `exp ll`. Its estimate is
+    still unbiased, but mostly too small, so the lower end is mostly too high.
     denoiser_passes, energy_passes: texts of this row that each network has read, parts of a text by their tokens.
-    passes: those by which the sampler writes the text, a mean over the orders.
+    passes: the number of passes in which the sampler writes the text, a mean over the orders.
     """
 
     upper: Tensor
@@ -74,9 +74,9 @@ def bound(
 ) -> Orders:
     """Draw one unbiased value per row of bounds of `-log q(x_0)` from either side, q the law of the sampler as it runs.
 
-    Unbiased for the bounds, not for the likelihood: means over texts have L_K and TUBE as their expectations, and
-    errors beside. Temperature and nucleus are a part of the law, as in `exact.of_sampler`. The first of the orders is
-    that of `bounds.of_sampler`.
+    The values are unbiased for the bounds, not for the likelihood: means over texts have L_K and TUBE as expectations.
+    Temperature and nucleus are a part of the law, as in `exact.of_sampler`. The first order is that of
+    `bounds.of_sampler`.
 
     Args:
         sampler: one that has such bounds, see `missing`.
@@ -84,7 +84,7 @@ def bound(
         seed: of the plans, int64 ().
         row: the key of each row's plans, int64 (b,).
         num_orders: K.
-        scored: the positions that count, bool (b, l), the others are given, as a prompt is; None: all.
+        scored: the positions that count, bool (b, l); the others are given, as in a prompt. None: all count.
 
     Returns:
         An `Orders` of each row.

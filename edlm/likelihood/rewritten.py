@@ -1,7 +1,7 @@
 """The exact law of a sampler that masks tokens again, on a small space: every state with masks, step by step.
 
-Given x_t every position moves by itself: what is visible is masked with probability sigma, and a mask is revealed as a
-token of its own law. So a step is a product of small tables, one for each set of masks.
+Given x_t every position moves independently: a visible token is masked with probability sigma, and a mask is revealed
+as a token of its own law. So a step is a product of small tables, one for each set of masks.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """The law of what a pass writes, asked of the data: its log-probability given what is seen and which positions come.
 
-Plain passes write each token from its own law; passes in order write a token from the law that those before it leave.
-Both laws are those that are drawn from, cooled and cut to the nucleus. Where k candidates are weighed no such law is
-known, only a bound of it.
+Plain passes write each token from its own law. Passes in order write each token from its law given those before it.
+Both laws are those of the draws, after temperature and nucleus. Where k candidates are weighed no such law is known,
+only a bound.
 """
 
 from typing import NamedTuple

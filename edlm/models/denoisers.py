@@ -113,7 +113,7 @@ def subs(
 def beside_clean(denoiser: SubsDenoiser) -> TensorDictModule:
     """Build the pass that reads all blocks at once, each as if those before it were finished.
 
-    A network without blocks has nothing before: there it is the denoiser itself.
+    A network without blocks has no finished blocks: then the pass is the denoiser itself.
 
     Args:
         denoiser: over a network with a `block_size`, or any other.
@@ -122,7 +122,7 @@ def beside_clean(denoiser: SubsDenoiser) -> TensorDictModule:
         The stage `x_t, x_0, positions -> hidden`.
 
     Raises:
-        ValueError: for a denoiser of blocks that is told the time: what is finished has none.
+        ValueError: for a denoiser of blocks that is told the time: finished blocks have none.
 
     Example:
         >>> import edlm
@@ -134,7 +134,7 @@ def beside_clean(denoiser: SubsDenoiser) -> TensorDictModule:
     if denoiser.block_size is None:
         return denoiser
     if denoiser.told is not None:
-        raise ValueError("a denoiser of blocks is told no time: what is finished has none")
+        raise ValueError("a denoiser of blocks is told no time: finished blocks have none")
     return stage("x_t, x_0, positions -> hidden", _HiddenBeside(denoiser.network))
 
 

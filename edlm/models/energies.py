@@ -167,16 +167,16 @@ def residual_ar(
 
 
 def ordered_ar(network: nn.Module, mask_id: int, bos_id: int | None) -> TensorDictModule:
-    """Build the energy whose weights are an autoregressive model's law of what is filled in, for texts from the left.
+    """Build the energy of an autoregressive model's law of the tokens that are filled in, from left to right.
 
-    `E = sum_{i in S} [ log p_theta(x_i | x_t) - log p_AR(x_i | x_<i) ]`, S what candidates fill in; +inf if a mask
-    stands left of it, for then the model has no law of it. Of whole drafts it is the carry-over form of `residual_ar`.
-    A first token without a bos is left out. Z = 1.
+    `E = sum_{i in S} [ log p_theta(x_i | x_t) - log p_AR(x_i | x_<i) ]`, where candidates fill in S. If a mask stands
+    to the left of a token of S, the model has no law of it, and E = +inf. Of whole drafts E is the carry-over form of
+    `residual_ar`. A first token without a bos is left out. Z = 1.
 
     Args:
         network: a causal network over the denoiser's vocabulary.
         mask_id: the id of the mask.
-        bos_id: what stands in front of the text; None: the first token is given.
+        bos_id: the token in front of the text; None: the first token is given.
 
     Returns:
         A `contracts.Energy` of drafts, and of transitions that begin at the first mask.

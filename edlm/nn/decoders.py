@@ -22,11 +22,11 @@ class DecoderNetwork(nn.Module):
     """A torchtune decoder as a `Network`: tokens (b, l) to hidden states (b, l, h), logits by `head` on request.
 
     `shifted`: position i reads the state of position i - 1, as models made from autoregressive ones predict token i
-    there. Nothing predicts position 0, which keeps its own state; with a `bos_id`, which is then read in front of every
-    text, its state does. `rows_at_once`: how many rows run at a time, which
-    bounds memory. `vocab_size`: ids from the decoder's own number up to it have probability zero, and are read as a row
-    of zeros, never as another token. Noise levels are not read: these models know none. The decoder's modules are taken
-    over, its norms in float32.
+    there. Nothing predicts position 0, which keeps its own state. With a `bos_id` the bos is read in front of every
+    text, and its state predicts position 0. `rows_at_once`: how many rows run at a time, which bounds memory.
+    `vocab_size`: ids from the decoder's own number up to it have probability zero, and are read as a row of zeros,
+    never as another token. Noise levels are not read: these models know none. The decoder's modules are taken over, its
+    norms in float32.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class DecoderNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if bos_id is not None and not shifted:
-            raise ValueError(f"bos_id = {bos_id} is read in front of a text by a shifted network alone")
+            raise ValueError(f"bos_id = {bos_id}: only a shifted network reads a bos in front of a text")
         self.embedding, self.layers, self.norm = decoder.tok_embeddings, decoder.layers, decoder.norm
         for module in decoder.modules():
             if isinstance(getattr(module, "scale", None), nn.Parameter):

@@ -13,9 +13,9 @@ class ShallowNetwork(Transformer):
     """A `Transformer` with an in-order head: one more block, which alone reads new tokens one after the other.
 
     A pass over x_t is that of the `Transformer`. It keeps its states, and the keys and values that the block makes of
-    them. A token of S is then predicted from the state that x_t has in its place, to which the block adds what the
-    tokens of S before it tell (after self-speculative masked diffusion, Campbell et al. 2025, arXiv 2510.03929). So a
-    round of writing in order costs one block, whatever the depth is. The block adds nothing before it is trained.
+    them. To predict a token of S, the network takes the state of x_t in its place, and adds the output of the block,
+    which reads the tokens of S before it (after self-speculative masked diffusion, Campbell et al. 2025, arXiv
+    2510.03929). So a round of writing in order costs one block, at any depth. Before training the block adds nothing.
 
     Args:
         vocab_size: ids, the mask included.
@@ -110,7 +110,7 @@ class ShallowNetwork(Transformer):
 
 
 def start_from(shallow: ShallowNetwork, denoiser: Transformer) -> None:
-    """Copy a trained denoiser into the network and freeze it: only what reads in order is left to be trained.
+    """Copy a trained denoiser into the network and freeze it: training then changes only the block in order.
 
     Args:
         shallow: the network that is written to.

@@ -35,12 +35,12 @@ def denoising(
 ) -> TensorDictSequential:
     """Build the training pipeline of a denoiser of blocks: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
-    The loss is one NELBO in nats per row, up to the times that are left out. Each block has its own time t in the range
-    of times, stratified over the batch. A narrower range leaves out large weights, and blocks with all masks or none.
-    noise_levels: `by_time`, each token masked with probability 1 - alpha(t), weighed by w(t): with one block it is
-    `denoising.denoising`. `by_count`, just `m = ceil(t n)` of the n tokens of a block, weighed by n / m: the same in
-    the mean, as `nelbo.nelbo` estimates it. No block is without a mask then, and blocks of one token have the loss of
-    an autoregressive model.
+    The loss is one NELBO in nats per row, except for times outside the range. Each block has its own time t in the
+    range, stratified over the batch. A narrower range leaves out large weights, and blocks with all masks or none.
+    noise_levels: `by_time` masks each token with probability 1 - alpha(t), with the weight w(t). With one block this is
+    `denoising.denoising`. `by_count` masks exactly `m = ceil(t n)` of the n tokens of a block, with the weight n / m.
+    The mean is the same, as `nelbo.nelbo` estimates it. Then every block has a mask, and blocks of one token have the
+    loss of an autoregressive model.
     Raises ValueError unless 0 <= low < high <= 1, for other noise levels, and as `denoisers.beside_clean` does.
     """
     low, high = times

@@ -34,14 +34,17 @@ def denoising(
 ) -> TensorDictSequential:
     """Build the training pipeline of a denoiser: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
-    The loss is one NELBO in nats per row, with `loss_weights="even"` the plain cross-entropy of the masked tokens.
-    The vocabulary head runs on masked positions only. Padding is never masked, so it never counts.
+    The loss is one NELBO in nats per row, with `loss_weights="even"` the plain cross-entropy of the masked tokens. The
+    vocabulary head runs on masked positions only. Padding is never masked, so it never counts.
     noise_levels: how they are drawn, stratified over the batch. "by_time": uniform in (time_low, 1), each token is
-    masked by itself, as published. "by_count": the number of masks is uniform, so the NELBO weighs them by `n / m`.
-    "bell": likewise, with most levels in the middle.
+    masked independently, as published. "by_count": the number of masks m is uniform, so the weight is `n / m`.
+    "bell": a number of masks too, with most levels in the middle.
     Raises ValueError unless 0 <= time_low < 1, and for levels or weights that there are not.
     """
-    for name, value, known in (("levels", levels, get_args(Levels)), ("weights", weights, get_args(Weighting))):
+    for name, value, known in (
+        ("noise_levels", noise_levels, get_args(NoiseLevels)),
+        ("loss_weights", loss_weights, get_args(LossWeights)),
+    ):
         if value not in known:
             raise ValueError(f"{name} = {value!r} must be one of {', '.join(known)}")
     corrupt = (
@@ -86,7 +89,7 @@ def score(denoiser: Denoiser, weight: str | None = None) -> TensorDictModule:
 def corruption(mask_id: int, schedule: Schedule, time_low: float, pad_id: int | None = None) -> TensorDictModule:
     """Build the stage that masks texts at times of their own: `{x_0, seed, ...} -> {x_t, t, weight, positions}`.
 
-    Raises ValueError unless 0 <= time_low < 1.
+    Raises ValueError unless 0 <= time_low < 1, and for levels or weights that there are not.
     """
     if not 0.0 <= time_low < 1.0:
         raise ValueError(f"time_low = {time_low} must lie in [0, 1)")

@@ -1,8 +1,8 @@
 """Training of a denoiser to do several steps of another one at once (SDTT, Deschenaux and Gulcehre, arXiv 2410.21035).
 
-The student sees x_t. The teacher goes on from it for m ancestral steps, and a mask's target is what the teacher said of
-it in the step in which it was revealed, or in the last one. So the student learns in one pass what the teacher knows
-after tokens beside it were written.
+The student sees x_t. The teacher takes m ancestral steps from x_t. The target of a mask is the teacher's law in the
+step that reveals it, or in the last step. So the student learns to predict in one pass what the teacher predicts after
+it has written other tokens.
 """
 
 from collections.abc import Callable
@@ -42,11 +42,11 @@ def distillation(
     for `mse` and `tvd`. The teacher is frozen: no gradient, and in eval mode. Vocabulary work is on the masks alone.
 
     Args:
-        student: what is trained.
-        teacher: what takes the steps.
+        student: the denoiser that is trained.
+        teacher: the denoiser that takes the steps.
         schedule: of the masking process.
-        num_steps: of the teacher's sampler, so its steps have the length `1 / num_steps`; the last one ends at 0.
-        at_once: how many of them the student learns to do at once, m.
+        num_steps: of the teacher's sampler. Its steps have the length `1 / num_steps`, and never go below time 0.
+        at_once: m, the number of teacher steps that the student learns to do at once.
         divergence: a name of `DIVERGENCES`.
         time_low: the smallest time of x_t.
         pad_id: never masked, so it never counts.
@@ -55,7 +55,7 @@ def distillation(
         The pipeline.
 
     Raises:
-        ValueError: unless 1 <= at_once <= num_steps and 0 <= time_low < 1, and for a divergence that there is not.
+        ValueError: unless 1 <= at_once <= num_steps and 0 <= time_low < 1, and for an unknown divergence.
     """
     if not 1 <= at_once <= num_steps:
         raise ValueError(f"at_once = {at_once} must lie in 1..{num_steps:g}, the steps of the teacher's sampler")

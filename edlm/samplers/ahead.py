@@ -1,15 +1,15 @@
 """A text from left to right by the law of a causal network, in fewer of its passes than there are tokens.
 
-The law is `q(x^S) = prod_i p_AR(x_i | x_<i)`, to which drafts tend that are weighed by a residual energy with the
-visible tokens carried over. The denoiser drafts the next few tokens at once, `a_i ~ p_i`, from what is known and masks
-behind it. One pass of the causal network over them gives its law at each, given the drafts before it, and
+The law is `q(x^S) = prod_i p_AR(x_i | x_<i)`. It is the limit of drafts that a residual energy weighs, with the visible
+tokens carried over. The denoiser reads final tokens and some masks behind them, and drafts the next few tokens at once,
+`a_i ~ p_i`. One pass of the causal network over the drafts gives its law at each, given the drafts before it, and
 
     x_i = a_i if u_i p_i(a_i) < p_AR(a_i | x_<i), else drawn by u'_i from (p_AR - p_i)_+, normalised,
 
-so a token has the law `p_AR(x_i | x_<i)` whatever the denoiser is (Leviathan et al. 2023, arXiv 2211.17192). What is
-final stays in the network's cache, so a pass reads the drafts and the last token before them. It also gives the law of
-the token after the drafts, which is drawn at once where all of them stay. A position keeps its uniforms until it is
-final. None of them has then decided anything before it, so drafts may be drawn anew with the same ones.
+so a token has the law `p_AR(x_i | x_<i)` for any denoiser (Leviathan et al. 2023, arXiv 2211.17192). Final tokens stay
+in the network's cache, so a pass reads only the drafts and the last token before them. The pass also gives the law of
+the token after the drafts. If all drafts are accepted, this token is drawn at once. A position keeps its uniforms until
+it is final. They decide nothing at earlier positions, so drafts may be drawn again with the same uniforms.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,8 @@ from edlm.samplers.stages import Law
 class Manner(NamedTuple):
     """The way in which tokens are drafted; the law of a text does not depend on it.
 
-    ahead: tokens that are drafted at once. context: tokens that the denoiser reads for it, the drafts among them; None:
-    the whole text. anew: whether what follows a refused draft is drafted again before the next pass, or kept and
-    verified once more.
+    ahead: tokens that are drafted at once. context: tokens that the denoiser reads to draft, the drafts included; None:
+    the whole text. anew: whether the tokens after a refused draft are drafted again, or kept and verified once more.
     """
 
     ahead: int = 4

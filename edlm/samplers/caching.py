@@ -1,9 +1,9 @@
 """Keys and values of finished blocks, kept between passes: a pass reads the rows of its own block alone.
 
-A denoiser of blocks reads no later block, so what is finished never changes again: the tokens are those of passes over
-the whole text. The first pass of a block reads the block before it once more, now that it has no masks, and stores it;
-of a prompt it stores all at once. Rows of a batch may be in different blocks. If they do not all begin one together,
-what is finished is stored by a pass of its own, so that no other row pays for it.
+A denoiser of blocks reads no later block, so a finished block never changes. The tokens are those of passes over the
+whole text. The first pass of a block reads the block before it once more, now without masks, and stores it. The whole
+blocks of a prompt are stored at once. Rows of a batch may be in different blocks. If they do not all begin a block
+together, a separate pass stores the finished blocks, so that no other row pays for it.
 """
 
 from typing import Any, NamedTuple

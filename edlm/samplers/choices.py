@@ -1,7 +1,7 @@
 """The positions that a pass reveals, chosen by how sure the denoiser is of them: plans that read the pass.
 
-A plan of this file is a rule: what it reveals is a function of the state alone, so a text has one way in which it is
-written, and its likelihood is exact. No number is drawn for it.
+A plan of this file is a rule: it chooses positions by the state alone, and draws no random number. So a text is written
+along one path, and its likelihood is exact.
 """
 
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ PROXIES = Seen._fields
 class EntropyBound:
     """The surest positions whose tokens, drawn each from its own law, can share little information.
 
-    Of the first k in the order of `by`, the entropies less the largest of them bound the mutual information. The
-    largest k for which that is at most gamma is taken (Ben-Hamu et al. 2025, arXiv 2505.24857), and one at least. At
-    gamma = 0 that is one position a pass, and those whose token is certain.
+    Take the first k positions in the order of `by`. The sum of their entropies, less the largest one, bounds their
+    mutual information. A pass reveals the largest k for which this bound is at most gamma, and at least one position
+    (Ben-Hamu et al. 2025, arXiv 2505.24857). At gamma = 0 a pass reveals one position, and all whose token is certain.
 
     Args:
         gamma: nats of a pass, at least 0.
-        most: the most positions of a pass; None is all.
-        by: what orders the positions: `"entropy"`, lowest first, `"confidence"` or `"margin"`, highest first.
+        most: the most positions of a pass; None: no limit.
+        by: the order of the positions: `"entropy"`, lowest first; `"confidence"` or `"margin"`, highest first.
 
     Raises:
-        ValueError: for a gamma below 0, for `most` below 1 and for an order that there is not.
+        ValueError: for a gamma below 0, for `most` below 1, and for an unknown order.
 
     Example:
         >>> import edlm, torch
@@ -83,10 +83,10 @@ class EntropyBound:
 class Confidence:
     """Every position whose likeliest token has more than a given probability, or else the surest one.
 
-    Known as the threshold of parallel decoding (Wu et al. 2025, arXiv 2505.22618).
+    This is the threshold of parallel decoding (Wu et al. 2025, arXiv 2505.22618).
 
     Args:
-        threshold: a probability; from 1 on, one position a pass.
+        threshold: a probability; at 1 a pass reveals one position.
 
     Raises:
         ValueError: for a threshold below 0 or above 1.
@@ -119,7 +119,7 @@ class Confidence:
 
 @dataclass(frozen=True)
 class Ranked:
-    """So many positions in every pass, the surest first.
+    """A fixed number of positions in every pass, the surest first.
 
     By `"margin"` it is the top-K probability margin (Kim et al. 2025, arXiv 2502.06768), by `"confidence"` the order of
     MaskGIT without its noise (Chang et al. 2022, arXiv 2202.04200).
@@ -130,7 +130,7 @@ class Ranked:
             first.
 
     Raises:
-        ValueError: for a count below one and for an order that there is not.
+        ValueError: for a count below one, and for an unknown order.
 
     Example:
         >>> import edlm

@@ -197,18 +197,18 @@ class Joint:
 class Autoregressive:
     """A causal network's own law, `prod_i p_AR(x_i | x_<i)`: what the carry-over form of its residual energy tends to.
 
-    With `selection="speculative"` it is drawn from, exactly, with the denoiser's draws as drafts: see `samplers.ahead`.
-    It reads what stands to the left; tokens given to the right of a mask it does not see. In one step, or from left to
-    right, a text is one of the network itself. In another order the masks before S are drawn and masked again: exact,
-    dear, and without a bound.
+    With `selection="speculative"` the sampler draws from this law exactly, with the denoiser's draws as drafts: see
+    `samplers.ahead`. The network reads tokens to the left only. It does not see tokens given to the right of a mask. In
+    one step, or from left to right, a text has the network's own law. In another order the masks before S are drawn and
+    masked again. This is exact but expensive, and has no bound.
 
     Args:
         network: a causal network over the denoiser's vocabulary, read with a cache.
         bos_id: what stands in front of a text; None: the first token is given.
-        temperature: candidates are weighed by `exp(-E / temperature)`; 1 where none is.
+        temperature: candidates are weighed by `exp(-E / temperature)`; must be 1 if no candidate is weighed.
         ahead: tokens that the denoiser drafts at once.
-        context: tokens that it reads for it, the drafts among them; None: the whole text.
-        anew: whether what follows a refused draft is drafted again at once, or kept and verified once more.
+        context: tokens that the denoiser reads to draft, the drafts included; None: the whole text.
+        anew: True drafts again after a refused draft; False keeps the later drafts and verifies them once more.
 
     Raises:
         ValueError: unless temperature > 0, and ahead and context are at least 1.

@@ -1,8 +1,8 @@
 """The loop of a sampler whose plan reads the pass: what a pass reveals is known only in its middle.
 
-So the host waits once a pass, for how many positions of each row are revealed. It keeps how many masks each row has
-left, and all else follows from that: times, who is corrected, and every shape. A row without masks is worked on no
-more, and each row has its own passes, so a text does not depend on its batch.
+So the host waits once a pass, to learn how many positions of each row are revealed. It counts the masks that each row
+has left. Times, corrected rows and all shapes follow from these counts. A row without masks takes no more work. Each
+row has its own passes, so a text does not depend on its batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +77,7 @@ def passes(
 ) -> Iterator[Pass]:
     """Take passes until no mask of the tokens (b, l) is left; noise is keyed by `row` (b,) and `first_pass` + the pass.
 
-    Raises ValueError where a plan reveals nothing of a row that has masks.
+    Raises ValueError if a plan reveals no mask of a row that has masks.
     """
     left = (tokens == kernel.denoiser.mask_id).sum(1).cpu()
     each = torch.arange(len(tokens))
@@ -168,7 +168,9 @@ def _ahead(
     reveal = given[contracts.REVEAL]
     revealed = reveal.sum(1).cpu()  # the host waits here
     if (idle := (left > 0) & (revealed == 0)).any():
-        raise ValueError(f"a plan must reveal something of every text with masks, and of {int(idle.sum())} it does not")
+        raise ValueError(
+            f"a plan must reveal a mask of every text that has masks, and reveals none of {int(idle.sum())}"
+        )
     drafted = corrected & (active.proposes == "masked")
     wanted = torch.where(drafted.to(device).unsqueeze(-1), masked, reveal)
     count = int(torch.where(drafted, left, revealed).sum())

@@ -65,7 +65,7 @@ def pipeline(sampler: Sampler, length: int, cached: bool = True) -> Pipeline:
         sampler: how texts are drawn.
         length: tokens of a text.
         cached: keep keys and values of finished blocks where the sampler can, so that a pass reads its own block alone.
-            The tokens are the same without it.
+            The tokens are the same without a cache.
 
     Returns:
         What `sample` and `extend` run; its `repr` is the algorithm.

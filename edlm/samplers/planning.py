@@ -55,8 +55,8 @@ class Random(Drawn, Protocol):
 class Rule(Protocol):
     """The positions that a pass reveals, a function of the state. `str` is what it is called in tables.
 
-    Laws: what is chosen is a function of the arguments, row by row; of a row with masks at least one is chosen, and
-    only masks are.
+    Laws: the choice is a function of the arguments, row by row. It holds masks only, and at least one of every row that
+    has masks.
     """
 
     name: ClassVar[str]
@@ -94,7 +94,7 @@ def register(plan: Any, name: str | None = None) -> None:
 
 
 def is_drawn(plan: Plan) -> TypeGuard[Drawn]:
-    """Check whether a plan is fixed before the first pass; one that is not reads the pass.
+    """Check whether a plan is fixed before the first pass. Any other plan reads the pass.
 
     Args:
         plan: any plan.
@@ -112,7 +112,7 @@ def is_drawn(plan: Plan) -> TypeGuard[Drawn]:
 
 
 def is_rule(plan: Plan) -> TypeGuard[Rule]:
-    """Check whether what a plan reveals is a function of the state, without any chance in it.
+    """Check whether a plan chooses positions by the state alone, with no random number.
 
     Args:
         plan: any plan.

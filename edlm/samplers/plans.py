@@ -217,7 +217,7 @@ class TokensPerPass:
 
 @dataclass(frozen=True)
 class LeftToRight:
-    """So many positions in every pass, the first masks of a row first: no number is drawn.
+    """A fixed number of positions in every pass, the first masks of a row first: no random number is drawn.
 
     Args:
         count: positions of a pass.
@@ -263,11 +263,11 @@ register(LeftToRight)
 
 
 def blocks(size: int, within: Plan = _ONE_BY_ONE) -> DrawnBlocks | ChosenBlocks:
-    """Reveal block after block, from left to right, each by a plan of its own: block diffusion.
+    """Reveal block after block, from left to right, with a plan inside each block: block diffusion.
 
     Args:
         size: tokens of a block, the last one may be shorter.
-        within: the plan inside of a block, drawn or chosen from the pass; one by one, in random order, if not given.
+        within: the plan inside a block, drawn or chosen from the pass; by default one by one, in random order.
 
     Returns:
         The plan.

@@ -1,12 +1,12 @@
 """The rule by which tokens that a sampler wrote are masked again: a family of values (ReMDM, arXiv 2503.00307).
 
-A step goes from t to s, and `alpha_t <= alpha_s` are the shares of visible tokens. What the sampler wrote is masked
-with probability sigma, and a mask is revealed with probability
+A step goes from t to s, and `alpha_t <= alpha_s` are the shares of visible tokens. A token that the sampler wrote is
+masked with probability sigma, and a mask is revealed with probability
 
     (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t),
 
-so that the share is alpha_s afterwards, whatever sigma in [0, sigma_max] is; `sigma_max = min(1, (1 - alpha_s) /
-alpha_t)`. At sigma = 0 it is ancestral sampling. A rule says sigma, and a new one is a class that ends in `register`.
+so that the share is alpha_s afterwards, for any sigma in [0, sigma_max]; `sigma_max = min(1, (1 - alpha_s) / alpha_t)`.
+sigma = 0 is ancestral sampling. A rule gives sigma. A new rule is a class that is passed to `register`.
 """
 
 from collections.abc import Callable
@@ -53,10 +53,10 @@ class Remasking(Protocol):
 
 @dataclass(frozen=True)
 class Cap(Remasking):
-    """The same chance in every step, where it can be: `sigma = min(eta, sigma_max)`.
+    """The same probability in every step, but never above the highest: `sigma = min(eta, sigma_max)`.
 
     Args:
-        eta: the chance; the paper's for OpenWebText.
+        eta: the probability; the default is the paper's for OpenWebText.
 
     Raises:
         ValueError: unless 0 <= eta <= 1.
@@ -85,10 +85,10 @@ class Cap(Remasking):
 
 @dataclass(frozen=True)
 class Rescale(Remasking):
-    """The same part of the highest chance in every step: `sigma = eta sigma_max`.
+    """The same share of the highest probability in every step: `sigma = eta sigma_max`.
 
     Args:
-        eta: the part; the paper's for OpenWebText.
+        eta: the share; the default is the paper's for OpenWebText.
 
     Raises:
         ValueError: unless 0 <= eta <= 1.
@@ -115,7 +115,7 @@ class Rescale(Remasking):
 
 @dataclass(frozen=True)
 class Confidence(Remasking):
-    """One token of a text or none in a step, about: `sigma_i = sigma_max softmax_i(-psi)`.
+    """About one token of a text in a step, at most: `sigma_i = sigma_max softmax_i(-psi)`.
 
     psi is the probability that the token had under the denoiser when it was written. A mask has none and its sigma is
     zero, as published, so the share of visible tokens stays a little below that of the schedule.
@@ -146,10 +146,10 @@ class Loop(Remasking):
     `sigma = min(eta, sigma_max)`; after that it goes on to the end.
 
     Args:
-        t_on: when rewriting begins.
-        t_off: when it ends.
-        alpha_on: the share of visible tokens meanwhile.
-        eta: the chance that a token is masked in a step.
+        t_on: the time at which rewriting begins.
+        t_off: the time at which rewriting ends.
+        alpha_on: the share of visible tokens while the sampler rewrites.
+        eta: the probability that a step masks a token.
 
     Raises:
         ValueError: unless 0 < t_off < t_on < 1, 0 < alpha_on < 1 and 0 <= eta <= 1.

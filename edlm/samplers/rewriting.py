@@ -1,7 +1,7 @@
 """The loop of a sampler that masks tokens again: all steps of its plan, in each of which the host learns what is new.
 
-Which tokens are visible is no longer known before the first pass. So the host waits once in a step, for how many masks
-it reveals and in how many rows; the network is run for these alone, and in a step that reveals nothing not at all.
+With remasking, it is not known before the first pass which tokens are visible. So the host waits once a step, to learn
+how many masks it reveals and in how many rows. The network runs for these alone, and not at all if there are none.
 """
 
 from collections.abc import Callable

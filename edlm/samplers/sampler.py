@@ -64,7 +64,7 @@ class Sampler:
         correction: how what is proposed is put right, of `edlm.samplers.corrections`; None is plain sampling.
         candidates: how many are weighed, or `rounds.UntilEss`.
         selection: which is kept: `"sir"`, `"imh"`, `"greedy"`, `"speculative"`, or one of your own.
-        remasking: the rule by which tokens are masked again, of `edlm.samplers.remasking`; None: none ever is.
+        remasking: the rule by which tokens are masked again, of `edlm.samplers.remasking`; None: no token is.
         window: the times [low, high] at which the correction acts.
 
     Raises:
@@ -160,7 +160,7 @@ def can_cache(sampler: Sampler) -> bool:
         sampler: any sampler.
 
     Returns:
-        Whether its denoiser is one of blocks, which makes its passes by itself.
+        Whether its denoiser has blocks and makes its passes by itself.
 
     Example:
         >>> import edlm

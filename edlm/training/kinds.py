@@ -151,18 +151,18 @@ def _check_blocks(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for blocks without a size, and for what they alone read."""
     size, (low, high) = settings.get("block"), _times(settings)
     if settings["network"].get("block_size") is not None:
-        raise ValueError("network.block_size must be left out: the key block says it, with objective = 'blocks'")
+        raise ValueError("network.block_size must be left out: give the size as block, with objective = 'blocks'")
     if settings["objective"] != "blocks":
         for key, plain in (("block", None), ("time_high", 1.0)):
             if settings.get(key, plain) != plain:
                 raise ValueError(f"{key} = {settings[key]} needs objective = 'blocks', not {settings['objective']!r}")
         return
     if size is None:
-        raise ValueError("block is null: objective = 'blocks' needs the tokens of a block, 16 for example")
+        raise ValueError("block is null: objective = 'blocks' needs a number of tokens, for example 16")
     if size > settings["length"]:
         raise ValueError(f"block = {size} must be at most length = {settings['length']}")
     if settings["time_conditioning"]:
-        raise ValueError("objective = 'blocks' needs time_conditioning = false: what is finished has no time")
+        raise ValueError("objective = 'blocks' needs time_conditioning = false: finished blocks have no time")
     if not low < high:
         raise ValueError(f"time_high = {high} must be above time_low = {low}")
 

@@ -24,8 +24,8 @@ class Muon(torch.optim.Optimizer):
     slow at bfloat16.
 
     Args:
-        params: weights, or groups of them. A group says in `hidden` whether Muon steps it. Without that, it steps the
-            weights of two axes.
+        params: weights, or groups of them. The key `hidden` of a group says whether Muon steps it. Without this key,
+            Muon steps the weights with two axes.
         lr: rate of the hidden matrices.
         adamw_lr: rate of the others.
         momentum: of the hidden matrices, in [0, 1).
@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: of both, in proportion to the rate.
 
     Raises:
-        ValueError: naming the argument, for a rate, a momentum or a decay that cannot be.
+        ValueError: naming the argument, for a rate, a momentum or a decay outside its range.
 
     Example:
         >>> from edlm.training.muon import Muon

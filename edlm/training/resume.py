@@ -48,14 +48,14 @@ def require_unchanged(folder: Path, state: Mapping[str, Any], settings: Mapping[
 def beginning(state: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
     """Return the step at which the present rise and fall of the rate began.
 
-    A finished run that is given more steps begins another one, from its warm-up on; a constant rate has no fall, and
-    goes on.
+    A finished run with more steps begins another rise and fall, from the warm-up on. A constant rate has no fall, and
+    stays.
     """
     again = settings["decay"] == "cosine" and _more_after_the_end(state, settings)
     return int(state["step"] if again else state["began"])
 
 
 def _more_after_the_end(state: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Tell whether a state is that of a run's last step, and there are to be more."""
+    """Tell whether a state is that of a run's last step, and the run is given more steps."""
     last = state["settings"].get("steps")
     return type(last) is int and state["step"] == last < settings["steps"]

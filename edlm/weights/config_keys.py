@@ -40,7 +40,7 @@ _NAMES = {"rope_type", "type", "rope_theta"}
 
 
 def require_known(folder: Path, config: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise ValueError, naming them, for keys that are on and that nobody reads."""
+    """Raise ValueError, naming them, for keys that are on and that the model does not read."""
     unknown = [
         key
         for key, value in config.items()
@@ -69,7 +69,7 @@ def rope(folder: Path, config: Mapping[str, Any], theta: float | None = None) ->
     found = {**given["rope_scaling"], **given["rope_parameters"]}
     bases = {value for value in (found.get("rope_theta"), config.get("rope_theta")) if value is not None}
     if len(bases) > 1:
-        raise ValueError(f"{folder}/config.json: rope_theta is said twice, as {sorted(bases)}")
+        raise ValueError(f"{folder}/config.json: rope_theta is given twice, as {sorted(bases)}")
     kind = found.get("rope_type") or found.get("type") or "default"
     return {**_without_base(found), "rope_type": kind, "rope_theta": bases.pop() if bases else theta}
 

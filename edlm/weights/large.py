@@ -204,7 +204,7 @@ def read_autoregressive(
     """
     folder = Path(folder)
     if adapted_by(folder) is not None:
-        raise ValueError(f"{folder} holds a denoiser that was made of an autoregressive model, and is none any more")
+        raise ValueError(f"{folder} holds a denoiser made of an autoregressive model, and no autoregressive model")
     config = whole.read_json(folder / "config.json")
     network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
     causal = partial(pretrained.causal, rows_at_once=rows_at_once, vocab_size=vocab_size)

@@ -20,9 +20,9 @@ _TRIED = 3  # tokens of a text by which a network is tried
 
 
 def adopt(network: nn.Module, section: Mapping[str, Any], supplied: Mapping[str, Any]) -> nn.Module:
-    """Take in what a config's component has built, with the name and arguments by which it can be built again.
+    """Wrap the module that a config's component has built, with the name and arguments to build it again.
 
-    One of the library's own is returned as it is. Raises ValueError, naming the component, for what is no network.
+    A network of the library is returned as it is. Raises ValueError, naming the component, for what is no network.
     """
     if is_ours(network):
         return network
@@ -62,7 +62,7 @@ def builder(network: Any) -> Callable[[], nn.Module]:
 
 
 def find(name: Any, where: str, components: Sequence[str] = ()) -> Callable[..., nn.Module]:
-    """Find what a folder says that its network is built by: a class of the library, or a component that the user names.
+    """Find the builder that a folder names: a class of the library, or a component that the user names too.
 
     Raises ValueError, naming `where`, for any other, which is not imported, and for one that cannot be found.
     """
@@ -77,7 +77,7 @@ def find(name: Any, where: str, components: Sequence[str] = ()) -> Callable[...,
     except Exception as error:  # a module of the user's own raises what it likes
         raise ValueError(f"{where}: class {name!r} cannot be imported ({error})") from error
     if not callable(found):
-        raise ValueError(f"{where}: class {name!r} is nothing that can be called")
+        raise ValueError(f"{where}: class {name!r} cannot be called")
     return found
 
 
@@ -85,7 +85,7 @@ def find(name: Any, where: str, components: Sequence[str] = ()) -> Callable[...,
 def _require_laws(module: nn.Module, vocab_size: int, length: int) -> None:
     """Raise ValueError for a module that is not read as a `contracts.Network` is."""
     if not isinstance(module, nn.Module):
-        raise ValueError(f"makes a {type(module).__name__}, and no module")
+        raise ValueError(f"makes a {type(module).__name__}, which is no module")
     network: Any = module
     for name, wanted in (("head", "a `blocks.Head`"), ("max_length", "the longest text that it reads")):
         if not hasattr(network, name):

@@ -279,5 +279,5 @@ def _transformers(where: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"{where}: a model that `transformers` runs: {EXTRA}") from error
+        raise ValueError(f"{where}: `transformers` runs this model: {EXTRA}") from error
     return transformers

@@ -247,7 +247,7 @@ def test_a_tokenizer_file_keeps_its_own_specials_apart_from_text(word_pieces: Pa
 
 
 def test_what_a_tokenizer_file_cannot_spell_is_named(word_pieces: Path):
-    with pytest.raises(ValueError, match="'漢x' at offset 4 is nothing the tokenizer can spell"):
+    with pytest.raises(ValueError, match="'漢x' at offset 4 cannot be spelled by the tokenizer"):
         from_tokenizer_json(word_pieces).encode("a b 漢x")
 
 

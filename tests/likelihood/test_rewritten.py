@@ -129,7 +129,7 @@ def test_what_is_not_enumerated_and_not_bounded_says_why() -> None:
     assert enumeration.missing(sampler(Confidence())).startswith("the law of 'confidence' is not enumerated")
     with pytest.raises(ValueError, match="the law of 'confidence' is not enumerated"):
         enumeration.law(sampler(Confidence()), LENGTH)
-    with pytest.raises(ValueError, match="what a step writes is enumerated without remasking alone"):
+    with pytest.raises(ValueError, match="a step can be enumerated only without remasking"):
         enumeration.transitions_of(sampler(Cap()), LENGTH)
     with pytest.raises(ValueError, match=r"no bound is known of a sampler that masks tokens again: cap 0\.008"):
         bounds.of_sampler(sampler(Cap()), torch.zeros(1, LENGTH, dtype=torch.int64), torch.tensor(0), torch.arange(1))

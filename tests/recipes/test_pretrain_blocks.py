@@ -46,7 +46,7 @@ def test_its_configs_are_those_of_mdlm_but_for_the_objective(base: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["objective=blocks"], "block is null: objective = 'blocks' needs the tokens of a block, 16 for example"),
+        (["objective=blocks"], "block is null: objective = 'blocks' needs a number of tokens, for example 16"),
         (["objective=blocks", "block=129"], "block = 129 must be at most length = 128"),
         (["objective=blocks", "block=0"], "block = 0 must be a whole number of at least 1"),
         (["block=16"], "block = 16 needs objective = 'blocks', not 'mdlm'"),

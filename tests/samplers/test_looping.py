@@ -280,7 +280,7 @@ def test_a_plan_that_breaks_a_law_ends_no_loop_and_changes_no_prompt() -> None:
     def of(plan: plans.Plan) -> Pipeline:
         return pipelines.pipeline(Sampler(tiny_denoiser(), plan), LENGTH)
 
-    with pytest.raises(ValueError, match="must reveal something of every text with masks, and of 2 it does not"):
+    with pytest.raises(ValueError, match="must reveal a mask of every text that has masks, and reveals none of 2"):
         edlm.sample(of(Nothing()), 2)
     out = edlm.sample(of(Greedy()), 2, prompt=torch.tensor([3, 1]))
     assert (out["tokens"][:, :2] == torch.tensor([3, 1])).all()

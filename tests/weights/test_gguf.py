@@ -180,7 +180,7 @@ def test_nothing_is_overwritten_and_no_option_is_dropped(tmp_path: Path, capsys:
         gguf_files.convert(file, tmp_path)
     with pytest.raises(SystemExit):
         commands.main(["convert", str(file), str(tmp_path / "out"), "--num-heads", "4"])
-    assert "--num-heads is for published weights; a GGUF file says all" in capsys.readouterr().err
+    assert "--num-heads is for published weights: leave it out for a GGUF file" in capsys.readouterr().err
 
 
 def test_the_config_is_one_that_says_nothing_else(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def test_gpt2_without_its_prefix_and_with_its_old_buffers_is_read(tmp_path: Path
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, None),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ("llama", {"rope_scaling": 3}, "rope_scaling = 3 must be a section"),
-        ("llama", {"rope_theta": 7.0}, "rope_theta is said twice, as [7.0, 10000.0]"),
+        ("llama", {"rope_theta": 7.0}, "rope_theta is given twice, as [7.0, 10000.0]"),
         ("qwen3", {"layer_types": ["chunked_attention"] * 2}, "layer_types has 'chunked_attention', and may have full"),
         ("qwen3", {"num_hidden_layers": 10**7}, "num_hidden_layers = 10000000 must be at most 1000"),
         ("qwen3", {"hidden_size": 10**6}, "config.json describes"),
