@@ -62,7 +62,7 @@ FAULTS = [
     Fault(
         "a denoiser made of an AR model trained at other levels than it says",
         "training/adaptation.py",
-        ', levels="by_count"',
+        ', noise_levels="by_count"',
         "",
         "tests/recipes/test_adapt.py::test_noise_levels_are_drawn_by_count_and_bytes_are_counted_by_token",
     ),

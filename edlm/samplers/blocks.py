@@ -5,7 +5,7 @@ nothing reads them. The time of a pass is that of its block, which runs from 1 t
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,7 @@ def of_size(size: int, within: Plan) -> DrawnBlocks | ChosenBlocks:
         raise ValueError(f"within = {str(within)!r}: a block has no blocks of its own")
     if planning.is_drawn(within):
         return DrawnBlocks(size, within)
-    return ChosenBlocks(size, within)
+    return ChosenBlocks(size, cast(Rule, within))  # which refuses any other
 
 
 def of_denoiser(plan: Plan, denoiser: Any) -> Plan:
