@@ -36,7 +36,7 @@ OWN = [
 
 
 def table() -> str:
-    """The faults and the tests that catch them, as `docs/testing.md` shows them."""
+    """The faults and the tests that catch them, as `docs/contributing/testing.md` shows them."""
     rows = [f"| {fault.name} | `{fault.caught_by.removeprefix('tests/')}` |" for fault in (*PUBLISHED, *OWN)]
     return "\n".join(["| planted fault | caught by |", "|---|---|", *rows])
 

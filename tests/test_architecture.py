@@ -237,7 +237,7 @@ TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ANY}
 DRAW_FREELY = ("benchmark", "runs")  # code as it is usually written, and clocks
 SHOWN = {"edlm.samplers": "samplers.sampler"}
 ORDER = [f"{package}.{name}" if name else package for package, names in LAYOUT.items() for name in names or [""]]
-ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+ARCHITECTURE = (ROOT / "docs" / "contributing" / "architecture.md").read_text("utf-8")
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "recipes").glob("*.py")])
 
 
