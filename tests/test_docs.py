@@ -119,10 +119,12 @@ def test_every_command_that_is_shown_would_start(
 
 def test_commands_are_found_where_they_are_shown() -> None:
     places = {where for where, _ in SHOWN}
-    assert {"docs/howto/recipes.md", "docs/results.md", "edlm_nce.py", "frontier/english27"} <= places
+    assert {"docs/howto/recipes.md", "docs/lab/results.md", "edlm_nce.py", "frontier/english27"} <= places
     assert len(SHOWN) > 100
     sweeps = [
-        run for where, run in SHOWN if where == "docs/results.md" and any("sweeps=" in word for word in run.overrides)
+        run
+        for where, run in SHOWN
+        if where == "docs/lab/results.md" and any("sweeps=" in word for word in run.overrides)
     ]
     assert [len(run.settings()["sweeps"]) for run in sweeps] == [3, 3, 2]
 
