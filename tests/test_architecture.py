@@ -66,6 +66,7 @@ LAYOUT: dict[str, list[str]] = {
         "tables",
         "environment",
         "plots",
+        "plot_labels",
         "entry",
         "timing",
     ],
