@@ -168,7 +168,7 @@ def _points_taken(axes: Any) -> list[tuple[float, float]]:
     """Pixels of the panel's lines: their points, and places between two of them where they are joined."""
     found: list[tuple[float, float]] = []
     for line in axes.lines:
-        places = [tuple(map(float, each)) for each in line.get_transform().transform(line.get_xydata())]
+        places = [(float(x), float(y)) for x, y in line.get_transform().transform(line.get_xydata())]
         found += places
         if line.get_linestyle() != "None":
             for (left, low), (right, high) in itertools.pairwise(places):
