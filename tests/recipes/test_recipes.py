@@ -289,7 +289,7 @@ def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
         assert vocabulary.MASK_SYMBOL not in record["text"]
     other = edlm("run", "generate", *wanted, "num_samples=3", "num_steps=5", "prompt=the __ of")
     assert other.returncode == 2
-    assert "holds other texts: remove it or choose another name" in other.stderr
+    assert "holds other texts: choose another name, or overwrite=true replaces them" in other.stderr
     first = output.read_text().splitlines(keepends=True)
     output.write_text(first[0] + first[1][:40])  # as if it had been cut off while writing
     whole = edlm("run", "generate", *wanted, "num_samples=3", "batch_size=3", "num_steps=4", "prompt=the __ of")
