@@ -58,6 +58,8 @@ LAYOUT: dict[str, list[str]] = {
     ],
     "runs": [
         "exits",
+        "words",
+        "hints",
         "settings",
         "processes",
         "locks",
@@ -220,14 +222,13 @@ LAYOUT: dict[str, list[str]] = {
         "report",
     ],
     "testing": [],
-    "cli": ["doctor", "commands"],
+    "cli": ["doctor", "keys", "commands"],
 }
 IMPORT_MORE = {
     "weights.families": {"torchtune"},
     "nn.adapters": {"torchtune"},
     "data.datasets": {"datasets"},
     "runs.settings": {"torchtune"},
-    "runs.entry": {"torchtune"},
     "training.log": {"torchtune"},
 }
 LONGEST = {"edlm": 400, "recipes": 150}  # lines of a file
