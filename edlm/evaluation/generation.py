@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edlm import contracts
-from edlm.data.vocabulary import MASK_SYMBOL, Vocabulary
-from edlm.runs import files, processes
+from edlm.data.vocabulary import Vocabulary
+from edlm.runs import files, locks, processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import autoregressive, baselines, configs, execution, pipelines
@@ -37,6 +38,7 @@ FIGURES = {
 }
 _CHANGES_NO_TEXT = {
     "output",
+    "overwrite",
     "num_samples",
     "batch_size",
     "device",
@@ -86,21 +88,25 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return files.fingerprint({**kept, "weights": resolve.weights_of(settings), **({"code": code} if code else {})})
 
 
+@contextmanager
+def named_output(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Put the fingerprint of the settings in the name of their output, where that asks for it, and lock it."""
+    output = settings["output"]
+    if locks.BY_SETTINGS not in output:
+        yield dict(settings)
+        return
+    resolve.check(settings)
+    output = output.replace(locks.BY_SETTINGS, fingerprint(settings)[:8])
+    with locks.alone(locks.FILE, output):
+        yield {**settings, "output": output}
+
+
 def prompt(settings: Mapping[str, Any], found: Sources) -> Tensor | None:
     """Encode a config's prompt: tokens (l,), after those that every text opens with; None if there are none."""
-    tokens = None if settings["prompt"] is None else encode_prompt(settings["prompt"], found.vocabulary)
+    tokens = None if settings["prompt"] is None else found.vocabulary.encode_prompt(settings["prompt"])
     if not found.opening:
         return tokens
     return torch.tensor([*found.opening, *(() if tokens is None else tokens)])
-
-
-def encode_prompt(text: str, vocabulary: Vocabulary) -> Tensor:
-    """Encode a text in which every `_` is one mask: tokens (l,). Raises ValueError for a character it cannot hold."""
-    first, *others = text.split(MASK_SYMBOL)
-    pieces = [vocabulary.encode(first)]
-    for piece in others:
-        pieces += [torch.tensor([vocabulary.mask_id]), vocabulary.encode(piece, continued=True)]
-    return torch.cat(pieces)
 
 
 def source(settings: Mapping[str, Any], found: Sources) -> tuple[Draw, list[str]]:
