@@ -19,6 +19,7 @@ extensions = [
     "config_keys",
     "docstrings",
     "mathml",
+    "modules",
 ]
 exclude_patterns = ["extensions"]
 html_theme = "furo"

@@ -1,25 +1,36 @@
 """The reference is whole: every module of the library has a place, every key of every config says what it is."""
 
-import re
 import sys
 from pathlib import Path
 
 import pytest
 from test_architecture import ORDER
 
+import edlm
 from edlm.cli import commands
 
 DOCS = Path(__file__).parents[1] / "docs"
 sys.path.insert(0, str(DOCS / "extensions"))
 
 import config_keys  # noqa: E402
+import modules  # noqa: E402
 
 
 def test_every_module_stands_on_one_page_of_the_reference() -> None:
-    pages = "".join(page.read_text("utf-8") for page in (DOCS / "reference" / "api").glob("*.rst"))
-    named = re.findall(r"\.\. automodule:: edlm\.([\w.]+)\n", pages)
-    assert len(named) == len(set(named))
-    assert set(ORDER) <= set(named)
+    shown = [name.removeprefix("edlm.") for subject in modules.SUBJECTS for name in modules.modules(subject)]
+    assert len(shown) == len(set(shown))
+    assert set(ORDER) <= set(shown)
+
+
+def test_every_subject_has_a_page_that_is_listed() -> None:
+    folder = DOCS / "reference" / "api"
+    assert {page.stem for page in folder.glob("*.rst")} == set(modules.SUBJECTS)
+    listed = (folder / "index.md").read_text("utf-8").partition(":maxdepth: 1\n\n")[2].split()
+    assert set(listed) - {"```"} == set(modules.SUBJECTS)
+
+
+def test_the_face_is_listed_with_what_each_name_says() -> None:
+    assert [line.split("`")[1].split(" ")[0] for line in modules.face()] == [f"edlm.{name}" for name in edlm.__all__]
 
 
 @pytest.mark.parametrize("recipe", commands.recipes())
