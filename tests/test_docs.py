@@ -147,7 +147,7 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
     for language, code in blocks:
         if language == "python":
             exec(compile(code, "README.md", "exec"), {})
-    assert [len(text) for text in ast.literal_eval(capsys.readouterr().out)] == [128] * 4
+    assert [len(text) for text in ast.literal_eval(capsys.readouterr().out)] == [64] * 4
 
 
 def test_the_code_of_the_page_of_samplers_runs(capsys: pytest.CaptureFixture[str]) -> None:
