@@ -141,8 +141,8 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
     characters = vocabulary.characters()
     sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
     denoiser = networks.Transformer(28, 128, **sizes)
-    checkpoints.save_network(tmp_path / "runs/tiny/denoiser", denoiser, characters, {})
-    checkpoints.save_network(tmp_path / "runs/tiny/energy", networks.EnergyNetwork(28, 128, **sizes), characters, {})
+    notes = {"schedule": {"_component_": "edlm.schedules.log_linear"}, "time_conditioning": False}
+    checkpoints.save_network(tmp_path / "runs/tiny/denoiser", denoiser, characters, notes)
     monkeypatch.chdir(tmp_path)
     for language, code in blocks:
         if language == "python":
