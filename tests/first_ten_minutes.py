@@ -99,7 +99,8 @@ def environment() -> dict[str, str]:
 
 def minutes(seconds: float) -> str:
     """A duration as a person says it."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    whole = round(seconds)
+    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
 
 
 def machine() -> str:
