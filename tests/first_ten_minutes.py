@@ -84,8 +84,8 @@ def record(folder: Path, branch: str) -> list[str]:
         ran = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment(), check=False)
         seconds, output = time.monotonic() - start, shown(ran.stdout, folder)
         status = f", exit status {ran.returncode}" if ran.returncode else ""
-        block = f"\n\n```text\n{output}\n```" if output else ""
-        parts.append(f"{step.says}\n\n```console\n$ {step.command}\n```{block}\n\n*{minutes(seconds)}{status}*\n")
+        told = f"$ {step.command}\n\n{output}".strip()
+        parts.append(f"{step.says}\n\n```text\n{told}\n```\n\n*{minutes(seconds)}{status}*\n")
         before += step.leads_to
         print(step.command, minutes(seconds), status, flush=True)
     return parts
