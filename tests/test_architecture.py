@@ -199,6 +199,7 @@ LAYOUT: dict[str, list[str]] = {
         "draws",
         "lines",
         "points",
+        "findings",
         "table",
         "plots",
         "exact",

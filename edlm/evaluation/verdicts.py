@@ -9,6 +9,7 @@ from edlm.likelihood.estimates import Estimate
 
 FEWEST = 8  # texts of which an error is known well enough for a verdict
 _ERROR_RATE = 0.05  # that any of several comparisons is called a difference where there is none
+_ROUNDING = 1e-9  # of a value
 
 
 def told_apart(difference: Estimate, comparisons: int = 1) -> bool:
@@ -34,8 +35,8 @@ def too_few(n: int) -> str:
 
 
 def amount(value: float, error: float) -> str:
-    """Write a number and its error, both to the second digit of the error."""
-    if not 0.0 < error < math.inf:
+    """Write a number and its error, both to the second digit of the error; without one that is but rounding."""
+    if not _ROUNDING * abs(value) < error < math.inf:
         return f"{value:.4g}"
     digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -50,10 +50,9 @@ def comparisons(points: Sequence[Point], records: Mapping[str, Mapping[str, Any]
 def title(points: Sequence[Point], found: Sequence[Comparison], labels: Mapping[str, str]) -> str:
     """Say the finding in a line or two: bits of the best way and of plain at the same tokens a pass."""
     if not found:
-        said = _alone(points, labels)
-        return said[:1].upper() + said[1:]
+        return _alone(points, labels)
     own, plain, same, *_ = found[0]
-    begun = f"{_way(own).capitalize()} {_at(own)}: {_bits(own, 2)} bits per character"
+    begun = f"{_way(own)} {_at(own)}: {_bits(own, 2)} bits per character"
     if found[0].outcome <= 0:
         return f"{begun}, plain {_bits(plain, 2)}: {'no better' if found[0].outcome else 'within the error'}"
     if same is None or same is plain:

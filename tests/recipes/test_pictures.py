@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 from matplotlib.figure import Figure
 
@@ -13,6 +14,9 @@ from edlm.frontier import plots as frontier_plots
 from edlm.frontier.grid import Alone
 from edlm.frontier.points import Point
 from edlm.likelihood.estimates import Estimate
+from edlm.runs import plots as plots_of_runs
+from edlm.samplers import corrections, plans
+from edlm.samplers.sampler import Proposal, Sampler
 from edlm.training import log
 
 
@@ -122,11 +126,48 @@ def test_held_out_text_is_a_star_by_its_entropy_and_a_line_where_it_costs_nothin
     figures = [{name: Estimate(value, 0.1, 5) for name, value in each.items()} for each in values]
     alone = Alone(None, 4, 1.0)  # type: ignore[arg-type]
     points = [Point("real", None, "", figures[0], None), Point("ar", alone, "", figures[1], 0.5)]
-    frontier_plots.draw(tmp_path / "frontier.png", points, "")
+    frontier_plots.draw(tmp_path / "frontier.png", points, "what was found", "of what")
     [figure] = drawn
-    by_entropy, *by_cost = figure.axes
+    assert [text.get_text().split()[0] for text in figure.texts] == ["What", "Lower"]
+    by_passes, by_entropy, *by_cost = figure.axes
     stars = [line for line in by_entropy.lines if line.get_marker() == "*"]
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in stars] == [([2.75], [2.5])]
-    for panel in by_cost:
+    for panel in (by_passes, *by_cost):
         assert not [line for line in panel.lines if line.get_marker() == "*"]
         assert [2.5, 2.5] in [list(line.get_ydata()) for line in panel.lines]
+    assert [text.get_text() for text in by_passes.texts] == ["real", "AR model"]
+
+
+def test_a_frontier_has_a_colour_for_each_method_and_words_at_its_points(tmp_path: Path, drawn: list[Figure]) -> None:
+    """A control is hollow; what lies far above is a triangle at the edge with its value."""
+    denoiser = builders.tiny_denoiser(0, 4, vocab_size=5)
+    plain = Sampler(denoiser, plans.TokensPerPass(8))
+    ordered = plain.replace(correction=corrections.ChainRule(), selection="speculative")
+    cold = plain.replace(proposal=Proposal(0.5))
+
+    def point(setting: Sampler, bits: float, passes: float, role: str = "") -> Point:
+        values = {"bits_per_character": bits, "entropy": 2.5, "passes": passes, "calls": passes}
+        return Point(str(setting), setting, role, {key: Estimate(v, 0.01, 9) for key, v in values.items()}, passes)
+
+    many = [point(plain.replace(plan=plans.TokensPerPass(n)), 4.0 + n / 8, 64 / n) for n in (1, 2, 4)]
+    points = [
+        *many,
+        point(ordered, 4.1, 9.0),
+        point(cold, 4.3, 8.5),
+        point(plain, 40.0, 8.0),
+        point(ordered, 4.6, 9, "x"),
+    ]
+    frontier_plots.draw(tmp_path / "frontier.png", points, "", "")
+    by_passes, *others = drawn[0].axes
+    words = {text.get_text(): text.get_color() for text in by_passes.texts}
+    ours, theirs = plots_of_runs.COLOURS["in order"], plots_of_runs.COLOURS["plain"]
+    assert words == {
+        **dict.fromkeys(("one by one", "2", "4", "8, temp 0.5", "40", "plain"), theirs),
+        **dict.fromkeys(("8", "in order", "in order (control)"), ours),
+    }
+    low, high = by_passes.get_ylim()
+    assert (4.0 < low < 4.1, 4.6 < high < 5.0) == (True, True)
+    for panel in (by_passes, *others):
+        hollow = [each.lines[0] for each in panel.containers if each.lines[0].get_markerfacecolor() == "white"]
+        assert [(mark.get_color(), mark.get_ydata()[0]) for mark in hollow] == [(ours, 4.6)]
+        assert [line.get_color() for line in panel.lines if line.get_marker() == "^"] == [theirs]
