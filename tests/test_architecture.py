@@ -174,6 +174,7 @@ LAYOUT: dict[str, list[str]] = {
         "padding",
         "state",
         "sharding",
+        "curve_plot",
         "log",
         "log_check",
         "texts",

@@ -7,6 +7,7 @@ from edlm.evaluation import verdicts
 from edlm.frontier import curve
 from edlm.frontier.curve import PLAIN, Point
 from edlm.likelihood.estimates import Estimate
+from edlm.runs import tables
 
 _AS_MANY = 0.95  # of the tokens of a pass: a rule with a threshold does not meet a number exactly
 
@@ -73,7 +74,7 @@ def sentence(points: Sequence[Point], found: Sequence[Comparison], labels: Mappi
 
 def _first(each: Comparison, labels: Mapping[str, str]) -> str:
     own, plain, way = each.own, each.plain, _way(each.own)
-    less = verdicts.amount(abs(each.less.mean), each.less.standard_error)
+    less = tables.amount(abs(each.less.mean), each.less.standard_error)
     best = f"{'' if plain.is_exact else 'the bound of '}plain ({labels.get(plain.rule, plain.rule)}, {_bits(plain, 3)})"
     value = f"{_bits(own, 3)} bits per character ({labels.get(own.rule, own.rule)})"
     if each.outcome > 0:
@@ -85,7 +86,7 @@ def _first(each: Comparison, labels: Mapping[str, str]) -> str:
 
 
 def _further(each: Comparison) -> str:
-    less = verdicts.amount(abs(each.less.mean), each.less.standard_error)
+    less = tables.amount(abs(each.less.mean), each.less.standard_error)
     said = {1: f"{less} less", -1: f"{less} more", 0: "not told apart"}[each.outcome]
     return f"{_way(each.own)} {_at(each.own)}: {_bits(each.own, 3)}, {said}"
 

@@ -8,6 +8,7 @@ from edlm.evaluation import verdicts
 from edlm.frontier import grid
 from edlm.frontier.points import Point, SpeedUp
 from edlm.likelihood.estimates import Estimate
+from edlm.runs import tables
 from edlm.samplers.sampler import Proposal, Sampler
 
 _RARELY = 0.025  # of the replicates: if plain is as good in no more of them, a setting is better than all of plain
@@ -51,7 +52,7 @@ def title(points: Sequence[Point], found: Sequence[Verdict]) -> str:
         return f"{_called(own)}: {_like_plain(found[0])}, {_times(found[0])}"
     if found:
         return (
-            f"No setting of {_list([each.method for each in found])} is as good as plain at less cost, within the error"
+            f"no setting of {_list([each.method for each in found])} is as good as plain at less cost, within the error"
         )
     return _alone(points)
 
@@ -106,7 +107,7 @@ def _like_plain(each: Verdict) -> str:
 
 
 def _times(each: Verdict) -> str:
-    said = verdicts.amount(each.saved.ratio, each.saved.error)
+    said = tables.amount(each.saved.ratio, each.saved.error)
     least = {"=": "", ">": "at least ", "<": "at most "}[each.saved.bound]
     return f"{least}{said} times as {'fast' if each.cost == 'seconds' else f'few {each.cost}'}"
 
@@ -114,7 +115,7 @@ def _times(each: Verdict) -> str:
 def _entropy(each: Verdict) -> str:
     if not verdicts.told_apart(each.entropy):
         return "entropy equal within the error"
-    return f"entropy {verdicts.amount(each.entropy.mean, each.entropy.standard_error)} nats above plain's"
+    return f"entropy {tables.amount(each.entropy.mean, each.entropy.standard_error)} nats above plain's"
 
 
 def _is_duller(entropy: Estimate) -> bool:
@@ -127,7 +128,7 @@ def _alone(points: Sequence[Point]) -> str:
     if not plain:
         return "no plain setting to compare with"
     best = min(plain, key=lambda own: _bits(own).mean)
-    bits = verdicts.amount(_bits(best).mean, _bits(best).standard_error)
+    bits = tables.amount(_bits(best).mean, _bits(best).standard_error)
     return f"{best.name}: {bits} bits per character under the judge, with nothing beside it to compare"
 
 

@@ -115,8 +115,11 @@ def _name_all(axes: Any, points: Sequence[Point]) -> None:
     lowest: dict[str, Point] = {}
     for own in sorted(points, key=_bits):
         lowest.setdefault(_name(own), own)
-    known = [own for own in points if isinstance(own.setting, Sampler) and not own.role]
-    words = [Mark(_place(own, "passes"), _bits(own), word(own.setting), _colour(own)) for own in known]
+    words = [
+        Mark(_place(own, "passes"), _bits(own), word(own.setting), _colour(own))
+        for own in points
+        if isinstance(own.setting, Sampler) and not own.role
+    ]
     plot_labels.name_points(axes, sorted(words, key=lambda mark: mark.y))
     plot_labels.name_ends(axes, [End(_bits(own), name, _colour(own)) for name, own in lowest.items()])
 

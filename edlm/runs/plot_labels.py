@@ -136,7 +136,7 @@ def mark_outliers(axes: Any, points: Iterable[Mark]) -> None:
         beside = _share_across(axes, mark.x)
         side = -1 if beside > 1 - _NEAR else 1 if beside < _NEAR else 0
         axes.annotate(
-            f"{mark.word} {mark.y:.3g}".strip(),
+            f"{mark.word} {_number(mark.y)}".strip(),
             xy=(mark.x, share),
             xycoords=where,
             xytext=(4 * side, 9 * down),
@@ -152,7 +152,12 @@ def _outside(value: float, low: float, high: float) -> str:
     """The value and where it lies, of what is not between these ends."""
     if low <= value <= high:
         return ""
-    return f" {value:.3g} {'↓' if value < low else '↑'}"
+    return f" {_number(value)} {'↓' if value < low else '↑'}"
+
+
+def _number(value: float) -> str:
+    """Three digits, and no power of ten where there are more before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.3g}"
 
 
 def _inches(axes: Any) -> tuple[float, float]:

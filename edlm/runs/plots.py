@@ -33,7 +33,7 @@ COLOURS: Mapping[str, str] = {
 _OTHERS = ("#332288", "#117733", "#AA4499", "#661100")  # of methods that this table does not know, by their names
 WIDTH = 7.0  # inches: at 100 pixels an inch, what a page shows
 _DPI = 150
-_LEFT, _BOTTOM, _GAP, _BETWEEN = 0.72, 0.56, 0.5, 0.62  # inches beside panels, under them, between columns and rows
+_LEFT, _BOTTOM, _GAP, _BETWEEN = 0.72, 0.56, 0.5, 0.8  # inches beside panels, under them, between columns and rows
 _LINE, _NOTE = 0.2, 0.14  # inches of a line of the title, and of a note
 _TITLE, _TEXT, _SMALL = 11, 9, 7  # points
 _TITLE_WIDTH, _NOTE_WIDTH = 74, 122  # characters that fit one line
@@ -49,6 +49,13 @@ def colour(method: str) -> str:
         if known in COLOURS:
             return COLOURS[known]
     return _OTHERS[sum(map(ord, name)) % len(_OTHERS)]
+
+
+def shades(count: int) -> list[str]:
+    """Return so many colours from dark to light, for what has an order: viridis, without its lightest end."""
+    from matplotlib import colormaps, colors
+
+    return [colors.to_hex(colormaps["viridis"](0.85 * number / max(1, count - 1))) for number in range(count)]
 
 
 def canvas(
