@@ -205,6 +205,7 @@ LAYOUT: dict[str, list[str]] = {
         "plots",
         "exact",
         "exact_report",
+        "exact_plot",
         "curve",
         "curve_findings",
         "curve_plot",
