@@ -9,7 +9,7 @@ from typing import Any
 
 from edlm.data import pieces
 from edlm.evaluation import figures, scores
-from edlm.frontier import card, curve, curve_plot, grid, sweeps
+from edlm.frontier import card, curve, curve_findings, curve_plot, grid, sweeps
 from edlm.frontier.lines import Lines
 from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
@@ -102,20 +102,25 @@ class Likelihoods:
                 self.lines.add(name, curve.record([figures.collect(shown, score, *how) for score in each]))
 
     def report(self) -> None:
-        """Write the table and the picture, and show the table."""
+        """Write the table and the picture, and say what they show."""
         settings, characters, records = self.settings, self.texts.characters, self.lines.records
         lines = [curve.line(name, records[name], characters) for name in self.beside]
         points = curve.points(self.samplers, records, characters)
+        found = curve_findings.comparisons(points, records, characters)
+        title, said = (
+            tell(points, found, settings["labels"]) for tell in (curve_findings.title, curve_findings.sentence)
+        )
         remark = (
             f"{len(self.texts.excerpts)} texts of {settings['split']}, {self.texts.tokens:,} tokens, {characters:,} "
             f"characters, seed {settings['seed']}; denoiser {settings['denoiser']}; errors are those of other texts, "
             "of an excess paired over the texts; <= is a bound"
         )
-        files.write_text(self.folder / "likelihoods.md", curve.markdown(points, lines, [remark]))
+        files.write_text(self.folder / "likelihoods.md", curve.markdown(points, lines, [said, remark]))
         if processes.is_first():
-            curve_plot.draw(self.folder / "likelihoods.png", points, lines, settings["labels"], remark)
-        print(f"\n{tables.columns(curve.rows(points, lines))}\n\n  {remark}")
-        print(f"\n  written to {self.folder / 'likelihoods.md'}, likelihoods.jsonl and likelihoods.png")
+            curve_plot.draw(self.folder / "likelihoods.png", points, lines, settings["labels"], title, remark)
+        print(f"\n{tables.columns(curve.short(points, lines))}\n\n  {remark}")
+        print(f"\n{tables.sentence(said)}")
+        print(f"\n  all of it: {self.folder / 'likelihoods.md'}, likelihoods.jsonl and likelihoods.png")
 
 
 def main(settings: dict[str, Any]) -> None:

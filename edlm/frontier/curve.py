@@ -21,6 +21,7 @@ from edlm.samplers import planning
 from edlm.samplers.sampler import Sampler
 
 PLAIN, IN_ORDER = "plain", "in order"
+_SHORT = (2, 3, 4, 6)  # columns for a terminal: figure, tokens a pass, bits, what is lost
 _ONE = 1.0 + 1e-9  # tokens of a pass
 
 
@@ -136,6 +137,12 @@ def points(settings: Mapping[str, Sampler], records: Mapping[str, Mapping[str, A
     return found
 
 
+def difference(own: Mapping[str, Any], other: Mapping[str, Any], characters: int) -> Estimate:
+    """Compute by how many bits per character a record is above another of the same texts, with a paired error."""
+    pairs = zip(_best(own)[1], _best(other)[1], strict=True)
+    return _bits([one - two for one, two in pairs], own["tokens"], characters)
+
+
 def rows(found: Sequence[Point], lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """Lay out the table, its head first."""
     head = ("", "way", "figure", "tokens a pass", "bits/character", "at least", "over one token, %", "n", "seconds")
@@ -155,6 +162,17 @@ def rows(found: Sequence[Point], lines: Sequence[Line]) -> list[tuple[str, ...]]
     ]
     beside = [(own.name, "-", own.figure, "-", _with_error(own.bits), "-", "-", str(own.bits.n), "-") for own in lines]
     return [head, *beside, *body]
+
+
+def short(found: Sequence[Point], lines: Sequence[Line]) -> list[tuple[str, ...]]:
+    """Pick what fits a terminal: of every rule and way the most tokens of a pass, and what tells most of it."""
+    most: dict[tuple[str, str], Point] = {}
+    for own in found:
+        known = most.setdefault((own.rule, own.way), own)
+        most[own.rule, own.way] = max(known, own, key=lambda each: each.together)
+    kept = {each.name for each in most.values()} | {each.name for each in lines}
+    head, *body = rows(found, lines)
+    return [(row[0], *(row[at] for at in _SHORT)) for row in (head, *body) if row[0] in kept or row is head]
 
 
 def markdown(found: Sequence[Point], lines: Sequence[Line], remarks: Sequence[str]) -> str:

@@ -1,64 +1,65 @@
-"""The picture of a curve: bits per character against tokens of a pass, each line named where it ends."""
+"""The picture of a curve: bits per character against tokens of a pass, a colour for each way of writing."""
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edlm.frontier.curve import IN_ORDER, PLAIN, Line, Point
-from edlm.runs import plots
+from edlm.runs import plot_labels, plots
+from edlm.runs.plot_labels import End, Mark
 
-_DASHES = {PLAIN: "--", IN_ORDER: "-"}
-_WEIGHED = ":"
-_LEGEND = "filled: exact, open: a bound; solid: in order, dashed: plain, dotted: candidates weighed"
-_APART = 0.028  # of the picture's height, between two names
-_MARGIN = 0.06  # of what is shown, above and below it
+_MARKERS = "osD^vPX*<>"
+_HEIGHT = 3.9  # inches
+_SHORT = 0.7  # of the most tokens a pass: a curve that ends before that is named at its last point
+_BUNDLE = 0.035  # of the panel's height: ends that are nearer share a name
+_NAMES = {"nelbo": "NELBO, any order", "ar": "AR model"}
+_HOW_TO_READ = "Filled: exact. Open: an upper bound. Bars: one standard error. Each mark is an order of writing."
 
 
-def draw(path: Path, points: Sequence[Point], lines: Sequence[Line], labels: Mapping[str, str], subtitle: str) -> None:
-    """Write the png, whole or not at all: a colour for each rule, and one for each energy; open markers are bounds."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.0, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    curves: dict[tuple[str, str], list[Point]] = {}
-    for own in points:
-        curves.setdefault((own.rule, own.way), []).append(own)
-    colours: dict[str, str] = {}
-    ends: list[tuple[float, str, str]] = []
-    for (rule, way), some in curves.items():
-        shown = labels.get(rule, rule)
-        of_colour = shown if way in _DASHES else way
-        colour = colours.setdefault(of_colour, f"C{len(colours) % 10}")
-        ordered = sorted([*_shared(rule, way, curves), *some], key=lambda own: own.together)
-        _curve(axes, ordered, colour, _DASHES.get(way, _WEIGHED))
-        ends.append((ordered[-1].bits.mean, f"{shown}, {way}", colour))
-    for line in lines:
-        axes.axhline(line.bits.mean, color="black", linewidth=0.9, linestyle="-.")
-        ends.append((line.bits.mean, line.name, "black"))
+def draw(
+    path: Path, points: Sequence[Point], lines: Sequence[Line], labels: Mapping[str, str], title: str, note: str
+) -> None:
+    """Write the png, whole or not at all: a colour for each way, a mark for each rule; open marks are bounds."""
+    curves = _curves(points)
+    figure, [axes] = plots.canvas(title, f"{_HOW_TO_READ} {note}", [_HEIGHT], names=["m" * plot_labels.WIDEST])
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("tokens of a pass, as measured")
-    axes.set_ylabel("bits per character")
-    axes.set_title(_LEGEND, fontsize="small", loc="left")
-    _plain_powers(axes, points)
-    _look_at(axes, [own.bits.mean for own in points if own.way in _DASHES] + [line.bits.mean for line in lines])
-    _name_ends(axes, ends)
-    figure.suptitle(plots.wrapped(subtitle, 130), fontsize="small")
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    axes.set_ylim(plots.limits([own.bits.mean for own in points] + [line.bits.mean for line in lines]))
+    markers = dict(zip(dict.fromkeys(own.rule for own in points), itertools.cycle(_MARKERS), strict=False))
+    most = max((own.together for own in points), default=1.0)
+    ends: dict[str, list[End]] = {}
+    early: list[Mark] = []
+    for (rule, way), some in curves.items():
+        colour, name, last = colour_of(way), labels.get(rule, rule), some[-1]
+        _curve(axes, some, colour, markers[rule])
+        if last.together < _SHORT * most and way == PLAIN:
+            early.append(Mark(last.together, last.bits.mean, name, colour))
+        else:
+            ends.setdefault(way, []).append(End(last.bits.mean, name, colour))
+    for line in lines:
+        axes.axhline(line.bits.mean, color="black", linewidth=0.9, linestyle=":")
+    plots.plain_powers(axes.xaxis, most)
+    plots.titles(axes, "tokens written in a pass, as measured", "bits per character (lower is better)")
+    plot_labels.name_points(axes, early)
+    plot_labels.mark_outliers(axes, [Mark(own.together, own.bits.mean, "", colour_of(own.way)) for own in points])
+    plot_labels.name_ends(axes, [*_named(axes, ends), *(_named_line(each) for each in lines)])
+    plots.save(figure, path)
 
 
-def spaced(places: Sequence[float], least: float) -> list[float]:
-    """Move places up as little as it takes for neighbours to be `least` apart; their order stays."""
-    order = sorted(range(len(places)), key=lambda number: places[number])
-    found = list(places)
-    for before, own in itertools.pairwise(order):
-        found[own] = max(found[own], found[before] + least)
-    return found
+def colour_of(way: str) -> str:
+    """Return the colour of a way of writing, however many candidates it weighs."""
+    return plots.colour(way.partition(",")[0])
+
+
+def _curves(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
+    """The points of each rule and way by their tokens of a pass; in order begins where plain is the same law."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    for own in points:
+        found.setdefault((own.rule, own.way), []).append(own)
+    return {
+        (rule, way): sorted([*_shared(rule, way, found), *some], key=lambda own: own.together)
+        for (rule, way), some in found.items()
+    }
 
 
 def _shared(rule: str, way: str, curves: Mapping[tuple[str, str], Sequence[Point]]) -> list[Point]:
@@ -68,53 +69,32 @@ def _shared(rule: str, way: str, curves: Mapping[tuple[str, str], Sequence[Point
     return [own for own in curves.get((rule, PLAIN), []) if own.one_by_one]
 
 
-def _curve(axes: Any, some: Sequence[Point], colour: str, dashes: str) -> None:
+def _curve(axes: Any, some: Sequence[Point], colour: str, marker: str) -> None:
     x, y = [own.together for own in some], [own.bits.mean for own in some]
-    axes.plot(x, y, dashes, color=colour, linewidth=1.4)
+    axes.plot(x, y, "-", color=colour, linewidth=1.3)
     for exact, face in ((True, colour), (False, "white")):
         own = [each for each in some if each.is_exact == exact]
         axes.errorbar(
             [each.together for each in own],
             [each.bits.mean for each in own],
             yerr=[each.bits.standard_error for each in own],
-            fmt="o",
+            fmt=marker,
             color=colour,
             markerfacecolor=face,
-            markersize=5,
-            elinewidth=0.6,
+            markersize=4.5,
+            elinewidth=0.8,
         )
 
 
-def _plain_powers(axes: Any, points: Sequence[Point]) -> None:
-    """Write 1, 2, 4, ... below the axis."""
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
-
-    most = max((own.together for own in points), default=1.0)
-    powers = [2.0**power for power in range(12) if 2.0**power <= 1.5 * most]
-    axes.xaxis.set_major_locator(FixedLocator(powers))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-
-
-def _look_at(axes: Any, shown: Sequence[float]) -> None:
-    """Show these heights; a curve of weighed candidates that is far above them leaves the picture."""
-    if shown:
-        room = _MARGIN * (max(shown) - min(shown) or 1.0)
-        axes.set_ylim(min(shown) - room, max(shown) + room)
-
-
-def _name_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write each name on the right, at the height at which its line ends, or a little above; none above the picture."""
+def _named(axes: Any, ends: Mapping[str, Sequence[End]]) -> list[End]:
+    """The names of the curves of each way, those that end together in one."""
     low, high = axes.get_ylim()
-    shares = [min((bits - low) / (high - low), 1.0) for bits, _, _ in ends]
-    for share, place, (_, name, colour) in zip(shares, spaced(shares, _APART), ends, strict=True):
-        axes.annotate(
-            name,
-            xy=(1.0, share),
-            xytext=(1.02, place),
-            xycoords="axes fraction",
-            color=colour,
-            fontsize="small",
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0.0, 0.5)},
-        )
+    return [
+        each._replace(name=f"{way.replace('_', ' ')}: {each.name}")
+        for way, some in ends.items()
+        for each in plot_labels.merged(some, _BUNDLE * (high - low))
+    ]
+
+
+def _named_line(line: Line) -> End:
+    return End(line.bits.mean, _NAMES.get(line.name, line.name), "black")

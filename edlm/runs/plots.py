@@ -1,11 +1,113 @@
-"""The needs of every picture: titles that fit, and numbers without powers of ten."""
+"""The style of every picture: one colour for each method, a canvas that can be read at 700 pixels, robust limits."""
 
+import os
 import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import quantiles
 from typing import Any
+
+# Colours that differ for colour-blind readers too (Okabe and Ito, and two of Tol's; an exact energy has the dark one of
+# what is learned in its place). The same method has the same colour in all pictures.
+COLOURS: Mapping[str, str] = {
+    "plain": "#D55E00",
+    "in order": "#0072B2",
+    "chain rule": "#56B4E9",
+    "learned": "#009E73",
+    "transition": "#CC79A7",
+    "joint": "#E69F00",
+    "posterior": "#882255",
+    "carry over": "#999933",
+    "exact": "#00543D",
+    "exact transition": "#6E3A5B",
+    "exact carry over": "#5C5C1F",
+    "ar": "#000000",
+    "held-out text": "#555555",
+    "textbook": "#888888",
+    "eager": "#56B4E9",
+    "compile": "#0072B2",
+    "cudagraph": "#009E73",
+    "training": "#999999",
+    "held out": "#0072B2",
+}
+_OTHERS = ("#332288", "#117733", "#AA4499", "#661100")  # of methods that this table does not know, by their names
+WIDTH = 7.0  # inches: at 100 pixels an inch, what a page shows
+_DPI = 150
+_LEFT, _BOTTOM, _GAP = 0.72, 0.56, 0.42  # inches beside, under and between panels
+_LINE, _NOTE = 0.2, 0.14  # inches of a line of the title, and of a note
+_TITLE, _TEXT, _SMALL = 11, 9, 7  # points
+_TITLE_WIDTH, _NOTE_WIDTH = 74, 118  # characters that fit one line
+_LETTER = 0.074  # inches of a letter of a name, in the mean
+_WIDEST = 2.0  # inches for names beside a panel
+_FENCE = 1.5  # of the middle half: past that, and past a gap as wide as it, a value is an outlier (Tukey)
+
+
+def colour(method: str) -> str:
+    """Return the colour of a method: that of the table, or of its last word in it, or one that its name picks."""
+    name = method.replace("_", " ")
+    for known in (name, *(each for each in COLOURS if name.endswith(f" {each}"))):
+        if known in COLOURS:
+            return COLOURS[known]
+    return _OTHERS[sum(map(ord, name)) % len(_OTHERS)]
+
+
+def canvas(
+    title: str, note: str = "", heights: Sequence[float] = (3.4,), columns: int = 1, names: Iterable[str] = ()
+) -> tuple[Any, list[Any]]:
+    """Build a figure with one panel for each row and column, the finding above and a note below.
+
+    Args:
+        title: What the picture shows, as a sentence.
+        note: What was measured and how, in small letters.
+        heights: Inches of each row of panels.
+        columns: Panels beside each other.
+        names: What will stand to the right of the lines, so that it has its place.
+
+    Returns:
+        The figure, which nothing has drawn yet, and its panels, row after row.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    said, noted = wrapped(title, _TITLE_WIDTH), wrapped(note, _NOTE_WIDTH)
+    top = 0.14 + _LINE * len(said.splitlines())
+    bottom = _BOTTOM + _NOTE * len(noted.splitlines())
+    gaps = (_GAP + 0.18) * (len(heights) - 1)
+    height = top + 0.1 + sum(heights) + gaps + bottom
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
+    right = 0.15 + min(_WIDEST, _LETTER * max(map(len, names), default=0) + 0.12)
+    wide = (WIDTH - right - _LEFT * columns) / columns
+    panels, above = [], height - top - 0.1
+    for tall in heights:
+        for column in range(columns):
+            left = _LEFT + column * (wide + _LEFT)
+            panels.append(figure.add_axes((left / WIDTH, (above - tall) / height, wide / WIDTH, tall / height)))
+        above -= tall + _GAP + 0.18
+    for axes in panels:
+        _plain_frame(axes)
+    figure.text(0.012, 1 - 0.1 / height, said, fontsize=_TITLE, fontweight="bold", va="top")
+    figure.text(0.012, 0.06 / height, noted, fontsize=_SMALL, color="#444444", va="bottom")
+    return figure, panels
+
+
+def titles(axes: Any, x: str, y: str, title: str = "") -> None:
+    """Name the axes of a panel, with their units."""
+    axes.set_xlabel(x, fontsize=_TEXT)
+    axes.set_ylabel(y, fontsize=_TEXT)
+    if title:
+        axes.set_title(title, fontsize=_TEXT, loc="left")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the png, whole or not at all. Raises OSError if it cannot be written."""
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, dpi=_DPI, format="png", pil_kwargs={"optimize": True})
+    os.replace(temporary, path)
 
 
 def wrapped(text: str, width: int) -> str:
-    """Split a title into lines, none longer than so many characters, so that it leaves the legend its place."""
+    """Split a title into lines, none longer than so many characters."""
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
@@ -16,3 +118,46 @@ def plain_numbers(axis: Any) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def plain_powers(axis: Any, most: float) -> None:
+    """Write 1, 2, 4, ... on a logarithmic axis of base 2, up to the power above the largest value."""
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+    axis.set_major_locator(FixedLocator([2.0**power for power in range(24) if 2.0**power <= 1.5 * most]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def limits(values: Iterable[float], margin: float = 0.06) -> tuple[float, float]:
+    """Return the ends of an axis on which no outlier flattens the rest.
+
+    An outlier lies past Tukey's fences, and past a gap that is wider than the middle half of the values. On a
+    logarithmic axis, give logarithms.
+    """
+    shown = sorted(values)
+    if not shown:
+        return 0.0, 1.0
+    if len(shown) > 3:
+        low, _, high = quantiles(shown, n=4, method="inclusive")
+        shown = _without_tail(shown, high + _FENCE * (high - low), high - low)
+        mirrored = [-value for value in reversed(shown)]
+        shown = [-value for value in reversed(_without_tail(mirrored, _FENCE * (high - low) - low, high - low))]
+    room = margin * ((shown[-1] - shown[0]) or abs(shown[0]) or 1.0)
+    return shown[0] - room, shown[-1] + room
+
+
+def _without_tail(ascending: Sequence[float], fence: float, gap: float) -> list[float]:
+    """Leave out what lies past the fence, from the first wide gap on. Where half the values are one, nothing does."""
+    for number in range(1, len(ascending)):
+        apart = ascending[number] - ascending[number - 1]
+        if gap > 0.0 and ascending[number] > fence and apart > gap:
+            return list(ascending[:number])
+    return list(ascending)
+
+
+def _plain_frame(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=_TEXT - 0.5)

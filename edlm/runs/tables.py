@@ -2,7 +2,10 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
+
+_TERMINAL = 100  # characters of a line
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> str:
@@ -13,6 +16,11 @@ def table(rows: Sequence[tuple[str, str, str]]) -> str:
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows of one length in columns: the first aligned on its left, the others on their right."""
     return _aligned(rows, left=(0,))
+
+
+def sentence(said: str) -> str:
+    """Write a finding as the last words of a run: lines that fit a terminal, a capital first and a full stop last."""
+    return textwrap.fill(f"{said[:1].upper()}{said[1:]}.", _TERMINAL, initial_indent="  ", subsequent_indent="  ")
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:

@@ -1,6 +1,5 @@
 """The curve of likelihoods: what is compared with what, and how its picture and its errors are made."""
 
-import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from builders import tiny_denoiser
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -24,6 +21,7 @@ from edlm.likelihood import estimates
 from edlm.likelihood.estimates import Estimate
 from edlm.process import noise
 from edlm.process.noise import Stream
+from edlm.runs import plots
 from edlm.samplers.corrections import ChainRule
 from edlm.samplers.sampler import Sampler
 
@@ -80,16 +78,6 @@ def test_values_stand_in_the_order_of_the_texts_whatever_their_lengths() -> None
     assert scores.steps.tolist() == list(range(1, 8))
     assert scores.passes == {"denoiser": 7}
     assert scores.ess is None
-
-
-@given(places=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12), least=st.floats(0.01, 0.1))
-def test_names_are_moved_apart_and_keep_their_order(places: list[float], least: float) -> None:
-    found = curve_plot.spaced(places, least)
-    order = sorted(range(len(places)), key=lambda number: places[number])
-    for before, after in itertools.pairwise(order):
-        assert found[after] >= found[before] + least - 1e-12
-    assert all(moved >= place for moved, place in zip(found, places, strict=True))
-    assert found[order[0]] == places[order[0]]
 
 
 def test_labels_are_words() -> None:
@@ -161,41 +149,75 @@ def test_the_picture_shows_every_curve_by_its_colour_and_its_way(
         a_point("left to right", curve.PLAIN, 2.0, 1.0),
         a_point("left to right", curve.IN_ORDER, 2.1, 4.0),
         a_point("tokens per pass", curve.PLAIN, 2.2, 3.0, exact=False),
-        a_point("left to right", "energy, k=2", 9.0, 2.0, exact=False),
+        a_point("left to right", "learned, k=2", 9.0, 2.0, exact=False),
     ]
     lines = [curve.Line("ar", "exact_nll", Estimate(1.8, 0.1, 5))]
-    curve_plot.draw(tmp_path / "x.png", points, lines, {"tokens per pass": "random"}, "what it is")
+    curve_plot.draw(tmp_path / "x.png", points, lines, {"tokens per pass": "random"}, "what it says", "what it is")
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
     [figure] = kept
     [axes] = figure.axes
+    ours, plain, other = (plots.COLOURS[name] for name in ("in order", "plain", "learned"))
     shown = [
         (line.get_linestyle(), line.get_color(), list(line.get_xdata()), list(line.get_ydata()))
         for line in axes.lines
         if line.get_linestyle() != "None"
     ]
     assert shown == [
-        ("--", "C0", [1.0, 4.0], [2.0, 2.5]),
-        ("-", "C0", [1.0, 4.0], [2.0, 2.1]),
-        ("--", "C1", [3.0], [2.2]),
-        (":", "C2", [2.0], [9.0]),
-        ("-.", "black", [0, 1], [1.8, 1.8]),
+        ("-", plain, [1.0, 4.0], [2.0, 2.5]),
+        ("-", ours, [1.0, 4.0], [2.0, 2.1]),
+        ("-", plain, [3.0], [2.2]),
+        ("-", other, [2.0], [9.0]),
+        (":", "black", [0, 1], [1.8, 1.8]),
     ]
     marks = [each.lines[0] for each in axes.containers]
     bounds = [list(mark.get_ydata()) for mark in marks if mark.get_markerfacecolor() == "white"]
     assert [ys for ys in bounds if ys] == [[2.2], [9.0]]
     filled = [list(mark.get_ydata()) for mark in marks if mark.get_markerfacecolor() != "white"]
     assert [ys for ys in filled if ys] == [[2.0, 2.5], [2.0, 2.1]]
+    assert marks[0].get_marker() == marks[2].get_marker() != marks[4].get_marker(), "a mark for each rule"
     assert axes.get_ylim() == pytest.approx((1.8 - 0.042, 2.5 + 0.042))
     assert axes.get_xscale() == "log"
     assert list(axes.xaxis.get_major_locator()()) == [1.0, 2.0, 4.0]
-    heights = [2.5, 2.1, 2.2, 2.542, 1.8]
-    for text, name, height in zip(
-        axes.texts,
-        ["left to right, plain", "left to right, in order", "random, plain", "left to right, energy, k=2", "ar"],
-        heights,
-        strict=True,
-    ):
-        assert text.get_text() == name
-        assert text.xy == pytest.approx((1.0, (height - 1.758) / 0.784))
-    assert [text.get_color() for text in axes.texts] == ["C0", "C0", "C1", "C2", "black"]
-    assert figure.get_suptitle() == "what it is"
+    words = [(text.get_text(), text.get_color()) for text in axes.texts]
+    assert words == [
+        ("9", other),
+        ("plain: random", plain),
+        ("plain: left to right", plain),
+        ("in order: left to right", ours),
+        ("learned, k=2: left to\nright 9 ↑", other),
+        ("AR model", "black"),
+    ]
+    heights = [text.xy[1] for text in axes.texts[1:]]
+    assert heights == pytest.approx([(height - 1.758) / 0.784 for height in (2.2, 2.5, 2.1, 2.542, 1.8)])
+    assert figure.texts[0].get_text() == "what it says"
+    assert figure.texts[1].get_text().endswith("what it is")
+
+
+def test_a_plain_curve_that_ends_early_is_named_at_its_last_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda own, path, **_: (kept.append(own), Path(path).write_bytes(b"x")))
+    points = [
+        a_point("left to right", curve.PLAIN, 2.0, 8.0),
+        a_point("confidence", curve.PLAIN, 2.5, 4.0),
+    ]
+    curve_plot.draw(tmp_path / "x.png", points, [], {}, "", "")
+    axes = kept[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["confidence", "plain: left to right"]
+
+
+def test_the_short_table_has_the_most_tokens_a_pass_of_every_curve() -> None:
+    points = [
+        a_point("left to right", curve.PLAIN, 2.0, 1.0)._replace(name="one"),
+        a_point("left to right", curve.PLAIN, 2.5, 4.0)._replace(name="four"),
+        a_point("left to right", curve.IN_ORDER, 2.1, 2.0, exact=False)._replace(name="in order, two"),
+    ]
+    lines = [curve.Line("ar", "exact_nll", Estimate(1.8, 0.1, 5))]
+    head, *body = curve.short(points, lines)
+    assert head == ("", "figure", "tokens a pass", "bits/character", "over one token, %")
+    assert body == [
+        ("ar", "exact_nll", "-", "1.8000 ± 0.1000", "-"),
+        ("four", "exact_nll", "4.00", "2.5000 ± 0.2500", "-"),
+        ("in order, two", "<= t_step_nelbo", "2.00", "2.1000 ± 0.2500", "-"),
+    ]
