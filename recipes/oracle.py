@@ -8,8 +8,6 @@ edlm run oracle --config markov64        # the same at length 64; markov256 is l
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import tqdm
-
 from edlm.frontier import card, draws, exact_plot, exact_report, grid, sweeps
 from edlm.frontier import exact as exact_figures
 from edlm.frontier import learning as frontier_learning
@@ -100,7 +98,7 @@ class Oracle:
         missing = [each.setting for name, each in self.grid.items() if name not in self.lines.records]
         draws.warm_up(missing, self.drawing)
         known: exact_figures.Known = []
-        for setting in (bar := tqdm(missing, unit="setting")):
+        for setting in (bar := processes.bar(missing, unit="setting")):
             assert isinstance(setting, Sampler)
             bar.set_description(str(setting))
             tokens, costs = draws.draw(setting, self.drawing)

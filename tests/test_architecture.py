@@ -22,6 +22,7 @@ LAYOUT: dict[str, list[str]] = {
     "limits": [],
     "costs": [],
     "declaration": [],
+    "progress": [],
     "process": ["arguments", "finite", "noise", "categorical", "schedules", "training_times", "absorbing", "particles"],
     "nn": [
         "rope",
@@ -95,6 +96,7 @@ LAYOUT: dict[str, list[str]] = {
         "looping",
         "records",
         "rewriting",
+        "watching",
         "pipelines",
         "execution",
         "autoregressive",

@@ -291,7 +291,7 @@ def _recipe_file(name: str) -> Path:
         raise ValueError(f"recipe {name}: no such file")
     recipe, slash, config = name.partition("/")
     if slash and recipe in known:
-        raise ValueError(f"recipe {name!r} must be {recipe!r}, and its config stand apart: {recipe} --config {config}")
+        raise ValueError(f"recipe {name!r} is a recipe and its config: edlm run {recipe} --config {config}")
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"recipe {name!r} is not one of {', '.join(known)}, nor a path that ends in .py{hint}")

@@ -33,8 +33,10 @@ def _known() -> dict[str, Any]:
 
 
 def _is_plain(known: Mapping[str, Any], key: str, value: str) -> bool:
-    """Whether the keys below one do not depend on its value."""
-    return not value.startswith("{") or known.get(key, {}) is None
+    """Whether no key stands below one: its value is none of this module's business then."""
+    name, _, rest = key.partition(".")
+    below = known.get(name)
+    return below is None or (bool(rest and below) and _is_plain(below, rest, value))
 
 
 def _require(known: Mapping[str, Any], values: Mapping[str, Any], where: str) -> None:

@@ -15,6 +15,7 @@ from edlm import limits
 from edlm.data import formats, pieces
 from edlm.data.pieces import Blocks
 from edlm.data.vocabulary import Vocabulary
+from edlm.process import arguments
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _ACCENTS = re.compile("[\u0300-\u036f]+")
@@ -134,6 +135,7 @@ def text_files(
         >>> edlm.corpora.text_files("three.txt")
         Corpus(train=['one two'], valid=['three'], test=['four'])
     """
+    arguments.require_path("path", path)
     path = Path(path)
     require_fractions(fractions)
     if not path.is_dir():
@@ -166,6 +168,8 @@ def load_blocks(corpus: Source, vocabulary: Vocabulary, length: int) -> Blocks:
         >>> edlm.corpora.load_blocks(edlm.corpora.embedded(), vocabulary, length=64).train[:2].shape
         torch.Size([2, 64])
     """
+    arguments.require_kind("corpus", corpus, hasattr(corpus, "blocks"), "one, as corpora.text_files(path) is")
+    arguments.require_whole("length", length)
     return corpus.blocks(vocabulary, length)
 
 
@@ -192,6 +196,7 @@ def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
         >>> edlm.corpora.read_documents("two.txt")
         ['one two', 'three']
     """
+    arguments.require_path("path", path)
     path = Path(path)
     if not path.is_dir():
         return _documents(path, normalised)

@@ -43,8 +43,9 @@ def require_bytes(vocab: Path) -> None:
 
 def parse(path: Path, expected: str, parser: Callable[[], _Parsed]) -> _Parsed:
     """Run `parser`; whatever it raises becomes a ValueError that names the file and what is expected of it."""
-    if path.exists():
-        formats.require_size(path, limits.TOKENIZER_BYTES)
+    if not path.exists():
+        raise ValueError(f"{path}: expected {expected}; No such file")
+    formats.require_size(path, limits.TOKENIZER_BYTES)
     try:
         return parser()
     except Exception as error:  # `tokenizers` raises nothing more specific

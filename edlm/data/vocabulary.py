@@ -22,6 +22,7 @@ from torch import Tensor
 from edlm import limits
 from edlm.data import continuation, tokenizer_files, tokenizer_kinds
 from edlm.data.tokenizer_files import require
+from edlm.process.arguments import require_ids, require_kind, require_path, require_whole
 
 MASK_SYMBOL = "_"  # how a mask is shown in decoded text
 END_OF_TEXT = "<|endoftext|>"  # the name of GPT-2's document separator
@@ -31,7 +32,6 @@ _ID_FIELDS = ("size", "mask_id", "bos_id", "eos_id", "pad_id")
 _DOCUMENTS_PER_CALL = 1024  # bounds the memory of the tokenizer's own records, which are far larger than the ids
 _PIECES_PER_CALL = 64  # of a long text, 4 million characters together
 _GAP = re.compile(rf"(?<!\\){MASK_SYMBOL}")
-_CUT = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,7 @@ class Vocabulary:
         continued: the text goes on after a mask, so it gets none of the space that some tokenizers put before a text;
         ValueError also if the tokenizer cannot do without.
         """
+        require_kind("text", text, isinstance(text, str), "one text (encode_documents takes several)")
         if not continued:
             return self.encode_documents([text])[0]
         ids = self._going_on.encode_documents([text])[0]
@@ -86,6 +87,7 @@ class Vocabulary:
 
         Raises ValueError as `encode` does.
         """
+        require_kind("text", text, isinstance(text, str), "a text, with a _ for each token of a gap")
         first, *others = (part.replace(rf"\{MASK_SYMBOL}", MASK_SYMBOL) for part in _GAP.split(text))
         gap = torch.tensor([self.mask_id])
         return torch.cat([self.encode(first), *(each for part in others for each in (gap, self.encode(part, True)))])
@@ -95,6 +97,7 @@ class Vocabulary:
 
         A document is never cut before its merges are made.
         """
+        tokenizer_kinds.require_texts("documents", documents)
         if self._character_ids is not None:
             return [tokenizer_kinds.look_up(text, self._character_ids, self.tokenizer) for text in documents]
         starts = range(0, len(documents), _DOCUMENTS_PER_CALL)
@@ -123,6 +126,7 @@ class Vocabulary:
         The ids bos, eos and pad leave no trace unless `show_specials`, nor does the first end id with all after it.
         Raises ValueError for an id outside [0, size) and for another number of dimensions.
         """
+        require_ids("ids", ids, 'as edlm.sample(...)["tokens"] is')
         require(ids.ndim in (1, 2), f"decode: ids must have shape (l,) or (b, l), got {tuple(ids.shape)}")
         outside = ids[(ids < 0) | (ids >= self.size)]
         if len(outside):
@@ -156,8 +160,9 @@ class Vocabulary:
             raise ValueError("a vocabulary without a pad id has nothing by which a text could end")
         return replace(self, pad_id=None, end_id=self.pad_id)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `vocabulary.json`; a file is either there whole or not at all."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer_files.write_whole(folder / _TOKENIZER_FILE, self.tokenizer.to_str())
         tokenizer_files.write_whole(folder / _SPECIALS_FILE, self._ids_json)
@@ -186,23 +191,9 @@ class Vocabulary:
         tokenizer = continuation.of(self.tokenizer)
         return self if tokenizer is self.tokenizer else replace(self, tokenizer=tokenizer)
 
-    @cached_property
-    def _cuts_at_spaces(self) -> bool:
-        return tokenizer_kinds.cuts_at_spaces(self.tokenizer)
-
     def _pieces(self, text: str, size: int) -> Iterator[str]:
-        start = 0
-        while len(text) - start > size and (end := self._cut_after(text, start + size)) is not None:
-            yield text[start:end]
-            start = end
-        yield text[start:]
-
-    def _cut_after(self, text: str, position: int) -> int | None:
-        """The first place from `position` on where a text can be cut before it is encoded; None if there is none."""
-        if self._character_ids is not None:
-            return position
-        found = _CUT.search(text, position) if self._cuts_at_spaces else None
-        return None if found is None else found.start()
+        cuts = tokenizer_kinds.cuts_at_spaces(self.tokenizer)
+        return tokenizer_kinds.pieces(text, size, self._character_ids is not None, cuts)
 
     def _decode_row(self, ids: list[int], show_specials: bool) -> str:
         if self.end_id in ids and not show_specials:
@@ -226,7 +217,7 @@ class Vocabulary:
         return "".join(parts)
 
 
-def load_vocabulary(folder: Path) -> Vocabulary:
+def load_vocabulary(folder: str | Path) -> Vocabulary:
     """Read what `Vocabulary.save` wrote.
 
     Args:
@@ -240,11 +231,11 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
     Example:
         >>> import edlm
-        >>> from pathlib import Path
-        >>> edlm.vocabulary.characters("ab").save(Path("letters"))
-        >>> edlm.vocabulary.load_vocabulary(Path("letters")).size
+        >>> edlm.vocabulary.characters("ab").save("letters")
+        >>> edlm.vocabulary.load_vocabulary("letters").size
         3
     """
+    folder = Path(folder)
     tokenizer = tokenizer_files.read(folder / _TOKENIZER_FILE)
     path = folder / _SPECIALS_FILE
     expected = f"JSON with the keys {', '.join(_ID_FIELDS)}"
@@ -270,6 +261,7 @@ def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence
         >>> vocabulary.encode("abba").tolist(), vocabulary.pad_id, vocabulary.mask_id
         ([0, 1, 1, 0], 2, 3)
     """
+    require_kind("alphabet", alphabet, isinstance(alphabet, str), "a text of distinct characters")
     repeated = [symbol for symbol, count in Counter(alphabet).items() if count > 1]
     require(bool(alphabet) and not repeated, f"alphabet = {alphabet!r} must be distinct characters, at least one")
     tokenizer_kinds.require_unicode(alphabet)
@@ -341,11 +333,11 @@ def from_tokenizer_json(
 
     Example:
         >>> import edlm
-        >>> from pathlib import Path
-        >>> edlm.vocabulary.characters("ab").save(Path("two"))
+        >>> edlm.vocabulary.characters("ab").save("two")
         >>> edlm.vocabulary.from_tokenizer_json("two/tokenizer.json").mask_id
         2
     """
+    require_path("path", path)
     tokenizer = tokenizer_files.read(Path(path))
     require(
         tokenizer_kinds.says_what_it_cannot_spell(tokenizer),
@@ -377,6 +369,8 @@ def train_bpe(documents: Iterable[str], size: int = 768) -> Vocabulary:
         >>> vocabulary.decode(vocabulary.encode("the hat"))
         'the hat'
     """
+    tokenizer_kinds.require_texts("documents", documents)
+    require_whole("size", size)
     own_size, fewest = size - 2, tokenizer_kinds.NUM_BYTES + 2  # bos = eos, and the mask
     require(size >= fewest, f"train_bpe: size = {size} must be at least {fewest}")
     tokenizer = tokenizer_kinds.learned(documents, own_size)

@@ -1,18 +1,15 @@
 """Texts of whatever a config names: its networks, its sampler, and what is written of each text that they draw."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
-from tqdm import tqdm
 
-from edlm import contracts
+from edlm import samplers
 from edlm.data.vocabulary import Vocabulary
 from edlm.runs import files, locks, processes
 from edlm.runs import settings as schemas
@@ -48,11 +45,8 @@ _CHANGES_NO_TEXT = {
     "energy_rows",
     "plan",
 }
-_SHOWN_LIVE = 4
-_CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 Figures = dict[str, list[Any]]
-Watch = Callable[[TensorDict, TensorDict], None] | None
 Draw = Callable[[int, int], tuple[Tensor, Figures]]  # so many texts from a number on: tokens (b, l), and what they took
 
 
@@ -111,7 +105,7 @@ def prompt(settings: Mapping[str, Any], found: Sources) -> Tensor | None:
 
 def source(settings: Mapping[str, Any], found: Sources) -> tuple[Draw, list[str]]:
     """Build what draws texts, and a line for each setting that does nothing: a sampler, a baseline, or an AR model."""
-    shown = _live(found.vocabulary) if settings["live"] and processes.is_first() else None
+    shown = samplers.live(found.vocabulary) if settings["live"] and processes.is_first() else None
     how = {"seed": settings["seed"], "prompt": prompt(settings, found)}
     length = settings["length"]
     if found.denoiser is not None:
@@ -199,13 +193,3 @@ def _of_ar(
 ) -> tuple[Tensor, Figures]:
     out = autoregressive.sample(ar, count, length, *ids, first_row=first, **how)
     return out.tokens, {"log_prob": out.log_prob.sum(-1).tolist()}
-
-
-def _live(vocabulary: Vocabulary) -> Watch:
-    """Build the watch that shows the first texts as they form, drawn over the ones before."""
-
-    def show(state: TensorDict, info: TensorDict) -> None:
-        texts = vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())
-        tqdm.write(_CLEAR_SCREEN + "\n\n".join(texts), file=sys.stderr)
-
-    return show

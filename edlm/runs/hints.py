@@ -10,8 +10,8 @@ def unknown(key: str, known: Collection[str], values: Mapping[str, Any] | None =
 
     key: with its section. values: those beside it, in whose sections its name is looked for.
     """
-    name = key.rpartition(".")[2]
-    elsewhere = [] if values is None else list(_places(name, values))
+    section, dot, name = key.rpartition(".")
+    elsewhere = [] if values is None else list(_places(name, values, section + dot))
     near = [" or ".join(map(repr, elsewhere))] if elsewhere else list(map(repr, difflib.get_close_matches(name, known)))
     hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known) or 'none'}"
     return f"{key}: unknown key; {hint}"

@@ -111,7 +111,7 @@ def number(low: float, high: float = float("inf"), above: bool = False) -> Check
 
     def check_value(key: str, value: Any) -> None:
         wanted = f"a number {'above' if above else 'of at least'} {low:g}"
-        wanted += "" if high == float("inf") else f" and at most {high:g}"
+        wanted += "" if high >= sys.float_info.max else f" and at most {high:g}"
         _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, wanted)
         _require((value > low if above else value >= low) and value <= high, key, value, wanted)
 

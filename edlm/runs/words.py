@@ -20,7 +20,7 @@ _QUOTED_OR_TAGGED = ("'", '"', "!", "&", "*", "[", "{", "|", ">")
 
 
 class Override(NamedTuple):
-    """What one word asks for: a value of a key, as it is written; None leaves the key out."""
+    """A change of a config: the value of a key, as it is written; None leaves the key out."""
 
     key: str
     value: str | None
