@@ -137,8 +137,8 @@ def test_a_pointer_that_is_lost_or_damaged_is_told_with_what_to_write(
         ""
         if said is None
         else (
-            f': write {{"folder": "step_100000000"}} into {name} {said} (step_00000008, step_00000012, step_100000000), '
-            "or use another output_dir; nothing was removed"
+            f': write {{"folder": "step_100000000"}} into {name} {said} '
+            "(step_00000008, step_00000012, step_100000000), or use another output_dir; nothing was removed"
         )
     )
     pointer = tmp_path / name
