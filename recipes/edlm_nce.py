@@ -100,7 +100,7 @@ class EnergyByNCE:
         self.run.save_checkpoint()
 
     def cleanup(self) -> None:
-        """Compare the ways of writing on held-out text, print figures, texts and what to do next, and draw the picture."""
+        """Compare the ways of writing on held-out text: figures, texts, a picture, and what to do next."""
         settings, k = self.settings, self.settings["report_particles"]
         drawn = draws.held_out(self.blocks, "test", settings, self.device)
         law = draws.continuous(self.denoiser, self.denoiser.schedule)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from edlm.contracts import Denoiser
 from edlm.data.pieces import Blocks, Excerpt, Rows
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation import figures, ngrams, scores
@@ -118,7 +119,7 @@ def ways(
     return built, left_out
 
 
-def plan(denoiser: SubsDenoiser, together: int) -> Plan:
+def plan(denoiser: Denoiser, together: int) -> Plan:
     """Choose so many positions a pass, those first whose likeliest token is furthest ahead; of blocks within each."""
     return block_plans.of_denoiser(plans.Ranked(together, by="margin"), denoiser)
 

@@ -94,7 +94,7 @@ def title(rows: Sequence[Row]) -> str:
     name, samplers = distance(rows), [row for row in rows if row.setting is not None and not row.role]
     plain = [row for row in samplers if row.setting is not None and row.setting.correction is None]
     others = [row for row in samplers if row not in plain]
-    best, *_ = sorted(others, key=lambda row: row.figures[name][0]) or [None]
+    best = min(others, key=lambda row: row.figures[name][0], default=None)
     cheapest = min(plain, key=lambda row: (row.figures[name][0], row.figures["passes"][0]), default=None)
     said = [_reached(row, name) for row in (best, cheapest) if row is not None]
     return f"nearest to the source: {'; '.join(said)}" if said else "nothing beside the source"
