@@ -18,9 +18,9 @@ COLOURS: Mapping[str, str] = {
     "joint": "#E69F00",
     "posterior": "#882255",
     "carry over": "#999933",
-    "exact": "#00543D",
-    "exact transition": "#6E3A5B",
-    "exact carry over": "#5C5C1F",
+    "exact": "#00694D",
+    "exact transition": "#8A3F6B",
+    "exact carry over": "#6E6E25",
     "ar": "#000000",
     "held-out text": "#555555",
     "textbook": "#888888",
@@ -43,11 +43,11 @@ _FENCE = 1.5  # of the middle half: past that, and past a gap as wide as it, a v
 
 
 def colour(method: str) -> str:
-    """Return the colour of a method: that of the table, or of its last word in it, or one that its name picks."""
+    """Return the colour of a method: that of the table, or of its last words in it, or one that its name picks."""
     name = method.replace("_", " ")
-    for known in (name, *(each for each in COLOURS if name.endswith(f" {each}"))):
-        if known in COLOURS:
-            return COLOURS[known]
+    known = [each for each in COLOURS if name == each or name.endswith(f" {each}")]
+    if known:
+        return COLOURS[max(known, key=len)]
     return _OTHERS[sum(map(ord, name)) % len(_OTHERS)]
 
 

@@ -117,6 +117,7 @@ def test_a_method_has_one_colour_whatever_stands_before_its_name() -> None:
     assert plots.colour("chain_rule") == plots.colour("chain rule") == plots.COLOURS["chain rule"]
     assert plots.colour("flipped learned") == plots.colour("learned")
     assert plots.colour("exact_transition") != plots.colour("transition")
+    assert plots.colour("flipped exact_transition") == plots.colour("exact_transition")
     assert plots.colour("my own method") == plots.colour("my own method") not in plots.COLOURS.values()
 
 
