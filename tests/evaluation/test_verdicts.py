@@ -121,7 +121,7 @@ def test_samples_are_compared_with_held_out_text() -> None:
     assert verdicts.of_samples("s.jsonl", above).endswith("25.0 ± 1.0, above held-out text 17.0 ± 1.2")
     alone = [row(samples.ENTROPY, (2.7, 0.01), None, n=4)]
     assert verdicts.of_samples("s.jsonl", alone) == (
-        "the texts of s.jsonl: unigram entropy 2.700 ± 0.010, with no held-out text to compare; 4 texts are too few for "
-        "a verdict"
+        "the texts of s.jsonl: unigram entropy 2.700 ± 0.010, with no held-out text to compare; 4 texts are too few "
+        "for a verdict"
     )
     assert verdicts.of_samples("s.jsonl", []) == ""
