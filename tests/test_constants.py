@@ -33,7 +33,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.frontier.curve_findings": {"_AS_MANY": 0.95},
     "edlm.frontier.findings": {"_RARELY": 0.025},
     "edlm.benchmark.textbook_training": {"TIME_LOW": 1e-3},
-    "edlm.runs.plots": {"_FENCE": 1.5},
+    "edlm.runs.plots": {"_FENCE": 1.5, "_GAP_OF_ALL": 0.75},
     "edlm.runs.exits": {"USAGE_ERROR": 2, "FAULT": 70, "INTERRUPTED": 130},
     "edlm.recipes.oracle": {"_SAMPLED": 1, "_COMPARED": 2, "_BOUNDED": 3},
     "edlm.recipes.pretrain_denoiser": {"NOISE_LEVELS": (0.1, 0.3, 0.5, 0.7, 0.9)},
