@@ -68,7 +68,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.frontier.curve_findings": {"_AS_MANY": 0.95},
     "edlm.frontier.findings": {"_RARELY": 0.025},
     "edlm.benchmark.textbook_training": {"TIME_LOW": 1e-3},
-    "edlm.runs.plots": {"_FENCE": 1.5},
+    "edlm.runs.plots": {"_FENCE": 1.5, "_GAP_OF_ALL": 0.75},
     "edlm.runs.exits": {"USAGE_ERROR": 2, "FAULT": 70, "INTERRUPTED": 130},
     "edlm.testing": {"_SMALLEST": 2.0**-53, "_LARGEST": 1.0 - 2.0**-53},
     "edlm.recipes.oracle": {"_SAMPLED": 1, "_COMPARED": 2, "_BOUNDED": 3},
