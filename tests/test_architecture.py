@@ -168,6 +168,8 @@ LAYOUT: dict[str, list[str]] = {
         "texts",
         "generation",
         "card",
+        "continuations",
+        "harness",
     ],
     "training": [
         "muon",
