@@ -178,7 +178,7 @@ def test_what_cannot_be_asked_is_refused_by_name(models: dict[str, Model]) -> No
     for name in ("num_draws", "block_length", "batch_size"):
         with pytest.raises(ValueError, match=f"^{name} = 0 must be at least 1$"):
             Reading(models["denoiser"], **{name: 0})
-    with pytest.raises(ValueError, match="count = 0 must be at least 1$|tokens_per_pass = 0 must be at least 1$"):
+    with pytest.raises(ValueError, match=r"count = 0 must be at least 1$|tokens_per_pass = 0 must be at least 1$"):
         Reading(models["denoiser"], tokens_per_pass=0)
     with pytest.raises(ValueError, match=r"^seed = -1 must be at least 0$"):
         Reading(models["denoiser"], seed=-1)

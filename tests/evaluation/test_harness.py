@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gpt2_folder
 import pytest
 from commands import in_markdown
 
@@ -118,3 +119,34 @@ def test_the_same_request_asked_again_has_noise_of_its_own(trained_ar: Path) -> 
     written = model.generate_until([request] * 3, disable_tqdm=True)
     assert len(set(written)) == 3
     assert written == model.generate_until([request] * 3, disable_tqdm=True)
+
+
+@pytest.mark.harness
+@pytest.mark.filterwarnings("ignore")
+def test_log_likelihoods_are_those_of_the_harness_s_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random GPT-2 by `hf` and by `edlm`: empty contexts, which both begin with a bos, and others without any."""
+    for package in ("lm_eval", "transformers", "accelerate"):
+        pytest.importorskip(package, reason="needs pip install 'edlm-torch[harness,judge]' accelerate peft")
+    import transformers  # noqa: PLC0415
+    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+
+    from edlm.evaluation import harness as module  # noqa: PLC0415
+
+    monkeypatch.setattr(gpt2_folder, "CONTEXT", 16)
+    gpt2_folder.write(tmp_path, transformers)
+    own = HFLM(pretrained=str(tmp_path), device="cpu", dtype="float32", batch_size=1)
+
+    def close(name: str, *asked: tuple[Any, ...]) -> None:
+        found = [getattr(model, name)(list(map(request, asked))) for model in (own, module.Edlm(str(tmp_path)))]
+        numbers = [[each[0] if isinstance(each, tuple) else each for each in answers] for answers in found]
+        assert numbers[1] == pytest.approx(numbers[0], abs=1e-4)
+
+    close("loglikelihood", ("", "the name"), ("", "rose of old the name"))
+    close("loglikelihood_rolling", ("rose is a name",))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "bos_token_id": None}))
+    close("loglikelihood", ("the name of", " the rose"), ("the ", "rose is"), ("a name that the rose", " has of old"))
+
+
+def request(arguments: tuple[Any, ...]) -> SimpleNamespace:
+    return SimpleNamespace(args=arguments)
