@@ -5,6 +5,7 @@ import faults_conditional
 import faults_data
 import faults_distillation
 import faults_files
+import faults_harness
 import faults_hub
 import faults_in_order
 import faults_likelihoods
@@ -35,6 +36,7 @@ OWN = [
     *faults_likelihoods.FAULTS,
     *faults_conditional.FAULTS,
     *faults_hub.FAULTS,
+    *faults_harness.FAULTS,
     *faults_blocks.FAULTS,
 ]
 

@@ -174,6 +174,8 @@ LAYOUT: dict[str, list[str]] = {
         "texts",
         "generation",
         "card",
+        "continuations",
+        "harness",
     ],
     "training": [
         "muon",
