@@ -100,7 +100,7 @@ class EnergyByNCE:
         self.run.save_checkpoint()
 
     def cleanup(self) -> None:
-        """Compare the ways of writing on held-out text, print figures, texts and what to do next, and draw the picture."""
+        """Print the figures of the energy, the ways of writing in one table, and what to do next."""
         settings, k = self.settings, self.settings["report_particles"]
         drawn = draws.held_out(self.blocks, "test", settings, self.device)
         law = draws.continuous(self.denoiser, self.denoiser.schedule)
@@ -112,10 +112,9 @@ class EnergyByNCE:
         report: dict[str, Any] = {name: value._asdict() for name, value in figures.items()}
         report |= {"nelbo": bound._asdict(), "calibration": calibration._asdict(), "ways": closing_report.report(ways)}
         report |= {"warning": contrast.warning(per_row), "by_time": levels}
+        remarks = {"denoiser NELBO": f"n = {bound.n} draws"}
         lines = [
-            *correction.bits_lines(
-                {"denoiser NELBO": bound}, self.vocabulary.unit, {"denoiser NELBO": f"n = {bound.n}"}
-            ),
+            *correction.bits_lines({"denoiser NELBO": bound}, self.vocabulary.unit, remarks),
             *contrast.figure_lines(figures, calibration, k, *self.classifier),
         ]
         shown = tables.table(lines), contrast.levels_table(levels, k)
