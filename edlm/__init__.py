@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edlm.samplers.execution import accelerate
     from edlm.samplers.pipelines import Pipeline, extend, sample
     from edlm.weights import checkpoints, large
+    from edlm.weights.hub import from_pretrained
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ _FUNCTIONS = {
     "Pipeline": "edlm.samplers.pipelines",
     "accelerate": "edlm.samplers.execution",
     "extend": "edlm.samplers.pipelines",
+    "from_pretrained": "edlm.weights.hub",
     "sample": "edlm.samplers.pipelines",
 }
 
@@ -58,6 +60,7 @@ __all__ = [
     "enumeration",
     "exact",
     "extend",
+    "from_pretrained",
     "large",
     "networks",
     "pipelines",

@@ -1,7 +1,7 @@
 """Measure speed and memory beside a textbook sampler with the same weights, and how the cost grows.
 
 edlm run benchmark                     # small sizes, to see that all of it runs
-edlm run benchmark --config cpu        # the figures of docs/performance.md, for an idle machine
+edlm run benchmark --config cpu        # the figures of docs/lab/performance.md, for an idle machine
 """
 
 from collections.abc import Mapping

@@ -27,6 +27,7 @@ from edlm.weights import resolve
 SETTINGS: Schema = {
     "recipe": schemas.choice("generate"),
     "output": schemas.text,
+    "overwrite": schemas.omissible(schemas.flag),
     "seed": schemas.seed,
     "device": schemas.choice("auto", "cpu", "cuda"),
     "threads": schemas.optional(schemas.threads),
@@ -72,7 +73,9 @@ class Generate:
         Of several processes each draws a batch, and the first one writes them.
         """
         size, total, world = self.settings["batch_size"], self.settings["num_samples"], processes.world()
-        done = processes.from_first(lambda: _records.texts_done(self.output, self.fingerprint, self.settings["seed"]))
+        done = processes.from_first(self.texts_done)
+        if done:
+            print(f"{self.output} holds {done} texts of these settings already; overwrite=true draws them anew")
         batches = [(min(size, total - first), first) for first in range(done, total, size)]
         started = time.monotonic()
         with processes.bar(total=total, initial=done, unit="text") as bar:
@@ -82,6 +85,12 @@ class Generate:
                 files.append_jsonl(self.output, map(_records.sealed, records))
                 bar.update(len(records))
         self.rate = max(0, total - done) / (time.monotonic() - started)
+
+    def texts_done(self) -> int:
+        """Count the texts that the output holds, once those that are to be replaced are gone."""
+        if self.settings.get("overwrite", False):
+            self.output.unlink(missing_ok=True)
+        return _records.texts_done(self.output, self.fingerprint, self.settings["seed"])
 
     def cleanup(self) -> None:
         """Show the first texts and say where all of them are."""
@@ -101,11 +110,12 @@ def main(settings: dict[str, Any]) -> None:
     if settings["plan"]:
         print(resolve.require_plan(settings))
         return
-    recipe = Generate(settings)
-    recipe.load_checkpoint()
-    recipe.setup()
-    recipe.generate()
-    recipe.cleanup()
+    with generation.named_output(settings) as named:
+        recipe = Generate(named)
+        recipe.load_checkpoint()
+        recipe.setup()
+        recipe.generate()
+        recipe.cleanup()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Faults to plant in a copy of the package, each with the test that must catch it; see `test_planted_faults.py`."""
 
 import faults_blocks
+import faults_conditional
 import faults_data
 import faults_distillation
 import faults_files
+import faults_hub
 import faults_in_order
 import faults_likelihoods
 import faults_maths
@@ -31,12 +33,14 @@ OWN = [
     *faults_data.FAULTS,
     *faults_training.FAULTS,
     *faults_likelihoods.FAULTS,
+    *faults_conditional.FAULTS,
+    *faults_hub.FAULTS,
     *faults_blocks.FAULTS,
 ]
 
 
 def table() -> str:
-    """The faults and the tests that catch them, as `docs/testing.md` shows them."""
+    """The faults and the tests that catch them, as `docs/contributing/testing.md` shows them."""
     rows = [f"| {fault.name} | `{fault.caught_by.removeprefix('tests/')}` |" for fault in (*PUBLISHED, *OWN)]
     return "\n".join(["| planted fault | caught by |", "|---|---|", *rows])
 

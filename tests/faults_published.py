@@ -1,4 +1,4 @@
-"""The known faults of the published implementation, in the words of `docs/departures.md`."""
+"""The known faults of the published implementation, in the words of `docs/explanation/departures.md`."""
 
 from fault import Fault
 

@@ -1,4 +1,4 @@
-"""The tables of `docs/architecture.md`, from the first line of every package and module; run it to write them."""
+"""The tables of `docs/contributing/architecture.md`, from the first line of each module; run it to write them."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from test_architecture import LAYOUT, ORDER, PACKAGE, ROOT, file_of
 
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "contributing" / "architecture.md"
 
 
 def first_line(path: Path) -> str:

@@ -27,6 +27,7 @@ import mutations
 import torch
 import trials
 from planting import ROOT
+from reach import Known, function_at
 
 TESTS = ROOT / "tests"
 MOST_FILES = 12  # of tests for one mutant; the nearest ones
@@ -141,11 +142,15 @@ def _is_name(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
-def judge(mutant: Mutant, words: str, limit: float, seconds: dict[str, float]) -> Record:
+def judge(mutant: Mutant, tests: trials.Plan) -> Record:
     """Plant it, run its tests and say what became of it."""
     begin, work = time.perf_counter(), trials.worked()
-    changed = {mutant.installed: mutant.mutation.applied((ROOT / mutant.file).read_text("utf-8"))}
-    verdict, output, left_out = trials.try_out(tests_of(mutant.file), changed, words, limit, seconds)
+    source = (ROOT / mutant.file).read_text("utf-8")
+    within = function_at(source, mutant.mutation.line, mutant.mutation.column)
+    function, changed = within and f"{mutant.installed}::{within}", {mutant.installed: mutant.mutation.applied(source)}
+    near = tests_of(mutant.file)
+    far = [file for file in tests.known.entering(function or "") if file not in near]
+    verdict, output, left_out = trials.try_out([*near, *far], changed, function, tests)
     by = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
     record = {"name": mutant.name, "file": mutant.file, "verdict": verdict, "by": by[:1]}
     record |= {"seconds": round(time.perf_counter() - begin, 1), "work": round(trials.worked() - work, 1)}
@@ -187,13 +192,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     done, learned = read(options.results), options.results.with_suffix(".seconds.json")
     seconds = json.loads(learned.read_text("utf-8")) if learned.exists() else {}
+    known = Known(options.results.with_suffix(".reach.json"), ROOT)
+    tests = trials.Plan(options.words, options.limit, seconds, known)
     chosen = [] if options.report else plan(options.only or modules(), options.seed, options.number)
     for mutant in chosen:
         before = done.get(mutant.name)
         again = options.again and before and before["verdict"] == "survived" and before["judged"] != "equivalent"
         if before and not again:
             continue
-        record = judge(mutant, options.words, options.limit, seconds)
+        record = judge(mutant, tests)
         done[mutant.name] = record
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

@@ -1,4 +1,4 @@
-"""The files of parts of one's own that `docs/extend.md` shows."""
+"""The files of parts of one's own that `docs/howto/extend.md` shows."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from edlm.samplers import planning, plans  # noqa: F401  whose values are registered
 
-PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+PAGE = Path(__file__).parents[1] / "docs" / "howto" / "extend.md"
 TEXT = PAGE.read_text("utf-8")
 FILES = dict(re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", TEXT, flags=re.DOTALL))
 [SECTION] = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The table of `docs/checkpoints.md` that compares folders with `transformers`; run it to print the table."""
+"""The table of `docs/howto/checkpoints.md` that compares folders with `transformers`; run it to print the table."""
 
 import logging
 import tempfile

@@ -22,10 +22,15 @@ from edlm.process import schedules
 from edlm.weights import checkpoints
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def name_of(file: Path) -> str:
+    """The name of a document from the root on."""
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_relative_link_leads_to_a_file(document: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text("utf-8"))
     assert not [link for link in links if not (document.parent / link).exists()]
@@ -60,7 +65,7 @@ def leads_somewhere(start: str, names: list[str]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_named_function_exists(document: Path) -> None:
     """`module.function` in code style, `package.module`, or all of it from `edlm.` on."""
     known = {**homes(), "edlm": ["edlm"]}
@@ -73,14 +78,14 @@ def test_every_named_function_exists(document: Path) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, *(ROOT / ".ci").iterdir()], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *(ROOT / ".ci").iterdir()], ids=name_of)
 def test_every_named_source_file_exists(document: Path) -> None:
     """From the root of the repository, or of the folder of tests."""
     named = set(re.findall(r"(?<![\w/.])[a-z]+/[\w/]+\.py\b", document.read_text("utf-8")))
     assert not {name for name in named if not ((ROOT / name).exists() or (ROOT / "tests" / name).exists())}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_named_test_exists(document: Path) -> None:
     tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"\b(test_\w{8,})\b(?!\.py)", document.read_text("utf-8")))
@@ -89,7 +94,7 @@ def test_every_named_test_exists(document: Path) -> None:
 
 def shown_runs() -> Iterator[tuple[str, Run]]:
     """Every run that a document, a recipe's docstring or a config's comments show, and where."""
-    shown = [(file.name, words) for file in DOCUMENTS for words in in_markdown(file.read_text("utf-8"))]
+    shown = [(name_of(file), words) for file in DOCUMENTS for words in in_markdown(file.read_text("utf-8"))]
     for recipe, file in commands.recipes().items():
         docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
         shown += [(file.name, words) for words in in_prose(docstring)]
@@ -114,9 +119,13 @@ def test_every_command_that_is_shown_would_start(
 
 def test_commands_are_found_where_they_are_shown() -> None:
     places = {where for where, _ in SHOWN}
-    assert {"recipes.md", "results.md", "edlm_nce.py", "frontier/english27"} <= places
+    assert {"docs/howto/recipes.md", "docs/lab/results.md", "edlm_nce.py", "frontier/english27"} <= places
     assert len(SHOWN) > 100
-    sweeps = [run for where, run in SHOWN if where == "results.md" and any("sweeps=" in word for word in run.overrides)]
+    sweeps = [
+        run
+        for where, run in SHOWN
+        if where == "docs/lab/results.md" and any("sweeps=" in word for word in run.overrides)
+    ]
     assert [len(run.settings()["sweeps"]) for run in sweeps] == [3, 3, 2]
 
 
@@ -132,18 +141,19 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
     characters = vocabulary.characters()
     sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
     denoiser = networks.Transformer(28, 128, **sizes)
-    checkpoints.save_network(tmp_path / "runs/tiny/denoiser", denoiser, characters, {})
-    checkpoints.save_network(tmp_path / "runs/tiny/energy", networks.EnergyNetwork(28, 128, **sizes), characters, {})
+    notes = {"schedule": {"_component_": "edlm.schedules.log_linear"}, "time_conditioning": False}
+    checkpoints.save_network(tmp_path / "runs/tiny/denoiser", denoiser, characters, notes)
     monkeypatch.chdir(tmp_path)
     for language, code in blocks:
         if language == "python":
             exec(compile(code, "README.md", "exec"), {})
-    out = capsys.readouterr().out
-    assert out.startswith("sir, own, T=32, k=8, t in [0.4, 1], 128 tokens\n  denoise  x_t, t, positions -> hidden\n")
+    assert [len(text) for text in ast.literal_eval(capsys.readouterr().out)] == [64] * 4
 
 
 def test_the_code_of_the_page_of_samplers_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "samplers.md").read_text("utf-8"), flags=re.DOTALL):
+    for code in re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "howto" / "samplers.md").read_text("utf-8"), flags=re.DOTALL
+    ):
         exec(compile(code, "samplers.md", "exec"), {})
     out = capsys.readouterr().out
     assert out.startswith("plain, entropy bound 0.5, 8 tokens\n  denoise  x_t, positions -> hidden\n  choose ")
@@ -151,7 +161,7 @@ def test_the_code_of_the_page_of_samplers_runs(capsys: pytest.CaptureFixture[str
 
 def test_the_code_of_the_page_of_likelihoods_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """Two blocks, the second one with what the first has built."""
-    page, names = (ROOT / "docs" / "likelihoods.md").read_text("utf-8"), dict[str, object]()
+    page, names = (ROOT / "docs" / "explanation" / "likelihoods.md").read_text("utf-8"), dict[str, object]()
     for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
         exec(compile(code, "likelihoods.md", "exec"), names)
     *exact, interval = capsys.readouterr().out.splitlines()
@@ -166,11 +176,13 @@ def test_the_code_of_the_page_of_likelihoods_runs(capsys: pytest.CaptureFixture[
 
 def test_the_code_of_block_diffusion_runs(capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "blocks.md").read_text("utf-8"), flags=re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "explanation" / "blocks.md").read_text("utf-8"), flags=re.DOTALL
+    )
     exec(compile(code, "blocks.md", "exec"), {})
     assert capsys.readouterr().out == "torch.Size([2, 64]) 32\n"
 
 
 def test_the_step_is_printed_as_the_documents_show_it() -> None:
     kernel = builders.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=8)
-    assert samplers.describe(kernel) in (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    assert samplers.describe(kernel) in (ROOT / "docs" / "contributing" / "architecture.md").read_text("utf-8")

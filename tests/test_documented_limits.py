@@ -33,7 +33,7 @@ NUMBERS = [name for name, value in vars(limits).items() if name.isupper() and is
 def test_a_limit_is_the_documented_one(name: str) -> None:
     value, line = DOCUMENTED[name]
     assert getattr(limits, name) == value
-    assert line in (DOCS / "checkpoints.md").read_text("utf-8")
+    assert line in (DOCS / "howto" / "checkpoints.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("factor", ["1", "10", "0.5"])

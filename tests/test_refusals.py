@@ -1,5 +1,6 @@
 """Refusals that stand in no other file of tests: each is one line that names the file, the key or the network."""
 
+import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -10,17 +11,35 @@ from typing import Any
 import pytest
 import smallest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
 
-from edlm.data import documents, folders, vocabulary
+from edlm.data import columns, documents, folders, tokenizer_files, tokenizer_kinds, vocabulary
 from edlm.evaluation import card, generation
+from edlm.frontier import curve
+from edlm.likelihood import hidden_markov, nelbo
 from edlm.nn.networks import Transformer
 from edlm.recipes import pretrain_ar
-from edlm.samplers import execution
-from edlm.weights import checkpoints, foreign, inert
+from edlm.samplers import configs, execution, plans
+from edlm.samplers.sampler import Sampler
+from edlm.training.muon import Muon
+from edlm.weights import (
+    checkpoints,
+    config_keys,
+    exchange,
+    foreign,
+    inert,
+    loading,
+    own,
+    permitted,
+    tensors,
+)
 
-CPU = torch.device("cpu")
-LETTERS = vocabulary.characters()
+CPU, ONE = torch.device("cpu"), torch.ones(1)
+LETTERS, TEXTS = vocabulary.characters(), torch.zeros(1, 4, dtype=torch.int64)
+DENOISER = hidden_markov.denoiser(hidden_markov.markov(torch.eye(3)), 4)
+SCHEDULE = {"_component_": "edlm.schedules.log_linear"}
 
 
 def written(path: Path, text: str) -> Path:
@@ -36,10 +55,20 @@ def packed(path: Path, *names: str) -> Path:
     return path
 
 
+def pickled(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def network(folder: Path) -> Path:
+    small = Transformer(LETTERS.size, 4, hidden_size=4, num_layers=1, num_heads=1)
+    checkpoints.save_network(folder, small, LETTERS, {})
+    return folder
+
+
 def without(folder: Path, key: str) -> Path:
     """A network's folder whose description lacks a key."""
-    network = Transformer(LETTERS.size, 4, hidden_size=4, num_layers=1, num_heads=1)
-    checkpoints.save_network(folder, network, LETTERS, {})
+    network(folder)
     description = json.loads((folder / "network.json").read_text("utf-8"))
     del description[key]
     (folder / "network.json").write_text(json.dumps(description), "utf-8")
@@ -77,11 +106,113 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda at: checkpoints.read_description(without(at / "network", "arguments")),
         r"network\.json: lacks arguments",
     ),
+    "ids of three axes": (lambda _: LETTERS.decode(torch.zeros(1, 1, 1, dtype=torch.int64)), r"got \(1, 1, 1\)"),
+    "a vocabulary that lacks bytes": (
+        lambda at: tokenizer_files.require_bytes(written(at / "vocab.json", '{"a": 0}')),
+        "^255 byte symbols are missing$",
+    ),
+    "a text that no word spells": (
+        lambda _: tokenizer_kinds.encode(Tokenizer(WordLevel({"a": 0}, unk_token="?")), ["b"], None),
+        r"^a text holds what the tokenizer cannot spell \(",
+    ),
+    "one set of texts twice": (
+        lambda at: card.documents(
+            {"split": None, "zero_shot": [str(written(at / "a.txt", "a"))] * 2, "zero_shot_files": None}
+            | {"normalised": False}
+        ),
+        r"^zero_shot names '.*a\.txt' twice$",
+    ),
+    "tokens per pass beside steps": (
+        lambda _: configs.of_short_keys({"num_steps": 4, "tokens_per_pass": 2}),
+        "^tokens_per_pass = 2 needs num_steps = null, not 4$",
+    ),
+    "a label of no rule": (
+        lambda _: curve.require_rules({"by luck": "luck"}, [Sampler(DENOISER, plans.TokensPerPass(1))]),
+        "^labels.by luck: no such rule; the sweeps have tokens per pass$",
+    ),
+    "scored positions that are no truths": (
+        lambda _: nelbo.check_texts(DENOISER, TEXTS, torch.ones(1, 4)),
+        r"^scored must be bool \(1, 4\), as x_0 is, or None, not ",
+    ),
+    "scored positions of other texts": (
+        lambda _: nelbo.check_texts(DENOISER, TEXTS, torch.ones(2, 4).bool()),
+        r"^scored must be bool \(1, 4\), as x_0 is, or None, not ",
+    ),
+    "a weight for a list of them": (
+        lambda _: Muon(torch.ones(2, 2, requires_grad=True)),
+        "^params must be weights or groups of them, not one Tensor$",
+    ),
+    "another vocabulary than a network's": (
+        lambda at: checkpoints.load_network(network(at / "n"), vocabulary.characters("ab")),
+        "n was trained on vocabulary .*, not ",
+    ),
+    "two places that stretch positions in two ways": (
+        lambda at: config_keys.rope(
+            at,
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"type": "linear", "factor": 4.0}},
+        ),
+        r"config\.json: rope_scaling = .*2\.0.* and rope_parameters = .*4\.0.* differ$",
+    ),
+    "a pickle of no trainer": (
+        lambda at: foreign.read(pickled(at / "a.ckpt", {"weights": {}})),
+        r"a\.ckpt: no checkpoint of a Lightning trainer, which has a state_dict$",
+    ),
+    "a part that is neither energy nor denoiser": (
+        lambda at: foreign.read(pickled(at / "a.ckpt", {"state_dict": {"backbone.a": ONE, "ebm.a": ONE, "b": ONE}})),
+        r"a\.ckpt: .* belongs neither to an energy nor to its denoiser$",
+    ),
+    "a baseline in a folder of another network": (
+        lambda at: loading.baseline(str(network(at / "n")), CPU),
+        "^denoiser = '.*n' holds no baseline$",
+    ),
+    "a component that is no module": (
+        lambda _: own.adopt(ONE, {"_component_": "a.B"}, {"vocab_size": 3, "max_length": 4}),  # type: ignore[arg-type]
+        "^network: a.B: makes a Tensor, which is no module$",
+    ),
+    "a name that cannot be called": (
+        lambda _: own.find("math.pi", "network.json", ["math.pi"]),
+        "^network.json: class 'math.pi' cannot be called$",
+    ),
+    "a schedule that says nothing of conditioning": (
+        lambda _: permitted.check_notes({"schedule": SCHEDULE}, "network.json"),
+        "^network.json: has a schedule, and lacks time_conditioning$",
+    ),
+    "tensors that share the bytes of a file": (
+        lambda at: tensors.require_held({"a": torch.ones(1000)}, written(at / "a.ckpt", "a" * 100)),
+        r"a\.ckpt: up to a, of shape \(1000,\), its tensors take 4000 bytes; it has 100$",
+    ),
+    "a header that is longer than its file": (
+        lambda at: tensors.shapes(written(at / "a.safetensors", "\x7f" + "\0" * 9)),
+        r"a\.safetensors: not a whole safetensors file \(its header is cut off\)$",
+    ),
     "a network without blocks": (
         lambda _: execution.compile_blocks(nn.Linear(2, 2)),
         "^Linear has no blocks to compile$",
     ),
 }
+
+
+FOOTERS = {
+    "nested too deeply": (1, b"\0", 0),
+    "a number without end": (4, b"\xff" * 10, 1),
+    "cut off": (8, b"\x03ab", 1),
+    "kind 11": (11, b"\0", 1),
+}
+
+
+@pytest.mark.parametrize("said", FOOTERS)
+def test_what_a_footer_cannot_hold_is_named(said: str) -> None:
+    kind, content, depth = FOOTERS[said]
+    with pytest.raises(LookupError, match=f"^{said}$"):
+        columns._value(io.BytesIO(content), kind, depth)
+
+
+def test_a_network_of_ones_own_has_no_published_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = network(tmp_path / "n")
+    monkeypatch.setattr(checkpoints, "load_network", lambda _: nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"n: a Linear has no published names$"):
+        exchange.export(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("what", REFUSALS)

@@ -1,5 +1,7 @@
 """Tests of one mutant in rounds, the nearest file, a few more and the others, each in a child and with a limit.
 
+Tests that never enter the changed function are left out: see `reach.py`.
+
 The quick tests of a file run first; how long each takes is learned on the way. Tests that a limit leaves out are
 counted.
 """
@@ -20,6 +22,7 @@ from typing import NamedTuple
 
 import pytest
 from planting import OUT_OF_TIME, ROOT, package_in, run_in_child
+from reach import NO_TIME, Known, Reach
 
 PASSED, FAILED, NOT_COLLECTED, NONE_RAN = 0, 1, 2, 5  # exit statuses of pytest
 ROUNDS = slice(0, 1), slice(1, 4), slice(4, None)  # of files, from the nearest
@@ -63,22 +66,31 @@ class _Round:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if time.process_time() > self.budget:
             self.left_out += 1
-            pytest.skip("no time is left")
+            pytest.skip(NO_TIME)
 
     def pytest_sessionfinish(self) -> None:
         self.told.write_text(json.dumps([self.seconds, self.left_out]), "utf-8")
 
 
-def try_out(files: Sequence[str], changed: dict[str, str], words: str, limit: float, seconds: Seconds) -> Outcome:
-    """Run the tests of a package with changed files; what they take is added to `seconds`."""
+class Plan(NamedTuple):
+    """What the tests of all mutants share: marks of tests, seconds that a round may last, what is learned of tests."""
+
+    words: str
+    limit: float
+    seconds: Seconds
+    known: Known
+
+
+def try_out(files: Sequence[str], changed: dict[str, str], function: str | None, plan: Plan) -> Outcome:
+    """Run the tests of a package with changed files, those that may enter the changed function."""
     left_out = 0
     for part, budget in zip(ROUNDS, BUDGETS, strict=True):
-        names = files[part]
+        names = [file for file in files[part] if plan.known.is_worth_running(file, function)]
         if not names:
-            break
-        status, output, left = _run(names, changed, words, limit, seconds, budget)
+            continue
+        status, output, left = _run(names, changed, function, plan, budget)
         if status == OUT_OF_TIME:  # unless the tests take as long without the change
-            hangs = _run(names, {}, words, limit, seconds, budget)[0] != OUT_OF_TIME
+            hangs = _run(names, {}, function, plan, budget)[0] != OUT_OF_TIME
             return Outcome("hung" if hangs else "unknown", output, left_out)
         assert status in (PASSED, FAILED, NOT_COLLECTED, NONE_RAN), f"pytest ended with {status}: {output}"
         if status in (FAILED, NOT_COLLECTED):
@@ -88,22 +100,26 @@ def try_out(files: Sequence[str], changed: dict[str, str], words: str, limit: fl
 
 
 def _run(
-    names: Sequence[str], changed: dict[str, str], words: str, limit: float, seconds: Seconds, budget: int
+    names: Sequence[str], changed: dict[str, str], function: str | None, plan: Plan, budget: int
 ) -> tuple[int, str, int]:
     folder = _package()
-    told = folder / "told.json"
+    told, learned = folder / "told.json", folder / "learned.json"
     told.write_text("[{}, 0]", "utf-8")
+    learned.unlink(missing_ok=True)
     before = {name: (folder / name).read_text("utf-8") for name in changed}
-    plugins, tests = [_Round(told, seconds, budget)], [str(ROOT / name) for name in names]
+    plugins = [_Round(told, plan.seconds, budget), Reach(plan.known, folder, learned, function)]
     try:
         for name, text in changed.items():
             (folder / name).write_text(text, encoding="utf-8")
-        status, output = run_in_child(str(folder), tests, words, limit, budget + ONE_TEST, plugins)
+        tests = [str(ROOT / name) for name in names]
+        status, output = run_in_child(str(folder), tests, plan.words, plan.limit, budget + ONE_TEST, plugins)
     finally:
         for name, text in before.items():
             (folder / name).write_text(text, encoding="utf-8")
     found, left_out = json.loads(told.read_text("utf-8"))
-    seconds.update(found)
+    plan.seconds.update(found)
+    if learned.exists():
+        plan.known.learn(json.loads(learned.read_text("utf-8")))
     return status, output, left_out
 
 

@@ -5,6 +5,7 @@ It loads no torch before it is needed.
 
 import argparse
 import ast
+import difflib
 import importlib
 import importlib.util
 import logging
@@ -12,11 +13,14 @@ import os
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edlm import __version__
+from edlm.cli import keys
 from edlm.runs import exits
 
 _UNFIT = 1
@@ -55,13 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "convert": _convert,
         "doctor": _doctor,
     }
-    parser = argparse.ArgumentParser(
-        prog="edlm", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=list(commands), help="what to do; `edlm COMMAND --help` says more")
-    given = parser.parse_args(arguments[:1])
     try:
-        commands[given.command](arguments[1:])
+        _command(commands, arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it exits
@@ -76,6 +75,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message, status = exits.explained(error)
         print(f"edlm: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(status)
+
+
+def _command(commands: Mapping[str, Callable[[Sequence[str]], None]], arguments: Sequence[str]) -> None:
+    """Do what the first word says; the help where there is none."""
+    name = arguments[0] if arguments else "--help"
+    if name in commands:
+        commands[name](arguments[1:])
+    elif name in ("-h", "--help"):
+        _parser(list(commands)).print_help()
+    elif name == "--version":
+        print(f"edlm {__version__}")
+    else:
+        near = difflib.get_close_matches(name, commands, n=1)
+        hint = f"; did you mean `edlm {near[0]}`?" if near else "; `edlm --help` says what each does"
+        raise ValueError(f"command {name!r} is not one of {', '.join(commands)}{hint}")
+
+
+def _parser(commands: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edlm", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=commands, help="what to do; `edlm COMMAND --help` says more")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    return parser
 
 
 def recipes_folder() -> Path:
@@ -122,6 +145,8 @@ def _run(arguments: Sequence[str]) -> None:
     named = _recipe_named_in(config).stem if _is_ours(file) else file.stem
     if named != file.stem:
         raise ValueError(f"{config} is a config of {named}, not of {file.stem}: edlm run {named} --config {config}")
+    if _is_ours(file):
+        keys.require_known(file.stem, config, overrides)
     processes = [word for name in (_PROCESSES, *_MACHINES) for word in _option(name, given)]
     if processes:
         _launch(processes, file, ["--config", str(config), *overrides])
@@ -158,21 +183,29 @@ def _launch(processes: list[str], file: Path, arguments: list[str]) -> None:
 def _ls(arguments: Sequence[str]) -> None:
     """List recipes and configs, one line each."""
     argparse.ArgumentParser(prog="edlm ls", description=_ls.__doc__).parse_args(arguments)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for name, file in recipes().items():
-        print(f"{name:<20} {_first_line(_description(file))}")
+        _print_entry(name, _first_sentence(_description(file).splitlines()), width)
         for config, path in configs(name).items():
-            print(f"  {config:<18} {_comments(path)[1] if len(_comments(path)) > 1 else ''}")
+            _print_entry(f"  {config}", _first_sentence(_comments(path)[1:]), width)
+
+
+def _print_entry(name: str, sentence: str, width: int | None) -> None:
+    """Print a name and what it is; in a terminal the lines that it takes stand below one another."""
+    entry = f"{name:<20} {sentence}"
+    print(entry if width is None else textwrap.fill(entry, max(width, 40), subsequent_indent=" " * 21))
 
 
 def _cp(arguments: Sequence[str]) -> None:
     """Copy a config to a file of your own, to edit it."""
     parser = argparse.ArgumentParser(prog="edlm cp", description=_cp.__doc__)
-    parser.add_argument("config", help="recipe/config, as listed by `edlm ls`")
-    parser.add_argument("path", type=Path, help="where to; an existing file is not overwritten")
+    parser.add_argument("config", help=f"recipe/config, as listed by `edlm ls`; a recipe alone: its {_DEFAULT_CONFIG}")
+    parser.add_argument("path", type=Path, nargs="?", help="where to; default: recipe_config.yaml; never overwritten")
     given = parser.parse_args(arguments)
     recipe, _, name = given.config.partition("/")
-    source = _config_file(_recipe_file(recipe).stem, name)
-    target = given.path / source.name if given.path.is_dir() else given.path
+    source = _config_file(_recipe_file(recipe).stem, name or _DEFAULT_CONFIG)
+    own = f"{recipe}_{source.stem}.yaml"
+    target = Path(own) if given.path is None else given.path / own if given.path.is_dir() else given.path
     if target.exists():
         raise ValueError(f"{target} exists already; remove it or choose another path")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,14 +218,17 @@ def _validate(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="edlm validate", description=_validate.__doc__)
     parser.add_argument("config", help="recipe/config as listed by `edlm ls`, or a path")
     parser.add_argument("overrides", nargs="*", help="key=value")
-    given = parser.parse_args(arguments)
+    given, others = parser.parse_known_args(arguments)
+    given.overrides += others  # flags, of which it is said what would be right
     path = Path(given.config)
     if not path.is_file():
         recipe, _, name = given.config.partition("/")
         if recipe not in recipes():
             raise ValueError(f"config {given.config!r} is no file, and no recipe/config that `edlm ls` lists")
-        path = _config_file(recipe, name)
+        path = _config_file(recipe, name or _DEFAULT_CONFIG)
     file = _recipe_named_in(path)
+    if _is_ours(file):
+        keys.require_known(file.stem, path, given.overrides)
     entry = importlib.import_module("edlm.runs.entry")
     schema = _schema_of(file)
     sys.argv = ["edlm validate", "--config", str(path), *given.overrides]
@@ -253,7 +289,12 @@ def _recipe_file(name: str) -> Path:
         if Path(name).is_file():
             return Path(name)
         raise ValueError(f"recipe {name}: no such file")
-    raise ValueError(f"recipe {name!r} is not one of {', '.join(known)}, nor a path that ends in .py")
+    recipe, slash, config = name.partition("/")
+    if slash and recipe in known:
+        raise ValueError(f"recipe {name!r} is a recipe and its config: edlm run {recipe} --config {config}")
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"recipe {name!r} is not one of {', '.join(known)}, nor a path that ends in .py{hint}")
 
 
 def _config_file(recipe: str, name: str) -> Path:
@@ -332,8 +373,14 @@ def _leading_comments(text: str) -> Iterator[str]:
         yield line.lstrip("# ")
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else ""
+def _first_sentence(lines: Sequence[str]) -> str:
+    """The first line, with those after it that its last sentence goes on in."""
+    found: list[str] = []
+    for line in map(str.strip, lines):
+        if not line or (found and found[-1].endswith((".", ":"))):
+            break
+        found.append(line)
+    return " ".join(found).removesuffix(":").removesuffix(".") + "." * bool(found)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from edlm import limits
 from edlm.data import formats, pieces
 from edlm.data.pieces import Blocks
 from edlm.data.vocabulary import Vocabulary
+from edlm.process import arguments
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _ACCENTS = re.compile("[\u0300-\u036f]+")
@@ -113,7 +114,7 @@ def text_files(
     r"""Read a corpus of UTF-8 text from a file or a folder.
 
     A folder with train.txt, valid.txt and test.txt is split by them. Documents of a file are separated by blank lines.
-    In another folder every *.txt is a document, in the order of a hash of its name. Without such files, documents are
+    In another folder every `*.txt` is a document, in the order of a hash of its name. Without such files, documents are
     split in order by characters; fewer than three are cut as one text.
 
     Args:
@@ -134,6 +135,7 @@ def text_files(
         >>> edlm.corpora.text_files("three.txt")
         Corpus(train=['one two'], valid=['three'], test=['four'])
     """
+    arguments.require_path("path", path)
     path = Path(path)
     require_fractions(fractions)
     if not path.is_dir():
@@ -166,6 +168,8 @@ def load_blocks(corpus: Source, vocabulary: Vocabulary, length: int) -> Blocks:
         >>> edlm.corpora.load_blocks(edlm.corpora.embedded(), vocabulary, length=64).train[:2].shape
         torch.Size([2, 64])
     """
+    arguments.require_kind("corpus", corpus, hasattr(corpus, "blocks"), "one, as corpora.text_files(path) is")
+    arguments.require_whole("length", length)
     return corpus.blocks(vocabulary, length)
 
 
@@ -173,7 +177,7 @@ def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
     r"""Read the documents of a text that is evaluated whole.
 
     Documents of a file are separated by blank lines. Of a folder, `test.txt` is read if it is there. In another folder
-    every *.txt is a document, in the order of their names.
+    every `*.txt` is a document, in the order of their names.
 
     Args:
         path: the file or folder.
@@ -192,6 +196,7 @@ def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
         >>> edlm.corpora.read_documents("two.txt")
         ['one two', 'three']
     """
+    arguments.require_path("path", path)
     path = Path(path)
     if not path.is_dir():
         return _documents(path, normalised)

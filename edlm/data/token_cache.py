@@ -16,8 +16,8 @@ from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from edlm import progress
 from edlm.data import pieces
 from edlm.data.vocabulary import Vocabulary
 
@@ -83,7 +83,9 @@ def _write(folder: Path, split: str, documents: Iterable[str], vocabulary: Vocab
     try:
         with ExitStack() as stack:
             stream, bounds = (_Pages(stack.enter_context(path.open("wb"))) for path in partials)
-            bar = stack.enter_context(tqdm(desc=f"tokenising {split}", unit=" tokens", unit_scale=True, leave=False))
+            bar = stack.enter_context(
+                progress.bar(desc=f"tokenising {split}", unit=" tokens", unit_scale=True, leave=False)
+            )
             place, count = 0, 0
             for before, ids in _encoded(documents, vocabulary, split):
                 stream.write(torch.cat([before, *ids]).to(torch.int16 if width == 2 else torch.int32))

@@ -1,6 +1,7 @@
 """Files of tokenizers, their sizes known before they are read, and one line for what cannot be."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -30,26 +31,35 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
 
 def read_bpe(vocab: Path, merges: Path) -> models.BPE:
     """Read the model of GPT-2's two files. Raises ValueError for merges that are empty."""
-    _require(bool(merges.read_text("utf-8").strip()), "the file is empty")
+    require(bool(merges.read_text("utf-8").strip()), "the file is empty")
     return models.BPE.from_file(str(vocab), str(merges))
 
 
 def require_bytes(vocab: Path) -> None:
     """Raise ValueError unless the file is a JSON object that can spell every byte."""
     missing = set(pre_tokenizers.ByteLevel.alphabet()) - set(json.loads(vocab.read_text("utf-8")))
-    _require(not missing, f"{len(missing)} byte symbols are missing")
+    require(not missing, f"{len(missing)} byte symbols are missing")
 
 
 def parse(path: Path, expected: str, parser: Callable[[], _Parsed]) -> _Parsed:
     """Run `parser`; whatever it raises becomes a ValueError that names the file and what is expected of it."""
-    if path.exists():
-        formats.require_size(path, limits.TOKENIZER_BYTES)
+    if not path.exists():
+        raise ValueError(f"{path}: expected {expected}; No such file")
+    formats.require_size(path, limits.TOKENIZER_BYTES)
     try:
         return parser()
     except Exception as error:  # `tokenizers` raises nothing more specific
         raise ValueError(f"{path}: expected {expected}; {error}") from error
 
 
-def _require(condition: bool, message: str) -> None:
+def write_whole(path: Path, content: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with a message unless a condition holds."""
     if not condition:
         raise ValueError(message)

@@ -1,12 +1,14 @@
 """The tokenizers that vocabularies are built on: characters, and pairs of bytes; what any of them can spell."""
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+_CUT = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 _ANY_CHARACTER = r"[\s\S]"
 _RARE_LETTER = "\N{EGYPTIAN HIEROGLYPH A001}"
 NUM_BYTES = 256
@@ -105,6 +107,34 @@ def cuts_at_spaces(tokenizer: Tokenizer) -> bool:
         and parts["normalizer"] is None
         and not any(" " in added["content"] for added in parts["added_tokens"])
     )
+
+
+def pieces(text: str, size: int, anywhere: bool, at_spaces: bool) -> Iterator[str]:
+    """Cut a text into pieces of `size` characters or a few more, which have the ids that they have in the whole.
+
+    anywhere: each character is an id. at_spaces: no merge reaches across a space between letters. A text of neither
+    kind is one piece.
+    """
+    start = 0
+    while len(text) - start > size and (end := _cut_after(text, start + size, anywhere, at_spaces)) is not None:
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _cut_after(text: str, position: int, anywhere: bool, at_spaces: bool) -> int | None:
+    """The first place from `position` on where a text can be cut before it is encoded; None if there is none."""
+    if anywhere:
+        return position
+    found = _CUT.search(text, position) if at_spaces else None
+    return None if found is None else found.start()
+
+
+def require_texts(name: str, documents: object) -> None:
+    """Raise ValueError, naming the argument, for one text in the place of several."""
+    one = "bytes" if isinstance(documents, bytes) else "one text" if isinstance(documents, str) else None
+    if one is not None:
+        raise ValueError(f"{name} must be several texts, as a list of them is, not {one}")
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[str], unknown: int | None) -> list[Tensor]:

@@ -6,7 +6,6 @@ be encoded to a mask, and the same tokenizer serves an autoregressive model that
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +15,14 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from edlm import limits
 from edlm.data import continuation, tokenizer_files, tokenizer_kinds
+from edlm.data.tokenizer_files import require
+from edlm.process.arguments import require_ids, require_kind, require_path, require_whole
 
 MASK_SYMBOL = "_"  # how a mask is shown in decoded text
 END_OF_TEXT = "<|endoftext|>"  # the name of GPT-2's document separator
@@ -29,7 +31,7 @@ _TOKENIZER_FILE, _SPECIALS_FILE = "tokenizer.json", "vocabulary.json"
 _ID_FIELDS = ("size", "mask_id", "bos_id", "eos_id", "pad_id")
 _DOCUMENTS_PER_CALL = 1024  # bounds the memory of the tokenizer's own records, which are far larger than the ids
 _PIECES_PER_CALL = 64  # of a long text, 4 million characters together
-_CUT = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
+_GAP = re.compile(rf"(?<!\\){MASK_SYMBOL}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +58,13 @@ class Vocabulary:
     def __post_init__(self) -> None:
         named = {name: getattr(self, name) for name in ("bos_id", "eos_id", "pad_id", "end_id")}
         least = tokenizer_kinds.least_mask(self.tokenizer, self.mask_id)
-        _require(
+        require(
             least <= self.mask_id < self.size,
             f"mask_id = {self.mask_id} must lie above the tokenizer's {least} ids and below size = {self.size}",
         )
         limits.require("vocabulary", "ids", self.size, limits.IDS)
         for name, value in named.items():
-            _require(
+            require(
                 value is None or (0 <= value < self.size and value != self.mask_id),
                 f"{name} = {value} must lie in [0, {self.size}) and differ from mask_id = {self.mask_id}",
             )
@@ -73,17 +75,29 @@ class Vocabulary:
         continued: the text goes on after a mask, so it gets none of the space that some tokenizers put before a text;
         ValueError also if the tokenizer cannot do without.
         """
+        require_kind("text", text, isinstance(text, str), "one text (encode_documents takes several)")
         if not continued:
             return self.encode_documents([text])[0]
         ids = self._going_on.encode_documents([text])[0]
         continuation.require_joined(self._going_on.tokenizer, text, ids.tolist())
         return ids
 
+    def encode_prompt(self, text: str) -> Tensor:
+        r"""Turn a text with gaps into a prompt for `edlm.sample`: every `_` is one mask, and `\_` an underscore.
+
+        Raises ValueError as `encode` does.
+        """
+        require_kind("text", text, isinstance(text, str), "a text, with a _ for each token of a gap")
+        first, *others = (part.replace(rf"\{MASK_SYMBOL}", MASK_SYMBOL) for part in _GAP.split(text))
+        gap = torch.tensor([self.mask_id])
+        return torch.cat([self.encode(first), *(each for part in others for each in (gap, self.encode(part, True)))])
+
     def encode_documents(self, documents: Sequence[str]) -> list[Tensor]:
         """Turn texts into ids, one int64 (length,) each. Raises ValueError for a character outside of the vocabulary.
 
         A document is never cut before its merges are made.
         """
+        tokenizer_kinds.require_texts("documents", documents)
         if self._character_ids is not None:
             return [tokenizer_kinds.look_up(text, self._character_ids, self.tokenizer) for text in documents]
         starts = range(0, len(documents), _DOCUMENTS_PER_CALL)
@@ -112,7 +126,8 @@ class Vocabulary:
         The ids bos, eos and pad leave no trace unless `show_specials`, nor does the first end id with all after it.
         Raises ValueError for an id outside [0, size) and for another number of dimensions.
         """
-        _require(ids.ndim in (1, 2), f"decode: ids must have shape (l,) or (b, l), got {tuple(ids.shape)}")
+        require_ids("ids", ids, 'as edlm.sample(...)["tokens"] is')
+        require(ids.ndim in (1, 2), f"decode: ids must have shape (l,) or (b, l), got {tuple(ids.shape)}")
         outside = ids[(ids < 0) | (ids >= self.size)]
         if len(outside):
             raise ValueError(f"decode: id {int(outside[0])} must lie in [0, {self.size})")
@@ -145,11 +160,12 @@ class Vocabulary:
             raise ValueError("a vocabulary without a pad id has nothing by which a text could end")
         return replace(self, pad_id=None, end_id=self.pad_id)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `vocabulary.json`; a file is either there whole or not at all."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(folder / _TOKENIZER_FILE, self.tokenizer.to_str())
-        _write_whole(folder / _SPECIALS_FILE, self._ids_json)
+        tokenizer_files.write_whole(folder / _TOKENIZER_FILE, self.tokenizer.to_str())
+        tokenizer_files.write_whole(folder / _SPECIALS_FILE, self._ids_json)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Whether text that spells a special token is text stands in no tokenizer's own state."""
@@ -175,23 +191,9 @@ class Vocabulary:
         tokenizer = continuation.of(self.tokenizer)
         return self if tokenizer is self.tokenizer else replace(self, tokenizer=tokenizer)
 
-    @cached_property
-    def _cuts_at_spaces(self) -> bool:
-        return tokenizer_kinds.cuts_at_spaces(self.tokenizer)
-
     def _pieces(self, text: str, size: int) -> Iterator[str]:
-        start = 0
-        while len(text) - start > size and (end := self._cut_after(text, start + size)) is not None:
-            yield text[start:end]
-            start = end
-        yield text[start:]
-
-    def _cut_after(self, text: str, position: int) -> int | None:
-        """The first place from `position` on where a text can be cut before it is encoded; None if there is none."""
-        if self._character_ids is not None:
-            return position
-        found = _CUT.search(text, position) if self._cuts_at_spaces else None
-        return None if found is None else found.start()
+        cuts = tokenizer_kinds.cuts_at_spaces(self.tokenizer)
+        return tokenizer_kinds.pieces(text, size, self._character_ids is not None, cuts)
 
     def _decode_row(self, ids: list[int], show_specials: bool) -> str:
         if self.end_id in ids and not show_specials:
@@ -215,7 +217,7 @@ class Vocabulary:
         return "".join(parts)
 
 
-def load_vocabulary(folder: Path) -> Vocabulary:
+def load_vocabulary(folder: str | Path) -> Vocabulary:
     """Read what `Vocabulary.save` wrote.
 
     Args:
@@ -229,11 +231,11 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
     Example:
         >>> import edlm
-        >>> from pathlib import Path
-        >>> edlm.vocabulary.characters("ab").save(Path("letters"))
-        >>> edlm.vocabulary.load_vocabulary(Path("letters")).size
+        >>> edlm.vocabulary.characters("ab").save("letters")
+        >>> edlm.vocabulary.load_vocabulary("letters").size
         3
     """
+    folder = Path(folder)
     tokenizer = tokenizer_files.read(folder / _TOKENIZER_FILE)
     path = folder / _SPECIALS_FILE
     expected = f"JSON with the keys {', '.join(_ID_FIELDS)}"
@@ -259,10 +261,11 @@ def characters(alphabet: str = "abcdefghijklmnopqrstuvwxyz ", specials: Sequence
         >>> vocabulary.encode("abba").tolist(), vocabulary.pad_id, vocabulary.mask_id
         ([0, 1, 1, 0], 2, 3)
     """
+    require_kind("alphabet", alphabet, isinstance(alphabet, str), "a text of distinct characters")
     repeated = [symbol for symbol, count in Counter(alphabet).items() if count > 1]
-    _require(bool(alphabet) and not repeated, f"alphabet = {alphabet!r} must be distinct characters, at least one")
+    require(bool(alphabet) and not repeated, f"alphabet = {alphabet!r} must be distinct characters, at least one")
     tokenizer_kinds.require_unicode(alphabet)
-    _require(
+    require(
         set(specials) <= {"bos", "eos", "pad"} and len(set(specials)) == len(specials),
         f"specials = {list(specials)} must be distinct names out of bos, eos, pad",
     )
@@ -330,20 +333,20 @@ def from_tokenizer_json(
 
     Example:
         >>> import edlm
-        >>> from pathlib import Path
-        >>> edlm.vocabulary.characters("ab").save(Path("two"))
+        >>> edlm.vocabulary.characters("ab").save("two")
         >>> edlm.vocabulary.from_tokenizer_json("two/tokenizer.json").mask_id
         2
     """
+    require_path("path", path)
     tokenizer = tokenizer_files.read(Path(path))
-    _require(
+    require(
         tokenizer_kinds.says_what_it_cannot_spell(tokenizer),
         f"{path}: drops characters it does not know; expected a byte-level tokenizer or one with an unknown token",
     )
     named = {"bos": bos, "eos": eos, "pad": pad}
     ids = {name: None if token is None else tokenizer.token_to_id(token) for name, token in named.items()}
     for name, token in named.items():
-        _require(token is None or ids[name] is not None, f"{path}: {name} = {token!r} is not a token of this tokenizer")
+        require(token is None or ids[name] is not None, f"{path}: {name} = {token!r} is not a token of this tokenizer")
     return _with_mask_on_top(tokenizer, bos_id=ids["bos"], eos_id=ids["eos"], pad_id=ids["pad"])
 
 
@@ -366,10 +369,12 @@ def train_bpe(documents: Iterable[str], size: int = 768) -> Vocabulary:
         >>> vocabulary.decode(vocabulary.encode("the hat"))
         'the hat'
     """
+    tokenizer_kinds.require_texts("documents", documents)
+    require_whole("size", size)
     own_size, fewest = size - 2, tokenizer_kinds.NUM_BYTES + 2  # bos = eos, and the mask
-    _require(size >= fewest, f"train_bpe: size = {size} must be at least {fewest}")
+    require(size >= fewest, f"train_bpe: size = {size} must be at least {fewest}")
     tokenizer = tokenizer_kinds.learned(documents, own_size)
-    _require(
+    require(
         tokenizer_kinds.own_size(tokenizer) == own_size,
         f"train_bpe: size = {size}, but the documents give no more than {tokenizer_kinds.own_size(tokenizer) + 2}",
     )
@@ -387,14 +392,3 @@ def _with_mask_on_top(
 ) -> Vocabulary:
     mask_id = max(tokenizer_kinds.own_size(tokenizer), -1 if pad_id is None else pad_id + 1)
     return Vocabulary(tokenizer, size=mask_id + 1, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
-
-
-def _write_whole(path: Path, content: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

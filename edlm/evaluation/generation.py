@@ -1,19 +1,17 @@
 """Texts of whatever a config names: its networks, its sampler, and what is written of each text that they draw."""
 
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
-from tqdm import tqdm
 
-from edlm import contracts
-from edlm.data.vocabulary import MASK_SYMBOL, Vocabulary
-from edlm.runs import files, processes
+from edlm import samplers
+from edlm.data.vocabulary import Vocabulary
+from edlm.runs import files, locks, processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import autoregressive, baselines, configs, execution, pipelines
@@ -37,6 +35,7 @@ FIGURES = {
 }
 _CHANGES_NO_TEXT = {
     "output",
+    "overwrite",
     "num_samples",
     "batch_size",
     "device",
@@ -46,11 +45,8 @@ _CHANGES_NO_TEXT = {
     "energy_rows",
     "plan",
 }
-_SHOWN_LIVE = 4
-_CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 Figures = dict[str, list[Any]]
-Watch = Callable[[TensorDict, TensorDict], None] | None
 Draw = Callable[[int, int], tuple[Tensor, Figures]]  # so many texts from a number on: tokens (b, l), and what they took
 
 
@@ -86,26 +82,30 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return files.fingerprint({**kept, "weights": resolve.weights_of(settings), **({"code": code} if code else {})})
 
 
+@contextmanager
+def named_output(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Put the fingerprint of the settings in the name of their output, where that asks for it, and lock it."""
+    output = settings["output"]
+    if locks.BY_SETTINGS not in output:
+        yield dict(settings)
+        return
+    resolve.check(settings)
+    output = output.replace(locks.BY_SETTINGS, fingerprint(settings)[:8])
+    with locks.alone(locks.FILE, output):
+        yield {**settings, "output": output}
+
+
 def prompt(settings: Mapping[str, Any], found: Sources) -> Tensor | None:
     """Encode a config's prompt: tokens (l,), after those that every text opens with; None if there are none."""
-    tokens = None if settings["prompt"] is None else encode_prompt(settings["prompt"], found.vocabulary)
+    tokens = None if settings["prompt"] is None else found.vocabulary.encode_prompt(settings["prompt"])
     if not found.opening:
         return tokens
     return torch.tensor([*found.opening, *(() if tokens is None else tokens)])
 
 
-def encode_prompt(text: str, vocabulary: Vocabulary) -> Tensor:
-    """Encode a text in which every `_` is one mask: tokens (l,). Raises ValueError for a character it cannot hold."""
-    first, *others = text.split(MASK_SYMBOL)
-    pieces = [vocabulary.encode(first)]
-    for piece in others:
-        pieces += [torch.tensor([vocabulary.mask_id]), vocabulary.encode(piece, continued=True)]
-    return torch.cat(pieces)
-
-
 def source(settings: Mapping[str, Any], found: Sources) -> tuple[Draw, list[str]]:
     """Build what draws texts, and a line for each setting that does nothing: a sampler, a baseline, or an AR model."""
-    shown = _live(found.vocabulary) if settings["live"] and processes.is_first() else None
+    shown = samplers.live(found.vocabulary) if settings["live"] and processes.is_first() else None
     how = {"seed": settings["seed"], "prompt": prompt(settings, found)}
     length = settings["length"]
     if found.denoiser is not None:
@@ -193,13 +193,3 @@ def _of_ar(
 ) -> tuple[Tensor, Figures]:
     out = autoregressive.sample(ar, count, length, *ids, first_row=first, **how)
     return out.tokens, {"log_prob": out.log_prob.sum(-1).tolist()}
-
-
-def _live(vocabulary: Vocabulary) -> Watch:
-    """Build the watch that shows the first texts as they form, drawn over the ones before."""
-
-    def show(state: TensorDict, info: TensorDict) -> None:
-        texts = vocabulary.decode(state[contracts.X_T][:_SHOWN_LIVE].cpu())
-        tqdm.write(_CLEAR_SCREEN + "\n\n".join(texts), file=sys.stderr)
-
-    return show

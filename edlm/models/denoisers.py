@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edlm import contracts
 from edlm.declaration import stage
 from edlm.nn.blocks import Head
-from edlm.process import categorical, schedules
+from edlm.process import arguments, categorical, schedules
 from edlm.process.schedules import Schedule
 
 
@@ -215,10 +215,18 @@ def sedd(network: nn.Module, mask_id: int, schedule: Schedule) -> SeddDenoiser:
     return SeddDenoiser(network, mask_id, schedule)
 
 
-def _check(network: nn.Module, mask_id: int, schedule: Schedule | None) -> None:
+def _check(network: Any, mask_id: Any, schedule: Any) -> None:
+    reads = isinstance(network, nn.Module) and all(hasattr(network, name) for name in ("head", "max_length"))
+    arguments.require_kind("network", network, reads, "one with a vocabulary head, as networks.Transformer is")
+    arguments.require_integers(mask_id=mask_id)
+    told = schedule is None or all(hasattr(schedule, name) for name in Schedule._fields)
+    arguments.require_kind("schedule", schedule, told, "one, as schedules.log_linear() is")
     vocab_size = _vocab_size(network)
     if not 0 <= mask_id < vocab_size:
         raise ValueError(f"mask_id = {mask_id} is outside the network's vocabulary of {vocab_size}")
+    known = getattr(network, "mask_id", mask_id)
+    if mask_id != known:
+        raise ValueError(f"mask_id = {mask_id} must be {known}, as in the vocabulary that the network was trained with")
     embedding = getattr(network, "embedding", None)
     if isinstance(embedding, nn.Embedding) and mask_id >= embedding.num_embeddings:
         raise ValueError(f"mask_id = {mask_id} is no id that the network reads: it embeds {embedding.num_embeddings}")

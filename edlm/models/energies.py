@@ -17,10 +17,11 @@ from edlm.contracts import Energy, Reads, Scope
 from edlm.declaration import stage
 from edlm.models import autoregressive
 from edlm.nn.networks import EnergyNetwork
-from edlm.process import schedules
+from edlm.process import arguments, schedules
 from edlm.process.schedules import Schedule
 
 E = TypeVar("E", bound=nn.Module)
+_OF_PAIRS = "one that reads pairs of texts, as networks.EnergyNetwork is"
 
 
 def zero() -> TensorDictModule:
@@ -89,7 +90,7 @@ def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | 
         A `contracts.Energy` of drafts.
 
     Raises:
-        ValueError: if the schedule's sigma(1) is infinite.
+        ValueError: for a network of single texts, and if the schedule's sigma(1) is infinite.
 
     Example:
         >>> import edlm
@@ -97,6 +98,8 @@ def learned(network: nn.Module, schedule: Schedule | None = None, pad_id: int | 
         >>> edlm.energies.scopes_of(edlm.energies.learned(network))
         ('draft',)
     """
+    of_pairs = isinstance(network, nn.Module) and (hasattr(network, "per_position") or not hasattr(network, "head"))
+    arguments.require_kind("network", network, of_pairs, _OF_PAIRS)
     return declare(_of_network(_Learned(network, schedule, pad_id)), ("draft",))
 
 
@@ -123,6 +126,7 @@ def learned_transition(
         >>> edlm.energies.scopes_of(edlm.energies.learned_transition(network))
         ('transition',)
     """
+    arguments.require_kind("network", network, hasattr(network, "per_position"), _OF_PAIRS)
     return declare(_of_network(_LearnedTransition(network, schedule, pad_id)), ("transition",))
 
 
@@ -235,6 +239,8 @@ def scaled(energy: TensorDictModuleBase, factor: float) -> TensorDictModuleBase:
         >>> edlm.energies.scaled(edlm.energies.zero(), -1.0).in_keys
         ['candidates']
     """
+    arguments.require_energy("energy", energy)
+    arguments.require_numbers(factor=factor)
     return _Sum([energy], [factor])
 
 
@@ -257,6 +263,8 @@ def product(*experts: TensorDictModuleBase) -> TensorDictModuleBase:
     """
     if not experts:
         raise ValueError("a product needs at least one energy")
+    for number, expert in enumerate(experts):
+        arguments.require_energy(f"experts[{number}]", expert)
     return _Sum(experts, [1.0] * len(experts))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from edlm import limits
 
+_SHOWN = 80  # characters of a value in a message
 _SIZES = ("vocab_size", "max_length", "hidden_size", "num_layers", "num_heads", "num_energy_layers")
 
 
@@ -14,7 +15,8 @@ def require_sizes(arguments: Mapping[str, Any]) -> None:
     for name, low in least.items():
         value = arguments.get(name, low)
         if type(value) is not int:
-            raise ValueError(f"{name} = {value!r} must be a whole number")
+            shown = repr(value)
+            raise ValueError(f"{name} = {shown if len(shown) <= _SHOWN else type(value)} must be a whole number")
         if value < low:
             raise ValueError(f"{name} = {value} must be at least {low}")
     for name in ("causal", "norm_bias"):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from edlm.process import arguments
 from edlm.process.schedules import Schedule
 
 
@@ -70,11 +71,11 @@ def starting_tokens(
     prompt: tokens with masks, (l,) or (b, l), or shorter. Raises ValueError for num_samples < 1, a prompt of another
     shape, longer than `length`, or with an id outside 0..vocab_size - 1.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples = {num_samples} must be at least 1")
+    arguments.require_whole("num_samples", num_samples)
     tokens = torch.full((num_samples, length), mask_id, device=device)
     if prompt is None:
         return tokens
+    arguments.require_ids("prompt", prompt, "as vocabulary.encode_prompt(text) gives")
     if prompt.ndim == 1:
         prompt = prompt.expand(num_samples, -1)
     if prompt.ndim != 2 or prompt.shape[0] != num_samples or prompt.shape[1] > length:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edlm import contracts
+from edlm.process import arguments
 
 WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what a weight may be
 _FAULTS = (
@@ -61,6 +62,17 @@ def require_energy(energy: Tensor) -> None:
             raise ValueError(f"{_FAULTS[fault]} for {int(wrong.sum())} of {wrong.numel()} candidates")
 
 
+def require_one_each(energy: Tensor, log_ratio: Tensor) -> None:
+    """Raise ValueError unless there is one energy for each candidate, shaped as their log-ratios (b, k).
+
+    The host does not wait.
+    """
+    if energy.shape != log_ratio.shape or energy.dtype == torch.bool:
+        of = "" if energy.shape != log_ratio.shape else f" of {energy.dtype}"
+        wanted = f"(b, k) = {tuple(log_ratio.shape)}, one number for each candidate"
+        raise ValueError(f"energy{of} of shape {tuple(energy.shape)} must be of shape {wanted}")
+
+
 def require_log_prob(log_prob: Tensor, whose: str = "the denoiser") -> None:
     """Raise ValueError, naming the network, if a log-probability or loss is nan; -inf and inf pass. The host waits."""
     wrong = log_prob.isnan()
@@ -72,6 +84,7 @@ def require_log_prob(log_prob: Tensor, whose: str = "the denoiser") -> None:
 
 def require_temperature(name: str, value: float, smallest: float = 0.0) -> None:
     """Raise ValueError unless a temperature is finite, positive and no smaller than `smallest`."""
+    arguments.require_numbers(**{name: value})
     if not 0.0 < value < float("inf"):
         raise ValueError(f"{name} = {value} must be positive and finite (greedy selection has a rule of its own)")
     if value < smallest:

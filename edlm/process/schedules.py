@@ -5,8 +5,9 @@ t = 0 (data) to 0 at t = 1 (all masks), up to the `eps` or `sigma` limits of the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ def log_linear(eps: float = 0.0) -> Schedule:
         >>> edlm.schedules.log_linear().alpha(torch.tensor([0.0, 0.25, 1.0]))
         tensor([1.0000, 0.7500, 0.0000])
     """
+    arguments.require_numbers(eps=eps)
     _require(0.0 <= eps < 1.0, f"log_linear: eps = {eps} must lie in [0, 1)")
     return _schedule(_log_linear_alpha, _log_linear_slope, _log_linear_inverse, rate=1.0 - eps)
 
@@ -59,6 +61,7 @@ def cosine(eps: float = 0.0) -> Schedule:
         >>> edlm.schedules.cosine().alpha(torch.tensor([0.0, 0.5]))
         tensor([1.0000, 0.7071])
     """
+    arguments.require_numbers(eps=eps)
     _require(0.0 <= eps < 1.0, f"cosine: eps = {eps} must lie in [0, 1)")
     return _schedule(_cosine_alpha, _cosine_slope, _cosine_inverse, eps=eps, rate=1.0 - eps)
 
@@ -80,6 +83,7 @@ def cosine_squared(eps: float = 0.0) -> Schedule:
         >>> edlm.schedules.cosine_squared().alpha(torch.tensor([0.0, 0.5]))
         tensor([1.0000, 0.5000])
     """
+    arguments.require_numbers(eps=eps)
     _require(0.0 <= eps < 1.0, f"cosine_squared: eps = {eps} must lie in [0, 1)")
     return _schedule(_cosine_squared_alpha, _cosine_squared_slope, _cosine_squared_inverse, eps=eps, rate=1.0 - eps)
 
@@ -103,6 +107,7 @@ def linear(sigma_min: float = 0.001, sigma_max: float = 7.0) -> Schedule:
         >>> edlm.schedules.sigma(schedule, torch.tensor([0.5]))
         tensor([3.5000])
     """
+    arguments.require_numbers(sigma_min=sigma_min, sigma_max=sigma_max)
     _require(
         0.0 <= sigma_min < sigma_max,
         f"linear: sigma_min = {sigma_min} must be at least 0 and below sigma_max = {sigma_max}",
@@ -130,6 +135,7 @@ def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> Schedule:
         >>> edlm.schedules.sigma(schedule, torch.tensor([0.5]))
         tensor([0.1000])
     """
+    arguments.require_numbers(sigma_min=sigma_min, sigma_max=sigma_max)
     _require(
         0.0 < sigma_min < sigma_max,
         f"geometric: sigma_min = {sigma_min} must be above 0 and below sigma_max = {sigma_max}",
@@ -156,6 +162,7 @@ def polynomial(power: float = 2.0) -> Schedule:
         >>> edlm.schedules.polynomial(power=2.0).alpha(torch.tensor([0.5]))
         tensor([0.7500])
     """
+    arguments.require_numbers(power=power)
     _require(power >= 1.0, f"polynomial: power = {power} must be at least 1")
     return _schedule(_polynomial_alpha, _polynomial_slope, _polynomial_inverse, power=power)
 
@@ -274,6 +281,9 @@ def check_window(window: tuple[float, float]) -> None:
         >>> import edlm
         >>> edlm.schedules.check_window((0.4, 1.0))
     """
+    pair = isinstance(window, Sequence) and not isinstance(window, str) and len(window) == 2
+    if not pair or not all(isinstance(time, Real) for time in window):
+        raise ValueError(f"window = {arguments.shown(window)} must be two times (low, high) with 0 <= low <= high <= 1")
     low, high = window
     if not 0.0 <= low <= high <= 1.0:
         raise ValueError(f"window = ({low}, {high}) must satisfy 0 <= low <= high <= 1")

@@ -18,6 +18,7 @@ from typing import IO, Any
 from edlm.runs import processes
 
 FOLDER, FILE = "output_dir", "output"  # the keys of what a recipe writes
+BY_SETTINGS = "{settings}"  # in the name of an output: whoever puts the name there takes the lock
 _TRIES = 100
 _held: dict[Path, IO[str]] = {}
 
@@ -34,10 +35,10 @@ os.register_at_fork(after_in_child=_let_go)
 
 @contextlib.contextmanager
 def outputs(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Hold a lock on every output that the settings name. Raises ValueError as `alone` does."""
+    """Hold a lock on every output that the settings name in full. Raises ValueError as `alone` does."""
     with contextlib.ExitStack() as stack:
         for key in (FOLDER, FILE):
-            if isinstance(settings.get(key), str):
+            if isinstance(settings.get(key), str) and BY_SETTINGS not in settings[key]:
                 stack.enter_context(alone(key, settings[key]))
         yield
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
+
+from edlm import progress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -137,7 +138,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 def bar(*arguments: Any, **settings: Any) -> Any:
     """Build a progress bar, shown by the first process alone."""
-    return tqdm(*arguments, **{"disable": not is_first(), **settings})
+    return progress.bar(*arguments, **{"disable": not is_first(), **settings})
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -66,7 +66,7 @@ def texts_done(path: Path, settings: str, seed: int) -> int:
     try:
         return len(read(path, wrong, start))
     except ValueError as error:
-        said = f"output = {str(path)!r} holds other texts: remove it or choose another name"
+        said = f"output = {str(path)!r} holds other texts: choose another name, or overwrite=true replaces them"
         raise ValueError(f"{said} ({error})") from error
 
 

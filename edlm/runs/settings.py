@@ -3,7 +3,6 @@
 torchtune accepts a misspelt key silently; here an unknown one is an error that names the key and the nearest known.
 """
 
-import difflib
 import hashlib
 import inspect
 import pkgutil
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import OmegaConf
+
+from edlm.runs.hints import unknown
 
 _INT32 = 2**31 - 1
 _SHOWN = 200  # characters of a value in a message
@@ -45,17 +46,47 @@ _PLAIN_TYPES: dict[Any, tuple[type, ...]] = {
 }
 
 
+# What can be said of a check without a value: that it takes a text, and the keys that its section has.
+_TEXTS: dict[Check, bool] = {}  # whether a section may stand in the place of the text
+_SECTIONS: dict[Check, Schema] = {}
+_COMPONENTS: set[Check] = set()
+_OMISSIBLE: set[Check] = set()
+
+
 def check(schema: Schema, values: Mapping[str, Any], where: str = "") -> None:
     """Raise ValueError for an unknown or missing key, or a value of the wrong type or range."""
     for key in values:
         if key not in schema:
-            raise ValueError(_unknown(where + str(key), str(key), schema))
+            raise ValueError(unknown(where + str(key), schema, values))
     for key, check_value in schema.items():
         if key not in values and check_value in _OMISSIBLE:
             continue
         if key not in values:
             raise ValueError(f"{where}{key}: missing from the config")
         check_value(where + key, values[key])
+
+
+def is_text(schema: Schema, key: str, value: str) -> bool:
+    """Check whether a key, with dots between sections, takes a value as it is written."""
+    name, _, rest = key.partition(".")
+    known = schema.get(name)
+    if rest:
+        return known in _SECTIONS and is_text(_SECTIONS[known], rest, value)
+    return known in _TEXTS and not (_TEXTS[known] and value.startswith("{"))
+
+
+def tree(schema: Schema) -> dict[str, Any]:
+    """Return the keys of a schema: those of its sections below them, None for one that is no section.
+
+    A component is an empty section, since what it takes is up to its factory.
+    """
+    return {key: _below(each) for key, each in schema.items()}
+
+
+def _below(known: Check) -> dict[str, Any] | None:
+    if known in _SECTIONS:
+        return tree(_SECTIONS[known])
+    return {} if known in _COMPONENTS else None
 
 
 def integer(low: int, high: int | None = None) -> Check:
@@ -80,7 +111,7 @@ def number(low: float, high: float = float("inf"), above: bool = False) -> Check
 
     def check_value(key: str, value: Any) -> None:
         wanted = f"a number {'above' if above else 'of at least'} {low:g}"
-        wanted += "" if high == float("inf") else f" and at most {high:g}"
+        wanted += "" if high >= sys.float_info.max else f" and at most {high:g}"
         _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, wanted)
         _require((value > low if above else value >= low) and value <= high, key, value, wanted)
 
@@ -105,6 +136,9 @@ def choice(*names: str) -> Check:
 def text(key: str, value: Any) -> None:
     """Accept a string that is not empty."""
     _require(isinstance(value, str) and bool(value), key, value, "a text")
+
+
+_TEXTS[text] = False
 
 
 def flag(key: str, value: Any) -> None:
@@ -133,10 +167,7 @@ def optional(check_value: Check) -> Check:
         if value is not None:
             check_value(key, value)
 
-    return check_or_none
-
-
-_OMISSIBLE: set[Check] = set()
+    return _told_as(check_value, check_or_none)
 
 
 def omissible(check_value: Check) -> Check:
@@ -146,7 +177,7 @@ def omissible(check_value: Check) -> Check:
         check_value(key, value)
 
     _OMISSIBLE.add(check_there)
-    return check_there
+    return _told_as(check_value, check_there)
 
 
 def either(check_one: Check, check_other: Check) -> Check:
@@ -155,7 +186,20 @@ def either(check_one: Check, check_other: Check) -> Check:
     def check_either(key: str, value: Any) -> None:
         (check_other if isinstance(value, dict) else check_one)(key, value)
 
+    if check_one in _TEXTS:
+        _TEXTS[check_either] = True
     return check_either
+
+
+def _told_as(inner: Check, outer: Check) -> Check:
+    """The outer check, of which is told what is told of the one inside."""
+    if inner in _TEXTS:
+        _TEXTS[outer] = _TEXTS[inner]
+    if inner in _SECTIONS:
+        _SECTIONS[outer] = _SECTIONS[inner]
+    if inner in _COMPONENTS:
+        _COMPONENTS.add(outer)
+    return outer
 
 
 def section(schema: Schema) -> Check:
@@ -165,6 +209,7 @@ def section(schema: Schema) -> Check:
         _require(isinstance(value, dict), key, value, "a section with keys of its own")
         check(schema, value, where=f"{key}.")
 
+    _SECTIONS[check_section] = schema
     return check_section
 
 
@@ -194,6 +239,7 @@ def component(*supplied: str, offered: Sequence[str] = ()) -> Check:
         arguments = {str(name): given for name, given in value.items() if name != "_component_"}
         check_arguments(key, factory, arguments, path, supplied, offered)
 
+    _COMPONENTS.add(check_component)
     return check_component
 
 
@@ -209,7 +255,7 @@ def check_arguments(
     parameters, hints = _signature(f"{key}._component_", called, factory)
     for name, given in arguments.items():
         if name not in parameters or name in supplied:
-            raise ValueError(_unknown(f"{key}.{name}", name, [p for p in parameters if p not in supplied]))
+            raise ValueError(unknown(f"{key}.{name}", [p for p in parameters if p not in supplied]))
         _check_type(f"{key}.{name}", given, hints.get(name))
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in supplied:
@@ -339,9 +385,3 @@ def _require(condition: bool, key: str, value: Any, wanted: str) -> None:
     if not condition:
         shown = repr(value)
         raise ValueError(f"{key} = {shown if len(shown) <= _SHOWN else f'{shown[:_SHOWN]}...'} must be {wanted}")
-
-
-def _unknown(full: str, key: str, known: Any) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"
-    return f"{full}: unknown key; {hint}"

@@ -3,6 +3,7 @@
 from edlm.samplers.configs import config, from_config
 from edlm.samplers.expectation import expected, expected_passes
 from edlm.samplers.sampler import Proposal, Sampler, can_cache, describe, kernel_of, name
+from edlm.samplers.watching import live
 
 __all__ = [
     "Proposal",
@@ -14,5 +15,6 @@ __all__ = [
     "expected_passes",
     "from_config",
     "kernel_of",
+    "live",
     "name",
 ]

@@ -16,7 +16,7 @@ from edlm.nn import folding
 from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
 from edlm.nn.pretrained import PretrainedNetwork
-from edlm.process import absorbing, categorical, finite, noise
+from edlm.process import absorbing, arguments, categorical, finite, noise
 from edlm.process.categorical import Draws
 from edlm.process.noise import Stream
 
@@ -42,6 +42,7 @@ def sample(
     Raises ValueError for a length outside 1..max_length, num_samples < 1, a prompt that does not fit, and as `complete`
     does.
     """
+    arguments.require_draw(num_samples, seed, first_row)
     if not 1 <= length <= network.max_length:
         raise ValueError(
             f"length = {length} must lie in 1..{network.max_length}, the longest the network was built for"

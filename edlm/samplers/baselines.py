@@ -18,11 +18,11 @@ from torch import Tensor
 from edlm import contracts
 from edlm.declaration import sequence, stage
 from edlm.models.denoisers import D3pmDenoiser, SeddDenoiser
-from edlm.process import absorbing, categorical, finite, noise, schedules
+from edlm.process import absorbing, arguments, categorical, finite, noise, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
-from edlm.samplers import pipelines
 from edlm.samplers.kernel import check_evaluating, device_of
+from edlm.samplers.watching import Callback
 
 LogLaw = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -73,7 +73,7 @@ def sample(
     seed: int = 0,
     prompt: Tensor | None = None,
     first_row: int = 0,
-    callback: pipelines.Callback | None = None,
+    callback: Callback | None = None,
 ) -> TensorDict:
     """Draw texts in equal steps of time: a TensorDict with `tokens` (b, l) and `info`, holding `denoiser_passes` (b,).
 
@@ -83,6 +83,7 @@ def sample(
     does not fit, or dropout left on.
     """
     denoiser = kernel.denoiser
+    arguments.require_draw(num_samples, seed, first_row)
     if not 1 <= length <= denoiser.max_length:
         raise ValueError(
             f"length = {length} must lie in 1..{denoiser.max_length}, the longest the network was built for"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, get_args
 
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
@@ -21,7 +21,7 @@ from edlm.models import chain_rule, energies, joint
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import folding
 from edlm.nn.networks import Transformer
-from edlm.process import finite, particles
+from edlm.process import arguments, finite, particles
 from edlm.samplers import ahead, kernel, registries
 from edlm.samplers.ahead import Manner
 from edlm.samplers.kernel import Looped
@@ -92,12 +92,15 @@ class OfEnergy:
     name: ClassVar[str] = "energy"
 
     def __post_init__(self) -> None:
+        arguments.require_energy("energy", self.energy)
         finite.require_temperature("temperature", self.temperature, particles.COLDEST)
         scopes = energies.scopes_of(self.energy)
         if not scopes:
             raise ValueError(
                 "a product of energies of drafts and of transitions weighs neither: take those of one scope"
             )
+        if self.scope not in (None, *get_args(Scope)):
+            raise ValueError(f"scope = {self.scope!r} must be one of {', '.join(get_args(Scope))}")
         if self.scope is not None and self.scope not in scopes:
             raise ValueError(
                 f"scope = {self.scope!r}: this energy weighs {scopes[0]}s. "

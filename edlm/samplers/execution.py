@@ -22,7 +22,7 @@ from edlm.contracts import NEW, POSITIONS, PROPOSAL_NOISE, SHAPES, X_T
 from edlm.nn import networks
 from edlm.nn.attention import Cache, Mask
 from edlm.nn.blocks import Block
-from edlm.process import categorical
+from edlm.process import arguments, categorical
 from edlm.samplers import sampler as samplers
 from edlm.samplers.kernel import Kernel, Looped
 from edlm.samplers.pipelines import Pipeline
@@ -61,6 +61,8 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
         >>> edlm.accelerate(pipeline, "eager") is pipeline
         True
     """
+    is_one = isinstance(pipeline, Pipeline)
+    arguments.require_kind("pipeline", pipeline, is_one, "one, as pipelines.pipeline(sampler, length) is")
     check_mode(mode, pipeline.device)
     if mode == "eager":
         return pipeline

@@ -8,24 +8,23 @@ A plan that reads the pass has a loop of its own, `looping`.
 import html
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from edlm import contracts
-from edlm.process import absorbing, finite, noise, schedules
+from edlm.process import absorbing, arguments, finite, noise, schedules
 from edlm.process.absorbing import RevealPlan
 from edlm.process.noise import Stream
-from edlm.samplers import caching, looping, planning, records, rewriting
+from edlm.samplers import caching, looping, planning, records, rewriting, watching
 from edlm.samplers import sampler as samplers
 from edlm.samplers.caching import Places
 from edlm.samplers.kernel import Kernel, check_evaluating, device_of
 from edlm.samplers.looping import Padding, Pass
 from edlm.samplers.sampler import Sampler
-
-Callback = Callable[[TensorDict, TensorDict], None]
+from edlm.samplers.watching import Callback
 
 
 class Pipeline(NamedTuple):
@@ -84,6 +83,8 @@ def pipeline(sampler: Sampler, length: int, cached: bool = True) -> Pipeline:
           reveal   x_t, candidates, reveal -> x_s
           count    x_t -> denoiser_tokens, energy_tokens, calls, rounds
     """
+    arguments.require_kind("sampler", sampler, isinstance(sampler, Sampler), "one, as samplers.Sampler(denoiser) is")
+    arguments.require_integers(length=length)
     max_length = sampler.denoiser.max_length
     if not 1 <= length <= max_length:
         raise ValueError(f"length = {length} must lie in 1..{max_length}, the longest the denoiser was built for")
@@ -99,6 +100,7 @@ def sample(
     prompt: Tensor | None = None,
     first_row: int = 0,
     callback: Callback | None = None,
+    progress: bool = False,
 ) -> TensorDict:
     """Draw texts: a function of the arguments alone.
 
@@ -107,9 +109,12 @@ def sample(
         num_samples: how many texts, b.
         seed: of the noise, together with the number of each row.
         prompt: tokens with masks, (l,) or (b, l), filled up with masks on the right. What it gives never changes, so a
-            prefix, a suffix and an infilling are one thing.
+            prefix, a suffix and an infilling are one thing. `vocabulary.encode_prompt("the ____ sat")` makes one of a
+            text.
         first_row: row i of the result is sample number `first_row + i` of the seed, whatever else is in the batch.
-        callback: called after each pass with the state `{x_t}` and the pass's info.
+        callback: called after each pass with the state `{x_t}` and the pass's info; `edlm.samplers.live(vocabulary)`
+            shows the texts.
+        progress: whether a bar is shown, which has the host wait once a pass.
 
     Returns:
         A TensorDict with `tokens` (b, l) and `info`. It holds, per row, `denoiser_passes` and `energy_passes` (b,),
@@ -119,8 +124,9 @@ def sample(
         (b, p); with remasking also how many it `remasked`. All of it is what a text takes alone.
 
     Raises:
-        ValueError: for num_samples < 1, a prompt that does not fit, dropout left on (call `.eval()`), and, when the
-            texts are there, for logits or energies that are no numbers, with the pass and the text: see `finite`.
+        ValueError: naming the argument that cannot be, num_samples < 1 and a negative seed among them, for a prompt
+            that does not fit, dropout left on (call `.eval()`), and, when the texts are there, for logits or energies
+            that are no numbers, with the pass and the text: see `finite`.
 
     Example:
         >>> import edlm
@@ -131,11 +137,12 @@ def sample(
         >>> out["tokens"].shape, out["info", "revealed"].sum(1).tolist()
         (torch.Size([2, 8]), [8, 8])
     """
+    _check(pipeline, num_samples, seed, first_row, callback)
     kernel = pipeline.kernel
-    check_evaluating(kernel.step)
     tokens = starting_tokens(pipeline, num_samples, prompt)
     row = torch.arange(first_row, first_row + num_samples, device=tokens.device)
-    return _run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row, 0, callback)
+    with watching.watched(tokens, kernel.denoiser.mask_id, progress, callback) as shown:
+        return _run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row, 0, shown)
 
 
 def extend(
@@ -148,6 +155,7 @@ def extend(
     prompt: Tensor | None = None,
     first_row: int = 0,
     callback: Callback | None = None,
+    progress: bool = False,
 ) -> TensorDict:
     """Draw texts of any length: a window as long as the pipeline moves on by `stride` tokens until the end is reached.
 
@@ -163,6 +171,7 @@ def extend(
         prompt: see `sample`.
         first_row: see `sample`.
         callback: see `sample`; it is shown the whole text.
+        progress: see `sample`.
 
     Returns:
         What `sample` returns, the passes of all windows in a row.
@@ -178,23 +187,35 @@ def extend(
         >>> edlm.extend(pipeline, length=20, stride=4, num_samples=2)["tokens"].shape
         torch.Size([2, 20])
     """
+    _check(pipeline, num_samples, seed, first_row, callback)
+    arguments.require_integers(length=length, stride=stride)
     window = pipeline.length
     if not 1 <= stride < window:
         raise ValueError(f"stride = {stride} must lie in 1..{window - 1}: a window has {window} tokens")
     if length < window:
         raise ValueError(f"length = {length} must be at least that of the pipeline, {window}")
-    check_evaluating(pipeline.kernel.step)
     tokens = starting_tokens(pipeline._replace(length=length), num_samples, prompt)
     row = torch.arange(first_row, first_row + num_samples, device=tokens.device)
     seed_ = torch.tensor(seed, device=tokens.device)
-    infos = []
-    for number, start in enumerate([*range(0, length - window, stride), length - window]):
-        before, after = tokens[:, :start], tokens[:, start + window :]
-        shown = None if callback is None else partial(_show_whole, callback, before, after)
-        out = _run(pipeline, tokens[:, start : start + window], seed_, row, number * window, shown)
-        tokens = torch.cat([before, out["tokens"], after], dim=1)
-        infos.append(out["info"])
+    infos, mask_id = [], pipeline.kernel.denoiser.mask_id
+    with watching.watched(tokens, mask_id, progress, callback) as watch:
+        for number, start in enumerate([*range(0, length - window, stride), length - window]):
+            before, after = tokens[:, :start], tokens[:, start + window :]
+            shown = None if watch is None else partial(_show_whole, watch, before, after)
+            out = _run(pipeline, tokens[:, start : start + window], seed_, row, number * window, shown)
+            tokens = torch.cat([before, out["tokens"], after], dim=1)
+            infos.append(out["info"])
     return TensorDict({"tokens": tokens, "info": records.in_a_row(infos)}, batch_size=[num_samples])
+
+
+def _check(pipeline: Any, num_samples: Any, seed: Any, first_row: Any, callback: Any) -> None:
+    """Raise ValueError for the first argument of a call that cannot be, and for dropout left on."""
+    is_one = isinstance(pipeline, Pipeline)
+    arguments.require_kind("pipeline", pipeline, is_one, "one, as pipelines.pipeline(sampler, length) is")
+    arguments.require_draw(num_samples, seed, first_row)
+    fits = callback is None or callable(callback)
+    arguments.require_kind("callback", callback, fits, "a function of the state and of the pass's info")
+    check_evaluating(pipeline.kernel.step)
 
 
 def _show(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edlm import contracts
 from edlm.contracts import Selection
-from edlm.process import particles
+from edlm.process import arguments, finite, particles
 from edlm.samplers import kernel
 from edlm.samplers.kernel import Looped
 
@@ -36,6 +36,8 @@ class UntilEss:
     first: int = 2
 
     def __post_init__(self) -> None:
+        arguments.require_integers(first=self.first, at_most=self.at_most)
+        arguments.require_numbers(target_ess=self.ess)
         if not 1 <= self.first <= self.at_most:
             raise ValueError(f"first = {self.first} must lie in 1..{self.at_most}, the most candidates")
         if not self.ess > 0.0:
@@ -101,6 +103,7 @@ class Rounds(Looped):
         going_on = torch.arange(b, device=x_t.device)
         for first, last in zip([0, *sizes], sizes, strict=False):
             found = self._round(expected, going_on, slice(first, last))
+            finite.require_one_each(found[contracts.ENERGY], found[contracts.LOG_RATIO])
             for key in {*self.finish.in_keys, *_CHECKED} & set(self.weigh.out_keys):
                 whole = drawn.setdefault(key, found[key].new_zeros(b, k, *found[key].shape[2:]))
                 whole[going_on, first:last] = found[key]

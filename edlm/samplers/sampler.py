@@ -14,7 +14,8 @@ Its texts are `pipelines.sample`, its bound `bounds.of_sampler`, its law on a sm
 builds its step from stages, which print as the algorithm, `expected` says what it costs, `str` what it is called.
 """
 
-from dataclasses import dataclass, field, replace
+import difflib
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -97,7 +98,11 @@ class Sampler:
         return name(self)
 
     def replace(self, **changes: Any) -> "Sampler":
-        """Return the same sampler with other values on some axes."""
+        """Return the same sampler with other values on some axes. Raises ValueError for one that there is not."""
+        known = [each.name for each in fields(self)]
+        for axis in changes.keys() - set(known):
+            near = difflib.get_close_matches(axis, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{axis}: no axis of a sampler; did you mean {near!r}?")
         return replace(self, **changes)
 
     @property
@@ -320,12 +325,16 @@ def _check(sampler: Sampler) -> None:
     if not hasattr(sampler.denoiser, "mask_id"):
         kind = type(sampler.denoiser).__name__
         raise ValueError(f"denoiser must be one, as denoisers.subs(network, mask_id) is, not of class {kind}")
+    fits = isinstance(sampler.proposal, Proposal)
+    arguments.require_kind("proposal", sampler.proposal, fits, "samplers.Proposal(temperature, nucleus)")
+    arguments.require_numbers(**{"proposal.nucleus": sampler.proposal.nucleus})
     finite.require_temperature("proposal.temperature", sampler.proposal.temperature)
     if not 0.0 < sampler.proposal.nucleus <= 1.0:
         raise ValueError(f"proposal.nucleus = {sampler.proposal.nucleus} must lie in (0, 1]")
     schedules.check_window(sampler.window)
     if not (planning.is_drawn(sampler.plan) or planning.is_rule(sampler.plan)):
-        raise ValueError(f"plan = {sampler.plan!r} must be drawn, with `draw`, or read the pass, with `choose`")
+        known = "of edlm.plans, as plans.Grid(8) is, or of one's own"
+        raise ValueError(f"plan = {sampler.plan!r} must be {known}, drawn (`draw`) or from the pass (`choose`)")
     blocks.check(sampler.plan, sampler.denoiser)
     if sampler.remasking is not None:
         _check_remasking(sampler, sampler.remasking)
@@ -352,7 +361,8 @@ def _check_plain(sampler: Sampler) -> None:
 def _check_correction(sampler: Sampler, correction: Correction) -> None:
     """Raise ValueError for a correction that does not fit the denoiser, or the selection."""
     if not hasattr(correction, "parts") or isinstance(correction, type):
-        raise ValueError(f"correction = {correction!r} must be None or one of edlm.samplers.corrections")
+        instead = "None or one of edlm.samplers.corrections, as corrections.OfEnergy(energy) is"
+        arguments.require_kind("correction", correction, False, instead)
     parts = correction.parts(sampler.denoiser)
     if parts.scope == "draft" and getattr(sampler.denoiser, "block_size", None) is not None:
         raise ValueError(

@@ -153,6 +153,7 @@ def spread(values: Tensor, onto: Tensor, positions: Tensor) -> Tensor:
 def _select(
     selection: Selection, temperature: float, energy: Tensor, log_ratio: Tensor, uniforms: Tensor, corrected: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    finite.require_one_each(energy, log_ratio)
     log_weights = particles.log_weights(energy, temperature) + log_ratio
     chosen = torch.where(corrected, selection(log_weights, uniforms), 0)
     count, rounds = torch.full_like(chosen, energy.shape[1]), torch.ones_like(chosen)

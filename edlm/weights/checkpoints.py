@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edlm.data.vocabulary import Vocabulary, load_vocabulary
 from edlm.nn import networks
-from edlm.process import finite
+from edlm.process import arguments, finite
 from edlm.weights import formats, own, permitted, pointers, tensors, whole
 from edlm.weights.formats import Format
 
@@ -105,6 +105,8 @@ def load_network(
     network.load_state_dict(weights)
     if not own.is_ours(network):
         network.component, network.arguments = description["class"], description["arguments"]
+    if (folder / Vocabulary.FILES[1]).is_file():
+        network.mask_id = load_vocabulary(folder).mask_id  # a denoiser of it has no other
     return network.eval()
 
 
@@ -206,6 +208,7 @@ def find_network(path: str | Path) -> Path:
         Traceback (most recent call last):
         ValueError: nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run)
     """
+    arguments.require_path("path", path)
     path = Path(path)
     if (path / "network.json").is_file():
         return path

@@ -26,6 +26,15 @@ class Format(NamedTuple):
     read: Callable[[Path, Vocabulary], Mapping[str, Tensor]]
 
 
+def weights_of(network: nn.Module, where: str | Path) -> dict[str, Tensor]:
+    """Collect the weights of a network as they are written, whatever is wrapped around it. where: named in errors."""
+    plain: Any = network
+    while hasattr(plain, "_orig_mod"):  # what `torch.compile` puts around a network
+        plain = plain._orig_mod
+    weights = tensors.unwrapped(plain.state_dict(), where)
+    return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+
+
 def fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
     """Write a network of ours: `network.json`, its weights and the files of its vocabulary.
 
@@ -36,8 +45,7 @@ def fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, notes
         plain = plain._orig_mod
     name = own.name_of(plain)
     vocabulary.save(target)
-    weights = tensors.unwrapped(plain.state_dict(), target)
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, target / WEIGHTS)
+    save_file(weights_of(plain, target), target / WEIGHTS)
     saved = {"class": name, "arguments": plain.arguments, "vocabulary": vocabulary.fingerprint}
     hashes = {file: tensors.sha256(target / file) for file in (WEIGHTS, *Vocabulary.FILES)}
     hashes["arguments"] = tensors.digest([saved["class"], json.loads(json.dumps(saved["arguments"]))])

@@ -19,7 +19,7 @@ from edlm.data import formats, tokenizer_files
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork, Readable
-from edlm.weights import checkpoints, families, masked, pretrained, whole
+from edlm.weights import checkpoints, families, masked, pretrained, shards, tensors, whole
 
 MASKED = tuple(pretrained.MASKED)  # the `model_type` of folders whose mask is of their own vocabulary
 _NOTES = "edlm"  # the key of a config under which an adapted model says how it is read
@@ -71,7 +71,9 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
     own = adapted_by(folder)
     if own is not None:
         longer = max_length + (0 if own["bos_id"] is None else 1)  # a bos is read in front
-        return _read(folder, _without_notes(config), _built(partial(_adapted, own)), longer)
+        found = _read(folder, _without_notes(config), _built(partial(_adapted, own)), longer)
+        assert isinstance(found, Blueprint)
+        return found._replace(weights=partial(_unchanged, folder, config[_NOTES], found.weights))
     others = {**dict.fromkeys(pretrained.BLOCKS, pretrained.in_blocks), **dict.fromkeys(MASKED, pretrained.masked_lm)}
     known: dict[str, Callable[..., Readable]] = {"llada": families.llada, "Dream": families.dream, **others}
     return _read(folder, config, known, max_length)
@@ -159,6 +161,12 @@ def read_start(folder: str | Path, max_length: int, network: Callable[[Any], Dec
     found = _read(folder, config, _built(network), max_length)
     assert isinstance(found, Blueprint)
     return found
+
+
+def _unchanged(folder: Path, notes: Mapping[str, Any], read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Read weights whose hashes stand in the folder's notes. Raises ValueError for a file that was changed since."""
+    tensors.verify(folder, notes, *(file.name for file in shards.files(folder)))
+    return read()
 
 
 def _built(network: Callable[[Any], DecoderNetwork]) -> dict[str, Callable[..., Blueprint]]:

@@ -11,11 +11,11 @@ from edlm.data.vocabulary import Vocabulary
 from edlm.models import denoisers
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders, folding
-from edlm.nn.networks import JointNetwork, Transformer
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.samplers.baselines import Reverse
-from edlm.weights import checkpoints, kinds, large, permitted, shards, tensors, whole
+from edlm.weights import checkpoints, kinds, large, permitted, pretrained, shards, tensors, whole
 from edlm.weights.kinds import ENERGIES, READINGS
 
 LONGEST = 2048  # tokens of a large model, where a config names no length
@@ -74,6 +74,27 @@ def record_of(path: str) -> dict[str, Any]:
     folder = checkpoints.find_network(path) if hub is None else hub
     description = checkpoints.read_description(folder) if hub is None else whole.read_json(hub / "config.json")
     return {"folder": str(folder), "weights_sha256": weights_of(path), "description": description}
+
+
+def as_saved(path: str, device: torch.device, length: int | None = None) -> Found:
+    """Load whatever network a folder holds, each weight as it was saved: no conditioning is folded.
+
+    length: the longest text of a large model. Raises ValueError for a folder without a network, and as the loaders of
+    its kind do.
+    """
+    if is_large(path):
+        return autoregressive(path, device, length=length) if _is_causal(path) else denoiser(path, device, length)
+    description = _description_of(path)
+    cls: Any
+    if description["class"] == EnergyNetwork.__name__:
+        kind, cls = description.get("scope", "draft"), EnergyNetwork
+    elif description["arguments"].get("causal"):
+        kind, cls = "ar", Transformer
+    else:
+        kind, cls = kinds.held_by(path) or kinds.SUBS, JointNetwork if is_joint(path) else Transformer
+    network = _network(cls, path, None, device, fold=False)
+    found = Found(kind, path, network, checkpoints.load_vocabulary_of(path), description)
+    return found._replace(schedule=_schedule_of(path)) if kind in READINGS else found
 
 
 def denoiser(path: str, device: torch.device, length: int | None = None) -> Found:
@@ -174,6 +195,13 @@ def is_large(source: Any) -> bool:
 def is_joint(path: str) -> bool:
     """Check whether a folder holds a joint network."""
     return bool(_description_of(path)["class"] == JointNetwork.__name__)
+
+
+def _is_causal(path: str) -> bool:
+    """Check whether a large model's folder holds an autoregressive model that nobody made a denoiser of."""
+    folder = large.hub_folder(path) or Path(path)
+    known = whole.read_json(folder / "config.json").get("model_type") in pretrained.CAUSAL
+    return known and large.adapted_by(folder) is None
 
 
 def _read_from_bos(found: Found) -> Found:

@@ -20,7 +20,7 @@ from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
 from edlm.runs import tables
-from edlm.runs.settings import Check, Schema
+from edlm.runs.settings import Schema
 from edlm.samplers import corrections
 from edlm.samplers.autoregressive import Stepped
 from edlm.samplers.baselines import Reverse
@@ -34,18 +34,10 @@ _AR_SECTION: Schema = {
     "model": schemas.component(),
     "checkpointer": schemas.component("output_dir"),
 }
-
-
-def network(key: str, value: Any) -> None:
-    """Accept a folder, or a section with a torchtune builder (`model`) and a torchtune checkpointer."""
-    check: Check = schemas.section(_AR_SECTION) if isinstance(value, dict) else schemas.text
-    check(key, value)
-
-
 SETTINGS: Schema = {
     "denoiser": schemas.optional(schemas.text),
     "energy": schemas.optional(schemas.text),
-    "ar": schemas.optional(network),
+    "ar": schemas.optional(schemas.either(schemas.text, schemas.section(_AR_SECTION))),
     "ar_form": schemas.choice("posterior", "carry_over"),
     "tokenizer": schemas.optional(schemas.text),
     "precision": schemas.optional(schemas.choice("float32", "bfloat16")),

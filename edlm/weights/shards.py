@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edlm.weights import tensors, whole
 
-_INDEX, _FILE = "model.safetensors.index.json", "model.safetensors"
+INDEX, _FILE = "model.safetensors.index.json", "model.safetensors"
 _KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 # Tensors that a file may hold beside the weights of its model, which no state or logit depends on.
 BESIDE = re.compile(
@@ -20,7 +20,7 @@ BESIDE = re.compile(
 
 def files(folder: Path) -> list[Path]:
     """Find the files of the weights. Raises ValueError for an index that points elsewhere."""
-    index = folder / _INDEX
+    index = folder / INDEX
     if not index.is_file():
         return [folder / _FILE]
     where = whole.read_json(index).get("weight_map")

@@ -3,8 +3,10 @@
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
+import config_keys
 import pytest
 
 from edlm.cli import commands
@@ -122,7 +124,61 @@ def test_a_file_that_is_no_config_of_the_recipe_is_named(
 def test_an_unknown_command_exits_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     status, _, error = run(capsys, "sing")
     assert status == 2
-    assert "invalid choice: 'sing'" in error
+    assert error.startswith("edlm: command 'sing' is not one of run, ls, cp, validate, convert, doctor")
+
+
+def test_no_word_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys)
+    assert status == 0
+    assert "edlm run edlm_nce" in out
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"edlm {metadata.version('edlm-torch')}\n", "")
+
+
+def test_a_recipe_alone_is_its_default_config(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "cp", "generate")[0] == 0
+    assert Path("generate_tiny.yaml").read_text("utf-8") == commands.configs("generate")["tiny"].read_text("utf-8")
+    assert run(capsys, "validate", "generate")[1].endswith("a valid config of generate\n")
+
+
+@pytest.mark.parametrize("recipe", commands.recipes())
+def test_ls_shows_whole_sentences(recipe: str) -> None:
+    files = [commands.recipes()[recipe], *commands.configs(recipe).values()]
+    for file in files:
+        lines = commands._description(file).splitlines() if file.suffix == ".py" else commands._comments(file)[1:]
+        said = commands._first_sentence(lines)
+        assert said.endswith(".")
+        assert said.count("`") % 2 == said.count("(") - said.count(")") == 0
+
+
+def test_a_misspelt_key_is_refused_at_once() -> None:
+    """Half a second beyond the interpreter's own start, and nothing of torch loaded."""
+
+    def seconds(*command: str) -> float:
+        start = time.monotonic()
+        subprocess.run([sys.executable, *command], check=False, capture_output=True)
+        return time.monotonic() - start
+
+    bare = min(seconds("-c", "pass") for _ in range(3))
+    words = ["-m", "edlm.cli.commands", "run", "edlm_nce", "stepz=3"]
+    assert min(seconds(*words) for _ in range(3)) < bare + 0.5
+    code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); "
+    code += "from edlm.cli import commands; commands.main(['run', 'edlm_nce', 'stepz=3'])"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "False\n",
+        "edlm: stepz: unknown key; did you mean 'steps'?\n",
+    )
+
+
+def test_the_keys_on_disk_are_those_of_the_recipes() -> None:
+    assert config_keys.FILE.read_text("utf-8") == config_keys.written(), "python tests/config_keys.py writes them"
 
 
 def test_a_recipe_file_of_ones_own_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -276,7 +276,7 @@ def test_dropout_left_on_is_an_error() -> None:
 
 
 def test_a_step_is_printed_as_the_documents_show_it() -> None:
-    document = Path(__file__).parents[2] / "docs" / "transition.md"
+    document = Path(__file__).parents[2] / "docs" / "explanation" / "transition.md"
     assert samplers.describe(builders.in_order(LINEAR, denoiser(), 2)) in document.read_text("utf-8")
 
 

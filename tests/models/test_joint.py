@@ -488,7 +488,7 @@ def test_dropout_left_on_in_a_joint_network_is_an_error():
 
 def test_a_step_is_printed_as_the_documents_show_it():
     kernel = builders.two_heads(schedules.log_linear(), denoisers.subs(joint_network(), 4), 2)
-    document = Path(__file__).parents[2] / "docs" / "transition.md"
+    document = Path(__file__).parents[2] / "docs" / "explanation" / "transition.md"
     assert samplers.describe(kernel) in document.read_text("utf-8")
 
 

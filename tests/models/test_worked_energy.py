@@ -1,4 +1,4 @@
-"""The example of docs/energies.md runs as it is printed, and its two forms are one energy."""
+"""The example of docs/howto/energies.md runs as it is printed, and its two forms are one energy."""
 
 import re
 from functools import cache
@@ -16,7 +16,7 @@ from edlm.data import vocabulary
 from edlm.nn import networks
 from edlm.weights import checkpoints
 
-PAGE = Path(__file__).parents[2] / "docs" / "energies.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "energies.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
 LETTERS = vocabulary.characters("abc ")
 WORDS = ["a", "ab", "abc", "cab", "b"]

@@ -32,7 +32,7 @@ def test_the_parts_of_a_batch_have_the_losses_of_the_whole() -> None:
 
 
 def test_the_loop_of_the_document_trains() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "training.md").read_text("utf-8")
     [code] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     names: dict[str, Any] = {}
     torch.manual_seed(0)

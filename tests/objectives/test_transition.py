@@ -97,7 +97,7 @@ def test_many_particles_of_the_library_draw_the_law_of_the_data():
         assert total_variation(law(table, JOINT, num_steps, imh(2)), JOINT) > 0.05
 
 
-# Total variation to the data at 2, 4 and 6 steps, each with 2, 4 and 8 particles, as `docs/transition.md` shows it.
+# Total variation to the data at 2, 4 and 6 steps, each with 2, 4 and 8 particles: `docs/explanation/transition.md`.
 PLAIN = (0.354, 0.184, 0.125)
 TABLE = {
     ("sir", "masked"): ((0.252, 0.175, 0.115), (0.111, 0.075, 0.074), (0.064, 0.065, 0.071)),

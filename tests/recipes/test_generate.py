@@ -262,8 +262,51 @@ def test_a_mistake_in_generate_gets_one_line(
     assert not os.listdir(tmp_path)
 
 
+def test_other_settings_have_another_output_and_the_same_ones_go_on(run: Runner, trained: Path, tmp_path: Path) -> None:
+    pattern = f"output={tmp_path / 'x-{settings}.jsonl'}"
+    words = [f"denoiser={trained / 'denoiser'}", "energy=null", pattern, "num_samples=2", "threads=1"]
+    assert run("generate", *words, "num_steps=2")[0] == run("generate", *words, "num_steps=3")[0] == 0
+    assert len(list(tmp_path.glob("x-????????.jsonl"))) == len(os.listdir(tmp_path)) == 2, "and no lock is left"
+    status, shown, _ = run("generate", *words, "num_steps=2")
+    assert (status, "holds 2 texts of these settings already; overwrite=true draws them anew" in shown) == (0, True)
+    status, _, error = run("generate", *words, "num_steps=2", "num_samples=3")
+    assert status == 0, error
+    assert sorted(len(path.read_text().splitlines()) for path in tmp_path.iterdir()) == [2, 3]
+
+
+def test_texts_are_replaced_where_that_is_asked_for(run: Runner, trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x.jsonl"
+    words = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={output}", "num_steps=2", "threads=1"]
+    assert run("generate", *words, "num_samples=2")[0] == 0
+    first = output.read_text()
+    status, _, error = run("generate", *words, "num_samples=1", "seed=1")
+    assert (status, "choose another name, or overwrite=true replaces them" in error) == (2, True)
+    assert output.read_text() == first
+    assert run("generate", *words, "num_samples=1", "seed=1", "overwrite=true")[0] == 0
+    assert [json.loads(line)["seed"] for line in output.read_text().splitlines()] == [1]
+
+
+def test_a_prompt_on_the_command_line_is_taken_as_it_is(run: Runner, trained: Path, tmp_path: Path) -> None:
+    words = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={tmp_path / 'x.jsonl'}", "num_samples=1"]
+    status, _, error = run("generate", *words, "num_steps=2", "prompt=  yes __ = no ")
+    assert (status, "'=' at offset 1" in error) == (2, True), error
+    assert run("generate", *words, "num_steps=2", "prompt=  yes __ no ")[0] == 0
+    text = json.loads((tmp_path / "x.jsonl").read_text())["text"]
+    assert (text[:6], text[8:12]) == ("  yes ", " no ")
+    for prompt in ("#1", "42", "ROMEO: x"):
+        status, _, error = run("generate", *words, f"prompt={prompt}", "overwrite=true")
+        assert (status, f"character {prompt[0]!r} at offset 0 is not in the vocabulary" in error) == (2, True), error
+
+
+def test_a_literal_underscore_has_a_way() -> None:
+    words = vocabulary.characters("ab_\\")
+    assert words.encode_prompt(r"a_\_b\a").tolist() == [0, words.mask_id, 2, 1, 3, 0]
+    for text in ("", "a", r"a\b", "ab"):
+        assert torch.equal(words.encode_prompt(text), words.encode(text))
+
+
 def test_a_prompt_has_a_mask_for_every_underscore() -> None:
     characters = vocabulary.characters()
-    tokens = generation.encode_prompt("_ab__ c_", characters)
+    tokens = characters.encode_prompt("_ab__ c_")
     assert tokens.tolist() == [27, 0, 1, 27, 27, 26, 2, 27]
     assert characters.decode(tokens) == "_ab__ c_"

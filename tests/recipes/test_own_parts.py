@@ -1,4 +1,4 @@
-"""Parts of one's own, as `docs/extend.md` shows them: in Python, on the command line, and beside a config."""
+"""Parts of one's own, as `docs/howto/extend.md` shows them: in Python, on the command line, and beside a config."""
 
 import json
 import shutil

@@ -320,7 +320,7 @@ def test_an_energy_of_drafts_is_shown_whole_drafts() -> None:
 
 
 def test_what_is_no_plan_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be drawn, with `draw`, or read the pass, with `choose`"):
+    with pytest.raises(ValueError, match=r"drawn \(`draw`\) or from the pass \(`choose`\)"):
         Sampler(tiny_denoiser(), object())  # type: ignore[arg-type]
 
 

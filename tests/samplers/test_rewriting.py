@@ -336,7 +336,7 @@ def test_a_rule_of_one_s_own_is_a_value_like_any_other() -> None:
 
 
 def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "remasking.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "remasking.md").read_text("utf-8")
     exec(compile(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0], "remasking.md", "exec"), {})
     revealed, again = re.findall(r"\[(.*?)\]", capsys.readouterr().out)
     assert [int(a) - int(b) for a, b in zip(revealed.split(","), again.split(","), strict=True)] == [8] * 4

@@ -216,7 +216,7 @@ def test_what_was_adapted_is_adapted_further(tmp_path: Path) -> None:
     assert adapters.merged(again.network).keys() == adapters.merged(found.network).keys()
     with pytest.raises(ValueError, match=r"shifted = False: .*out was adapted with shifted = True"):
         start(tmp_path / "out", shifted=False)
-    with pytest.raises(ValueError, match="holds a denoiser that was made of an autoregressive model"):
+    with pytest.raises(ValueError, match="holds a denoiser made of an autoregressive model"):
         large.read_autoregressive(tmp_path / "out")
 
 

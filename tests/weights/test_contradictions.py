@@ -12,7 +12,7 @@ from published_files import KINDS, built, hf_folder, prefixed, same_weights, sma
 from edlm.data import vocabulary
 from edlm.nn import decoders
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
-from edlm.weights import checkpoints, exchange, foreign, large, pretrained, published
+from edlm.weights import checkpoints, exchange, families, foreign, large, pretrained, published
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "conditioning_size": 8}
 CLASSES = {"Transformer": Transformer, "EnergyNetwork": EnergyNetwork, "JointNetwork": JointNetwork}
@@ -124,7 +124,8 @@ def test_a_network_of_one_class_is_not_read_as_another(kind: str, other: str, tm
                 **{"block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True},
                 **dict.fromkeys(("alibi", "weight_tying", "include_bias", "include_qkv_bias"), False),
                 **dict.fromkeys(("attention_layer_norm", "bias_for_layer_norm", "input_emb_norm"), False),
-                "scale_logits": False,
+                **{"scale_logits": False, "layer_norm_with_affine": True},
+                **{"multi_query_attention": None, "block_group_size": 1},
             },
         ),
         (
@@ -135,6 +136,7 @@ def test_a_network_of_one_class_is_not_read_as_another(kind: str, other: str, tm
 )
 def test_each_flag_has_the_one_value_of_its_family(family: str, flags: dict[str, Any], tmp_path: Path) -> None:
     """As given or left out; another value makes another network of the same names."""
+    assert flags == {"llada": families._LLADA_FIXED, "dream": families._DREAM_FIXED}[family]
     folder = tmp_path / "m"
     folder.mkdir()
     read = large.read_diffusion
@@ -209,3 +211,65 @@ def test_lladas_table_may_have_more_rows_than_its_vocabulary(tmp_path: Path) -> 
     write(folder, "llada", random_weights("llada"), shards=1, embedding_size=None)
     assert large.read_diffusion(folder).build.keywords["vocab_size"] == V
     assert large.load_diffusion(folder).head(torch.zeros(1, H)).shape == (1, V)
+
+
+@pytest.mark.parametrize(
+    ("family", "absent"),
+    [
+        ("llada", {}),
+        ("dream", {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}),
+        ("qwen2", {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}),
+        ("llama", {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}),
+    ],
+)
+def test_a_number_that_a_config_leaves_out_is_the_familys(family: str, absent: dict[str, Any], tmp_path: Path) -> None:
+    """Or is asked for by its name: of LLaDA each one is."""
+    folder = write(tmp_path / "m", family, random_weights(family), shards=1)
+    read = large.read_diffusion if family in ("llada", "dream") else large.read_autoregressive
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    built = {"max_position_embeddings": "max_seq_len", "rms_norm_eps": "norm_eps", "rope_theta": "rope_base"}
+    for name in built if absent else ("rope_theta", "rms_norm_eps", "max_sequence_length"):
+        (folder / "config.json").write_text(json.dumps({key: config[key] for key in config.keys() - {name}}), "utf-8")
+        if absent:
+            assert read(folder, 1 << 16).build.keywords[built[name]] == absent[name]
+            continue
+        with pytest.raises(ValueError, match=rf"config\.json: {name} = None must be a number"):
+            read(folder)
+
+
+def test_positions_are_stretched_as_torchtune_does_or_by_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    stretched = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    (tmp_path / "m").mkdir()
+
+    def read(**rope: Any) -> Any:
+        config = {**CONFIGS["llama"], "rope_scaling": {"rope_type": "llama3", "factor": 8.0, **rope}}
+        (tmp_path / "m" / "config.json").write_text(json.dumps(config), "utf-8")
+        return large.read_autoregressive(tmp_path / "m")
+
+    assert read(**stretched).build.keywords["scale_factor"] == 8.0
+    for name, value in stretched.items():
+        assert isinstance(read(**{**stretched, name: 2 * value}), pretrained.Pretrained), name
+
+
+FIXED = {
+    **dict.fromkeys(("is_encoder_decoder", "is_decoder", "add_cross_attention", "use_bidirectional_attention"), False),
+    "position_embedding_type": "absolute",
+}
+OF_FAMILIES = {
+    "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
+    "gemma2": {"hidden_act": "gelu_pytorch_tanh"},
+    "sdar": {"use_sliding_window": False},
+}
+
+
+@pytest.mark.parametrize("family", [*pretrained.CAUSAL, *pretrained.MASKED, *pretrained.BLOCKS])
+def test_what_transformers_would_run_as_another_network_is_refused(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    known = {**pretrained.CAUSAL, **pretrained.MASKED, **pretrained.BLOCKS}[family]
+    expected = {**FIXED, **OF_FAMILIES.get(family, {})}
+    assert {**pretrained._FIXED, **known.fixed} == expected
+    for name, value in expected.items():
+        config = {"model_type": family, name: not value if isinstance(value, bool) else f"{value}x"}
+        with pytest.raises(ValueError, match=rf"config\.json: {name} = .* must be {value!r}$"):
+            pretrained._read(tmp_path, config, known, lambda model: model)

@@ -331,8 +331,8 @@ def test_dream_samples_with_qwen_as_its_energy_and_chunks_change_no_text(tmp_pat
 def test_the_documented_way_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The lines of docs/checkpoints.md on tiny folders, on the CPU."""
-    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")
+    """The lines of docs/howto/checkpoints.md on tiny folders, on the CPU."""
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "checkpoints.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     write(tmp_path / "Dream-v0-Base-7B", "dream", random_weights("dream"))
     loaded("qwen2_tied", tmp_path / "Qwen2.5-0.5B")

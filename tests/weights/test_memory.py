@@ -104,7 +104,7 @@ def test_the_documented_plans_are_those_of_the_published_sizes(
         ar = decoders.outline(large.read_autoregressive(tmp_path / "a", length, 4, denoiser.head.out_features))
     plan = memory.memory_plan(denoiser, ar, rows, 8, length)
     line = f"| {name} | {rows} | {length} | {plan.weights / 1e9:.2f} GB | {plan.peak / 1e9:.2f} GB |"
-    assert line in (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")
+    assert line in (Path(__file__).parents[2] / "docs" / "howto" / "checkpoints.md").read_text("utf-8")
 
 
 def test_the_plan_of_published_sizes_needs_no_memory_to_make() -> None:
