@@ -62,7 +62,9 @@ def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compa
     ],
 )
 def test_a_choice_without_what_it_needs_gets_one_line(run: Runner, tmp_path: Path, words: list[str], said: str) -> None:
-    status, _, error = run("pretrain_denoiser", f"output_dir={tmp_path / 'run'}", "valid_every=7", "noise_levels=by_time", *words)
+    status, _, error = run(
+        "pretrain_denoiser", f"output_dir={tmp_path / 'run'}", "valid_every=7", "noise_levels=by_time", *words
+    )
     assert (status, said in error) == (2, True), error
     assert len(error.splitlines()) == 1
 
