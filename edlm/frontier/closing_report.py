@@ -129,7 +129,7 @@ def _against(closing: Closing, own: Way, other: Way) -> str:
     """Compare two ways on the same texts: the difference is paired, and is told only where its error allows."""
     records = closing.records
     less = curve.difference(records[other.point.name], records[own.point.name], closing.texts.characters)
-    amount = verdicts.amount(abs(less.mean), less.standard_error)
+    amount = tables.amount(abs(less.mean), less.standard_error)
     passes = f"in {own.passes.mean:.1f} passes instead of {other.passes.mean:.1f}"
     if few := verdicts.too_few(less.n):
         return f"{own.name} beside {other.name}: {few}"
