@@ -4,8 +4,8 @@ Of whole texts (scope: draft), or of what a step of the sampler reveals (scope: 
 
 edlm run edlm_nce                       # trains the denoiser first if there is none
 edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
-edlm run edlm_nce scope=transition output_dir=runs/tiny/transition
-edlm run edlm_nce ar=runs/tiny/ar output_dir=runs/tiny/ar_energy    # the residual energy of an AR model
+edlm run edlm_nce scope=draft output_dir=runs/tiny/draft
+edlm run edlm_nce scope=draft ar=runs/tiny/ar output_dir=runs/tiny/ar_energy    # the residual energy of an AR model
 """
 
 from collections.abc import Mapping
