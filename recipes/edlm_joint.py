@@ -122,7 +122,7 @@ class JointTraining:
         lines = correction.bits_lines(bounds, self.vocabulary.unit, remarks)
         shown = tables.table([*lines, *contrast.figure_lines(figures, None, *known)])
         told = {**report, "warning": contrast.warning(per_row)}
-        energy.conclude(self.folder, settings, told, [shown], texts, what=("network", "started from"))
+        energy.conclude(self.folder, settings, told, [shown], ("network", "started from"), texts)
 
     def texts(self) -> list[dict[str, Any]]:
         """Draw a few samples of the joint network at equal seeds with the energy off and on."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from edlm.data import corpora
 from edlm.evaluation import contrast, correction, draws
-from edlm.likelihood.estimates import Estimate
+from edlm.frontier import closing, closing_report
 from edlm.recipes import pretrain_denoiser
 from edlm.runs import entry, environment, tables
 from edlm.runs import settings as schemas
@@ -40,6 +40,7 @@ SETTINGS: Schema = {
     "scope": schemas.choice("draft", "transition"),
     **energy.OF_AR,
     **energy.SETTINGS,
+    "closing": schemas.section(closing.SETTINGS),
     **training_settings.SETTINGS,
 }
 
@@ -99,7 +100,7 @@ class EnergyByNCE:
         self.run.save_checkpoint()
 
     def cleanup(self) -> None:
-        """Print the figures on held-out text and samples with the energy off and on, and say where all is."""
+        """Compare the ways of writing on held-out text: figures, texts, a picture, and what to do next."""
         settings, k = self.settings, self.settings["report_particles"]
         drawn = draws.held_out(self.blocks, "test", settings, self.device)
         law = draws.continuous(self.denoiser, self.denoiser.schedule)
@@ -107,32 +108,26 @@ class EnergyByNCE:
         per_row = energy.held_out(self.plan, self.run.average, drawn)
         figures, levels = contrast.figures(per_row), contrast.by_noise_level(per_row, *self.classifier)
         calibration = contrast.calibration_error(per_row, *self.classifier)
-        texts, gains = self.texts(), self.transition_bounds()
-        report: dict[str, Any] = {name: value._asdict() for name, value in {**figures, **gains}.items()}
-        report |= {"nelbo": bound._asdict(), "calibration": calibration._asdict()}
+        ways = closing.of_run(settings, self.denoiser, self._correction(), self.blocks, self.vocabulary)
+        report: dict[str, Any] = {name: value._asdict() for name, value in figures.items()}
+        report |= {"nelbo": bound._asdict(), "calibration": calibration._asdict(), "ways": closing_report.report(ways)}
         report |= {"warning": contrast.warning(per_row), "by_time": levels}
-        remarks = {"denoiser NELBO": f"n = {bound.n} draws", **correction.remarks(settings["samples"])}
         lines = [
-            *correction.bits_lines({"denoiser NELBO": bound}, self.vocabulary.unit, remarks),
+            *correction.bits_lines(
+                {"denoiser NELBO": bound}, self.vocabulary.unit, {"denoiser NELBO": f"n = {bound.n}"}
+            ),
             *contrast.figure_lines(figures, calibration, k, *self.classifier),
-            *correction.bits_lines(gains, self.vocabulary.unit, remarks),
         ]
         shown = tables.table(lines), contrast.levels_table(levels, k)
-        energy.conclude(self.folder, settings, report, shown, texts, what=("energy", "denoiser"))
+        energy.conclude(self.folder, settings, report, shown, what=("energy", "denoiser"))
+        closing_report.conclude(self.folder, ways, settings)
 
     def texts(self) -> list[dict[str, Any]]:
         """Draw a few samples at equal seeds with the energy off and on."""
         return correction.texts(self.denoiser, self._correction(), self.settings["samples"], self.vocabulary)
 
-    def transition_bounds(self) -> dict[str, Estimate]:
-        """Estimate the bound of the sampler of `texts` where its energy has one."""
-        if self.settings["scope"] == "draft":
-            return {}
-        known = self._correction(), self.blocks.test, self.settings, self.vocabulary.pad_id
-        return correction.transition_bounds(self.denoiser, *known)
-
     def _correction(self) -> corrections.OfEnergy:
-        return corrections.OfEnergy(self.plan.energy(self.run.average.eval()))
+        return corrections.OfEnergy(self.plan.energy(self.run.average.eval()), called=self.plan.called)
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edlm.evaluation import samples
 from edlm.evaluation.samples import Texts
-from edlm.frontier import card, draws, grid, plots, sweeps, table
+from edlm.frontier import card, draws, findings, grid, plots, sweeps, table
 from edlm.frontier import points as frontier_points
 from edlm.frontier.draws import Drawing, Reference
 from edlm.frontier.grid import Entry
@@ -108,7 +108,7 @@ class Frontier:
                 bar.update(passes[name])
 
     def report(self) -> None:
-        """Compare all settings, write the tables and the picture, and show what fits the terminal."""
+        """Compare all settings, write the tables and the picture, and say what they show."""
         entries: dict[str, Entry | None] = {HELD_OUT: None, **self.grid}
         how = (self.settings["seed"], self.settings["replicates"])
         found = []
@@ -117,13 +117,16 @@ class Frontier:
             found.append(frontier_points.point(name, setting, role, self.lines.records[name], *how))
         points = frontier_points.with_comparisons(found)
         remarks = card.judged(self.drawing, self.models, self.settings["judge"], self.judged_by)
+        verdicts = findings.verdicts_of(points, judged_by_itself=table.WARNING in remarks)
+        said = findings.sentence(points, verdicts)
         files.write_text(self.folder / "frontier.csv", table.to_csv(points))
-        files.write_text(self.folder / "frontier.md", table.to_markdown(points, remarks))
+        files.write_text(self.folder / "frontier.md", table.to_markdown(points, [said, *remarks]))
         if processes.is_first():
-            plots.draw(self.folder / "frontier.png", points, "\n".join(remarks))
+            plots.draw(self.folder / "frontier.png", points, findings.title(points, verdicts), " ".join(remarks))
         print(f"\n{tables.columns(table.short(points))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
-        print(f"\n  written to {self.folder / 'frontier.md'}, frontier.csv and frontier.png")
+        print(f"\n{tables.sentence(said)}")
+        print(f"\n  all {len(points)} settings: {self.folder / 'frontier.md'}, frontier.csv and frontier.png")
 
 
 def main(settings: dict[str, Any]) -> None:

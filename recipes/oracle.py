@@ -8,7 +8,7 @@ edlm run oracle --config markov64        # the same at length 64; markov256 is l
 from collections.abc import Mapping
 from typing import Any
 
-from edlm.frontier import card, draws, exact_report, grid, sweeps
+from edlm.frontier import card, draws, exact_plot, exact_report, grid, sweeps
 from edlm.frontier import exact as exact_figures
 from edlm.frontier import learning as frontier_learning
 from edlm.frontier.draws import Drawing
@@ -110,14 +110,16 @@ class Oracle:
             self.lines.add(str(setting), {"figures": figures})
 
     def report(self) -> None:
-        """Write the tables and the picture, and show what fits the terminal."""
+        """Write the tables and the picture, and say what they show."""
         rows = exact_report.rows_of(self.grid, self.lines.records, SOURCE)
         remarks = card.beside(self.settings["source"], self.beside, self.drawing, self.grid, self.exact.denoiser)
+        said = exact_report.title(rows)
         files.write_text(self.folder / "oracle.csv", exact_report.to_csv(rows))
-        files.write_text(self.folder / "oracle.md", exact_report.to_markdown(rows, remarks))
-        exact_report.draw(self.folder / "oracle.png", rows, self.beside.length, "\n".join(remarks))
+        files.write_text(self.folder / "oracle.md", exact_report.to_markdown(rows, [said, *remarks]))
+        exact_plot.draw(self.folder / "oracle.png", rows, self.beside.length, said, " ".join(remarks))
         print(f"\n{tables.columns(exact_report.short(rows))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
+        print(f"\n{tables.sentence(said)}")
         print(f"\n  written to {self.folder / 'oracle.md'}, oracle.csv and oracle.png")
 
     def _expanded(self, models: Models) -> dict[str, Entry]:

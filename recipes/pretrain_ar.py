@@ -20,7 +20,7 @@ from edlm.objectives import denoising
 from edlm.runs import entry, environment, processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import continuation, report, texts
+from edlm.training import continuation, report, texts, vocabularies
 from edlm.training import padding as _padding
 from edlm.training import settings as training_settings
 from edlm.training.loop import Metrics, TrainingRun
@@ -32,7 +32,7 @@ SETTINGS: Schema = {
     "device": schemas.choice("auto", "cpu", "cuda"),
     "threads": schemas.optional(schemas.threads),
     "corpus": schemas.component(),
-    "vocabulary": schemas.component(),
+    "vocabulary": vocabularies.check,
     "length": schemas.integer(1),
     "padding": _padding.check,
     "network": schemas.component("vocab_size", "max_length", "causal", "pad_id"),
@@ -53,8 +53,7 @@ class PretrainAr:
         """Read the corpus, build the network and the training pipeline."""
         settings = self.settings
         corpus = schemas.build(settings["corpus"], "corpus")
-        padding, vocabulary = settings["padding"], schemas.build(settings["vocabulary"], "vocabulary")
-        self.vocabulary: Vocabulary = _padding.vocabulary(padding, vocabulary)
+        self.vocabulary: Vocabulary = vocabularies.build(settings, corpus)
         self.blocks: Blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
         for name in ("valid", "test"):
             if len(getattr(self.blocks, name)) < 2:
@@ -79,7 +78,7 @@ class PretrainAr:
                 "bos_id": self.bos_id,
                 "network": settings["network"],
                 "length": settings["length"],
-                **_padding.notes(padding, self.blocks, self.vocabulary.filler_id),
+                **_padding.notes(settings["padding"], self.blocks, self.vocabulary.filler_id),
                 **continuation.notes(settings.get(continuation.KEY)),
             },
             validate=self.validate,

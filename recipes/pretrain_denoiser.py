@@ -49,7 +49,7 @@ class PretrainDenoiser:
         """Read the corpus, build the network and the training pipeline."""
         settings = self.settings
         corpus = schemas.build(settings["corpus"], "corpus")
-        self.plan = denoiser.plan(settings)
+        self.plan = denoiser.plan(settings, corpus)
         self.vocabulary, self.schedule = self.plan.vocabulary, self.plan.schedule
         self.blocks = corpora.load_blocks(corpus, self.vocabulary, settings["length"])
         torch.manual_seed(settings["seed"])

@@ -148,7 +148,9 @@ def judge(mutant: Mutant, tests: trials.Plan) -> Record:
     source = (ROOT / mutant.file).read_text("utf-8")
     within = function_at(source, mutant.mutation.line, mutant.mutation.column)
     function, changed = within and f"{mutant.installed}::{within}", {mutant.installed: mutant.mutation.applied(source)}
-    verdict, output, left_out = trials.try_out(tests_of(mutant.file), changed, function, tests)
+    near = tests_of(mutant.file)
+    far = [file for file in tests.known.entering(function or "") if file not in near]
+    verdict, output, left_out = trials.try_out([*near, *far], changed, function, tests)
     by = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
     record = {"name": mutant.name, "file": mutant.file, "verdict": verdict, "by": by[:1]}
     record |= {"seconds": round(time.perf_counter() - begin, 1), "work": round(trials.worked() - work, 1)}

@@ -132,7 +132,9 @@ def _dropped(node: ast.AST) -> Iterator[str]:
 
 def _swapped(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.Call) and len(node.args) > 1 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
-        yield _changed(node, args=[node.args[1], node.args[0], *node.args[2:]])
+        first, second, *rest = node.args
+        if ast.dump(first) != ast.dump(second):
+            yield _changed(node, args=[second, first, *rest])
 
 
 def _negation(node: ast.AST) -> Iterator[ast.AST]:

@@ -80,6 +80,15 @@ class Known:
         everywhere = function is None or function in self.shared or tests is None
         return everywhere or any(self.may_notice(file, test, function or "") for test in tests)
 
+    def entering(self, function: str) -> list[str]:
+        """List the test files of which a test is known to enter a function."""
+        number = self.index.get(function)
+        return [
+            file
+            for file, known in sorted(self.files.items())
+            if any(number in entered for entered in known["tests"].values() if entered != "all")
+        ]
+
     def learn(self, found: dict[str, Any]) -> None:
         """Add what a child has found."""
         self.shared |= set(found["shared"])

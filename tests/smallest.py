@@ -13,7 +13,8 @@ NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_siz
 CAUSAL = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
 UPDATES = {"steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 3, "log_every": 2}
 LENGTH = 32
-TEXTS = {"length": LENGTH, **UPDATES}
+TEXTS = {"length": LENGTH, "vocabulary._component_": "edlm.vocabulary.characters", **UPDATES}
+CLOSING = {"rows": 2, "num_samples": 2, "tokens_per_pass": [8], "num_completions": 1}
 
 
 def words_of(values: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -38,6 +39,8 @@ def energy_words(folder: Path) -> list[str]:
         *words_of(NETWORK, "pretrain.network."),
         *words_of(UPDATES),
         *words_of({"num_samples": 1, "num_steps": 4, "num_particles": 2}, "samples."),
+        *words_of(CLOSING, "closing."),
+        "scope=draft",
         "report_particles=4",
         "threads=1",
     ]

@@ -141,13 +141,13 @@ def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
     characters = vocabulary.characters()
     sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
     denoiser = networks.Transformer(28, 128, **sizes)
-    checkpoints.save_network(tmp_path / "runs/tiny/denoiser", denoiser, characters, {})
-    checkpoints.save_network(tmp_path / "runs/tiny/energy", networks.EnergyNetwork(28, 128, **sizes), characters, {})
+    notes = {"schedule": {"_component_": "edlm.schedules.log_linear"}, "time_conditioning": False}
+    checkpoints.save_network(tmp_path / "runs/tiny/denoiser", denoiser, characters, notes)
     monkeypatch.chdir(tmp_path)
     for language, code in blocks:
         if language == "python":
             exec(compile(code, "README.md", "exec"), {})
-    assert [len(text) for text in ast.literal_eval(capsys.readouterr().out)] == [128] * 4
+    assert [len(text) for text in ast.literal_eval(capsys.readouterr().out)] == [64] * 4
 
 
 def test_the_code_of_the_page_of_samplers_runs(capsys: pytest.CaptureFixture[str]) -> None:

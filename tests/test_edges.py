@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 
 from edlm import testing
+from edlm.data import tokenizer_kinds
+from edlm.evaluation import quality
 from edlm.frontier import exact
 from edlm.frontier.exact import Beside
 from edlm.likelihood import hidden_markov
@@ -61,3 +65,10 @@ def test_texts_of_no_probability_add_nothing_to_exact_figures() -> None:
     at_once = exact._exact(sampler.replace(plan=plans.Grid(1)), beside, [])
     assert at_once["total_variation"] == [pytest.approx(8 / 9), 0.0]
     assert at_once["kl"] == [pytest.approx(math.log(9) / LENGTH), 0.0]
+
+
+def test_of_nothing_there_is_no_id_no_n_gram_and_no_line() -> None:
+    assert tokenizer_kinds.own_size(Tokenizer(WordLevel({}, unk_token="?"))) == 0
+    assert tokenizer_kinds.own_size(Tokenizer(WordLevel({"a": 0}, unk_token="?"))) == 1
+    with pytest.raises(ValueError, match="n = 1 need a text of at least 1 tokens"):
+        quality.grams([], 1)

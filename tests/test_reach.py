@@ -129,6 +129,8 @@ def test_a_test_is_left_out_only_if_it_cannot_enter_the_changed_function(tmp_pat
     assert noticing("thing.py::made") == {"test_part", "test_part_again"} | always, "of a fixture that they share"
     assert {"thing.py::kept", "thing.py::deep"} <= known.shared, "whose result other tests are given too"
     assert known.is_worth_running("test_thing.py", "thing.py::nobody"), "a process may enter anything"
+    assert known.entering("thing.py::two") == ["test_thing.py"]
+    assert not known.entering("thing.py::nobody")
     again, out = ran(tmp_path, "thing.py::two")
     assert "2 passed, 6 deselected" in out[-1]
     assert ran(tmp_path, "thing.py::deep")[1][-1].startswith("7 passed, 1 skipped")

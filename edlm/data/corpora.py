@@ -114,7 +114,7 @@ def text_files(
     r"""Read a corpus of UTF-8 text from a file or a folder.
 
     A folder with train.txt, valid.txt and test.txt is split by them. Documents of a file are separated by blank lines.
-    In another folder every *.txt is a document, in the order of a hash of its name. Without such files, documents are
+    In another folder every `*.txt` is a document, in the order of a hash of its name. Without such files, documents are
     split in order by characters; fewer than three are cut as one text.
 
     Args:
@@ -177,7 +177,7 @@ def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
     r"""Read the documents of a text that is evaluated whole.
 
     Documents of a file are separated by blank lines. Of a folder, `test.txt` is read if it is there. In another folder
-    every *.txt is a document, in the order of their names.
+    every `*.txt` is a document, in the order of their names.
 
     Args:
         path: the file or folder.

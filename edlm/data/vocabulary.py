@@ -350,11 +350,11 @@ def from_tokenizer_json(
     return _with_mask_on_top(tokenizer, bos_id=ids["bos"], eos_id=ids["eos"], pad_id=ids["pad"])
 
 
-def train_bpe(documents: Iterable[str], size: int) -> Vocabulary:
+def train_bpe(documents: Iterable[str], size: int = 768) -> Vocabulary:
     """Train a byte-level tokenizer on `documents`; the same documents give the same vocabulary.
 
     Args:
-        documents: the texts to learn from.
+        documents: the texts to learn from. In a config they are the corpus' own, its training split.
         size: all ids: 256 bytes, the merges, one id that is both bos and eos, and the mask.
 
     Returns:

@@ -6,6 +6,7 @@ from statistics import NormalDist
 
 from edlm.evaluation.figures import Figure
 from edlm.likelihood.estimates import Estimate
+from edlm.runs import tables
 
 FEWEST = 8  # texts of which an error is known well enough for a verdict
 _ERROR_RATE = 0.05  # that any of several comparisons is called a difference where there is none
@@ -31,14 +32,6 @@ def told_apart(difference: Estimate, comparisons: int = 1) -> bool:
 def too_few(n: int) -> str:
     """Say that so many texts tell nothing apart; an empty text if they may."""
     return f"{n} texts are too few for a verdict" if n < FEWEST else ""
-
-
-def amount(value: float, error: float) -> str:
-    """Write a number and its error, both to the second digit of the error."""
-    if not 0.0 < error < math.inf:
-        return f"{value:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def of_figures(figures: Sequence[Figure], unit: str) -> str:
@@ -69,7 +62,7 @@ def _against_plain(known: Sequence[Figure], unit: str) -> str:
     best = min(compared, key=_excess)
     excess = best.excess
     assert excess is not None
-    difference = f"{amount(abs(excess.mean), excess.standard_error)} nats per {unit}"
+    difference = f"{tables.amount(abs(excess.mean), excess.standard_error)} nats per {unit}"
     if not told_apart(excess, len(compared)):
         return f"no correction is told apart from plain within the error; {best.model} has {_bits(best)}"
     if excess.mean > 0.0:
@@ -96,9 +89,9 @@ def _excess(figure: Figure) -> float:
 def _bits(figure: Figure) -> str:
     record = figure.record()
     if record["bits_per_character"] is None or record["bits_error"] is None:
-        return f"{amount(figure.value.mean, figure.value.standard_error)} nats per token"
+        return f"{tables.amount(figure.value.mean, figure.value.standard_error)} nats per token"
     bound = "" if figure.name == "exact_nll" else "at most "
-    return f"{bound}{amount(record['bits_per_character'], record['bits_error'])} bits per character"
+    return f"{bound}{tables.amount(record['bits_per_character'], record['bits_error'])} bits per character"
 
 
 def _quantile(degrees: int, comparisons: int) -> float:

@@ -7,6 +7,7 @@ from edlm.evaluation import verdicts
 from edlm.frontier import curve
 from edlm.frontier.curve import PLAIN, Point
 from edlm.likelihood.estimates import Estimate
+from edlm.runs import tables
 
 _AS_MANY = 0.95  # of the tokens of a pass: a rule with a threshold does not meet a number exactly
 
@@ -50,10 +51,9 @@ def comparisons(points: Sequence[Point], records: Mapping[str, Mapping[str, Any]
 def title(points: Sequence[Point], found: Sequence[Comparison], labels: Mapping[str, str]) -> str:
     """Say the finding in a line or two: bits of the best way and of plain at the same tokens a pass."""
     if not found:
-        said = _alone(points, labels)
-        return said[:1].upper() + said[1:]
+        return _alone(points, labels)
     own, plain, same, *_ = found[0]
-    begun = f"{_way(own).capitalize()} {_at(own)}: {_bits(own, 2)} bits per character"
+    begun = f"{_way(own)} {_at(own)}: {_bits(own, 2)} bits per character"
     if found[0].outcome <= 0:
         return f"{begun}, plain {_bits(plain, 2)}: {'no better' if found[0].outcome else 'within the error'}"
     if same is None or same is plain:
@@ -74,7 +74,7 @@ def sentence(points: Sequence[Point], found: Sequence[Comparison], labels: Mappi
 
 def _first(each: Comparison, labels: Mapping[str, str]) -> str:
     own, plain, way = each.own, each.plain, _way(each.own)
-    less = verdicts.amount(abs(each.less.mean), each.less.standard_error)
+    less = tables.amount(abs(each.less.mean), each.less.standard_error)
     best = f"{'' if plain.is_exact else 'the bound of '}plain ({labels.get(plain.rule, plain.rule)}, {_bits(plain, 3)})"
     value = f"{_bits(own, 3)} bits per character ({labels.get(own.rule, own.rule)})"
     if each.outcome > 0:
@@ -86,7 +86,7 @@ def _first(each: Comparison, labels: Mapping[str, str]) -> str:
 
 
 def _further(each: Comparison) -> str:
-    less = verdicts.amount(abs(each.less.mean), each.less.standard_error)
+    less = tables.amount(abs(each.less.mean), each.less.standard_error)
     said = {1: f"{less} less", -1: f"{less} more", 0: "not told apart"}[each.outcome]
     return f"{_way(each.own)} {_at(each.own)}: {_bits(each.own, 3)}, {said}"
 

@@ -22,7 +22,7 @@ def draw(
 ) -> None:
     """Write the png, whole or not at all: a colour for each way, a mark for each rule; open marks are bounds."""
     curves = _curves(points)
-    figure, [axes] = plots.canvas(title, f"{_HOW_TO_READ} {note}", [_HEIGHT], names=["m" * plot_labels.WIDEST])
+    figure, [axes] = plots.canvas(title, f"{_HOW_TO_READ} {note}", [(_HEIGHT, 1)], names=["m" * plot_labels.WIDEST])
     axes.set_xscale("log", base=2)
     axes.set_ylim(plots.limits([own.bits.mean for own in points] + [line.bits.mean for line in lines]))
     markers = dict(zip(dict.fromkeys(own.rule for own in points), itertools.cycle(_MARKERS), strict=False))

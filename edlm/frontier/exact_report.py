@@ -1,18 +1,14 @@
-"""Samplers beside a source as csv, as a Markdown table and as a picture: distance against steps and against passes."""
+"""Samplers beside a source as csv and as a Markdown table, and what they say in a sentence."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from edlm.frontier import grid
 from edlm.frontier.exact import Figures
 from edlm.frontier.grid import Entry
 from edlm.frontier.points import pareto
-from edlm.runs import plots as plots_of_runs
 from edlm.runs import tables
-from edlm.samplers import expectation
-from edlm.samplers.sampler import Proposal, Sampler
+from edlm.samplers.sampler import Sampler
 
 TITLES = {
     "total_variation": "total variation",
@@ -36,8 +32,7 @@ HOW_TO_READ = (
     "the law of two tokens so far apart. The row of the source itself, as many texts, is the floor of what is sampled. "
     "A pass reads one text. `front`: no other setting has both a smaller distance and fewer passes.",
 )
-_NOTHING = 1e-9  # one position at a time, an exact denoiser has no distance but rounding: no place on a log axis
-_MARKERS = "osD^vPX*"
+NOTHING = 1e-9  # one position at a time, an exact denoiser has no distance but rounding: no place on a log axis
 
 
 class Row(NamedTuple):
@@ -94,104 +89,27 @@ def short(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
+def title(rows: Sequence[Row]) -> str:
+    """Say which sampler comes nearest to the source, and what plain has for as many passes or steps."""
+    name, samplers = distance(rows), [row for row in rows if row.setting is not None and not row.role]
+    plain = [row for row in samplers if row.setting is not None and row.setting.correction is None]
+    others = [row for row in samplers if row not in plain]
+    best = min(others, key=lambda row: row.figures[name][0], default=None)
+    cheapest = min(plain, key=lambda row: (row.figures[name][0], row.figures["passes"][0]), default=None)
+    said = [_reached(row, name) for row in (best, cheapest) if row is not None]
+    return f"nearest to the source: {'; '.join(said)}" if said else "nothing beside the source"
+
+
+def _reached(row: Row, name: str) -> str:
+    far, passes = row.figures[name][0], row.figures["passes"][0]
+    return f"{row.name}, {'no distance' if far <= NOTHING else f'{far:.2g}'} with {passes:.3g} passes"
+
+
 def shown(value: Sequence[float] | None) -> str:
     """Show a figure with its error, if it has one."""
     if value is None:
         return ""
     return f"{value[0]:.4g}" + (f" ± {value[1]:.2g}" if value[1] > 0.0 else "")
-
-
-def draw(path: Path, rows: Sequence[Row], length: int, subtitle: str) -> None:
-    """Write both panels as one png, whole or not at all; length: of the texts."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    steps, passes = figure.subplots(1, 2, sharey=True)
-    name = distance(rows)
-    for axes, label in ((steps, "passes of the plan"), (passes, "network passes per text")):
-        _curves(axes, rows, name, length if axes is steps else None)
-        axes.set(xscale="log", yscale="log", xlabel=label)
-        axes.set_ylim(bottom=0.7 * min(_shown_distances(rows, name), default=_NOTHING))
-        plots_of_runs.plain_numbers(axes.xaxis)
-        plots_of_runs.plain_numbers(axes.yaxis)
-    steps.set_ylabel("total variation to the source" + ("" if name == "total_variation" else f", {_title(name)}"))
-    for row in rows:
-        if row.setting is not None and row.figures[name][0] <= _NOTHING:
-            cost = row.figures["passes"][0]
-            passes.axvline(cost, color="C0", linestyle="-.", linewidth=1.0, label=f"{row.name}: no distance")
-    best = fronts(rows)
-    places = sorted((row.figures["passes"][0], row.figures[name][0]) for row in rows if row.name in best)
-    places = [(cost, far) for cost, far in places if far > _NOTHING]
-    passes.plot(
-        *zip(*places, strict=True), color="black", linestyle="--", linewidth=1.0, label="Pareto front", zorder=0
-    )
-    handles, labels = passes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.suptitle(plots_of_runs.wrapped(subtitle, 110), fontsize="small", x=0.01, horizontalalignment="left")
-    temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, path)
-
-
-class _Curve(NamedTuple):
-    """The values that the points of one curve share."""
-
-    family: str
-    candidates: str
-    proposal: Proposal
-    is_control: bool
-
-    @classmethod
-    def of(cls, sampler: Sampler, role: str) -> "_Curve":
-        """The curve that a sampler is on: all of it but plan and window."""
-        found = sampler.candidates
-        candidates = str(found) if not isinstance(found, int) else "" if found == 1 else f"k={found}"
-        return cls(grid.family(sampler), candidates, sampler.proposal, bool(role))
-
-    def __str__(self) -> str:
-        changed = (found for found in self.proposal._asdict().items() if found not in Proposal()._asdict().items())
-        heat = [f"{name} {value:g}" for name, value in changed]
-        said = ", ".join(filter(None, [self.family, self.candidates, *heat]))
-        return f"{said} (control)" if self.is_control else said
-
-
-def _curves(axes: Any, rows: Sequence[Row], name: str, length: int | None) -> None:
-    """Curves against the passes of the plans of texts of this length, or against all passes; the source a dotted line.
-
-    Controls are hollow points, and other laws of proposals dotted.
-    """
-    curves: dict[_Curve, list[tuple[float, float]]] = {}
-    for row in rows:
-        far = row.figures[name][0]
-        if row.setting is None:
-            if far > 0.0:
-                axes.axhline(far, color="black", linewidth=0.8, linestyle=":", label=row.name)
-        elif far > _NOTHING:
-            expected = None if length is None else expectation.expected(row.setting, length)
-            taken = "passes" if length is None else "denoiser_passes"
-            cost = row.figures[taken][0] if expected is None else expected.passes
-            curves.setdefault(_Curve.of(row.setting, row.role), []).append((cost, far))
-    families = list(dict.fromkeys(curve.family for curve in curves))
-    candidates = sorted({curve.candidates for curve in curves}, key=lambda each: (len(each), each))
-    for curve, points in curves.items():
-        colour = f"C{families.index(curve.family) % 10}"
-        line = "none" if curve.is_control else "-" if curve.proposal == Proposal() else ":"
-        axes.plot(
-            *zip(*sorted(points), strict=True),
-            color=colour,
-            marker=_MARKERS[candidates.index(curve.candidates) % len(_MARKERS)],
-            markersize=5,
-            markerfacecolor="none" if curve.is_control else colour,
-            linestyle=line,
-            linewidth=1.0,
-            label=str(curve),
-        )
-
-
-def _shown_distances(rows: Sequence[Row], name: str) -> list[float]:
-    return [found for row in rows if (found := row.figures[name][0]) > _NOTHING]
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

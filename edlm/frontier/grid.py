@@ -132,6 +132,17 @@ def family(setting: Setting) -> str:
     return f"{setting.chooses.name}, {getattr(setting.correction, 'called', setting.correction.name)}"
 
 
+def method(setting: Setting) -> str:
+    """Name the method of a setting, which has one colour in all pictures, whatever selects its candidates."""
+    if isinstance(setting, Alone):
+        return sweeps.ALONE
+    if setting.correction is None:
+        return "plain"
+    if setting.chooses.in_order:
+        return "in order"
+    return str(getattr(setting.correction, "called", setting.correction.name)).replace("_", " ")
+
+
 COLUMNS = ("family", "plan", "candidates", "temperature", "nucleus", "window_low", "window_high")
 
 

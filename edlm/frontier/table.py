@@ -8,6 +8,7 @@ from edlm.frontier.points import COSTS, Point, SpeedUp
 from edlm.likelihood.estimates import Estimate
 from edlm.runs import tables
 
+SCREEN = 24  # rows that fit a terminal
 WARNING = (
     "WARNING: the judge's weights are those of `ar`. Whatever draws from that model or is corrected by it is judged by "
     "its own target, and its bits per character are no measure of quality."
@@ -53,16 +54,27 @@ def to_markdown(points: Sequence[Point], remarks: Sequence[str]) -> str:
     return "\n\n".join([*remarks, tables.markdown(lines), *_HOW_TO_READ]) + "\n"
 
 
-def short(points: Sequence[Point]) -> list[tuple[str, ...]]:
-    """Pick the columns that fit a terminal."""
+def short(points: Sequence[Point], most: int = SCREEN) -> list[tuple[str, ...]]:
+    """Pick the columns and the rows that fit a terminal, `most` rows or a few more."""
     names = ("bits_per_character", "entropy", "ess")
     lines: list[tuple[str, ...]] = [("", *(_SHOWN[name] for name in names), *COSTS, "front")]
-    for own in points:
+    for own in _first_rows(points, most):
         costs = ["-" if math.isnan(own.cost(name)) else f"{own.cost(name):.3g}" for name in COSTS if own.setting]
         fronts = ", ".join(name for name in ("entropy", *COSTS) if name in own.fronts)
         cells = [_shown(own.figures.get(name)) or "-" for name in names]
         lines.append((own.name, *cells, *(costs or ["-"] * len(COSTS)), fronts or "-"))
     return lines
+
+
+def _first_rows(points: Sequence[Point], most: int) -> list[Point]:
+    """All of a few; of many the held-out text, what is on a front, and the best setting of every family."""
+    if len(points) <= most:
+        return list(points)
+    best: dict[str, Point] = {}
+    for own in sorted(points, key=lambda each: each.figures["bits_per_character"].mean):
+        best.setdefault("" if own.setting is None else grid.family(own.setting), own)
+    names = {own.name for own in best.values()} | {own.name for own in points if own.fronts}
+    return [own for own in points if own.name in names]
 
 
 _HOW_TO_READ = (

@@ -10,6 +10,7 @@ WIDEST = 26  # letters of a name beside a line, before it goes on in the next
 _AWAY = 0.16  # inches from a panel to the names beside it
 _POINTS = 8  # of a name beside a line
 _SMALL = 7  # of a word at a point
+_NEAR = 0.08  # of a panel's width, from its sides: words there stand beside their mark
 _LINE = 1.25  # heights of a line of text, from one name to the next
 _LETTER = 0.58  # widths of a letter, in points of its size
 _STEPS = 24  # places at which a line between two points is kept free
@@ -132,15 +133,17 @@ def mark_outliers(axes: Any, points: Iterable[Mark]) -> None:
         share, shape, down = (1.0, "^", -1) if mark.y > high else (0.0, "v", 1)
         where = axes.get_xaxis_transform()
         axes.plot([mark.x], [share], shape, transform=where, color=mark.colour, clip_on=False, markersize=6)
+        beside = _share_across(axes, mark.x)
+        side = -1 if beside > 1 - _NEAR else 1 if beside < _NEAR else 0
         axes.annotate(
-            f"{mark.word} {mark.y:.3g}".strip(),
+            f"{mark.word} {_number(mark.y)}".strip(),
             xy=(mark.x, share),
             xycoords=where,
-            xytext=(0, 9 * down),
+            xytext=(4 * side, 9 * down),
             textcoords="offset points",
             color=mark.colour,
             fontsize=_SMALL,
-            ha="center",
+            ha=("center", "left", "right")[side],
             va="center",
         )
 
@@ -149,13 +152,24 @@ def _outside(value: float, low: float, high: float) -> str:
     """The value and where it lies, of what is not between these ends."""
     if low <= value <= high:
         return ""
-    return f" {value:.3g} {'↓' if value < low else '↑'}"
+    return f" {_number(value)} {'↓' if value < low else '↑'}"
+
+
+def _number(value: float) -> str:
+    """Three digits, and no power of ten where there are more before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.3g}"
 
 
 def _inches(axes: Any) -> tuple[float, float]:
     """The width and the height of a panel."""
     box, (width, height) = axes.get_position(), axes.figure.get_size_inches()
     return box.width * width, box.height * height
+
+
+def _share_across(axes: Any, value: float) -> float:
+    """The place of a value across its panel, from 0 to 1 inside of it."""
+    place = axes.transData.transform((value, axes.get_ylim()[0]))
+    return float(axes.transAxes.inverted().transform(place)[0])
 
 
 def _share(axes: Any, value: float) -> float:
@@ -165,16 +179,26 @@ def _share(axes: Any, value: float) -> float:
 
 
 def _points_taken(axes: Any) -> list[tuple[float, float]]:
-    """Pixels of the panel's lines: their points, and places between two of them where they are joined."""
+    """Pixels of the panel's lines and bars: their points, and places between two of them where they are joined."""
     found: list[tuple[float, float]] = []
-    for line in axes.lines:
-        places = [(float(x), float(y)) for x, y in line.get_transform().transform(line.get_xydata())]
-        found += places
+    joined = [line.get_transform().transform(line.get_xydata()) for line in axes.lines]
+    for line, places in zip(axes.lines, joined, strict=True):
+        found += [(float(x), float(y)) for x, y in places]
         if line.get_linestyle() != "None":
-            for (left, low), (right, high) in itertools.pairwise(places):
-                shares = [step / _STEPS for step in range(1, _STEPS)]
-                found += [(left + share * (right - left), low + share * (high - low)) for share in shares]
+            found += _between(places)
+    for bars in axes.collections:
+        for segment in bars.get_segments() if hasattr(bars, "get_segments") else []:
+            found += _between(axes.transData.transform(segment))
     return found
+
+
+def _between(places: Any) -> list[tuple[float, float]]:
+    shares = [step / _STEPS for step in range(1, _STEPS)]
+    return [
+        (float(left + share * (right - left)), float(low + share * (high - low)))
+        for (left, low), (right, high) in itertools.pairwise(places)
+        for share in shares
+    ]
 
 
 def _is_free(box: Box, axes: Any, taken: Sequence[tuple[float, float]], boxes: Sequence[Box]) -> bool:

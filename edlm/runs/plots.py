@@ -33,10 +33,10 @@ COLOURS: Mapping[str, str] = {
 _OTHERS = ("#332288", "#117733", "#AA4499", "#661100")  # of methods that this table does not know, by their names
 WIDTH = 7.0  # inches: at 100 pixels an inch, what a page shows
 _DPI = 150
-_LEFT, _BOTTOM, _GAP = 0.72, 0.56, 0.42  # inches beside, under and between panels
+_LEFT, _BOTTOM, _GAP, _BETWEEN = 0.72, 0.56, 0.5, 0.8  # inches beside panels, under them, between columns and rows
 _LINE, _NOTE = 0.2, 0.14  # inches of a line of the title, and of a note
 _TITLE, _TEXT, _SMALL = 11, 9, 7  # points
-_TITLE_WIDTH, _NOTE_WIDTH = 74, 118  # characters that fit one line
+_TITLE_WIDTH, _NOTE_WIDTH = 74, 122  # characters that fit one line
 _LETTER = 0.074  # inches of a letter of a name, in the mean
 _WIDEST = 2.0  # inches for names beside a panel
 _FENCE = 1.5  # of the middle half: past that, and past a gap as wide as it, a value is an outlier (Tukey)
@@ -51,17 +51,23 @@ def colour(method: str) -> str:
     return _OTHERS[sum(map(ord, name)) % len(_OTHERS)]
 
 
+def shades(count: int) -> list[str]:
+    """Return so many colours from dark to light, for what has an order: viridis, without its lightest end."""
+    from matplotlib import colormaps, colors
+
+    return [colors.to_hex(colormaps["viridis"](0.85 * number / max(1, count - 1))) for number in range(count)]
+
+
 def canvas(
-    title: str, note: str = "", heights: Sequence[float] = (3.4,), columns: int = 1, names: Iterable[str] = ()
+    title: str, note: str = "", rows: Sequence[tuple[float, int]] = ((3.4, 1),), names: Iterable[str] = ()
 ) -> tuple[Any, list[Any]]:
-    """Build a figure with one panel for each row and column, the finding above and a note below.
+    """Build a figure with rows of panels, the finding above and a note below.
 
     Args:
         title: What the picture shows, as a sentence.
         note: What was measured and how, in small letters.
-        heights: Inches of each row of panels.
-        columns: Panels beside each other.
-        names: What will stand to the right of the lines, so that it has its place.
+        rows: Inches of each row's height, and how many panels it has.
+        names: What will stand to the right of the lines of a row with one panel, so that it has its place.
 
     Returns:
         The figure, which nothing has drawn yet, and its panels, row after row.
@@ -69,23 +75,19 @@ def canvas(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    said, noted = wrapped(title, _TITLE_WIDTH), wrapped(note, _NOTE_WIDTH)
-    top = 0.14 + _LINE * len(said.splitlines())
-    bottom = _BOTTOM + _NOTE * len(noted.splitlines())
-    gaps = (_GAP + 0.18) * (len(heights) - 1)
-    height = top + 0.1 + sum(heights) + gaps + bottom
+    said, noted = wrapped(title[:1].upper() + title[1:], _TITLE_WIDTH), wrapped(note, _NOTE_WIDTH)
+    top, bottom = 0.24 + _LINE * len(said.splitlines()), _BOTTOM + _NOTE * len(noted.splitlines())
+    height = top + sum(tall for tall, _ in rows) + _BETWEEN * (len(rows) - 1) + bottom
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
-    right = 0.15 + min(_WIDEST, _LETTER * max(map(len, names), default=0) + 0.12)
-    wide = (WIDTH - right - _LEFT * columns) / columns
-    panels, above = [], height - top - 0.1
-    for tall in heights:
-        for column in range(columns):
-            left = _LEFT + column * (wide + _LEFT)
-            panels.append(figure.add_axes((left / WIDTH, (above - tall) / height, wide / WIDTH, tall / height)))
-        above -= tall + _GAP + 0.18
-    for axes in panels:
-        _plain_frame(axes)
+    wide = min(_WIDEST, _LETTER * max(map(len, names), default=0) + 0.12)
+    panels, above = [], height - top
+    for tall, columns in rows:
+        for left, right in _places(columns, wide if columns == 1 else 0.0):
+            box = (left / WIDTH, (above - tall) / height, (right - left) / WIDTH, tall / height)
+            panels.append(figure.add_axes(box))
+            _plain_frame(panels[-1])
+        above -= tall + _BETWEEN
     figure.text(0.012, 1 - 0.1 / height, said, fontsize=_TITLE, fontweight="bold", va="top")
     figure.text(0.012, 0.06 / height, noted, fontsize=_SMALL, color="#444444", va="bottom")
     return figure, panels
@@ -111,11 +113,11 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
-def plain_numbers(axis: Any) -> None:
-    """Write 0.1, 0.2, 0.5, 1 on a logarithmic axis."""
+def plain_numbers(axis: Any, steps: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """Write 0.1, 0.2, 0.5, 1 on a logarithmic axis, or other steps of a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -145,6 +147,13 @@ def limits(values: Iterable[float], margin: float = 0.06) -> tuple[float, float]
         shown = [-value for value in reversed(_without_tail(mirrored, _FENCE * (high - low) - low, high - low))]
     room = margin * ((shown[-1] - shown[0]) or abs(shown[0]) or 1.0)
     return shown[0] - room, shown[-1] + room
+
+
+def _places(columns: int, names: float) -> list[tuple[float, float]]:
+    """The left and right ends of panels beside each other, in inches, with room for names behind the last."""
+    wide = (WIDTH - _LEFT - _GAP * (columns - 1) - names - 0.15) / columns
+    lefts = [_LEFT + column * (wide + _GAP) for column in range(columns)]
+    return [(left, left + wide) for left in lefts]
 
 
 def _without_tail(ascending: Sequence[float], fence: float, gap: float) -> list[float]:

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
 _TERMINAL = 100  # characters of a line
+_ROUNDING = 1e-9  # of a value
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> str:
@@ -16,6 +18,14 @@ def table(rows: Sequence[tuple[str, str, str]]) -> str:
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows of one length in columns: the first aligned on its left, the others on their right."""
     return _aligned(rows, left=(0,))
+
+
+def amount(value: float, error: float) -> str:
+    """Write a number and its error, both to the second digit of the error; without one that is but rounding."""
+    if not _ROUNDING * abs(value) < error < math.inf:
+        return f"{value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def sentence(said: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, get_args
 
 from torch import nn
 
+from edlm.data.corpora import Source
 from edlm.data.pieces import Blocks
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation.draws import Score
@@ -12,7 +13,7 @@ from edlm.objectives import denoising
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import continuation, kinds, log, padding, texts
+from edlm.training import continuation, kinds, log, padding, texts, vocabularies
 from edlm.training import settings as training_settings
 from edlm.training.kinds import OBJECTIVES, Objective
 from edlm.weights import own
@@ -20,7 +21,7 @@ from edlm.weights.kinds import READINGS
 
 # What the denoiser itself is; the recipes of energies take the same keys in their `pretrain` section.
 MODEL: Schema = {
-    "vocabulary": schemas.component(),
+    "vocabulary": vocabularies.check,
     "length": schemas.integer(1),
     "padding": padding.check,
     "network": schemas.component("vocab_size", "max_length", "pad_id"),
@@ -97,8 +98,8 @@ class Plan(NamedTuple):
         }
 
 
-def plan(settings: Mapping[str, Any]) -> Plan:
-    """Build the plan of a config. Raises ValueError for padding that the vocabulary has no id for."""
-    words = padding.vocabulary(settings["padding"], schemas.build(settings["vocabulary"], "vocabulary"))
+def plan(settings: Mapping[str, Any], corpus: Source) -> Plan:
+    """Build the plan of a config for a corpus. Raises ValueError for padding that the vocabulary has no id for."""
+    words = vocabularies.build(settings, corpus)
     schedule = schemas.build(settings["schedule"], "schedule")
     return Plan(OBJECTIVES[settings["objective"]], schedule, words, settings)

@@ -87,6 +87,13 @@ class EnergyPlan(NamedTuple):
             return transition.contrastive(*parts, tuple(settings["transition_steps"]), num_negatives, *how)
         return contrastive.contrastive(*parts, num_negatives, settings["time_low"], *how)
 
+    @property
+    def called(self) -> str:
+        """The name of this energy in tables, that of all recipes."""
+        if self.ar is not None:
+            return str(self.settings["ar_form"])
+        return {"draft": "learned"}.get(self.settings["scope"], self.settings["scope"])
+
     def notes(self, corpus: Any) -> dict[str, Any]:
         """Say what a resumed run must share; scope and embedding where they are not the usual ones."""
         settings = self.settings
@@ -194,22 +201,23 @@ def conclude(
     settings: Mapping[str, Any],
     report: Mapping[str, Any],
     tables: Sequence[str],
-    texts: Sequence[Mapping[str, Any]],
     what: tuple[str, str],
+    texts: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write the report and the samples to the run's folder, and print them with where all is.
+    """Write the report and the samples, if any, to the run's folder, and print them with where all is.
 
     what: the names of the trained network and of what it started from.
     """
     files.write_json(folder / files.REPORT, {"settings": dict(settings), **report})
-    files.write_jsonl(folder / "samples.jsonl", texts)
+    if texts:
+        files.write_jsonl(folder / "samples.jsonl", texts)
     print(f"\nheld-out text (test split, seed {settings['seed']}):")
     print("\n\n".join(tables))
     if report["warning"] is not None:
         print(f"  {report['warning']}")
     for text in texts:
         print(f"\n  sample {text['row']}, energy {text['energy']}:\n    {text['text']}")
-    print(f"\n  {what[0]}, figures, samples and log: {folder}\n  {what[1]}: {settings['denoiser']}")
+    print(f"\n  {what[0]}, figures and log: {folder}\n  {what[1]}: {settings['denoiser']}")
 
 
 def _start_notes(start: Found, corpus: Any) -> dict[str, Any]:

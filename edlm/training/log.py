@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from edlm.runs import files, processes, settings
 from edlm.runs.settings import Schema
+from edlm.training import curve_plot
 
 SETTINGS: Schema = {
     "log_to": settings.items(settings.choice("tensorboard", "wandb")),
     "sample_every": settings.optional(settings.integer(1)),
 }
 METRICS, SAMPLES, CURVES = "metrics.jsonl", "training_samples.jsonl", "curves.png"
-_WIDTH, _HEIGHT, _PER_ROW = 4.2, 3.0, 3  # inches of a panel, and panels beside each other
 _SHOWN = 160  # characters of a text in the terminal
 _LEVEL = re.compile(r"_t[\d.]+-[\d.]+$")  # a figure over some times alone
 
@@ -93,27 +93,8 @@ def draw_curves(folder: Path) -> None:
     panels = curves(records)
     if not panels:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    per_row = min(_PER_ROW, len(panels))
-    rows = -(-len(panels) // per_row)
-    figure = Figure(figsize=(_WIDTH * per_row, _HEIGHT * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    every = figure.subplots(rows, per_row, squeeze=False).flatten()
-    for axes, (title, names) in zip(every, panels.items(), strict=False):
-        for name in names:
-            _curve(axes, records, name)
-        axes.set_title(title, fontsize="small")
-        axes.set_xlabel("step", fontsize="small")
-        if len(names) > 1:
-            axes.legend(fontsize="small")
-    for axes in every[len(panels) :]:
-        axes.set_axis_off()
-    temporary = folder / f".{CURVES}.partial"
     try:
-        figure.savefig(temporary, dpi=120, format="png")
-        os.replace(temporary, folder / CURVES)
+        curve_plot.draw(folder / CURVES, records, panels)
     except OSError as error:  # a run that ends on a full disk has something else to say
         tqdm.write(f"cannot write {folder / CURVES}: {error.strerror}", file=sys.stderr)
 
@@ -127,13 +108,6 @@ def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     for name in alone:
         panels.setdefault(_LEVEL.sub("", name), []).append(name)
     return panels
-
-
-def _curve(axes: Any, records: Sequence[Mapping[str, Any]], name: str) -> None:
-    some = [record for record in records if record.get(name) is not None]
-    steps, values = [record["step"] for record in some], [record[name] for record in some]
-    errors = [record.get(f"{name}_error", 0.0) for record in some] if name.startswith("valid") else None
-    axes.errorbar(steps, values, yerr=errors, fmt="o-" if errors else "-", markersize=3, linewidth=1.0, label=name)
 
 
 def _logger(name: str, folder: Path) -> Any:

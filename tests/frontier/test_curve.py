@@ -189,7 +189,7 @@ def test_the_picture_shows_every_curve_by_its_colour_and_its_way(
     ]
     heights = [text.xy[1] for text in axes.texts[1:]]
     assert heights == pytest.approx([(height - 1.758) / 0.784 for height in (2.2, 2.5, 2.1, 2.542, 1.8)])
-    assert figure.texts[0].get_text() == "what it says"
+    assert figure.texts[0].get_text() == "What it says"
     assert figure.texts[1].get_text().endswith("what it is")
 
 

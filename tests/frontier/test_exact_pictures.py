@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from edlm.frontier import exact_report
+from edlm.frontier import exact_plot, exact_report
 from edlm.frontier.exact_report import Row
 from edlm.likelihood import hidden_markov
 from edlm.models import energies
+from edlm.runs import plots
 from edlm.samplers import corrections, plans
 from edlm.samplers.sampler import Proposal, Sampler
 
@@ -37,7 +38,7 @@ def figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
         Path(path).write_bytes(b"")
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    exact_report.draw(tmp_path / "oracle.png", ROWS, LENGTH, "two words")
+    exact_plot.draw(tmp_path / "oracle.png", ROWS, LENGTH, "what is near", "two words")
     assert [path.name for path in tmp_path.iterdir()] == ["oracle.png"]
     return figures[0]
 
@@ -58,25 +59,34 @@ def test_every_point_lies_inside_its_panel(figure: Figure) -> None:
 
 def test_a_point_stands_at_its_cost_and_its_distance(figure: Figure) -> None:
     steps, passes = map(drawn, figure.axes)
-    of_plain, of_cold, of_corrected, of_control = (
-        next(label for label in passes if label.startswith(start) and label.endswith(end) and mark in label)
-        for start, end, mark in (
-            ("plain", "plain", ""),
-            ("plain", "0.5", ""),
-            ("sir", "k=4", ""),
-            ("sir", "(control)", ""),
-        )
-    )
+    of_plain, of_cold, of_corrected, of_control = ("plain", "plain, temperature 0.5", "own, k=4", "own, k=4 (control)")
     assert passes[of_plain].get_xydata().tolist() == [[1.0, 0.5], [2.0, 0.3]]
     assert passes[of_cold].get_xydata().tolist() == [[2.0, 0.4]]
     assert passes[of_corrected].get_xydata().tolist() == [[10.0, 0.1]]
     assert [y for _, y in steps[of_plain].get_xydata()] == [0.5, 0.3]
     assert [x for x, _ in steps[of_plain].get_xydata()] == pytest.approx([1.0, 1.875])
     assert [x for x, _ in steps[of_corrected].get_xydata()] == pytest.approx([1.875])
-    assert passes[of_control].get_markerfacecolor() == "none" != passes[of_corrected].get_markerfacecolor()
+    assert passes[of_control].get_markerfacecolor() == "white" != passes[of_corrected].get_markerfacecolor()
     assert [passes[label].get_linestyle() for label in (of_plain, of_cold, of_control)] == ["-", ":", "None"]
+    assert passes[of_plain].get_color() == plots.COLOURS["plain"] == passes[of_cold].get_color()
     assert passes[of_plain].get_color() != passes[of_corrected].get_color() == passes[of_control].get_color()
     assert passes[of_plain].get_marker() != passes[of_corrected].get_marker() == passes[of_control].get_marker()
+
+
+def test_every_curve_is_named_beside_its_panel(figure: Figure) -> None:
+    """In the colour of its method; two of one method that end together share a name."""
+    names = {"plain", "plain, temperature 0.5", "own, k=4", "own, k=4 (control)", "source"}
+    for panel in figure.axes:
+        words = {" ".join(text.get_text().split()): text.get_color() for text in panel.texts}
+        assert set(words) >= names - {"plain", "plain, temperature 0.5", "own, k=4 (control)"}
+        assert words["own, k=4"] == drawn(panel)["own, k=4"].get_color()
+    near = [Row("x", CORRECTED, "", {"total_variation": [far, 0.0], "passes": [5.0, 0.0]}) for far in (0.1, 0.102)]
+    curves = exact_plot._curves(
+        [near[0], near[1]._replace(setting=CORRECTED.replace(candidates=8))], "total_variation", 4
+    )
+    panel = figure.axes[0]
+    ends = [exact_plot.End(points[-1][2], str(curve), "C0") for curve, points in curves.items()]
+    assert [(end.name, end.value) for end in exact_plot._named(panel, ends)] == [("own, k=4, k=8", 0.1)]
 
 
 def test_the_source_is_a_line_and_what_has_no_distance_a_cost(figure: Figure) -> None:
@@ -86,5 +96,16 @@ def test_the_source_is_a_line_and_what_has_no_distance_a_cost(figure: Figure) ->
     assert list(passes["exact: no distance"].get_xdata()) == [4.0, 4.0]
     assert "exact: no distance" not in drawn(figure.axes[0])
     assert passes["Pareto front"].get_xydata().tolist() == [[1.0, 0.5], [2.0, 0.3]]
-    assert figure.axes[0].get_ylabel() == "total variation to the source"
-    assert [panel.get_xlabel() for panel in figure.axes] == ["passes of the plan", "network passes per text"]
+    assert [panel.get_ylabel() for panel in figure.axes] == ["total variation to the source"] * 2
+    assert [panel.get_xlabel() for panel in figure.axes] == [
+        "passes of the plan, one after the other",
+        "network passes per text",
+    ]
+
+
+def test_the_title_says_what_comes_nearest() -> None:
+    assert exact_report.title(ROWS) == (
+        "nearest to the source: corrected, 0.1 with 10 passes; exact, no distance with 4 passes"
+    )
+    assert exact_report.title(ROWS[:3]) == "nearest to the source: plain 2, 0.3 with 2 passes"
+    assert exact_report.title(ROWS[:1]) == "nothing beside the source"

@@ -11,7 +11,7 @@ import torch
 from own_values import Rarely, Shares
 
 from edlm.data import vocabulary
-from edlm.frontier import draws, exact, exact_report, grid, plots, points, sweeps, table
+from edlm.frontier import draws, exact, exact_plot, exact_report, grid, plots, points, sweeps, table
 from edlm.frontier.draws import Drawing
 from edlm.frontier.exact import Beside
 from edlm.frontier.grid import Entry
@@ -135,8 +135,8 @@ def test_they_have_their_rows_and_their_places_in_the_pictures(tmp_path: Path) -
         assert columns["sir, flipped rarely, 1 a pass, k=3"]["control"] == "flipped of sir, rarely, 1 a pass, k=3"
         assert columns["sir, rarely, one by one, k<=8 until ESS 2.5"]["candidates"] == "k<=8 until ESS 2.5"
     assert all(own.speedups for own in compared if own.name.startswith(("sir", "last", "greedy")))
-    plots.draw(tmp_path / "frontier.png", compared, "")
-    exact_report.draw(tmp_path / "oracle.png", beside, LENGTH, "")
+    plots.draw(tmp_path / "frontier.png", compared, "", "")
+    exact_plot.draw(tmp_path / "oracle.png", beside, LENGTH, "", "")
     again = Lines(tmp_path, "frontier", {"settings": {}}, lines.settings)
     assert list(again.records) == list(found)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 from matplotlib.figure import Figure
 
@@ -13,7 +14,10 @@ from edlm.frontier import plots as frontier_plots
 from edlm.frontier.grid import Alone
 from edlm.frontier.points import Point
 from edlm.likelihood.estimates import Estimate
-from edlm.training import log
+from edlm.runs import plots as plots_of_runs
+from edlm.samplers import corrections, plans
+from edlm.samplers.sampler import Proposal, Sampler
+from edlm.training import curve_plot, log
 
 
 @pytest.fixture
@@ -45,16 +49,14 @@ def test_every_figure_of_a_run_has_its_panel(count: int, tmp_path: Path, drawn: 
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
     log.draw_curves(tmp_path)
     [figure] = drawn
-    seen = shown(figure.axes)
-    assert [panel.get_title() for panel in seen] == names
-    for number, panel in enumerate(seen):
+    large, *small = shown(figure.axes)
+    assert large.get_ylabel() == "held-out 0"
+    assert [panel.get_title(loc="left") for panel in small] == [f"held-out {number}" for number in range(1, count)]
+    for number, panel in enumerate((large, *small)):
         assert panel.get_xlabel() == "step"
-        assert panel.get_legend() is None, "one line says what it is by the title"
         line = panel.lines[0]
         assert [list(line.get_xdata()), list(line.get_ydata())] == [[5, 9], [1.0, number + 2.0]]
-    columns = min(count, 3)
-    assert len(figure.axes) == -(-count // columns) * columns
-    assert figure.get_size_inches() == pytest.approx([4.2 * columns, 3.0 * -(-count // columns)])
+    assert len(figure.axes) == 1 + -(-(count - 1) // 3) * 3
     assert (tmp_path / "curves.png").exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -69,13 +71,56 @@ def test_figures_that_share_a_panel_are_named_and_have_their_errors(tmp_path: Pa
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "lo']), "utf-8")
     log.draw_curves(tmp_path)
     [panel] = shown(drawn[0].axes)
-    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["loss", "valid_nelbo"]
+    assert panel.get_ylabel() == "loss, nats"
+    named = [(text.get_text(), text.get_color()) for text in panel.texts]
     loss, held_out = panel.containers
+    assert named == [("training 2", loss.lines[0].get_color()), ("held-out NELBO 2.25", held_out.lines[0].get_color())]
+    assert drawn[0].texts[0].get_text() == "Held-out NELBO 2.25 at step 3, the lowest so far"
     assert list(loss.lines[0].get_xdata()) == [1, 2]
     assert not loss.has_yerr
     assert held_out.has_yerr
     ends = [list(end) for end in held_out.lines[2][0].get_segments()]
     assert [[low[1], high[1]] for low, high in ends] == [[2.25, 2.75], [2.25, 2.25]]
+
+
+def test_levels_that_share_a_small_panel_are_named_in_colours_of_their_own(tmp_path: Path, drawn: list[Figure]) -> None:
+    names = ["valid_ess", "valid_ess_t0.0-0.5", "valid_ess_t0.5-1.0"]
+    records = [
+        {"step": step, "loss": 1.0, **{name: n + step / 90 for n, name in enumerate(names)}} for step in (10, 20, 30)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    log.draw_curves(tmp_path)
+    _, panel = shown(drawn[0].axes)
+    assert panel.get_title(loc="left") == "held-out ESS"
+    assert [text.get_text() for text in panel.texts] == ["all", "t 0.0-0.5", "t 0.5-1.0"]
+    colours = [each.lines[0].get_color() for each in panel.containers]
+    assert [text.get_color() for text in panel.texts] == colours
+    assert len(set(colours)) == 3
+
+
+def test_a_spike_does_not_flatten_the_loss(tmp_path: Path, drawn: list[Figure]) -> None:
+    records = [{"step": step, "loss": 4_000.0 if step == 2 else 3.0 - step / 20} for step in range(1, 21)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    log.draw_curves(tmp_path)
+    [panel] = shown(drawn[0].axes)
+    assert panel.get_ylim()[1] < 3.2
+    assert [text.get_text() for text in panel.texts] == ["4,000", "training 2"]
+
+
+@pytest.mark.parametrize(
+    ("last", "error", "said"),
+    [
+        (1.9, 0.1, "held-out NELBO 1.90 ± 0.10 at step 30, the lowest so far"),
+        (2.1, 0.1, "held-out NELBO 2.10 ± 0.10 at step 30, within its error of the lowest, 2 at step 20"),
+        (2.3, 0.1, "held-out NELBO 2.30 ± 0.10 at step 30, above the lowest, 2 at step 20"),
+    ],
+)
+def test_the_title_says_where_a_run_stands(last: float, error: float, said: str) -> None:
+    figures = zip((10, 20, 30), (2.5, 2.0, last), strict=True)
+    records = [{"step": step, "loss": 1.5, "valid_nelbo": value, "valid_nelbo_error": error} for step, value in figures]
+    assert curve_plot.title(records, ["loss", "valid_nelbo"]) == said
+    assert curve_plot.title(records, ["loss"]) == "training 1.5 at step 30"
+    assert curve_plot.title(records[:1], ["loss", "valid_nelbo"]) == "held-out NELBO 2.50 ± 0.10 at step 10"
 
 
 def sweep(number: int) -> dict[str, Any]:
@@ -122,11 +167,48 @@ def test_held_out_text_is_a_star_by_its_entropy_and_a_line_where_it_costs_nothin
     figures = [{name: Estimate(value, 0.1, 5) for name, value in each.items()} for each in values]
     alone = Alone(None, 4, 1.0)  # type: ignore[arg-type]
     points = [Point("real", None, "", figures[0], None), Point("ar", alone, "", figures[1], 0.5)]
-    frontier_plots.draw(tmp_path / "frontier.png", points, "")
+    frontier_plots.draw(tmp_path / "frontier.png", points, "what was found", "of what")
     [figure] = drawn
-    by_entropy, *by_cost = figure.axes
+    assert [text.get_text().split()[0] for text in figure.texts] == ["What", "Lower"]
+    by_passes, by_entropy, *by_cost = figure.axes
     stars = [line for line in by_entropy.lines if line.get_marker() == "*"]
     assert [(list(line.get_xdata()), list(line.get_ydata())) for line in stars] == [([2.75], [2.5])]
-    for panel in by_cost:
+    for panel in (by_passes, *by_cost):
         assert not [line for line in panel.lines if line.get_marker() == "*"]
         assert [2.5, 2.5] in [list(line.get_ydata()) for line in panel.lines]
+    assert [text.get_text() for text in by_passes.texts] == ["real", "AR model"]
+
+
+def test_a_frontier_has_a_colour_for_each_method_and_words_at_its_points(tmp_path: Path, drawn: list[Figure]) -> None:
+    """A control is hollow; what lies far above is a triangle at the edge with its value."""
+    denoiser = builders.tiny_denoiser(0, 4, vocab_size=5)
+    plain = Sampler(denoiser, plans.TokensPerPass(8))
+    ordered = plain.replace(correction=corrections.ChainRule(), selection="speculative")
+    cold = plain.replace(proposal=Proposal(0.5))
+
+    def point(setting: Sampler, bits: float, passes: float, role: str = "") -> Point:
+        values = {"bits_per_character": bits, "entropy": 2.5, "passes": passes, "calls": passes}
+        return Point(str(setting), setting, role, {key: Estimate(v, 0.01, 9) for key, v in values.items()}, passes)
+
+    many = [point(plain.replace(plan=plans.TokensPerPass(n)), 4.0 + n / 8, 64 / n) for n in (1, 2, 4)]
+    points = [
+        *many,
+        point(ordered, 4.1, 9.0),
+        point(cold, 4.3, 8.5),
+        point(plain, 40.0, 8.0),
+        point(ordered, 4.6, 9, "x"),
+    ]
+    frontier_plots.draw(tmp_path / "frontier.png", points, "", "")
+    by_passes, *others = drawn[0].axes
+    words = {text.get_text(): text.get_color() for text in by_passes.texts}
+    ours, theirs = plots_of_runs.COLOURS["in order"], plots_of_runs.COLOURS["plain"]
+    assert words == {
+        **dict.fromkeys(("one by one", "2", "4", "8, temp 0.5", "40", "plain"), theirs),
+        **dict.fromkeys(("8", "in order", "in order (control)"), ours),
+    }
+    low, high = by_passes.get_ylim()
+    assert (4.0 < low < 4.1, 4.6 < high < 5.0) == (True, True)
+    for panel in (by_passes, *others):
+        hollow = [each.lines[0] for each in panel.containers if each.lines[0].get_markerfacecolor() == "white"]
+        assert [(mark.get_color(), mark.get_ydata()[0]) for mark in hollow] == [(ours, 4.6)]
+        assert [line.get_color() for line in panel.lines if line.get_marker() == "^"] == [theirs]

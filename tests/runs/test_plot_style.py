@@ -141,16 +141,18 @@ def _seen(code: str, matrix: tuple[tuple[float, ...], ...]) -> list[float]:
 
 def test_a_canvas_has_room_for_its_words(tmp_path: Path) -> None:
     long = "a finding that goes on " * 8
-    figure, panels = plots.canvas(long, "what was measured " * 20, (2.0, 3.0), columns=2, names=["a name"])
+    rows = ((2.0, 1), (3.0, 3))
+    figure, panels = plots.canvas(long, "what was measured " * 20, rows, names=["a name"])
     width, height = figure.get_size_inches()
     assert (len(panels), width) == (4, plots.WIDTH)
     boxes = [axes.get_position() for axes in panels]
-    assert [box.height * height for box in boxes] == pytest.approx([2.0, 2.0, 3.0, 3.0])
+    assert [box.height * height for box in boxes] == pytest.approx([2.0, 3.0, 3.0, 3.0])
+    assert width - boxes[0].x1 * width > 0.5, "a name has its place"
     renderer = figure.canvas.get_renderer()
     said, noted = (text.get_window_extent(renderer) for text in figure.texts)
     assert said.x1 < width * figure.dpi > noted.x1
     assert said.y0 > boxes[0].y1 * height * figure.dpi
-    assert noted.y1 < boxes[2].y0 * height * figure.dpi - 40
+    assert noted.y1 < boxes[1].y0 * height * figure.dpi - 40
     assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
     plots.save(figure, tmp_path / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

@@ -4,7 +4,7 @@ import csv
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edlm.runs import tables
@@ -40,3 +40,19 @@ def test_no_text_breaks_a_table_of_markdown(cell: str, written: str) -> None:
         "|---|---|",
         f"| {written} | 2 |",
     ]
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-6, 10.0))
+def test_a_number_is_written_to_the_second_digit_of_its_error(value: float, error: float) -> None:
+    assume(error > 1e-8 * abs(value))
+    shown, said = tables.amount(value, error).split(" ± ")
+    assert abs(float(said) - error) <= 0.051 * error if error < 9.5 else abs(float(said) - error) <= 0.51
+    assert abs(float(shown) - value) <= 0.051 * error + 1e-9 if error < 9.5 else True
+    assert tables.amount(value, 0.0) == f"{value:.4g}"
+
+
+def test_a_finding_fits_a_terminal_and_is_a_sentence() -> None:
+    assert tables.sentence("in order: 2.81 bits") == "  In order: 2.81 bits."
+    lines = tables.sentence("word " * 60).split("\n")
+    assert len(lines) > 2
+    assert all(line.startswith("  ") and len(line) <= 100 for line in lines)

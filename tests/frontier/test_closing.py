@@ -1,0 +1,147 @@
+"""The end of an energy's training: its figures are those of the samplers, and its words follow from the figures."""
+
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import randomise, tiny_denoiser
+from commands import run_of
+
+from edlm.data import vocabulary
+from edlm.data.pieces import Blocks
+from edlm.evaluation import ngrams
+from edlm.frontier import closing, closing_report
+from edlm.frontier.closing import ENERGY, IN_ORDER, ONE, PLAIN, Closing
+from edlm.likelihood import bounds, exact
+from edlm.models import energies
+from edlm.nn.networks import EnergyNetwork
+from edlm.samplers import pipelines
+from edlm.samplers.corrections import Correction, Joint, OfEnergy
+from edlm.samplers.sampler import Sampler
+
+ABC = vocabulary.characters("abc", specials=["pad"])  # the mask is 4, the padding 3
+LENGTH = 8
+SETTINGS: dict[str, Any] = {
+    "samples": {"num_samples": 2, "num_steps": 2, "num_particles": 3, "window": [0.0, 1.0], "seed": 5},
+    "closing": {"rows": 9, "num_samples": 9, "tokens_per_pass": [1, 4, 8], "num_completions": 1},
+    "batch_size": 4,
+    "denoiser": "runs/tiny/denoiser",
+    "output_dir": "runs/tiny/energy",
+    "scope": "transition",
+}
+
+
+def transition_energy(seed: int = 3) -> Correction:
+    """Of transitions, and far from constant."""
+    network = EnergyNetwork(5, LENGTH, hidden_size=16, num_layers=1, num_heads=2, conditioning_size=8)
+    return OfEnergy(energies.learned_transition(randomise(network, seed).double().eval()), called="transition")
+
+
+def blocks() -> Blocks:
+    rows = torch.randint(0, 3, (20, LENGTH), generator=torch.Generator().manual_seed(0))
+    rows[3, -2:] = 3  # filled up
+    return Blocks(rows, rows, rows[:12])
+
+
+@pytest.fixture(scope="module")
+def found() -> Closing:
+    return closing.of_run(SETTINGS, tiny_denoiser(1), transition_energy(), blocks(), ABC)
+
+
+def samplers() -> dict[str, Sampler]:
+    return closing.ways(tiny_denoiser(1), transition_energy(), 4, 3, (0.0, 1.0))[0]
+
+
+def test_its_ways_are_plain_twice_the_energy_and_in_order(found: Closing) -> None:
+    assert [each.name for each in found.ways] == [ONE, PLAIN, ENERGY, IN_ORDER]
+    assert [each.point.together for each in found.ways] == pytest.approx([1.0, 4.0, 4.0, 4.0], rel=0.05)
+    assert [each.point.is_exact for each in found.ways] == [True, True, False, True]
+    assert not found.left_out
+
+
+@pytest.mark.parametrize("name", [ONE, PLAIN, IN_ORDER])
+def test_bits_are_those_of_the_exact_likelihood_per_character_without_what_fills_up(found: Closing, name: str) -> None:
+    x_0 = blocks().test[torch.arange(9) * 12 // 9]
+    scored = x_0 != 3
+    nats = (exact.of_sampler(samplers()[name], x_0, scored).nats * scored.sum(1)).sum()
+    own = next(each for each in found.ways if each.name == name)
+    assert own.point.bits.mean == pytest.approx(float(nats / scored.sum() / math.log(2)))
+    assert (own.point.bits.n, found.texts.characters) == (9, int(scored.sum()))
+
+
+def test_the_energy_has_the_bound_of_its_own_sampler(found: Closing) -> None:
+    x_0 = blocks().test[torch.arange(9) * 12 // 9]
+    scored, row = x_0 != 3, torch.arange(9)
+    nats = bounds.of_sampler(samplers()[ENERGY], x_0, torch.tensor(5), row, scored=scored).nats
+    assert found.ways[2].point.bits.mean == pytest.approx(
+        float((nats * scored.sum(1)).sum() / scored.sum() / math.log(2))
+    )
+
+
+def test_texts_are_those_of_the_sampler_with_their_passes_and_what_the_judge_says(found: Closing) -> None:
+    judge = ngrams.judge(ABC.decode(blocks().train))
+    for own, sampler in zip(found.ways, samplers().values(), strict=True):
+        out = pipelines.sample(pipelines.pipeline(sampler, LENGTH), 9, seed=5)
+        texts = ABC.decode(out["tokens"])
+        assert list(own.texts) == texts
+        passes = out["info", "denoiser_passes"] + out["info", "energy_passes"]
+        assert own.passes.mean == pytest.approx(float(passes.mean()))
+        told = judge(texts)
+        assert own.judged.mean == pytest.approx(float(told.nll.sum() / told.tokens.sum() / math.log(2)))
+
+
+def test_a_way_that_there_is_not_is_left_out_with_the_reason() -> None:
+    """No bound is known of candidates that are weighed by a law of two temperatures, or of a joint energy alone."""
+    built, left_out = closing.ways(tiny_denoiser(1), Joint(), 4, 3, (0.0, 1.0))
+    assert list(built) == [ONE, PLAIN, IN_ORDER]
+    assert "joint" in left_out[ENERGY]
+
+
+def test_a_denoiser_of_blocks_goes_through_them() -> None:
+    built, _ = closing.ways(tiny_denoiser(1, block_size=4), transition_energy(), 4, 3, (0.0, 1.0))
+    assert all("4" in str(each.plan) for each in built.values())
+
+
+def test_the_words_follow_the_paired_difference(found: Closing) -> None:
+    """Every text moved by about a nat a token: the sign and the size of the difference are known."""
+    records = {name: dict(own) for name, own in found.records.items()}
+    plain = next(iter(records[found.ways[1].point.name]["nats"].values()))
+    for way, by in ((found.ways[2], 1.0), (found.ways[3], -1.0)):
+        [(figure, _)] = records[way.point.name]["nats"].items()
+        moved = [each + by * (1.0 + 0.1 * math.sin(number)) for number, each in enumerate(plain)]
+        records[way.point.name]["nats"] = {figure: moved}
+    worse, better, _ = closing_report.sentences(found._replace(records=records))
+    assert re.search(r"1\.4\d\d? ± 0\.0\d\d? bits a character more than plain", worse)
+    assert re.search(r"1\.4\d\d? ± 0\.0\d\d? bits a character fewer than plain", better)
+
+
+def test_what_is_no_more_than_its_error_is_not_told_apart(found: Closing) -> None:
+    records = {**found.records, found.ways[2].point.name: found.records[found.ways[1].point.name]}
+    assert "not told apart from plain" in closing_report.sentences(found._replace(records=records))[0]
+
+
+def test_all_of_it_is_written_and_shown(found: Closing, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    closing_report.conclude(tmp_path, found, SETTINGS)
+    out = capsys.readouterr().out
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    records = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [each["way"] for each in records] == [name for name in (ONE, PLAIN, ENERGY, IN_ORDER) for _ in range(9)]
+    table = (tmp_path / "report.md").read_text()
+    for own in found.ways:
+        assert f"{own.point.bits.mean:.3f} ± {own.point.bits.standard_error:.3f}" in out
+        assert f"{own.judged.mean:.3f} ± {own.judged.standard_error:.3f}" in table
+        assert own.texts[1] in out
+    assert out.count("edlm run ") == 3
+
+
+@pytest.mark.parametrize("scope", ["draft", "transition"])
+def test_what_next_would_start(scope: str) -> None:
+    for _, command in closing_report.next_commands({**SETTINGS, "scope": scope}):
+        run = run_of(shlex.split(command.rpartition("&& ")[2]))
+        assert run is not None
+        assert run.settings()

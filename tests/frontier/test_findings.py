@@ -1,0 +1,134 @@
+"""What a frontier says: wins with their errors, ties, losses, duller text, few texts, and no plain to compare with."""
+
+import math
+
+import builders
+import pytest
+
+from edlm.frontier import findings, table
+from edlm.frontier import points as frontier_points
+from edlm.frontier.points import Point, Resampled
+from edlm.models import energies
+from edlm.samplers.corrections import ChainRule, OfEnergy
+from edlm.samplers.plans import Grid
+from edlm.samplers.sampler import Sampler
+
+DENOISER = builders.tiny_denoiser(0, 4, vocab_size=5)
+PLAIN = Sampler(DENOISER, Grid(4))
+ORDERED = Sampler(DENOISER, Grid(4), correction=ChainRule(), selection="speculative")
+SIR = Sampler(DENOISER, Grid(4), correction=OfEnergy(energies.zero(), called="learned"), candidates=3)
+N = 12
+WAVES = [[math.sin(2.0 + (3 + which) * number**2) for number in range(N)] for which in range(6)]
+
+
+def drawn(
+    setting: Sampler | None, bits: float, seconds: float | None, spread: float = 0.0, entropy: float = 3.0, **options
+) -> tuple[Point, Resampled]:
+    """A setting whose texts differ by so much, each setting in its own way; costs in proportion to the seconds."""
+    n, role, which = options.get("n", N), options.get("role", ""), options.get("which", 0)
+    steps = 1.0 if seconds is None else 100 * seconds
+    record = {
+        "nll": [(bits + spread * WAVES[which][number]) * math.log(2) * 5 for number in range(n)],
+        "characters": [5] * n,
+        "judged_tokens": [5] * n,
+        "entropy": [entropy + 0.01 * WAVES[which][number] for number in range(n)],
+        "divergences": {},
+        "denoiser_passes": [steps] * n,
+        "passes": [2 * steps] * n if setting is not None and setting.correction else [steps] * n,
+        "calls": [steps] * n,
+        "seconds": seconds,
+    }
+    name = "held-out text" if setting is None else str(setting)
+    return frontier_points.point(name, setting, role, record, 0, 200)
+
+
+def told(*some: tuple[Point, Resampled], judged_by_itself: bool = False) -> tuple[str, str]:
+    points = frontier_points.with_comparisons(some)
+    found = findings.verdicts_of(points, judged_by_itself)
+    return findings.title(points, found), findings.sentence(points, found)
+
+
+def curve(spread: float = 0.0, n: int = N) -> list[tuple[Point, Resampled]]:
+    """Plain in 2, 8 and 32 steps: 9, 7 and 5 bits."""
+    return [
+        drawn(PLAIN.replace(plan=Grid(steps)), 10 - math.log2(steps), steps / 100, spread, n=n, which=number)
+        for number, steps in enumerate((2, 8, 32))
+    ]
+
+
+def test_a_win_says_at_how_many_steps_plain_is_as_good_and_how_much_faster_it_is() -> None:
+    title, said = told(*curve(), drawn(ORDERED, 6.0, 0.04))
+    assert title == "in order, T=4 (4 steps): as good as plain at 16 steps, 4 times as fast"
+    assert said == (
+        "in order, T=4 (4 steps): as good as plain at 16 steps, 4 times as fast, entropy equal within the error"
+    )
+
+
+def test_better_than_all_of_plain_is_claimed_only_beyond_the_error() -> None:
+    for bits, words in ((4.0, "better than plain at every number of steps tried, at least 8 times as fast"),):
+        assert words in told(*curve(), drawn(ORDERED, bits, 0.04))[1]
+    within = told(*curve(0.3), drawn(ORDERED, 4.95, 0.04, 0.3, which=4))[1]
+    assert "as good as plain at 32 steps, the most tried, at least 8" in within
+    assert "better" not in within
+
+
+@pytest.mark.parametrize(
+    ("bits", "seconds", "spread"),
+    [(6.0, 0.5, 0.0), (9.5, 0.04, 0.0), (6.9, 0.06, 3.0)],
+    ids=["slower", "worse", "within the error"],
+)
+def test_what_is_no_win_is_said_to_be_none(bits: float, seconds: float, spread: float) -> None:
+    title, said = told(*curve(spread), drawn(SIR, bits, seconds, spread, which=4))
+    assert title == "no setting of learned is as good as plain at less cost, within the error"
+    assert said.startswith("no setting of learned is as good as plain at less cost within the error (closest: learned")
+
+
+def test_duller_text_wins_nothing_and_livelier_text_says_so() -> None:
+    said = told(*curve(), drawn(ORDERED, 6.0, 0.04, entropy=2.5))[1]
+    assert said.startswith("no setting of in order is as good as plain")
+    assert said.endswith("times as fast, but of lower entropy)")
+    assert told(*curve(), drawn(ORDERED, 6.0, 0.04, entropy=3.5))[1].endswith("nats above plain's")
+
+
+def test_every_method_is_named_and_controls_are_not() -> None:
+    wins, loses = drawn(ORDERED, 6.0, 0.04), drawn(SIR, 9.5, 0.04)
+    control = drawn(SIR.replace(candidates=5), 4.0, 0.01, role="zero of x")
+    _, said = told(*curve(), loses, wins, control)
+    assert said.startswith("in order, T=4 (4 steps): as good as plain at 16 steps")
+    assert "; no setting of learned is as good as plain at less cost" in said
+    assert "k=5" not in said
+
+
+def test_a_judge_that_judges_itself_is_no_measure_of_what_is_made_with_it() -> None:
+    own = SIR.replace(correction=OfEnergy(energies.zero(), called="carry_over"))
+    some = [*curve(), drawn(own, 4.0, 0.02)]
+    assert told(*some)[1].startswith("carry over, T=4, k=3")
+    assert told(*some, judged_by_itself=True)[1].startswith("plain, T=32: 5 bits per character under the judge")
+
+
+def test_without_a_clock_passes_are_compared() -> None:
+    untimed = [(own._replace(seconds=None), replicates) for own, replicates in [*curve(), drawn(ORDERED, 6.0, 0.04)]]
+    assert "2 times as few passes" in told(*untimed)[1]
+
+
+def test_without_plain_or_without_anything_else_there_is_no_verdict() -> None:
+    assert told(drawn(ORDERED, 6.0, 0.04))[1] == "no plain setting to compare with"
+    assert told(drawn(None, 2.0, None), *curve())[1] == (
+        "plain, T=32: 5 bits per character under the judge, with nothing beside it to compare"
+    )
+
+
+def test_few_texts_win_nothing() -> None:
+    _, said = told(*curve(n=4), drawn(ORDERED, 6.0, 0.04, n=4))
+    assert said.startswith("no setting of in order is as good as plain")
+    assert said.endswith("; 4 texts are too few for a verdict")
+
+
+def test_a_terminal_shows_all_of_few_settings_and_of_many_the_best() -> None:
+    points = frontier_points.with_comparisons([drawn(None, 2.0, None), *curve(), drawn(SIR, 9.5, 0.04)])
+    assert [row[0] for row in table.short(points)[1:]] == [own.name for own in points]
+    kept = [row[0] for row in table.short(points, most=3)[1:]]
+    assert kept == ["held-out text", "plain, T=2", "plain, T=8", "plain, T=32", "sir, learned, T=4, k=3"]
+    more = [drawn(SIR.replace(candidates=k), 9.6 + k, 0.9) for k in (4, 5)]
+    points = frontier_points.with_comparisons([drawn(SIR, 9.5, 0.04), *curve(), *more])
+    assert [row[0] for row in table.short(points, most=3)[1:]][-1] == "plain, T=32"
