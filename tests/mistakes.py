@@ -81,10 +81,12 @@ COMMANDS: dict[str, str] = {
     ),
     "edlm run generate denoiser=null": "denoiser and ar are both null: name one of them, or both",
     "edlm run generate denoiser=nowhere": (
-        "nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run)"
+        "denoiser = nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run); "
+        "`edlm run pretrain_denoiser` trains one"
     ),
     "edlm run generate denoiser=trained energy=nowhere": (
-        "nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run)"
+        "energy = nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run); "
+        "`edlm run edlm_nce` trains one"
     ),
     "edlm run generate denoiser=trained energy=null prompt=ROMEO": (
         "character 'R' at offset 0 is not in the vocabulary, only ' ab'"

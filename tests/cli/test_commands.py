@@ -10,7 +10,7 @@ from pathlib import Path
 import config_keys
 import pytest
 
-from edlm.cli import commands
+from edlm.cli import commands, keys
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -184,6 +184,17 @@ def test_a_misspelt_key_is_refused_at_once() -> None:
 
 def test_a_config_is_checked_in_five_seconds() -> None:
     assert seconds_of_work("-m", "edlm.cli.commands", "validate", "generate") < 5.0
+
+
+def test_a_key_of_our_own_config_is_known_whatever_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "_known", lambda: {"recipes": {"edlm_nce": {"samples": {}}}, "components": {}})
+    config = commands.configs("edlm_nce")["tiny"]
+    keys.require_known("edlm_nce", config, ["pretrain.network.anything=3", "samples.seed=2"], is_ours=True)
+    for word in ("stepz=3", "samples.sed=2"):
+        with pytest.raises(ValueError, match="unknown key"):
+            keys.require_known("edlm_nce", config, [word], is_ours=True)
+    with pytest.raises(ValueError, match="unknown key"):
+        keys.require_known("edlm_nce", config, [], is_ours=False)
 
 
 def test_the_keys_on_disk_are_those_of_the_recipes() -> None:
