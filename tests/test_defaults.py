@@ -114,8 +114,10 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "edlm.samplers.execution": {"accelerate": {"mode": "compile"}},
     "edlm.samplers.looping": {"passes": {"first_pass": 0}},
     "edlm.samplers.passes": each(("plain", "weighed"), {"cached": False}),
+    "edlm.progress": {"bar": {"leave": True}},
+    "edlm.samplers.watching": {"live": {"rows": 4}},
     "edlm.samplers.pipelines": {
-        **each(("sample", "extend"), {**FROM_ZERO, "num_samples": 1}),
+        **each(("sample", "extend"), {**FROM_ZERO, "num_samples": 1, "progress": False}),
         "pipeline": {"cached": True},
     },
     "edlm.samplers.remasking": {

@@ -148,7 +148,7 @@ def _run(arguments: Sequence[str]) -> None:
     if named != file.stem:
         raise ValueError(f"{config} is a config of {named}, not of {file.stem}: edlm run {named} --config {config}")
     if _is_ours(file):
-        keys.require_known(file.stem, config, overrides)
+        keys.require_known(file.stem, config, overrides, config in configs(file.stem).values())
     processes = [word for name in (_PROCESSES, *_MACHINES) for word in _option(name, given)]
     if processes:
         _launch(processes, file, ["--config", str(config), *overrides])
@@ -230,7 +230,7 @@ def _validate(arguments: Sequence[str]) -> None:
         path = _config_file(recipe, name or _DEFAULT_CONFIG)
     file = _recipe_named_in(path)
     if _is_ours(file):
-        keys.require_known(file.stem, path, given.overrides)
+        keys.require_known(file.stem, path, given.overrides, path in configs(file.stem).values())
     entry = importlib.import_module("edlm.runs.entry")
     schema = _schema_of(file)
     sys.argv = ["edlm validate", "--config", str(path), *given.overrides]

@@ -136,6 +136,7 @@ def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
     Large models stand for themselves; of a run that adapts one, its newest checkpoint does.
     """
+    named_networks.require_there(_ours(settings))
     large_ones = {key: settings[key] for key in ("denoiser", "ar") if isinstance(settings[key], str)}
     found = {key: _folder_of(path) for key, path in large_ones.items() if is_large(path)}
     newest = {key: folder.name for key, folder in found.items() if folder != Path(settings[key])}
