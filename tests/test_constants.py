@@ -113,7 +113,7 @@ def test_a_constant_that_results_depend_on_is_as_it_was(module: str) -> None:
 def test_every_number_that_a_module_names_stands_in_one_of_the_tables() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(["edlm", *path.relative_to(PACKAGE).with_suffix("").parts])
-        if module not in ELSEWHERE:
+        if module not in ELSEWHERE and "plot" not in path.stem:  # how a picture looks is no promise
             told = CONSTANTS.get(module, {}).keys() | FREE.get(module, set())
             assert set(named(ast.parse(path.read_text("utf-8")))) <= told, module
 

@@ -64,7 +64,11 @@ def recipes() -> Iterator[tuple[str, Path]]:
 
 def leads_somewhere(start: str, names: list[str]) -> bool:
     """Whether these names, one after another, are found in a module: attributes, or modules of a package."""
-    found = import_module(start)
+    try:
+        found = import_module(start)
+    except ModuleNotFoundError as missing:  # an extra that is not installed: read where it is
+        assert missing.name and not missing.name.startswith("edlm")
+        return True
     for name in names:
         if not hasattr(found, name) and hasattr(found, "__path__") and find_spec(f"{found.__name__}.{name}"):
             import_module(f"{found.__name__}.{name}")

@@ -1,4 +1,4 @@
-"""What a frontier says, as a title and as a sentence: which setting is as good as plain at less cost, if any is."""
+"""Findings of a frontier, as a title and as a sentence: which setting is as good as plain at less cost, if any is."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts_of(points: Sequence[Point], judged_by_itself: bool) -> list[Verdict]:
-    """Pick the best setting of every method that is not plain, winners first; controls are none.
+    """Choose the best setting of every method that is not plain, winners first; controls are none.
 
     judged_by_itself: whether the judge is the AR model, which is no measure of what is made with it.
     """
@@ -82,7 +82,7 @@ def _best(method: str, some: Sequence[Point], points: Sequence[Point], count: in
 
 
 def _saved(own: Point) -> dict[str, SpeedUp]:
-    """What a setting saves at equal bits, by cost; empty where no plain setting is beside it."""
+    """Savings of a setting at equal bits, by cost; empty where no plain setting is beside it."""
     found = {cost: own.speedups.get(f"equal bits, {cost}") for cost in ("seconds", "passes", "calls")}
     return {cost: saved for cost, saved in found.items() if saved is not None and not math.isnan(saved.ratio)}
 

@@ -97,7 +97,7 @@ def _front(axes: Any, points: Sequence[Point], name: str) -> None:
 
 
 def _outside(axes: Any, points: Iterable[Point], name: str, with_values: bool) -> None:
-    """What lies above or below the panel, in the large one with its value, and its cost where that lies beside it."""
+    """Mark what lies above or below the panel, in the large one with its value, and its cost where that lies beside it."""
     (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
     for own in (each for each in points if each.setting is not None and not low <= _bits(each) <= high):
         place, share, shape = _place(own, name), *((1.0, "^") if _bits(own) > high else (0.0, "v"))
