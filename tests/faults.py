@@ -4,6 +4,7 @@ import faults_blocks
 import faults_data
 import faults_distillation
 import faults_files
+import faults_findings
 import faults_in_order
 import faults_likelihoods
 import faults_maths
@@ -30,6 +31,7 @@ OWN = [
     *faults_numbers.FAULTS,
     *faults_data.FAULTS,
     *faults_training.FAULTS,
+    *faults_findings.FAULTS,
     *faults_likelihoods.FAULTS,
     *faults_blocks.FAULTS,
 ]
