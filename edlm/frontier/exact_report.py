@@ -105,10 +105,9 @@ def title(rows: Sequence[Row]) -> str:
     samplers = [row for row in rows if row.setting is not None and (not row.role or row.figures[name][0] <= NOTHING)]
     plain = [row for row in samplers if row.setting is not None and row.setting.correction is None]
     others = [row for row in samplers if row not in plain]
-    ends = [
-        min(some, key=lambda row: (row.figures[name][0], row.figures["passes"][0])) for some in (others, plain) if some
-    ]
-    said = [_reached(row, name) for row in ends]
+    best = min(others, key=lambda row: row.figures[name][0], default=None)
+    cheapest = min(plain, key=lambda row: (row.figures[name][0], row.figures["passes"][0]), default=None)
+    said = [_reached(row, name) for row in (best, cheapest) if row is not None]
     return f"nearest to the source: {'; '.join(said)}" if said else "nothing beside the source"
 
 
