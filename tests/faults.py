@@ -7,6 +7,7 @@ import faults_distillation
 import faults_files
 import faults_harness
 import faults_hub
+import faults_findings
 import faults_in_order
 import faults_likelihoods
 import faults_maths
@@ -33,6 +34,7 @@ OWN = [
     *faults_numbers.FAULTS,
     *faults_data.FAULTS,
     *faults_training.FAULTS,
+    *faults_findings.FAULTS,
     *faults_likelihoods.FAULTS,
     *faults_conditional.FAULTS,
     *faults_hub.FAULTS,

@@ -9,7 +9,7 @@ from edlm.frontier import exact_report, grid
 from edlm.frontier.exact_report import NOTHING, Row
 from edlm.runs import plot_labels, plots
 from edlm.runs.plot_labels import End, Mark
-from edlm.samplers import expectation, selections
+from edlm.samplers import expectation
 from edlm.samplers.sampler import Proposal, Sampler
 
 _MARKERS = "osD^vPX*"
@@ -59,7 +59,8 @@ class _Curve(NamedTuple):
         """The curve that a sampler is on: all of it but plan and window."""
         found = sampler.candidates
         candidates = str(found) if not isinstance(found, int) else "" if found == 1 else f"k={found}"
-        selection = "" if sampler.correction is None or sampler.chooses is selections.SIR else sampler.chooses.name
+        usual = sampler.correction is None or sampler.selection == Sampler.selection
+        selection = "" if usual else sampler.chooses.name
         return cls(grid.method(sampler), selection, candidates, sampler.proposal, bool(role))
 
     def __str__(self) -> str:

@@ -204,7 +204,7 @@ def test_a_frontier_has_a_colour_for_each_method_and_words_at_its_points(tmp_pat
         point(ordered, 4.1, 9.0),
         point(cold, 4.3, 8.5),
         point(plain, 40.0, 8.0),
-        point(ordered, 4.6, 9, "x"),
+        point(ordered, 4.6, 9, "zero of x"),
     ]
     frontier_plots.draw(tmp_path / "frontier.png", points, "", "")
     by_passes, *others = drawn[0].axes
@@ -212,7 +212,7 @@ def test_a_frontier_has_a_colour_for_each_method_and_words_at_its_points(tmp_pat
     ours, theirs = plots_of_runs.COLOURS["in order"], plots_of_runs.COLOURS["plain"]
     assert words == {
         **dict.fromkeys(("one by one", "2", "4", "8, temp 0.5", "40", "plain"), theirs),
-        **dict.fromkeys(("8", "in order", "in order (control)"), ours),
+        **dict.fromkeys(("8", "in order", "zero"), ours),
     }
     low, high = by_passes.get_ylim()
     assert (4.0 < low < 4.1, 4.6 < high < 5.0) == (True, True)
