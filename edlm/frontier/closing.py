@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from edlm.contracts import Denoiser
 from edlm.data.pieces import Blocks, Excerpt, Rows
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation import figures, ngrams, scores
@@ -123,7 +124,7 @@ def _writing_in_order() -> str:
     return next(each.name for each in selections.SELECTIONS.values() if each.in_order)
 
 
-def plan(denoiser: SubsDenoiser, together: int) -> Plan:
+def plan(denoiser: Denoiser, together: int) -> Plan:
     """Choose so many positions a pass, those first whose likeliest token is furthest ahead; of blocks within each."""
     return block_plans.of_denoiser(plans.Ranked(together, by="margin"), denoiser)
 
@@ -146,11 +147,10 @@ def judged(judge: Judge, texts: Sequence[str]) -> Estimate:
 
 def _curves(table: Mapping[str, Sampler], counts: Sequence[int]) -> Iterator[Sampler]:
     """Yield the samplers of the picture: plain and in order at every number of tokens a pass."""
-    denoiser = table[PLAIN].denoiser
     for count in counts:
-        yield table[PLAIN].replace(plan=plan(denoiser, count))
-        if IN_ORDER in table and count > 1:
-            yield table[IN_ORDER].replace(plan=plan(denoiser, count))
+        for name in (PLAIN, IN_ORDER) if count > 1 else (PLAIN,):
+            if name in table:
+                yield table[name].replace(plan=plan(table[name].denoiser, count))
 
 
 def _scored(
