@@ -147,11 +147,10 @@ def judged(judge: Judge, texts: Sequence[str]) -> Estimate:
 
 def _curves(table: Mapping[str, Sampler], counts: Sequence[int]) -> Iterator[Sampler]:
     """Yield the samplers of the picture: plain and in order at every number of tokens a pass."""
-    denoiser = table[PLAIN].denoiser
     for count in counts:
-        yield table[PLAIN].replace(plan=plan(denoiser, count))
-        if IN_ORDER in table and count > 1:
-            yield table[IN_ORDER].replace(plan=plan(denoiser, count))
+        for name in (PLAIN, IN_ORDER) if count > 1 else (PLAIN,):
+            if name in table:
+                yield table[name].replace(plan=plan(table[name].denoiser, count))
 
 
 def _scored(

@@ -197,7 +197,7 @@ def test_before_it_learns_it_is_the_denoiser_that_it_starts_from(trained: Path, 
     [
         ("num_energy_layers", "1", "2"),
         ("denoiser_rate", "1.0", "0.5"),
-        ("transition_steps", r"\[4, 32\]", r"\[2, 32\]"),
+        ("transition_steps", r"\[1, 8\]", r"\[2, 32\]"),
         ("nelbo_weight", "2.0", "1.0"),
         ("energy_weight", "1.0", "0.5"),
         ("objective", "'nce'", "'info_nce'"),
