@@ -35,6 +35,7 @@ LAYOUT: dict[str, list[str]] = {
         "starts",
         "folding",
         "decoder_steps",
+        "decoder_order",
         "decoders",
         "pretrained",
         "adapters",
