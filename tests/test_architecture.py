@@ -36,6 +36,7 @@ LAYOUT: dict[str, list[str]] = {
         "starts",
         "folding",
         "decoder_steps",
+        "decoder_order",
         "decoders",
         "pretrained",
         "adapters",
