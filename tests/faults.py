@@ -5,9 +5,9 @@ import faults_conditional
 import faults_data
 import faults_distillation
 import faults_files
+import faults_findings
 import faults_harness
 import faults_hub
-import faults_findings
 import faults_in_order
 import faults_likelihoods
 import faults_maths
