@@ -17,6 +17,7 @@ BLOCKS = {"cache": "data/cache", "layout": "packed", "wrapped": False, "normalis
 MOSTLY_TRAINED = (0.9, 0.05, 0.05)
 PUBLISHED = {"max_length": 1024, "dropout": 0.0}
 KEEPS_NOTHING = {"keep": False}
+UNPROMISED = {"plots", "plot_labels", "harness"}  # how a picture looks; what another library calls with all it has
 PARTS = {"length": 8, "num_rows": 3, "seed": 0}
 PLAIN = {"temperature": 1.0, "nucleus": 1.0}
 
@@ -61,7 +62,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "Transformer": {**NETWORK, "causal": False, "norm_bias": False},
         "JointNetwork": {**NETWORK, "norm_bias": False, "num_energy_layers": 1},
     },
-    "edlm.nn.decoders": {"DecoderNetwork": {"shifted": False}},
+    "edlm.nn.decoders": {"DecoderNetwork": {"shifted": False}, "DecoderNetwork.forward": KEEPS_NOTHING},
     "edlm.data.catalogue": {
         "Part": {"all_but_last": 0, "last": 0},
         "Published": {"columns": ("text",), "unit": "line", "whole": False, "beside": ()},
@@ -170,6 +171,8 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "autoregressive": {"batch_size": 16},
         **each(("causal_lm", "torchtune_decoder"), {"batch_size": 4}),
     },
+    "edlm.evaluation.ngrams": {"judge": {"order": 5}},
+    "edlm.evaluation.verdicts": {"told_apart": {"comparisons": 1}},
     "edlm.evaluation.samples": {"Row": {"remark": ""}},
     "edlm.evaluation.quality": each(("bootstrap", "replicate_weights", "half_sampling"), {"replicates": 200}),
     "edlm.benchmark.comparison": {"measure": {"detailed": True}},
@@ -191,6 +194,11 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "edlm.runs.timing": {"Part": {"calls": 0, "rows": 0, "seconds": 0.0, "flops": 0.0}},
     "edlm.cli.doctor": {"Finding": {"remark": "", "suffices": True}},
+    "edlm.training.energy": {"conclude": {"texts": ()}},
+    "edlm.weights.hub": {
+        "Model.energy": {"carry_over": False},
+        "from_pretrained": {"device": "cpu", "local_files_only": False, "force_download": False},
+    },
     "edlm.testing": {
         "check_energy": {**PARTS, "num_particles": 4, "tolerance": 0.0001},
         "check_denoiser": {**PARTS, "tolerance": 0.0001},
@@ -243,7 +251,9 @@ def is_plain(node: ast.AST | None) -> bool:
 
 
 @pytest.mark.parametrize(
-    "module", [str(path) for path in sorted(PACKAGE.rglob("*.py"))], ids=lambda path: Path(path).stem
+    "module",
+    [str(path) for path in sorted(PACKAGE.rglob("*.py")) if path.stem not in UNPROMISED],
+    ids=lambda path: Path(path).stem,
 )
 def test_every_default_of_a_public_function_stands_in_the_table(module: str) -> None:
     name = ".".join(["edlm", *Path(module).relative_to(PACKAGE).with_suffix("").parts])

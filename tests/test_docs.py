@@ -66,14 +66,14 @@ def leads_somewhere(start: str, names: list[str]) -> bool:
     """Whether these names, one after another, are found in a module: attributes, or modules of a package."""
     try:
         found = import_module(start)
+        for name in names:
+            if not hasattr(found, name) and hasattr(found, "__path__") and find_spec(f"{found.__name__}.{name}"):
+                import_module(f"{found.__name__}.{name}")
+            found = getattr(found, name)
+    except AttributeError:
+        return False
     except ModuleNotFoundError as missing:
         return not str(missing.name).startswith("edlm")  # an extra that is not installed: read where it is
-    for name in names:
-        if not hasattr(found, name) and hasattr(found, "__path__") and find_spec(f"{found.__name__}.{name}"):
-            import_module(f"{found.__name__}.{name}")
-        if not hasattr(found, name):
-            return False
-        found = getattr(found, name)
     return True
 
 
