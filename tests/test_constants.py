@@ -22,6 +22,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.weights.foreign": {"_SCHEDULE": {"_component_": "edlm.schedules.log_linear", "eps": 1e-3}},
     "edlm.weights.loading": {"LONGEST": 2048},
     "edlm.evaluation.samples": {"REPEATED": 4},
+    "edlm.evaluation.continuations": {"COLDEST": 1e-30, "_REPEATS": 1 << 16},
     "edlm.evaluation.contrast": {"NUM_LEVELS": 5, "CHANCE_MARGIN": 0.01, "CONSTANT": 1e-6},
     "edlm.evaluation.judges": {"_CONTEXT": 1024, "_CLUSTERINGS": 5},
     "edlm.training.texts": {"_NUM_TEXTS": 2, "_NUM_STEPS": 64},

@@ -98,8 +98,19 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "edlm.weights.exchange": {"convert": {"raw": False}},
     "edlm.weights.large": each(("load_diffusion", "read_diffusion", "read_autoregressive"), {"max_length": 2048}),
     "edlm.weights.loading": {"_network": {"fold": True}},
+    "edlm.weights.hub": {
+        "from_pretrained": {"device": "cpu", "force_download": False, "local_files_only": False},
+        "Model.energy": {"carry_over": False},
+    },
     "edlm.weights.published": each(("load", "load_denoiser", "load_autoregressive", "load_energy"), PUBLISHED),
     "edlm.evaluation.calibration": {"expected_calibration_error": {"num_bins": 10}},
+    "edlm.evaluation.continuations": {
+        "Reading": {
+            **{"plan": "tokens_per_pass", "tokens_per_pass": 1, "num_draws": 64, "block_length": 32, "seed": 0},
+            "batch_size": 8,
+        },
+        "Wanted": {"stops": (), "most": 256, **PLAIN},
+    },
     "edlm.evaluation.contrast": {"held_out": {"only_new": False}},
     "edlm.evaluation.judges": {
         "autoregressive": {"batch_size": 16},
