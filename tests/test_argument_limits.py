@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModule
 
 from edlm import contracts
 from edlm.evaluation import calibration, quality
-from edlm.likelihood import bounds, estimates, hidden_markov, paper_nelbo
+from edlm.likelihood import bounds, conditional, estimates, hidden_markov, paper_nelbo
 from edlm.models import autoregressive, denoisers, drafts, energies
 from edlm.nn import sizes
 from edlm.nn.networks import EnergyNetwork, Transformer
@@ -69,6 +69,9 @@ LIMITS = {
     ),
     "nn.sizes pad_id": within(0, VOCAB - 1, lambda value: Transformer(VOCAB, LENGTH, **SIZES, pad_id=value)),
     "nn.networks num_layers": at_least(1, lambda value: Transformer(VOCAB, LENGTH, **{**SIZES, "num_layers": value})),
+    "likelihood.conditional num_draws": at_least(
+        1, lambda n: conditional.bound(exact, TEXTS, torch.ones_like(TEXTS).bool(), SEED, ROW, num_draws=n), "num_draws"
+    ),
     "process.particles log_z_bounds": at_least(2, lambda n: particles.log_z_bounds(torch.zeros(1, n)), "leave-one-out"),
     "process.categorical nucleus": Limit(lambda value: categorical.nucleus(torch.zeros(1, 3), value), *SHARE),
     "process.absorbing num_samples": at_least(

@@ -11,7 +11,7 @@ import pytest
 
 import edlm
 from edlm import samplers, testing
-from edlm.likelihood import bounds, enumeration
+from edlm.likelihood import bounds, conditional, enumeration
 from edlm.models import denoisers, energies
 from edlm.samplers import corrections, pipelines, plans, remasking
 
@@ -24,6 +24,7 @@ SHOWN = [
     pipelines.pipeline,
     bounds.of_sampler,
     enumeration.law,
+    *(conditional.bound, conditional.greedy, conditional.in_order, edlm.from_pretrained),
     denoisers.subs,
     energies.learned,
     energies.product,
