@@ -81,8 +81,9 @@ def test_sets_of_texts_are_compared_where_there_are_two(
     found = loaded(evaluate.Evaluate, {}, tmp_path)
     found.texts, found.figures, found.documents, found.device = [None] * sets, [], {}, None
     found.judged_by, found.alike_by, found.quality = {"a": 1}, None, None
+    found.said, found.tables = [], []
     found.save_card()
     content = json.loads((tmp_path / evaluate.CARD).read_text("utf-8"))
-    assert content == {"figures": [], "judge": {"a": 1}, "mauve": None, "quality": {"n": 3}}
+    assert content.items() >= {"figures": [], "judge": {"a": 1}, "mauve": None, "quality": {"n": 3}}.items()
     assert (tmp_path / evaluate.TABLE).exists() is (sets == 2)
     assert str(tmp_path / evaluate.CARD) in capsys.readouterr().out
