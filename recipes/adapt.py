@@ -97,11 +97,12 @@ class Adapt:
         bound = self.held_out_bound(self.run.average, self.blocks.test, rows)
         size = self.plan.bytes_per_token(self.blocks.test, rows)
         levels = {f"{t:g}": self.masked_nll(t) for t in NOISE_LEVELS}
-        lines = report.lines("denoiser NELBO", bound, "draws", "perplexity bound", self.run)
+        text = report.held_out(self.blocks, self.plan.vocabulary)
+        lines = report.lines("denoiser NELBO", bound, "draws", "perplexity bound", self.run, text)
         lines.append(("the same per byte", f"{bound.bits / size:.4f}", f"{size:.2f} bytes a token"))
         lines += report.level_lines(levels, self.plan.vocabulary.unit)
         told = {t: None if value is None else value._asdict() for t, value in levels.items()}
-        report.conclude(self.run, lines, bound, masked_nll=told, bytes_per_token=size)
+        report.conclude(self.run, lines, bound, text, masked_nll=told, bytes_per_token=size)
 
     def masked_nll(self, t: float) -> Estimate | None:
         """Estimate the nats per mask that the EMA network needs on the test split."""

@@ -118,8 +118,9 @@ class PretrainAr:
     def cleanup(self) -> None:
         """Say what was learned and where it is."""
         nll = self.held_out_nll(self.run.average, self.blocks.test[: 4 * self.settings["valid_rows"]])
-        rows = report.lines("exact NLL", nll, "blocks", "perplexity", self.run)
-        report.conclude(self.run, rows, nll)
+        text = report.held_out(self.blocks, self.vocabulary)
+        rows = report.lines("exact NLL", nll, "blocks", "perplexity", self.run, text)
+        report.conclude(self.run, rows, nll, text)
 
     def _stages(self, network: nn.Module) -> Any:
         return denoising.next_token(network, self.vocabulary.mask_id, self.bos_id, self.vocabulary.pad_id)

@@ -94,10 +94,11 @@ class PretrainDenoiser:
         """Say what was learned and where it is."""
         bound = self.held_out_bound(self.run.average, self.blocks.test, 4 * self.settings["valid_rows"])
         levels = {f"{t:g}": self.masked_nll(t) for t in NOISE_LEVELS}
-        rows = report.lines(self.plan.objective.claim, bound, "draws", "perplexity bound", self.run)
+        text = report.held_out(self.blocks, self.vocabulary)
+        rows = report.lines(self.plan.objective.claim, bound, "draws", "perplexity bound", self.run, text)
         rows += report.level_lines(levels, self.vocabulary.unit)
         told = {t: None if value is None else value._asdict() for t, value in levels.items()}
-        report.conclude(self.run, rows, bound, masked_nll=told)
+        report.conclude(self.run, rows, bound, text, masked_nll=told)
 
     def masked_nll(self, t: float) -> Estimate | None:
         """Estimate what the EMA network, as a law of tokens, leaves unexplained of a mask of the test split."""

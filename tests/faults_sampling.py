@@ -62,15 +62,15 @@ FAULTS = [
     Fault(
         "dropout left on while sampling",
         "samplers/pipelines.py",
-        "    check_evaluating(kernel.step)\n",
+        "    check_evaluating(pipeline.kernel.step)\n",
         "",
         "tests/samplers/test_pipelines.py::test_dropout_left_on_is_an_error",
     ),
     Fault(
         "rows of a later batch reuse the first one's noise",
         "samplers/pipelines.py",
-        "    return _run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row, 0, callback)",
-        "    return _run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row - first_row, 0, callback)",
+        "_run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row, 0, shown)",
+        "_run(pipeline, tokens, torch.tensor(seed, device=tokens.device), row - first_row, 0, shown)",
         "tests/samplers/test_kernel.py::test_seeds_and_rows_give_different_samples",
     ),
     Fault(

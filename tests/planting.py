@@ -4,6 +4,7 @@ Called as a program with pairs `folder test` on the command line; prints one lin
 each. A child imports the package from its folder, because nothing of it has been imported before.
 """
 
+import gc
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import hypothesis.strategies  # noqa: F401  else each child rewrites the assertions of its hundred modules
 import pytest
 import scipy.stats  # noqa: F401  imported here, once, for all children
 import tensordict.nn  # noqa: F401
@@ -52,6 +54,7 @@ def run_in_child(
     if child == 0:
         os.close(read)
         os.setsid()  # what a test starts is stopped with it
+        gc.freeze()  # what the parent has imported is not looked through again
         resource.setrlimit(resource.RLIMIT_CPU, (work, work))
         sys.path.insert(0, folder)
         os.environ["PYTHONPATH"] = folder  # for the processes a test starts itself

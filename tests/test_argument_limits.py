@@ -101,6 +101,11 @@ LIMITS = {
     "samplers.rounds target_ess": Limit(lambda value: UntilEss(value, 3), [5e-324, 9.0], [0.0, -1.0, float("nan")]),
     "samplers.pipelines length": within(1, LENGTH, lambda value: pipelines.pipeline(plain, value)),
     "samplers.pipelines num_samples": at_least(1, lambda value: pipelines.sample(pipeline, value)),
+    "samplers.pipelines seed": within(0, 2**63 - 1, lambda value: pipelines.sample(pipeline, 1, seed=value), "seed ="),
+    "samplers.pipelines first_row": at_least(
+        0, lambda value: pipelines.sample(pipeline, 1, first_row=value), "first_row ="
+    ),
+    "samplers.rounds at_most": at_least(2, lambda value: UntilEss(2.0, value), "first ="),
     "samplers.pipelines stride": within(1, LENGTH - 1, lambda value: pipelines.extend(pipeline, LENGTH + 3, value)),
     "samplers.pipelines extended length": at_least(
         LENGTH, lambda value: pipelines.extend(pipeline, value, 2), "length ="

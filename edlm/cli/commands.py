@@ -41,6 +41,7 @@ examples:
   edlm validate my.yaml                               check every key without running
   edlm convert mdlm.ckpt runs/mdlm --tokenizer gpt2   published weights to a network folder, never executed
   edlm convert model.gguf checkpoints/model           a GGUF file to a folder in Hugging Face's layout
+  edlm harness --model_args pretrained=runs/tiny/denoiser --tasks wikitext   tasks of lm_eval on a model of ours
   edlm doctor                                         versions, device, compiler, extras, and a second of sampling
 """
 
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "validate": _validate,
         "convert": _convert,
         "doctor": _doctor,
+        "harness": _harness,
     }
     try:
         _command(commands, arguments)
@@ -146,7 +148,7 @@ def _run(arguments: Sequence[str]) -> None:
     if named != file.stem:
         raise ValueError(f"{config} is a config of {named}, not of {file.stem}: edlm run {named} --config {config}")
     if _is_ours(file):
-        keys.require_known(file.stem, config, overrides)
+        keys.require_known(file.stem, config, overrides, config in configs(file.stem).values())
     processes = [word for name in (_PROCESSES, *_MACHINES) for word in _option(name, given)]
     if processes:
         _launch(processes, file, ["--config", str(config), *overrides])
@@ -228,7 +230,7 @@ def _validate(arguments: Sequence[str]) -> None:
         path = _config_file(recipe, name or _DEFAULT_CONFIG)
     file = _recipe_named_in(path)
     if _is_ours(file):
-        keys.require_known(file.stem, path, given.overrides)
+        keys.require_known(file.stem, path, given.overrides, path in configs(file.stem).values())
     entry = importlib.import_module("edlm.runs.entry")
     schema = _schema_of(file)
     sys.argv = ["edlm validate", "--config", str(path), *given.overrides]
@@ -279,6 +281,17 @@ def _doctor(arguments: Sequence[str]) -> None:
     print(doctor.table(findings))
     if not all(finding.suffices for finding in findings):
         sys.exit(_UNFIT)
+
+
+def _harness(arguments: Sequence[str]) -> None:
+    """Run tasks of `lm_eval` on a model of ours: its own command line, with the model `edlm` beside those it has."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("`edlm harness` runs lm_eval: pip install 'edlm-torch[harness]'")
+    harness = importlib.import_module("edlm.evaluation.harness")
+    asks = any(word in ("--model_args", "-a") for word in arguments)
+    named = any(word in ("--model", "-M") for word in arguments)
+    sys.argv = ["lm_eval", *arguments, *(["--model", harness.NAME] if asks and not named else [])]
+    harness.run()
 
 
 def _recipe_file(name: str) -> Path:

@@ -17,12 +17,15 @@ from edlm.runs import hints, words
 FILE = "keys.json"
 
 
-def require_known(recipe: str, config: Path, given: Sequence[str]) -> None:
+def require_known(recipe: str, config: Path, given: Sequence[str], is_ours: bool) -> None:
     """Raise ValueError for a word that is no setting, and for a key that a recipe of ours does not know.
 
-    What a component takes is known of the library's own.
+    What a component takes is known of the library's own. is_ours: the config comes with the recipe, and its keys are
+    known.
     """
     known = _known()["recipes"][recipe]
+    if is_ours:
+        known = _tree(OmegaConf.to_container(words.load(str(config))), known)
     found = words.read(["--config", str(config), *given], lambda *word: _is_plain(known, *word))
     _require(known, OmegaConf.to_container(found), "")
 
@@ -30,6 +33,13 @@ def require_known(recipe: str, config: Path, given: Sequence[str]) -> None:
 @cache
 def _known() -> dict[str, Any]:
     return json.loads(resources.files("edlm.cli").joinpath(FILE).read_text("utf-8"))
+
+
+def _tree(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Join the known keys with those of a config; one that is told to be no section stays none."""
+    own = {key: value for key, value in values.items() if isinstance(value, Mapping) and known.get(key, {}) is not None}
+    sections = {key: {} if "_component_" in value else _tree(value, known.get(key, {})) for key, value in own.items()}
+    return {**dict.fromkeys(values), **known, **sections}
 
 
 def _is_plain(known: Mapping[str, Any], key: str, value: str) -> bool:

@@ -1,24 +1,54 @@
 """The end of a network's training: lines of a table and the figures of a report."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+
+from edlm.data.pieces import Blocks
+from edlm.data.vocabulary import Vocabulary
+from edlm.likelihood import estimates, nelbo
 from edlm.likelihood.estimates import Estimate
 from edlm.runs import files, tables
 from edlm.training.loop import TrainingRun
 
 Line = tuple[str, str, str]
+_MOST = 1024  # blocks of a split that are looked at
 
 
-def lines(claim: str, found: Estimate, counted: str, perplexity: str, run: TrainingRun) -> list[Line]:
-    """Lay out a figure of held-out text in bits, under the name of what it claims, and the size of the run.
+class HeldOut(NamedTuple):
+    """Held-out text without a network. unigram: its NLL in nats per token by how often tokens occur in training."""
 
-    counted: what n counts. perplexity: what the exponential of the figure is called.
+    unigram: Estimate
+    characters_per_token: float
+
+
+def held_out(blocks: Blocks, vocabulary: Vocabulary) -> HeldOut:
+    """Measure the test split, or the beginning of a long one, by the frequencies of tokens in the training split."""
+    train, test = blocks.train[:_MOST], blocks.test[:_MOST]
+    counted = nelbo.not_padding(test, vocabulary.pad_id)
+    seen = train[nelbo.not_padding(train, vocabulary.pad_id)]
+    often = torch.bincount(seen, minlength=vocabulary.size).double() + 1.0  # what never occurred may still
+    often[vocabulary.mask_id] = 0.0
+    nats = -(often / often.sum()).log()[test]
+    tokens = counted.sum(1).clamp(min=1)
+    characters = sum(map(len, vocabulary.decode(test)))
+    unigram = estimates.estimate(torch.where(counted, nats, 0.0).sum(1) / tokens, tokens)
+    return HeldOut(unigram, characters / int(tokens.sum()))
+
+
+def lines(claim: str, found: Estimate, counted: str, perplexity: str, run: TrainingRun, text: HeldOut) -> list[Line]:
+    """Lay out a figure of held-out text in bits beside a model that knows no context, and the size of the run.
+
+    claim: the name of the figure; counted: what n counts; perplexity: what its exponential is called.
     """
-    parameters = sum(p.numel() for p in run.average.parameters())
-    value = f"{found.bits:.4f} ± {found.bits_error:.4f} bits/{run.vocabulary.unit}"
+    parameters, unit = sum(p.numel() for p in run.average.parameters()), run.vocabulary.unit
+    value, length = f"{found.bits:.4f} ± {found.bits_error:.4f} bits/{unit}", text.characters_per_token
+    per_character = f"{found.bits / length:.4f} ± {found.bits_error / length:.4f}"
     return [
         (f"{claim} (test)", value, f"n = {found.n} {counted}"),
+        *[("bits per character", per_character, f"{length:.2f} characters a token")] * (unit == "token"),
+        ("unigram law", f"{text.unigram.bits:.4f} bits/{unit}", f"knows how often each {unit} occurs, and no context"),
         (perplexity, f"{found.perplexity:.3f}", ""),
         ("steps, parameters", f"{run.step:,}, {parameters:,}", f"seed {run.seed}, EMA weights"),
     ]
@@ -34,8 +64,9 @@ def level_lines(levels: Mapping[str, Estimate | None], unit: str) -> list[Line]:
     ]
 
 
-def conclude(run: TrainingRun, rows: list[Line], found: Estimate, **others: Any) -> None:
+def conclude(run: TrainingRun, rows: list[Line], found: Estimate, text: HeldOut, **others: Any) -> None:
     """Print the table, and write the figures to the report of the run's folder."""
     print(f"\n{tables.table(rows)}\n\n  written to {run.folder}")
     figures = {**found._asdict(), "bits": found.bits, "bits_error": found.bits_error, "step": run.step}
+    figures |= {"bits_per_character": found.bits / text.characters_per_token, "unigram_bits": text.unigram.bits}
     files.write_json(run.folder / files.REPORT, {**figures, **others})

@@ -61,17 +61,29 @@ def _train(path: str, plan: Mapping[str, Any], shared: Mapping[str, Any], pretra
 
 
 def _finished(path: str, steps: int) -> bool:
-    """Tell whether there is a network folder, or a run with so many steps and the report of its last one."""
+    """Tell whether there is a network folder, or a run that has all its steps and the report of the last one.
+
+    Its own steps count, or else the `steps` that are asked for.
+    """
     if (Path(path) / "network.json").is_file():
         return True
     if (Path(path) / "network.safetensors").is_file():
         raise ValueError(f"denoiser = {path!r} holds the weights of a network and no network.json: choose another path")
-    return _has_steps(path, steps) and (_has_report(path) or not os.access(path, os.W_OK))
+    ended = _has_steps(path, steps) or _has_own_steps(path)
+    return ended and (_has_report(path) or not os.access(path, os.W_OK))
 
 
 def _has_steps(path: str, steps: int) -> bool:
     newest = checkpoints.last_checkpoint(path)
     return newest is not None and bool(state.load(newest)["step"] >= steps)
+
+
+def _has_own_steps(path: str) -> bool:
+    """Tell whether a run has come to the end that it was given itself."""
+    newest = checkpoints.last_checkpoint(path)
+    found = None if newest is None else state.load(newest)
+    last = None if found is None else found["settings"].get("steps")
+    return found is not None and type(last) is int and bool(found["step"] >= last)
 
 
 def _has_report(path: str) -> bool:

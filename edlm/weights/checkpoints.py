@@ -29,7 +29,7 @@ OWN_KEYS = frozenset({"class", "arguments", "vocabulary", tensors.HASHES})  # of
 _STATE = "training.safetensors"
 
 
-def save_network(folder: Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
+def save_network(folder: str | Path, network: nn.Module, vocabulary: Vocabulary, notes: Mapping[str, Any]) -> None:
     """Write a network folder that is new.
 
     Args:
@@ -218,7 +218,7 @@ def find_network(path: str | Path) -> Path:
     return newest
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: str | Path) -> dict[str, Any]:
     """Read `network.json`. Nothing it names is called.
 
     Args:
@@ -238,7 +238,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         >>> edlm.checkpoints.read_description(folder)["class"]
         'Transformer'
     """
-    description = whole.read_json(folder / "network.json")
+    description = whole.read_json(Path(folder) / "network.json")
     missing = OWN_KEYS - {tensors.HASHES} - set(description)
     if missing:
         raise ValueError(f"{folder}/network.json: lacks {', '.join(sorted(missing))}")
@@ -247,7 +247,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    run: Path,
+    run: str | Path,
     step: int,
     network: nn.Module,
     vocabulary: Vocabulary,
@@ -283,6 +283,7 @@ def save_checkpoint(
         >>> edlm.checkpoints.save_checkpoint(run, 5, network, edlm.vocabulary.characters("ab"), {}, {"step": 5}).name
         'step_00000005'
     """
+    run = Path(run)
     folder, form = run / "checkpoints" / f"step_{step:08d}", form or OWN
 
     def fill(target: Path) -> None:
@@ -345,7 +346,7 @@ def best_checkpoint(run: str | Path) -> Path | None:
     return pointers.pointed(Path(run) / "checkpoints" / pointers.BEST)
 
 
-def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
+def load_state(folder: str | Path, verify: bool = True) -> dict[str, Any]:
     """Load the training state of a checkpoint, as it was saved.
 
     Args:
@@ -365,6 +366,7 @@ def load_state(folder: Path, verify: bool = True) -> dict[str, Any]:
         >>> edlm.checkpoints.load_state(edlm.checkpoints.save_checkpoint(run, 5, network, vocabulary, {}, {"step": 5}))
         {'step': 5}
     """
+    folder = Path(folder)
     file = folder / "training.json"
     record = whole.read_json(file)
     values = tensors.read_safetensors(folder / _STATE)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from edlm.contracts import Ordered
 from edlm.data.vocabulary import Vocabulary
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
@@ -72,10 +73,12 @@ def check(settings: Mapping[str, Any]) -> None:
             f"energy = {settings['energy']!r} and ar = {settings['ar']!r} exclude each other: set one to null"
         )
     if settings["energy"] == CHAIN_RULE and is_large(settings["denoiser"]):
-        raise ValueError(
-            f"energy = {CHAIN_RULE!r} needs a network that is read in order, as a Transformer is: "
-            f"denoiser = {settings['denoiser']!r} holds a large model"
-        )
+        outline = decoders.outline(large.read_diffusion(_folder_of(settings["denoiser"]), _longest(settings)))
+        if not isinstance(outline, Ordered):
+            raise ValueError(
+                f"energy = {CHAIN_RULE!r} needs a network that is read in order, as a Transformer or a decoder of "
+                f"torchtune is: denoiser = {settings['denoiser']!r} is run by `transformers`"
+            )
     if settings["selection"] == SPECULATIVE:
         needed = {"energy": CHAIN_RULE, "target_ess": None, "energy_temperature": 1.0}
         for key, wanted in needed.items():
@@ -136,6 +139,7 @@ def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
     Large models stand for themselves; of a run that adapts one, its newest checkpoint does.
     """
+    named_networks.require_there(_ours(settings))
     large_ones = {key: settings[key] for key in ("denoiser", "ar") if isinstance(settings[key], str)}
     found = {key: _folder_of(path) for key, path in large_ones.items() if is_large(path)}
     newest = {key: folder.name for key, folder in found.items() if folder != Path(settings[key])}

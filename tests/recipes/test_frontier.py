@@ -104,7 +104,7 @@ def test_every_setting_gets_a_row_with_its_figures(run, folder: Path) -> None:
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "WARNING" not in markdown + shown
     said = " ".join(shown.split())
-    assert "is as good as plain at less cost within the error (closest: " in said
+    assert "is as good as plain in less time within the error (closest: " in said
     assert f"5 texts are too few for a verdict. all {len(rows)} settings: {out / 'frontier.md'}" in said
 
 

@@ -24,16 +24,31 @@ def load(folder: Path, steps: int, *others: str) -> Found:
     return starts.load(settings_of("edlm_nce", *energy_words(folder), *words), CPU, pretrain_denoiser.main)
 
 
+def stopped(folder: Path) -> Path:
+    """The run of a denoiser as it was after 3 of its 6 steps."""
+    load(folder, 6)
+    run = folder / "denoiser"
+    shutil.rmtree(run / "checkpoints" / "step_00000006")
+    (run / "checkpoints" / "last.json").write_text(json.dumps({"folder": "step_00000003"}))
+    (run / "report.json").unlink()
+    return run
+
+
 def test_it_is_trained_until_it_has_its_steps_and_then_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that was stopped too early goes on; one that went further is what it is."""
+    """A run that came to its own end is what it is, whatever steps are asked for; one that was stopped goes on."""
     said = f"no finished denoiser at {tmp_path / 'denoiser'}: training it first"
-    for steps, at, trains in ((2, 2, True), (4, 4, True), (4, 4, False), (3, 4, False)):
+    for steps, at, trains in ((4, 4, True), (4, 4, False), (3, 4, False), (6, 4, False)):
         start = load(tmp_path, steps)
         assert (start.description["step"], start.description["seed"]) == (at, 3)
         assert (said in capsys.readouterr().out) == trains
         assert not any(parameter.requires_grad for parameter in start.network.parameters())
+    (tmp_path / "other").mkdir()
+    stopped(tmp_path / "other")
+    capsys.readouterr()
+    assert load(tmp_path / "other", 6).description["step"] == 6
+    assert "training it first" in capsys.readouterr().out
     time = torch.tensor(0.5)
     expected = schedules.log_linear(0.01)
     assert torch.equal(start.schedule.alpha(time), expected.alpha(time))
@@ -87,8 +102,8 @@ def test_a_network_folder_without_its_json_is_not_trained_into(tmp_path: Path) -
 
 
 def test_a_run_of_another_plan_is_named_with_what_to_do(tmp_path: Path) -> None:
-    _trained(tmp_path)
-    words = ["pretrain.steps=4", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "pretrain.batch_size=3"]
+    stopped(tmp_path)
+    words = ["pretrain.steps=6", "pretrain.decay=constant", "pretrain.schedule.eps=0.01", "pretrain.batch_size=3"]
     with pytest.raises(ValueError, match=r"batch_size was \d+, is 3;.* name another denoiser=, or .* pretrain=null$"):
         starts.load(settings_of("edlm_nce", *energy_words(tmp_path), *words), CPU, pretrain_denoiser.main)
 

@@ -1,0 +1,29 @@
+"""Held-out text without a network: how often tokens occur, and how many characters a token stands for."""
+
+import math
+
+import pytest
+import torch
+
+from edlm.data import vocabulary
+from edlm.data.pieces import Blocks
+from edlm.training import report
+
+
+def test_the_unigram_law_is_that_of_the_training_text() -> None:
+    """Of a, b and the pad, each counted once more than it occurs: a 4 of 7, b 2, the pad 1; padding does not count."""
+    words = vocabulary.characters("ab", specials=["pad"])
+    train, test = torch.tensor([[0, 0], [0, 1], [2, 2]]), torch.tensor([[0, 1], [1, 2]])
+    found = report.held_out(Blocks(train, train, test), words)
+    a, b = -math.log(4 / 7), -math.log(2 / 7)
+    assert found.unigram.mean == pytest.approx((a + 2 * b) / 3)
+    assert found.unigram.n == 2
+    assert found.characters_per_token == 1.0
+
+
+def test_characters_are_those_of_the_text_that_tokens_spell() -> None:
+    words = vocabulary.train_bpe(["the cat and the hat"] * 4, size=262)
+    blocks = torch.stack([words.encode("the cat and the hat")] * 2)
+    found = report.held_out(Blocks(blocks, blocks, blocks), words)
+    assert found.characters_per_token == pytest.approx(19 / blocks.shape[1])
+    assert found.characters_per_token > 1.0
