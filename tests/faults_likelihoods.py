@@ -147,4 +147,26 @@ FAULTS = [
         '((True, "white"), (False, colour))',
         "tests/frontier/test_curve.py::test_the_picture_shows_every_curve_by_its_colour_and_its_way",
     ),
+    Fault(
+        "a judge by counts whose law is more than one",
+        "evaluation/ngrams.py",
+        "(totals[before] + kinds[before])",
+        "totals[before]",
+        "tests/evaluation/test_ngrams.py::test_the_probabilities_of_all_texts_of_a_length_add_up_to_one",
+    ),
+    Fault(
+        "what fills a block up scored at the end of a training",
+        "frontier/closing.py",
+        "Excerpt(text, 0, int(fill))",
+        "Excerpt(text, 0)",
+        "tests/frontier/test_closing.py::"
+        "test_bits_are_those_of_the_exact_likelihood_per_character_without_what_fills_up",
+    ),
+    Fault(
+        "a way that needs more bits called better",
+        "frontier/closing_report.py",
+        "'fewer' if less.mean > 0.0 else 'more'",
+        "'more' if less.mean > 0.0 else 'fewer'",
+        "tests/frontier/test_closing.py::test_the_words_follow_the_paired_difference",
+    ),
 ]

@@ -1,5 +1,6 @@
 """The end of an energy's training on paper: a table and what it says, texts of each way, a picture, what to do next."""
 
+import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -133,10 +134,20 @@ def _against(closing: Closing, own: Way, other: Way) -> str:
     passes = f"in {own.passes.mean:.1f} passes instead of {other.passes.mean:.1f}"
     if few := verdicts.too_few(less.n):
         return f"{own.name} beside {other.name}: {few}"
-    if not verdicts.told_apart(less):
-        return f"{own.name}: not told apart from {other.name} ({_signed(less)} bits a character), {passes}"
-    which = "fewer" if less.mean > 0.0 else "more"
-    return f"{own.name}: {amount} bits a character {which} than {other.name}, {passes}"
+    if verdicts.told_apart(less):
+        said = f"{amount} bits a character {'fewer' if less.mean > 0.0 else 'more'} than {other.name}"
+    else:
+        said = f"not told apart from {other.name} ({_signed(less)} bits a character)"
+    return f"{own.name}: {said}, {passes}; {_judged(own, other)}"
+
+
+def _judged(own: Way, other: Way) -> str:
+    """Compare what the judge says of the texts of two ways; they are other texts, so nothing is paired."""
+    error = math.hypot(own.judged.standard_error, other.judged.standard_error)
+    worse = Estimate(own.judged.mean - other.judged.mean, error, min(own.judged.n, other.judged.n))
+    if not verdicts.told_apart(worse):
+        return "the judge does not tell their texts apart"
+    return f"its texts are judged {tables.amount(abs(worse.mean), error)} {'worse' if worse.mean > 0.0 else 'better'}"
 
 
 def _signed(less: Estimate) -> str:

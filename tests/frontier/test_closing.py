@@ -18,6 +18,7 @@ from edlm.evaluation import ngrams
 from edlm.frontier import closing, closing_report
 from edlm.frontier.closing import ENERGY, IN_ORDER, ONE, PLAIN, Closing
 from edlm.likelihood import bounds, exact
+from edlm.likelihood.estimates import Estimate
 from edlm.models import energies
 from edlm.nn.networks import EnergyNetwork
 from edlm.samplers import pipelines
@@ -123,6 +124,18 @@ def test_the_words_follow_the_paired_difference(found: Closing) -> None:
 def test_what_is_no_more_than_its_error_is_not_told_apart(found: Closing) -> None:
     records = {**found.records, found.ways[2].point.name: found.records[found.ways[1].point.name]}
     assert "not told apart from plain" in closing_report.sentences(found._replace(records=records))[0]
+
+
+def test_what_the_judge_says_is_told_by_its_own_error(found: Closing) -> None:
+    one, plain, energy, order = found.ways
+    told = plain._replace(judged=Estimate(3.0, 0.1, 9))
+    for judged, said in (
+        (3.2, "does not tell"),
+        (4.0, r"judged 1\.00 ± 0\.14 worse"),
+        (2.0, "judged 1.00 ± 0.14 better"),
+    ):
+        own = energy._replace(judged=Estimate(judged, 0.1, 9))
+        assert re.search(said, closing_report.sentences(found._replace(ways=[one, told, own, order]))[0])
 
 
 def test_all_of_it_is_written_and_shown(found: Closing, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from builders import masked_positions, randomise
-from smallest import LENGTH, NETWORK, UPDATES, settings_of, words_of
+from smallest import CLOSING, LENGTH, NETWORK, UPDATES, settings_of, words_of
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -141,7 +141,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def words(folder: Path, *more: str) -> list[str]:
     named = {"denoiser": folder / "denoiser", "ar": folder / "ar", "output_dir": folder / "energy", "pretrain": None}
-    shown = {"samples.num_samples": 1, "samples.num_steps": 2, "samples.num_particles": 2, "report_particles": 2}
+    shown = {
+        "scope": "draft",
+        **{f"closing.{key}": value for key, value in CLOSING.items()},
+        "samples.num_samples": 1,
+        "samples.num_steps": 2,
+        "samples.num_particles": 2,
+        "report_particles": 2,
+    }
     return [*words_of({**named, **UPDATES, **shown, "threads": 1, "optimizer.lr": 0.05}), *more]
 
 

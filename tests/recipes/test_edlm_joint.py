@@ -202,7 +202,7 @@ def test_before_it_learns_it_is_the_denoiser_that_it_starts_from(trained: Path, 
         ("energy_weight", "1.0", "0.5"),
         ("objective", "'nce'", "'info_nce'"),
         ("num_negatives", "2", "1"),
-        ("dropout", "0.1", "0.2"),
+        ("dropout", "0.0", "0.2"),
     ],
 )
 def test_what_it_was_trained_with_is_kept_on_resume(trained: Path, key: str, was: str, now: str) -> None:

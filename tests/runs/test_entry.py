@@ -82,7 +82,8 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     ],
 )
 def test_a_value_that_cannot_be_is_named(run: Runner, tmp_path: Path, override: str, said: str) -> None:
-    status, _, error = run("pretrain_denoiser", f"output_dir={tmp_path / 'run'}", override)
+    published = "optimizer._component_=torch.optim.AdamW"
+    status, _, error = run("pretrain_denoiser", f"output_dir={tmp_path / 'run'}", published, override)
     assert status == exits.USAGE_ERROR, error
     assert re.search(said, error), error
     assert len(error.splitlines()) == 1
