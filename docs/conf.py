@@ -24,6 +24,8 @@ extensions = [
 exclude_patterns = ["extensions"]
 html_theme = "furo"
 html_title = "edlm"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = html_show_sourcelink = False
 
@@ -34,6 +36,7 @@ nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 
 default_role = "literal"  # docstrings put code between single backticks
+add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
@@ -42,6 +45,6 @@ napoleon_numpy_docstring = False
 # Names of other libraries need inventories that would have to be fetched. Names of ours must lead somewhere.
 nitpick_ignore_regex = [
     ("py:class", r"tuple\[int"),  # a type is cut at its comma
-    ("py:.*", r"(collections|inspect|pathlib|tensordict|tokenizers|torch|torchtune|types|typing)\..*"),
+    ("py:.*", r"(?!edlm\.)\w+\..*"),
     ("py:.*", r"edlm\..*\.([A-Z]|_\w+)"),  # type variables, and what is private
 ]

@@ -162,7 +162,8 @@ class Ordered(Network, Protocol):
 
     Laws: what a call gives does not depend on `keep`; `in_order` gives for each new token but the first a law of it, in
     which that token and later ones have no part, so the product of all is a law of the new tokens; candidates and rows
-    do not see each other. One with a `pad_id`, which it never reads, is shown x_t, or a candidate, again as `text`.
+    do not see each other. One with a `pad_id`, which it never reads, is shown x_t, or a candidate, again as `text`, and
+    so is one that is `shifted`: the state of the token before predicts a token.
     """
 
     @overload

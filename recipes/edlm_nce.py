@@ -4,8 +4,8 @@ Of whole texts (scope: draft), or of what a step of the sampler reveals (scope: 
 
 edlm run edlm_nce                       # trains the denoiser first if there is none
 edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
-edlm run edlm_nce scope=transition output_dir=runs/tiny/transition
-edlm run edlm_nce ar=runs/tiny/ar output_dir=runs/tiny/ar_energy    # the residual energy of an AR model
+edlm run edlm_nce scope=draft output_dir=runs/tiny/draft
+edlm run edlm_nce scope=draft ar=runs/tiny/ar output_dir=runs/tiny/ar_energy    # the residual energy of an AR model
 """
 
 from collections.abc import Mapping
@@ -100,7 +100,7 @@ class EnergyByNCE:
         self.run.save_checkpoint()
 
     def cleanup(self) -> None:
-        """Compare the ways of writing on held-out text: figures, texts, a picture, and what to do next."""
+        """Print the figures of the energy, the ways of writing in one table, and what to do next."""
         settings, k = self.settings, self.settings["report_particles"]
         drawn = draws.held_out(self.blocks, "test", settings, self.device)
         law = draws.continuous(self.denoiser, self.denoiser.schedule)
@@ -112,10 +112,9 @@ class EnergyByNCE:
         report: dict[str, Any] = {name: value._asdict() for name, value in figures.items()}
         report |= {"nelbo": bound._asdict(), "calibration": calibration._asdict(), "ways": closing_report.report(ways)}
         report |= {"warning": contrast.warning(per_row), "by_time": levels}
+        remarks = {"denoiser NELBO": f"n = {bound.n} draws"}
         lines = [
-            *correction.bits_lines(
-                {"denoiser NELBO": bound}, self.vocabulary.unit, {"denoiser NELBO": f"n = {bound.n}"}
-            ),
+            *correction.bits_lines({"denoiser NELBO": bound}, self.vocabulary.unit, remarks),
             *contrast.figure_lines(figures, calibration, k, *self.classifier),
         ]
         shown = tables.table(lines), contrast.levels_table(levels, k)

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from edlm.evaluation import card as cards
-from edlm.evaluation import figures, samples, scores
+from edlm.evaluation import figures, samples, scores, verdicts
 from edlm.evaluation.figures import Figure
 from edlm.process import particles
-from edlm.runs import entry, environment, files
+from edlm.runs import entry, environment, files, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import configs
@@ -57,7 +57,7 @@ SETTINGS: Schema = {
     "ngrams": schemas.items(schemas.integer(1), least=1),
     "replicates": schemas.integer(2),
 }
-CARD, TABLE = "metric_card.json", "perplexities.md"
+CARD, TABLE, FIGURES = "metric_card.json", "perplexities.md", "figures.md"
 
 
 class Evaluate:
@@ -103,12 +103,17 @@ class Evaluate:
             self.quality = samples.rows(self.samples, real, settings["ngrams"], self.judge, *how, self.likeness)
             print(f"\n{settings['samples']}, {len(self.samples.tokens)} texts:\n{samples.table(self.quality)}")
         self.figures: list[Figure] = []
+        self.tables: list[str] = []
+        self.said = [verdicts.of_samples(str(settings["samples"]), self.quality)]
         for texts in self.texts:
             own: list[Figure] = []
             for model, score in scores.scorers(self.models, settings):
                 own += figures.measure(model, score, texts, settings["batch_size"], settings["seed"], self.device)
-            print(f"\n{cards.heading(texts, settings, self.models)}\n{figures.table(own, vocabulary.unit)}", flush=True)
+            heading = cards.heading(texts, settings, self.models)
+            print(f"\n{heading}\n{figures.table(own)}", flush=True)
+            self.tables.append(figures.every_column(own, vocabulary.unit, heading))
             self.figures += own
+            self.said.append(verdicts.of_figures(own, vocabulary.unit))
         if len(self.texts) > 1:
             print(f"\nall sets of texts:\n{figures.comparison(self.figures)}", flush=True)
 
@@ -117,11 +122,16 @@ class Evaluate:
         self.folder.mkdir(parents=True, exist_ok=True)
         card = cards.card(self.settings, self.device, self.models, self.texts, self.documents, self.figures)
         judged = {"judge": self.judged_by, "mauve": self.alike_by, "quality": samples.record(self.quality)}
-        files.write_json(self.folder / CARD, {**card, **judged})
+        said = [each for each in self.said if each]
+        files.write_json(self.folder / CARD, {**card, **judged, "findings": said})
+        if self.tables:
+            files.write_text(self.folder / FIGURES, "\n".join(self.tables))
         if len(self.texts) > 1:
             table = figures.markdown(self.figures, cards.sampler(self.settings, self.models))
             files.write_text(self.folder / TABLE, table)
-        print(f"\n  everything needed to repeat this: {self.folder / CARD}")
+        print("".join(f"\n{tables.sentence(each)}" for each in said))
+        whole = f"  all columns: {self.folder / FIGURES}\n" if self.tables else ""
+        print(f"\n{whole}  everything needed to repeat this: {self.folder / CARD}")
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -110,14 +110,17 @@ class Likelihoods:
         title, said = (
             tell(points, found, settings["labels"]) for tell in (curve_findings.title, curve_findings.sentence)
         )
-        remark = (
+        note = (
             f"{len(self.texts.excerpts)} texts of {settings['split']}, {self.texts.tokens:,} tokens, {characters:,} "
-            f"characters, seed {settings['seed']}; denoiser {settings['denoiser']}; errors are those of other texts, "
-            "of an excess paired over the texts; <= is a bound"
+            f"characters, seed {settings['seed']}."
+        )
+        remark = (
+            f"{note} Denoiser {settings['denoiser']}. Errors are those of other texts, of an excess paired over the "
+            "texts; <= is a bound."
         )
         files.write_text(self.folder / "likelihoods.md", curve.markdown(points, lines, [said, remark]))
         if processes.is_first():
-            curve_plot.draw(self.folder / "likelihoods.png", points, lines, settings["labels"], title, remark)
+            curve_plot.draw(self.folder / "likelihoods.png", points, lines, settings["labels"], title, note)
         print(f"\n{tables.columns(curve.short(points, lines))}\n\n  {remark}")
         print(f"\n{tables.sentence(said)}")
         print(f"\n  all of it: {self.folder / 'likelihoods.md'}, likelihoods.jsonl and likelihoods.png")

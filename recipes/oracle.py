@@ -120,7 +120,7 @@ class Oracle:
         print(f"\n{tables.columns(exact_report.short(rows))}\n")
         print("\n".join(f"  {remark}" for remark in remarks))
         print(f"\n{tables.sentence(said)}")
-        print(f"\n  written to {self.folder / 'oracle.md'}, oracle.csv and oracle.png")
+        print(f"\n  all {len(rows)} rows: {self.folder / 'oracle.md'}, oracle.csv and oracle.png")
 
     def _expanded(self, models: Models) -> dict[str, Entry]:
         """The settings of all sweeps with these models. Raises ValueError naming the sweep that cannot be drawn."""

@@ -1,7 +1,7 @@
 """Train a masked-diffusion denoiser by its continuous-time NELBO (MDLM, Sahoo et al. 2024), or a baseline of it.
 
 edlm run pretrain_denoiser --config tiny steps=500
-edlm run pretrain_denoiser --config tiny objective=chain_rule loss_steps=[4,64]    # for its own energy of transitions
+edlm run pretrain_denoiser objective=chain_rule noise_levels=by_time loss_steps=[4,64]    # good in order too
 edlm run pretrain_denoiser start_from=runs/tiny/denoiser output_dir=runs/tiny/more    # its weights, a new run
 edlm run pretrain_denoiser --config tiny_sedd           # or tiny_d3pm: the same network, data and batches
 """

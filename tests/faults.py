@@ -5,6 +5,8 @@ import faults_conditional
 import faults_data
 import faults_distillation
 import faults_files
+import faults_findings
+import faults_harness
 import faults_hub
 import faults_in_order
 import faults_likelihoods
@@ -32,9 +34,11 @@ OWN = [
     *faults_numbers.FAULTS,
     *faults_data.FAULTS,
     *faults_training.FAULTS,
+    *faults_findings.FAULTS,
     *faults_likelihoods.FAULTS,
     *faults_conditional.FAULTS,
     *faults_hub.FAULTS,
+    *faults_harness.FAULTS,
     *faults_blocks.FAULTS,
 ]
 

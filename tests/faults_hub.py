@@ -36,8 +36,8 @@ FAULTS = [
     Fault(
         "a learned energy that is folded though its denoiser is told the time",
         _HUB,
-        "self._folded if of.told is None else self.network",
-        "self.network if of.told is None else self._folded",
+        "build(self._folded if of.told is None else self.network,",
+        "build(folding.fold_conditioning(self.network),",
         f"{_TESTS}test_energies_correct_the_denoiser_of_another_model",
     ),
     Fault(

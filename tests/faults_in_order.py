@@ -4,6 +4,8 @@ from fault import Fault
 
 _PLAIN_LOOPS = "tests/samplers/test_ahead.py::test_it_writes_what_plain_loops_write"
 
+_DECODERS = "tests/nn/test_decoder_order.py::"
+
 FAULTS = [
     Fault(
         "a draft that the AR model refuses stays",
@@ -102,5 +104,33 @@ FAULTS = [
         "self.denoiser.schedule.inverse(known)",
         "self.denoiser.schedule.inverse(1.0 - known)",
         "tests/samplers/test_ahead.py::test_drafts_are_made_at_the_time_of_the_masks_that_the_denoiser_sees",
+    ),
+    Fault(
+        "a row of a shifted decoder that asks in the place of its token",
+        "nn/decoders.py",
+        "where[:, 1:] + front - (1 if self.shifted else 0)",
+        "where[:, 1:] + front",
+        f"{_DECODERS}test_of_one_layer_a_pass_over_the_new_tokens_is_as_good_as_a_pass_for_each",
+    ),
+    Fault(
+        "a row of a decoder that reads its own place twice",
+        "nn/decoder_order.py",
+        "torch.cat([free, free & ~own], dim=1)",
+        "torch.cat([free, free], dim=1)",
+        f"{_DECODERS}test_of_one_layer_a_pass_over_the_new_tokens_is_as_good_as_a_pass_for_each",
+    ),
+    Fault(
+        "a new token of a decoder that reads the ones after it",
+        "nn/decoder_order.py",
+        "torch.ones(n, n, dtype=torch.bool, device=written.device).tril()",
+        "torch.ones(n, n, dtype=torch.bool, device=written.device)",
+        f"{_DECODERS}test_a_token_has_no_part_in_its_own_law_and_in_those_before",
+    ),
+    Fault(
+        "a shifted decoder that is shown a mask before every new token",
+        "nn/decoders.py",
+        "if self.shifted and text is not None:",
+        "if False and text is not None:",
+        f"{_DECODERS}test_of_one_layer_a_pass_over_the_new_tokens_is_as_good_as_a_pass_for_each",
     ),
 ]

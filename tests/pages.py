@@ -11,23 +11,13 @@ from commands import run_of
 from edlm.cli import commands
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {
-    "",
-    "python",
-    "bash",
-    "yaml",
-    "yml",
-    "json",
-    "text",
-    "bibtex",
-    "{toctree}",
-    "{code-cell}",
-    "{glossary}",
-    "{face}",
-}
+FRONT = ("README", "CHANGELOG", "CONTRIBUTING", "CODE_OF_CONDUCT", "SECURITY")
+PAGES = [*(ROOT / f"{name}.md" for name in FRONT), *sorted((ROOT / "docs").rglob("*.md"))]
+SHOWN = {"", "python", "bash", "yaml", "yml", "json", "text", "console", "bibtex"}
+DIRECTIVES = {"{toctree}", "{code-cell}", "{glossary}", "{face}", "{include}"}
+LANGUAGES = SHOWN | DIRECTIVES
 _BLOCK = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-_PROGRAMS = ("pip", "pytest", "python", "edlm", "torchrun", "sphinx-build", "hf", "unzip")
+_PROGRAMS = ("pip", "pytest", "python", "edlm", "torchrun", "sphinx-build", "ruff", "mypy", "hf", "unzip")
 _DOWNLOADS = ("hf download ", "pip download ", "unzip ")  # of what others publish
 
 

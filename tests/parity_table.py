@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hub_folders as hub
+import large_folders
 import torch
 import transformers
 
@@ -46,13 +47,42 @@ def measured(kind: str, rope: str, folder: Path) -> Parity:
     return Parity(kind, rope, runs, float((found - expected).nan_to_num(0.0).abs().max()), seconds)
 
 
+def of_diffusion(kind: str, folder: Path) -> Parity:
+    """Compare LLaDA and Dream with plain torch, and SDAR with Qwen 3 under SDAR's mask of blocks."""
+    block: Any = None
+    if kind == "sdar":
+        model, tokens = hub.model("qwen3", transformers), hub.tokens()
+        hub.change(hub.save(model, folder), model_type="sdar", block_size=4, mask_token_id=9)
+        block = torch.arange(hub.LENGTH) // 4
+    else:
+        state, tokens = large_folders.random_weights(kind), large_folders.tokens_of()
+        large_folders.write(folder, kind, state)
+    started = time.perf_counter()
+    network: Any = large.load_diffusion(folder)
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        if block is None:
+            expected = large_folders.reference(kind, state, tokens)
+        else:
+            mask = torch.zeros(len(block), len(block)).masked_fill(block[:, None] < block[None], -torch.inf)
+            expected = model(tokens, attention_mask=mask.expand(len(tokens), 1, -1, -1)).logits
+        if kind == "dream":  # whose state at i - 1 predicts token i
+            expected = torch.cat([expected[:, :1], expected[:, :-1]], dim=1)
+        found = network.head(network(tokens)).log_softmax(-1)
+    runs = "torchtune" if isinstance(network, decoders.DecoderNetwork) else "transformers"
+    return Parity(kind, "default", runs, float((found - expected.log_softmax(-1)).abs().max()), seconds)
+
+
 def rows() -> Iterator[Parity]:
-    """Measure every family with its own positions, and four of them with every kind of long-context ones."""
+    """Measure every family with its own positions, four of them with every kind of long-context ones, and diffusion."""
     for kind in hub.MODELS:
         stretched = list(hub.ROPES) if kind in ("llama", "qwen2", "qwen3", "mistral") else []
         for rope in ("default", *stretched):
             with tempfile.TemporaryDirectory() as folder:
                 yield measured(kind, rope, Path(folder))
+    for kind in ("llada", "dream", "sdar"):
+        with tempfile.TemporaryDirectory() as folder:
+            yield of_diffusion(kind, Path(folder))
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_siz
 CAUSAL = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
 UPDATES = {"steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 3, "log_every": 2}
 LENGTH = 32
-TEXTS = {"length": LENGTH, "vocabulary._component_": "edlm.vocabulary.characters", **UPDATES}
-CLOSING = {"rows": 2, "num_samples": 2, "tokens_per_pass": [8], "num_completions": 1}
+PUBLISHED = {"optimizer._component_": "torch.optim.AdamW", "optimizer.lr": 2e-3}  # which every `parallel` knows
+TEXTS = {"length": LENGTH, "vocabulary._component_": "edlm.vocabulary.characters", **PUBLISHED, **UPDATES}
+CLOSING = {"rows": 2, "num_samples": 2, "counts": [8], "num_completions": 1}
 
 
 def words_of(values: Mapping[str, Any], prefix: str = "") -> list[str]:

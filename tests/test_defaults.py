@@ -77,6 +77,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "edlm.data.documents": {"read": {"columns": ("text",), "unit": "paragraphs"}},
     "edlm.data.pieces": {"Excerpt": {"given_after": 0}, "excerpts": {"joined": True, "context": 0}},
     "edlm.data.vocabulary": {
+        "train_bpe": {"size": 768},
         "Vocabulary.encode": {"continued": False},
         "Vocabulary.decode": {"show_specials": False},
         "characters": {"alphabet": "abcdefghijklmnopqrstuvwxyz ", "specials": ()},
@@ -159,6 +160,11 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "edlm.weights.tensors": {"require_held": {"copies": 1}},
     "edlm.weights.published": each(("load", "load_denoiser", "load_autoregressive", "load_energy"), PUBLISHED),
     "edlm.evaluation.calibration": {"expected_calibration_error": {"num_bins": 10}},
+    "edlm.evaluation.continuations": {
+        "Reading": {"num_draws": 64, "tokens_per_pass": 1, "batch_size": 8, "block_length": 32, "seed": 0},
+        "Wanted": {"stops": (), "most": 256, **PLAIN},
+        "complete": {"repetition": 0},
+    },
     "edlm.evaluation.contrast": {"held_out": {"only_new": False}},
     "edlm.evaluation.judges": {
         "autoregressive": {"batch_size": 16},

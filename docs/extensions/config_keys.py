@@ -22,6 +22,7 @@ PAGE = "reference/configs"
 COMMON = Path(__file__).parents[1] / "reference" / "common_keys.yaml"
 _LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#(?P<comment>.*))?$")
 _WRONG = object()
+_LARGEST = 2**63 - 1  # of an int64
 
 
 class Key(NamedTuple):
@@ -88,6 +89,7 @@ def accepts(recipe: str, config: Mapping[str, Any], path: str) -> str:
         holder[last] = value
         words.append(refusal(recipe, changed, path))
     wanted = words[0].partition(" must be ")[2]
+    wanted = wanted.removesuffix(f" and at most {_LARGEST}")
     return f"{wanted}, or null" if wanted and not words[1] else wanted
 
 
@@ -108,10 +110,12 @@ def page() -> str:
 def section(recipe: str, file: Path) -> str:
     """Write what a recipe is for, its configs, and the table of its keys."""
     purpose = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
-    rows = [f"| `{key.path}` | {shown(key.value)} | {cell(key.accepts)} | {cell(key.says)} |" for key in keys(recipe)]
+    rows = [
+        f"| `{key.path}` | {shown(key.value)} | {cell(key.says)} *Takes {cell(key.accepts)}.* |" for key in keys(recipe)
+    ]
     configs = ", ".join(f"`{name}`" for name in commands.configs(recipe))
     head = [f"## {recipe}", "", purpose, "", f"Configs: {configs}.", ""]
-    return "\n".join([*head, "| key | in `tiny` | takes | says |", "|---|---|---|---|", *rows, ""])
+    return "\n".join([*head, "| key | in `tiny` | what |", "|---|---|---|", *rows, ""])
 
 
 def shown(value: Any) -> str:

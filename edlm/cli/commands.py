@@ -41,6 +41,7 @@ examples:
   edlm validate my.yaml                               check every key without running
   edlm convert mdlm.ckpt runs/mdlm --tokenizer gpt2   published weights to a network folder, never executed
   edlm convert model.gguf checkpoints/model           a GGUF file to a folder in Hugging Face's layout
+  edlm harness --model_args pretrained=runs/tiny/denoiser --tasks wikitext   tasks of lm_eval on a model of ours
   edlm doctor                                         versions, device, compiler, extras, and a second of sampling
 """
 
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "validate": _validate,
         "convert": _convert,
         "doctor": _doctor,
+        "harness": _harness,
     }
     try:
         _command(commands, arguments)
@@ -279,6 +281,17 @@ def _doctor(arguments: Sequence[str]) -> None:
     print(doctor.table(findings))
     if not all(finding.suffices for finding in findings):
         sys.exit(_UNFIT)
+
+
+def _harness(arguments: Sequence[str]) -> None:
+    """Run tasks of `lm_eval` on a model of ours: its own command line, with the model `edlm` beside those it has."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("`edlm harness` runs lm_eval: pip install 'edlm-torch[harness]'")
+    harness = importlib.import_module("edlm.evaluation.harness")
+    asks = any(word in ("--model_args", "-a") for word in arguments)
+    named = any(word in ("--model", "-M") for word in arguments)
+    sys.argv = ["lm_eval", *arguments, *(["--model", harness.NAME] if asks and not named else [])]
+    harness.run()
 
 
 def _recipe_file(name: str) -> Path:

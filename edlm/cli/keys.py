@@ -36,7 +36,7 @@ def _known() -> dict[str, Any]:
 
 
 def _tree(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known, with the keys of a config; one that is told to be no section stays none."""
+    """Join the known keys with those of a config; one that is told to be no section stays none."""
     own = {key: value for key, value in values.items() if isinstance(value, Mapping) and known.get(key, {}) is not None}
     sections = {key: {} if "_component_" in value else _tree(value, known.get(key, {})) for key, value in own.items()}
     return {**dict.fromkeys(values), **known, **sections}

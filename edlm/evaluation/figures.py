@@ -15,6 +15,7 @@ from edlm.likelihood import estimates, orders, paper_nelbo
 from edlm.likelihood.estimates import Estimate
 from edlm.runs import processes, tables
 
+_SHORT = (3, 2, 4, 8)  # columns for a terminal: bits, perplexity, what is over plain, passes
 MOST_UNRELIABLE = 0.05  # of the texts of an interval
 
 
@@ -185,8 +186,19 @@ def measure(model: str, score: Score, texts: TextSet, batch_size: int, seed: int
     ]
 
 
-def table(figures: Sequence[Figure], unit: str) -> str:
-    """Lay out the figures of one set of texts in a table; the paper's figure never without its warning."""
+def table(figures: Sequence[Figure]) -> str:
+    """Lay out the figures of one set of texts for a terminal; the paper's figure never without its warning."""
+    shown = [(row[0], *(row[at] for at in _SHORT)) for row in _rows(figures, "token")]
+    return "\n".join([tables.columns(shown), *_notes(figures)])
+
+
+def every_column(figures: Sequence[Figure], unit: str, heading: str) -> str:
+    """Write the figures of one set of texts as Markdown, with all that is known of each; unit: what a token is."""
+    notes = [note.strip().replace("* ", "\\* ", 1) for note in _notes(figures)]
+    return "\n\n".join([heading, tables.markdown(_rows(figures, unit)), *notes]) + "\n"
+
+
+def _rows(figures: Sequence[Figure], unit: str) -> list[tuple[str, ...]]:
     head = (
         "",
         f"nats/{unit}",
@@ -199,8 +211,7 @@ def table(figures: Sequence[Figure], unit: str) -> str:
         "passes/text",
         "seconds",
     )
-    rows = [(f"{figure.model}: {figure.name}{_mark(figure)}", *_cells(figure)) for figure in figures]
-    return "\n".join([tables.columns([head, *rows]), *_notes(figures)])
+    return [head, *((f"{figure.model}: {figure.name}{_mark(figure)}", *_cells(figure)) for figure in figures)]
 
 
 def comparison(figures: Sequence[Figure]) -> str:

@@ -20,6 +20,7 @@ from edlm.runs import processes, records, tables
 from edlm.weights import checkpoints, tensors
 
 ENTROPY = "unigram entropy, nats"
+PERPLEXITY = "generative perplexity"
 REPEATED = 4  # n of the n-grams whose repetition within a text is counted
 _OF_A_MODEL = (".safetensors", ".json", ".txt", ".model")  # its weights, config and tokenizer in Hugging Face's format
 
@@ -194,7 +195,7 @@ def rows(
             judgement = judge(texts.spelled)
             return error_bar(quality.perplexity(judgement.nll, judgement.tokens), texts)
 
-        found.append(both("generative perplexity", perplexity, "under the judge, its tokens"))
+        found.append(both(PERPLEXITY, perplexity, "under the judge, its tokens"))
     return found
 
 

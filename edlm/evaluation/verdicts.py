@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
+from edlm.evaluation import samples
 from edlm.evaluation.figures import Figure
+from edlm.evaluation.samples import Row
 from edlm.likelihood.estimates import Estimate
 from edlm.runs import tables
 
@@ -51,7 +53,34 @@ def of_figures(figures: Sequence[Figure], unit: str) -> str:
     said += [f"the AR model has {_bits(each)}" for each in known if each.model == "ar" and len(known) > 1]
     if few := too_few(known[0].value.n):
         said.append(few)
-    return f"{known[0].texts}: {'; '.join(said)}"
+    return f"on {known[0].texts}: {'; '.join(said)}"
+
+
+def of_samples(name: str, rows: Sequence[Row]) -> str:
+    """Say in one sentence in what samples differ from held-out text by more than the error.
+
+    Args:
+        name: What was sampled, as a file.
+        rows: Figures of the samples, with those of held-out text beside them.
+    """
+    wanted = [row for row in rows if row.name in (samples.PERPLEXITY, samples.ENTROPY)]
+    said = [_beside(row, len(wanted)) for row in wanted]
+    few = [note for row in wanted[:1] if (note := too_few(row.samples.n))]
+    return f"the texts of {name}: {'; '.join([*said, *few])}" if said else ""
+
+
+def _beside(row: Row, comparisons: int) -> str:
+    """One figure of samples beside that of held-out text."""
+    own, real = row.samples, row.held_out
+    said = f"{row.name.partition(',')[0]} {tables.amount(own.mean, own.standard_error)}"
+    if real is None:
+        return f"{said}, with no held-out text to compare"
+    error = math.hypot(own.standard_error, real.standard_error)
+    difference = Estimate(own.mean - real.mean, error, min(own.n, real.n))
+    beside = f"held-out text {tables.amount(real.mean, real.standard_error)}"
+    if not told_apart(difference, comparisons):
+        return f"{said}, not told apart from {beside}"
+    return f"{said}, {'above' if difference.mean > 0.0 else 'below'} {beside}"
 
 
 def _against_plain(known: Sequence[Figure], unit: str) -> str:

@@ -26,7 +26,7 @@ from edlm.runs import processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import blocks as block_plans
-from edlm.samplers import plans
+from edlm.samplers import plans, selections
 from edlm.samplers.corrections import ChainRule, Correction
 from edlm.samplers.planning import Plan
 from edlm.samplers.sampler import Sampler
@@ -34,7 +34,7 @@ from edlm.samplers.sampler import Sampler
 SETTINGS: Schema = {
     "rows": schemas.integer(2),
     "num_samples": schemas.integer(2),
-    "tokens_per_pass": schemas.items(schemas.integer(1)),
+    "counts": schemas.items(schemas.integer(1)),
     "num_completions": schemas.integer(1),
 }
 ONE, PLAIN, ENERGY, IN_ORDER = "plain, one token a pass", "plain", "corrected by the energy", "written in order"
@@ -53,7 +53,7 @@ class Way(NamedTuple):
 
 
 class Closing(NamedTuple):
-    """What is known at the end.
+    """All that is known at the end.
 
     points, records: of all that was scored, for the picture. held_out: what the judge says of the texts themselves.
     left_out: ways that this denoiser or energy has not, each with the reason.
@@ -70,7 +70,7 @@ class Closing(NamedTuple):
 def of_run(
     settings: Mapping[str, Any], denoiser: SubsDenoiser, correction: Correction, blocks: Blocks, vocabulary: Vocabulary
 ) -> Closing:
-    """Score and draw every way: `samples` of a recipe has steps, candidates and window, `closing` has numbers of texts.
+    """Compare every way: `samples` of a recipe has steps, candidates and window, `closing` has numbers of texts.
 
     The judge has counted in the training split, and the texts that are scored are of the test split.
     """
@@ -80,7 +80,7 @@ def of_run(
     table, left_out = ways(denoiser, correction, together, wanted["num_particles"], tuple(wanted["window"]))
     texts = held_out(blocks.test, closing["rows"], vocabulary)
     judge = ngrams.judge(vocabulary.decode(_spread(blocks.train, _COUNTED // length)))
-    samplers = {str(each): each for each in (*table.values(), *_curves(table, closing["tokens_per_pass"]))}
+    samplers = {str(each): each for each in (*table.values(), *_curves(table, closing["counts"]))}
     how = {"num_completions": closing["num_completions"], "num_passes": None}
     records = dict(_scored(samplers, texts, how, (settings["batch_size"], wanted["seed"], device)))
     points = {each.name: each for each in curve.points(samplers, records, texts.characters)}
@@ -105,7 +105,7 @@ def ways(
     built, left_out = {ONE: plain.replace(plan=plan(denoiser, 1)), PLAIN: plain}, {}
     for name, axes in (
         (ENERGY, {"correction": correction, "candidates": candidates, "window": window}),
-        (IN_ORDER, {"correction": ChainRule(), "selection": "speculative"}),
+        (IN_ORDER, {"correction": ChainRule(), "selection": _writing_in_order()}),
     ):
         try:
             sampler = plain.replace(**axes)
@@ -117,6 +117,11 @@ def ways(
         else:
             built[name] = sampler
     return built, left_out
+
+
+def _writing_in_order() -> str:
+    """Name the selection that draws from a law in order, with no candidates to weigh."""
+    return next(each.name for each in selections.SELECTIONS.values() if each.in_order)
 
 
 def plan(denoiser: Denoiser, together: int) -> Plan:
@@ -142,11 +147,10 @@ def judged(judge: Judge, texts: Sequence[str]) -> Estimate:
 
 def _curves(table: Mapping[str, Sampler], counts: Sequence[int]) -> Iterator[Sampler]:
     """Yield the samplers of the picture: plain and in order at every number of tokens a pass."""
-    denoiser = table[PLAIN].denoiser
     for count in counts:
-        yield table[PLAIN].replace(plan=plan(denoiser, count))
-        if IN_ORDER in table and count > 1:
-            yield table[IN_ORDER].replace(plan=plan(denoiser, count))
+        for name in (PLAIN, IN_ORDER) if count > 1 else (PLAIN,):
+            if name in table:
+                yield table[name].replace(plan=plan(table[name].denoiser, count))
 
 
 def _scored(

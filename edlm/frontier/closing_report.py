@@ -57,21 +57,21 @@ def sentences(closing: Closing) -> list[str]:
 def next_commands(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Give three commands with what each is for."""
     denoiser, energy = settings["denoiser"], settings["output_dir"]
-    beside = Path(energy).parent
-    key = "transition" if settings["scope"] == "transition" else "energy"
-    only = f"energy=null transition={energy}" if key == "transition" else f"energy={energy} transition=null"
     return [
         (
             "go on from words of yours, in order",
-            f"edlm run generate denoiser={denoiser} energy=chain_rule selection=speculative prompt='the value of' "
-            f"num_steps=8 output={beside / 'prompted.jsonl'}",
+            f"edlm run generate denoiser={denoiser} energy=chain_rule selection=speculative num_steps=8 window=[0,1] "
+            "prompt='the value of'",
         ),
         (
             "the same on your own text (here a page of Python's)",
             f"{_OWN_TEXT}edlm run edlm_nce corpus._component_=edlm.corpora.text_files corpus.path=my.txt "
             f"corpus.normalised=true denoiser=runs/mine/denoiser output_dir=runs/mine/energy",
         ),
-        ("every likelihood on held-out text", f"edlm run evaluate denoiser={denoiser} {only}"),
+        (
+            "every likelihood on held-out text",
+            f"edlm run evaluate denoiser={denoiser} energy={energy} num_steps=8 window=[0,1]",
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the likelihoods of samplers say, as a title and as a sentence: each way of writing against plain."""
+"""Findings from the likelihoods of samplers, as a title and as a sentence: each way of writing against plain."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ def _further(each: Comparison) -> str:
 
 
 def _alone(points: Sequence[Point], labels: Mapping[str, str]) -> str:
-    """What plain has at its fewest and its most tokens a pass, where nothing stands beside it."""
+    """Plain at its fewest and its most tokens a pass, where nothing stands beside it."""
     if not points:
         return "no sampler was scored"
     ends = [_best([own for own in points if _as_many(own, end) and _as_many(end, own)]) for end in _ends(points)]

@@ -9,12 +9,14 @@ from edlm.frontier.curve import IN_ORDER, PLAIN, Line, Point
 from edlm.runs import plot_labels, plots
 from edlm.runs.plot_labels import End, Mark
 
+_DASHES = {PLAIN: "--", IN_ORDER: "-"}
+_WEIGHED = ":"
 _MARKERS = "osD^vPX*<>"
 _HEIGHT = 3.9  # inches
 _SHORT = 0.7  # of the most tokens a pass: a curve that ends before that is named at its last point
 _BUNDLE = 0.035  # of the panel's height: ends that are nearer share a name
 _NAMES = {"nelbo": "NELBO, any order", "ar": "AR model"}
-_HOW_TO_READ = "Filled: exact. Open: an upper bound. Bars: one standard error. Each mark is an order of writing."
+_HOW_TO_READ = "Filled: exact. Open: an upper bound. Bars: one standard error. A mark for each order of writing."
 
 
 def draw(
@@ -24,14 +26,14 @@ def draw(
     curves = _curves(points)
     figure, [axes] = plots.canvas(title, f"{_HOW_TO_READ} {note}", [(_HEIGHT, 1)], names=["m" * plot_labels.WIDEST])
     axes.set_xscale("log", base=2)
-    axes.set_ylim(plots.limits([own.bits.mean for own in points] + [line.bits.mean for line in lines]))
+    axes.set_ylim(_heights(points, lines))
     markers = dict(zip(dict.fromkeys(own.rule for own in points), itertools.cycle(_MARKERS), strict=False))
     most = max((own.together for own in points), default=1.0)
     ends: dict[str, list[End]] = {}
     early: list[Mark] = []
     for (rule, way), some in curves.items():
         colour, name, last = colour_of(way), labels.get(rule, rule), some[-1]
-        _curve(axes, some, colour, markers[rule])
+        _curve(axes, some, colour, markers[rule] + _DASHES.get(way, _WEIGHED))
         if last.together < _SHORT * most and way == PLAIN:
             early.append(Mark(last.together, last.bits.mean, name, colour))
         else:
@@ -62,6 +64,14 @@ def _curves(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
     }
 
 
+def _heights(points: Sequence[Point], lines: Sequence[Line]) -> tuple[float, float]:
+    """The ends of the axis: all of plain and in order, and of the rest what would not flatten them."""
+    always = [own.bits.mean for own in points if own.way in _DASHES]
+    every = plots.limits([own.bits.mean for own in points] + [line.bits.mean for line in lines])
+    shown = plots.limits([min(always), max(always)]) if always else every
+    return min(every[0], shown[0]), max(every[1], shown[1])
+
+
 def _shared(rule: str, way: str, curves: Mapping[tuple[str, str], Sequence[Point]]) -> list[Point]:
     """The plain point at one token a pass, where in order is the same law and is not computed again."""
     if way != IN_ORDER or any(own.one_by_one for own in curves[rule, way]):
@@ -69,16 +79,16 @@ def _shared(rule: str, way: str, curves: Mapping[tuple[str, str], Sequence[Point
     return [own for own in curves.get((rule, PLAIN), []) if own.one_by_one]
 
 
-def _curve(axes: Any, some: Sequence[Point], colour: str, marker: str) -> None:
+def _curve(axes: Any, some: Sequence[Point], colour: str, style: str) -> None:
     x, y = [own.together for own in some], [own.bits.mean for own in some]
-    axes.plot(x, y, "-", color=colour, linewidth=1.3)
+    axes.plot(x, y, style[1:], color=colour, linewidth=1.3)
     for exact, face in ((True, colour), (False, "white")):
         own = [each for each in some if each.is_exact == exact]
         axes.errorbar(
             [each.together for each in own],
             [each.bits.mean for each in own],
             yerr=[each.bits.standard_error for each in own],
-            fmt=marker,
+            fmt=style[0],
             color=colour,
             markerfacecolor=face,
             markersize=4.5,

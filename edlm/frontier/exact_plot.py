@@ -59,7 +59,8 @@ class _Curve(NamedTuple):
         """The curve that a sampler is on: all of it but plan and window."""
         found = sampler.candidates
         candidates = str(found) if not isinstance(found, int) else "" if found == 1 else f"k={found}"
-        selection = "" if sampler.correction is None or sampler.chooses.name == "sir" else sampler.chooses.name
+        usual = sampler.correction is None or sampler.selection == Sampler.selection
+        selection = "" if usual else sampler.chooses.name
         return cls(grid.method(sampler), selection, candidates, sampler.proposal, bool(role))
 
     def __str__(self) -> str:

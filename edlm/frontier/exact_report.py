@@ -10,6 +10,7 @@ from edlm.frontier.points import pareto
 from edlm.runs import tables
 from edlm.samplers.sampler import Sampler
 
+SCREEN = 24  # rows that fit a terminal
 TITLES = {
     "total_variation": "total variation",
     "kl": "KL",
@@ -79,19 +80,29 @@ def to_markdown(rows: Sequence[Row], remarks: Sequence[str]) -> str:
     return "\n\n".join([*remarks, tables.markdown(lines), *HOW_TO_READ]) + "\n"
 
 
-def short(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Pick the columns that fit a terminal."""
+def short(rows: Sequence[Row], most: int = SCREEN) -> list[tuple[str, ...]]:
+    """Pick the columns and the rows that fit a terminal: of more than `most`, the front and the best of each method."""
     wanted = ("total_variation", "kl", "kl_bound", "excess", distance(rows), "ess")
     names = [name for name in _names(rows) if name in wanted]
     lines: list[tuple[str, ...]] = [("", *map(_title, names), "passes")]
-    for row in rows:
+    for row in _first_rows(rows, most):
         lines.append((row.name, *(shown(row.figures.get(name)) or "-" for name in [*names, "passes"])))
     return lines
 
 
+def _first_rows(rows: Sequence[Row], most: int) -> list[Row]:
+    name = distance(rows)
+    best: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda each: each.figures[name][0]):
+        best.setdefault("" if row.setting is None else grid.family(row.setting), row)
+    names = fronts(rows) | {row.name for row in best.values()}
+    return [row for row in rows if len(rows) <= most or row.name in names]
+
+
 def title(rows: Sequence[Row]) -> str:
     """Say which sampler comes nearest to the source, and what plain has for as many passes or steps."""
-    name, samplers = distance(rows), [row for row in rows if row.setting is not None and not row.role]
+    name = distance(rows)
+    samplers = [row for row in rows if row.setting is not None and (not row.role or row.figures[name][0] <= NOTHING)]
     plain = [row for row in samplers if row.setting is not None and row.setting.correction is None]
     others = [row for row in samplers if row not in plain]
     best = min(others, key=lambda row: row.figures[name][0], default=None)
@@ -102,7 +113,10 @@ def title(rows: Sequence[Row]) -> str:
 
 def _reached(row: Row, name: str) -> str:
     far, passes = row.figures[name][0], row.figures["passes"][0]
-    return f"{row.name}, {'no distance' if far <= NOTHING else f'{far:.2g}'} with {passes:.3g} passes"
+    called = (
+        row.name if row.setting is None else row.name.replace(grid.family(row.setting), grid.method(row.setting), 1)
+    )
+    return f"{called}, {'no distance' if far <= NOTHING else f'{far:.2g}'} with {passes:.3g} passes"
 
 
 def shown(value: Sequence[float] | None) -> str:

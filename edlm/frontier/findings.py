@@ -1,4 +1,4 @@
-"""What a frontier says, as a title and as a sentence: which setting is as good as plain at less cost, if any is."""
+"""Findings from a frontier, as a title and as a sentence: which setting is as good as plain at less cost, if any is."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ from edlm.runs import tables
 from edlm.samplers.sampler import Proposal, Sampler
 
 _RARELY = 0.025  # of the replicates: if plain is as good in no more of them, a setting is better than all of plain
+_FEW_STEPS = 1.5  # a joint network is a denoiser once, and then an energy: its passes count no steps
+_LESS = {"seconds": "in less time", "passes": "with fewer passes", "calls": "with fewer calls in a row"}
 _JUDGED_BY_ITSELF = ("ar", "posterior", "carry over", "autoregressive")
 
 
@@ -51,9 +53,8 @@ def title(points: Sequence[Point], found: Sequence[Verdict]) -> str:
         own = found[0].own
         return f"{_called(own)}: {_like_plain(found[0])}, {_times(found[0])}"
     if found:
-        return (
-            f"no setting of {_list([each.method for each in found])} is as good as plain at less cost, within the error"
-        )
+        methods = _list([each.method for each in found])
+        return f"no setting of {methods} is as good as plain {_LESS[found[0].cost]}, within the error"
     return _alone(points)
 
 
@@ -67,7 +68,7 @@ def sentence(points: Sequence[Point], found: Sequence[Verdict]) -> str:
         duller = ", but of lower entropy" if _is_duller(closest.entropy) else ""
         methods = _list([each.method for each in others])
         said.append(
-            f"no setting of {methods} is as good as plain at less cost within the error (closest: "
+            f"no setting of {methods} is as good as plain {_LESS[closest.cost]} within the error (closest: "
             f"{_called(closest.own)}, {_times(closest)}{duller})"
         )
     few = verdicts.too_few(points[0].figures["bits_per_character"].n) if points else ""
@@ -82,7 +83,7 @@ def _best(method: str, some: Sequence[Point], points: Sequence[Point], count: in
 
 
 def _saved(own: Point) -> dict[str, SpeedUp]:
-    """What a setting saves at equal bits, by cost; empty where no plain setting is beside it."""
+    """The savings of a setting at equal bits, by cost; empty where no plain setting is beside it."""
     found = {cost: own.speedups.get(f"equal bits, {cost}") for cost in ("seconds", "passes", "calls")}
     return {cost: saved for cost, saved in found.items() if saved is not None and not math.isnan(saved.ratio)}
 
@@ -135,7 +136,8 @@ def _alone(points: Sequence[Point]) -> str:
 def _called(own: Point) -> str:
     assert isinstance(own.setting, Sampler)
     steps = own.figures.get("denoiser_passes")
-    said = "" if steps is None else f" ({steps.mean:.0f} steps)"
+    known = "T=" in own.name or steps is None or steps.mean < _FEW_STEPS
+    said = "" if known or steps is None else f" ({steps.mean:.0f} steps)"
     return own.name.replace(grid.family(own.setting), grid.method(own.setting), 1) + said
 
 

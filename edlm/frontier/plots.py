@@ -20,22 +20,27 @@ _LABELS = {
 }
 _BITS = {"passes": "bits per character under the judge", "entropy": "bits per character"}
 _MARKERS = "osD^vPX*<>"
-_ROWS = ((3.5, 1), (2.0, 3))  # inches, and panels
+_LARGE, _SMALL = 3.5, 2.0  # inches of a panel's height
 _HOW_TO_READ = (
     "Lower is better. A number alone: tokens a pass; T: steps. Bars: one standard error. Hollow: a control. Grey: no "
     "other sampler is better in both."
 )
-_NAMES = {"ar": "AR model", "plain": "plain", "in order": "in order"}
+_NAMES = {"ar": "AR model"}
 
 
 def draw(path: Path, points: Sequence[Point], title: str, note: str) -> None:
-    """Write the four panels as one png, whole or not at all: a colour for each method, a mark for each selection."""
+    """Write the panels as one png, whole or not at all: a colour for each method, a mark for each selection.
+
+    There is one for each cost that is known, and one for entropy.
+    """
     shapes = dict(zip(dict.fromkeys(_selection(own) for own in points), itertools.cycle(_MARKERS), strict=False))
     how = f"{_HOW_TO_READ} {_shapes(shapes)}{note}"
-    names = [_name(own) for own in points]
-    figure, panels = plots.canvas(title, how, _ROWS, names=[*names, "held-out text 0.00 ↓"])
+    names = [_name(own) for own in points if not own.role]
+    shown = [name for name in _LABELS if any(not math.isnan(_place(own, name)) for own in points)]
+    rows = ((_LARGE, 1), (_SMALL, len(shown) - 1))
+    figure, panels = plots.canvas(title, how, rows, names=[*names, "held-out text 0.00 ↓"])
     inside = plots.limits([_bits(own) for own in points])
-    for axes, name in zip(panels, _LABELS, strict=True):
+    for axes, name in zip(panels, shown, strict=True):
         axes.set_ylim(inside)
         _scale(axes, points, name)
         for own in points:
@@ -97,31 +102,36 @@ def _front(axes: Any, points: Sequence[Point], name: str) -> None:
 
 
 def _outside(axes: Any, points: Iterable[Point], name: str, with_values: bool) -> None:
-    """What lies above or below the panel, in the large one with its value, and its cost where that lies beside it."""
+    """Points above or below the panel, in the large one with its value, and its cost where that lies beside it."""
     (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
+    far: dict[tuple[float, bool], Mark] = {}  # of those at one place of the edge, the farthest
     for own in (each for each in points if each.setting is not None and not low <= _bits(each) <= high):
-        place, share, shape = _place(own, name), *((1.0, "^") if _bits(own) > high else (0.0, "v"))
+        place, bits = _place(own, name), _bits(own)
         shown = min(max(place, left), right)
-        if with_values:
-            word = "" if shown == place else f"at {place:.3g}:"
-            plot_labels.mark_outliers(axes, [Mark(shown, _bits(own), word, _colour(own))])
-        else:
-            where = axes.get_xaxis_transform()
-            axes.plot([shown], [share], shape, transform=where, color=_colour(own), clip_on=False, markersize=6)
+        word = "" if shown == place or not with_values else f"at {place:.3g}:"
+        known = far.setdefault((shown, bits > high), Mark(shown, bits, word, _colour(own)))
+        if abs(bits - high) > abs(known.y - high):
+            far[shown, bits > high] = Mark(shown, bits, word, _colour(own))
+    plot_labels.mark_outliers(axes, far.values(), with_values)
 
 
 def _name_all(axes: Any, points: Sequence[Point]) -> None:
     """Each method on the right, at the height of its best setting; at the points their steps and candidates."""
     lowest: dict[str, Point] = {}
     for own in sorted(points, key=_bits):
-        lowest.setdefault(_name(own), own)
-    words = [
-        Mark(_place(own, "passes"), _bits(own), word(own.setting), _colour(own))
-        for own in points
-        if isinstance(own.setting, Sampler) and not own.role
-    ]
-    plot_labels.name_points(axes, sorted(words, key=lambda mark: mark.y))
+        if not own.role:
+            lowest.setdefault(_name(own), own)
+    samplers = [own for own in points if isinstance(own.setting, Sampler)]
+    first = sorted(samplers, key=lambda own: (bool(own.role), _bits(own)))
+    words = [Mark(_place(own, "passes"), _bits(own), _word(own), _colour(own)) for own in first]
+    plot_labels.name_points(axes, words)
     plot_labels.name_ends(axes, [End(_bits(own), name, _colour(own)) for name, own in lowest.items()])
+
+
+def _word(own: Point) -> str:
+    """The word at a point: which control, or which setting of its method."""
+    assert isinstance(own.setting, Sampler)
+    return own.role.partition(" of ")[0].replace("_", " ") if own.role else word(own.setting)
 
 
 def word(setting: Sampler) -> str:
@@ -138,7 +148,7 @@ def _name(own: Point) -> str:
     if own.setting is None:
         return own.name
     method = grid.method(own.setting)
-    return f"{_NAMES.get(method, method)}{' (control)' if own.role and 'flipped' not in method else ''}"
+    return _NAMES.get(method, method)
 
 
 def _colour(own: Point) -> str:

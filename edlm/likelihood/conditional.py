@@ -47,7 +47,7 @@ def bound(denoiser: Denoiser, x_0: Tensor, scored: Tensor, seed: Tensor, row: Te
         x_0: texts (b, l).
         scored: the positions that count, bool (b, l); the others are given.
         seed: of the draws, int64 ().
-        row: the key of each row's draws, int64 (b,).
+        row: the key of each row's draws, int64 (b,), below `2^32 / num_draws`.
         num_draws: how many draws; all of one text are read at once.
 
     Returns:

@@ -95,7 +95,8 @@ class InOrder(nn.Module):
     def states_of(self, tokens: Tensor, where: Tensor, t: Tensor, context: Tensor, text: Tensor) -> Tensor:
         """Compute the states (b, k, m - 1, h) of new tokens but the first; text (b, l): a reading without padding."""
         asked = tokens, where, self.denoiser.mask_id, context, self.noise_levels(t)
-        if getattr(self.network, "pad_id", None) is None:  # it need not take another argument
+        shown = getattr(self.network, "pad_id", None) is not None or getattr(self.network, "shifted", False)
+        if not shown:  # it need not take another argument
             return self.network.in_order(*asked)
         return self.network.in_order(*asked, text)
 

@@ -42,20 +42,21 @@ def step(layers: Any, x: Tensor, position: Tensor, cache: Cache) -> tuple[Tensor
 def _layer(layer: Any, x: Tensor, where: Tensor, cache: Cache, seen: Tensor) -> tuple[Tensor, Cache]:
     """Run one block on rows (b, 1, h): the rows, and their keys and values (b, kv heads, 1, d)."""
     attn, normed = layer.attn, layer.sa_norm(x)
-    q, k = (_turned(attn, project(normed), where, norm) for project, norm in _projections(attn))
-    v = attn.v_proj(normed).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+    q, (k, v) = turned(attn, attn.q_proj(normed), where, attn.q_norm), keys_and_values(attn, normed, where)
     grouped = q.squeeze(2).unflatten(1, (attn.num_kv_heads, -1))  # queries that share a key are the rows of a head
     mixed = attention.row_after(cache, grouped, k, v, seen)
     x = layer.sa_scale(attn.output_proj(mixed.flatten(1).unsqueeze(1))) + x
     return x + layer.mlp_scale(layer.mlp(layer.mlp_norm(x))), Cache(k, v)
 
 
-def _projections(attn: Any) -> tuple[tuple[Any, Any], ...]:
-    return (attn.q_proj, attn.q_norm), (attn.k_proj, attn.k_norm)
+def keys_and_values(attn: Any, normed: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute keys and values (b, kv heads, n, d) of normed rows (b, n, h) at positions (b, n)."""
+    values = attn.v_proj(normed).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+    return turned(attn, attn.k_proj(normed), where, attn.k_norm), values
 
 
-def _turned(attn: Any, projected: Tensor, where: Tensor, norm: Any) -> Tensor:
-    """Heads (b, heads, 1, d) of a projection, at their positions, normed where torchtune does that."""
+def turned(attn: Any, projected: Tensor, where: Tensor, norm: Any) -> Tensor:
+    """Take the heads (b, heads, n, d) of a projection, at their positions, normed where torchtune does that."""
     heads = projected.unflatten(-1, (-1, attn.head_dim))
     if attn.pos_embeddings is not None:
         heads = attn.pos_embeddings(heads, input_pos=where)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm.nn import decoder_steps
+from edlm.nn import decoder_order, decoder_steps
 from edlm.nn.attention import Cache
 from edlm.nn.blocks import Head
 from edlm.process import finite
@@ -51,13 +51,52 @@ class DecoderNetwork(nn.Module):
         self.shifted, self.bos_id = shifted, bos_id
         self.rows_at_once = rows_at_once
 
-    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Run the blocks and the final norm. Raises ValueError for sequences longer than `max_length`."""
+    def forward(
+        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None, keep: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Run the blocks and the final norm. Raises ValueError for sequences longer than `max_length`.
+
+        keep: return keys and values (b, layers, 2, kv heads, l, d) of what is read too, the context of `in_order`.
+        """
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"length = {tokens.shape[1]} must be at most {self.max_length}")
         read = tokens if self.bos_id is None else F.pad(tokens, (1, 0), value=self.bos_id)
         parts = [read] if self.rows_at_once is None else read.split(self.rows_at_once)
-        hidden = torch.cat([self._run(part) for part in parts])
+        if keep:
+            found = [decoder_order.remembered(self.layers, self._embedded(part)) for part in parts]
+            states, context = (torch.cat(each) for each in zip(*found, strict=True))
+            return self._at(self.norm(states), positions), context
+        return self._at(torch.cat([self._run(part) for part in parts]), positions)
+
+    def in_order(
+        self,
+        tokens: Tensor,
+        where: Tensor,
+        mask_id: int,
+        context: Tensor,
+        sigma: Tensor | None = None,
+        text: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the states (b, k, m - 1, h) that predict new tokens one after the other; see `Transformer.in_order`.
+
+        text: x_t or any candidate, (b, l), from which a shifted decoder reads what stands before a new token. The
+        candidates are read one after the other.
+        """
+        m, front = where.shape[1], 0 if self.bos_id is None else 1
+        before = (where[:, 1:] - 1).clamp(min=0)
+        at = where[:, :-1] + front, where[:, 1:] + front - (1 if self.shifted else 0)
+        found = []
+        for of_candidate in tokens.unbind(1):
+            asked = torch.full_like(of_candidate[:, 1:], mask_id)
+            if self.shifted and text is not None:
+                beside = where[:, :-1] == before
+                asked = torch.where(beside, of_candidate[:, :-1], text.gather(1, before.clamp(max=text.shape[1] - 1)))
+            rows = self._embedded(torch.cat([of_candidate[:, :-1], asked], dim=1))
+            found.append(decoder_order.predicting(self.layers, rows, at, context) if m > 1 else rows)
+        return self.norm(torch.stack(found, dim=1))
+
+    def _at(self, hidden: Tensor, positions: Tensor | None) -> Tensor:
+        """Take the states that predict each position, or some of them."""
         if self.bos_id is not None:
             hidden = hidden[:, :-1]
         elif self.shifted:

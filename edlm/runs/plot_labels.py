@@ -124,7 +124,7 @@ def name_points(axes: Any, marks: Iterable[Mark]) -> None:
                 break
 
 
-def mark_outliers(axes: Any, points: Iterable[Mark]) -> None:
+def mark_outliers(axes: Any, points: Iterable[Mark], with_values: bool = True) -> None:
     """Show each point that is above or below the panel as a triangle at its edge, with its value."""
     low, high = axes.get_ylim()
     for mark in points:
@@ -133,6 +133,8 @@ def mark_outliers(axes: Any, points: Iterable[Mark]) -> None:
         share, shape, down = (1.0, "^", -1) if mark.y > high else (0.0, "v", 1)
         where = axes.get_xaxis_transform()
         axes.plot([mark.x], [share], shape, transform=where, color=mark.colour, clip_on=False, markersize=6)
+        if not with_values:
+            continue
         beside = _share_across(axes, mark.x)
         side = -1 if beside > 1 - _NEAR else 1 if beside < _NEAR else 0
         axes.annotate(

@@ -18,9 +18,9 @@ COLOURS: Mapping[str, str] = {
     "joint": "#E69F00",
     "posterior": "#882255",
     "carry over": "#999933",
-    "exact": "#00543D",
-    "exact transition": "#6E3A5B",
-    "exact carry over": "#5C5C1F",
+    "exact": "#00694D",
+    "exact transition": "#8A3F6B",
+    "exact carry over": "#6E6E25",
     "ar": "#000000",
     "held-out text": "#555555",
     "textbook": "#888888",
@@ -39,15 +39,15 @@ _TITLE, _TEXT, _SMALL = 11, 9, 7  # points
 _TITLE_WIDTH, _NOTE_WIDTH = 74, 122  # characters that fit one line
 _LETTER = 0.074  # inches of a letter of a name, in the mean
 _WIDEST = 2.0  # inches for names beside a panel
-_FENCE = 1.5  # of the middle half: past that, and past a gap as wide as it, a value is an outlier (Tukey)
+_FENCE, _GAP_OF_ALL = 1.5, 0.75  # of the middle half (Tukey), and of all within the fences
 
 
 def colour(method: str) -> str:
-    """Return the colour of a method: that of the table, or of its last word in it, or one that its name picks."""
+    """Return the colour of a method: that of the table, or of its last words in it, or one that its name picks."""
     name = method.replace("_", " ")
-    for known in (name, *(each for each in COLOURS if name.endswith(f" {each}"))):
-        if known in COLOURS:
-            return COLOURS[known]
+    known = [each for each in COLOURS if name == each or name.endswith(f" {each}")]
+    if known:
+        return COLOURS[max(known, key=len)]
     return _OTHERS[sum(map(ord, name)) % len(_OTHERS)]
 
 
@@ -134,17 +134,19 @@ def plain_powers(axis: Any, most: float) -> None:
 def limits(values: Iterable[float], margin: float = 0.06) -> tuple[float, float]:
     """Return the ends of an axis on which no outlier flattens the rest.
 
-    An outlier lies past Tukey's fences, and past a gap that is wider than the middle half of the values. On a
-    logarithmic axis, give logarithms.
+    An outlier lies past Tukey's fences, and past a gap that is wide beside all that lies within them: the end of a
+    curve that rises is none. On a logarithmic axis, give logarithms.
     """
     shown = sorted(values)
     if not shown:
         return 0.0, 1.0
     if len(shown) > 3:
-        low, _, high = quantiles(shown, n=4, method="inclusive")
-        shown = _without_tail(shown, high + _FENCE * (high - low), high - low)
-        mirrored = [-value for value in reversed(shown)]
-        shown = [-value for value in reversed(_without_tail(mirrored, _FENCE * (high - low) - low, high - low))]
+        first, _, third = quantiles(shown, n=4, method="inclusive")
+        low, high = first - _FENCE * (third - first), third + _FENCE * (third - first)
+        within = [value for value in shown if low <= value <= high]
+        gap = _GAP_OF_ALL * (within[-1] - within[0])
+        shown = _without_tail(shown, high, gap)
+        shown = [-value for value in reversed(_without_tail([-value for value in reversed(shown)], -low, gap))]
     room = margin * ((shown[-1] - shown[0]) or abs(shown[0]) or 1.0)
     return shown[0] - room, shown[-1] + room
 
@@ -157,7 +159,7 @@ def _places(columns: int, names: float) -> list[tuple[float, float]]:
 
 
 def _without_tail(ascending: Sequence[float], fence: float, gap: float) -> list[float]:
-    """Leave out what lies past the fence, from the first wide gap on. Where half the values are one, nothing does."""
+    """Leave out what lies past the fence, from the first wide gap on. If these are all one value, nothing does."""
     for number in range(1, len(ascending)):
         apart = ascending[number] - ascending[number - 1]
         if gap > 0.0 and ascending[number] > fence and apart > gap:

@@ -154,14 +154,14 @@ def _diffusion(named: Mapping[str, str], start: Found, ar: Autoregressive | None
     denoiser, found = start.denoiser, dict[str, Energy]()
     if isinstance(denoiser.network, Ordered):
         found[CHAIN_RULE] = chain_rule.energy(denoiser)
-    for key, wanted in {"energy": "draft", "transition": "transition"}.items():
+    for key in ("energy", "transition"):
         if key in named:
             path = named[key]
             if loading.is_joint(path):
                 raise ValueError(f"{key} = {path!r} holds a joint network, with its own denoiser: joint={path}")
             found[key], scope = loading.energy(path, denoiser, ids, device)
-            if scope != wanted:
-                raise ValueError(f"{key} = {path!r} weighs {scope}s and must weigh {wanted}s")
+            if key == "transition" and scope != key:
+                raise ValueError(f"{key} = {path!r} weighs {scope}s and must weigh {key}s: energy={path}")
     if ar is not None:
         for form in ("posterior", "carry_over"):
             carry_over = form == "carry_over"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from edlm.contracts import Ordered
 from edlm.data.vocabulary import Vocabulary
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
@@ -72,10 +73,12 @@ def check(settings: Mapping[str, Any]) -> None:
             f"energy = {settings['energy']!r} and ar = {settings['ar']!r} exclude each other: set one to null"
         )
     if settings["energy"] == CHAIN_RULE and is_large(settings["denoiser"]):
-        raise ValueError(
-            f"energy = {CHAIN_RULE!r} needs a network that is read in order, as a Transformer is: "
-            f"denoiser = {settings['denoiser']!r} holds a large model"
-        )
+        outline = decoders.outline(large.read_diffusion(_folder_of(settings["denoiser"]), _longest(settings)))
+        if not isinstance(outline, Ordered):
+            raise ValueError(
+                f"energy = {CHAIN_RULE!r} needs a network that is read in order, as a Transformer or a decoder of "
+                f"torchtune is: denoiser = {settings['denoiser']!r} is run by `transformers`"
+            )
     if settings["selection"] == SPECULATIVE:
         needed = {"energy": CHAIN_RULE, "target_ess": None, "energy_temperature": 1.0}
         for key, wanted in needed.items():

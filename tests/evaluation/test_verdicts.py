@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from edlm.evaluation import verdicts
+from edlm.evaluation import samples, verdicts
 from edlm.evaluation.figures import Figure
+from edlm.evaluation.samples import Row
 from edlm.likelihood import estimates
 from edlm.likelihood.estimates import Estimate
 from edlm.process import noise
@@ -60,16 +61,16 @@ PLAIN = [figure("denoiser", "nelbo", 2.8), figure("denoiser", "t_step_nelbo", 2.
 def test_a_win_a_loss_and_a_tie() -> None:
     won = [*PLAIN, figure("energy", "sampler_nelbo", 2.75, (-0.07, 0.01)), figure("other", "x", 2.9, (0.1, 0.01))]
     assert verdicts.of_figures(won, "character") == (
-        "test: energy is better than plain by 0.070 ± 0.010 nats per character, at most 2.750 ± 0.029 bits per "
+        "on test: energy is better than plain by 0.070 ± 0.010 nats per character, at most 2.750 ± 0.029 bits per "
         "character"
     )
     lost = [*PLAIN, figure("energy", "sampler_nelbo", 3.0, (0.07, 0.01))]
     assert verdicts.of_figures(lost, "token").startswith(
-        "test: no correction is as good as plain: the best, energy, loses 0.070 ± 0.010 nats per token"
+        "on test: no correction is as good as plain: the best, energy, loses 0.070 ± 0.010 nats per token"
     )
     tied = [*PLAIN, figure("energy", "sampler_nelbo", 2.84, (-0.019, 0.01))]
     assert verdicts.of_figures(tied, "token").startswith(
-        "test: no correction is told apart from plain within the error; energy has at most 2.840"
+        "on test: no correction is told apart from plain within the error; energy has at most 2.840"
     )
 
 
@@ -81,13 +82,15 @@ def test_the_paper_s_figure_and_lower_ends_are_no_result() -> None:
 
 def test_what_has_nothing_beside_it_is_said_alone() -> None:
     assert verdicts.of_figures(PLAIN[:1], "token") == (
-        "test: denoiser has at most 2.800 ± 0.029 bits per character, with nothing beside it to compare"
+        "on test: denoiser has at most 2.800 ± 0.029 bits per character, with nothing beside it to compare"
     )
     assert verdicts.of_figures(PLAIN, "token") == (
-        "test: the lowest figure is nelbo of denoiser, at most 2.800 ± 0.029 bits per character"
+        "on test: the lowest figure is nelbo of denoiser, at most 2.800 ± 0.029 bits per character"
     )
     alone = [figure("ar", "exact_nll", 1.8)]
-    assert verdicts.of_figures(alone, "token").startswith("test: ar has 1.800 ± 0.029 bits per character, with nothing")
+    assert verdicts.of_figures(alone, "token").startswith(
+        "on test: ar has 1.800 ± 0.029 bits per character, with nothing"
+    )
     assert verdicts.of_figures([*PLAIN, *alone], "token").endswith(
         "; the AR model has 1.800 ± 0.029 bits per character"
     )
@@ -98,3 +101,27 @@ def test_few_texts_win_nothing() -> None:
     said = verdicts.of_figures(few, "token")
     assert "told apart from plain within the error" in said
     assert said.endswith("; 5 texts are too few for a verdict")
+
+
+def row(name: str, own: tuple[float, float], real: tuple[float, float] | None, n: int = 32) -> Row:
+    return Row(name, Estimate(*own, n), None if real is None else Estimate(*real, n))
+
+
+def test_samples_are_compared_with_held_out_text() -> None:
+    rows = [
+        row(samples.ENTROPY, (2.70, 0.01), (2.81, 0.01)),
+        row("distinct-2", (0.1, 0.01), (0.9, 0.01)),
+        row(samples.PERPLEXITY, (20.0, 1.0), (17.0, 1.2)),
+    ]
+    assert verdicts.of_samples("s.jsonl", rows) == (
+        "the texts of s.jsonl: unigram entropy 2.700 ± 0.010, below held-out text 2.810 ± 0.010; generative perplexity "
+        "20.0 ± 1.0, not told apart from held-out text 17.0 ± 1.2"
+    )
+    above = [row(samples.PERPLEXITY, (25.0, 1.0), (17.0, 1.2))]
+    assert verdicts.of_samples("s.jsonl", above).endswith("25.0 ± 1.0, above held-out text 17.0 ± 1.2")
+    alone = [row(samples.ENTROPY, (2.7, 0.01), None, n=4)]
+    assert verdicts.of_samples("s.jsonl", alone) == (
+        "the texts of s.jsonl: unigram entropy 2.700 ± 0.010, with no held-out text to compare; 4 texts are too few "
+        "for a verdict"
+    )
+    assert verdicts.of_samples("s.jsonl", []) == ""

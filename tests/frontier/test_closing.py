@@ -28,7 +28,7 @@ ABC = vocabulary.characters("abc", specials=["pad"])  # the mask is 4, the paddi
 LENGTH = 8
 SETTINGS: dict[str, Any] = {
     "samples": {"num_samples": 2, "num_steps": 2, "num_particles": 3, "window": [0.0, 1.0], "seed": 5},
-    "closing": {"rows": 9, "num_samples": 9, "tokens_per_pass": [1, 4, 8], "num_completions": 1},
+    "closing": {"rows": 9, "num_samples": 9, "counts": [1, 4, 8], "num_completions": 1},
     "batch_size": 4,
     "denoiser": "runs/tiny/denoiser",
     "output_dir": "runs/tiny/energy",

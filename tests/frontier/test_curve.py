@@ -163,10 +163,10 @@ def test_the_picture_shows_every_curve_by_its_colour_and_its_way(
         if line.get_linestyle() != "None"
     ]
     assert shown == [
-        ("-", plain, [1.0, 4.0], [2.0, 2.5]),
+        ("--", plain, [1.0, 4.0], [2.0, 2.5]),
         ("-", ours, [1.0, 4.0], [2.0, 2.1]),
-        ("-", plain, [3.0], [2.2]),
-        ("-", other, [2.0], [9.0]),
+        ("--", plain, [3.0], [2.2]),
+        (":", other, [2.0], [9.0]),
         (":", "black", [0, 1], [1.8, 1.8]),
     ]
     marks = [each.lines[0] for each in axes.containers]
@@ -205,6 +205,17 @@ def test_a_plain_curve_that_ends_early_is_named_at_its_last_point(
     curve_plot.draw(tmp_path / "x.png", points, [], {}, "", "")
     axes = kept[0].axes[0]
     assert [text.get_text() for text in axes.texts] == ["confidence", "plain: left to right"]
+
+
+def test_no_curve_of_plain_or_in_order_leaves_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda own, path, **_: (kept.append(own), Path(path).write_bytes(b"x")))
+    points = [a_point("left to right", curve.IN_ORDER, 2.0 + n / 100, n) for n in range(1, 9)]
+    points += [a_point("left to right", curve.PLAIN, 5.0, 8.0), a_point("left to right", "learned, k=2", 9.0, 8.0)]
+    curve_plot.draw(tmp_path / "x.png", points, [curve.Line("ar", "exact_nll", Estimate(0.5, 0.1, 5))], {}, "", "")
+    low, high = kept[0].axes[0].get_ylim()
+    assert 1.8 < low < 2.01
+    assert 5.0 < high < 5.3
 
 
 def test_the_short_table_has_the_most_tokens_a_pass_of_every_curve() -> None:

@@ -109,3 +109,9 @@ def test_the_title_says_what_comes_nearest() -> None:
     )
     assert exact_report.title(ROWS[:3]) == "nearest to the source: plain 2, 0.3 with 2 passes"
     assert exact_report.title(ROWS[:1]) == "nothing beside the source"
+
+
+def test_a_terminal_shows_all_of_few_rows_and_of_many_the_best() -> None:
+    assert [row[0] for row in exact_report.short(ROWS)[1:]] == [row.name for row in ROWS]
+    kept = [row[0] for row in exact_report.short(ROWS, most=3)[1:]]
+    assert kept == ["source", "plain 1", "plain 2", "corrected", "exact"]

@@ -10,7 +10,7 @@ from edlm.frontier import points as frontier_points
 from edlm.frontier.points import Point, Resampled
 from edlm.models import energies
 from edlm.samplers.corrections import ChainRule, OfEnergy
-from edlm.samplers.plans import Grid
+from edlm.samplers.plans import Grid, TokensPerPass
 from edlm.samplers.sampler import Sampler
 
 DENOISER = builders.tiny_denoiser(0, 4, vocab_size=5)
@@ -58,10 +58,13 @@ def curve(spread: float = 0.0, n: int = N) -> list[tuple[Point, Resampled]]:
 
 def test_a_win_says_at_how_many_steps_plain_is_as_good_and_how_much_faster_it_is() -> None:
     title, said = told(*curve(), drawn(ORDERED, 6.0, 0.04))
-    assert title == "in order, T=4 (4 steps): as good as plain at 16 steps, 4 times as fast"
-    assert said == (
-        "in order, T=4 (4 steps): as good as plain at 16 steps, 4 times as fast, entropy equal within the error"
-    )
+    assert title == "in order, T=4: as good as plain at 16 steps, 4 times as fast"
+    assert said == ("in order, T=4: as good as plain at 16 steps, 4 times as fast, entropy equal within the error")
+
+
+def test_tokens_a_pass_are_told_as_steps_too() -> None:
+    _, said = told(*curve(), drawn(ORDERED.replace(plan=TokensPerPass(8)), 6.0, 0.04))
+    assert said.startswith("in order, 8 a pass (4 steps): as good as plain at 16 steps, 4 times as fast")
 
 
 def test_better_than_all_of_plain_is_claimed_only_beyond_the_error() -> None:
@@ -79,8 +82,8 @@ def test_better_than_all_of_plain_is_claimed_only_beyond_the_error() -> None:
 )
 def test_what_is_no_win_is_said_to_be_none(bits: float, seconds: float, spread: float) -> None:
     title, said = told(*curve(spread), drawn(SIR, bits, seconds, spread, which=4))
-    assert title == "no setting of learned is as good as plain at less cost, within the error"
-    assert said.startswith("no setting of learned is as good as plain at less cost within the error (closest: learned")
+    assert title == "no setting of learned is as good as plain in less time, within the error"
+    assert said.startswith("no setting of learned is as good as plain in less time within the error (closest: learned")
 
 
 def test_duller_text_wins_nothing_and_livelier_text_says_so() -> None:
@@ -94,8 +97,8 @@ def test_every_method_is_named_and_controls_are_not() -> None:
     wins, loses = drawn(ORDERED, 6.0, 0.04), drawn(SIR, 9.5, 0.04)
     control = drawn(SIR.replace(candidates=5), 4.0, 0.01, role="zero of x")
     _, said = told(*curve(), loses, wins, control)
-    assert said.startswith("in order, T=4 (4 steps): as good as plain at 16 steps")
-    assert "; no setting of learned is as good as plain at less cost" in said
+    assert said.startswith("in order, T=4: as good as plain at 16 steps")
+    assert "; no setting of learned is as good as plain in less time" in said
     assert "k=5" not in said
 
 

@@ -63,6 +63,7 @@ def test_a_model_of_ours_becomes_a_denoiser_of_ours(ours: Path, tmp_path: Path) 
     report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
     assert report["bytes_per_token"] == 1.0
     assert 0 < report["bits"] < 10
+    assert (report["n"], report["step"]) == (4 * UPDATES["valid_rows"], UPDATES["steps"])
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compared_with(base: str, name: str) -> None:
     configs = commands.configs("pretrain_denoiser")
     plain, other = (OmegaConf.to_container(OmegaConf.load(configs[key])) for key in (base, f"{base}_{name}"))
-    own = {"output_dir", "schedule", "time_conditioning", "objective", "loss_steps", "time_low"}
+    own = {"output_dir", "schedule", "time_conditioning", "objective", "loss_steps", "time_low", "noise_levels"}
     assert {key: plain[key] for key in plain.keys() - own} == {key: other[key] for key in other.keys() - own}
     assert (plain["objective"], other["objective"]) == ("mdlm", name)
 
@@ -58,11 +58,13 @@ def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compa
         (["objective=chain_rule", "loss_steps=8"], "loss_steps is 8: objective = 'chain_rule' needs the fewest"),
         (["loss_steps=[8,2]"], "loss_steps = [8, 2] must be two whole numbers [fewest, most]"),
         (["objective=ddpm"], "objective = 'ddpm' must be one of mdlm, chain_rule, blocks, d3pm, sedd"),
-        (["patience=2"], "steps = 600 must be a multiple of valid_every = 7 where patience is given"),
+        (["patience=2"], "steps = 800 must be a multiple of valid_every = 7 where patience is given"),
     ],
 )
 def test_a_choice_without_what_it_needs_gets_one_line(run: Runner, tmp_path: Path, words: list[str], said: str) -> None:
-    status, _, error = run("pretrain_denoiser", f"output_dir={tmp_path / 'run'}", "valid_every=7", *words)
+    status, _, error = run(
+        "pretrain_denoiser", f"output_dir={tmp_path / 'run'}", "valid_every=7", "noise_levels=by_time", *words
+    )
     assert (status, said in error) == (2, True), error
     assert len(error.splitlines()) == 1
 
@@ -75,7 +77,7 @@ def test_a_checkpoint_says_what_it_holds_and_a_report_what_was_measured(trained:
     assert "parameterisation" not in described["tiny"]
     found = {name: (each["objective"], each.get("parameterisation")) for name, each in described.items()}
     assert found == {
-        "tiny": ("nelbo", None),
+        "tiny": ("nelbo, by_count", None),
         "tiny_sedd": ("score_entropy", "sedd"),
         "tiny_d3pm": ("t_step", "d3pm"),
     }
@@ -183,7 +185,7 @@ def test_resuming_as_another_kind_is_refused(run: Runner, trained: Path) -> None
     words = [*smallest.denoiser_words(trained / "tiny_sedd"), "time_conditioning=true", "schedule.eps=1.0e-3"]
     status, _, error = run("pretrain_denoiser", *words)
     assert status == 2
-    assert "objective was 'score_entropy', is 'nelbo'" in error
+    assert "objective was 'score_entropy', is 'nelbo, by_count'" in error
 
 
 def test_under_subs_the_scores_are_a_law_that_costs_no_more(trained: Path) -> None:

@@ -127,7 +127,9 @@ def test_the_likelihood_of_an_ar_model_is_that_of_the_whole_text(run, folder: Pa
         assert card["texts"][0]["tokens"] == card["texts"][0]["characters"] == len(TEXT)
 
 
-def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(run, folder: Path) -> None:
+def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(
+    run, folder: Path, tmp_path: Path
+) -> None:
     status, shown, error, card = run("rows=6", "batch_size=4", "num_passes=null")
     assert status == 0, error
     found = by_name(card)
@@ -140,6 +142,13 @@ def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(r
     assert paper_nelbo.WARNING in shown
     assert "seed 0, networks float32, sums float64" in shown
     assert "bounds of the sampler with T=4, k=3, m=2, t in [0.4, 1]; log Z of 3 drafts" in shown
+    [said] = card["findings"]
+    assert "no correction is told apart from plain within the error; " in said
+    assert said.endswith("; 6 texts are too few for a verdict")
+    assert f"O{said[1:]}. all columns: " in " ".join(shown.split())
+    whole = (tmp_path / "out" / "figures.md").read_text("utf-8")
+    assert "| passes/text | seconds |" in whole
+    assert all(f"| {line.split('  ')[0].strip()} |" in whole for line in shown.splitlines() if "nelbo  " in line)
     for (model, name), figure in found.items():
         assert (figure.get("warning") == paper_nelbo.WARNING) == name.startswith("paper")
         assert figure["n"] == 6
@@ -433,13 +442,13 @@ def figure(name: str, std: float | None) -> Figure:
 def test_past_a_deviation_of_three_the_papers_figure_is_marked(std: float, unreliable: bool) -> None:
     low = figure("paper_nelbo, log Z low", std)
     assert low.record()["reliable"] != unreliable
-    for shown in (text_figures.table([low], "token"), text_figures.comparison([low])):
+    for shown in (text_figures.table([low]), text_figures.comparison([low])):
         assert paper_nelbo.WARNING in shown
         assert ("unreliable" in shown) == unreliable
         assert ("!" in shown) == unreliable
     bound = figure("sampler_nelbo", std)
-    assert "unreliable" not in text_figures.table([bound], "token")
-    assert paper_nelbo.WARNING not in text_figures.table([bound], "token")
+    assert "unreliable" not in text_figures.table([bound])
+    assert paper_nelbo.WARNING not in text_figures.table([bound])
 
 
 def test_bits_are_per_character_whatever_a_token_is() -> None:

@@ -112,7 +112,7 @@ def test_several_orders_have_rows_of_their_own_and_none_by_default(found, folder
 def test_a_lower_end_is_marked_where_more_than_one_text_in_twenty_is_unreliable(share: float, marked: bool) -> None:
     value = Estimate(2.0, 0.1, 50)
     end = Figure("t", "m", "tube_lower, K=8", value, 1.0, 1.0, {"denoiser": 8}, 3.0, None, None, share)
-    shown = figures.table([end], "token")
+    shown = figures.table([end])
     assert end.unreliable == marked
     assert ("tube_lower, K=8!" in shown) == ("no lower end" in shown) == marked
     assert end.record()["reliable"] == (not marked)

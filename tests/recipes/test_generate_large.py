@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import hub_folders
 import pytest
 import torch
 from large_folders import KV, LENGTH, MASK, V, close, random_weights, reference, tokens_of, write
@@ -137,6 +138,31 @@ def test_neither_batches_nor_rows_at_once_change_a_text(hub: Path, run: Run, tmp
     prompt = (*vocabulary.characters().encode("the ").tolist(), MASK, 1)
     assert found[0][0]["tokens"] == drawn(hub, ar_network(hub, "qwen2"), prompt=prompt)[0].tolist()
     assert found[0][0]["tokens"][1:5] == list(prompt[:4])
+
+
+@pytest.mark.parametrize("family", ["dream", "llada"])
+def test_a_decoder_writes_in_order(family: str, hub: Path, run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "x.jsonl"
+    words = {"energy": "chain_rule", "selection": "speculative", "tokens_per_pass": 4, "ar": "null", "window": "[0,1]"}
+    given = [*dream(hub, output), f"denoiser={hub / family}", *(f"{key}={value}" for key, value in words.items())]
+    status, _, error = run("dream_qwen_energy", *given, "energy_rows=null", "energy_temperature=1.0", "num_steps=null")
+    assert status == 0, error
+    denoiser = denoisers.subs(large.load_diffusion(hub / family, LENGTH), MASK)
+    correction = edlm.samplers.corrections.ChainRule()
+    sampler = edlm.samplers.Sampler(denoiser, correction=correction, selection="speculative")
+    sampler = sampler.replace(plan=edlm.plans.TokensPerPass(4))
+    prompt = torch.tensor([BOS]) if family == "dream" else None
+    pipeline = edlm.pipelines.pipeline(sampler, LENGTH)
+    assert texts(output) == edlm.sample(pipeline, 3, seed=0, prompt=prompt)["tokens"].tolist()
+
+
+def test_what_transformers_runs_is_not_read_in_order(hub: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs pip install 'edlm-torch[families]'")
+    folder = hub_folders.save(hub_folders.model("bert", transformers), tmp_path / "bert")
+    settings = plain_settings(hub, tmp_path, denoiser=str(folder), energy="chain_rule", ar=None, tokenizer=None)
+    with pytest.raises(ValueError, match="energy = 'chain_rule' needs a network that is read in order") as error:
+        resolve.check({**settings, "energy_rows": None})
+    assert str(error.value).endswith("bert' is run by `transformers`")
 
 
 def test_llada_alone_runs_on_the_exact_masking_process(hub: Path, run: Run, tmp_path: Path) -> None:
@@ -339,10 +365,6 @@ def test_the_plan_needs_no_weights_and_is_that_of_the_loaded_networks(hub: Path,
         (
             ["denoiser=/x", "ar=null", "tokenizer=null", "energy_rows=null", "plan=true"],
             "plan = True is for large models",
-        ),
-        (
-            ["ar=null", "energy_rows=null", "energy=chain_rule"],
-            "energy = 'chain_rule' needs a network that is read in order, as a Transformer is",
         ),
         (["length=64"], "length = 64 is 64 tokens, and ar reads 32: give length="),
         (["ar.checkpointer.model_type=LLAMA9"], "model_type='LLAMA9'): KeyError: 'LLAMA9'"),

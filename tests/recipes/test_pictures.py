@@ -149,14 +149,22 @@ def test_every_case_has_its_bars_and_every_sweep_its_panel(count: int, tmp_path:
     assert [patch.get_y() + patch.get_height() / 2 for patch in bars.patches] == pytest.approx([0.0, 1.0, 3.0])
     [targets] = [line for line in bars.lines if line.get_linestyle() == ":"]
     assert [list(targets.get_xdata()), list(targets.get_ydata())] == [[2.0, 2.0], [-0.6, 1.6]]
-    assert {text.get_text() for text in bars.texts} == {"4"}
-    assert [text.get_text() for text in bars.get_legend().get_texts()] == ["eager", "compile"]
+    assert [text.get_text() for text in bars.texts] == ["eager 4", "compile 4", "eager 4"]
+    assert figure.texts[0].get_text() == "Times as fast as the textbook: eager 4, compile 4"
     seen = shown(panels)
-    assert [panel.get_title() for panel in seen] == [f"sweep {number}" for number in range(count)]
+    assert [panel.get_title(loc="left") for panel in seen] == [f"sweep {number}" for number in range(count)]
     for number, panel in enumerate(seen):
         assert [list(panel.lines[0].get_xdata()), list(panel.lines[0].get_ydata())] == [[8, 16], [1.0, 2.0 + number]]
-        assert [text.get_text() for text in panel.get_legend().get_texts()] == ["eager: 1.25"]
+        assert [text.get_text() for text in panel.texts] == ["eager: power 1.25"]
         assert panel.get_xlabel() == "length"
+
+
+def test_the_title_of_a_benchmark_has_the_range_of_every_mode() -> None:
+    modes = [{"eager": {"median": 2.0}}, {"eager": {"median": 4.5}, "compile": {"median": 9.0}}]
+    assert plots.title([{"ratios": each} for each in modes]) == (
+        "times as fast as the textbook: eager 2 to 4.5, compile 9"
+    )
+    assert plots.title([]) == "no case was measured"
 
 
 def test_held_out_text_is_a_star_by_its_entropy_and_a_line_where_it_costs_nothing(
@@ -196,7 +204,7 @@ def test_a_frontier_has_a_colour_for_each_method_and_words_at_its_points(tmp_pat
         point(ordered, 4.1, 9.0),
         point(cold, 4.3, 8.5),
         point(plain, 40.0, 8.0),
-        point(ordered, 4.6, 9, "x"),
+        point(ordered, 4.6, 9, "zero of x"),
     ]
     frontier_plots.draw(tmp_path / "frontier.png", points, "", "")
     by_passes, *others = drawn[0].axes
@@ -204,7 +212,7 @@ def test_a_frontier_has_a_colour_for_each_method_and_words_at_its_points(tmp_pat
     ours, theirs = plots_of_runs.COLOURS["in order"], plots_of_runs.COLOURS["plain"]
     assert words == {
         **dict.fromkeys(("one by one", "2", "4", "8, temp 0.5", "40", "plain"), theirs),
-        **dict.fromkeys(("8", "in order", "in order (control)"), ours),
+        **dict.fromkeys(("8", "in order", "zero"), ours),
     }
     low, high = by_passes.get_ylim()
     assert (4.0 < low < 4.1, 4.6 < high < 5.0) == (True, True)

@@ -47,7 +47,7 @@ def test_its_configs_are_those_of_mdlm_but_for_the_objective(base: str) -> None:
     ("words", "said"),
     [
         (["objective=blocks"], "block is null: objective = 'blocks' needs a number of tokens, for example 16"),
-        (["objective=blocks", "block=129"], "block = 129 must be at most length = 128"),
+        (["objective=blocks", "block=65"], "block = 65 must be at most length = 64"),
         (["objective=blocks", "block=0"], "block = 0 must be a whole number of at least 1"),
         (["block=16"], "block = 16 needs objective = 'blocks', not 'mdlm'"),
         (["time_high=0.8"], "time_high = 0.8 needs objective = 'blocks'"),

@@ -30,8 +30,9 @@ def panel(low: float = 0.0, high: float = 1.0, **options: Any) -> Any:
         ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 40.0, 41.0], 1.0, 6.0),
         ([1.0, 1.0, 1.0, 1.0, 9.0], 1.0, 9.0),
         ([1.0, 90.0, 2.0], 1.0, 90.0),
+        ([1.0, 1.0, 1.05, 1.05, 1.1, 1.2, 1.35, 1.5], 1.0, 1.5),
     ],
-    ids=["none", "above", "below", "two above", "no middle half", "too few"],
+    ids=["none", "above", "below", "two above", "no middle half", "too few", "a curve that rises"],
 )
 def test_an_outlier_does_not_make_the_axis(values: list[float], low: float, high: float) -> None:
     room = 0.06 * (high - low)
@@ -117,6 +118,7 @@ def test_a_method_has_one_colour_whatever_stands_before_its_name() -> None:
     assert plots.colour("chain_rule") == plots.colour("chain rule") == plots.COLOURS["chain rule"]
     assert plots.colour("flipped learned") == plots.colour("learned")
     assert plots.colour("exact_transition") != plots.colour("transition")
+    assert plots.colour("flipped exact_transition") == plots.colour("exact_transition")
     assert plots.colour("my own method") == plots.colour("my own method") not in plots.COLOURS.values()
 
 

@@ -4,6 +4,7 @@ The hub is a server in this process, see `hub_endpoint`.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -95,8 +96,9 @@ def test_a_network_that_was_trained_on_is_saved_as_it_is_now(tmp_path: Path) -> 
     assert drawn(again) == drawn(model)
 
 
-def test_energies_correct_the_denoiser_of_another_model(tmp_path: Path) -> None:
-    model, ar, learned = (edlm.from_pretrained(saved(tmp_path, kind)) for kind in ("subs", "ar", "draft"))
+@pytest.mark.parametrize("kind", ["subs", "told"])
+def test_energies_correct_the_denoiser_of_another_model(kind: str, tmp_path: Path) -> None:
+    model, ar, learned = (edlm.from_pretrained(saved(tmp_path, each)) for each in (kind, "ar", "draft"))
     cpu = torch.device("cpu")
     known, _ = loading.energy(str(tmp_path / "draft"), model.denoiser, LETTERS, cpu)
     expected = edlm.energies.residual_ar(ar.network, LETTERS.mask_id, 27, carry_over=False)
@@ -252,6 +254,21 @@ def test_a_name_that_is_nowhere_gets_one_line(name: str, endpoint: Hub, tmp_path
             edlm.from_pretrained(name, cache_dir=tmp_path, local_files_only=only_local)
         assert "\n" not in str(error.value)
         assert str(error.value).startswith(repr(name))
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_the_code_of_the_page_runs(
+    trained: Path, endpoint: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runner
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")
+    (code,) = re.findall(r"## The Hugging Face hub\n\n```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    Path("runs/tiny").mkdir(parents=True)
+    Path("runs/tiny/denoiser").symlink_to(trained / "denoiser")
+    assert run("evaluate", "energy=null", "rows=2", "num_steps=2").status == 0
+    exec(compile(code, "checkpoints.md", "exec"), {})
+    assert "denoiser | nelbo" in endpoint.repositories["user/mine"]["README.md"].decode()
 
 
 # ---- Cards

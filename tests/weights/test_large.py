@@ -333,7 +333,7 @@ def test_the_documented_way_runs(
 ) -> None:
     """The lines of docs/howto/checkpoints.md on tiny folders, on the CPU."""
     text = (Path(__file__).parents[2] / "docs" / "howto" / "checkpoints.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (code,) = re.findall(r"### In code\n\n```python\n(.*?)```", text, flags=re.DOTALL)
     write(tmp_path / "Dream-v0-Base-7B", "dream", random_weights("dream"))
     loaded("qwen2_tied", tmp_path / "Qwen2.5-0.5B")
     (tmp_path / "Qwen2.5-0.5B" / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())

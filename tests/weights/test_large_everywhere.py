@@ -166,7 +166,7 @@ def test_a_shifted_model_that_opens_no_text_reads_its_bos_in_front(tmp_path: Pat
     [
         ({"denoiser": "run", "ar": "ours"}, "holds a large model, which shares no vocabulary with"),
         ({"denoiser": "run", "ar": "other"}, "another tokenizer than the denoiser's"),
-        ({"denoiser": None, "ar": "run"}, "holds a denoiser that was made of an autoregressive model"),
+        ({"denoiser": None, "ar": "run"}, "holds a denoiser made of an autoregressive model"),
         ({"denoiser": "hub", "ar": None}, "model_type = 'llama' must be one of llada, Dream"),
     ],
 )
