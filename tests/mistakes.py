@@ -33,7 +33,7 @@ def corrected(weigh):
 """
 COMMANDS: dict[str, str] = {
     "edlm runn edlm_nce": (
-        "command 'runn' is not one of run, ls, cp, validate, convert, doctor; did you mean `edlm run`?"
+        "command 'runn' is not one of run, ls, cp, validate, convert, doctor, harness; did you mean `edlm run`?"
     ),
     "edlm run edlm_ncee": (
         "recipe 'edlm_ncee' is not one of adapt, benchmark, distill, edlm_joint, edlm_nce, evaluate, "
@@ -132,7 +132,6 @@ COMMANDS: dict[str, str] = {
     "edlm run pretrain_denoiser ~seed": "seed: missing from the config",
     "edlm run pretrain_denoiser optimizer.lr=fast": "optimizer.lr = 'fast' must be of type float",
     "edlm run pretrain_denoiser optimizer.ltr=1e-3": "optimizer.ltr: unknown key; did you mean 'lr'?",
-    "edlm run pretrain_denoiser optimizer.lr=-1": "optimizer: torch.optim.AdamW: Invalid learning rate: -1",
     "edlm run pretrain_denoiser schedule.eps=2": "schedule: schedule: log_linear: eps = 2 must lie in [0, 1)",
     "edlm run pretrain_denoiser corpus=edlm.corpora.text_files": (
         "corpus.path: missing from the config (edlm.corpora.text_files needs it)"
