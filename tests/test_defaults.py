@@ -162,7 +162,10 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "edlm.weights.published": each(("load", "load_denoiser", "load_autoregressive", "load_energy"), PUBLISHED),
     "edlm.evaluation.calibration": {"expected_calibration_error": {"num_bins": 10}},
     "edlm.evaluation.continuations": {
-        "Reading": {"plan": "tokens_per_pass", "num_draws": 64, "batch_size": 8, "block_length": 32, "seed": 0},
+        "Reading": {
+            **{"plan": "tokens_per_pass", "tokens_per_pass": 1, "num_draws": 64, "block_length": 32, "seed": 0},
+            "batch_size": 8,
+        },
         "Wanted": {"stops": (), "most": 256, **PLAIN},
         "complete": {"repetition": 0},
     },
