@@ -11,7 +11,7 @@ from edlm.cli import commands, doctor
 from edlm.process import schedules
 from edlm.samplers import execution, pipelines
 
-EXTRAS = ("data", "families", "gguf", "judge", "mauve", "tensorboard", "wandb")
+EXTRAS = ("data", "docs", "families", "gguf", "harness", "judge", "mauve", "tensorboard", "wandb")
 
 
 def found(what: str) -> doctor.Finding:

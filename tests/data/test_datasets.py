@@ -262,6 +262,7 @@ SMALL = {
     **{"length": 16, "steps": 4, "batch_size": 4, "valid_every": 2, "valid_rows": 8, "save_every": 4, "log_every": 1},
     **{f"network.{key}": 8 for key in ("hidden_size", "conditioning_size")},
     **{"network.num_layers": 1, "network.num_heads": 1, "network.dropout": 0.0, "threads": 1},
+    "vocabulary": "{_component_: edlm.vocabulary.characters}",
 }
 
 
@@ -317,7 +318,7 @@ def test_padded_sentences_train_and_padding_is_not_scored(
         "corpus.cache": tmp_path / "cache",
         "corpus.layout": "padded",
         "corpus.wrapped": "true",
-        "vocabulary.specials": "[bos,eos,pad]",
+        "vocabulary": "{_component_: edlm.vocabulary.characters, specials: [bos, eos, pad]}",
     }
     log = trained(recipe, tmp_path / "run", settings, monkeypatch)
     assert all(math.isfinite(line["loss"]) for line in log)

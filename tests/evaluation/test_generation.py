@@ -5,10 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
-from tqdm import tqdm
 
-from edlm import contracts
 from edlm.data import vocabulary
 from edlm.evaluation import generation
 from edlm.weights import resolve
@@ -95,11 +92,3 @@ def test_a_component_is_offered_what_is_loaded() -> None:
     assert generation.offered(found) == {**told, "denoiser": denoiser, "mask_id": 4}
     found.denoiser = None
     assert generation.offered(found) == told
-
-
-def test_the_first_texts_are_shown_as_they_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    monkeypatch.setattr(tqdm, "write", lambda text, file: written.append(text))
-    show: Any = generation._live(WORDS)
-    show(TensorDict({contracts.X_T: torch.tensor([[0, 4], [1, 1], [2, 2], [3, 3], [0, 0]])}), TensorDict({}))
-    assert written == ["\x1b[H\x1b[2Ja_\n\nbb\n\ncc\n\ndd"]
