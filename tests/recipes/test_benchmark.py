@@ -132,6 +132,8 @@ def test_runs_are_interleaved() -> None:
 
 def test_ratios_are_those_of_the_medians_with_the_range_over_rounds() -> None:
     assert timing.ratios([4.0, 6.0, 20.0], [2.0, 1.0, 4.0]) == Spread(3.0, 2.0, 6.0)
+    with pytest.raises(ValueError, match="shorter"):
+        timing.ratios([4.0, 6.0], [2.0])
 
 
 def test_growth_is_the_exponent_of_a_power_law_and_its_error_that_of_least_squares() -> None:
