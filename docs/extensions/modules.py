@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 FOLDER = "reference/api/"
 SUBJECTS = {
-    "sampling": ("samplers",),
+    "sampling": ("samplers", "progress"),
     "models": ("models",),
     "likelihood": ("likelihood",),
     "objectives": ("objectives",),
