@@ -16,7 +16,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "config_keys",
+    "key_tables",
     "docstrings",
     "mathml",
     "modules",

@@ -1,5 +1,6 @@
 """Code and commands as the pages show them: found, run one after the other, or told apart."""
 
+import inspect
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -84,8 +85,8 @@ def _of_pytest(words: Sequence[str]) -> str:
 
 
 def _of_edlm(words: Sequence[str]) -> str:
-    known = {"ls", "run", "cp", "validate", "convert", "doctor", "--version", "--help"}
-    if words and words[0] not in known:
+    known = re.findall(r'"(\w+)": _\w+,', inspect.getsource(commands.main))
+    if words and words[0] not in {*known, "--version", "--help"}:
         return f"edlm has no command {words[0]}"
     if words[:1] == ["run"] and len(words) > 1 and words[1] not in commands.recipes():
         return f"no recipe {words[1]}"

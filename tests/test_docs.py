@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import builders
+import key_tables
 import own_parts
 import pytest
 import torch
@@ -81,11 +82,15 @@ def leads_somewhere(start: str, names: list[str]) -> bool:
 def test_every_named_function_exists(document: Path) -> None:
     """`module.function` in code style, `package.module`, or all of it from `edlm.` on."""
     known = {**homes(), "edlm": ["edlm"]}
+    keys = {key.path for recipe in commands.recipes() for key in key_tables.keys(recipe)}
     named = set(re.findall(r"`((?:edlm\.)?[a-z_]+(?:\.\w+)+)(?:\([^`]*)?`", document.read_text("utf-8")))
     missing = [
         name
         for name, (first, *rest) in ((name, name.split(".")) for name in named)
-        if first in known and rest[-1] not in SUFFIXES and not any(leads_somewhere(home, rest) for home in known[first])
+        if first in known
+        and name not in keys
+        and rest[-1] not in SUFFIXES
+        and not any(leads_somewhere(home, rest) for home in known[first])
     ]
     assert not missing
 

@@ -1,8 +1,9 @@
 """The reference is whole: every module of the library has a place, every key of every config says what it is."""
 
-import sys
 from pathlib import Path
 
+import key_tables
+import modules
 import pytest
 from test_architecture import ORDER
 
@@ -10,10 +11,6 @@ import edlm
 from edlm.cli import commands
 
 DOCS = Path(__file__).parents[1] / "docs"
-sys.path.insert(0, str(DOCS / "extensions"))
-
-import config_keys  # noqa: E402
-import modules  # noqa: E402
 
 
 def test_every_module_stands_on_one_page_of_the_reference() -> None:
@@ -35,13 +32,13 @@ def test_the_face_is_listed_with_what_each_name_says() -> None:
 
 @pytest.mark.parametrize("recipe", commands.recipes())
 def test_every_key_of_a_recipe_says_what_it_is_and_what_it_takes(recipe: str) -> None:
-    keys = config_keys.keys(recipe)
+    keys = key_tables.keys(recipe)
     assert not [key.path for key in keys if not (key.says and key.accepts)]
     assert len({key.path for key in keys}) == len(keys)
 
 
 def test_the_table_of_a_recipe_has_what_its_config_says() -> None:
-    table = config_keys.section("generate", commands.recipes()["generate"])
+    table = key_tables.section("generate", commands.recipes()["generate"])
     [stride] = [
         line for line in table.splitlines() if line.startswith("| `stride` | `null` | how far the window moves")
     ]
@@ -51,4 +48,4 @@ def test_the_table_of_a_recipe_has_what_its_config_says() -> None:
 
 def test_comments_behind_a_key_and_above_it_are_its_own() -> None:
     text = "# a config\n\na: 1 # one\nb:\n  # two\n  # lines\n  c: 2\n\n# three\nd: 3\n"
-    assert config_keys.comments(text) == {"a": "one", "b": "", "b.c": "two lines", "d": "three"}
+    assert key_tables.comments(text) == {"a": "one", "b": "", "b.c": "two lines", "d": "three"}

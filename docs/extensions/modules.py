@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 FOLDER = "reference/api/"
 SUBJECTS = {
-    "sampling": ("samplers",),
+    "sampling": ("samplers", "progress"),
     "models": ("models",),
     "likelihood": ("likelihood",),
     "objectives": ("objectives",),
@@ -57,9 +57,16 @@ def said(name: str) -> str:
 
 def page(subject: str) -> str:
     """Write the sections of a page, one for each module."""
-    return "\n\n".join(
-        f"{name}\n{'-' * len(name)}\n\n.. automodule:: {name}\n   :members:\n" for name in modules(subject)
-    )
+    return "\n\n".join(f"{name}\n{'-' * len(name)}\n\n{section(name)}\n" for name in modules(subject))
+
+
+def section(name: str) -> str:
+    """Have a module shown, unless it needs an extra that is not installed."""
+    try:
+        import_module(name)
+    except ModuleNotFoundError as error:
+        return f"Not shown: this page was built without `{error.name}`."
+    return f".. automodule:: {name}\n   :members:"
 
 
 def append(app: "Sphinx", docname: str, source: list[str]) -> None:

@@ -110,12 +110,15 @@ def page() -> str:
 def section(recipe: str, file: Path) -> str:
     """Write what a recipe is for, its configs, and the table of its keys."""
     purpose = (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
-    rows = [
-        f"| `{key.path}` | {shown(key.value)} | {cell(key.says)} *Takes {cell(key.accepts)}.* |" for key in keys(recipe)
-    ]
+    rows = [f"| `{key.path}` | {shown(key.value)} | {sentence(key)} |" for key in keys(recipe)]
     configs = ", ".join(f"`{name}`" for name in commands.configs(recipe))
     head = [f"## {recipe}", "", purpose, "", f"Configs: {configs}.", ""]
     return "\n".join([*head, "| key | in `tiny` | what |", "|---|---|---|", *rows, ""])
+
+
+def sentence(key: Key) -> str:
+    """Write what a key says and takes."""
+    return cell(f"{key.says.removesuffix('.')}. *Takes {key.accepts}.*")
 
 
 def shown(value: Any) -> str:
