@@ -170,6 +170,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "autoregressive": {"batch_size": 16},
         **each(("causal_lm", "torchtune_decoder"), {"batch_size": 4}),
     },
+    "edlm.evaluation.ngrams": {"judge": {"order": 5}},
     "edlm.evaluation.samples": {"Row": {"remark": ""}},
     "edlm.evaluation.quality": each(("bootstrap", "replicate_weights", "half_sampling"), {"replicates": 200}),
     "edlm.benchmark.comparison": {"measure": {"detailed": True}},
