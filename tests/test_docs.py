@@ -64,11 +64,16 @@ def recipes() -> Iterator[tuple[str, Path]]:
 
 
 def leads_somewhere(start: str, names: list[str]) -> bool:
-    """Whether these names, one after another, are found in a module: attributes, or modules of a package."""
+    """Whether names lead somewhere from a module on; what needs an extra that is not installed is not looked into."""
     try:
-        found = import_module(start)
+        return is_found(start, names)
     except ModuleNotFoundError as error:
-        return not str(error.name).startswith("edlm")  # an extra is not installed
+        return not str(error.name).startswith("edlm")
+
+
+def is_found(start: str, names: list[str]) -> bool:
+    """Whether these names, one after another, are found in a module: attributes, or modules of a package."""
+    found = import_module(start)
     for name in names:
         if not hasattr(found, name) and hasattr(found, "__path__") and find_spec(f"{found.__name__}.{name}"):
             import_module(f"{found.__name__}.{name}")
