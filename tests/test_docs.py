@@ -64,7 +64,7 @@ def recipes() -> Iterator[tuple[str, Path]]:
 
 
 def leads_somewhere(start: str, names: list[str]) -> bool:
-    """Whether these names, one after another, are found in a module: attributes, or modules of a package."""
+    """Whether names lead somewhere from a module on; what needs an extra that is not installed is not looked into."""
     try:
         found = import_module(start)
         for name in names:

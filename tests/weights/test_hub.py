@@ -260,7 +260,7 @@ def test_a_name_that_is_nowhere_gets_one_line(name: str, endpoint: Hub, tmp_path
 def test_the_code_of_the_page_runs(
     trained: Path, endpoint: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Runner
 ) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "checkpoints.md").read_text("utf-8")
     (code,) = re.findall(r"## The Hugging Face hub\n\n```python\n(.*?)```", page, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
