@@ -15,9 +15,7 @@ from edlm.training import report
 
 def finished(folder: Path, unit: str = "character") -> Any:
     average = nn.Linear(30, 40)
-    return SimpleNamespace(
-        average=average, vocabulary=SimpleNamespace(unit=unit), step=12000, seed=3, folder=folder
-    )
+    return SimpleNamespace(average=average, vocabulary=SimpleNamespace(unit=unit), step=12000, seed=3, folder=folder)
 
 
 TEXT = report.HeldOut(Estimate(4.0 * math.log(2), 0.0, 3), characters_per_token=2.0)
