@@ -22,7 +22,12 @@ from edlm.recipes.pretrain_denoiser import PretrainDenoiser
 from edlm.samplers import baselines
 
 CPU = torch.device("cpu")
-KINDS = {"mdlm": [], "chain_rule": ["loss_steps=[2,8]"], "d3pm": ["loss_steps=5"], "sedd": []}
+KINDS = {
+    "mdlm": [],
+    "chain_rule": ["noise_levels=by_time", "loss_steps=[2,8]"],
+    "d3pm": ["noise_levels=by_time", "loss_steps=5"],
+    "sedd": ["noise_levels=by_time"],
+}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 MASK, PAD, LENGTH = 30, 29, 32
 

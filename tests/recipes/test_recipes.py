@@ -84,7 +84,7 @@ def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: s
         (["corpus._component_=edlm.corpora.text_files"], "corpus.path: missing from the config"),
         (["length=100000"], "100000"),
         (["optimizer.lr=fast"], "optimizer.lr = 'fast' must be of type float"),
-        (["optimizer.lr=-1"], "Invalid learning rate: -1"),
+        (["optimizer.lr=-1"], "lr = -1 must be at least 0, and finite"),
         (["schedule={eps:[1]}"], "schedule = '{eps:[1]}' must be YAML, with a space after each colon"),
         (["log_to={a: 1}"], "log_to = '{a: 1}' must be what the config has there: a list, or a section"),
         (["corpus.path=x"], "corpus.path: unknown key; known keys: none"),
