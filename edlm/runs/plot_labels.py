@@ -12,7 +12,7 @@ _POINTS = 8  # of a name beside a line
 _SMALL = 7  # of a word at a point
 _NEAR = 0.08  # of a panel's width, from its sides: words there stand beside their mark
 _LINE = 1.25  # heights of a line of text, from one name to the next
-_LETTER = 0.58  # widths of a letter, in points of its size
+_LETTER = 0.7  # widths of a letter, in points of its size
 _STEPS = 24  # places at which a line between two points is kept free
 _AROUND = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))  # where a word may stand, best first
 
