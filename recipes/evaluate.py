@@ -88,6 +88,7 @@ class Evaluate:
             raise ValueError(f"length = {settings['length']} must lie in 1..{longest}, what the networks take")
         self.documents = cards.documents(settings)
         self.texts = [cards.text_set(*each, settings, self.models) for each in self.documents.items()]
+        self.singles = cards.single_tokens(settings, self.models.vocabulary)
         drawn = settings["samples"]
         self.samples = None if drawn is None else samples.read_samples(drawn, self.models.vocabulary)
         if not self.texts and self.samples is None:
@@ -109,7 +110,7 @@ class Evaluate:
             own: list[Figure] = []
             for model, score in scores.scorers(self.models, settings):
                 own += figures.measure(model, score, texts, settings["batch_size"], settings["seed"], self.device)
-            heading = cards.heading(texts, settings, self.models)
+            heading = cards.heading(texts, settings, self.models, self.singles)
             print(f"\n{heading}\n{figures.table(own)}", flush=True)
             self.tables.append(figures.every_column(own, vocabulary.unit, heading))
             self.figures += own

@@ -117,6 +117,7 @@ LAYOUT: dict[str, list[str]] = {
     ],
     "likelihood": [
         "estimates",
+        "unigram",
         "nelbo",
         "weighing",
         "terms",

@@ -55,6 +55,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.training.stopping": {"_IMPATIENT": 1.0},
     "edlm.training.forecast": {"_ROWS": 2},
     "edlm.training.muon": {"_COEFFICIENTS": (3.4445, -4.7750, 2.0315), "_ITERATIONS": 5, "_SMALL": 1e-7},
+    "edlm.evaluation.card": {"_COUNTED": 1 << 20},
     "edlm.evaluation.continuations": {"COLDEST": 1e-30},
     "edlm.frontier.closing": {"_COUNTED": 2**21},
     "edlm.frontier.findings": {"_RARELY": 0.025, "_FEW_STEPS": 1.5},

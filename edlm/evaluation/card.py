@@ -1,11 +1,13 @@
 """The metric card of an evaluation: its networks and texts as they are found, and all that repeats its figures."""
 
+import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import edlm
 from edlm.contracts import Energy
@@ -15,6 +17,7 @@ from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation import figures, samples, scores
 from edlm.evaluation import texts as text_sets
 from edlm.evaluation.figures import Figure, TextSet
+from edlm.likelihood import unigram
 from edlm.runs import files, processes
 from edlm.runs import settings as schemas
 from edlm.samplers import configs
@@ -22,6 +25,7 @@ from edlm.weights import named, tensors
 from edlm.weights.named import Models
 
 PRECISION = "networks float32, sums float64"
+_COUNTED = 1 << 20  # tokens of a training text that are counted, or a piece more
 
 
 def load(settings: Mapping[str, Any], device: torch.device) -> Models:
@@ -83,11 +87,42 @@ def real_text(
     return samples.held_out(next(iter(documents.values())), vocabulary, length, len(drawn.tokens))
 
 
-def heading(texts: TextSet, settings: Mapping[str, Any], models: Models) -> str:
-    """Say what a table of figures is of: texts, seed, precision, and the sampler that is bounded."""
+def single_tokens(settings: Mapping[str, Any], vocabulary: Vocabulary) -> Tensor | None:
+    """Estimate the law of single tokens, log p (v,), from the training text of the corpus.
+
+    None where no text of the corpus is read, and where it has no training text in this vocabulary.
+    """
+    if settings["split"] is None:
+        return None
+    seen = [torch.zeros(0, dtype=torch.int64)]
+    try:
+        for ids in _encoded(schemas.build(settings["corpus"], "texts"), vocabulary):
+            seen.append(ids)
+            if sum(map(len, seen)) >= _COUNTED:
+                break
+    except ValueError:
+        return None
+    return unigram.log_law(torch.cat(seen), vocabulary.size, vocabulary.mask_id)
+
+
+def _encoded(corpus: Any, vocabulary: Vocabulary) -> Iterator[Tensor]:
+    """The training text, piece after piece; a data set on disk is read no further than it is asked for."""
+    for text in corpus.documents("train") if hasattr(corpus, "documents") else corpus.train:
+        yield from vocabulary.encode_pieces(text)
+
+
+def heading(texts: TextSet, settings: Mapping[str, Any], models: Models, singles: Tensor | None) -> str:
+    """Say what a table of figures is of: texts, seed, precision, the sampler, and what a law of single tokens has."""
     shown = f"{len(texts.excerpts)} of {texts.num_all} excerpts, {texts.tokens:,} tokens"
     scored = f"{texts.name}: {shown}, {texts.characters:,} characters, seed {settings['seed']}, {PRECISION}"
-    return "\n".join([scored, *sampler(settings, models)])
+    return "\n".join([scored, *_without_context(texts, models.vocabulary.unit, singles), *sampler(settings, models)])
+
+
+def _without_context(texts: TextSet, unit: str, singles: Tensor | None) -> Iterator[str]:
+    """Name the figure that a model has to beat to have learned anything."""
+    if singles is not None:
+        bits = -float(torch.cat([singles[each.scored] for each in texts.excerpts]).mean()) / math.log(2.0)
+        yield f"a law of single tokens, of the training text: {bits:.4f} bits/{unit}"
 
 
 def sampler(settings: Mapping[str, Any], models: Models) -> list[str]:

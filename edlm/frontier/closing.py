@@ -4,6 +4,7 @@ All write in one order, by margin, which is a rule. So plain and in order have e
 corrects has a bound.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from edlm.evaluation.judges import Judge
 from edlm.frontier import curve, draws
 from edlm.frontier.curve import Point
 from edlm.frontier.draws import Drawing
-from edlm.likelihood import estimates
+from edlm.likelihood import estimates, nelbo, unigram
 from edlm.likelihood.estimates import Estimate
 from edlm.models.denoisers import SubsDenoiser
 from edlm.runs import processes
@@ -56,7 +57,8 @@ class Closing(NamedTuple):
     """All that is known at the end.
 
     points, records: of all that was scored, for the picture. held_out: what the judge says of the texts themselves.
-    left_out: ways that this denoiser or energy has not, each with the reason.
+    left_out: ways that this denoiser or energy has not, each with the reason. single: bits per character of the texts
+    by a law of single tokens.
     """
 
     ways: Sequence[Way]
@@ -65,6 +67,7 @@ class Closing(NamedTuple):
     records: Mapping[str, Mapping[str, Any]]
     texts: TextSet
     left_out: Mapping[str, str]
+    single: float
 
 
 def of_run(
@@ -91,7 +94,16 @@ def of_run(
         for name, each in processes.bar(table.items(), desc="texts", unit="way", leave=False)
     ]
     spelled = vocabulary.decode(torch.stack([each.tokens for each in texts.excerpts]))
-    return Closing(found, judged(judge, spelled), list(points.values()), records, texts, left_out)
+    single = without_context(texts, blocks.train, vocabulary)
+    return Closing(found, judged(judge, spelled), list(points.values()), records, texts, left_out, single)
+
+
+def without_context(texts: TextSet, train: Rows, vocabulary: Vocabulary) -> float:
+    """Compute the bits per character of texts by how often each token occurs in the training text."""
+    seen = _spread(train, _COUNTED // len(texts.excerpts[0].tokens))
+    law = unigram.log_law(seen[nelbo.not_padding(seen, vocabulary.pad_id)], vocabulary.size, vocabulary.mask_id)
+    nats = -torch.cat([law[each.scored] for each in texts.excerpts]).sum()
+    return float(nats) / math.log(2.0) / texts.characters
 
 
 def ways(

@@ -7,7 +7,7 @@ import torch
 
 from edlm.data.pieces import Blocks
 from edlm.data.vocabulary import Vocabulary
-from edlm.likelihood import estimates, nelbo
+from edlm.likelihood import estimates, nelbo, unigram
 from edlm.likelihood.estimates import Estimate
 from edlm.runs import files, tables
 from edlm.training.loop import TrainingRun
@@ -28,13 +28,11 @@ def held_out(blocks: Blocks, vocabulary: Vocabulary) -> HeldOut:
     train, test = blocks.train[:_MOST], blocks.test[:_MOST]
     counted = nelbo.not_padding(test, vocabulary.pad_id)
     seen = train[nelbo.not_padding(train, vocabulary.pad_id)]
-    often = torch.bincount(seen, minlength=vocabulary.size).double() + 1.0  # what never occurred may still
-    often[vocabulary.mask_id] = 0.0
-    nats = -(often / often.sum()).log()[test]
+    nats = -unigram.log_law(seen, vocabulary.size, vocabulary.mask_id)[test]
     tokens = counted.sum(1).clamp(min=1)
     characters = sum(map(len, vocabulary.decode(test)))
-    unigram = estimates.estimate(torch.where(counted, nats, 0.0).sum(1) / tokens, tokens)
-    return HeldOut(unigram, characters / int(tokens.sum()))
+    single = estimates.estimate(torch.where(counted, nats, 0.0).sum(1) / tokens, tokens)
+    return HeldOut(single, characters / int(tokens.sum()))
 
 
 def lines(claim: str, found: Estimate, counted: str, perplexity: str, run: TrainingRun, text: HeldOut) -> list[Line]:

@@ -75,6 +75,19 @@ def test_bits_are_those_of_the_exact_likelihood_per_character_without_what_fills
     assert (own.point.bits.n, found.texts.characters) == (9, int(scored.sum()))
 
 
+def test_a_law_of_single_tokens_stands_beside_them(found: Closing, tmp_path: Path) -> None:
+    """By counts of the training text and one more each; what fills a block up is neither counted nor scored."""
+    rows, x_0 = blocks().train, blocks().test[torch.arange(9) * 12 // 9]
+    often = torch.tensor([float((rows == token).sum()) + 1.0 for token in range(3)])
+    total = (
+        float(often.sum()) + ABC.size - 4
+    )  # a token that never occurs counts once, the mask and what fills up do not
+    nats = -sum(math.log(float(often[int(token)]) / total) for token in x_0.flatten() if token != 3)
+    assert found.single == pytest.approx(nats / math.log(2) / found.texts.characters)
+    closing_report.conclude(tmp_path, found, SETTINGS)
+    assert f"a law of single tokens has {found.single:.3f}" in (tmp_path / "report.md").read_text()
+
+
 def test_the_energy_has_the_bound_of_its_own_sampler(found: Closing) -> None:
     x_0 = blocks().test[torch.arange(9) * 12 // 9]
     scored, row = x_0 != 3, torch.arange(9)

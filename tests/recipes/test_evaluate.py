@@ -127,6 +127,21 @@ def test_the_likelihood_of_an_ar_model_is_that_of_the_whole_text(run, folder: Pa
         assert card["texts"][0]["tokens"] == card["texts"][0]["characters"] == len(TEXT)
 
 
+def test_a_law_of_single_tokens_stands_beside_the_figures_of_a_corpus(run, folder: Path, tmp_path: Path) -> None:
+    """Each token counts once more than it occurs in the training text; foreign texts alone have no such law."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for split, text in (("train", "aab"), ("valid", "abc abc "), ("test", "abca cab")):
+        (corpus / f"{split}.txt").write_text(text, encoding="utf-8")
+    own = ["denoiser=null", "energy=null", f"corpus.path={corpus}", "corpus._component_=edlm.corpora.text_files"]
+    status, shown, error, _ = run(*own, "split=test", "zero_shot=[]", "length=4")
+    assert status == 0, error
+    chances = {"a": 3 / 7, "b": 2 / 7, "c": 1 / 7, " ": 1 / 7}
+    bits = -sum(math.log2(chances[letter]) for letter in "abca cab") / 8
+    assert f"a law of single tokens, of the training text: {bits:.4f} bits/character" in shown
+    assert "single tokens" not in run("denoiser=null", "energy=null")[1]
+
+
 def test_every_model_gets_its_figures_and_the_papers_never_without_the_warning(
     run, folder: Path, tmp_path: Path
 ) -> None:
