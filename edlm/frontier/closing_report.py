@@ -41,9 +41,8 @@ def remark(closing: Closing, settings: Mapping[str, Any]) -> str:
     left_out = "".join(f"; {name} is left out: {reason}" for name, reason in closing.left_out.items())
     return (
         f"bits of {len(texts.excerpts)} texts of the test split ({texts.characters:,} characters), exact, or a bound "
-        f"where <= stands; a law of single tokens has {closing.single:.3f}; judged: {drawn} texts drawn in each way, by "
-        f"counts of 5 characters in the training text; "
-        f"a pass reads a text once; {settings['samples']['num_particles']} candidates of the energy; seed "
+        f"where <= stands; a law of single tokens has {closing.single:.3f}; judged: {drawn} texts drawn in each way, "
+        f"by counts of 5 characters in the training text; a pass reads a text once; {settings['samples']['num_particles']} candidates of the energy; seed "
         f"{settings['samples']['seed']}; ± is one standard error over texts{left_out}"
     )
 
