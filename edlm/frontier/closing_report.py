@@ -42,7 +42,8 @@ def remark(closing: Closing, settings: Mapping[str, Any]) -> str:
     return (
         f"bits of {len(texts.excerpts)} texts of the test split ({texts.characters:,} characters), exact, or a bound "
         f"where <= stands; a law of single tokens has {closing.single:.3f}; judged: {drawn} texts drawn in each way, "
-        f"by counts of 5 characters in the training text; a pass reads a text once; {settings['samples']['num_particles']} candidates of the energy; seed "
+        f"by counts of 5 characters in the training text; a pass reads a text once; "
+        f"{settings['samples']['num_particles']} candidates of the energy; seed "
         f"{settings['samples']['seed']}; ± is one standard error over texts{left_out}"
     )
 
