@@ -162,7 +162,7 @@ def seconds_of_work(*command: str) -> float:
 
     def once() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *command], check=False, capture_output=True)
+        subprocess.run([sys.executable, "-P", *command], check=False, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -174,7 +174,7 @@ def test_a_misspelt_key_is_refused_at_once() -> None:
     assert seconds_of_work("-m", "edlm.cli.commands", "run", "edlm_nce", "stepz=3") < 0.5
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); "
     code += "from edlm.cli import commands; commands.main(['run', 'edlm_nce', 'stepz=3'])"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (
         2,
         "False\n",
