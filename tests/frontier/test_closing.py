@@ -45,7 +45,7 @@ def transition_energy(seed: int = 3) -> Correction:
 
 def blocks() -> Blocks:
     rows = torch.randint(0, 3, (20, LENGTH), generator=torch.Generator().manual_seed(0))
-    rows[3, -2:] = 3  # filled up
+    rows[4, -2:] = 3  # filled up, and one of those that are scored
     return Blocks(rows, rows, rows[:12])
 
 

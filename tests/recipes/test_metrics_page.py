@@ -11,7 +11,7 @@ from smallest import LENGTH, NETWORK, UPDATES, train, words_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text("utf-8")
 DOCUMENTED = set(re.findall(r"`(\w+)`", PAGE))
-FREE = {"settings", "setting", "networks", "passes"}  # whose names are those of configs and of networks
+FREE = {"settings", "setting", "networks", "passes", "ways"}  # whose names are those of configs, networks and ways
 SHORT = {**UPDATES, "steps": 3, "threads": 1}
 CHEAP = {"energy": "null", "threads": 1}
 

@@ -267,7 +267,8 @@ def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
     first = edlm("run", "edlm_nce", *energy_words(tmp_path))
     assert first.returncode == 0, first.stderr
     assert "training it first, 6 steps" in first.stdout
-    for shown in ("denoiser NELBO", "nce loss", "accuracy", "ESS of 4 draws", "sample 0, energy off", "energy on"):
+    ways = ("plain, one token a pass:", "corrected by the energy", "written in order")
+    for shown in ("denoiser NELBO", "nce loss", "accuracy", "ESS of 4 draws", *ways, "what next"):
         assert shown in first.stdout
     report = json.loads((tmp_path / "energy" / "report.json").read_text())
     assert report["nelbo"]["n"] == 32
