@@ -138,6 +138,6 @@ FAULTS = [
         "samplers/rewriting.py",
         "torch.where(counts, out[key], 0)",
         "out[key]",
-        "tests/samplers/test_remasking.py::test_padded_steps_give_the_same_tokens_and_records",
+        "tests/samplers/test_rewriting.py::test_padded_steps_give_the_same_tokens_and_records",
     ),
 ]
