@@ -121,7 +121,7 @@ def heading(texts: TextSet, settings: Mapping[str, Any], models: Models, singles
 def _without_context(texts: TextSet, unit: str, singles: Tensor | None) -> Iterator[str]:
     """Name the figure that a model has to beat to have learned anything."""
     if singles is not None:
-        bits = -float(torch.cat([singles[each.scored] for each in texts.excerpts]).mean()) / math.log(2.0)
+        bits = figures.by_single_tokens(texts, singles) / math.log(2.0) / texts.tokens
         yield f"a law of single tokens, of the training text: {bits:.4f} bits/{unit}"
 
 

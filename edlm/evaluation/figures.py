@@ -124,6 +124,11 @@ def choose(
     return TextSet(name, chosen, len(usable), characters)
 
 
+def by_single_tokens(texts: TextSet, law: Tensor) -> float:
+    """Score texts by a law of single tokens, log p (v,): the nats of all scored tokens together."""
+    return -float(torch.cat([law[each.scored] for each in texts.excerpts]).sum())
+
+
 def batches(texts: TextSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield tokens (b, l), which of them are scored, and the rows' numbers (b,); all excerpts once, without padding."""
     lengths = torch.tensor([len(excerpt.tokens) for excerpt in texts.excerpts])

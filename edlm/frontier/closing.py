@@ -102,8 +102,7 @@ def without_context(texts: TextSet, train: Rows, vocabulary: Vocabulary) -> floa
     """Compute the bits per character of texts by how often each token occurs in the training text."""
     seen = _spread(train, _COUNTED // len(texts.excerpts[0].tokens))
     law = unigram.log_law(seen[nelbo.not_padding(seen, vocabulary.pad_id)], vocabulary.size, vocabulary.mask_id)
-    nats = -torch.cat([law[each.scored] for each in texts.excerpts]).sum()
-    return float(nats) / math.log(2.0) / texts.characters
+    return figures.by_single_tokens(texts, law) / math.log(2.0) / texts.characters
 
 
 def ways(
