@@ -17,7 +17,7 @@ from edlm.evaluation import draws
 from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.training import distillation, texts
+from edlm.training import distillation, report, texts
 from edlm.training import settings as training_settings
 from edlm.training.distillation import DistillationPlan
 from edlm.training.loop import Metrics, TrainingRun
@@ -109,10 +109,11 @@ class Distillation:
             )
             for name, each in found.items()
         ]
+        rows.append(report.unigram_line(report.held_out(self.blocks, self.vocabulary), unit))
         print(f"\n{tables.table([*rows, ('for samplers of', f'{steps:g} steps', '')])}\n\n  written to {self.folder}")
-        report = {name: each._asdict() for name, each in found.items()}
+        told = {name: each._asdict() for name, each in found.items()}
         if processes.is_first():
-            files.write_json(self.folder / files.REPORT, {**report, "step": self.run.step, "num_steps": steps})
+            files.write_json(self.folder / files.REPORT, {**told, "step": self.run.step, "num_steps": steps})
 
 
 def main(settings: dict[str, Any]) -> None:

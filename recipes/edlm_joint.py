@@ -13,13 +13,12 @@ from torch import nn
 
 from edlm.data import corpora
 from edlm.evaluation import contrast, correction, draws
-from edlm.likelihood.estimates import Estimate
 from edlm.recipes import pretrain_denoiser
 from edlm.runs import entry, environment, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import corrections
-from edlm.training import energy
+from edlm.training import energy, report
 from edlm.training import settings as training_settings
 from edlm.training import start as starts
 from edlm.training.energy import JointPlan
@@ -115,24 +114,21 @@ class JointTraining:
         drawn = draws.held_out(self.blocks, "test", settings, self.device)
         per_row = energy.held_out(self.plan, average, drawn)
         figures, texts = contrast.figures(per_row), self.texts()
-        bounds = {**self.plan.nelbos(average, drawn), **self.transition_bounds()}
-        report = {"contrast" if name == "loss" else name: x._asdict() for name, x in {**bounds, **figures}.items()}
+        known = self.plan.denoiser(average), corrections.Joint(), self.blocks.test, settings, self.vocabulary.pad_id
+        bounds = {**self.plan.nelbos(average, drawn), **correction.transition_bounds(*known)}
+        told = {"contrast" if name == "loss" else name: x._asdict() for name, x in {**bounds, **figures}.items()}
         remarks = {**energy.COMPARED, **correction.remarks(settings["samples"])}
-        known = settings["report_particles"], settings["objective"], settings["num_negatives"]
         lines = correction.bits_lines(bounds, self.vocabulary.unit, remarks)
-        shown = tables.table([*lines, *contrast.figure_lines(figures, None, *known)])
-        told = {**report, "warning": contrast.warning(per_row)}
+        lines.append(report.unigram_line(report.held_out(self.blocks, self.vocabulary), self.vocabulary.unit))
+        wanted = settings["report_particles"], settings["objective"], settings["num_negatives"]
+        shown = tables.table([*lines, *contrast.figure_lines(figures, None, *wanted)])
+        told["warning"] = contrast.warning(per_row)
         energy.conclude(self.folder, settings, told, [shown], ("network", "started from"), texts)
 
     def texts(self) -> list[dict[str, Any]]:
         """Draw a few samples of the joint network at equal seeds with the energy off and on."""
         denoiser = self.plan.denoiser(self.run.average.eval())
         return correction.texts(denoiser, corrections.Joint(), self.settings["samples"], self.vocabulary)
-
-    def transition_bounds(self) -> dict[str, Estimate]:
-        """Estimate the bound of the sampler of `texts`."""
-        known = corrections.Joint(), self.blocks.test, self.settings, self.vocabulary.pad_id
-        return correction.transition_bounds(self.plan.denoiser(self.run.average.eval()), *known)
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -46,10 +46,15 @@ def lines(claim: str, found: Estimate, counted: str, perplexity: str, run: Train
     return [
         (f"{claim} (test)", value, f"n = {found.n} {counted}"),
         *[("bits per character", per_character, f"{length:.2f} characters a token")] * (unit == "token"),
-        ("unigram law", f"{text.unigram.bits:.4f} bits/{unit}", f"knows how often each {unit} occurs, and no context"),
+        unigram_line(text, unit),
         (perplexity, f"{found.perplexity:.3f}", ""),
         ("steps, parameters", f"{run.step:,}, {parameters:,}", f"seed {run.seed}, EMA weights"),
     ]
+
+
+def unigram_line(text: HeldOut, unit: str) -> Line:
+    """Lay out what a model that knows no context has: less than that must be had to have learned anything."""
+    return "unigram law", f"{text.unigram.bits:.4f} bits/{unit}", f"knows how often each {unit} occurs, and no context"
 
 
 def level_lines(levels: Mapping[str, Estimate | None], unit: str) -> list[Line]:
