@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from edlm.runs import processes, tables
 
-_ROWS = 2  # of the small step that is measured
+_ROWS, _MORE_ROWS = 2, 16  # of the small step that is measured, and of another where that one is over at once
+_AT_ONCE = 0.25  # seconds: much of so short a step does not grow with the rows
 _MEMORY = Path("/proc/meminfo")
 _REFUSED = ("can't allocate memory", "not enough memory")  # how a CPU's allocator says it
 
@@ -46,7 +47,7 @@ def forecast(
     loss: Callable[[int], Tensor],
     settings: Mapping[str, Any],
 ) -> Forecast:
-    """Count what is held, and measure one small step, whose gradients are thrown away.
+    """Count what is held, and measure a small step or two, whose gradients are thrown away.
 
     loss: of so many rows. Activations are what autograd keeps of them, in proportion to the rows; temporary tensors
     are not counted. A device that a small step leaves idle takes less time per row than is found here.
@@ -70,15 +71,21 @@ def forecast(
         return tensor
 
     loss(some).backward()  # what is done once, such as compilation, is not counted
+    seconds = _seconds(loss, some, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+    row, free, more = sum(kept.values()) // some, free_memory(own[0].device), min(_MORE_ROWS, rows)
+    if seconds < _AT_ONCE and more > some and (free is None or 2 * more * row < free):
+        some, seconds = more, _seconds(loss, more)
+    network.zero_grad(set_to_none=True)
+    return Forecast(sum(p.numel() for p in own), held, row, rows, seconds / some, free)
+
+
+def _seconds(loss: Callable[[int], Tensor], rows: int, seen: AbstractContextManager[Any] | None = None) -> float:
     start = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value = loss(some)
+    with seen or nullcontext():
+        value = loss(rows)
     value.backward()
     float(value.detach())  # waits for the device
-    seconds = (time.perf_counter() - start) / some
-    network.zero_grad(set_to_none=True)
-    count = sum(p.numel() for p in own)
-    return Forecast(count, held, sum(kept.values()) // some, rows, seconds, free_memory(own[0].device))
+    return time.perf_counter() - start
 
 
 def table(found: Forecast, settings: Mapping[str, Any], length: int, step: int = 0) -> str:
