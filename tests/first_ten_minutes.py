@@ -17,7 +17,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "first_ten_minutes.md"
 BAR = re.compile(r"\d+%\||\d+/\d+ \[|it/s\]|step/s")  # a progress bar's line
-LONGEST = 60  # lines of an output that are shown
+OWN = re.compile(r"^WARNING: Location ")  # pip, of the places where this machine looks for packages
+FIRST, LAST = 24, 72  # lines of an output that are shown
 OPENING = """\
 # The first ten minutes
 
@@ -67,10 +68,10 @@ def code_of_the_readme() -> str:
 def shown(output: str, folder: Path) -> str:
     """An output as the page shows it: without progress bars, and without the name of the folder."""
     lines = [line.rpartition("\r")[2].rstrip() for line in output.replace("\x1b[A", "").split("\n")]
-    whole = "\n".join(line for line in lines if not BAR.search(line)).replace(str(folder), "~")
+    whole = "\n".join(line for line in lines if not (BAR.search(line) or OWN.search(line))).replace(str(folder), "~")
     kept = re.sub(r"\n{3,}", "\n\n", whole).strip("\n").split("\n")
-    more = len(kept) - LONGEST
-    return "\n".join([*kept[:LONGEST], *([f"... {more} lines more"] if more > 0 else [])])
+    more = len(kept) - FIRST - LAST
+    return "\n".join([*kept[:FIRST], f"... {more} lines more", *kept[-LAST:]] if more > 0 else kept)
 
 
 def record(folder: Path, branch: str) -> list[str]:

@@ -13,14 +13,17 @@ BAR = " 10%|#    | 1/10 [00:01<00:09, 1.0step/s]"
 
 
 def test_bars_and_folders_are_left_out() -> None:
-    printed = f"begin\n{BAR}\rdone\n{BAR}\n\n\n\n{FOLDER}/edlm: 3 texts\n"
+    here = "WARNING: Location 'file:///packages/torch/' is ignored: it is neither a file nor a directory."
+    printed = f"begin\n{here}\n{BAR}\rdone\n{BAR}\n\n\n\n{FOLDER}/edlm: 3 texts\n"
     assert recording.shown(printed, FOLDER) == "begin\ndone\n\n~/edlm: 3 texts"
 
 
-def test_of_a_long_output_the_beginning_is_shown() -> None:
-    *lines, last = recording.shown("line\n" * 100, FOLDER).split("\n")
-    assert lines == ["line"] * recording.LONGEST
-    assert last == f"... {100 - recording.LONGEST} lines more"
+@pytest.mark.parametrize("more", [0, 3])
+def test_of_a_long_output_the_beginning_and_the_end_are_shown(more: int) -> None:
+    lines = [str(number) for number in range(recording.FIRST + recording.LAST + more)]
+    left_out = [f"... {more} lines more"] if more else []
+    expected = [*lines[: recording.FIRST], *left_out, *lines[recording.FIRST + more :]]
+    assert recording.shown("\n".join(lines), FOLDER).split("\n") == expected
 
 
 @pytest.mark.parametrize(
