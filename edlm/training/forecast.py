@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from edlm.runs import processes, tables
 
 _ROWS, _MORE_ROWS = 2, 16  # of the small step that is measured, and of another where that one is over at once
+_TRIES = 3  # of it, the shortest counts: another program may take a core for a moment
 _AT_ONCE = 0.25  # seconds: much of so short a step does not grow with the rows
 _MEMORY = Path("/proc/meminfo")
 _REFUSED = ("can't allocate memory", "not enough memory")  # how a CPU's allocator says it
@@ -74,7 +75,7 @@ def forecast(
     seconds = _seconds(loss, some, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
     row, free, more = sum(kept.values()) // some, free_memory(own[0].device), min(_MORE_ROWS, rows)
     if seconds < _AT_ONCE and more > some and (free is None or 2 * more * row < free):
-        some, seconds = more, _seconds(loss, more)
+        some, seconds = more, min(_seconds(loss, more) for _ in range(_TRIES))
     network.zero_grad(set_to_none=True)
     return Forecast(sum(p.numel() for p in own), held, row, rows, seconds / some, free)
 
