@@ -34,6 +34,13 @@ FAULTS = [
         f"{_TESTS}test_a_large_folder_is_copied_file_by_file",
     ),
     Fault(
+        "a learned energy that is folded though its denoiser is told the time",
+        _HUB,
+        "build(self._folded if of.told is None else self.network,",
+        "build(folding.fold_conditioning(self.network),",
+        f"{_TESTS}test_energies_correct_the_denoiser_of_another_model",
+    ),
+    Fault(
         "figures of other weights on a model's card",
         "weights/model_card.py",
         "if weights not in {each",

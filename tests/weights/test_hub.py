@@ -20,7 +20,9 @@ from large_folders import random_weights, write
 from running import Runner
 
 import edlm
+from edlm import contracts
 from edlm.data import vocabulary
+from edlm.models import drafts
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.weights import adaptation, checkpoints, hub, loading
 
@@ -102,7 +104,9 @@ def test_energies_correct_the_denoiser_of_another_model(kind: str, tmp_path: Pat
     cpu = torch.device("cpu")
     known, _ = loading.energy(str(tmp_path / "draft"), model.denoiser, LETTERS, cpu)
     expected = edlm.energies.residual_ar(ar.network, LETTERS.mask_id, 27, carry_over=False)
+    inputs = drafts.drafts(LETTERS.size, LETTERS.mask_id, length=12)
     for built, energy in ((learned.energy(of=model), known), (ar.energy(of=model), expected)):
+        assert torch.equal(*(each(inputs.clone())[contracts.ENERGY] for each in (built, energy)))
         texts = [
             edlm.sample(edlm.pipelines.pipeline(sampler, length=12), 2, seed=2)["tokens"]
             for sampler in (
