@@ -350,7 +350,7 @@ CALLS: dict[str, str] = {
     'edlm.vocabulary.train_bpe("the cat and the hat", size=260)': (
         "documents must be several texts, as a list of them is, not one text"
     ),
-    'edlm.vocabulary.train_bpe(["the cat and the hat"], size=10)': "train_bpe: size = 10 must be at least 258",
+    'edlm.vocabulary.train_bpe(["the cat and the hat"], size=10)': "size = 10 must be at least 258",
     'edlm.vocabulary.train_bpe(["the cat and the hat"], size=260.5)': (
         "size = 260.5 must be a whole number of at least 1"
     ),

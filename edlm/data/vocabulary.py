@@ -372,11 +372,11 @@ def train_bpe(documents: Iterable[str], size: int = 768) -> Vocabulary:
     tokenizer_kinds.require_texts("documents", documents)
     require_whole("size", size)
     own_size, fewest = size - 2, tokenizer_kinds.NUM_BYTES + 2  # bos = eos, and the mask
-    require(size >= fewest, f"train_bpe: size = {size} must be at least {fewest}")
+    require(size >= fewest, f"size = {size} must be at least {fewest}")
     tokenizer = tokenizer_kinds.learned(documents, own_size)
     require(
         tokenizer_kinds.own_size(tokenizer) == own_size,
-        f"train_bpe: size = {size}, but the documents give no more than {tokenizer_kinds.own_size(tokenizer) + 2}",
+        f"size = {size} must be at most {tokenizer_kinds.own_size(tokenizer) + 2}: so many pieces are in the documents",
     )
     return Vocabulary(tokenizer, size=size, mask_id=own_size + 1, bos_id=own_size, eos_id=own_size)
 
