@@ -57,7 +57,7 @@ FAULTS = [
         "samplers/stages.py",
         "torch.where(corrected, selection(log_weights, uniforms), 0)",
         "selection(log_weights, uniforms)",
-        "tests/samplers/test_kernel.py::test_a_row_outside_the_window_keeps_its_first_candidate_whatever_the_energies",
+        "tests/samplers/test_kernel_steps.py::test_a_row_outside_the_window_keeps_its_first_candidate_whatever_the_energies",
     ),
     Fault(
         "dropout left on while sampling",
@@ -85,7 +85,7 @@ FAULTS = [
         "samplers/stages.py",
         "candidates.gather(1, index)",
         "candidates.flip(1).gather(1, index)",
-        "tests/samplers/test_kernel.py::test_energy_decides",
+        "tests/samplers/test_kernel_steps.py::test_energy_decides",
     ),
     Fault(
         "proposal temperature inverted",
