@@ -29,7 +29,7 @@ FAULTS = [
         "samplers/pipelines.py",
         "seed_, row, number * window, shown",
         "seed_, row, 0, shown",
-        "tests/samplers/test_pipelines.py::test_windows_do_not_share_noise",
+        "tests/samplers/test_longer_texts.py::test_windows_do_not_share_noise",
     ),
     Fault(
         "a finished row stays in the batch",
