@@ -212,7 +212,7 @@ FAULTS = [
         "training/forecast.py",
         "network.zero_grad(set_to_none=True)",
         "network.zero_grad",
-        "tests/training/test_log.py::test_what_is_held_is_counted_exactly",
+        "tests/training/test_forecasts_of_runs.py::test_what_is_held_is_counted_exactly",
     ),
     Fault(
         "an energy of transitions sampled as one of drafts in the frontier",
