@@ -81,7 +81,7 @@ FAULTS = [
         "weights/large.py",
         'for name in ("normalizer", "pre_tokenizer", "model")',
         'for name in ("normalizer", "model")',
-        "tests/recipes/test_generate_large.py::test_another_cut_into_words_is_another_tokenizer",
+        "tests/weights/test_autoregressive_folders.py::test_another_cut_into_words_is_another_tokenizer",
     ),
     Fault(
         "a text that was changed judged",

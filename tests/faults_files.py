@@ -120,7 +120,7 @@ FAULTS = [
         "nn/decoders.py",
         ".masked_fill((tokens >= known).unsqueeze(-1), 0.0)",
         "",
-        "tests/recipes/test_generate_large.py::test_ids_above_the_embedding_are_read_as_no_token",
+        "tests/weights/test_autoregressive_folders.py::test_ids_above_the_embedding_are_read_as_no_token",
     ),
     Fault(
         "objects that a file names loaded as what they are",
@@ -134,7 +134,7 @@ FAULTS = [
         "nn/decoders.py",
         "value=-torch.inf)",
         "value=0.0)",
-        "tests/recipes/test_generate_large.py::test_ids_that_a_decoder_does_not_know_are_impossible",
+        "tests/weights/test_autoregressive_folders.py::test_ids_that_a_decoder_does_not_know_are_impossible",
     ),
     Fault(
         "Dream's states read where they stand",

@@ -113,7 +113,7 @@ FAULTS = [
         "samplers/stages.py",
         "absorbing.reveal(x_t, _keep(candidates, chosen), positions)",
         "absorbing.reveal(x_t, candidates[:, 0], positions)",
-        "tests/samplers/test_kernel.py::test_energy_decides",
+        "tests/samplers/test_kernel_steps.py::test_energy_decides",
     ),
     Fault(
         "SEDD with sigma zeroed",

@@ -29,7 +29,7 @@ FAULTS = [
         "samplers/pipelines.py",
         "seed_, row, number * window, shown",
         "seed_, row, 0, shown",
-        "tests/samplers/test_pipelines.py::test_windows_do_not_share_noise",
+        "tests/samplers/test_longer_texts.py::test_windows_do_not_share_noise",
     ),
     Fault(
         "a finished row stays in the batch",
@@ -57,7 +57,7 @@ FAULTS = [
         "samplers/stages.py",
         "torch.where(corrected, selection(log_weights, uniforms), 0)",
         "selection(log_weights, uniforms)",
-        "tests/samplers/test_kernel.py::test_a_row_outside_the_window_keeps_its_first_candidate_whatever_the_energies",
+        "tests/samplers/test_kernel_steps.py::test_a_row_outside_the_window_keeps_its_first_candidate_whatever_the_energies",
     ),
     Fault(
         "dropout left on while sampling",
@@ -85,7 +85,7 @@ FAULTS = [
         "samplers/stages.py",
         "candidates.gather(1, index)",
         "candidates.flip(1).gather(1, index)",
-        "tests/samplers/test_kernel.py::test_energy_decides",
+        "tests/samplers/test_kernel_steps.py::test_energy_decides",
     ),
     Fault(
         "proposal temperature inverted",
@@ -295,21 +295,21 @@ FAULTS = [
         "objectives/joint.py",
         "self.stage = stage\n",
         "self.stage = __import__('copy').deepcopy(stage)\n",
-        "tests/models/test_joint.py::test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights_of_the_moment",
+        "tests/objectives/test_joint_training.py::test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights_of_the_moment",
     ),
     Fault(
         "dropout on while a joint network draws its negatives",
         "objectives/joint.py",
         "self.stage.eval()",
         "self.stage.train()",
-        "tests/models/test_joint.py::test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights_of_the_moment",
+        "tests/objectives/test_joint_training.py::test_the_negatives_are_the_networks_own_without_dropout_and_with_the_weights_of_the_moment",
     ),
     Fault(
         "joint training never sees the text of masks alone",
         "objectives/joint.py",
         "* (num_steps + 1)).floor()",
         "* num_steps).floor()",
-        "tests/models/test_joint.py::test_every_state_of_the_grid_is_as_likely_and_what_led_to_it_is_new",
+        "tests/objectives/test_joint_training.py::test_every_state_of_the_grid_is_as_likely_and_what_led_to_it_is_new",
     ),
     Fault(
         "a pass of the denoiser in every step of a kernel that carries its states",

@@ -11,13 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchtune.models import qwen2
 
+from edlm.data import vocabulary
 from edlm.models import denoisers, energies
 from edlm.nn import decoders
 from edlm.process import schedules
+from edlm.weights import large
 
 V, H, FFN, LAYERS, HEADS, KV = 40, 16, 24, 2, 4, 2
 THETA, EPS, LENGTH = 500.0, 1e-5, 12
 MASK = 33
+BOS = 3
+FEWER = 36  # ids of the AR model in a hub: the denoiser has four more, which it does not know
 LLADA_CONFIG = {
     "model_type": "llada",
     "block_type": "llama",
@@ -107,6 +111,23 @@ def write(folder: Path, family: str, state: dict[str, Tensor], shards: int = 2, 
         save_file({name: state[name] for name in state if files[name] == file}, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
     return folder
+
+
+def write_hub(root: Path) -> Path:
+    """A folder of each model; the tokenizer is that of 27 characters, in Qwen's, Llama's and LLaDA's folders."""
+    words = vocabulary.characters().tokenizer.to_str()
+    for family in ("llada", "dream"):
+        write(root / family, family, random_weights(family))
+    for family in ("qwen2", "llama"):
+        state = random_weights(family, seed=1, vocab_size=FEWER)
+        write(root / family, family, state, shards=1, vocab_size=FEWER, bos_token_id=BOS)
+    for family in ("llada", "qwen2", "llama"):
+        (root / family / "tokenizer.json").write_text(words)
+    return root
+
+
+def ar_network(hub: Path, family: str, rows: int | None = 4) -> decoders.DecoderNetwork:
+    return decoders.load(large.read_autoregressive(hub / family, LENGTH, rows, V))
 
 
 # ---- What they compute

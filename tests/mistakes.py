@@ -1,6 +1,7 @@
 """Mistakes that people make, on the command line and in Python, and the sentence that each of them gets.
 
-`PYTHONPATH=tests python tests/mistakes.py` writes them to the page that shows them.
+`PYTHONPATH=tests python tests/mistakes.py` writes them to the page that shows them. It is one table, and so longer than
+other files here.
 """
 
 import shutil

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from test_architecture import LAYOUT, ORDER, PACKAGE, ROOT, file_of
+from layout import LAYOUT, ORDER, PACKAGE, ROOT, file_of
 
 PAGE = ROOT / "docs" / "contributing" / "architecture.md"
 

@@ -10,236 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import count_tree
+import module_table
 import pytest
+from layout import LAYOUT, ORDER, PACKAGE, ROOT, file_of
 
 import edlm
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "edlm"
-# A module may import only modules that stand before it.
-LAYOUT: dict[str, list[str]] = {
-    "contracts": [],
-    "limits": [],
-    "costs": [],
-    "declaration": [],
-    "progress": [],
-    "process": ["arguments", "finite", "noise", "categorical", "schedules", "training_times", "absorbing", "particles"],
-    "nn": [
-        "rope",
-        "attention",
-        "head",
-        "blocks",
-        "sizes",
-        "energy_network",
-        "networks",
-        "shallow",
-        "starts",
-        "folding",
-        "decoder_steps",
-        "decoder_order",
-        "decoders",
-        "pretrained",
-        "adapters",
-    ],
-    "data": [
-        "formats",
-        "continuation",
-        "tokenizer_files",
-        "tokenizer_kinds",
-        "vocabulary",
-        "pieces",
-        "corpora",
-        "token_cache",
-        "layouts",
-        "detokenizers",
-        "columns",
-        "folders",
-        "documents",
-        "catalogue",
-        "datasets",
-    ],
-    "runs": [
-        "exits",
-        "words",
-        "hints",
-        "settings",
-        "processes",
-        "locks",
-        "files",
-        "records",
-        "tables",
-        "environment",
-        "plots",
-        "plot_labels",
-        "entry",
-        "timing",
-    ],
-    "models": ["drafts", "denoisers", "autoregressive", "energies", "chain_rule", "joint"],
-    "samplers": [
-        "registries",
-        "planning",
-        "blocks",
-        "choices",
-        "plans",
-        "selections",
-        "caching",
-        "kernel",
-        "remasking",
-        "stages",
-        "passes",
-        "speculative",
-        "ahead",
-        "corrections",
-        "rounds",
-        "sampler",
-        "expectation",
-        "configs",
-        "looping",
-        "records",
-        "rewriting",
-        "watching",
-        "pipelines",
-        "execution",
-        "autoregressive",
-        "baselines",
-    ],
-    "objectives": [
-        "losses",
-        "batches",
-        "denoising",
-        "blocks",
-        "contrastive",
-        "transition",
-        "chain_rule",
-        "joint",
-        "baselines",
-        "distillation",
-    ],
-    "likelihood": [
-        "estimates",
-        "unigram",
-        "nelbo",
-        "weighing",
-        "terms",
-        "steps",
-        "exact",
-        "conditional",
-        "bounds",
-        "orders",
-        "paper_nelbo",
-        "baselines",
-        "rewritten",
-        "chances",
-        "enumeration",
-        "hidden_markov",
-    ],
-    "weights": [
-        "tensors",
-        "permitted",
-        "own",
-        "whole",
-        "pointers",
-        "formats",
-        "checkpoints",
-        "published",
-        "inert",
-        "foreign",
-        "exchange",
-        "gguf_tokens",
-        "gguf_files",
-        "shards",
-        "config_keys",
-        "families",
-        "masked",
-        "pretrained",
-        "large",
-        "adaptation",
-        "memory",
-        "kinds",
-        "loading",
-        "model_card",
-        "hub",
-        "named",
-        "resolve",
-    ],
-    "evaluation": [
-        "quality",
-        "judges",
-        "ngrams",
-        "calibration",
-        "scores",
-        "figures",
-        "samples",
-        "verdicts",
-        "draws",
-        "contrast",
-        "correction",
-        "texts",
-        "generation",
-        "card",
-        "continuations",
-        "harness",
-    ],
-    "training": [
-        "muon",
-        "patience",
-        "padding",
-        "vocabularies",
-        "state",
-        "sharding",
-        "curve_plot",
-        "log",
-        "log_check",
-        "texts",
-        "forecast",
-        "settings",
-        "stopping",
-        "rates",
-        "resume",
-        "loop",
-        "report",
-        "continuation",
-        "kinds",
-        "denoiser",
-        "energy",
-        "distillation",
-        "start",
-        "adaptation",
-    ],
-    "frontier": [
-        "controls",
-        "sweeps",
-        "grid",
-        "draws",
-        "lines",
-        "points",
-        "findings",
-        "table",
-        "plots",
-        "exact",
-        "exact_report",
-        "exact_plot",
-        "curve",
-        "curve_findings",
-        "curve_plot",
-        "closing",
-        "closing_report",
-        "learning",
-        "card",
-    ],
-    "benchmark": [
-        "textbook",
-        "textbook_training",
-        "methods",
-        "cases",
-        "comparison",
-        "training_cases",
-        "plots",
-        "report",
-    ],
-    "testing": [],
-    "cli": ["doctor", "keys", "commands"],
-}
 IMPORT_MORE = {
     "weights.families": {"torchtune"},
     "nn.adapters": {"torchtune"},
@@ -256,7 +32,6 @@ ANY = ("generate", "evaluate", "frontier", "likelihoods", "oracle", "benchmark")
 TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ANY}
 DRAW_FREELY = ("benchmark", "runs")  # code as it is usually written, and clocks
 SHOWN = {"edlm.samplers": "samplers.sampler"}
-ORDER = [f"{package}.{name}" if name else package for package, names in LAYOUT.items() for name in names or [""]]
 ARCHITECTURE = (ROOT / "docs" / "contributing" / "architecture.md").read_text("utf-8")
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "recipes").glob("*.py")])
 
@@ -282,8 +57,7 @@ def test_every_module_has_its_place_in_the_order() -> None:
 
 
 def test_the_document_says_of_every_package_and_module_what_it_says_itself() -> None:
-    written = import_module("module_table").written  # which reads the order here
-    assert written(ARCHITECTURE) == ARCHITECTURE, "python tests/module_table.py writes it"
+    assert module_table.written(ARCHITECTURE) == ARCHITECTURE, "python tests/module_table.py writes it"
 
 
 @pytest.mark.parametrize("module", ORDER)
@@ -416,10 +190,6 @@ def test_public_functions_are_documented_and_typed() -> None:
             if not (typed and (ast.get_docstring(node) or node.name == "forward")):
                 bare.append(f"{path.name}:{node.lineno} {node.name}")
     assert not bare
-
-
-def file_of(module: str) -> Path:
-    return PACKAGE / f"{module.replace('.', '/')}.py"
 
 
 def modules_imported(path: Path) -> set[str]:

@@ -1,221 +1,54 @@
 """The law of whole samplers: frequencies of many samples against enumeration.
 
-A law is judged by one chi-square test at a fixed seed. All tests of this file together raise a false alarm with
+A law is judged by one chi-square test at a fixed seed. All tests that judge so together raise a false alarm with
 probability 1e-3 at most (over seeds; Bonferroni over `TESTS` of them). That a wrong sampler does not get through is
 shown in every case: the same sample must be rejected by the law of a twin with one fault, and the chance to miss a
 twin is computed, too, and below 1e-3.
 """
 
-import math
-from collections.abc import Callable
-from typing import NamedTuple
-
 import builders
 import pytest
 import torch
-from builders import SELECTIONS, of_transitions
+from enumerated_samplers import (
+    ENERGY,
+    JOINT,
+    LENGTH,
+    MARGINALS,
+    SAMPLES,
+    SCHEDULES,
+    SYMBOLS,
+    Case,
+    counts_of,
+    grouped_law,
+    windowed_first_hitting_law,
+)
+from goodness_of_fit import fits, judge
 from oracles import (
-    Choose,
     EnergyFn,
     Lookup,
     OracleDenoiser,
     OracleEnergy,
     adaptive_sir,
-    all_masked_states,
     all_sequences,
     exact_nll,
     expectation,
     first_hitting_law,
-    imh,
     index_of,
     marginal_table,
     proposal_log_prob,
     random_joint,
-    random_marginals,
     residual_energy,
-    reveal_law,
     sampler_law,
     sir,
     total_variation,
     two_fair_bits,
     zero_energy,
 )
-from scipy import stats
-from tensordict import TensorDict
 from torch import Tensor
 
 import edlm
-from edlm import contracts
-from edlm.contracts import Positions
 from edlm.models import energies
-from edlm.objectives import contrastive
 from edlm.process import categorical, schedules
-from edlm.process.schedules import Schedule
-
-TESTS = 110  # at least as many as this file makes
-FALSE_ALARM = 1e-3 / TESTS
-SAMPLES = 150_000
-
-SYMBOLS, LENGTH = 2, 3
-JOINT = random_joint(0, SYMBOLS, LENGTH, 1.5)
-MARGINALS = random_marginals(1, SYMBOLS, LENGTH)  # far from the data's, so that the energy has much to correct
-ENERGY = residual_energy(JOINT, MARGINALS)
-
-
-# ---- The test
-
-
-def chi_square(counts: Tensor, expected: Tensor) -> float:
-    """`sum (counts - expected)^2 / expected`; infinite if something happened that cannot."""
-    possible = expected > 0
-    if counts[~possible].any():
-        return float("inf")
-    return float(((counts - expected)[possible] ** 2 / expected[possible]).sum())
-
-
-def threshold(degrees: int) -> float:
-    return float(stats.chi2.isf(FALSE_ALARM, degrees))
-
-
-def fits(counts: Tensor, law: Tensor) -> bool:
-    """Whether the counts (n,) may come from the law (n,)."""
-    return chi_square(counts, law * counts.sum()) < threshold(int((law > 0).sum()) - 1)
-
-
-def chance_to_miss(claimed: Tensor, true: Tensor, samples: int) -> float:
-    """Probability that `samples` draws of the true law pass for draws of the claimed one."""
-    noncentrality = samples * float(((true - claimed) ** 2 / claimed).sum())
-    return float(stats.ncx2.cdf(threshold(len(claimed) - 1), len(claimed) - 1, noncentrality))
-
-
-def judge(counts: Tensor, law: Tensor, twins: dict[str, Tensor]) -> None:
-    """Accept the law and reject its twins, of which one is the law with 1 % of the mass in the wrong place."""
-    law = law.flatten()
-    assert (law * counts.sum()).min() > 5  # else its chi-square is no chi-square
-    assert fits(counts, law)
-    for name, twin in (twins | {"1 % misplaced": misplaced(law)}).items():
-        assert chance_to_miss(twin.flatten(), law, int(counts.sum())) < 1e-3, f"{name}: too close to be told apart"
-        assert not fits(counts, twin.flatten()), name
-
-
-def misplaced(law: Tensor) -> Tensor:
-    """The law with 0.01 moved from the likeliest outcome to the next: where chi-square sees it least."""
-    order = law.argsort(descending=True)
-    change = torch.zeros_like(law).scatter(0, order[:2], torch.tensor([-0.01, 0.01], dtype=law.dtype))
-    return law + change
-
-
-# ---- Samplers and their exact laws
-
-
-def greedy(k: int) -> Choose:
-    """Law of the candidate of lowest energy among k draws: `P(all w_j <= w) - P(all w_j < w)`, shared among ties."""
-
-    def choose(log_p: Tensor, log_w: Tensor) -> Tensor:
-        p = log_p.exp()
-        below, tied = log_w.unsqueeze(1) < log_w.unsqueeze(2), log_w.unsqueeze(1) == log_w.unsqueeze(2)
-        less, equal = (below * p.unsqueeze(1)).sum(2), (tied * p.unsqueeze(1)).sum(2)
-        return p / equal.clamp(min=1e-300) * ((less + equal) ** k - less**k)
-
-    return choose
-
-
-CHOICES: dict[str, Callable[[int], Choose]] = {"sir": sir, "imh": imh, "greedy": greedy}
-SCHEDULES: dict[str, Schedule] = {
-    "log_linear": schedules.log_linear(),
-    "log_linear_eps": schedules.log_linear(1e-3),
-    "cosine": schedules.cosine(),
-    "linear": schedules.linear(),
-}
-
-
-class Case(NamedTuple):
-    """One sampler, built by the library and by enumeration; one particle is plain sampling."""
-
-    num_steps: int | None
-    selection: str = "sir"
-    k: int = 1
-    temperature: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
-    schedule: str = "log_linear"
-    grid: Callable[[int], Tensor] = schedules.uniform_grid
-    start: tuple[int, ...] = (SYMBOLS,) * LENGTH
-    proposes: Positions = "masked"
-
-    def sample(self, energy: EnergyFn = ENERGY, samples: int = SAMPLES) -> TensorDict:
-        """Draw with the library."""
-        denoiser, schedule = OracleDenoiser(Lookup(MARGINALS), SYMBOLS), SCHEDULES[self.schedule]
-        kernel = builders.ancestral(schedule, denoiser)
-        if self.k > 1:
-            selection = SELECTIONS[self.selection]
-            build = builders.importance if self.proposes == "masked" else of_transitions
-            kernel = build(schedule, denoiser, OracleEnergy(energy), self.k, self.temperature, selection)
-        pipeline = builders.sampling(kernel, LENGTH, self.num_steps, self.window, self.grid)
-        return edlm.sample(pipeline, samples, seed=2024, prompt=torch.tensor(self.start))
-
-    def law(self, energy: EnergyFn = ENERGY, choose: Choose | None = None) -> Tensor:
-        """Enumerate."""
-        choose = choose or CHOICES[self.selection](self.k)
-        if self.num_steps is None:
-            return windowed_first_hitting_law(energy, choose, self.temperature, 1.0 - self.window[0], self.proposes)
-        times = self.grid(self.num_steps)
-        return sampler_law(
-            MARGINALS,
-            self.alphas(times),
-            energy,
-            choose,
-            self.proposes,
-            temperature=self.temperature,
-            window=self.window,
-            times=times,
-            start=torch.tensor(self.start),
-        )
-
-    def alphas(self, times: Tensor) -> Tensor:
-        """Probability of being revealed before each time of the grid, 0 at the start and 1 at the end."""
-        alpha = SCHEDULES[self.schedule].alpha
-        at_one = alpha(torch.ones((), dtype=torch.float64))
-        alphas = 1.0 - (1.0 - alpha(times)) / (1.0 - at_one)
-        alphas[0], alphas[-1] = 0.0, 1.0
-        return alphas
-
-
-def windowed_first_hitting_law(
-    energy: EnergyFn, choose: Choose, temperature: float, inside: float, proposes: Positions = "masked"
-) -> Tensor:
-    """First hitting where the energy is used at first, (m^l,): at n passes, n binomial(l, inside).
-
-    With alpha = 1 - t a reveal time lies in the window [1 - inside, 1] with probability `inside`.
-    """
-    states = all_masked_states(SYMBOLS, LENGTH)
-    masks = (states == SYMBOLS).sum(1).double()
-    one_at_a_time = (masks.unsqueeze(1) - masks == 1) / masks.clamp(min=1.0).unsqueeze(1)
-    corrected = reveal_law(MARGINALS, energy, choose, proposes, temperature) * one_at_a_time
-    plain = reveal_law(MARGINALS, choose=sir(1)) * one_at_a_time
-    final = index_of(all_sequences(SYMBOLS, LENGTH), SYMBOLS + 1)
-    law = torch.zeros(SYMBOLS**LENGTH, dtype=torch.float64)
-    for n in range(LENGTH + 1):
-        steps = torch.linalg.matrix_power(corrected, n) @ torch.linalg.matrix_power(plain, LENGTH - n)
-        law += float(stats.binom.pmf(n, LENGTH, inside)) * steps[-1, final]  # the last state is all masks
-    return law
-
-
-def grouped_law(size: int, choose: Choose) -> Tensor:
-    """Law of a sampler that reveals `size` positions at a time, each set of that size as likely as another, (m^l,)."""
-    states = all_masked_states(SYMBOLS, LENGTH)
-    masks = (states == SYMBOLS).sum(1).double()
-    revealed = masks.unsqueeze(1) - masks
-    allowed = (revealed == masks.clamp(max=size).unsqueeze(1)) & (revealed > 0)
-    sets = torch.tensor([math.comb(int(n), min(int(n), size)) for n in masks])
-    step = reveal_law(MARGINALS, ENERGY, choose) * allowed / sets.unsqueeze(1)
-    mass = torch.nn.functional.one_hot(torch.tensor(len(states) - 1), len(states)).double()
-    for _ in range(-(-LENGTH // size)):
-        mass = mass @ step
-    return mass[index_of(all_sequences(SYMBOLS, LENGTH), SYMBOLS + 1)]
-
-
-def counts_of(tokens: Tensor) -> Tensor:
-    return torch.bincount(index_of(tokens, SYMBOLS), minlength=SYMBOLS ** tokens.shape[-1]).double()
 
 
 def powered(energy: EnergyFn, power: float) -> EnergyFn:
@@ -481,61 +314,6 @@ def test_more_particles_come_closer_to_the_data_and_a_flipped_sign_goes_away_fro
 
 
 def test_the_windowed_first_hitting_law_is_the_oracle_s_at_both_ends():
-    """This file derives the law with a window itself; a full and an empty one are known without it."""
+    """`enumerated_samplers` derives the law with a window itself; a full and an empty one are known without it."""
     for inside, expected in ((1.0, first_hitting_law(MARGINALS, ENERGY, sir(3))), (0.0, first_hitting_law(MARGINALS))):
         torch.testing.assert_close(windowed_first_hitting_law(ENERGY, sir(3), 1.0, inside), expected)
-
-
-# ---- Negatives of contrastive training
-
-
-def negatives(samples: int, num_negatives: int) -> TensorDict:
-    pipeline = contrastive.contrastive(
-        OracleDenoiser(Lookup(MARGINALS), SYMBOLS), edlm.energies.zero(), schedules.log_linear(), num_negatives
-    )
-    x_0 = all_sequences(SYMBOLS, LENGTH).repeat(samples // SYMBOLS**LENGTH, 1)
-    return pipeline(
-        TensorDict(
-            {
-                contracts.X_0: x_0,
-                contracts.SEED: torch.tensor(7),
-                contracts.ROW: torch.arange(samples),
-                contracts.STEP: torch.tensor(3),
-                contracts.NUM_ROWS: torch.tensor(samples),
-            }
-        )
-    )
-
-
-def conditional_chi_square(out: TensorDict, particle: int, log_p: Tensor) -> tuple[float, int]:
-    """Chi-square of candidates given their x_t, summed over all states, and its degrees of freedom."""
-    state = index_of(out[contracts.X_T], SYMBOLS + 1)
-    candidate = index_of(out[contracts.CANDIDATES][:, particle], SYMBOLS)
-    counts = torch.zeros(log_p.shape, dtype=torch.float64)
-    counts.index_put_((state, candidate), torch.ones(len(state), dtype=torch.float64), accumulate=True)
-    law = log_p.exp()
-    degrees = ((law > 0).sum(1) - 1)[counts.sum(1) > 0].sum()
-    return chi_square(counts.flatten(), (law * counts.sum(1, keepdim=True)).flatten()), int(degrees)
-
-
-def test_negatives_are_drafts_of_the_denoiser():
-    states, sequences = all_masked_states(SYMBOLS, LENGTH), all_sequences(SYMBOLS, LENGTH)
-    log_p = proposal_log_prob(MARGINALS, sequences.expand(len(states), -1, -1), states)
-    agrees = ((sequences == states.unsqueeze(1)) | (states == SYMBOLS).unsqueeze(1)).all(-1)
-    log_p = torch.where(agrees, log_p, -torch.inf)
-    out = negatives(SAMPLES, 2)
-    sharper = torch.where(agrees, 1.05 * log_p, -torch.inf).log_softmax(-1)
-    for particle in (1, 2):
-        statistic, degrees = conditional_chi_square(out, particle, log_p)
-        assert statistic < threshold(degrees)
-        assert conditional_chi_square(out, particle, sharper)[0] > threshold(degrees)
-
-
-def test_negatives_of_a_row_are_independent():
-    out = negatives(SAMPLES, 2)
-    everything = (out[contracts.X_T] == SYMBOLS).all(1)
-    first, second = index_of(out[contracts.CANDIDATES][everything, 1:], SYMBOLS).unbind(1)
-    table = torch.bincount(first * 8 + second, minlength=64).double().view(8, 8)
-    single = table.sum(1, keepdim=True) * table.sum(0, keepdim=True) / table.sum()
-    assert chi_square(table.flatten(), single.flatten()) < threshold(49)
-    assert chi_square(torch.diag(table.sum(1)).flatten(), single.flatten()) > threshold(49)  # one draw used twice

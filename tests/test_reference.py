@@ -5,7 +5,7 @@ from pathlib import Path
 import key_tables
 import modules
 import pytest
-from test_architecture import ORDER
+from layout import ORDER
 
 import edlm
 from edlm.cli import commands

@@ -1,4 +1,4 @@
-"""The autoregressive energy against exact laws: its normaliser, its two forms, what counts, and what it costs."""
+"""The autoregressive energy against exact laws: its normaliser, its two forms, and what counts."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import builders
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import at, masked_positions, randomise
+from ar_energies import BOS, LENGTH, MASK, SYMBOLS, forms, random_input, run, small_network
+from builders import at
 from oracles import (
     Lookup,
     OracleDenoiser,
@@ -24,22 +25,15 @@ from oracles import (
     total_variation,
     with_masks,
 )
-from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import edlm
-from edlm import contracts
-from edlm.models import autoregressive, energies
-from edlm.nn import networks
-from edlm.process import categorical, schedules
+from edlm.models import energies
+from edlm.process import schedules
 
-SYMBOLS, LENGTH = 3, 3
-MASK, BOS = SYMBOLS, SYMBOLS + 1
 JOINT = random_joint(0, SYMBOLS, LENGTH, 1.5)
 MARGINALS = random_marginals(1, SYMBOLS, LENGTH)
 STATES = all_masked_states(SYMBOLS, LENGTH)
-forms = pytest.mark.parametrize("carry_over", [False, True])
 
 
 class Identity(nn.Identity):
@@ -94,16 +88,6 @@ def drawn_log_prob(marginals: Tensor, candidates: Tensor, x_t: Tensor) -> Tensor
     log_p = marginals[x_t.unbind(-1)].unsqueeze(1).expand(*candidates.shape, -1)
     log_p = log_p.gather(-1, candidates.clamp(max=MASK).unsqueeze(-1)).squeeze(-1)
     return torch.where((x_t == MASK).unsqueeze(1), log_p, 0.0)
-
-
-def run(energy: Any, candidates: Tensor, x_t: Tensor, log_p: Tensor) -> Tensor:
-    state = {
-        contracts.CANDIDATES: candidates,
-        contracts.X_T: x_t,
-        contracts.POSITIONS: masked_positions(x_t, MASK),
-        contracts.LOG_P_CANDIDATES: log_p,
-    }
-    return energy(TensorDict(state))[contracts.ENERGY]
 
 
 def with_bos(carry_over: bool, pad_id: int | None = None) -> Any:
@@ -247,135 +231,6 @@ def test_the_mask_in_front_is_a_bos_like_any_other(carry_over):
     mask = run(energies.residual_ar(network, MASK, MASK, carry_over), drafts.clamp(max=4), x_t.clamp(max=4), log_p)
     assert own.isfinite().all()
     torch.testing.assert_close(mask, own, rtol=0.0, atol=1e-12)
-
-
-# ---- Shapes, precision, cost
-
-
-def small_network(vocab_size: int = 6, seed: int = 0, **changes: Any) -> networks.Transformer:
-    sizes = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "conditioning_size": 0, "causal": True} | changes
-    network = randomise(networks.Transformer(vocab_size, 16, **sizes), seed)
-    assert isinstance(network, networks.Transformer)
-    return network
-
-
-def random_input(b: int, k: int, l: int, vocab_size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Drafts of half-masked rows, laid out as the proposal lays them out: particles are not contiguous."""
-    generator = torch.Generator().manual_seed(seed)
-    x_0 = torch.randint(MASK + 1, vocab_size, (b, l, k), generator=generator).transpose(1, 2)
-    x_t = torch.where(torch.rand(b, l, generator=generator) < 0.5, MASK, x_0[:, 0])
-    drafts = torch.where((x_t == MASK).unsqueeze(1), x_0, x_t.unsqueeze(1))
-    log_p = torch.where((x_t == MASK).unsqueeze(1), -torch.rand(b, k, l, generator=generator), 0.0)
-    return drafts, x_t, log_p
-
-
-@forms
-@pytest.mark.parametrize("bos", [None, 4])
-def test_particles_and_rows_do_not_see_each_other(carry_over, bos):
-    energy = energies.residual_ar(small_network().double(), MASK, bos, carry_over)
-    drafts, x_t, log_p = random_input(4, 3, 5, 6)
-    whole = run(energy, drafts, x_t, log_p)
-    assert whole.shape == (4, 3)
-    for row in range(4):
-        for particle in range(3):
-            alone = run(energy, drafts[row, particle][None, None], x_t[row][None], log_p[row, particle][None, None])
-            torch.testing.assert_close(alone[0, 0], whole[row, particle], rtol=0.0, atol=1e-12)
-    rows, order = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
-    mixed = run(energy, drafts[rows][:, order], x_t[rows], log_p[rows][:, order])
-    torch.testing.assert_close(mixed, whole[rows][:, order], rtol=0.0, atol=1e-12)
-
-
-class LargestLogits(TorchDispatchMode):
-    """The largest number of rows of any tensor whose last axis is the vocabulary."""
-
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__()
-        self.vocab_size, self.rows = vocab_size, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        is_weight = func is torch.ops.aten.t.default
-        if isinstance(out, Tensor) and out.ndim > 1 and out.shape[-1] == self.vocab_size and not is_weight:
-            self.rows = max(self.rows, out.numel() // self.vocab_size)
-        return out
-
-
-@forms
-@pytest.mark.parametrize("rows", [1, 7, 60])
-def test_logits_come_in_chunks_and_the_chunks_change_nothing(carry_over, rows, monkeypatch):
-    network, (drafts, x_t, log_p) = small_network(vocab_size=13).double(), random_input(4, 3, 5, 13)
-    energy = energies.residual_ar(network, MASK, 4, carry_over)
-    whole = run(energy, drafts, x_t, log_p)
-    monkeypatch.setitem(categorical.LOGITS_AT_ONCE, "cpu", 13 * rows)
-    with torch.no_grad(), LargestLogits(13) as largest:
-        chunked = run(energy, drafts, x_t, log_p)
-    assert largest.rows == min(rows, int((x_t == MASK).sum()) * 3 if carry_over else 60)
-    torch.testing.assert_close(chunked, whole, rtol=0.0, atol=1e-12)
-
-
-def test_no_more_logits_than_the_constant_says(monkeypatch):
-    vocab_size, width = 3 * 2048, 2048
-    monkeypatch.setitem(categorical.LOGITS_AT_ONCE, "cpu", 128 * width)
-    network = small_network(vocab_size=vocab_size)
-    drafts, x_t, log_p = random_input(4, 8, 16, 5)
-    energy = energies.residual_ar(network, MASK, None, carry_over=False)
-    with torch.no_grad(), LargestLogits(width) as tiles, LargestLogits(vocab_size) as whole:
-        in_tiles = run(energy, drafts, x_t, log_p)
-    assert (tiles.rows, whole.rows) == (128, 0)
-    monkeypatch.setitem(categorical._COLUMNS_AT_ONCE, "cpu", vocab_size)
-    torch.testing.assert_close(run(energy, drafts, x_t, log_p), in_tiles, rtol=0.0, atol=1e-4)
-
-
-def test_the_carry_over_form_runs_the_head_on_masked_positions_alone():
-    network = small_network(vocab_size=5)
-    drafts, x_t, log_p = random_input(4, 2, 16, 5)
-    masked = int((x_t == MASK).sum())
-    with torch.no_grad(), LargestLogits(5) as largest:
-        run(energies.residual_ar(network, MASK, 4, carry_over=True), drafts, x_t, log_p)
-    assert largest.rows == 2 * masked < 4 * 2 * 16
-
-
-@forms
-@pytest.mark.parametrize("bos", [None, 4])
-@pytest.mark.parametrize("extra", [1, 5])
-def test_padded_positions_change_no_energy(carry_over, bos, extra):
-    drafts, x_t, log_p = random_input(3, 2, 5, 6)
-    energy = energies.residual_ar(small_network().double(), MASK, bos, carry_over)
-    state = {contracts.CANDIDATES: drafts, contracts.X_T: x_t, contracts.LOG_P_CANDIDATES: log_p}
-    positions = torch.cat([masked_positions(x_t, MASK), torch.full((extra,), x_t.numel())])
-    padded = energy(TensorDict({**state, contracts.POSITIONS: positions}))[contracts.ENERGY]
-    torch.testing.assert_close(padded, run(energy, drafts, x_t, log_p), rtol=0.0, atol=1e-12)
-
-
-def test_half_precision_logits_are_summed_in_better():
-    network = small_network(vocab_size=200).bfloat16()
-    x = torch.randint(5, 200, (6, 12), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = network.head(network(x[:, :-1])).double()
-        log_p = autoregressive.ar_log_prob(network, x, MASK, None)
-    logits[..., MASK] = -torch.inf
-    exact = logits.log_softmax(-1).gather(-1, x[:, 1:].unsqueeze(-1)).squeeze(-1)
-    assert log_p.dtype == torch.float32
-    torch.testing.assert_close(log_p[:, 1:].double(), exact, rtol=1e-6, atol=1e-6)
-
-
-def test_gradients_reach_the_network():
-    network = small_network().double()
-    drafts, x_t, log_p = random_input(2, 3, 5, 6)
-    run(energies.residual_ar(network, MASK, 4, carry_over=True), drafts, x_t, log_p).sum().backward()
-    for name, parameter in network.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-
-
-@forms
-def test_one_graph_without_breaks(carry_over):
-    energy = energies.residual_ar(small_network(), MASK, 4, carry_over, pad_id=5)
-    drafts, x_t, log_p = random_input(2, 3, 5, 6)
-    module = energy.module
-    compiled = torch.compile(module, fullgraph=True, backend="eager")
-    inputs = (drafts, x_t, masked_positions(x_t, MASK), log_p)
-    torch.testing.assert_close(compiled(*inputs), module(*inputs))
 
 
 # ---- In a sampler

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from builders import tiny_network
+from joint_networks import joint_network
 from tensordict import TensorDict
-from test_joint import joint_network
 
 from edlm import contracts
 from edlm.models import chain_rule, denoisers, joint

@@ -16,8 +16,8 @@ from running import Runner
 from smallest import CAUSAL, NETWORK, TEXTS, words_of
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
-from test_log import SETTINGS
 from test_processes import denoiser, losses, run_in, same_run
+from tiny_runs import SETTINGS
 from torch import Tensor, nn
 
 from edlm import contracts

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from oracles import OracleEnergy
 from specifications import Spec
 from tensordict.nn import TensorDictModule
-from test_log import no_picture, tiny_run
+from tiny_runs import no_picture, tiny_run
 from torch import Tensor, nn
 
 import edlm

@@ -1,9 +1,7 @@
 """The recipe `evaluate`: its figures are those of the library, every text counts, and limits are said with them."""
 
-import json
 import math
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,64 +9,24 @@ import builders
 import pytest
 import torch
 from builders import tiny_network
-from gpt2_folder import CONTEXT
-from running import Runner, unless_given
-from torch import Tensor
+from evaluated import ABC, LENGTH, TEXT, card_of, words, write
+from running import Runner
 
 from edlm.data import corpora, pieces, vocabulary
-from edlm.data.pieces import Excerpt
-from edlm.evaluation import figures as text_figures
-from edlm.evaluation import judges
-from edlm.evaluation import samples as sample_figures
 from edlm.evaluation import texts as text_sets
-from edlm.evaluation.figures import Figure, TextSet
-from edlm.evaluation.scores import Scores
 from edlm.likelihood import estimates, paper_nelbo
-from edlm.likelihood.estimates import Estimate
 from edlm.models import autoregressive, chain_rule, denoisers, energies, joint
 from edlm.nn import folding
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.process import absorbing, noise, schedules
 from edlm.process.noise import Stream
-from edlm.weights import checkpoints, tensors
-
-LENGTH = 8
-ABC = vocabulary.characters("abc ")
-TEXT = "abc cab bca acb " * 9 + "abc"
-SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
-SCHEDULE = {"_component_": "edlm.schedules.log_linear"}
+from edlm.weights import checkpoints
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A denoiser, an energy, an AR model and two texts."""
-    path = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    notes = {"schedule": SCHEDULE, "time_conditioning": False, "step": 3}
-    checkpoints.save_network(path / "denoiser", tiny_network(0, ABC.size, LENGTH).float(), ABC, notes)
-    energy = EnergyNetwork(ABC.size, LENGTH, **SIZES)
-    with torch.no_grad():
-        energy.scalar.weight.normal_(std=20.0)
-    checkpoints.save_network(path / "energy", energy, ABC, {})
-    checkpoints.save_network(path / "transition", energy, ABC, {"scope": "transition"})
-    two_heads = JointNetwork(ABC.size, LENGTH, **SIZES)
-    with torch.no_grad():
-        two_heads.scalar.weight.normal_(std=20.0)
-        two_heads.new.weight.normal_()
-    checkpoints.save_network(path / "joint", two_heads, ABC, notes)
-    causal = tiny_network(2, ABC.size, LENGTH, causal=True, conditioning_size=0).float()
-    checkpoints.save_network(path / "ar", causal, ABC, {"bos_id": ABC.mask_id})
-    checkpoints.save_network(path / "without_bos", causal, ABC, {})
-    checkpoints.save_network(path / "other", causal, vocabulary.characters("abcd"), {})
-    (path / "one.txt").write_text(TEXT, encoding="utf-8")
-    (path / "two.txt").write_text("cab\n\nabc abc abc\n\nb", encoding="utf-8")
-    records = [{"row": i, "text": text, "tokens": ABC.encode(text).tolist()} for i, text in enumerate(SAMPLES)]
-    (path / "short.jsonl").write_text('{"text": "abca"}\n{"text": "abc"}\n', encoding="utf-8")
-    (path / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-SAMPLES = ["abcabcab", "aaaaaaaa", "c ab bca"]
+    return write(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -76,26 +34,8 @@ def run(folder: Path, tmp_path: Path, run: Runner) -> Callable[..., tuple[int, s
     """Run the recipe in this process: exit status, output, our lines of standard error, and the card."""
 
     def call(*overrides: str) -> tuple[int, str, str, dict[str, Any]]:
-        base = {
-            "output_dir": tmp_path / "out",
-            "denoiser": folder / "denoiser",
-            "energy": folder / "energy",
-            "ar": folder / "ar",
-            "split": "null",
-            "zero_shot": f"[{folder / 'one.txt'}]",
-            "normalised": "false",
-            "num_steps": 4,
-            "num_particles": 3,
-            "num_completions": 2,
-            "log_z_particles": 3,
-            "replicates": 10,
-            "rows": "null",
-            "threads": 1,
-        }
-        ran = run("evaluate", *unless_given(base, overrides))
-        card = tmp_path / "out" / "metric_card.json"
-        content = json.loads(card.read_text("utf-8"), parse_constant=pytest.fail) if card.is_file() else {}
-        return *ran, content
+        ran = run("evaluate", *words(folder, tmp_path / "out", overrides))
+        return *ran, card_of(tmp_path / "out")
 
     return call
 
@@ -370,133 +310,6 @@ def test_the_card_says_what_is_needed_to_repeat_it(run, folder: Path) -> None:
         for figure in figures:
             del figure["seconds"]
     assert again == card
-
-
-# ---- Samples
-
-
-def test_samples_are_compared_with_held_out_text_and_judged(run, folder: Path) -> None:
-    samples = [f"samples={folder / 'samples.jsonl'}", f"judge={folder / 'ar'}", "ngrams=[1,2]"]
-    status, shown, error, card = run(*samples, "rows=2", "energy=null", "ar=null")
-    assert status == 0, error
-    found = {row["figure"]: row for row in card["quality"]}
-    assert list(found) == [
-        "unigram entropy, nats",
-        "repetition-4",
-        "distinct-1",
-        "distinct-2",
-        "1-gram divergence, nats",
-        "2-gram divergence, nats",
-        "generative perplexity",
-    ]
-    assert "unigram entropy, bits" in shown
-    grams = {tuple(text[i : i + 2]) for text in SAMPLES for i in range(7)}
-    assert found["distinct-2"]["samples"]["mean"] == pytest.approx(len(grams) / 21)
-    assert found["distinct-2"]["samples"]["n"] == found["distinct-2"]["held_out"]["n"] == 3
-    network = checkpoints.load_as(Transformer, folder / "ar")
-    with torch.no_grad():
-        log_p = autoregressive.ar_log_prob(
-            network, torch.stack([ABC.encode(t) for t in SAMPLES]), ABC.mask_id, ABC.mask_id
-        )
-    assert found["generative perplexity"]["samples"]["mean"] == pytest.approx(math.exp(-log_p.mean().item()), rel=1e-4)
-    assert card["judge"]["kind"] == "autoregressive"
-    assert card["judge"]["weights_sha256"] == tensors.sha256(folder / "ar" / "network.safetensors")
-    assert card["mauve"] is None
-    assert len(card["samples"]) == 64
-
-
-def test_a_model_in_hugging_faces_format_judges_and_the_card_says_which(run, folder: Path, gpt2: Path) -> None:
-    status, _, error, card = run(f"samples={folder / 'samples.jsonl'}", f"judge={gpt2}", "energy=null", "ar=null")
-    assert status == 0, error
-    judgement = judges.causal_lm(str(gpt2), torch.device("cpu"))(SAMPLES)
-    found = {row["figure"]: row for row in card["quality"]}["generative perplexity"]
-    expected = math.exp(float(judgement.nll.sum()) / int(judgement.tokens.sum()))
-    assert found["samples"]["mean"] == pytest.approx(expected)
-    assert found["held_out"] is not None
-    judge = card["judge"]
-    assert (judge["kind"], judge["context"], judge["precision"]) == ("causal_lm", CONTEXT, "float32")
-    assert judge["files_sha256"]["model.safetensors"] == tensors.sha256(gpt2 / "model.safetensors")
-    assert {"config.json", "tokenizer.json"} < judge["files_sha256"].keys()
-    assert judge["transformers"] == version("transformers")
-
-
-def test_mauve_is_taken_by_the_command_line_and_the_card_says_of_what(run, folder: Path, gpt2: Path) -> None:
-    pytest.importorskip("mauve", reason="needs pip install 'edlm-torch[mauve]'")
-    words = (f"samples={folder / 'samples.jsonl'}", f"mauve={gpt2}", "energy=null", "ar=null")
-    status, shown, error, card = run(*words)
-    assert status == 0, error
-    assert "MAUVE" in shown
-    [found] = [row for row in card["quality"] if row["figure"] == "MAUVE"]
-    assert 0.0 < found["samples"]["mean"] <= 1.0
-    assert card["mauve"]["files_sha256"]["model.safetensors"] == tensors.sha256(gpt2 / "model.safetensors")
-    assert card["mauve"]["mauve-text"] == version("mauve-text")
-
-
-def test_held_out_texts_share_none_and_are_as_long_as_a_sample() -> None:
-    documents = ["".join("abc "[(i // n) % 4] for n in (1, 4, 16) for i in range(40))]
-    found = sample_figures.held_out(documents, ABC, 5, 6)
-    assert found is not None
-    one, other = found
-    assert len(one.tokens) == len(other.tokens) == 6
-    assert {len(row) for texts in found for row in texts.tokens} == {5}
-    assert one.spelled != other.spelled
-    whole = documents[0]
-    places = [i for i in range(0, len(whole), 5) for texts in found if whole[i : i + 5] in texts.spelled]
-    assert len(places) >= 12
-    assert sample_figures.held_out(["abc"], ABC, 5, 6) is None
-
-
-# ---- Parts
-
-
-def figure(name: str, std: float | None) -> Figure:
-    return Figure("text", "energy", name, Estimate(1.0, 0.1, 4), 1.0, 0.1, {"denoiser": 4}, 2.0, std, None, 0.0)
-
-
-@pytest.mark.parametrize(("std", "unreliable"), [(0.5, False), (3.0, False), (3.01, True), (math.inf, True)])
-def test_past_a_deviation_of_three_the_papers_figure_is_marked(std: float, unreliable: bool) -> None:
-    low = figure("paper_nelbo, log Z low", std)
-    assert low.record()["reliable"] != unreliable
-    for shown in (text_figures.table([low]), text_figures.comparison([low])):
-        assert paper_nelbo.WARNING in shown
-        assert ("unreliable" in shown) == unreliable
-        assert ("!" in shown) == unreliable
-    bound = figure("sampler_nelbo", std)
-    assert "unreliable" not in text_figures.table([bound])
-    assert paper_nelbo.WARNING not in text_figures.table([bound])
-
-
-def test_bits_are_per_character_whatever_a_token_is() -> None:
-    quarter = figure("nelbo", None)._replace(tokens_per_character=0.25).record()
-    assert quarter["bits_per_character"] == pytest.approx(0.25 / math.log(2))
-    assert quarter["bits_error"] == pytest.approx(0.025 / math.log(2))
-    assert quarter["perplexity"] == pytest.approx(math.e)
-
-
-def test_characters_are_those_that_the_scored_tokens_spell() -> None:
-    bpe = vocabulary.train_bpe(["the name the name the"] * 3, 265)
-    excerpts = pieces.excerpts(["the name", "the the"], bpe, 4)
-    texts = text_figures.choose("t", excerpts, None, bpe, 0)
-    assert texts.tokens < texts.characters == len("the name") + len("the the"), "the end of a text spells nothing"
-    some = text_figures.choose("t", 10 * excerpts, 3, bpe, 0)
-    assert (len(some.excerpts), some.num_all) == (3, 10 * len(excerpts))
-    with pytest.raises(ValueError, match="t: 1 excerpts to score, but an error bar needs at least 2"):
-        text_figures.choose("t", excerpts[:1], None, bpe, 0)
-
-
-def test_rows_of_unequal_length_count_by_their_tokens() -> None:
-    excerpts = [Excerpt(torch.zeros(n, dtype=torch.int64), given) for n, given in ((4, 0), (2, 0), (4, 3), (2, 0))]
-    seen: list[int] = []
-
-    def score(tokens: Tensor, scored: Tensor, seed: Tensor, row: Tensor) -> Scores:
-        seen.extend(row.tolist())
-        assert tokens.shape == scored.shape
-        return Scores({"nelbo": row.double()}, {"denoiser": len(row)})
-
-    [result] = text_figures.measure("m", score, TextSet("t", excerpts, 4, 9), 2, 0, torch.device("cpu"))
-    assert sorted(seen) == [0, 1, 2, 3]
-    assert result.value.mean == pytest.approx((4 * 0 + 2 * 1 + 1 * 2 + 2 * 3) / 9)
-    assert result.passes == {"denoiser": 4}
 
 
 @pytest.mark.parametrize(

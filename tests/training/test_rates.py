@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_log import tiny_run
+from tiny_runs import tiny_run
 from torch import Tensor
 
 from edlm.training import log

@@ -10,7 +10,7 @@ import torch
 from builders import randomise
 from one_layer import train as train_smallest
 from smallest import LENGTH, ar_words, denoiser_words, settings_of, words_of
-from test_log import tiny_run
+from tiny_runs import tiny_run
 
 from edlm.data import vocabulary
 from edlm.nn.networks import Transformer
