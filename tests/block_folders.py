@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-MASK, LENGTH = 9, 72  # two blocks of 32 tokens and a part of a third
+from edlm.data import vocabulary
+
+MASK, SIZE, LENGTH = 33, 32, 72  # two blocks of 32 tokens and a part of a third
 # As the published LLaDA2.0-mini names its settings.
 LLADA2: dict[str, Any] = {
     "model_type": "llada2_moe",
@@ -62,7 +64,7 @@ LLADA2: dict[str, Any] = {
 }
 
 
-def seen(length: int, size: int) -> Tensor:
+def seen(length: int = LENGTH, size: int = SIZE) -> Tensor:
     """What each position sees: its own block, and all before it."""
     block = torch.arange(length) // size
     return block[:, None] >= block[None]
@@ -77,11 +79,24 @@ def fast_dllm(folder: Path, transformers: Any, **changes: Any) -> Any:
         model_type="Fast_dLLM_Qwen",
         architectures=["Fast_dLLM_QwenForCausalLM"],
         auto_map={"AutoModelForCausalLM": "modeling.Fast_dLLM_QwenForCausalLM"},
-        bd_size=32,
+        bd_size=SIZE,
         conplemenrary_mask=True,
         mask_token_id=MASK,
     )
+    tokenizer(folder)
     return model
+
+
+def sdar(folder: Path, transformers: Any) -> Any:
+    """Write a folder of SDAR, with blocks of 32; returns Qwen 3's own model of its weights."""
+    model = hub.model("qwen3", transformers, max_position_embeddings=96)
+    hub.change(hub.save(model, folder), model_type="sdar", block_size=SIZE, mask_token_id=MASK)
+    return model
+
+
+def tokenizer(folder: Path) -> None:
+    """Write a tokenizer of 27 characters, whose ids are the network's first."""
+    (folder / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())
 
 
 def shifted_logits(model: Any, tokens: Tensor, allowed: Tensor) -> Tensor:
@@ -130,6 +145,7 @@ def llada2(folder: Path, state: Mapping[str, Tensor], without: tuple[str, ...] =
     config = {key: value for key, value in {**LLADA2, **changes}.items() if key not in without}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(dict(state), folder / "model.safetensors", {"format": "pt"})
+    tokenizer(folder)
     return folder
 
 

@@ -23,7 +23,7 @@ class PretrainedNetwork(nn.Module):
     body: what gives `last_hidden_state`. transform: what a masked language model does to a state before its vocabulary.
     frame: ids that are read in front of a text and behind it, and are no part of it. shifted, rows_at_once: as of
     `decoders.DecoderNetwork`, and so is `bos_id`, which may be set. block_size: positions of a block, of which each
-    sees its own and those before it; None: what the body itself does. Noise levels are not read: these models know none.
+    sees its own and those before it; None: what the body itself does. These models know no noise levels.
     """
 
     bos_id: int | None = None

@@ -226,13 +226,15 @@ def _llama_names(config: Mapping[str, Any], tied: bool, biases: tuple[str, ...] 
     return {name: name for name in (*above, *blocks)}
 
 
-def named(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
+def named(
+    folder: Path, names: Mapping[str, str], read: Callable[[Path], dict[str, Any]] = shards.read
+) -> dict[str, Any]:
     """Rename all tensors of a folder, after a check of every old name, and of a head that is its embedding again.
 
     Raises ValueError for names that are missing or not known.
     """
-    read = unwrapped(shards.read(folder), folder)
-    tensors = {name: value for name, value in read.items() if not shards.BESIDE.search(name)}
+    found = unwrapped(read(folder), folder)
+    tensors = {name: value for name, value in found.items() if not shards.BESIDE.search(name)}
     if _HEAD not in names.values() and _HEAD in tensors and _EMBEDDING in tensors:
         shards.require_same(folder, _HEAD, tensors.pop(_HEAD), _EMBEDDING, tensors[_EMBEDDING])
     problems = [f"{name} is missing" for name in names.keys() - tensors.keys()]

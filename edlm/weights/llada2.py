@@ -1,7 +1,7 @@
 """LLaDA 2 as the `glm4_moe` of `transformers`: the same network under other names of its settings and its weights.
 
-Experts are chosen by sigmoid scores with a bias, first their groups, by the sum of the two best of each, then they
-themselves. They weigh by scores without the bias, which add up to the scaling factor. A shared expert reads every token.
+Experts are chosen by sigmoid scores with a bias: first groups, by the sum of the two best scores of each, then experts.
+Their weights are the scores without the bias, scaled to a fixed sum. A shared expert reads every token.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edlm import limits
@@ -120,7 +121,7 @@ def _rope(folder: Path, config: Mapping[str, Any], head_dim: int) -> dict[str, A
     where, section = f"{folder}/config.json", config.get("rope_parameters") or {}
     if not isinstance(section, dict):
         raise ValueError(f"{where}: rope_parameters = {section!r} must be a section")
-    given = {each.get("partial_rotary_factor") for each in (config, section)} - {None}
+    given: set[Any] = {each.get("partial_rotary_factor") for each in (config, section)} - {None}
     if len(given) > 1:
         raise ValueError(f"{where}: partial_rotary_factor is given twice, as {sorted(given)}")
     share = given.pop() if given else _ROTARY_SHARE
@@ -136,21 +137,38 @@ def _rope(folder: Path, config: Mapping[str, Any], head_dim: int) -> dict[str, A
     return {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": share}
 
 
-def weights(folder: Path, config: Any) -> dict[str, Tensor]:
-    """Read the weights of a folder under the names there. config: as it is there.
+def weights(folder: Path, config: Any) -> dict[str, Any]:
+    """Open the weights of a folder under the names there, and read those that are put together. config: as it is there.
 
-    Raises ValueError, naming it, for a weight that is missing or not known.
+    Raises ValueError, naming it, for a weight that is missing, not known, or unlike those that it stands beside.
     """
-    found = families.named(folder, _names(config))
-    parts = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
+    found = families.named(folder, _names(config), shards.unread)
     for i in range(config.num_hidden_layers):
-        joint = found.pop(f"model.layers.{i}.{_JOINT}")
-        rows = [each * config.head_dim for each in parts]
-        if len(joint) != sum(rows):
-            raise ValueError(f"{folder}: model.layers.{i}.{_JOINT} has {len(joint)} rows, and must have {sum(rows)}")
-        for name, value in zip("qkv", joint.split(rows), strict=True):
-            found[f"model.layers.{i}.self_attn.{name}_proj.weight"] = value
+        block = f"model.layers.{i}"
+        _cut(folder, found, block, config)
+        if i >= config.first_k_dense_replace:
+            _stack(folder, found, f"{block}.mlp.experts", config.n_routed_experts)
     return found
+
+
+def _cut(folder: Path, found: dict[str, Any], block: str, config: Any) -> None:
+    """Cut a joint projection into those of queries, keys and values."""
+    joint: Tensor = found.pop(f"{block}.{_JOINT}")[:]
+    rows = [config.head_dim * heads for heads in (config.num_attention_heads, *[config.num_key_value_heads] * 2)]
+    if len(joint) != sum(rows):
+        raise ValueError(f"{folder}: {block}.{_JOINT} has {len(joint)} rows, and must have {sum(rows)}")
+    for name, value in zip("qkv", joint.split(rows), strict=True):
+        found[f"{block}.self_attn.{name}_proj.weight"] = value
+
+
+def _stack(folder: Path, found: dict[str, Any], experts: str, count: int) -> None:
+    """Put all experts of a block into one tensor, the first two layers of each side by side."""
+    for name, layers in {"gate_up_proj": _LAYER[:2], "down_proj": _LAYER[2:]}.items():
+        each = [[found.pop(f"{experts}.{j}.{layer}.weight")[:] for layer in layers] for j in range(count)]
+        try:
+            found[f"{experts}.{name}"] = torch.stack([torch.cat(parts) for parts in each])
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: {experts} have {' and '.join(layers)} of several shapes") from error
 
 
 def _names(config: Any) -> dict[str, str]:

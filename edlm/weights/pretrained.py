@@ -90,8 +90,8 @@ MASKED = {
         transform=lambda model: model.head,
     ),
 }
-# Bodies whose blocks of so many tokens look both ways within themselves, and back: SDAR (Cheng et al. 2025, 2510.06303),
-# Fast-dLLM v2 (Wu et al. 2025, 2509.26328) and LLaDA 2 (Bie et al. 2025, 2512.15745).
+# Blocks of so many tokens look both ways within themselves, and back: SDAR (Cheng et al. 2025, arXiv 2510.06303),
+# Fast-dLLM v2 (Wu et al. 2025, arXiv 2509.26328) and LLaDA 2 (Bie et al. 2025, arXiv 2512.15745).
 _NO_WINDOW = {"use_sliding_window": False}
 BLOCKS = {
     "sdar": CAUSAL["qwen3"]._replace(

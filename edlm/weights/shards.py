@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -36,6 +37,15 @@ def read(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in files(folder):
         found.update(tensors.read_safetensors(file))
+    return found
+
+
+def unread(folder: Path) -> dict[str, Any]:
+    """Open all tensors of a folder, each of which `[:]` reads. Raises ValueError as `read` does."""
+    found: dict[str, Any] = {}
+    for file in files(folder):
+        names, opened = tensors.shapes(file), safe_open(file, "pt")
+        found |= {name: opened.get_slice(name) for name in names}
     return found
 
 
