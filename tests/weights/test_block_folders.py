@@ -22,7 +22,7 @@ from edlm.nn.pretrained import PretrainedNetwork
 from edlm.recipes import evaluate, generate
 from edlm.samplers import pipelines, plans
 from edlm.samplers.sampler import Sampler
-from edlm.weights import large, loading, pretrained
+from edlm.weights import large, loading, memory, pretrained
 
 transformers = pytest.importorskip("transformers", reason="needs pip install 'edlm-torch[families]'")
 TOLERANCE = 1e-4
@@ -323,6 +323,41 @@ def test_a_bias_in_float32_leaves_the_other_weights_of_a_bfloat16_folder_as_they
     assert layer.gate.weight.dtype == torch.float32
     assert layer.experts.down_proj.dtype == torch.bfloat16
     assert torch.equal(layer.gate.e_score_correction_bias, state["model.layers.1.mlp.gate.expert_bias"])
+
+
+FAST_7B = {
+    **{"model_type": "Fast_dLLM_Qwen", "architectures": ["Fast_dLLM_QwenForCausalLM"], "torch_dtype": "bfloat16"},
+    **{"auto_map": {"AutoConfig": "configuration.Fast_dLLM_QwenConfig"}, "bd_size": 32, "conplemenrary_mask": True},
+    **{"bos_token_id": 151643, "eos_token_id": 151645, "pad_token_id": 151645, "hidden_act": "silu", "use_cache": True},
+    **{"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+    **{"num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0},
+    **{"rope_scaling": None, "layer_types": ["full_attention"] * 28, "max_window_layers": 28, "sliding_window": None},
+    **{"use_sliding_window": False, "tie_word_embeddings": False, "attention_dropout": 0.0, "vocab_size": 152064},
+}
+MINI = {
+    **blocks.LLADA2,
+    **{"vocab_size": 157184, "hidden_size": 2048, "intermediate_size": 5120, "moe_intermediate_size": 512},
+    **{"num_hidden_layers": 20, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128, "rotary_dim": 64},
+    **{"num_experts": 256, "num_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4},
+    **{"rope_theta": 600000, "max_position_embeddings": 32768, "mask_token_id": None, "pad_token_id": 156892},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "name"),
+    [(FAST_7B, 7_615_616_512, "Fast-dLLM v2 7B"), (MINI, 16_255_638_528, "LLaDA2.0-mini")],
+    ids=["fast_dllm", "llada2"],
+)
+def test_published_configs_are_read_and_need_the_memory_of_the_document(
+    config: dict[str, Any], weights: int, name: str, tmp_path: Path
+) -> None:
+    """The settings as published; no weights. Qwen 2.5 7B has the first number, and 16 billion are told of the other."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    network = large.read_diffusion(tmp_path).outline(torch.bfloat16)
+    assert sum(each.numel() for each in network.parameters()) == weights
+    plan = memory.memory_plan(network, None, 1, 1, 1024)
+    row = f"| {name} alone | 1 | 1024 | {plan.weights / 1e9:.2f} GB | {plan.peak / 1e9:.2f} GB |"
+    assert row in (Path(__file__).parents[2] / "docs" / "howto" / "checkpoints.md").read_text("utf-8")
 
 
 def test_a_memory_plan_counts_the_experts(tmp_path: Path) -> None:
