@@ -87,6 +87,11 @@ def settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     dense = config["first_k_dense_replace"]
     if type(dense) is not int or not 0 <= dense <= found["num_hidden_layers"]:
         raise ValueError(f"{where}: first_k_dense_replace = {dense!r} must be a number of layers")
+    heads, kv_heads = found["num_attention_heads"], found["num_key_value_heads"]
+    if heads % kv_heads:
+        raise ValueError(
+            f"{where}: num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv_heads}"
+        )
     _require_routes(where, found)
     shared = config.get("moe_shared_expert_intermediate_size", found["moe_intermediate_size"])
     if shared != found["moe_intermediate_size"]:
@@ -125,10 +130,11 @@ def _rope(folder: Path, config: Mapping[str, Any], head_dim: int) -> dict[str, A
     if len(given) > 1:
         raise ValueError(f"{where}: partial_rotary_factor is given twice, as {sorted(given)}")
     share = given.pop() if given else _ROTARY_SHARE
-    if not isinstance(share, int | float) or not 0 < share <= 1 or int(head_dim * share) % 2:
+    turned = int(head_dim * share) if isinstance(share, int | float) and 0 < share <= 1 else 0
+    if turned == 0 or turned % 2:
         raise ValueError(f"{where}: partial_rotary_factor = {share!r} must leave an even part of {head_dim}")
-    if config.get("rotary_dim", int(head_dim * share)) != int(head_dim * share):
-        raise ValueError(f"{where}: rotary_dim = {config['rotary_dim']!r} must be {int(head_dim * share)}")
+    if config.get("rotary_dim", turned) != turned:
+        raise ValueError(f"{where}: rotary_dim = {config['rotary_dim']!r} must be {turned}")
     rest = {key: value for key, value in section.items() if key != "partial_rotary_factor"}
     found = config_keys.rope(folder, {**config, "rope_parameters": rest}, _THETA)
     if found["rope_type"] != "default":

@@ -32,7 +32,7 @@ _FIXED: Mapping[str, Any] = {
 
 
 class Blocks(NamedTuple):
-    """How block diffusion is read: the key of the size of its blocks, if there is one, and what the config leaves out.
+    """A reading of block diffusion: the key of the size of its blocks, if any, and what a config may leave out.
 
     shifted: whether the state before a token predicts it.
     """
@@ -282,11 +282,15 @@ def _outline(folder: Path, family: Family, config: Any, dtype: torch.dtype) -> A
     cls = getattr(_transformers(family.model), family.model)
     try:
         with torch.device("meta"):
-            return cls(config).to(dtype)
+            model = cls(config).to(dtype)
     except Exception as error:  # sizes that do not fit each other end in whatever a module raises
         raise ValueError(
             f"{folder}/config.json makes no {family.model} ({' '.join(str(error).split())[:200]})"
         ) from error
+    for name, module in model.named_modules():
+        if name.endswith(".gate"):  # a router, which is float32 whatever the rest is
+            module.float()
+    return model
 
 
 def _require_fitting(folder: Path, outline: Any) -> None:

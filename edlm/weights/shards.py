@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edlm.weights import tensors, whole
@@ -44,8 +44,8 @@ def unread(folder: Path) -> dict[str, Any]:
     """Open all tensors of a folder, each of which `[:]` reads. Raises ValueError as `read` does."""
     found: dict[str, Any] = {}
     for file in files(folder):
-        names, opened = tensors.shapes(file), safe_open(file, "pt")
-        found |= {name: opened.get_slice(name) for name in names}
+        opened = _opened(file)
+        found |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
     return found
 
 
@@ -80,9 +80,16 @@ def require_same(folder: Path, one: str, value: Tensor, other: str, expected: Te
         raise ValueError(f"{folder}: {one} differs from {other}, and tie_word_embeddings = true makes them one")
 
 
-def _dtypes(file: Path) -> Iterator[torch.dtype]:
+def _opened(file: Path) -> Any:
     tensors.shapes(file)
-    with safe_open(file, "pt") as opened:
+    try:
+        return safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from error
+
+
+def _dtypes(file: Path) -> Iterator[torch.dtype]:
+    with _opened(file) as opened:
         for name in opened.keys():  # noqa: SIM118  it is no mapping
             kind = opened.get_slice(name).get_dtype()
             if BESIDE.search(name) or (_KEPT.search(name) and kind == "F32"):

@@ -18,11 +18,12 @@ from torch import Tensor
 import edlm
 from edlm.likelihood import enumeration
 from edlm.models import denoisers
+from edlm.nn import decoders
 from edlm.nn.pretrained import PretrainedNetwork
 from edlm.recipes import evaluate, generate
-from edlm.samplers import pipelines, plans
+from edlm.samplers import corrections, pipelines, plans
 from edlm.samplers.sampler import Sampler
-from edlm.weights import large, loading, memory, pretrained
+from edlm.weights import large, loading, memory, pretrained, shards
 
 transformers = pytest.importorskip("transformers", reason="needs pip install 'edlm-torch[families]'")
 TOLERANCE = 1e-4
@@ -180,13 +181,22 @@ def test_texts_are_drawn_block_by_block_with_the_probabilities_of_the_network(ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_plan_without_the_blocks_of_the_model_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_plan_without_the_blocks_of_the_model_is_refused_and_so_is_an_energy_of_drafts(
+    kind: str, tmp_path: Path
+) -> None:
     written(kind, tmp_path / "m")
     denoiser = denoisers.subs(large.load_diffusion(tmp_path / "m"), blocks.MASK)
     with pytest.raises(ValueError, match=r"the denoiser reads blocks of 32, .* needs plans\.blocks\(32"):
         Sampler(denoiser, plans.TokensPerPass(2))
     pipeline = pipelines.pipeline(Sampler(denoiser, plans.blocks(16, plans.Grid(2))), 40)
     assert blocks.MASK not in edlm.sample(pipeline, 1, seed=0)["tokens"]
+    model = hub.model("qwen2", transformers)
+    ar = decoders.load(large.read_autoregressive(hub.save(model, tmp_path / "ar")))
+    energy = edlm.energies.residual_ar(ar, blocks.MASK, bos_id=1, carry_over=True)
+    with pytest.raises(
+        ValueError, match="weighs whole drafts, and a denoiser of blocks draws one block after the other"
+    ):
+        Sampler(denoiser, plans.blocks(32), correction=corrections.OfEnergy(energy), candidates=2)
 
 
 @pytest.mark.parametrize("kind", ["fast_dllm", "llada2"])
@@ -268,6 +278,7 @@ LLADA2: dict[str, tuple[Any, str]] = {
     "vocab_size": (None, "vocab_size = None must be a number"),
     "intermediate_size": (40, "the weights are not those of its config.json"),
     "num_key_value_heads": (1, "attention.query_key_value.weight has 96 rows, and must have 72"),
+    "num_attention_heads": (5, "num_attention_heads = 5 must be a multiple of num_key_value_heads = 2"),
 }
 
 
@@ -311,6 +322,16 @@ def test_a_weight_of_llada_2_too_few_or_too_many_is_named_as_in_the_folder(tmp_p
             large.load_diffusion(folder)
         assert name.partition(".gate.expert_bias")[0].partition(".experts.")[0] in str(error.value)
         assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_is_cut_off_is_named(kind: str, tmp_path: Path) -> None:
+    written(kind, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    for read in (large.load_diffusion, shards.unread):
+        with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+            read(tmp_path / "m")
 
 
 def test_a_bias_in_float32_leaves_the_other_weights_of_a_bfloat16_folder_as_they_are(tmp_path: Path) -> None:
@@ -364,7 +385,10 @@ def test_a_memory_plan_counts_the_experts(tmp_path: Path) -> None:
     written("llada2", tmp_path / "m")
     outline = large.read_diffusion(tmp_path / "m").outline()
     network = large.load_diffusion(tmp_path / "m")
-    sizes = [sum(each.numel() for each in found.parameters()) for found in (outline, network)]
+    sizes = [{name: (each.shape, each.dtype) for name, each in x.named_parameters()} for x in (outline, network)]
     assert sizes[0] == sizes[1]
+    rounded = large.read_diffusion(tmp_path / "m").outline(torch.bfloat16)
+    kept = {name for name, each in rounded.named_parameters() if each.dtype == torch.float32}
+    assert kept == {f"body.layers.{i}.mlp.gate.weight" for i in (1, 2)}
     assert outline.widths == (3 * (20 + 32), 48)
     assert pretrained.mask_of({"model_type": "sdar"}) is None
