@@ -137,6 +137,7 @@ LAYOUT: dict[str, list[str]] = {
         "shards",
         "config_keys",
         "families",
+        "llada2",
         "masked",
         "pretrained",
         "large",
