@@ -109,7 +109,7 @@ class Distillation:
             )
             for name, each in found.items()
         ]
-        rows.append(report.unigram_line(report.held_out(self.blocks, self.vocabulary), unit))
+        rows.append(report.unigram_line(report.held_out(self.blocks, self.vocabulary, drawn.num_rows), unit))
         print(f"\n{tables.table([*rows, ('for samplers of', f'{steps:g} steps', '')])}\n\n  written to {self.folder}")
         told = {name: each._asdict() for name, each in found.items()}
         if processes.is_first():

@@ -119,7 +119,8 @@ class JointTraining:
         told = {"contrast" if name == "loss" else name: x._asdict() for name, x in {**bounds, **figures}.items()}
         remarks = {**energy.COMPARED, **correction.remarks(settings["samples"])}
         lines = correction.bits_lines(bounds, self.vocabulary.unit, remarks)
-        lines.append(report.unigram_line(report.held_out(self.blocks, self.vocabulary), self.vocabulary.unit))
+        single = report.held_out(self.blocks, self.vocabulary, drawn.num_rows)
+        lines.append(report.unigram_line(single, self.vocabulary.unit))
         wanted = settings["report_particles"], settings["objective"], settings["num_negatives"]
         shown = tables.table([*lines, *contrast.figure_lines(figures, None, *wanted)])
         told["warning"] = contrast.warning(per_row)

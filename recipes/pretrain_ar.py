@@ -117,8 +117,9 @@ class PretrainAr:
 
     def cleanup(self) -> None:
         """Say what was learned and where it is."""
-        nll = self.held_out_nll(self.run.average, self.blocks.test[: 4 * self.settings["valid_rows"]])
-        text = report.held_out(self.blocks, self.vocabulary)
+        scored = 4 * self.settings["valid_rows"]
+        nll = self.held_out_nll(self.run.average, self.blocks.test[:scored])
+        text = report.held_out(self.blocks, self.vocabulary, scored)
         rows = report.lines("exact NLL", nll, "blocks", "perplexity", self.run, text)
         report.conclude(self.run, rows, nll, text)
 

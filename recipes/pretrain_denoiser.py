@@ -92,9 +92,10 @@ class PretrainDenoiser:
 
     def cleanup(self) -> None:
         """Say what was learned and where it is."""
-        bound = self.held_out_bound(self.run.average, self.blocks.test, 4 * self.settings["valid_rows"])
+        scored = 4 * self.settings["valid_rows"]
+        bound = self.held_out_bound(self.run.average, self.blocks.test, scored)
         levels = {f"{t:g}": self.masked_nll(t) for t in NOISE_LEVELS}
-        text = report.held_out(self.blocks, self.vocabulary)
+        text = report.held_out(self.blocks, self.vocabulary, scored)
         rows = report.lines(self.plan.objective.claim, bound, "draws", "perplexity bound", self.run, text)
         rows += report.level_lines(levels, self.vocabulary.unit)
         told = {t: None if value is None else value._asdict() for t, value in levels.items()}

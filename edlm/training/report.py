@@ -13,7 +13,7 @@ from edlm.runs import files, tables
 from edlm.training.loop import TrainingRun
 
 Line = tuple[str, str, str]
-_MOST = 1024  # blocks of a split that are looked at
+_MOST = 1024  # blocks of the training split whose tokens are counted
 
 
 class HeldOut(NamedTuple):
@@ -23,9 +23,12 @@ class HeldOut(NamedTuple):
     characters_per_token: float
 
 
-def held_out(blocks: Blocks, vocabulary: Vocabulary) -> HeldOut:
-    """Measure the test split, or the beginning of a long one, by the frequencies of tokens in the training split."""
-    train, test = blocks.train[:_MOST], blocks.test[:_MOST]
+def held_out(blocks: Blocks, vocabulary: Vocabulary, rows: int) -> HeldOut:
+    """Measure the first `rows` blocks of the test split, those of a network's own figure.
+
+    Bits per character are of these blocks alone: a token of other texts may spell more or fewer characters.
+    """
+    train, test = blocks.train[:_MOST], blocks.test[:rows]
     counted = nelbo.not_padding(test, vocabulary.pad_id)
     seen = train[nelbo.not_padding(train, vocabulary.pad_id)]
     nats = -unigram.log_law(seen, vocabulary.size, vocabulary.mask_id)[test]
