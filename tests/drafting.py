@@ -6,10 +6,12 @@ import torch
 from builders import tiny_denoiser, tiny_network
 from oracles import all_sequences
 from torch import Tensor
+from torchtune.models import qwen2
 
 import edlm
 from edlm import contracts
 from edlm.models import denoisers
+from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
 from edlm.samplers import plans
 from edlm.samplers.corrections import Autoregressive
@@ -29,6 +31,19 @@ close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-9)
 
 def ar_network(seed: int = 1, max_length: int = LENGTH, **changes: object) -> Transformer:
     return tiny_network(seed, **(CAUSAL | {"max_length": max_length} | changes))
+
+
+def ar_decoder(seed: int = 1, length: int = LENGTH) -> DecoderNetwork:
+    """A causal decoder of torchtune with two queries to a key, float64 but for its norms."""
+    torch.manual_seed(seed)
+    decoder = qwen2.qwen2(SYMBOLS + 1, 2, 4, 2, embed_dim=16, intermediate_dim=24, max_seq_len=length)
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    network = DecoderNetwork(decoder).double().eval().requires_grad_(False)
+    for module in network.modules():
+        if hasattr(module, "scale"):
+            module.float()
+    return network
 
 
 def denoiser(seed: int = 0, max_length: int = LENGTH, sharpness: float = 3.0) -> denoisers.SubsDenoiser:

@@ -57,10 +57,17 @@ FAULTS = [
         "tests/samplers/test_ahead_costs.py::test_what_is_told_is_what_networks_have_read",
     ),
     Fault(
+        "a decoder's new tokens at the place of the first of them",
+        "nn/decoder_steps.py",
+        "where = start.unsqueeze(-1) + torch.arange(x.shape[1], device=x.device)",
+        "where = start.unsqueeze(-1) + torch.zeros_like(torch.arange(x.shape[1], device=x.device))",
+        "tests/nn/test_follow.py::test_what_follows_is_the_pass_over_the_whole_text",
+    ),
+    Fault(
         "what stands at its own place and later is read from the cache",
-        "nn/networks.py",
-        "torch.arange(length, device=x.device) < start.unsqueeze(-1)",
-        "torch.arange(length, device=x.device) <= start.unsqueeze(-1)",
+        "nn/attention.py",
+        "torch.arange(length, device=like.device) < start.unsqueeze(-1)",
+        "torch.arange(length, device=like.device) <= start.unsqueeze(-1)",
         "tests/nn/test_follow.py::test_what_follows_is_the_pass_over_the_whole_text",
     ),
     Fault(

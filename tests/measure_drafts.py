@@ -1,8 +1,8 @@
 """Measure drafts that an AR model verifies beside its own cached sampling: CPU seconds of a text, one thread.
 
 Run it by `python tests/measure_drafts.py AR DENOISER:AHEAD:CONTEXT:LOOP ... [--texts 6] [--batch 1] [--length 256]`:
-AR and DENOISER are run folders, LOOP is anew or kept. The seeds are 0, 1, ...; all settings of a seed are measured one
-after the other, so what else the machine does meets them alike.
+AR and DENOISER are run folders, or folders of large models. LOOP is anew or kept. The seeds are 0, 1, ...; all settings
+of a seed are measured one after the other, so what else the machine does meets them alike.
 """
 
 import argparse
@@ -28,10 +28,10 @@ HEAD = (
 )
 
 
-def setting(words: str, ar: Found, length: int) -> Pipeline:
+def setting(words: str, drafter: Found, ar: Found, length: int) -> Pipeline:
     """Build the pipeline of a setting DENOISER:AHEAD:CONTEXT:LOOP."""
-    folder, ahead, context, loop = words.rsplit(":", 3)
-    denoiser = loading.denoiser(folder, CPU).denoiser
+    _, ahead, context, loop = words.rsplit(":", 3)
+    denoiser = drafter.denoiser
     denoiser.max_length = length  # drafts are read in windows of `context` tokens, so a network of short texts serves
     bos = ar.description.get("bos_id")
     correction = corrections.Autoregressive(
@@ -64,11 +64,11 @@ def watch(step: Any, spent: dict[str, float]) -> None:
 
 
 def network_seconds(pipeline: Pipeline, context: int) -> float:
-    """Measure a pass of the drafting network alone over the tokens that it reads, the mean of 100."""
+    """Measure a pass of the drafting network alone over the tokens that it reads, the mean of 20."""
     denoiser = pipeline.sampler.denoiser
     tokens = torch.full((1, context), denoiser.mask_id)
     with torch.no_grad():
-        return seconds(lambda: [denoiser.network(tokens, None) for _ in range(100)])[0] / 100
+        return seconds(lambda: [denoiser.network(tokens, None) for _ in range(20)])[0] / 20
 
 
 def line(words: str, runs: list[dict[str, float]], network: float) -> str:
@@ -94,9 +94,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    ar = loading.autoregressive(given.ar, CPU)
-    mask, bos, length = ar.vocabulary.mask_id, ar.description.get("bos_id"), given.length
-    built = {words: setting(words, ar, length) for words in given.settings}
+    length = given.length
+    drafters = {words: loading.denoiser(words.rsplit(":", 3)[0], CPU, length) for words in given.settings}
+    ar = loading.autoregressive(given.ar, CPU, drafters[given.settings[0]].vocabulary, length)
+    mask, bos = ar.vocabulary.mask_id, ar.description.get("bos_id")
+    built = {words: setting(words, drafter, ar, length) for words, drafter in drafters.items()}
     spent: dict[str, float] = {}
     for pipeline in built.values():
         watch(pipeline.kernel.step, spent)

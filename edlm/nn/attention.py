@@ -190,3 +190,12 @@ def row_after(cache: Cache, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Te
     scores = torch.cat([q @ cache.keys.mT, (q * k).sum(-1, keepdim=True)], dim=-1) / math.sqrt(q.shape[-1]) + mask
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
     return weights[..., :-1] @ cache.values + weights[..., -1:] * v
+
+
+def following(start: Tensor, count: int, length: int, like: Tensor) -> Tensor:
+    """Build the mask (b, 1, count, length + count) of new rows: each reads `start` (b,) cached ones, and new ones."""
+    before = torch.arange(length, device=like.device) < start.unsqueeze(-1)
+    among = torch.ones(count, count, dtype=torch.bool, device=like.device).tril()
+    shape = len(start), count
+    seen = torch.cat([before.unsqueeze(1).expand(*shape, length), among.expand(*shape, count)], dim=2).unsqueeze(1)
+    return like.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)

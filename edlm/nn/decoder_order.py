@@ -8,7 +8,6 @@ stands there.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edlm.nn import decoder_steps
@@ -32,7 +31,7 @@ def predicting(layers: Any, x: Tensor, at: tuple[Tensor, Tensor], context: Tenso
     """
     where, mask = torch.cat(at, dim=1), _seen(*at, context.shape[4], x)
     for layer, (keys, values) in zip(layers, (of.unbind(1) for of in context.unbind(1)), strict=True):
-        x = _rows(layer, x, where.clamp(max=context.shape[4] - 1), Cache(keys, values), mask)
+        x, _ = decoder_steps.rows(layer, x, where.clamp(max=context.shape[4] - 1), Cache(keys, values), mask)
     return x[:, at[0].shape[1] :]
 
 
@@ -58,14 +57,3 @@ def _seen(written: Tensor, asking: Tensor, length: int, like: Tensor) -> Tensor:
 
 def _alone(like: Tensor) -> Tensor:
     return torch.eye(like.shape[-1], dtype=torch.bool, device=like.device).expand(like.shape)
-
-
-def _rows(layer: Any, x: Tensor, where: Tensor, cache: Cache, mask: Tensor) -> Tensor:
-    """Run one block on rows that read a cache and each other."""
-    attn, normed = layer.attn, layer.sa_norm(x)
-    q = decoder_steps.turned(attn, attn.q_proj(normed), where, attn.q_norm)
-    k, v = decoder_steps.keys_and_values(attn, normed, where)
-    keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
-    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
-    x = layer.sa_scale(attn.output_proj(mixed.transpose(1, 2).flatten(2))) + x
-    return x + layer.mlp_scale(layer.mlp(layer.mlp_norm(x)))

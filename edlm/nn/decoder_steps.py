@@ -1,8 +1,12 @@
-"""One position of a torchtune decoder at a time, beside a cache of earlier keys and values that nobody writes to."""
+"""Positions of a torchtune decoder one or a few at a time, beside a cache of earlier keys and values.
+
+Nobody writes to the cache here.
+"""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edlm.nn import attention
@@ -39,6 +43,20 @@ def step(layers: Any, x: Tensor, position: Tensor, cache: Cache) -> tuple[Tensor
     return x.squeeze(1), Cache(keys, values)
 
 
+def follow(layers: Any, x: Tensor, start: Tensor, longest: int, cache: Cache) -> tuple[Tensor, Cache]:
+    """Run the blocks on embedded tokens (b, m, h) from `start` (b,) on, of which the cache holds those before.
+
+    longest: positions that the decoder knows; a token beyond them has no state that means anything. Returns the states
+    (b, m, h), and keys and values of the tokens (layers, b, kv heads, m, d).
+    """
+    where = start.unsqueeze(-1) + torch.arange(x.shape[1], device=x.device)
+    mask, kept = attention.following(start, x.shape[1], cache.keys.shape[3], x), []
+    for layer, before in zip(layers, map(Cache, *cache), strict=True):
+        x, own = rows(layer, x, where.clamp(max=longest - 1), before, mask)
+        kept.append(own)
+    return x, Cache(*(torch.stack(each) for each in zip(*kept, strict=True)))
+
+
 def _layer(layer: Any, x: Tensor, where: Tensor, cache: Cache, seen: Tensor) -> tuple[Tensor, Cache]:
     """Run one block on rows (b, 1, h): the rows, and their keys and values (b, kv heads, 1, d)."""
     attn, normed = layer.attn, layer.sa_norm(x)
@@ -46,6 +64,17 @@ def _layer(layer: Any, x: Tensor, where: Tensor, cache: Cache, seen: Tensor) -> 
     grouped = q.squeeze(2).unflatten(1, (attn.num_kv_heads, -1))  # queries that share a key are the rows of a head
     mixed = attention.row_after(cache, grouped, k, v, seen)
     x = layer.sa_scale(attn.output_proj(mixed.flatten(1).unsqueeze(1))) + x
+    return x + layer.mlp_scale(layer.mlp(layer.mlp_norm(x))), Cache(k, v)
+
+
+def rows(layer: Any, x: Tensor, where: Tensor, cache: Cache, mask: Tensor) -> tuple[Tensor, Cache]:
+    """Run one block on rows (b, n, h) that read a cache and each other: the rows, and their keys and values."""
+    attn, normed = layer.attn, layer.sa_norm(x)
+    q = turned(attn, attn.q_proj(normed), where, attn.q_norm)
+    k, v = keys_and_values(attn, normed, where)
+    keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+    x = layer.sa_scale(attn.output_proj(mixed.transpose(1, 2).flatten(2))) + x
     return x + layer.mlp_scale(layer.mlp(layer.mlp_norm(x))), Cache(k, v)
 
 

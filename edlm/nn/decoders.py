@@ -108,6 +108,12 @@ class DecoderNetwork(nn.Module):
         hidden, own = decoder_steps.step(self.layers, self._embedded(tokens), position, cache)
         return self.norm(hidden), own
 
+    def follow(self, tokens: Tensor, start: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Compute the next positions of a causal decoder, as `Transformer.follow` does."""
+        longest = self.max_length + (0 if self.bos_id is None else 1)
+        hidden, own = decoder_steps.follow(self.layers, self._embedded(tokens), start, longest, cache)
+        return self.norm(hidden), own
+
     def empty_cache(self, b: int, length: int) -> Cache:
         """Allocate zeros for the keys and values of b rows. Raises ValueError where `step` cannot read the blocks."""
         return decoder_steps.empty_cache(self.layers, b, length, self.embedding.weight)

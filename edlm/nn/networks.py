@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edlm.nn import rope, sizes
+from edlm.nn import attention, rope, sizes
 from edlm.nn.attention import Cache, after_finished, beside_clean, both, in_blocks, readable, two_streams
 from edlm.nn.blocks import Block, Head, Trunk, init_embedding
 from edlm.nn.energy_network import EnergyNetwork
@@ -185,10 +185,7 @@ class Transformer(nn.Module):
         x, (b, m), length = self.embedding(tokens), tokens.shape, cache.keys.shape[3]
         at = start.unsqueeze(-1) + torch.arange(m, device=x.device)
         cos, sin = (table.view(b, m, -1) for table in rope.at(at.flatten(), self.trunk.head_size, x))
-        before = torch.arange(length, device=x.device) < start.unsqueeze(-1)
-        among = torch.ones(m, m, dtype=torch.bool, device=x.device).tril()
-        seen = torch.cat([before.unsqueeze(1).expand(b, m, length), among.expand(b, m, m)], dim=2).unsqueeze(1)
-        mask = x.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
+        mask = attention.following(start, m, length, x)
         hidden, own = self.trunk(x, (cos, sin), mask=(mask,), cache=[*map(Cache, *cache)], keep=True)
         return hidden, Cache(*own.transpose(0, 1).unbind(2))
 

@@ -3,7 +3,7 @@
 import builders
 import pytest
 import torch
-from drafting import LENGTH, MASK, PROMPTS, SEQUENCES, ar_network, denoiser, heeding, log_prob, sampler
+from drafting import LENGTH, MASK, PROMPTS, SEQUENCES, ar_decoder, ar_network, denoiser, heeding, log_prob, sampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
@@ -99,14 +99,16 @@ proposals = st.builds(edlm.samplers.Proposal, st.sampled_from([1.0, 0.6, 1.5]), 
 
 
 @settings(max_examples=25)
-@given(manners, proposals, st.integers(0, 2**62), st.integers(1, 4), st.sampled_from(PROMPTS), st.booleans())
-def test_it_writes_what_plain_loops_write(manner, proposal, seed, b, prompt, with_bos) -> None:
+@given(
+    manners, proposals, st.integers(0, 2**62), st.integers(1, 4), st.sampled_from(PROMPTS), st.booleans(), st.booleans()
+)
+def test_it_writes_what_plain_loops_write(manner, proposal, seed, b, prompt, with_bos, torchtune) -> None:
     """Rows that keep other numbers of drafts and end at other times; prompts on both sides and in between."""
     length, bos_id = 8, MASK if with_bos else None
+    network = ar_decoder(length=length) if torchtune else ar_network(max_length=length)
     if not with_bos:
         prompt = torch.tensor([1]) if prompt is None else torch.cat([torch.tensor([1]), prompt[1:]])
-    made = sampler(denoiser(2, length), Autoregressive(ar_network(max_length=length), bos_id, **manner))
-    made = made.replace(proposal=proposal)
+    made = sampler(denoiser(2, length), Autoregressive(network, bos_id, **manner)).replace(proposal=proposal)
     out = edlm.sample(pipelines.pipeline(made, length), b, seed=seed, prompt=prompt)
     start = torch.full((length,), MASK)
     if prompt is not None:

@@ -5,7 +5,19 @@ import itertools
 import builders
 import pytest
 import torch
-from drafting import LENGTH, MASK, SEQUENCES, SYMBOLS, ar_network, close, denoiser, heeding, log_prob, sampler
+from drafting import (
+    LENGTH,
+    MASK,
+    SEQUENCES,
+    SYMBOLS,
+    ar_decoder,
+    ar_network,
+    close,
+    denoiser,
+    heeding,
+    log_prob,
+    sampler,
+)
 from oracles import index_of
 from scipy import stats
 from torch import Tensor, nn
@@ -25,6 +37,12 @@ from edlm.samplers.corrections import Autoregressive
 @pytest.mark.parametrize("seed", range(3))
 def test_its_enumerated_law_is_that_of_the_ar_model_whatever_the_denoiser_is(seed, plan) -> None:
     close(enumeration.law(sampler(denoiser(seed), plan=plan), LENGTH).flatten(), log_prob(SEQUENCES).sum(-1).exp())
+
+
+def test_the_law_of_a_decoder_of_torchtune_is_that_decoders_own() -> None:
+    network = ar_decoder(length=LENGTH)
+    law = enumeration.law(sampler(law=Autoregressive(network, MASK)), LENGTH).flatten()
+    close(law, log_prob(SEQUENCES, network).sum(-1).exp(), atol=1e-6)  # its norms are float32
 
 
 def two_at_a_time() -> Tensor:
