@@ -27,6 +27,7 @@ LAYOUT: dict[str, list[str]] = {
         "decoders",
         "pretrained",
         "adapters",
+        "trunk_energy",
     ],
     "data": [
         "formats",
@@ -141,6 +142,7 @@ LAYOUT: dict[str, list[str]] = {
         "pretrained",
         "large",
         "adaptation",
+        "trunk_energies",
         "memory",
         "kinds",
         "loading",

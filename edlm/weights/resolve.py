@@ -26,7 +26,7 @@ from edlm.samplers import corrections
 from edlm.samplers.autoregressive import Stepped
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction
-from edlm.weights import checkpoints, kinds, large, loading, memory, whole
+from edlm.weights import checkpoints, kinds, large, loading, memory, trunk_energies, whole
 from edlm.weights import named as named_networks
 from edlm.weights.loading import DTYPES, LONGEST, is_large
 from edlm.weights.named import CHAIN_RULE, SPECULATIVE
@@ -118,7 +118,9 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
         return Sources(ar.vocabulary, ar=ar.network, bos_id=ar.description.get("bos_id"))
     if is_large(path):
         known = _longest(settings), settings["tokenizer"], settings["precision"]
-        loaded = loading.large_denoiser(path, *known, device)
+        # An energy over its network reads texts as in its training, without what opens them.
+        load_large = loading.large_start if _over_trunk(settings) else loading.large_denoiser
+        loaded = load_large(path, *known, device)
     else:
         loaded = loading.denoiser(path, device)
     found = Sources(loaded.vocabulary, loaded.schedule, loaded.denoiser, opening=loaded.opening)
@@ -127,7 +129,7 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
         named_networks.require_ordered(path, found.denoiser)
         return found._replace(correction=corrections.ChainRule(settings["energy_temperature"]))
     if settings["energy"] is not None:
-        energy, scope = loading.energy(settings["energy"], found.denoiser, found.vocabulary, device)
+        energy, scope = loading.energy(settings["energy"], found.denoiser, found.vocabulary, device, path)
         heat = settings["energy_temperature"]
         of_energy = corrections.Joint(heat) if scope == "joint" else corrections.OfEnergy(energy, temperature=heat)
         return found._replace(correction=of_energy)
@@ -152,6 +154,11 @@ def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
     if named["energy"] == CHAIN_RULE:
         del named["energy"]
     return {key: path for key, path in named.items() if path is not None and not is_large(path)}
+
+
+def _over_trunk(settings: Mapping[str, Any]) -> bool:
+    """Check whether a config names an energy over its denoiser's network."""
+    return settings["energy"] not in (None, CHAIN_RULE) and trunk_energies.is_one(settings["energy"])
 
 
 def _check_baseline(settings: Mapping[str, Any]) -> None:
