@@ -242,8 +242,8 @@ def require_joinable(path: str) -> None:
     """Raise ValueError for a large model, over which no joint network can be built."""
     if loading.is_large(path):
         raise ValueError(
-            f"denoiser = {path!r} holds a large model, over which there is no joint network: its blocks would be put "
-            "into a Transformer of ours. `edlm run edlm_nce` trains an energy over it, and loads its weights once"
+            f"denoiser = {path!r} holds a large model, and a joint network begins as a Transformer of ours, with blocks "
+            "of ours behind it: `edlm run edlm_nce` trains an energy over the model itself"
         )
 
 

@@ -36,6 +36,7 @@ def memory_plan(
 ) -> MemoryPlan:
     """Bound the bytes of one step of importance sampling with `energies.residual_ar`, or of a step without an energy.
 
+    As the energy, the denoiser itself stands for a head over its network, whose weights are held once.
     Weights are counted, the rest is bounded. Per token the widest moment of a block holds three vectors of its
     feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once` is the size of a
     tile, that of `categorical` on a GPU. Attention is assumed to need memory linear in the length. Networks may be on
@@ -43,16 +44,17 @@ def memory_plan(
     """
     num_particles = num_particles if energy is not None else 1
     tokens, in_energy = batch_size * length, batch_size * num_particles * length
+    scored = 0 if energy is denoiser else logits_at_once
     tile = min(tokens, max(1, logits_at_once // denoiser.head.out_features))
     vocab_size = denoiser.head.out_features
     drawn = vocab_size * (2 * denoiser.head.weight.element_size() + 4 * 4)  # logits, and weights in float32
     drawn += num_particles * min(categorical.BLOCK, vocab_size) * (4 + 8 + 8)  # a block per draw, and its running sum
     return MemoryPlan(
-        weights=_bytes_of(denoiser) + (0 if energy is None else _bytes_of(energy)),
+        weights=_bytes_of(denoiser) + (0 if energy in (None, denoiser) else _bytes_of(energy)),
         drafts=in_energy * (8 + 8 + 8 + 4 + 4),
         denoise=_bytes_of_block(denoiser, tokens),
         propose=tile * drawn + tokens * denoiser.head.in_features * denoiser.head.weight.element_size(),
-        weigh=0 if energy is None else _bytes_of_weighing(energy, batch_size * num_particles, length, logits_at_once),
+        weigh=0 if energy is None else _bytes_of_weighing(energy, batch_size * num_particles, length, scored),
     )
 
 
