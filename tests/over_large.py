@@ -1,5 +1,6 @@
 """Tiny large denoisers of each kind, and energies over them as `edlm_nce` begins to train them."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,7 @@ def denoiser(root: Path, kind: str) -> Path:
         start = {"start_from": root / "hub", "output_dir": folder, "shifted": True, "length": LENGTH, "threads": 1}
         adapt(settings_of("adapt", *words_of({**start, **_STEP})))
     elif kind == "bert":
-        import transformers
-
-        hub_folders.save(hub_folders.model(kind, transformers), folder)
+        hub_folders.save(hub_folders.model(kind, importlib.import_module("transformers")), folder)
         for split in ("train", "valid", "test"):
             (root / f"{split}.txt").write_text(_SENTENCES * 20)
     else:

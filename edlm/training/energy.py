@@ -242,8 +242,8 @@ def require_joinable(path: str) -> None:
     """Raise ValueError for a large model, over which no joint network can be built."""
     if loading.is_large(path):
         raise ValueError(
-            f"denoiser = {path!r} holds a large model, and a joint network begins as a Transformer of ours, with blocks "
-            "of ours behind it: `edlm run edlm_nce` trains an energy over the model itself"
+            f"denoiser = {path!r} holds a large model, and a joint network begins as a Transformer of ours, with "
+            "blocks of ours behind it: `edlm run edlm_nce` trains an energy over the model itself"
         )
 
 
