@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
     @property
     def pad_id(self) -> int | None:
-        """What fills a block after its text, and counts nowhere; large models draw theirs, to end a text."""
+        """Give the id that fills a block and counts nowhere; None for large models, which draw theirs to end a text."""
         return None if is_large(self.path) else self.vocabulary.pad_id
 
     @property
@@ -172,17 +172,19 @@ def autoregressive(path: str, device: torch.device, ids: Vocabulary | None = Non
 
 
 def energy(
-    path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device, over: str = ""
+    path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device, over: str | None = None
 ) -> tuple[TensorDictModule, str]:
     """Load a learned energy of a denoiser, and what it weighs: a key of `kinds.ENERGIES`.
 
-    over: the denoiser's folder, for an energy over its network. Raises ValueError for such an energy, and for that of a
-    joint network, beside any denoiser but its own.
+    over: the denoiser's folder, which an energy over its network needs. Raises ValueError for such an energy, and for
+    that of a joint network, beside any denoiser but its own.
     """
     kind = "joint" if is_joint(path) else _description_of(path).get("scope", "draft")
     cls, build = ENERGIES[kind]
     told = None if kind == "joint" else denoiser.told
     if trunk_energies.is_one(path):
+        if over is None:
+            raise ValueError(f"energy = {path!r} is over the network of its denoiser: say which folder that is from")
         known = denoiser.network, weights_of(over), ids, device
         return build(trunk_energies.load(path, *known), told, None if is_large(over) else ids.pad_id), kind
     network: Any = _network(cls, path, told, device, ids)

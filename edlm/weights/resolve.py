@@ -205,8 +205,7 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
         denoiser.rows_at_once = settings["energy_rows"]
     length = min(settings["length"] or denoiser.max_length, denoiser.max_length)
     rows, k = min(settings["batch_size"], settings["num_samples"]), 1 if energy is None else settings["num_particles"]
-    plan = memory.memory_plan(denoiser, energy, rows, k, length)
-    plan = plan._replace(weights=plan.weights + own)
+    plan = memory.memory_plan(denoiser, energy, rows, k, length, trained=own)
     remarks = {"drafts": f"{rows} texts of {length} tokens, {k} candidates each"}
     table = [(name, f"{size / 1e9:.2f} GB", remarks.get(name, "")) for name, size in plan._asdict().items()]
     at_most = ("at most", f"{plan.peak / 1e9:.2f} GB", "weights, drafts and the largest of the rest; by formula")

@@ -108,7 +108,8 @@ def test_padding_that_is_left_out_counts_nothing() -> None:
 
 def test_the_trunk_stays_in_eval_mode_and_the_head_alone_drops_out() -> None:
     trunk = Transformer(V, LENGTH, hidden_size=8, num_layers=1, num_heads=2, dropout=0.5)
-    torch.nn.init.normal_(trunk.head.weight)
+    for parameter in trunk.parameters():
+        nn.init.normal_(parameter, std=0.3)
     energy = awake(trunk_energy.over(trunk)).train()
     assert torch.equal(energy(*pair()), energy(*pair()))
     dropping = awake(trunk_energy.over(trunk, dropout=0.5)).train()

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 import edlm
 from edlm.nn import decoders
 from edlm.training import log
-from edlm.weights import checkpoints, large, loading, named, resolve, trunk_energies, whole
+from edlm.weights import checkpoints, large, loading, memory, named, resolve, trunk_energies, whole
 
 CPU = torch.device("cpu")
 every_way = pytest.mark.parametrize("how", over_large.HOW)
@@ -124,6 +124,9 @@ def test_it_is_loaded_beside_its_denoiser_alone(root: Path, tmp_path: Path) -> N
     for load in (edlm.from_pretrained, checkpoints.load_network):
         with pytest.raises(ValueError, match="an energy over the network of its denoiser: name both"):
             load(tmp_path / "run")
+    found = loading.denoiser(str(root / "llada"), CPU, over_large.LENGTH)
+    with pytest.raises(ValueError, match="is over the network of its denoiser: say which folder"):
+        loading.energy(str(tmp_path / "run"), found.denoiser, found.vocabulary, CPU)
 
 
 @pytest.mark.parametrize("lora", [None, "{rank: 2, alpha: 4.0}"])
@@ -150,11 +153,32 @@ def test_an_ar_model_whose_energy_was_trained_is_the_folder_of_its_family(
         decoders.load(large.read_autoregressive(folder))
 
 
-def test_a_plan_counts_the_weights_once_and_no_logits_for_the_head(root: Path, tmp_path: Path) -> None:
-    over_large.trained(root / "llada", tmp_path / "run")
+def amounts(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> memory.MemoryPlan:
+    """The bytes that a plan counts."""
+    found: list[memory.MemoryPlan] = []
+    count = memory.memory_plan
+
+    def counted(*given: Any, **named: Any) -> memory.MemoryPlan:
+        found.append(count(*given, **named))
+        return found[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "memory_plan", counted)
+        resolve.require_plan(asked)
+    return found[0]
+
+
+def test_a_plan_counts_shared_weights_once_and_beside_them_what_was_trained(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over_large.trained(root / "adapted", tmp_path / "run")
     small = {"length": over_large.LENGTH, "batch_size": 2, "num_samples": 2, "num_particles": 3, "selection": "sir"}
-    plain = {"ar": None, "tokenizer": None, "precision": None, "energy_rows": None, "execution": "eager"}
-    asked = {"denoiser": str(root / "llada"), "energy": None, **small, **plain}
-    tables = [resolve.require_plan({**asked, "energy": name}) for name in (None, str(tmp_path / "run"))]
-    assert "1 candidates each" in tables[0]
-    assert "3 candidates each" in tables[1]
+    more = {"ar": None, "tokenizer": None, "precision": None, "energy_rows": None, "execution": "eager"}
+    asked = {"denoiser": str(root / "adapted"), "energy": None, **small, **more}
+    plain = amounts(asked, monkeypatch)
+    corrected = amounts({**asked, "energy": str(tmp_path / "run")}, monkeypatch)
+    size = (checkpoints.find_network(tmp_path / "run") / "network.safetensors").stat().st_size
+    assert corrected.weights == plain.weights + size
+    assert corrected.weigh > plain.weigh == 0
+    in_rows = amounts({**asked, "energy": str(tmp_path / "run"), "energy_rows": 1}, monkeypatch)
+    assert plain.weigh < in_rows.weigh < corrected.weigh
