@@ -94,4 +94,25 @@ FAULTS = [
         "for key, plain in _OF_OURS.items() if False}",
         "tests/training/test_trunk_runs.py::test_a_run_does_not_go_on_over_another_denoiser_or_in_another_way",
     ),
+    Fault(
+        "adapters over weights in the precision of their folder",
+        "training/start.py",
+        'None if frozen else "float32"',
+        "None",
+        "tests/training/test_trunk_runs.py::test_frozen_weights_keep_the_precision_of_their_folder_and_what_takes_gradients_is_float32",
+    ),
+    Fault(
+        "what opens a text counted among the tokens of a large denoiser's training",
+        "weights/loading.py",
+        "large_denoiser(path, longest + 1, tokenizer",
+        "large_denoiser(path, longest, tokenizer",
+        "tests/training/test_trunk_runs.py::test_texts_that_a_bos_opens_have_the_length_that_is_asked_for",
+    ),
+    Fault(
+        "changed weights of a trained AR model taken as they are",
+        "weights/large.py",
+        "partial(_unchanged, folder, noted[_NOTES], found.weights)",
+        "found.weights",
+        "tests/weights/test_trunk_energies.py::test_an_ar_model_whose_energy_was_trained_is_the_folder_of_its_family",
+    ),
 ]

@@ -7,9 +7,11 @@ from typing import Any
 import over_large
 import pytest
 import torch
+from large_folders import random_weights, write
 
 import edlm
 from edlm import energies, pipelines
+from edlm.data import vocabulary
 from edlm.samplers import corrections, plans
 from edlm.samplers.sampler import Sampler
 from edlm.training import forecast, log
@@ -84,6 +86,26 @@ def test_a_run_does_not_go_on_over_another_denoiser_or_in_another_way(root: Path
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
             over_large.begun(root / kind, tmp_path / "run", **more)
+
+
+@pytest.mark.parametrize("how", over_large.HOW)
+def test_frozen_weights_keep_the_precision_of_their_folder_and_what_takes_gradients_is_float32(
+    how: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "half", "llada", random_weights("llada", dtype=torch.bfloat16), torch_dtype="bfloat16")
+    (tmp_path / "half" / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())
+    recipe = over_large.begun(tmp_path / "half", tmp_path / "run", **over_large.HOW[how])
+    held = {value.dtype for value in recipe.denoiser.network.layers.parameters() if value.ndim == 2}
+    assert held == {torch.bfloat16 if how == "frozen" else torch.float32}
+    assert {value.dtype for value in recipe.run.network.parameters() if value.requires_grad} == {torch.float32}
+    recipe.run._update()
+    assert recipe.run._update() == pytest.approx(1.386, abs=0.1)
+
+
+def test_texts_that_a_bos_opens_have_the_length_that_is_asked_for(tmp_path: Path) -> None:
+    """Dream's, whose network reads it in front of them; the tokens of a text are its own."""
+    recipe = over_large.begun(over_large.denoiser(tmp_path, "dream"), tmp_path / "run")
+    assert recipe.denoiser.max_length == over_large.LENGTH == recipe.blocks.train[torch.arange(1)].shape[1]
 
 
 @pytest.mark.parametrize("how", over_large.HOW)
