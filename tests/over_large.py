@@ -13,7 +13,7 @@ from edlm.data import vocabulary
 from edlm.recipes.adapt import main as adapt
 from edlm.recipes.edlm_nce import EnergyByNCE
 
-KINDS = ("adapted", "llada", "dream", "bert")
+KINDS = ("adapted", "llada", "dream", "bert", "sdar")
 LENGTH = 12
 HOW: dict[str, dict[str, Any]] = {
     "frozen": {},
@@ -36,6 +36,11 @@ def denoiser(root: Path, kind: str) -> Path:
         hub_folders.save(hub_folders.model(kind, importlib.import_module("transformers")), folder)
         for split in ("train", "valid", "test"):
             (root / f"{split}.txt").write_text(_SENTENCES * 20)
+    elif kind == "sdar":
+        model = hub_folders.model("qwen3", importlib.import_module("transformers"))
+        mask = {"block_size": 4, "mask_token_id": hub_folders.V - 1, "eos_token_id": 2}
+        hub_folders.change(hub_folders.save(model, folder), model_type=kind, **mask)
+        (folder / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())
     else:
         write(folder, kind, random_weights(kind))
         (folder / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())

@@ -44,7 +44,12 @@ def drawn(denoiser: Path, output: Path, **more: Any) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("kind", "how", "scope"),
-    [("adapted", "frozen", "transition"), ("dream", "lora", "draft"), ("bert", "trained", "transition")],
+    [
+        ("adapted", "frozen", "transition"),
+        ("dream", "lora", "draft"),
+        ("bert", "trained", "transition"),
+        ("sdar", "lora", "draft"),
+    ],
 )
 def test_an_energy_over_each_kind_is_trained_reported_and_drawn_with(
     kind: str, how: str, scope: str, root: Path, tmp_path: Path
