@@ -1,5 +1,6 @@
 """Trainings of energies over large denoisers: their start, going on, forecasts, and what is refused."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,17 @@ def test_before_training_texts_are_those_of_no_energy(how: str, root: Path, tmp_
     texts = [edlm.sample(pipelines.pipeline(each, length=over_large.LENGTH), 4, seed=1) for each in samplers]
     assert torch.equal(texts[0]["tokens"], texts[1]["tokens"])
     assert texts[0]["info", "ess"].nansum() > 0  # weighed, and evenly
+
+
+@pytest.mark.parametrize("scope", ["draft", "transition"])
+@pytest.mark.parametrize("how", over_large.HOW)
+def test_it_learns_to_tell_texts_from_draws(how: str, scope: str, root: Path, tmp_path: Path) -> None:
+    """Of a random denoiser, whose draws are easily told: knowing nothing costs 2 ln 2 = 1.386 nats."""
+    fast = {"steps": 60, "batch_size": 16, "warmup_steps": 0, "optimizer.lr": 0.01}
+    run = over_large.begun(root / "llada", tmp_path / "run", scope=scope, **{**fast, **over_large.HOW[how]}).run
+    losses = [run._update() for _ in range(60)]
+    assert losses[0] == pytest.approx(2 * math.log(2), abs=1e-6)
+    assert sum(losses[-10:]) / 10 < 1.25
 
 
 @pytest.mark.parametrize(
