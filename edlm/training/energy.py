@@ -195,6 +195,9 @@ def trained_ar(settings: Mapping[str, Any], start: Found) -> TrainedAr | None:
     if loading.is_large(path) != loading.is_large(start.path):
         raise ValueError(f"ar = {path!r} and denoiser = {start.path!r} must both be large models, or neither")
     if not loading.is_large(path):
+        for key in ("trunk", "lora"):
+            if settings[key] != _OF_OURS[key]:
+                raise ValueError(f"{key} = {settings[key]!r} is for large models: all of ar = {path!r} is trained")
         checkpoints.require_same_vocabulary(start.path, path)
         held = loading.autoregressive(path, _device(start.network))
         return TrainedAr(held.network, held.description.get("bos_id"), held.weights, checkpoints.OWN)

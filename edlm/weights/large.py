@@ -221,8 +221,9 @@ def read_autoregressive(
     if config.get("model_type") in _BUILT and families.beyond(folder, config) is None:
         known |= _built(network)
     found = _read(folder, config, known, max_length)
-    if _NOTES in noted and isinstance(found, Blueprint):  # what `edlm run edlm_nce` has trained
-        return found._replace(weights=partial(_unchanged, folder, noted[_NOTES], found.weights))
+    notes = noted.get(_NOTES)
+    if isinstance(notes, dict) and isinstance(found, Blueprint):  # what `edlm run edlm_nce` has trained
+        return found._replace(weights=partial(_unchanged, folder, notes, found.weights))
     return found
 
 

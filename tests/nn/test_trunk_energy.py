@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torchtune.models import llama3_2
 
+from edlm import testing
 from edlm.models import energies
 from edlm.nn import decoders, networks, trunk_energy
 from edlm.nn.networks import Transformer
 from edlm.nn.trunk_energy import TrunkEnergy
 
-V, LENGTH = 9, 6
+V, LENGTH = 9, 8
 HOW: dict[str, dict[str, Any]] = {
     "frozen": {"trunk": "frozen"},
     "trained": {"trunk": "trained"},
@@ -140,6 +141,13 @@ def test_it_is_an_energy_of_either_scope() -> None:
     energy = trunk_energy.over(decoder())
     assert energies.scopes_of(energies.learned(energy)) == ("draft",)
     assert energies.scopes_of(energies.learned_transition(energy)) == ("transition",)  # type: ignore[arg-type]
+
+
+@every_way
+def test_it_keeps_the_laws_of_an_energy(how: str) -> None:
+    network = awake(trunk_energy.over(decoder(), **HOW[how])).eval()
+    for energy in (energies.learned(network), energies.learned_transition(network)):  # type: ignore[arg-type]
+        testing.check_energy(energy, V, V - 1)
 
 
 @pytest.mark.parametrize(
