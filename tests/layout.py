@@ -138,6 +138,7 @@ LAYOUT: dict[str, list[str]] = {
         "shards",
         "config_keys",
         "families",
+        "llada2",
         "masked",
         "pretrained",
         "large",

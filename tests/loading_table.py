@@ -1,9 +1,10 @@
-"""The table of `docs/checkpoints.md` of what it costs to load a folder, per family; run it to print the table.
+"""The table of `docs/howto/checkpoints.md` of what it costs to load a folder, per family; run it to print the table.
 
 Random models of 19 to 25 million weights, written by `transformers`. Memory is the highest resident set while a folder
 is loaded, less what was there before, in shares of the weights' size; Linux alone tells it.
 """
 
+import ctypes
 import gc
 import logging
 import tempfile
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import block_folders
 import hub_folders as hub
 import torch
 import transformers
@@ -21,6 +23,8 @@ from edlm.weights import large
 
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8}
 OF_GPT2 = {"n_embd": 512, "n_layer": 8, "n_head": 8}
+OF_LLADA2 = {**WIDE, "head_dim": 64, "rotary_dim": 32, "moe_intermediate_size": 128, "num_experts": 16}
+BLOCKS = ("fast_dllm", "llada2")
 
 
 class Cost(NamedTuple):
@@ -40,20 +44,25 @@ def resident(name: str) -> float:
 
 
 def load(folder: Path, kind: str) -> Any:
-    read = large.read_diffusion if kind in hub.MASKED else large.read_autoregressive
+    read = large.read_diffusion if kind in (*hub.MASKED, *BLOCKS) else large.read_autoregressive
     return decoders.load(read(folder))
 
 
 def measured(kind: str, folder: Path) -> Cost:
     """Load a folder for the second time: the first brings the code and the files into memory."""
-    changes = OF_GPT2 if kind == "gpt2" else WIDE
-    hub.save(hub.model(kind, transformers, **changes), folder)
+    if kind == "llada2":
+        block_folders.llada2(folder, block_folders.llada2_weights({**block_folders.LLADA2, **OF_LLADA2}), **OF_LLADA2)
+    elif kind == "fast_dllm":
+        block_folders.fast_dllm(folder, transformers, **WIDE)
+    else:
+        hub.save(hub.model(kind, transformers, **(OF_GPT2 if kind == "gpt2" else WIDE)), folder)
     network = load(folder, kind)
     runs = "torchtune" if isinstance(network, decoders.DecoderNetwork) else "transformers"
     weights: nn.Module = network
     size = sum(each.numel() * each.element_size() for each in weights.parameters()) / 2**20
     del network, weights
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what is loaded next takes memory that was never given back
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident set begins anew
     started = time.process_time()
@@ -68,7 +77,7 @@ def main() -> None:
     """Print the table."""
     logging.disable()
     print("| family | run by | weights (MB) | CPU seconds to load | memory to load |\n|---|---|---|---|---|")
-    for kind in hub.MODELS:
+    for kind in (*hub.MODELS, *BLOCKS):
         with tempfile.TemporaryDirectory() as folder:
             row = measured(kind, Path(folder))
         print(f"| {row.kind} | {row.runs} | {row.megabytes:.0f} | {row.seconds:.2f} | {row.share:.1f} |", flush=True)

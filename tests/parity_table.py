@@ -3,17 +3,23 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import block_folders
 import hub_folders as hub
 import large_folders
 import torch
 import transformers
+from torch import Tensor
 
 from edlm.nn import decoders
 from edlm.weights import large
+
+BLOCKS = ("sdar", "fast_dllm", "llada2")
+Compute = Callable[[Tensor], Tensor]
 
 
 class Parity(NamedTuple):
@@ -47,26 +53,34 @@ def measured(kind: str, rope: str, folder: Path) -> Parity:
     return Parity(kind, rope, runs, float((found - expected).nan_to_num(0.0).abs().max()), seconds)
 
 
+def of_whole_texts(kind: str, folder: Path) -> tuple[Compute, Tensor]:
+    """Write LLaDA or Dream, and give what plain torch computes of texts, and some texts."""
+    state = large_folders.random_weights(kind)
+    large_folders.write(folder, kind, state)
+    return partial(large_folders.reference, kind, state), large_folders.tokens_of()
+
+
+def of_blocks(kind: str, folder: Path) -> tuple[Compute, Tensor]:
+    """The same of block diffusion: Qwen's own classes where they have the body, and plain torch for LLaDA 2."""
+    seen, tokens = block_folders.seen(), hub.tokens(3, block_folders.LENGTH)
+    if kind == "llada2":
+        state = block_folders.llada2_weights()
+        block_folders.llada2(folder, state)
+        return lambda texts: block_folders.llada2_logits(state, texts, seen), tokens
+    model = (block_folders.sdar if kind == "sdar" else block_folders.fast_dllm)(folder, transformers)
+    scores = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf).expand(len(tokens), 1, -1, -1)
+    return lambda texts: model(texts, attention_mask=scores).logits, tokens
+
+
 def of_diffusion(kind: str, folder: Path) -> Parity:
-    """Compare LLaDA and Dream with plain torch, and SDAR with Qwen 3 under SDAR's mask of blocks."""
-    block: Any = None
-    if kind == "sdar":
-        model, tokens = hub.model("qwen3", transformers), hub.tokens()
-        hub.change(hub.save(model, folder), model_type="sdar", block_size=4, mask_token_id=9)
-        block = torch.arange(hub.LENGTH) // 4
-    else:
-        state, tokens = large_folders.random_weights(kind), large_folders.tokens_of()
-        large_folders.write(folder, kind, state)
+    """Compare with plain torch, or with the class that has the body, under the mask of blocks of 32 tokens."""
+    compute, tokens = of_blocks(kind, folder) if kind in BLOCKS else of_whole_texts(kind, folder)
     started = time.perf_counter()
     network: Any = large.load_diffusion(folder)
     seconds = time.perf_counter() - started
     with torch.no_grad():
-        if block is None:
-            expected = large_folders.reference(kind, state, tokens)
-        else:
-            mask = torch.zeros(len(block), len(block)).masked_fill(block[:, None] < block[None], -torch.inf)
-            expected = model(tokens, attention_mask=mask.expand(len(tokens), 1, -1, -1)).logits
-        if kind == "dream":  # whose state at i - 1 predicts token i
+        expected = compute(tokens)
+        if kind in ("dream", "fast_dllm"):  # whose state at i - 1 predicts token i
             expected = torch.cat([expected[:, :1], expected[:, :-1]], dim=1)
         found = network.head(network(tokens)).log_softmax(-1)
     runs = "torchtune" if isinstance(network, decoders.DecoderNetwork) else "transformers"
@@ -80,7 +94,7 @@ def rows() -> Iterator[Parity]:
         for rope in ("default", *stretched):
             with tempfile.TemporaryDirectory() as folder:
                 yield measured(kind, rope, Path(folder))
-    for kind in ("llada", "dream", "sdar"):
+    for kind in ("llada", "dream", *BLOCKS):
         with tempfile.TemporaryDirectory() as folder:
             yield of_diffusion(kind, Path(folder))
 

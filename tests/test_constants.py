@@ -45,6 +45,13 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.weights.own": {"_TRIED": 3},
     "edlm.weights.tensors": {"_LENGTH_BYTES": 8},
     "edlm.weights.families": {"_THETA": 10000.0},
+    "edlm.weights.llada2": {
+        **{"_THETA": 10000.0, "_ROTARY_SHARE": 0.5},
+        "_DEFAULTS": {
+            **{"max_position_embeddings": 16384, "rms_norm_eps": 1e-5, "routed_scaling_factor": 2.5},
+            **{"num_experts_per_tok": 2, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 0},
+        },
+    },
     "edlm.weights.loading": {"LONGEST": 2048},
     "edlm.evaluation.samples": {"REPEATED": 4},
     "edlm.evaluation.figures": {"MOST_UNRELIABLE": 0.05},

@@ -163,7 +163,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "edlm.weights.loading": {"_network": {"fold": True}, "Found": {"opening": ()}},
     "edlm.weights.memory": {"memory_plan": {"trained": 0}},
     "edlm.weights.own": {"find": {"components": ()}},
-    "edlm.weights.pretrained": {"causal": {"both_ways": False}},
+    "edlm.weights.pretrained": {"causal": {"both_ways": False}, "Blocks": {"shifted": False}},
     "edlm.weights.resolve": {"Sources": {"opening": ()}},
     "edlm.weights.tensors": {"require_held": {"copies": 1}},
     "edlm.weights.published": each(("load", "load_denoiser", "load_autoregressive", "load_energy"), PUBLISHED),

@@ -4,7 +4,7 @@ The caller that loads a model imports `transformers`; this module does not.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from edlm.nn import attention
 from edlm.nn.blocks import Head
 from edlm.process import categorical
-
-Mask = Callable[[int, torch.device], Tensor]  # a length to what each position sees, bool (l, l)
 
 
 class PretrainedNetwork(nn.Module):
@@ -23,9 +22,11 @@ class PretrainedNetwork(nn.Module):
 
     body: what gives `last_hidden_state`. transform: what a masked language model does to a state before its vocabulary.
     frame: ids that are read in front of a text and behind it, and are no part of it. shifted, rows_at_once: as of
-    `decoders.DecoderNetwork`. mask: what positions see, where it is not what the body itself does. Noise levels are not
-    read: these models know none.
+    `decoders.DecoderNetwork`, and so is `bos_id`, which may be set. block_size: positions of a block, of which each
+    sees its own and those before it; None: what the body itself does. These models know no noise levels.
     """
+
+    bos_id: int | None = None
 
     def __init__(
         self,
@@ -36,13 +37,13 @@ class PretrainedNetwork(nn.Module):
         frame: tuple[int, int] | None = None,
         shifted: bool = False,
         rows_at_once: int | None = None,
-        mask: Mask | None = None,
+        block_size: int | None = None,
     ) -> None:
         super().__init__()
         self.body, self.head = body, head
         self.transform = nn.Identity() if transform is None else transform
         self.max_length, self.frame, self.shifted = max_length, frame, shifted
-        self.rows_at_once, self.mask = rows_at_once, mask
+        self.rows_at_once, self.block_size = rows_at_once, block_size
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -56,16 +57,28 @@ class PretrainedNetwork(nn.Module):
         config: Any = self.body.config
         heads, size = config.num_attention_heads, config.hidden_size
         wide = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * size
+        if getattr(config, "moe_intermediate_size", None) is not None:  # each of a token's experts has a copy of it
+            wide = max(wide, config.num_experts_per_tok * (config.moe_intermediate_size + size))
         return wide, heads * (getattr(config, "head_dim", None) or size // heads)
 
-    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Run the body, and the transform where it is wanted. Raises ValueError for more than `max_length` tokens."""
+    def forward(
+        self,
+        tokens: Tensor,
+        sigma: Tensor | None = None,
+        positions: Tensor | None = None,
+        clean: Tensor | None = None,
+    ) -> Tensor:
+        """Run the body, and the transform where it is wanted. Raises ValueError for more than `max_length` tokens.
+
+        clean: the text without masks, (b, l), that every block of the tokens reads in place of the blocks before it.
+        """
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"length = {tokens.shape[1]} must be at most {self.max_length}")
-        parts = [tokens] if self.rows_at_once is None else tokens.split(self.rows_at_once)
-        hidden = torch.cat([self._run(part) for part in parts])
-        if self.shifted:
-            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+        one_block = tokens.shape[1] <= (self.block_size or tokens.shape[1])
+        texts = [tokens] if clean is None or one_block else [tokens, clean]
+        run = self._run if len(texts) == 1 else self._beside_clean
+        rows = self.rows_at_once or max(len(tokens), 1)
+        hidden = torch.cat([run(*parts) for parts in zip(*(each.split(rows) for each in texts), strict=True)])
         transformed: Tensor = self.transform(hidden if positions is None else hidden.flatten(0, 1)[positions])
         return transformed
 
@@ -91,17 +104,42 @@ class PretrainedNetwork(nn.Module):
         return {"inputs_embeds": rows.masked_fill((tokens >= known).unsqueeze(-1), 0.0)}
 
     def _run(self, tokens: Tensor) -> Tensor:
+        """Compute the states that predict the tokens (b, l)."""
         if self.frame is not None:
             first, last = (torch.full_like(tokens[:, :1], id_) for id_ in self.frame)
-            tokens = torch.cat([first, tokens, last], dim=1)
-        how = {} if self.mask is None else {"attention_mask": self._mask(tokens)}
-        hidden: Tensor = self.body(**self._read(tokens), use_cache=False, **how).last_hidden_state
-        return hidden if self.frame is None else hidden[:, 1:-1]
+            return self._hidden(torch.cat([first, tokens, last], dim=1))[:, 1:-1]
+        read = self._opened(tokens)
+        hidden = self._hidden(read, attention.in_blocks(read.shape[1], self.block_size, read))
+        return _later(hidden) if self.shifted and self.bos_id is None else hidden[:, : tokens.shape[1]]
 
-    def _mask(self, tokens: Tensor) -> Tensor:
-        assert self.mask is not None
-        seen = self.mask(tokens.shape[1], tokens.device)
-        return seen.expand(len(tokens), 1, -1, -1)
+    def _beside_clean(self, tokens: Tensor, clean: Tensor) -> Tensor:
+        """Compute the same in one pass over [x_t ; x_0], both at the positions of the text.
+
+        A token is predicted from the block of the state before it where states are shifted. So the first token of a
+        block, which belongs to the block before, is read from x_0; or its state, where it is the last one there.
+        """
+        assert self.block_size is not None
+        noisy, clean = self._opened(tokens), self._opened(clean)
+        l = noisy.shape[1]
+        place = torch.arange(l, device=tokens.device)
+        starts = (place % self.block_size == 0) & (place > 0)
+        if self.bos_id is not None:
+            noisy = torch.where(starts, clean, noisy)
+        seen = attention.beside_clean(l, self.block_size, tokens)
+        states, finished = self._hidden(torch.cat([noisy, clean], dim=1), seen, place.repeat(2)).chunk(2, dim=1)
+        if self.shifted and self.bos_id is None:
+            return torch.where(starts.unsqueeze(-1), _later(finished), _later(states))
+        return states[:, : tokens.shape[1]]
+
+    def _opened(self, tokens: Tensor) -> Tensor:
+        return tokens if self.bos_id is None else F.pad(tokens, (1, 0), value=self.bos_id)
+
+    def _hidden(self, tokens: Tensor, seen: Tensor | None = None, place: Tensor | None = None) -> Tensor:
+        """Run the body. seen: bool (l, l), what each position sees; place: their positions, (l,)."""
+        how = {} if seen is None else {"attention_mask": seen.expand(len(tokens), 1, -1, -1)}
+        how |= {} if place is None else {"position_ids": place.unsqueeze(0)}
+        hidden: Tensor = self.body(**self._read(tokens), use_cache=False, **how).last_hidden_state
+        return hidden
 
 
 class Cache:
@@ -127,14 +165,9 @@ def bidirectional(body: nn.Module) -> nn.Module:
     return body
 
 
-def in_blocks(size: int) -> Mask:
-    """Let every position see its own block of so many tokens and all blocks before it."""
-
-    def mask(length: int, device: torch.device) -> Tensor:
-        block = torch.arange(length, device=device) // size
-        return block[:, None] >= block[None]
-
-    return mask
+def _later(hidden: Tensor) -> Tensor:
+    """Put every state (b, l, h) one place later, where it predicts; the first stays, since nothing predicts there."""
+    return torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
 
 
 class VocabularyHead(Head):

@@ -217,8 +217,14 @@ def adapter_of(settings: Mapping[str, Any]) -> tuple[int, float] | None:
 
 
 def plan(settings: Mapping[str, Any], start: Found) -> EnergyPlan:
-    """Plan the training of an energy. Raises ValueError as `check` and `trained_ar` do."""
+    """Plan the training of an energy.
+
+    Raises ValueError as `check` and `trained_ar` do, and for one of whole drafts of a denoiser of blocks, which draws
+    none.
+    """
     check(settings, start.path, _is_ours(start))
+    if settings["scope"] == "draft" and start.denoiser.block_size is not None:
+        raise ValueError(f"scope = 'draft' must be transition: denoiser = {start.path!r} draws block after block")
     return EnergyPlan(start, settings, trained_ar(settings, start))
 
 

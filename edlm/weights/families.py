@@ -88,7 +88,7 @@ def llada(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprint
 
     _require_fixed(folder, config, _LLADA_FIXED)
     config_keys.require_known(folder, config, _LLADA_READ | _LLADA_FIXED.keys())
-    need, count = partial(_need, folder, config), partial(whole_number, folder, config)
+    need, count = partial(number, folder, config), partial(whole_number, folder, config)
     layers, heads, width = count("n_layers", limits.LAYERS), count("n_heads"), count("d_model")
     kv_heads = count("n_kv_heads") if config.get("n_kv_heads") else heads
     _require_heads(folder, heads, kv_heads, width)
@@ -111,7 +111,7 @@ def llada(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprint
     )
 
     def weights() -> Mapping[str, Tensor]:
-        return convert_weights.hf_to_tune(_named(folder, {**_LLADA, **blocks}), heads, kv_heads, width)
+        return convert_weights.hf_to_tune(named(folder, {**_LLADA, **blocks}), heads, kv_heads, width)
 
     return Blueprint(build, weights, lambda decoder: DecoderNetwork(bidirectional(decoder)).eval(), "")
 
@@ -149,7 +149,7 @@ def qwen(
     tied = bool(config.get("tie_word_embeddings", False))
     build = partial(qwen2.qwen2, **_sizes(folder, config, max_length), tie_word_embeddings=tied)
     names = _llama_names(config, tied, _QWEN_BIASES)
-    return Blueprint(build, lambda: qwen2_hf_to_tune(_named(folder, names)), network, "", export=qwen2_tune_to_hf)
+    return Blueprint(build, lambda: qwen2_hf_to_tune(named(folder, names)), network, "", export=qwen2_tune_to_hf)
 
 
 def llama(
@@ -174,7 +174,7 @@ def llama(
         build = partial(llama3_2.llama3_2, **sizes, scale_factor=factor, tie_word_embeddings=tied)
     names = _llama_names(config, tied)
     turned = {"num_heads": heads, "num_kv_heads": kv_heads, "dim": width}
-    weights = lambda: convert_weights.hf_to_tune(_named(folder, names), **turned)  # noqa: E731
+    weights = lambda: convert_weights.hf_to_tune(named(folder, names), **turned)  # noqa: E731
     return Blueprint(build, weights, network, "", export=partial(convert_weights.tune_to_hf, **turned))
 
 
@@ -198,7 +198,7 @@ def beyond(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 def _sizes(folder: Path, config: Mapping[str, Any], max_length: int) -> dict[str, Any]:
     """Collect the arguments that torchtune's builders share, from a config in Hugging Face's names."""
-    need, count = partial(_need, folder, config), partial(whole_number, folder, config)
+    need, count = partial(number, folder, config), partial(whole_number, folder, config)
     heads, width = count("num_attention_heads"), count("hidden_size")
     kv_heads = count("num_key_value_heads") if config.get("num_key_value_heads") else heads
     _require_heads(folder, heads, kv_heads, width)
@@ -214,7 +214,7 @@ def _sizes(folder: Path, config: Mapping[str, Any], max_length: int) -> dict[str
         "intermediate_dim": count("intermediate_size"),
         "max_seq_len": min(max_length, count("max_position_embeddings")),
         "norm_eps": need("rms_norm_eps"),
-        "rope_base": _need(folder, config_keys.rope(folder, config, _THETA), "rope_theta"),
+        "rope_base": number(folder, config_keys.rope(folder, config, _THETA), "rope_theta"),
     }
 
 
@@ -226,10 +226,15 @@ def _llama_names(config: Mapping[str, Any], tied: bool, biases: tuple[str, ...] 
     return {name: name for name in (*above, *blocks)}
 
 
-def _named(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename all tensors of a folder, after a check of every old name, and of a head that is its embedding again."""
-    read = unwrapped(shards.read(folder), folder)
-    tensors = {name: value for name, value in read.items() if not shards.BESIDE.search(name)}
+def named(
+    folder: Path, names: Mapping[str, str], read: Callable[[Path], dict[str, Any]] = shards.read
+) -> dict[str, Any]:
+    """Rename all tensors of a folder, after a check of every old name, and of a head that is its embedding again.
+
+    Raises ValueError for names that are missing or not known.
+    """
+    found = unwrapped(read(folder), folder)
+    tensors = {name: value for name, value in found.items() if not shards.BESIDE.search(name)}
     if _HEAD not in names.values() and _HEAD in tensors and _EMBEDDING in tensors:
         shards.require_same(folder, _HEAD, tensors.pop(_HEAD), _EMBEDDING, tensors[_EMBEDDING])
     problems = [f"{name} is missing" for name in names.keys() - tensors.keys()]
@@ -239,7 +244,8 @@ def _named(folder: Path, names: Mapping[str, str]) -> dict[str, Tensor]:
     return {new: tensors[old] for old, new in names.items()}
 
 
-def _need(folder: Path, config: Mapping[str, Any], name: str) -> Any:
+def number(folder: Path, config: Mapping[str, Any], name: str) -> Any:
+    """Read a finite number. Raises ValueError for anything else."""
     given = config.get(name)
     if not isinstance(given, int | float) or isinstance(given, bool) or not abs(given) < math.inf:
         raise ValueError(f"{folder}/config.json: {name} = {config.get(name)!r} must be a number")
@@ -248,7 +254,7 @@ def _need(folder: Path, config: Mapping[str, Any], name: str) -> Any:
 
 def whole_number(folder: Path, config: Mapping[str, Any], name: str, limit: int | None = None) -> int:
     """Read a whole number of at least 1, and of no more than the limit."""
-    value = _need(folder, config, name)
+    value = number(folder, config, name)
     if value < 1 or value != int(value):
         raise ValueError(f"{folder}/config.json: {name} = {value!r} must be a whole number of at least 1")
     if limit is not None:

@@ -49,7 +49,7 @@ def load_diffusion(folder: str | Path, max_length: int = 2048) -> Any:
 
 
 def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
-    """Read a model that predicts masks, as its `config.json` says: LLaDA, Dream, SDAR, BERT, RoBERTa or ModernBERT.
+    """Read a model that predicts masks, as its `config.json` says: LLaDA 1 and 2, Dream, SDAR, Fast-dLLM v2, or BERT's.
 
     Args:
         folder: `config.json` and the weights.
@@ -252,6 +252,8 @@ def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None, add
     """
     folder = Path(folder)
     config = whole.read_json(folder / "config.json")
+    if config.get("mask_token_id") is None:
+        config["mask_token_id"] = pretrained.mask_of(config)
     if config.get("model_type") in MASKED:
         return masked.load_vocabulary(folder, config, tokenizer)
     size = families.whole_number(folder, config, "embedding_size" if config.get("embedding_size") else "vocab_size")

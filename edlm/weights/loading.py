@@ -110,7 +110,8 @@ def denoiser(path: str, device: torch.device, length: int | None = None) -> Foun
     baseline.
     """
     if is_large(path):
-        return _read_from_bos(large_denoiser(path, length or LONGEST, None, None, device))
+        longest = length or LONGEST
+        return _read_from_bos(large_denoiser(path, longest + 1, None, None, device), longest)
     kinds.require_subs(path)
     schedule = _schedule_of(path)
     return _found(kinds.SUBS, JointNetwork if is_joint(path) else Transformer, path, schedule, device)
@@ -135,8 +136,7 @@ def large_start(
     What opens a text is read in front of it, and is not one of its `length` tokens.
     """
     longest = length or LONGEST
-    found = _read_from_bos(large_denoiser(path, longest + 1, tokenizer, precision, device))
-    found.network.max_length = min(found.network.max_length, longest)
+    found = _read_from_bos(large_denoiser(path, longest + 1, tokenizer, precision, device), longest)
     found.network.requires_grad_(False)
     return found._replace(description={"schedule": _EXACT, "time_conditioning": False})
 
@@ -232,12 +232,12 @@ def _is_causal(path: str) -> bool:
     return known and large.adapted_by(folder) is None
 
 
-def _read_from_bos(found: Found) -> Found:
+def _read_from_bos(found: Found, longest: int) -> Found:
     """Have a model whose texts open with a bos read it in front of them instead: the same law, of one token less."""
-    if not found.opening:
-        return found
     network = found.network
-    network.bos_id, network.max_length = found.opening[0], network.max_length - 1
+    if found.opening:
+        network.bos_id, network.max_length = found.opening[0], network.max_length - 1
+    network.max_length = min(network.max_length, longest)
     return found._replace(opening=())
 
 

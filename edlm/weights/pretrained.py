@@ -17,7 +17,7 @@ from edlm import limits
 from edlm.nn import pretrained
 from edlm.nn.pretrained import PretrainedNetwork, VocabularyHead
 from edlm.process import finite
-from edlm.weights import config_keys, masked, shards
+from edlm.weights import config_keys, llada2, masked, shards
 
 EXTRA = "pip install 'edlm-torch[families]'"
 _LAYERS = ("num_hidden_layers", "n_layer")
@@ -31,11 +31,24 @@ _FIXED: Mapping[str, Any] = {
 }
 
 
+class Blocks(NamedTuple):
+    """A reading of block diffusion: the key of the size of its blocks, if any, and what a config may leave out.
+
+    shifted: whether the state before a token predicts it.
+    """
+
+    key: str | None
+    size: int | None = None
+    mask_id: int | None = None
+    shifted: bool = False
+
+
 class Family(NamedTuple):
     """Names of a family's classes in `transformers`, and of its settings.
 
     reads: keys that its config takes beside its fields. fixed: keys of one value, which may be absent. transform: where
-    a masked language model's head has what comes before its vocabulary.
+    a masked language model's head has what comes before its vocabulary. blocks: of block diffusion. translated: its
+    config and its weights under the names of the class.
     """
 
     config: str
@@ -43,6 +56,8 @@ class Family(NamedTuple):
     reads: frozenset[str] = frozenset(config_keys.ROPE)
     fixed: Mapping[str, Any] = {}
     transform: Callable[[Any], nn.Module] | None = None
+    blocks: Blocks | None = None
+    translated: tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, Tensor]]] | None = None
 
 
 CAUSAL = {
@@ -75,11 +90,26 @@ MASKED = {
         transform=lambda model: model.head,
     ),
 }
-# A Qwen 3 whose blocks of so many tokens look both ways within themselves, and back (Cheng et al. 2025, 2510.06303).
+# Blocks of so many tokens look both ways within themselves, and back: SDAR (Cheng et al. 2025, arXiv 2510.06303),
+# Fast-dLLM v2 (Wu et al. 2025, arXiv 2509.26328) and LLaDA 2 (Bie et al. 2025, arXiv 2512.15745).
+_NO_WINDOW = {"use_sliding_window": False}
 BLOCKS = {
     "sdar": CAUSAL["qwen3"]._replace(
-        reads=frozenset({*config_keys.ROPE, "auto_map", "block_size"}), fixed={"use_sliding_window": False}
-    )
+        reads=frozenset({*config_keys.ROPE, "auto_map", "block_size"}), fixed=_NO_WINDOW, blocks=Blocks("block_size")
+    ),
+    "Fast_dLLM_Qwen": CAUSAL["qwen2"]._replace(
+        reads=frozenset({*config_keys.ROPE, "auto_map", "bd_size", "conplemenrary_mask"}),  # the latter in training
+        fixed=_NO_WINDOW,
+        blocks=Blocks("bd_size", size=32, mask_id=151665, shifted=True),
+    ),
+    "llada2_moe": Family(
+        "Glm4MoeConfig",
+        "Glm4MoeForCausalLM",
+        reads=frozenset(),
+        fixed=llada2.FIXED,
+        blocks=Blocks(None, size=32, mask_id=156895),
+        translated=(llada2.settings, llada2.weights),
+    ),
 }
 
 
@@ -111,8 +141,12 @@ class Pretrained(NamedTuple):
         options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
         options |= {"output_loading_info": True, "dtype": dtype or self.dtype}
         options |= {"attn_implementation": self.config._attn_implementation}
+        translated = self.family.translated
+        state = None if translated is None else translated[1](self.folder, self.config)
         try:
-            model, found = cls.from_pretrained(self.folder, config=self.config, **options)
+            model, found = cls.from_pretrained(
+                self.folder if state is None else None, config=self.config, state_dict=state, **options
+            )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise ValueError(f"{unlike} of its config.json ({' '.join(str(error).split())[:300]})") from error
         problems = [f"{name} is missing" for name in found["missing_keys"] if not shards.BESIDE.search(name)]
@@ -120,7 +154,8 @@ class Pretrained(NamedTuple):
         problems += [f"{each[0]} has another shape" for each in found["mismatched_keys"]]
         if problems:
             raise ValueError(f"{self.folder}: {'; '.join(sorted(problems)[:5])}")
-        finite.require_weights(dict(model.named_parameters()), self.folder)
+        buffers = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+        finite.require_weights(dict(model.named_parameters()) | buffers, self.folder)
         return self.make(model.eval())
 
 
@@ -149,19 +184,33 @@ def causal(
 
 
 def in_blocks(folder: Path, config: Mapping[str, Any], max_length: int) -> Pretrained:
-    """Read SDAR, whose position i predicts token i from its own block and all before it. Raises ValueError as `causal`
-    does, and without a `block_size`.
+    """Read block diffusion, whose position i sees its own block and all before it, and predicts token i, or i + 1.
+
+    Raises ValueError as `causal` does, and for blocks of no size, or layers that do not see all that they may.
     """
-    size = config.get("block_size")
+    family = BLOCKS[str(config.get("model_type"))]
+    blocks, where = family.blocks, f"{folder}/config.json"
+    assert blocks is not None
+    given = None if blocks.key is None else config.get(blocks.key)
+    size: Any = blocks.size if given is None else given
     if type(size) is not int or size < 1:
-        raise ValueError(f"{folder}/config.json: block_size = {size!r} must be a whole number of at least 1")
+        raise ValueError(f"{where}: {blocks.key} = {size!r} must be a whole number of at least 1")
 
     def make(model: Any) -> PretrainedNetwork:
         head, longest = VocabularyHead(model.get_output_embeddings()), model.config.max_position_embeddings
-        body = pretrained.bidirectional(model.base_model)
-        return PretrainedNetwork(body, head, min(max_length, longest), mask=pretrained.in_blocks(size)).eval()
+        body, shifted = pretrained.bidirectional(model.base_model), blocks.shifted
+        return PretrainedNetwork(body, head, min(max_length, longest), shifted=shifted, block_size=size).eval()
 
-    return _read(folder, config, BLOCKS[str(config.get("model_type"))], make)
+    found = _read(folder, config, family, make)
+    if set(config.get("layer_types") or ()) - {"full_attention"}:
+        raise ValueError(f"{where}: layer_types = {config['layer_types']} must be full_attention alone, in blocks")
+    return found
+
+
+def mask_of(config: Mapping[str, Any]) -> int | None:
+    """Find the id of the mask of a family whose config may leave it out; None for any other."""
+    family = BLOCKS.get(str(config.get("model_type")))
+    return None if family is None or family.blocks is None else family.blocks.mask_id
 
 
 def masked_lm(folder: Path, config: Mapping[str, Any], max_length: int) -> Pretrained:
@@ -190,11 +239,14 @@ def _read(
 ) -> Pretrained:
     transformers = _transformers(str(folder))
     cls = getattr(transformers, family.config)
-    fields = {field.name for field in dataclasses.fields(cls)}
-    config_keys.require_known(folder, config, fields | family.reads | family.fixed.keys() | _FIXED.keys())
     for key, value in {**_FIXED, **family.fixed}.items():
         if config.get(key, value) not in (value, None):
             raise ValueError(f"{folder}/config.json: {key} = {config[key]!r} must be {value!r}")
+    if family.translated is None:
+        fields = {field.name for field in dataclasses.fields(cls)}
+        config_keys.require_known(folder, config, fields | family.reads | family.fixed.keys() | _FIXED.keys())
+    else:
+        config = family.translated[0](folder, config)
     for name in ("rope_scaling", "rope_parameters"):
         if name in family.reads and isinstance(config.get(name), dict):
             config_keys.require_type(folder, name, config[name])
@@ -230,11 +282,15 @@ def _outline(folder: Path, family: Family, config: Any, dtype: torch.dtype) -> A
     cls = getattr(_transformers(family.model), family.model)
     try:
         with torch.device("meta"):
-            return cls(config).to(dtype)
+            model = cls(config).to(dtype)
     except Exception as error:  # sizes that do not fit each other end in whatever a module raises
         raise ValueError(
             f"{folder}/config.json makes no {family.model} ({' '.join(str(error).split())[:200]})"
         ) from error
+    for name, module in model.named_modules():
+        if name.endswith(".gate"):  # a router, which is float32 whatever the rest is
+            module.float()
+    return model
 
 
 def _require_fitting(folder: Path, outline: Any) -> None:

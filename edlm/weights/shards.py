@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edlm.weights import tensors, whole
@@ -16,6 +17,8 @@ _KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F
 BESIDE = re.compile(
     r"(rotary_emb|rotary)\.inv_freq$|\.attn\.(masked_)?bias$|position_ids$|(^|\.)pooler\.|^cls\.seq_relationship\."
 )
+
+_KEPT = re.compile(r"\.gate\.expert_bias$")  # a few numbers, in float32 whatever the others are
 
 
 def files(folder: Path) -> list[Path]:
@@ -34,6 +37,15 @@ def read(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in files(folder):
         found.update(tensors.read_safetensors(file))
+    return found
+
+
+def unread(folder: Path) -> dict[str, Any]:
+    """Open all tensors of a folder, each of which `[:]` reads. Raises ValueError as `read` does."""
+    found: dict[str, Any] = {}
+    for file in files(folder):
+        opened = _opened(file)
+        found |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
     return found
 
 
@@ -68,12 +80,19 @@ def require_same(folder: Path, one: str, value: Tensor, other: str, expected: Te
         raise ValueError(f"{folder}: {one} differs from {other}, and tie_word_embeddings = true makes them one")
 
 
-def _dtypes(file: Path) -> Iterator[torch.dtype]:
+def _opened(file: Path) -> Any:
     tensors.shapes(file)
-    with safe_open(file, "pt") as opened:
+    try:
+        return safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from error
+
+
+def _dtypes(file: Path) -> Iterator[torch.dtype]:
+    with _opened(file) as opened:
         for name in opened.keys():  # noqa: SIM118  it is no mapping
             kind = opened.get_slice(name).get_dtype()
-            if BESIDE.search(name):
+            if BESIDE.search(name) or (_KEPT.search(name) and kind == "F32"):
                 continue
             if kind not in _KINDS:
                 raise ValueError(f"{file}: {name} holds {kind}, and weights are one of {', '.join(_KINDS)}")

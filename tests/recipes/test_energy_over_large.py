@@ -48,7 +48,7 @@ def drawn(denoiser: Path, output: Path, **more: Any) -> list[list[int]]:
         ("adapted", "frozen", "transition"),
         ("dream", "lora", "draft"),
         ("bert", "trained", "transition"),
-        ("sdar", "lora", "draft"),
+        ("sdar", "lora", "transition"),
     ],
 )
 def test_an_energy_over_each_kind_is_trained_reported_and_drawn_with(
@@ -62,6 +62,11 @@ def test_an_energy_over_each_kind_is_trained_reported_and_drawn_with(
     assert [len(tokens) for tokens in with_energy] == [over_large.LENGTH] * 2
     in_rows = drawn(root / kind, tmp_path / "y.jsonl", energy=tmp_path / "energy", energy_rows=1)
     assert in_rows == with_energy
+
+
+def test_drafts_of_a_denoiser_of_blocks_are_not_weighed(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="scope = 'draft' must be transition"):
+        over_large.begun(root / "sdar", tmp_path / "run", scope="draft")
 
 
 def test_evaluate_and_frontier_take_it_beside_its_denoiser_and_an_ar_model(root: Path, tmp_path: Path) -> None:

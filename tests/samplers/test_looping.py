@@ -346,17 +346,17 @@ def test_padded_steps_give_the_same_tokens(b: int, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_looking_and_writing_are_one_graph_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced but not translated, which is what takes the time."""
-    torch._dynamo.reset()
+    """Traced but not translated, which is what takes the time. How a plan looks does not depend on what is written."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    for plan in (plans.EntropyBound(1.0, most=3), plans.Confidence(0.9), plans.Ranked(2, by="margin")):
-        for kind in ("plain", "draft", "chain_rule", "in order", "until"):
-            slow = pipelines.pipeline(with_corrections(plan)[kind], LENGTH)
-            fast = execution.accelerate(slow, "compile")
-            for seed in range(2):
-                found, expected = edlm.sample(fast, 3, seed=seed), edlm.sample(slow, 3, seed=seed)
-                assert torch.equal(found["tokens"], expected["tokens"]), kind
+    every = [(plans.EntropyBound(1.0, most=3), kind) for kind in ("plain", "draft", "chain_rule", "in order", "until")]
+    for plan, kind in [*every, (plans.Confidence(0.9), "in order"), (plans.Ranked(2, by="margin"), "draft")]:
         torch._dynamo.reset()
+        slow = pipelines.pipeline(with_corrections(plan)[kind], LENGTH)
+        fast = execution.accelerate(slow, "compile")
+        for seed in range(2):
+            found, expected = edlm.sample(fast, 3, seed=seed), edlm.sample(slow, 3, seed=seed)
+            assert torch.equal(found["tokens"], expected["tokens"]), kind
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow

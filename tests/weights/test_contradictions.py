@@ -260,6 +260,13 @@ OF_FAMILIES = {
     "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
     "gemma2": {"hidden_act": "gelu_pytorch_tanh"},
     "sdar": {"use_sliding_window": False},
+    "Fast_dLLM_Qwen": {"use_sliding_window": False},
+    "llada2_moe": {
+        **{"use_bias": False, "use_qkv_bias": False, "use_sliding_window": False, "tie_word_embeddings": False},
+        **{"use_qk_norm": True, "use_rmsnorm": True, "using_split_qkv_in_self_attention": False, "hidden_act": "silu"},
+        **{"norm_head": False, "norm_softmax": False, "norm_topk_prob": True, "score_function": "sigmoid"},
+        **{"router_dtype": "fp32", "moe_router_enable_expert_bias": True},
+    },
 }
 
 

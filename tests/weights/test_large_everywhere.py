@@ -154,7 +154,8 @@ def test_a_shifted_model_that_opens_no_text_reads_its_bos_in_front(tmp_path: Pat
     opened = loading.large_denoiser(str(folder), LENGTH, None, None, CPU)
     found = loading.denoiser(str(folder), CPU, LENGTH)
     assert (opened.opening, found.opening) == ((BOS,), ())
-    assert found.network.max_length == LENGTH - 1
+    assert found.network.max_length == LENGTH, "a bos in front takes no place of a text"
+    assert loading.denoiser(str(folder), CPU, 100).network.max_length == 63
     x = tokens_of()[:, : LENGTH - 1]
     with torch.no_grad():
         close(found.network(x), opened.network(torch.nn.functional.pad(x, (1, 0), value=BOS))[:, 1:])

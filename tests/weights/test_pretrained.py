@@ -303,8 +303,8 @@ def test_gpt2_without_its_prefix_and_with_its_old_buffers_is_read(tmp_path: Path
         ("qwen3", {"intermediate_size": 40}, "the weights are not those of its config.json"),
         ("qwen3", {"hidden_size": "wide"}, "config.json"),
         ("qwen3", {"model_type": "sdar", "mask_token_id": 9}, "block_size = None must be a whole number of at least 1"),
-        ("qwen3", {"model_type": "llada2_moe"}, "model_type = 'llada2_moe' must be one of llada, Dream, sdar, bert"),
-        ("qwen2", {"model_type": "Fast_dLLM_Qwen"}, "model_type = 'Fast_dLLM_Qwen' must be one of llada, Dream, sdar"),
+        ("qwen3", {"model_type": "sdar_moe"}, "model_type = 'sdar_moe' must be one of llada, Dream, sdar, Fast"),
+        ("qwen3", {"model_type": "Fast_dLLM_Qwen3"}, "model_type = 'Fast_dLLM_Qwen3' must be one of llada, Dream"),
     ],
 )
 def test_what_is_unknown_is_refused_by_name(
