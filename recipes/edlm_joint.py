@@ -52,6 +52,7 @@ class JointTraining:
         self.folder = environment.writable("output_dir", settings["output_dir"])
         self.device = environment.device_of(settings)
         energy.require_trained(settings)
+        energy.require_joinable(settings["denoiser"])
 
     def load_denoiser(self) -> None:
         """Load the denoiser to start from; train it first where there is none and the config says how."""

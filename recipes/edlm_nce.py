@@ -6,6 +6,7 @@ edlm run edlm_nce                       # trains the denoiser first if there is 
 edlm run edlm_nce --config tiny num_negatives=4 objective=info_nce
 edlm run edlm_nce scope=draft output_dir=runs/tiny/draft
 edlm run edlm_nce scope=draft ar=runs/tiny/ar output_dir=runs/tiny/ar_energy    # the residual energy of an AR model
+edlm run edlm_nce --config smollm2                                              # over the network of a large denoiser
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,6 @@ from edlm.samplers import corrections
 from edlm.training import energy
 from edlm.training import settings as training_settings
 from edlm.training import start as starts
-from edlm.training.energy import EnergyPlan
 from edlm.training.loop import Metrics, TrainingRun
 
 SETTINGS: Schema = {
@@ -39,6 +39,7 @@ SETTINGS: Schema = {
     "embedding": schemas.choice("own", "shared"),
     "scope": schemas.choice("draft", "transition"),
     **energy.OF_AR,
+    **energy.OVER,
     **energy.SETTINGS,
     "closing": schemas.section(closing.SETTINGS),
     **training_settings.SETTINGS,
@@ -58,7 +59,7 @@ class EnergyByNCE:
         """Load the frozen denoiser; train it first where there is none and the config says how."""
         start = starts.load(self.settings, self.device, pretrain_denoiser.main)
         self.denoiser, self.vocabulary = start.denoiser, start.vocabulary
-        self.plan = EnergyPlan(start, self.settings, energy.trained_ar(self.settings, start))
+        self.plan = energy.plan(self.settings, start)
 
     def setup(self) -> None:
         """Read the corpus, build the energy network and the contrastive pipeline."""
@@ -78,6 +79,7 @@ class EnergyByNCE:
             identity=self.plan.notes(corpus),
             validate=self.validate,
             sample=lambda _: self.texts(),
+            form=self.plan.form,
         )
 
     def load_checkpoint(self) -> None:
@@ -104,7 +106,7 @@ class EnergyByNCE:
         settings, k = self.settings, self.settings["report_particles"]
         drawn = draws.held_out(self.blocks, "test", settings, self.device)
         law = draws.continuous(self.denoiser, self.denoiser.schedule)
-        bound = draws.estimated(law, drawn, self.vocabulary.pad_id)
+        bound = draws.estimated(law, drawn, self.plan.start.pad_id)
         per_row = energy.held_out(self.plan, self.run.average, drawn)
         figures, levels = contrast.figures(per_row), contrast.by_noise_level(per_row, *self.classifier)
         calibration = contrast.calibration_error(per_row, *self.classifier)

@@ -13,6 +13,7 @@ import faults_likelihoods
 import faults_maths
 import faults_networks
 import faults_numbers
+import faults_over_large
 import faults_plans
 import faults_published
 import faults_recipes
@@ -40,6 +41,7 @@ OWN = [
     *faults_hub.FAULTS,
     *faults_harness.FAULTS,
     *faults_blocks.FAULTS,
+    *faults_over_large.FAULTS,
 ]
 
 

@@ -27,6 +27,7 @@ LAYOUT: dict[str, list[str]] = {
         "decoders",
         "pretrained",
         "adapters",
+        "trunk_energy",
     ],
     "data": [
         "formats",
@@ -142,6 +143,7 @@ LAYOUT: dict[str, list[str]] = {
         "pretrained",
         "large",
         "adaptation",
+        "trunk_energies",
         "memory",
         "kinds",
         "loading",

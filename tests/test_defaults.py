@@ -56,6 +56,11 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "edlm.nn.blocks": each(("Block.forward", "Trunk.forward"), KEEPS_NOTHING),
     "edlm.nn.energy_network": {"EnergyNetwork": {**NETWORK, "norm_bias": False}},
     "edlm.nn.pretrained": {"PretrainedNetwork": {"shifted": False}, "VocabularyHead": {"never": ()}},
+    "edlm.nn.trunk_energy": {
+        "TrunkEnergy": {"dropout": 0.0},
+        "TrunkEnergy.train": {"mode": True},
+        "over": {"trunk": "frozen", "dropout": 0.0},
+    },
     "edlm.nn.shallow": {"ShallowNetwork": {**NETWORK, "norm_bias": False}, "ShallowNetwork.forward": KEEPS_NOTHING},
     "edlm.nn.networks": {
         "Transformer.forward": KEEPS_NOTHING,
@@ -154,7 +159,9 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         **each(("load_diffusion", "read_diffusion", "read_autoregressive"), {"max_length": 2048}),
         "load_vocabulary": {"add_mask": False},
     },
+    "edlm.weights.adaptation": {"Start": {"causal": False}},
     "edlm.weights.loading": {"_network": {"fold": True}, "Found": {"opening": ()}},
+    "edlm.weights.memory": {"memory_plan": {"trained": 0}},
     "edlm.weights.own": {"find": {"components": ()}},
     "edlm.weights.pretrained": {"causal": {"both_ways": False}, "Blocks": {"shifted": False}},
     "edlm.weights.resolve": {"Sources": {"opening": ()}},

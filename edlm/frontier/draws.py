@@ -13,7 +13,7 @@ from edlm.evaluation.samples import Texts
 from edlm.frontier import grid
 from edlm.frontier.grid import Alone, Setting
 from edlm.runs import processes, timing
-from edlm.samplers import autoregressive, execution, pipelines, plans
+from edlm.samplers import autoregressive, blocks, execution, pipelines, plans
 from edlm.samplers.execution import Mode
 from edlm.samplers.sampler import Sampler
 
@@ -74,7 +74,8 @@ def warm_up(settings: Sequence[Setting], drawing: Drawing) -> None:
         elif setting.chooses.in_order:  # one step for all of a text is the dearest there is
             draw(setting, short._replace(num_samples=1))
         else:
-            draw(setting.replace(plan=plans.Grid(1), candidates=1, window=(0.0, 1.0)), short)
+            once = blocks.like(setting.plan, plans.Grid(1))
+            draw(setting.replace(plan=once, candidates=1, window=(0.0, 1.0)), short)
 
 
 def describe(texts: Texts, reference: Reference) -> dict[str, Any]:

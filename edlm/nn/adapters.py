@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on a decoder's blocks, and decoders in torchtune's names.
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on a network, and decoders in torchtune's names.
 
 The layers are torchtune's, which are imported when an adapter is asked for.
 """
@@ -15,14 +15,22 @@ _NAMES = {"embedding.weight": "tok_embeddings.weight", "head.weight": "output.we
 
 
 def add(network: DecoderNetwork, rank: int, alpha: float) -> DecoderNetwork:
+    """Freeze a network and put adapters on it, in place, as `attach` does. A mask's own row is trained too."""
+    attach(network, rank, alpha)
+    if isinstance(network.embedding, EmbeddingWithMask):
+        network.embedding.mask.requires_grad_(True)
+    return network
+
+
+def attach(network: nn.Module, rank: int, alpha: float) -> None:
     """Freeze a network and put an adapter of `alpha / rank B A` on every product of its blocks, in place.
 
-    B is zero at first, so the network computes what it did. A mask's own row is trained too.
+    B is zero at first, so the network computes what it did. A vocabulary head has none.
     """
     from torchtune.modules.peft import LoRALinear
 
     network.requires_grad_(False)
-    places = [(owner, name, child) for owner in network.layers.modules() for name, child in owner.named_children()]
+    places = [(owner, name, child) for owner in network.modules() for name, child in owner.named_children()]
     for owner, name, linear in places:
         if type(linear) is nn.Linear:
             with torch.device("meta"):
@@ -32,9 +40,6 @@ def add(network: DecoderNetwork, rank: int, alpha: float) -> DecoderNetwork:
             adapted.to_empty(device=linear.weight.device)  # of the adapter alone
             adapted.initialize_parameters()
             setattr(owner, name, adapted.to(linear.weight.dtype))
-    if isinstance(network.embedding, EmbeddingWithMask):
-        network.embedding.mask.requires_grad_(True)
-    return network
 
 
 def merged(network: Any) -> dict[str, Tensor]:

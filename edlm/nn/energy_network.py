@@ -65,11 +65,7 @@ class EnergyNetwork(nn.Module):
 
     def forward(self, x_t: Tensor, x_0: Tensor, sigma: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
         """Map token pairs (b, l) and noise levels (b,) to scalars (b,); leave out positions where `valid` is False."""
-        x = self._states(x_t, x_0, sigma, valid)
-        if valid is None:
-            pooled = x.mean(1)
-        else:
-            pooled = (x * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        pooled = mean_over(self._states(x_t, x_0, sigma, valid), valid)
         return self._scalar(pooled)  # the projection of a mean is the mean of projections
 
     def per_position(
@@ -96,3 +92,10 @@ class EnergyNetwork(nn.Module):
         """Map states (..., h) to scalars (...)."""
         scalars: Tensor = self.scalar(F.relu(self.hidden(self.project(states)))).squeeze(-1)
         return scalars.clone()  # FSDP2 wants no view of a network
+
+
+def mean_over(states: Tensor, valid: Tensor | None) -> Tensor:
+    """Average states (b, l, h) over positions: (b, h); `valid` (b, l) leaves out those where it is False."""
+    if valid is None:
+        return states.mean(1)
+    return (states * valid.unsqueeze(-1)).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)

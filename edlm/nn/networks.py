@@ -322,7 +322,7 @@ def recompute(network: nn.Module) -> None:
         >>> import edlm
         >>> edlm.networks.recompute(edlm.networks.Transformer(28, 16, hidden_size=32, num_layers=3))
     """
-    found: list[Any] = [*blocks(network)] or [*getattr(network, "layers", ())]  # a decoder keeps torchtune's
+    found: list[Any] = [*blocks(network)] or [*getattr(network, "layers", ())]  # a decoder's are torchtune's
     if not found:
         raise ValueError(f"{type(network).__name__} has no blocks to recompute")
     for block in found:

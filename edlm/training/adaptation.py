@@ -21,13 +21,12 @@ from edlm.training import settings as training_settings
 from edlm.weights import adaptation, checkpoints, large, loading
 from edlm.weights.formats import Format
 
-_ADAPTER: Schema = {"rank": schemas.integer(1), "alpha": schemas.number(0, above=True)}
 SETTINGS: Schema = {
     "start_from": schemas.text,
     "tokenizer": schemas.optional(schemas.text),
     "length": schemas.integer(1),
     "shifted": schemas.flag,
-    "lora": schemas.optional(schemas.section(_ADAPTER)),
+    "lora": schemas.optional(schemas.section(training_settings.ADAPTER)),
     **training_settings.WITHOUT_TIMES,
 }
 SCHEDULE = {"_component_": "edlm.schedules.log_linear"}

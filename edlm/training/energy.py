@@ -12,14 +12,18 @@ from edlm.evaluation.draws import Draws
 from edlm.likelihood.estimates import Estimate
 from edlm.models import denoisers, energies
 from edlm.models.denoisers import SubsDenoiser
-from edlm.nn import starts
-from edlm.nn.networks import EnergyNetwork, JointNetwork
+from edlm.nn import starts, trunk_energy
+from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.objectives import contrastive, joint, losses, transition
 from edlm.runs import files
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.training import denoiser
-from edlm.weights import checkpoints, loading
+from edlm.training import settings as training_settings
+from edlm.training.sharding import PURE
+from edlm.weights import adaptation as folders
+from edlm.weights import checkpoints, large, loading, trunk_energies, whole
+from edlm.weights.formats import Format
 from edlm.weights.kinds import ENERGIES
 from edlm.weights.loading import Found
 
@@ -38,6 +42,15 @@ OF_AR: Schema = {
     "ar": schemas.optional(schemas.text),
     "ar_form": schemas.choice("posterior", "carry_over"),
 }
+# How an energy is built over the network of a denoiser that is no Transformer of ours.
+OVER: Schema = {
+    "length": schemas.optional(schemas.integer(1)),
+    "tokenizer": schemas.optional(schemas.text),
+    "trunk": schemas.choice("trained", "frozen"),
+    "lora": schemas.optional(schemas.section(training_settings.ADAPTER)),
+}
+_OF_OURS = {"length": None, "tokenizer": None, "trunk": "trained", "lora": None}
+_OF_OTHERS = {"start_from": "denoiser", "embedding": "own", "parallel": "data"}
 # What each of `JointPlan.nelbos` is of.
 COMPARED = {
     "nelbo": "the joint network as a denoiser",
@@ -46,22 +59,32 @@ COMPARED = {
 }
 
 
+class TrainedAr(NamedTuple):
+    """An AR model whose residual energy is trained. weights: the hash of those it begins with; form: how it is kept."""
+
+    network: nn.Module
+    bos_id: int | None
+    weights: str
+    form: Format
+
+
 class EnergyPlan(NamedTuple):
     """The building and training of an energy against a frozen denoiser, by a config."""
 
     start: Found
     settings: Mapping[str, Any]
-    ar: Found | None = None  # the model whose residual energy is trained, in the place of a network of its own
+    ar: TrainedAr | None = None  # the model whose residual energy is trained, in the place of a network of its own
 
     def network(self) -> nn.Module:
         """Build an energy of the denoiser's sizes, with its trunk or embedding where the config says so.
 
-        Of the residual energy of an AR model that is the AR model.
+        Over a network that is no Transformer of ours that is a head; of the residual energy of an AR model the model.
         """
         settings, start = self.settings, self.start.network
         if self.ar is not None:
-            trained: nn.Module = self.ar.network
-            return trained
+            return self.ar.network
+        if not _is_ours(self.start):
+            return trunk_energy.over(start, settings["trunk"], adapter_of(settings), settings["dropout"])
         sizes = {key: value for key, value in start.arguments.items() if key not in ("causal", "pad_id", "block_size")}
         network = EnergyNetwork(**{**sizes, "dropout": settings["dropout"]}).to(_device(start))
         if settings["start_from"] == "denoiser":
@@ -73,19 +96,25 @@ class EnergyPlan(NamedTuple):
     def energy(self, network: nn.Module) -> Any:
         """Read a network as the energy of its scope, or as the AR model of a residual energy."""
         if self.ar is not None:
-            ids, bos_id = self.start.vocabulary, self.ar.description.get("bos_id")
-            carry_over = self.settings["ar_form"] == "carry_over"
-            return energies.residual_ar(network, ids.mask_id, bos_id, carry_over, ids.pad_id)
-        return ENERGIES[self.settings["scope"]].build(network, self.start.told, self.start.vocabulary.pad_id)
+            mask_id, carry_over = self.start.vocabulary.mask_id, self.settings["ar_form"] == "carry_over"
+            return energies.residual_ar(network, mask_id, self.ar.bos_id, carry_over, self.start.pad_id)
+        return ENERGIES[self.settings["scope"]].build(network, self.start.told, self.start.pad_id)
 
     def stages(self, network: nn.Module, num_negatives: int) -> Any:
         """Build the training pipeline of a network, against so many draws of the denoiser."""
         settings, start = self.settings, self.start
         parts = start.denoiser, self.energy(network), start.schedule
-        how = objective_of(settings), start.vocabulary.pad_id
+        how = objective_of(settings), start.pad_id
         if settings["scope"] == "transition":
             return transition.contrastive(*parts, tuple(settings["transition_steps"]), num_negatives, *how)
         return contrastive.contrastive(*parts, num_negatives, settings["time_low"], *how)
+
+    @property
+    def form(self) -> Format:
+        """The form in which a run keeps the network."""
+        if self.ar is not None:
+            return self.ar.form
+        return checkpoints.OWN if _is_ours(self.start) else trunk_energies.FORM
 
     @property
     def called(self) -> str:
@@ -101,8 +130,8 @@ class EnergyPlan(NamedTuple):
         unusual |= {} if settings["embedding"] == "own" else {"embedding": "shared"}
         own = {key: settings[key] for key in ("objective", "num_negatives", "start_from")}
         if self.ar is not None:
-            unusual |= {"ar_form": settings["ar_form"], "ar_weights": self.ar.weights}
-            unusual |= {"bos_id": self.ar.description.get("bos_id")}
+            unusual |= {"ar_form": settings["ar_form"], "ar_weights": self.ar.weights, "bos_id": self.ar.bos_id}
+        unusual |= {key: settings[key] for key, plain in _OF_OURS.items() if settings[key] != plain}
         return {**own, **_start_notes(self.start, corpus), "dropout": settings["dropout"], **unusual}
 
 
@@ -152,7 +181,7 @@ class JointPlan(NamedTuple):
         return {**told, **_start_notes(self.start, corpus), "scope": "transition"}
 
 
-def trained_ar(settings: Mapping[str, Any], start: Found) -> Found | None:
+def trained_ar(settings: Mapping[str, Any], start: Found) -> TrainedAr | None:
     """Load the AR model whose residual energy a config trains, None if it names none.
 
     Raises ValueError for what its training does not read, and a model of another vocabulary.
@@ -163,8 +192,51 @@ def trained_ar(settings: Mapping[str, Any], start: Found) -> Found | None:
     for key, plain in {"scope": "draft", "embedding": "own"}.items():
         if settings[key] != plain:
             raise ValueError(f"{key} = {settings[key]!r} must be {plain!r}: the energy of ar = {path!r} is trained")
-    checkpoints.require_same_vocabulary(start.path, path)
-    return loading.autoregressive(path, _device(start.network))
+    if loading.is_large(path) != loading.is_large(start.path):
+        raise ValueError(f"ar = {path!r} and denoiser = {start.path!r} must both be large models, or neither")
+    if not loading.is_large(path):
+        for key in ("trunk", "lora"):
+            if settings[key] != _OF_OURS[key]:
+                raise ValueError(f"{key} = {settings[key]!r} is for large models: all of ar = {path!r} is trained")
+        checkpoints.require_same_vocabulary(start.path, path)
+        held = loading.autoregressive(path, _device(start.network))
+        return TrainedAr(held.network, held.description.get("bos_id"), held.weights, checkpoints.OWN)
+    if settings["trunk"] == "frozen" and settings["lora"] is None:
+        raise ValueError(f"trunk = 'frozen' trains nothing of ar = {path!r}: give lora, or trunk=trained")
+    known = start.network.max_length, start.vocabulary, adapter_of(settings)
+    found = folders.start_energy(large.hub_folder(path) or path, *known)
+    bos_id = large.special_id(found.folder, whole.read_json(found.folder / "config.json"), "bos")
+    bos_id = start.vocabulary.bos_id if bos_id is None else bos_id
+    return TrainedAr(found.network.to(_device(start.network)), bos_id, found.weights, found.form)
+
+
+def adapter_of(settings: Mapping[str, Any]) -> tuple[int, float] | None:
+    """Give rank and alpha of the adapters that a config asks for, None if it asks for none."""
+    found = settings["lora"]
+    return None if found is None else (found["rank"], found["alpha"])
+
+
+def plan(settings: Mapping[str, Any], start: Found) -> EnergyPlan:
+    """Plan the training of an energy.
+
+    Raises ValueError as `check` and `trained_ar` do, and for one of whole drafts of a denoiser of blocks, which draws
+    none.
+    """
+    check(settings, start.path, _is_ours(start))
+    if settings["scope"] == "draft" and start.denoiser.block_size is not None:
+        raise ValueError(f"scope = 'draft' must be transition: denoiser = {start.path!r} draws block after block")
+    return EnergyPlan(start, settings, trained_ar(settings, start))
+
+
+def check(settings: Mapping[str, Any], path: str, ours: bool) -> None:
+    """Raise ValueError for a setting that is not read beside such a denoiser. ours: it is a Transformer of ours."""
+    for key, plain in (_OF_OURS if ours else _OF_OTHERS).items():
+        if settings[key] != plain:
+            held = "a Transformer of ours" if ours else "no Transformer of ours"
+            shown = "null" if plain is None else plain
+            raise ValueError(f"{key} = {settings[key]!r} must be {shown}: denoiser = {path!r} holds {held}")
+    if not ours and settings["precision"] == PURE:
+        raise ValueError(f"precision = {PURE!r} must be bfloat16 or float32: an energy over {path!r} is not rounded")
 
 
 def require_trained(settings: Mapping[str, Any]) -> None:
@@ -175,8 +247,22 @@ def require_trained(settings: Mapping[str, Any]) -> None:
         )
 
 
+def require_joinable(path: str) -> None:
+    """Raise ValueError for a large model, over which no joint network can be built."""
+    if loading.is_large(path):
+        raise ValueError(
+            f"denoiser = {path!r} holds a large model, and a joint network begins as a Transformer of ours, with "
+            "blocks of ours behind it: `edlm run edlm_nce` trains an energy over the model itself"
+        )
+
+
 def require_untold(start: Found) -> None:
     """Raise ValueError for a denoiser that is told the time, over which no joint network can be built."""
+    if not _is_ours(start):
+        raise ValueError(
+            f"denoiser = {start.path!r} holds a {type(start.network).__name__}, and a joint network begins as a "
+            "Transformer of ours: `edlm run edlm_nce` trains an energy over it"
+        )
     if start.description["time_conditioning"]:
         raise ValueError(f"denoiser = {start.path!r} must be one that is told no time: time_conditioning: false")
 
@@ -229,6 +315,10 @@ def _start_notes(start: Found, corpus: Any) -> dict[str, Any]:
         "denoiser_step": start.description.get("step"),
         "denoiser_weights": start.weights,
     }
+
+
+def _is_ours(start: Found) -> bool:
+    return isinstance(start.network, Transformer)
 
 
 def _device(network: nn.Module) -> torch.device:

@@ -55,9 +55,9 @@ def forecast(
     """
     own = list(network.parameters())
     size, trained = _bytes(own), _bytes([p for p in own if p.requires_grad])
-    others = {id(p): p for p in stages.parameters()}
+    others = {_storage(p).data_ptr(): p for p in stages.parameters()}  # frozen tensors may be in both, in one memory
     for parameter in own:
-        others.pop(id(parameter), None)
+        others.pop(_storage(parameter).data_ptr(), None)
     held = {"parameters": size, "EMA": trained, "frozen networks": _bytes(list(others.values()))}
     held |= {"gradients": trained, "optimizer": _optimizer_bytes(optimizer, trained)}
     rows = math.ceil(_share(settings) / settings["accumulate"])

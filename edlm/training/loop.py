@@ -107,8 +107,8 @@ class TrainingRun:
         distributed.from_first(lambda: checkpoints.best_checkpoint(self.folder))  # else a save would find it damaged
         state = _state.load(newest)
         resume.require_unchanged(self.folder, state, self._kept_settings(), self.identity)
-        average = self.form.read(newest, self.vocabulary)
-        shapes = self.weights.shapes()
+        held, frozen = self.form.read(newest, self.vocabulary), self.weights.frozen()
+        average, shapes = {name: held[name] for name in held if name not in frozen}, self.weights.shapes()
         _state.require_weights(newest, "network", state["network"], shapes)
         _state.require_weights(newest, "average", average, shapes)
         _state.require_optimizer(newest, state["optimizer"], self.optimizer)

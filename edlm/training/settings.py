@@ -31,6 +31,7 @@ def _optimizer(key: str, value: Any) -> None:
         raise ValueError(f"{key}: {error}") from error
 
 
+ADAPTER: Schema = {"rank": schemas.integer(1), "alpha": schemas.number(0, above=True)}
 SETTINGS: Schema = {
     "steps": schemas.integer(1),
     "batch_size": schemas.integer(1),

@@ -27,7 +27,7 @@ K = TypeVar("K")
 
 
 class Weights:
-    """The weights of one network.
+    """The weights of one network that are trained; what is frozen is neither averaged nor saved.
 
     masters: float32, what the optimiser steps; the network's own parameters, but for pure bfloat16, where the network
     holds a rounded copy of them (sharded: FSDP2 makes that copy).
@@ -41,14 +41,15 @@ class Weights:
             self._build = own.builder(network)
             _shard(network, self._rounded)
             self._average: nn.Module | None = None
-            self.masters = list(network.parameters())
+            self.masters = self._trained()
             self._averages: list[Tensor] = [each.detach().clone() for each in self.masters]
             return
         # What is not trained is its own average, and needs no second copy; rounded in place, it would not stay itself.
         frozen = {} if self._rounded else {id(each): each for each in network.parameters() if not each.requires_grad}
         self._average = copy.deepcopy(network, frozen).requires_grad_(False).eval()
-        self._averages = list(self._average.parameters())
-        self.masters = list(network.parameters())
+        means = dict(self._average.named_parameters())
+        self._averages = [means[name] for name in self._names()]
+        self.masters = self._trained()
         if self._rounded:
             self.masters = [nn.Parameter(each.detach().clone()) for each in self.masters]
             network.to(torch.bfloat16)
@@ -72,7 +73,7 @@ class Weights:
     def collect_gradients(self) -> None:
         """Sum the gradients over the processes, in float32, for the optimiser to find."""
         if self._rounded and not self.is_sharded:
-            for master, rounded in zip(self.masters, self.network.parameters(), strict=True):
+            for master, rounded in zip(self.masters, self._trained(), strict=True):
                 master.grad = None if rounded.grad is None else rounded.grad.float()
                 rounded.grad = None
         if not self.is_sharded:  # else the backward pass has done so
@@ -89,7 +90,7 @@ class Weights:
         The average's decay grows as (1 + n) / (10 + n) up to `decay`, so that a short run forgets its start.
         """
         if self._rounded and not self.is_sharded:
-            torch._foreach_copy_(list(self.network.parameters()), _local(self.masters))
+            torch._foreach_copy_(self._trained(), _local(self.masters))
         if self.is_sharded:
             self._average = None  # what was gathered is of the step before
         kept = min(decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
@@ -105,8 +106,10 @@ class Weights:
         return {name: _saved(value) for name, value in zip(self._names(), self.masters, strict=True)}
 
     def average_state(self) -> dict[str, Tensor]:
-        """Give the average by name, whole."""
-        return {name: _whole(value) for name, value in zip(self._names(), self._averages, strict=True)}
+        """Give the average by name, whole; what is frozen is its own average."""
+        frozen = {name: each.detach() for name, each in self.network.named_parameters() if not each.requires_grad}
+        own = zip(self._names(), self._averages, strict=True)
+        return {name: _whole(value) for name, value in (*frozen.items(), *own)}
 
     def shapes(self) -> dict[str, torch.Size]:
         """Give the shapes of the weights by name."""
@@ -119,7 +122,7 @@ class Weights:
             master.copy_(_part_of(masters[name], master))
             mean.copy_(_part_of(average[name], mean))
         if self._rounded and not self.is_sharded:
-            torch._foreach_copy_(list(self.network.parameters()), _local(self.masters))
+            torch._foreach_copy_(self._trained(), _local(self.masters))
         self.count = count
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -139,8 +142,15 @@ class Weights:
         }
         optimizer.load_state_dict({**state, "state": parts})
 
+    def frozen(self) -> set[str]:
+        """Name the weights that are not trained."""
+        return {name for name, each in self.network.named_parameters() if not each.requires_grad}
+
     def _names(self) -> list[str]:
-        return [name for name, _ in self.network.named_parameters()]
+        return [name for name, each in self.network.named_parameters() if each.requires_grad]
+
+    def _trained(self) -> list[Tensor]:
+        return [each for each in self.network.parameters() if each.requires_grad]
 
 
 def _shard(network: nn.Module, rounded: bool) -> None:

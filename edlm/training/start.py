@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from edlm.runs import files, locks, processes
-from edlm.training import log, state
+from edlm.training import energy, log, state
 from edlm.training.resume import SettingsChanged
-from edlm.weights import checkpoints, loading, whole
+from edlm.weights import checkpoints, large, loading, whole
 from edlm.weights.kinds import BASELINES
 from edlm.weights.loading import Found
 
@@ -20,16 +20,18 @@ Pretrain = Callable[[dict[str, Any]], None]
 def load(settings: Mapping[str, Any], device: torch.device, pretrain: Pretrain) -> Found:
     """Load `denoiser` of a config, frozen, after training it where its run is missing or unfinished.
 
-    pretrain: the recipe that trains it. A network folder is finished. Raises ValueError for a plan that trains no
-    denoiser of drafts or keeps another network than its last, a run that was begun by another plan, and a checkpoint
-    that is missing or holds something else.
+    pretrain: the recipe that trains it. A network folder is finished, and so is a large model's. Raises ValueError for
+    a plan that trains no denoiser of drafts or keeps another network than its last, a run that was begun by another
+    plan, and a checkpoint that is missing or holds something else.
     """
     path, plan = settings["denoiser"], settings["pretrain"]
     if loading.is_large(path):
-        raise ValueError(
-            f"denoiser = {path!r} holds a large model, for which no energy is trained: an AR model corrects it, "
-            "`edlm run generate ar=FOLDER`"
-        )
+        energy.check(settings, path, ours=False)
+        print(f"denoiser: {large.hub_folder(path)}", flush=True)
+        frozen = settings["trunk"] == "frozen" and settings["lora"] is None
+        # What takes gradients is float32, and what shares memory with it.
+        how = settings["length"], settings["tokenizer"], None if frozen else "float32"
+        return loading.large_start(path, *how, device)
     if plan is not None and plan["objective"] in BASELINES:
         raise ValueError(
             f"pretrain.objective = {plan['objective']!r} must be mdlm or chain_rule: an energy corrects their drafts"

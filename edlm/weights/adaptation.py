@@ -1,4 +1,4 @@
-"""Denoisers made of autoregressive models: their folders as a start, and the folders that come of their training.
+"""Autoregressive models that are trained, as denoisers or as energies: their folders as a start, and as a result.
 
 Such a folder has the files and names of the family that it began with, so `transformers` reads it too. Its config says
 under "edlm" how the network is read, and what it was trained on.
@@ -27,13 +27,17 @@ _OWN = {"torch_dtype"}  # settings of the config that are written anew, under an
 
 
 class Start(NamedTuple):
-    """A denoiser before its training: its network, its vocabulary, and the folder of the model that it is made of."""
+    """A model before its training: its network, its vocabulary, and the folder of the model that it is made of.
+
+    causal: it stays autoregressive, over the ids of its folder; else it becomes a denoiser.
+    """
 
     network: DecoderNetwork
     vocabulary: Vocabulary
     folder: Path
     tokenizer: Path
     blueprint: Blueprint
+    causal: bool = False
 
     @property
     def form(self) -> Format:
@@ -50,16 +54,19 @@ class Start(NamedTuple):
         for name in _BESIDE:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, target / name)
-        shutil.copyfile(self.tokenizer, target / _TOKENIZER)
+        if not self.causal:
+            shutil.copyfile(self.tokenizer, target / _TOKENIZER)
         state = self.blueprint.export(adapters.merged(network))
         save_file({name: value.cpu().contiguous() for name, value in state.items()}, target / WEIGHTS, {"format": "pt"})
         average = adapters.trained(self.network, network)
         save_file({name: value.cpu().contiguous() for name, value in average.items()}, target / AVERAGE)
         hashes = {name: tensors.sha256(target / name) for name in (WEIGHTS, AVERAGE)}
         config = whole.read_json(self.folder / "config.json")
-        own = {"vocab_size": vocabulary.size, "mask_token_id": vocabulary.mask_id, "is_causal": False}
-        adapted = {"shifted": self.network.shifted, "bos_id": self.network.bos_id}
-        said = {**own, "dtype": "float32", "edlm": {**notes, "adapted": adapted, tensors.HASHES: hashes}}
+        own: dict[str, Any] = {}
+        if not self.causal:
+            own = {"vocab_size": vocabulary.size, "mask_token_id": vocabulary.mask_id, "is_causal": False}
+            notes = {**notes, "adapted": {"shifted": self.network.shifted, "bos_id": self.network.bos_id}}
+        said = {**own, "dtype": "float32", "edlm": {**notes, tensors.HASHES: hashes}}
         kept = {name: value for name, value in config.items() if name not in _OWN}
         whole.write_json(target / "config.json", {**kept, **said})
 
@@ -113,6 +120,43 @@ def start(
     if adapter is not None:
         adapters.add(found, *adapter)
     return Start(found, words, folder, Path(tokenizer or folder / _TOKENIZER), blueprint)
+
+
+def start_energy(folder: str | Path, length: int, ids: Vocabulary, adapter: tuple[int, float] | None = None) -> Start:
+    """Make an autoregressive model's folder ready for its residual energy to be trained: all weights, or adapters.
+
+    Args:
+        folder: `config.json` and the weights of a causal family that torchtune has.
+        length: tokens of a text.
+        ids: the denoiser's vocabulary, whose tokens have to be the model's.
+        adapter: rank and alpha of low-rank adapters; None trains all weights.
+
+    Returns:
+        The model, float32.
+
+    Raises:
+        ValueError: naming the folder, and what does not fit.
+
+    Example:
+        >>> import edlm
+        >>> from edlm.weights import adaptation
+        >>> ids = edlm.large.load_vocabulary("LLaDA-8B-Base")
+        >>> adaptation.start_energy("Qwen2.5-7B", length=8, ids=ids).network.max_length
+        8
+    """
+    folder = Path(folder)
+    large.require_same_tokens(ids, folder)
+    blueprint = large.read_autoregressive(folder, length, vocab_size=ids.size)
+    if not isinstance(blueprint, Blueprint) or blueprint.export is None:
+        raise ValueError(f"ar = {str(folder)!r} is run by `transformers`, and is not trained: Llama and Qwen 2 are")
+    found = decoders.load(blueprint, torch.float32)
+    if found.max_length < length:
+        raise ValueError(
+            f"ar = {str(folder)!r} reads {found.max_length} tokens, and the denoiser {length}: give length="
+        )
+    if adapter is not None:
+        adapters.attach(found, *adapter)
+    return Start(found, ids, folder, folder / _TOKENIZER, blueprint, causal=True)
 
 
 def _network(words: Vocabulary, length: int, bos_id: int | None, decoder: Any) -> DecoderNetwork:

@@ -96,10 +96,7 @@ def load_network(
         raise ValueError(f"{folder}/network.json: bos_id = {bos_id} must be an id below vocab_size = {size}")
     weights = tensors.unwrapped(tensors.read_safetensors(folder / formats.WEIGHTS), folder / formats.WEIGHTS)
     if verify:
-        words = (name for name in Vocabulary.FILES if (folder / name).is_file())
-        tensors.verify(folder, description, formats.WEIGHTS, *words)
-        arguments = tensors.digest([description["class"], description["arguments"]])
-        tensors.require_hash(arguments, tensors.hashes(folder, description).get("arguments"), folder / "network.json")
+        formats.verify(folder, description)
     finite.require_weights(weights, folder / formats.WEIGHTS)
     network: Any = cls(**description["arguments"])
     network.load_state_dict(weights)

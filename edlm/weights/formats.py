@@ -43,10 +43,30 @@ def fill_network(target: Path, network: nn.Module, vocabulary: Vocabulary, notes
     plain: Any = network
     while hasattr(plain, "_orig_mod"):  # what `torch.compile` puts around a network
         plain = plain._orig_mod
-    name = own.name_of(plain)
+    named = own.name_of(plain), plain.arguments
     vocabulary.save(target)
-    save_file(weights_of(plain, target), target / WEIGHTS)
-    saved = {"class": name, "arguments": plain.arguments, "vocabulary": vocabulary.fingerprint}
-    hashes = {file: tensors.sha256(target / file) for file in (WEIGHTS, *Vocabulary.FILES)}
-    hashes["arguments"] = tensors.digest([saved["class"], json.loads(json.dumps(saved["arguments"]))])
+    fill(target, named, weights_of(plain, target), vocabulary, notes)
+
+
+def fill(
+    target: Path,
+    named: tuple[str, Any],
+    weights: Mapping[str, Tensor],
+    vocabulary: Vocabulary,
+    notes: Mapping[str, Any],
+) -> None:
+    """Write weights and the `network.json` that describes them. named: the network's class and its arguments."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, target / WEIGHTS)
+    saved = {"class": named[0], "arguments": named[1], "vocabulary": vocabulary.fingerprint}
+    files = (file for file in (WEIGHTS, *Vocabulary.FILES) if (target / file).is_file())
+    hashes = {file: tensors.sha256(target / file) for file in files}
+    hashes["arguments"] = tensors.digest([named[0], json.loads(json.dumps(named[1]))])
     whole.write_json(target / "network.json", {**saved, **notes, tensors.HASHES: hashes})
+
+
+def verify(folder: Path, description: Mapping[str, Any]) -> None:
+    """Raise ValueError unless weights, arguments and the vocabulary's files, if any, are those of their hashes."""
+    words = (name for name in Vocabulary.FILES if (folder / name).is_file())
+    tensors.verify(folder, description, WEIGHTS, *words)
+    arguments = tensors.digest([description["class"], description["arguments"]])
+    tensors.require_hash(arguments, tensors.hashes(folder, description).get("arguments"), folder / "network.json")

@@ -213,13 +213,18 @@ def read_autoregressive(
     folder = Path(folder)
     if adapted_by(folder) is not None:
         raise ValueError(f"{folder} holds a denoiser made of an autoregressive model, and no autoregressive model")
-    config = whole.read_json(folder / "config.json")
+    noted = whole.read_json(folder / "config.json")
+    config = _without_notes(noted)
     network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
     causal = partial(pretrained.causal, rows_at_once=rows_at_once, vocab_size=vocab_size)
     known: dict[str, Callable[..., Readable]] = dict.fromkeys(pretrained.CAUSAL, causal)
     if config.get("model_type") in _BUILT and families.beyond(folder, config) is None:
         known |= _built(network)
-    return _read(folder, config, known, max_length)
+    found = _read(folder, config, known, max_length)
+    notes = noted.get(_NOTES)
+    if isinstance(notes, dict) and isinstance(found, Blueprint):  # what `edlm run edlm_nce` has trained
+        return found._replace(weights=partial(_unchanged, folder, notes, found.weights))
+    return found
 
 
 def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None, add_mask: bool = False) -> Vocabulary:

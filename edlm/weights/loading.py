@@ -15,10 +15,11 @@ from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.samplers.baselines import Reverse
-from edlm.weights import checkpoints, kinds, large, permitted, pretrained, shards, tensors, whole
+from edlm.weights import checkpoints, kinds, large, permitted, pretrained, shards, tensors, trunk_energies, whole
 from edlm.weights.kinds import ENERGIES, READINGS
 
 LONGEST = 2048  # tokens of a large model, where a config names no length
+_EXACT = {permitted.COMPONENT: "edlm.schedules.log_linear"}  # the masking process of a large denoiser
 DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -41,6 +42,11 @@ class Found(NamedTuple):
     def told(self) -> Schedule | None:
         """The schedule if the network is told the time, else None."""
         return self.schedule if self.description.get("time_conditioning") else None
+
+    @property
+    def pad_id(self) -> int | None:
+        """Give the id that fills a block and counts nowhere; None for large models, which draw theirs to end a text."""
+        return None if is_large(self.path) else self.vocabulary.pad_id
 
     @property
     def denoiser(self) -> SubsDenoiser:
@@ -112,7 +118,7 @@ def denoiser(path: str, device: torch.device, length: int | None = None) -> Foun
 
 
 def frozen(path: str, device: torch.device) -> Found:
-    """Load a denoiser as it was trained, without gradients, for another network to start from.
+    """Load a denoiser of ours as it was trained, without gradients, for another network to start from.
 
     Raises ValueError as `denoiser` does, and for a joint network.
     """
@@ -120,6 +126,19 @@ def frozen(path: str, device: torch.device) -> Found:
     found = _found(kinds.SUBS, Transformer, path, _schedule_of(path), device, fold=False)
     found.network.requires_grad_(False)
     return found
+
+
+def large_start(
+    path: str, length: int | None, tokenizer: str | None, precision: str | None, device: torch.device
+) -> Found:
+    """Load a large denoiser for an energy over its network, without gradients; see `large_denoiser`.
+
+    What opens a text is read in front of it, and is not one of its `length` tokens.
+    """
+    longest = length or LONGEST
+    found = _read_from_bos(large_denoiser(path, longest + 1, tokenizer, precision, device), longest)
+    found.network.requires_grad_(False)
+    return found._replace(description={"schedule": _EXACT, "time_conditioning": False})
 
 
 def baseline(path: str, device: torch.device) -> Found:
@@ -152,14 +171,22 @@ def autoregressive(path: str, device: torch.device, ids: Vocabulary | None = Non
     return Found("ar", path, network, checkpoints.load_vocabulary_of(path), _description_of(path))
 
 
-def energy(path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device) -> tuple[TensorDictModule, str]:
+def energy(
+    path: str, denoiser: SubsDenoiser, ids: Vocabulary, device: torch.device, over: str | None = None
+) -> tuple[TensorDictModule, str]:
     """Load a learned energy of a denoiser, and what it weighs: a key of `kinds.ENERGIES`.
 
-    Raises ValueError for the energy of a joint network beside any denoiser but that network.
+    over: the denoiser's folder, which an energy over its network needs. Raises ValueError for such an energy, and for
+    that of a joint network, beside any denoiser but its own.
     """
     kind = "joint" if is_joint(path) else _description_of(path).get("scope", "draft")
     cls, build = ENERGIES[kind]
     told = None if kind == "joint" else denoiser.told
+    if trunk_energies.is_one(path):
+        if over is None:
+            raise ValueError(f"energy = {path!r} is over the network of its denoiser: say which folder that is from")
+        known = denoiser.network, weights_of(over), ids, device
+        return build(trunk_energies.load(path, *known), told, None if is_large(over) else ids.pad_id), kind
     network: Any = _network(cls, path, told, device, ids)
     if kind == "joint":  # one set of weights in memory
         _require_same_network(path, network, denoiser.network)

@@ -33,9 +33,13 @@ def memory_plan(
     num_particles: int,
     length: int,
     logits_at_once: int = categorical.LOGITS_AT_ONCE["cuda"],
+    *,
+    trained: int = 0,
 ) -> MemoryPlan:
     """Bound the bytes of one step of importance sampling with `energies.residual_ar`, or of a step without an energy.
 
+    As the energy, the denoiser itself stands for one over its network: shared weights are held once, beside `trained`
+    bytes of the energy's own.
     Weights are counted, the rest is bounded. Per token the widest moment of a block holds three vectors of its
     feed-forward layer, or eight of its attention, and the float32 copies of a norm. `logits_at_once` is the size of a
     tile, that of `categorical` on a GPU. Attention is assumed to need memory linear in the length. Networks may be on
@@ -43,16 +47,18 @@ def memory_plan(
     """
     num_particles = num_particles if energy is not None else 1
     tokens, in_energy = batch_size * length, batch_size * num_particles * length
+    # A head has no logits, but four float32 vectors of every token at once.
+    scored, headed = (0, in_energy * 4 * 4 * denoiser.head.in_features) if energy is denoiser else (logits_at_once, 0)
     tile = min(tokens, max(1, logits_at_once // denoiser.head.out_features))
     vocab_size = denoiser.head.out_features
     drawn = vocab_size * (2 * denoiser.head.weight.element_size() + 4 * 4)  # logits, and weights in float32
     drawn += num_particles * min(categorical.BLOCK, vocab_size) * (4 + 8 + 8)  # a block per draw, and its running sum
     return MemoryPlan(
-        weights=_bytes_of(denoiser) + (0 if energy is None else _bytes_of(energy)),
+        weights=_bytes_of(denoiser) + (trained if energy in (None, denoiser) else _bytes_of(energy)),
         drafts=in_energy * (8 + 8 + 8 + 4 + 4),
         denoise=_bytes_of_block(denoiser, tokens),
         propose=tile * drawn + tokens * denoiser.head.in_features * denoiser.head.weight.element_size(),
-        weigh=0 if energy is None else _bytes_of_weighing(energy, batch_size * num_particles, length, logits_at_once),
+        weigh=0 if energy is None else headed + _bytes_of_weighing(energy, batch_size * num_particles, length, scored),
     )
 
 

@@ -13,7 +13,7 @@ from edlm.process.schedules import Schedule
 from edlm.samplers import selections
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import ChainRule
-from edlm.weights import checkpoints, kinds, loading
+from edlm.weights import checkpoints, kinds, loading, trunk_energies
 from edlm.weights.loading import Found, is_large
 
 # The keys of a config that name them, and what trains each.
@@ -137,9 +137,10 @@ def _holds_subs(named: Mapping[str, str]) -> bool:
 def require_same_vocabulary(named: Mapping[str, str]) -> None:
     """Raise ValueError, naming two folders, for networks that do not give every text the same ids.
 
-    named: folders by key. Large ones are compared where the second of them is loaded.
+    named: folders by key. Large ones, and energies over a denoiser's network, are compared where the second of them is
+    loaded.
     """
-    ours = [path for path in named.values() if not is_large(path)]
+    ours = [path for path in named.values() if not is_large(path) and not trunk_energies.is_one(path)]
     for key, path in named.items():
         if is_large(path) and ours:
             raise ValueError(f"{key} = {path!r} holds a large model, which shares no vocabulary with {ours[0]!r}")
@@ -149,8 +150,7 @@ def require_same_vocabulary(named: Mapping[str, str]) -> None:
 
 def _diffusion(named: Mapping[str, str], start: Found, ar: Autoregressive | None, device: torch.device) -> Diffusion:
     """Load every energy there is for a denoiser: its own, those learned, and the AR model's in both forms."""
-    ids = start.vocabulary
-    pad_id = None if is_large(start.path) else ids.pad_id  # large models draw theirs, to end a text
+    ids, pad_id = start.vocabulary, start.pad_id
     denoiser, found = start.denoiser, dict[str, Energy]()
     if isinstance(denoiser.network, Ordered):
         found[CHAIN_RULE] = chain_rule.energy(denoiser)
@@ -159,7 +159,7 @@ def _diffusion(named: Mapping[str, str], start: Found, ar: Autoregressive | None
             path = named[key]
             if loading.is_joint(path):
                 raise ValueError(f"{key} = {path!r} holds a joint network, with its own denoiser: joint={path}")
-            found[key], scope = loading.energy(path, denoiser, ids, device)
+            found[key], scope = loading.energy(path, denoiser, ids, device, start.path)
             if key == "transition" and scope != key:
                 raise ValueError(f"{key} = {path!r} weighs {scope}s and must weigh {key}s: energy={path}")
     if ar is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edlm.nn.trunk_energy import TrunkEnergy
 from edlm.runs.environment import COMPONENTS
 from edlm.weights import permitted
 
@@ -68,6 +69,8 @@ def find(name: Any, where: str, components: Sequence[str] = ()) -> Callable[...,
     """
     if isinstance(name, str) and name in permitted.NETWORKS:
         return permitted.NETWORKS[name]
+    if name == TrunkEnergy.__name__:
+        raise ValueError(f"{where}: an energy over the network of its denoiser: name both, denoiser= and energy=")
     known = ", ".join(permitted.NETWORKS)
     if not isinstance(name, str) or name not in {*components, *os.environ.get(COMPONENTS, "").split(",")} - {""}:
         unnamed = f"and is not executed unless you name it: components=[{name}]"

@@ -26,7 +26,7 @@ from edlm.samplers import corrections
 from edlm.samplers.autoregressive import Stepped
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction
-from edlm.weights import checkpoints, kinds, large, loading, memory, whole
+from edlm.weights import checkpoints, formats, kinds, large, loading, memory, trunk_energies, whole
 from edlm.weights import named as named_networks
 from edlm.weights.loading import DTYPES, LONGEST, is_large
 from edlm.weights.named import CHAIN_RULE, SPECULATIVE
@@ -90,7 +90,12 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} = {settings[key]!r} needs a denoiser; an AR model alone takes {plain!r}")
     denoiser, ar = is_large(settings["denoiser"]), is_large(settings["ar"])
     alone_ar = ar and settings["denoiser"] is None
-    for key, is_read in {"tokenizer": denoiser or alone_ar, "energy_rows": ar, "precision": denoiser or ar}.items():
+    in_rows = ar or (settings["energy_rows"] is not None and denoiser and _over_trunk(settings))
+    for key, is_read in {
+        "tokenizer": denoiser or alone_ar,
+        "energy_rows": in_rows,
+        "precision": denoiser or ar,
+    }.items():
         if settings[key] is not None and not is_read:
             folder = settings["ar" if key == "energy_rows" else "denoiser"]
             raise ValueError(
@@ -118,7 +123,9 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
         return Sources(ar.vocabulary, ar=ar.network, bos_id=ar.description.get("bos_id"))
     if is_large(path):
         known = _longest(settings), settings["tokenizer"], settings["precision"]
-        loaded = loading.large_denoiser(path, *known, device)
+        # An energy over its network reads texts as in its training, without what opens them.
+        load_large = loading.large_start if _over_trunk(settings) else loading.large_denoiser
+        loaded = load_large(path, *known, device)
     else:
         loaded = loading.denoiser(path, device)
     found = Sources(loaded.vocabulary, loaded.schedule, loaded.denoiser, opening=loaded.opening)
@@ -127,7 +134,9 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
         named_networks.require_ordered(path, found.denoiser)
         return found._replace(correction=corrections.ChainRule(settings["energy_temperature"]))
     if settings["energy"] is not None:
-        energy, scope = loading.energy(settings["energy"], found.denoiser, found.vocabulary, device)
+        energy, scope = loading.energy(settings["energy"], found.denoiser, found.vocabulary, device, path)
+        if settings["energy_rows"] is not None:
+            energy.module.network.trunk.rows_at_once = settings["energy_rows"]
         heat = settings["energy_temperature"]
         of_energy = corrections.Joint(heat) if scope == "joint" else corrections.OfEnergy(energy, temperature=heat)
         return found._replace(correction=of_energy)
@@ -154,6 +163,15 @@ def _ours(settings: Mapping[str, Any]) -> dict[str, str]:
     return {key: path for key, path in named.items() if path is not None and not is_large(path)}
 
 
+def _over_trunk(settings: Mapping[str, Any]) -> bool:
+    """Check whether a config names an energy over its denoiser's network. Raises ValueError for one that is none."""
+    path = settings["energy"]
+    if path in (None, CHAIN_RULE):
+        return False
+    named_networks.require_there({"energy": path})
+    return trunk_energies.is_one(path)
+
+
 def _check_baseline(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for what a baseline is not drawn with."""
     path = settings["denoiser"]
@@ -178,12 +196,16 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
         return None
     dtype = DTYPES[settings["precision"]]
     denoiser = decoders.outline(large.read_diffusion(_folder_of(settings["denoiser"]), _longest(settings)), dtype)
-    energy = None
+    energy, own = None, 0
     if settings["ar"] is not None:
         energy = decoders.outline(_large_ar(settings, denoiser.head.out_features), dtype)
+    if _over_trunk(settings):
+        file = checkpoints.find_network(settings["energy"]) / formats.WEIGHTS
+        energy, own = denoiser, file.stat().st_size  # what was trained is held beside the denoiser
+        denoiser.rows_at_once = settings["energy_rows"]
     length = min(settings["length"] or denoiser.max_length, denoiser.max_length)
     rows, k = min(settings["batch_size"], settings["num_samples"]), 1 if energy is None else settings["num_particles"]
-    plan = memory.memory_plan(denoiser, energy, rows, k, length)
+    plan = memory.memory_plan(denoiser, energy, rows, k, length, trained=own)
     remarks = {"drafts": f"{rows} texts of {length} tokens, {k} candidates each"}
     table = [(name, f"{size / 1e9:.2f} GB", remarks.get(name, "")) for name, size in plan._asdict().items()]
     at_most = ("at most", f"{plan.peak / 1e9:.2f} GB", "weights, drafts and the largest of the rest; by formula")

@@ -125,7 +125,11 @@ def verify(folder: Path, record: Mapping[str, Any], *names: str) -> None:
 
 def require_shapes(outline: nn.Module, file: Path) -> None:
     """Raise ValueError naming each parameter that the file lacks, has beside, or has in another shape."""
-    expected = {name: tuple(value.shape) for name, value in outline.state_dict().items()}
+    require_named({name: tuple(value.shape) for name, value in outline.state_dict().items()}, file)
+
+
+def require_named(expected: Mapping[str, tuple[int, ...]], file: Path) -> None:
+    """Raise ValueError as `require_shapes` does. expected: shapes by name."""
     found = unwrapped(shapes(file), file)
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not known" for name in found.keys() - expected.keys()]

@@ -35,12 +35,19 @@ def test_every_config_is_valid_and_opens_with_its_own_command(recipe: str, name:
     assert path.read_text("utf-8").startswith(f"# edlm run {recipe}{default}")
 
 
-@pytest.mark.parametrize("name", commands.configs("edlm_nce"))
+@pytest.mark.parametrize("name", [name for name in commands.configs("edlm_nce") if name != "smollm2"])
 def test_the_denoiser_that_edlm_nce_trains_is_the_one_of_its_own_recipe(name: str) -> None:
     alone = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_denoiser")[name]))
     within = OmegaConf.to_container(OmegaConf.load(commands.configs("edlm_nce")[name]))
     assert within["pretrain"] == {key: alone[key] for key in within["pretrain"]}
     assert within["denoiser"] == alone["output_dir"]
+
+
+def test_over_a_large_denoiser_edlm_nce_takes_what_adapt_has_made() -> None:
+    adapted = OmegaConf.load(commands.configs("adapt")["smollm2"])
+    energy = OmegaConf.load(commands.configs("edlm_nce")["smollm2"])
+    assert energy.pretrain is None
+    assert (energy.denoiser, energy.length, energy.corpus) == (adapted.output_dir, adapted.length, adapted.corpus)
 
 
 @pytest.mark.parametrize("name", commands.configs("pretrain_ar"))

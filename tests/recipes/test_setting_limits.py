@@ -75,7 +75,10 @@ TARGETS = {key: or_null(above_zero()) for key in ("target", "memory_target")}
 LIMITS: dict[str, dict[str, Limits]] = {
     "pretrain_denoiser": {**UPDATES, **DENOISER},
     "pretrain_ar": {**UPDATES, "length": at_least(1)},
-    "edlm_nce": {**UPDATES, **ENERGY, "time_low": between(0, 0.5)},
+    "edlm_nce": {
+        **{**UPDATES, **ENERGY, "time_low": between(0, 0.5), "length": or_null(at_least(1))},
+        **{"lora.rank": at_least(1), "lora.alpha": above_zero()},
+    },
     "edlm_joint": {
         **{**UPDATES, **ENERGY, "valid_rows": at_least(8), "num_energy_layers": at_least(1)},
         **dict.fromkeys(("denoiser_rate", "nelbo_weight", "energy_weight"), FROM_ZERO),
@@ -148,6 +151,7 @@ def checked(recipe: str, key: str, value: Any) -> None:
 TINY = {recipe: settings_of(recipe) for recipe in LIMITS}
 for of_denoiser in (TINY["pretrain_denoiser"], *(TINY[recipe]["pretrain"] for recipe in ("edlm_nce", "edlm_joint"))):
     of_denoiser |= {"block": None, "time_high": 1.0}  # may be left out
+TINY["edlm_nce"]["lora"] = {"rank": 8, "alpha": 16}  # null in the config
 
 
 @pytest.mark.parametrize(("recipe", "key"), ROWS)

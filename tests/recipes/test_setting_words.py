@@ -31,6 +31,7 @@ ENERGY = {
     "embedding": "own, shared",
     "scope": "draft, transition",
     "ar_form": "posterior, carry_over",
+    "trunk": "trained, frozen",
 }
 EXECUTION = {"execution": "eager, compile, cudagraph"}
 OF_RECIPES: dict[str, dict[str, str]] = {

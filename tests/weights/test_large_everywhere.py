@@ -20,7 +20,6 @@ from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
 from edlm.recipes import evaluate, frontier, generate
 from edlm.recipes.adapt import main as adapt
-from edlm.recipes.edlm_nce import main as edlm_nce
 from edlm.samplers import autoregressive as alone
 from edlm.weights import checkpoints, large, loading, named, resolve
 
@@ -184,9 +183,3 @@ def test_what_does_not_go_together_is_said_in_one_line(asked: dict[str, Any], sa
 def test_texts_of_a_run_that_goes_on_are_those_of_another_checkpoint(models: Path, tmp_path: Path) -> None:
     plain = {"denoiser": str(models / "run"), "energy": None, "ar": str(models / "hub")}
     assert resolve.weights_of(plain) == {"denoiser": "step_00000001"}
-
-
-def test_no_energy_is_trained_for_a_large_denoiser(models: Path, tmp_path: Path) -> None:
-    asked = {"denoiser": models / "run", "output_dir": tmp_path / "energy", "pretrain": None}
-    with pytest.raises(ValueError, match="holds a large model, for which no energy is trained"):
-        edlm_nce(settings_of("edlm_nce", *words_of(asked)))
