@@ -183,7 +183,7 @@ def test_shards_are_copied_with_their_index_and_a_denoiser_reads_its_bos_in_fron
     folder = write(tmp_path / "dream", "dream", random_weights("dream"))
     (folder / "tokenizer.json").write_text(LETTERS.tokenizer.to_str())
     model = edlm.from_pretrained(folder, length=9)
-    assert (model.kind, model.network.bos_id, model.denoiser.max_length) == ("subs", 3, 8)
+    assert (model.kind, model.network.bos_id, model.denoiser.max_length) == ("subs", 3, 9)
     model.save_pretrained(tmp_path / "again")
     again = edlm.from_pretrained(tmp_path / "again", length=9)
     tokens = torch.arange(6).unsqueeze(0)
