@@ -73,11 +73,12 @@ WEIGHT = "weight"  # (b,) weight of the NELBO at t
 WEIGHTS = "weights"  # (b, l) the same of every position, where each block has a time of its own
 LOG_PROB = "log_prob"  # (b, l) log-probability of the data's tokens, zero where none is predicted
 LOG_PROB_IN_ORDER = "log_prob_in_order"  # (b, l) the same of what a step reveals, read in order
+LOG_PROB_DRAFTED = "log_prob_drafted"  # (b, l) the same of what a causal network drafts with masks behind a text
 LOSS = "loss"  # (b,) what is differentiated
 
 # The shape of each, by the letters above: what a loop slices and what an execution mode lets vary follow from it.
 SHAPES = {
-    **dict.fromkeys((X_0, X_T, X_S, REVEAL, REMASK, WEIGHTS, LOG_PROB, LOG_PROB_IN_ORDER), "b l"),
+    **dict.fromkeys((X_0, X_T, X_S, REVEAL, REMASK, WEIGHTS, LOG_PROB, LOG_PROB_IN_ORDER, LOG_PROB_DRAFTED), "b l"),
     **dict.fromkeys((P_WRITTEN, MOVE_NOISE), "b l"),
     **dict.fromkeys((T, S, CORRECTED, CHOSEN, PARTICLES, ESS, LOG_WEIGHT_STD), "b"),
     **dict.fromkeys((ROUNDS, CALLS, DENOISER_TOKENS, ENERGY_TOKENS, OWED, READ, ROW, WEIGHT, LOSS), "b"),

@@ -48,7 +48,8 @@ class Attention(nn.Module):
         """
         q, k, v = self._heads(x, rotary)
         if cache is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)  # type: ignore[arg-type]
+            causal = self.causal and mask is None  # a mask says all that is read
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)  # type: ignore[arg-type]
         else:
             mixed = _in_groups(cache, q, k, v, mask)  # type: ignore[arg-type]
         return self.out(rows_at(mixed.transpose(1, 2).flatten(-2), positions)), Cache(k, v) if keep else None
@@ -192,10 +193,27 @@ def row_after(cache: Cache, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Te
     return weights[..., :-1] @ cache.values + weights[..., -1:] * v
 
 
-def following(start: Tensor, count: int, length: int, like: Tensor) -> Tensor:
-    """Build the mask (b, 1, count, length + count) of new rows: each reads `start` (b,) cached ones, and new ones."""
+def drafting(length: int, size: int, offset: Tensor) -> Tensor:
+    """Build the mask of a pass over [masks ; text] of a causal network, bool (2 l, 2 l): runs of masks after the text.
+
+    A run of `size` masks reads itself and the text before it, and the text reads causally, by itself. The first place
+    has no mask, so its row in the masks reads itself alone. offset, int64 (): how much shorter the first run is.
+    """
+    place = torch.arange(length, device=offset.device)
+    run = torch.where(place == 0, -1, (place - 1 + offset) // size)
+    own, earlier = run.unsqueeze(-1) == run, run.unsqueeze(-1) > run
+    causal = place.unsqueeze(-1) >= place
+    return torch.cat([torch.cat([own, earlier], dim=1), torch.cat([torch.zeros_like(own), causal], dim=1)])
+
+
+def following(start: Tensor, count: int, length: int, like: Tensor, together: int = 0) -> Tensor:
+    """Build the mask (b, 1, count, length + count) of new rows: each reads `start` (b,) cached ones, and new ones.
+
+    together: so many of the last rows read each other too.
+    """
     before = torch.arange(length, device=like.device) < start.unsqueeze(-1)
     among = torch.ones(count, count, dtype=torch.bool, device=like.device).tril()
+    among[count - together :, count - together :] = True
     shape = len(start), count
     seen = torch.cat([before.unsqueeze(1).expand(*shape, length), among.expand(*shape, count)], dim=2).unsqueeze(1)
     return like.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)

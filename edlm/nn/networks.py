@@ -175,17 +175,18 @@ class Transformer(nn.Module):
         hidden, own = self.trunk(x, rotary, mask=(seen,), cache=[*map(Cache, *cache)], keep=True)
         return hidden.squeeze(1), Cache(*own.squeeze(4).transpose(0, 1).unbind(2))
 
-    def follow(self, tokens: Tensor, start: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+    def follow(self, tokens: Tensor, start: Tensor, cache: Cache, together: int = 0) -> tuple[Tensor, Cache]:
         """Compute the next positions of a causal network without conditioning, as `forward` does, at their cost alone.
 
         tokens (b, m) stand at `start`, int64 (b,), and after it; cache: (layers, b, heads, l, d), of which each row's
-        first `start` are read. Returns hidden states (b, m, h) and the keys and values of what was read
-        (layers, b, heads, m, d); the cache is not written to.
+        first `start` are read. together: so many of the last tokens read each other too, as masks that draft do. Returns
+        hidden states (b, m, h) and the keys and values of what was read (layers, b, heads, m, d); the cache is not
+        written to.
         """
         x, (b, m), length = self.embedding(tokens), tokens.shape, cache.keys.shape[3]
         at = start.unsqueeze(-1) + torch.arange(m, device=x.device)
         cos, sin = (table.view(b, m, -1) for table in rope.at(at.flatten(), self.trunk.head_size, x))
-        mask = attention.following(start, m, length, x)
+        mask = attention.following(start, m, length, x, together)
         hidden, own = self.trunk(x, (cos, sin), mask=(mask,), cache=[*map(Cache, *cache)], keep=True)
         return hidden, Cache(*own.transpose(0, 1).unbind(2))
 

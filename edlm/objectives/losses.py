@@ -38,6 +38,14 @@ def next_token(log_prob: Tensor) -> Tensor:
     return -log_prob.sum(-1)
 
 
+def next_token_and_drafts(log_prob: Tensor, log_prob_drafted: Tensor) -> Tensor:
+    """Compute `sum_i -log p(x_i | x_<i) - log p(x_i | x_<s(i))`, s(i) < i where the masks of i's run begin: (b, l) to (b,).
+
+    The first term is the exact negative log-likelihood; the second is zero in rows that draft nothing.
+    """
+    return -log_prob.sum(-1) - log_prob_drafted.sum(-1)
+
+
 def d3pm(
     log_prob: Tensor, log_prob_mask: Tensor, masked: Tensor, alpha_t: Tensor, alpha_s: Tensor, num_steps: int
 ) -> Tensor:

@@ -204,7 +204,7 @@ def trained_ar(settings: Mapping[str, Any], start: Found) -> TrainedAr | None:
     if settings["trunk"] == "frozen" and settings["lora"] is None:
         raise ValueError(f"trunk = 'frozen' trains nothing of ar = {path!r}: give lora, or trunk=trained")
     known = start.network.max_length, start.vocabulary, adapter_of(settings)
-    found = folders.start_energy(large.hub_folder(path) or path, *known)
+    found = folders.start_causal(large.hub_folder(path) or path, *known)
     bos_id = large.special_id(found.folder, whole.read_json(found.folder / "config.json"), "bos")
     bos_id = start.vocabulary.bos_id if bos_id is None else bos_id
     return TrainedAr(found.network.to(_device(start.network)), bos_id, found.weights, found.form)

@@ -5,6 +5,7 @@ from typing import Any
 
 from edlm.data.vocabulary import Vocabulary
 from edlm.models.denoisers import SubsDenoiser
+from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
 from edlm.samplers import autoregressive, baselines, blocks, pipelines, plans
 from edlm.samplers.sampler import Sampler
@@ -29,8 +30,8 @@ def baseline_texts(kernel: baselines.Reverse, vocabulary: Vocabulary, seed: int)
 
 
 def ar_texts(network: Any, vocabulary: Vocabulary, bos_id: int | None, seed: int) -> Texts:
-    """Draw a few texts of an autoregressive model of ours; none of a network without `step`."""
-    if not isinstance(network, Transformer) or bos_id is None:
+    """Draw a few texts of an autoregressive model; none of a network without `step`."""
+    if not isinstance(network, Transformer | DecoderNetwork) or bos_id is None:
         return []
     draws = autoregressive.sample(network, _NUM_TEXTS, network.max_length, vocabulary.mask_id, bos_id, seed=seed)
     return _records(vocabulary.decode(draws.tokens.cpu()), seed)

@@ -122,14 +122,17 @@ def start(
     return Start(found, words, folder, Path(tokenizer or folder / _TOKENIZER), blueprint)
 
 
-def start_energy(folder: str | Path, length: int, ids: Vocabulary, adapter: tuple[int, float] | None = None) -> Start:
-    """Make an autoregressive model's folder ready for its residual energy to be trained: all weights, or adapters.
+def start_causal(
+    folder: str | Path, length: int, ids: Vocabulary, adapter: tuple[int, float] | None = None, key: str = "ar"
+) -> Start:
+    """Make an autoregressive model's folder ready to be trained further: all weights, or adapters.
 
     Args:
         folder: `config.json` and the weights of a causal family that torchtune has.
         length: tokens of a text.
-        ids: the denoiser's vocabulary, whose tokens have to be the model's.
+        ids: the vocabulary of the training, whose tokens have to be the model's.
         adapter: rank and alpha of low-rank adapters; None trains all weights.
+        key: the key that names the folder in a config, for messages.
 
     Returns:
         The model, float32.
@@ -141,18 +144,18 @@ def start_energy(folder: str | Path, length: int, ids: Vocabulary, adapter: tupl
         >>> import edlm
         >>> from edlm.weights import adaptation
         >>> ids = edlm.large.load_vocabulary("LLaDA-8B-Base")
-        >>> adaptation.start_energy("Qwen2.5-7B", length=8, ids=ids).network.max_length
+        >>> adaptation.start_causal("Qwen2.5-7B", length=8, ids=ids).network.max_length
         8
     """
     folder = Path(folder)
     large.require_same_tokens(ids, folder)
     blueprint = large.read_autoregressive(folder, length, vocab_size=ids.size)
     if not isinstance(blueprint, Blueprint) or blueprint.export is None:
-        raise ValueError(f"ar = {str(folder)!r} is run by `transformers`, and is not trained: Llama and Qwen 2 are")
+        raise ValueError(f"{key} = {str(folder)!r} is run by `transformers`, and is not trained: Llama and Qwen 2 are")
     found = decoders.load(blueprint, torch.float32)
     if found.max_length < length:
         raise ValueError(
-            f"ar = {str(folder)!r} reads {found.max_length} tokens, and the denoiser {length}: give length="
+            f"{key} = {str(folder)!r} reads {found.max_length} tokens, and a text has {length}: give length="
         )
     if adapter is not None:
         adapters.attach(found, *adapter)

@@ -19,7 +19,7 @@ from edlm.cli import commands
 from edlm.data import corpora, vocabulary
 from edlm.models import autoregressive
 from edlm.nn.networks import Transformer
-from edlm.recipes import pretrain_ar
+from edlm.training import autoregression
 from edlm.runs import settings
 from edlm.weights import checkpoints
 
@@ -50,13 +50,14 @@ def test_over_a_large_denoiser_edlm_nce_takes_what_adapt_has_made() -> None:
     assert (energy.denoiser, energy.length, energy.corpus) == (adapted.output_dir, adapted.length, adapted.corpus)
 
 
-@pytest.mark.parametrize("name", commands.configs("pretrain_ar"))
+@pytest.mark.parametrize("name", sorted(set(commands.configs("pretrain_ar")) - {"smollm2"}))
 def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: str) -> None:
     """Same text, blocks, network, optimiser, batches and steps; what times need is left out."""
     denoiser = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_denoiser")[name]))
     ar = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_ar")[name]))
     for key in ("schedule", "time_conditioning", "objective", "loss_steps", "time_low", "noise_levels"):
         denoiser.pop(key, None)
+    assert ar.pop("drafts") is None
     for key in ("recipe", "output_dir"):
         assert ar.pop(key) != denoiser.pop(key)
     assert ar["network"].pop("dropout") >= denoiser["network"].pop("dropout")  # what it needs against overfitting
@@ -176,8 +177,8 @@ def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(run: Runner,
 
 
 def test_a_vocabulary_with_a_bos_starts_with_it() -> None:
-    assert pretrain_ar.start_id(vocabulary.characters(specials=["bos"])) == 27
-    assert pretrain_ar.start_id(vocabulary.characters("ab")) == 2
+    assert autoregression.start_id(vocabulary.characters(specials=["bos"])) == 27
+    assert autoregression.start_id(vocabulary.characters("ab")) == 2
 
 
 def weights(folder: Path) -> dict[str, bytes]:
