@@ -1,6 +1,7 @@
 """An autoregressive model by a config: a network of ours, or a folder of the hub that is trained further."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ def plan(settings: Mapping[str, Any], corpus: Source) -> Plan:
     start = settings.get(continuation.KEY)
     folder = None if start is None else large.hub_folder(start)
     _check(settings, folder is not None)
-    return _of_ours(settings, corpus) if folder is None else _of_folder(settings, corpus, str(folder))
+    return _of_ours(settings, corpus) if folder is None else _of_folder(settings, corpus, folder)
 
 
 def start_id(vocabulary: Vocabulary) -> int:
@@ -113,9 +114,9 @@ def _of_ours(settings: Mapping[str, Any], corpus: Source) -> Plan:
     return Plan(network, words, start_id(words), words.pad_id, blocks, checkpoints.OWN, identity, settings)
 
 
-def _of_folder(settings: Mapping[str, Any], corpus: Source, folder: str) -> Plan:
+def _of_folder(settings: Mapping[str, Any], corpus: Source, folder: Path) -> Plan:
     words = large.load_vocabulary(folder, settings.get("tokenizer"), add_mask=True)
-    bos_id = large.special_id(folder, whole.read_json(f"{folder}/config.json"), "bos")
+    bos_id = large.special_id(folder, whole.read_json(folder / "config.json"), "bos")
     if bos_id is None:
         raise ValueError(f"start_from: {folder}/config.json names no bos_token_id to read in front of a text")
     adapter = settings.get("lora")

@@ -1,0 +1,128 @@
+"""`pretrain_ar` of a folder of the hub, trained further as it is, and of a network that drafts its own next tokens."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_folder import hub_model
+from smallest import ar_words, settings_of, words_of
+
+from edlm.models import autoregressive
+from edlm.nn import decoders
+from edlm.objectives import batches
+from edlm.recipes import generate
+from edlm.recipes.pretrain_ar import PretrainAr, main
+from edlm.training import log
+from edlm.weights import checkpoints, large, loading
+
+UPDATES = {"steps": 4, "batch_size": 4, "valid_every": 2, "valid_rows": 4, "save_every": 2, "log_every": 1}
+LARGE = {"length": 16, "ema_decay": 0.5, "corpus._component_": "edlm.corpora.embedded"}
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "draw_curves", lambda _: None)
+
+
+def settings(start: Path, output: Path, **more: Any) -> dict[str, Any]:
+    """Those of a training of a folder of the hub on the embedded corpus."""
+    words = [f"start_from={start}", f"output_dir={output}", "threads=1", *words_of({**UPDATES, **LARGE, **more})]
+    found = settings_of("pretrain_ar", *words, config="smollm2")
+    return {**found, "corpus": {"_component_": "edlm.corpora.embedded"}}
+
+
+@pytest.mark.parametrize("how", [{}, {"lora": "{rank: 2, alpha: 4.0}"}, {"recompute": False, "accumulate": 1}])
+def test_a_folder_of_the_hub_is_trained_further_stopped_and_resumed_bit_for_bit(
+    how: dict[str, Any], tmp_path: Path
+) -> None:
+    start = hub_model(tmp_path / "hub")
+    main(settings(start, tmp_path / "whole", **how))
+    half = PretrainAr(settings(start, tmp_path / "run", **how))
+    half.setup()
+    half.load_checkpoint()
+    half.run._update()
+    half.run._update()
+    half.save_checkpoint()
+    main(settings(start, tmp_path / "run", **how))
+    folders = [checkpoints.last_checkpoint(tmp_path / name) for name in ("whole", "run")]
+    for name in ("model.safetensors", "average.safetensors"):
+        one, other = (((folder or tmp_path) / name).read_bytes() for folder in folders)
+        assert one == other, name
+
+
+def test_it_begins_as_the_model_is_and_ends_as_a_folder_of_its_family(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = hub_model(tmp_path / "hub")
+    made = PretrainAr(settings(start, tmp_path / "run"))
+    made.setup()
+    blocks = made.plan.blocks.test[:4]
+    before = decoders.load(large.read_autoregressive(start, 16))
+    bos_id = large.special_id(start, json.loads((start / "config.json").read_text()), "bos")
+    assert made.plan.bos_id == bos_id
+    with torch.no_grad():
+        law = autoregressive.ar_log_prob(before, blocks, made.plan.vocabulary.mask_id, bos_id)
+    assert made.held_out_nll(made.run.average, blocks).mean == pytest.approx(-float(law.double().mean()), abs=1e-5)
+    main(settings(start, tmp_path / "run"))
+    assert "exact NLL (test)" in capsys.readouterr().out
+    found = loading.autoregressive(str(tmp_path / "run"), torch.device("cpu"))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    with torch.no_grad():
+        law = autoregressive.ar_log_prob(found.network, made.plan.blocks.test[:16], found.vocabulary.mask_id, bos_id)
+    assert report["mean"] == pytest.approx(-float(law.double().mean()), abs=1e-5)
+    written = large.hub_folder(tmp_path / "run")
+    assert written is not None
+    assert large.adapted_by(written) is None, "it stays autoregressive"
+    alone = {"denoiser": None, "energy": None, "ar": tmp_path / "run", "output": tmp_path / "x.jsonl"}
+    generate.main(settings_of("generate", *words_of({**alone, "num_samples": 2, "length": 8, "threads": 1})))
+    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"padding": "learned"}, "padding = 'learned' must be ignored: start_from = '{start}' is a large model's folder"),
+        ({"parallel": "sharded"}, "parallel = 'sharded' must be data: start_from = '{start}' is a large model's folder"),
+        ({"drafts": "{ahead: 2, every: 1}"}, "drafts = {'ahead': 2, 'every': 1} must be null: start_from = '{start}'"),
+        (
+            {"network._component_": "edlm.networks.Transformer"},
+            "network = {'_component_': 'edlm.networks.Transformer'} must be null: start_from = '{start}'",
+        ),
+    ],
+)
+def test_what_a_folder_of_the_hub_cannot_be_asked_is_refused(more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    start = hub_model(tmp_path / "hub")
+    with pytest.raises(ValueError, match=re.escape(said.replace("{start}", str(start)))):
+        main(settings(start, tmp_path / "run", **more))
+
+
+def test_a_folder_that_cannot_be_trained_or_begun_is_named(tmp_path: Path) -> None:
+    no_bos = hub_model(tmp_path / "no_bos", bos_token_id=None)
+    with pytest.raises(ValueError, match="no_bos/config.json names no bos_token_id to read in front of a text"):
+        main(settings(no_bos, tmp_path / "run"))
+    long = hub_model(tmp_path / "hub")
+    with pytest.raises(ValueError, match=r"start_from = .* reads \d+ tokens, and a text has \d+"):
+        main(settings(long, tmp_path / "run", length=100_000))
+    ours = settings_of("pretrain_ar", *ar_words(tmp_path / "ar"))
+    with pytest.raises(ValueError, match="network = null is for the folder of a large model in start_from, not None"):
+        main({**ours, "network": None})
+    with pytest.raises(ValueError, match="lora = .* must be null: start_from names no large model"):
+        main({**ours, "lora": {"rank": 2, "alpha": 4.0}})
+
+
+def test_a_network_that_drafts_is_trained_resumed_and_remembers_how(tmp_path: Path) -> None:
+    words = [*ar_words(tmp_path / "run"), "drafts={ahead: 3, every: 2}"]
+    made = PretrainAr(settings_of("pretrain_ar", *words))
+    made.setup()
+    assert made.run.identity["drafts"] == {"ahead": 3, "every": 2}
+    batch = batches.training_batch(made.plan.blocks.train[torch.arange(4)], 0, torch.arange(4), 0, 4)
+    drafted = made.run.stages(batch)["log_prob_drafted"]
+    assert (drafted != 0).any(1).tolist() == [True, False, True, False]
+    main(settings_of("pretrain_ar", *words))
+    with pytest.raises(ValueError, match="drafts"):
+        main(settings_of("pretrain_ar", *ar_words(tmp_path / "run")))
+    main(settings_of("pretrain_ar", *ar_words(tmp_path / "whole"), "drafts={ahead: 3, every: 2}", "steps=3"))
+    main(settings_of("pretrain_ar", *ar_words(tmp_path / "whole"), "drafts={ahead: 3, every: 2}"))
