@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from edlm import samplers
+from edlm.data import corpora
 from edlm.data.vocabulary import Vocabulary
+from edlm.evaluation import drafted
 from edlm.runs import files, locks, processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
@@ -26,10 +28,12 @@ SETTINGS: Schema = {
     **resolve.SETTINGS,
     **configs.SHORT_KEYS,
     "energy": schemas.optional(schemas.either(schemas.text, configs.COMPONENT)),
+    "drafts": schemas.omissible(schemas.optional(schemas.section(drafted.SECTION))),
 }
 FIGURES = {
     "denoiser_passes": "per text",
     "energy_passes": "per text",
+    "rounds": "of drafts, per text",
     "ess": "effective particles, mean over corrected passes",
     "log_prob": "nats per text, under the law it was drawn from",
 }
@@ -78,6 +82,9 @@ def offered(found: Sources) -> dict[str, Any]:
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """Hash all that holds texts of different settings, weights or components apart."""
     kept = {key: value for key, value in settings.items() if key not in _CHANGES_NO_TEXT}
+    counted = (settings.get("drafts") or {}).get("counts")
+    if counted is not None:
+        kept["counted"] = corpora.text_files(counted).fingerprint
     code = schemas.sources({key: settings.get(key) for key in ("energy", "sampler")})
     return files.fingerprint({**kept, "weights": resolve.weights_of(settings), **({"code": code} if code else {})})
 
@@ -108,6 +115,11 @@ def source(settings: Mapping[str, Any], found: Sources) -> tuple[Draw, list[str]
     shown = samplers.live(found.vocabulary) if settings["live"] and processes.is_first() else None
     how = {"seed": settings["seed"], "prompt": prompt(settings, found)}
     length = settings["length"]
+    if settings.get("drafts") and (found.denoiser is not None or found.baseline is not None):
+        raise ValueError(
+            f"drafts = {dict(settings['drafts'])} is for an AR model alone: with denoiser = {settings['denoiser']!r} the "
+            "sampler says how it drafts, docs/howto/samplers.md"
+        )
     if found.denoiser is not None:
         pipeline, told = _pipeline(settings, found)
         length = length or found.denoiser.max_length
@@ -118,6 +130,8 @@ def source(settings: Mapping[str, Any], found: Sources) -> tuple[Draw, list[str]
         length = length or found.baseline.denoiser.max_length
         return partial(_of_baseline, found.baseline, length, settings["num_steps"], {**how, "callback": shown}), []
     assert found.ar is not None
+    if settings.get("drafts"):
+        return drafted.draw(settings, found, length or found.ar.max_length, how["prompt"]), []
     how |= {"temperature": settings["temperature"]}
     ids = (found.vocabulary.mask_id, found.bos_id)
     return partial(_of_ar, found.ar, length or found.ar.max_length, ids, how), []

@@ -117,3 +117,10 @@ def require_weights(tensors: Mapping[str, Tensor], where: str | Path) -> None:
         low, high = (float(end) for end in torch.aminmax(value.detach()))
         if not (-largest <= low and high <= largest):  # NaN too
             raise ValueError(f"{where}: {name} holds values that are not finite, between {low} and {high}")
+
+
+def require_rows(log_ratio: Tensor) -> None:
+    """Raise ValueError naming the row (b,) where an autoregressive network's logits had no law. The host waits."""
+    wrong = (~log_ratio.isfinite()).tolist()
+    if True in wrong:
+        raise ValueError(f"the autoregressive network's logits are not finite in row {wrong.index(True)}")

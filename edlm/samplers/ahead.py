@@ -1,19 +1,18 @@
 """A text from left to right by the law of a causal network, in fewer of its passes than there are tokens.
 
 The law is `q(x^S) = prod_i p_AR(x_i | x_<i)`. It is the limit of drafts that a residual energy weighs, with the visible
-tokens carried over. The denoiser reads final tokens and some masks behind them, and drafts the next few tokens at once,
-`a_i ~ p_i`. One pass of the causal network over the drafts gives its law at each, given the drafts before it, and
+tokens carried over. A drafter writes the next few tokens, `a_i ~ p_i`, where p_i may depend on all tokens before it: see
+`samplers.drafts`. One pass of the causal network over the drafts gives its law at each, given the drafts before it, and
 
     x_i = a_i if u_i p_i(a_i) < p_AR(a_i | x_<i), else drawn by u'_i from (p_AR - p_i)_+, normalised,
 
-so a token has the law `p_AR(x_i | x_<i)` for any denoiser (Leviathan et al. 2023, arXiv 2211.17192). Final tokens stay
+so a token has the law `p_AR(x_i | x_<i)` for any drafter (Leviathan et al. 2023, arXiv 2211.17192). Final tokens stay
 in the network's cache, so a pass reads only the drafts and the last token before them. The pass also gives the law of
 the token after the drafts. If all drafts are accepted, this token is drawn at once. A position keeps its uniforms until
 it is final. They decide nothing at earlier positions, so drafts may be drawn again with the same uniforms.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,52 +22,112 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from edlm import contracts
-from edlm.contracts import Causal, Denoiser
+from edlm.contracts import Causal
 from edlm.declaration import sequence, stage
 from edlm.models import autoregressive
+from edlm.nn import folding
 from edlm.nn.attention import Cache
-from edlm.process import absorbing, categorical
-from edlm.samplers import kernel, passes
+from edlm.nn.networks import Transformer
+from edlm.process import absorbing, arguments, categorical, finite
+from edlm.samplers import drafts, kernel, passes
+from edlm.samplers.drafts import Drafter, Texts
 from edlm.samplers.kernel import Looped
-from edlm.samplers.speculative import Propose
 from edlm.samplers.stages import Law
 
 
-class Manner(NamedTuple):
-    """The way in which tokens are drafted; the law of a text does not depend on it.
-
-    ahead: tokens that are drafted at once. context: tokens that the denoiser reads to draft, the drafts included; None:
-    the whole text. anew: whether the tokens after a refused draft are drafted again, or kept and verified once more.
-    """
-
-    ahead: int = 4
-    context: int | None = 32
-    anew: bool = True
-
-
 def step(
-    denoiser: Denoiser,
+    drafter: Drafter,
     network: Causal,
+    mask_id: int,
     bos_id: int | None,
-    manner: Manner,
+    anew: bool = True,
     temperature: float = 1.0,
     nucleus: float = 1.0,
 ) -> "Ahead":
     """Build the step that draws from `prod_i p_AR(x_i | x_<i)`, i every mask up to the last of S, and keeps S.
 
-    temperature, nucleus: of both laws, token by token. The host waits in every round for what was accepted.
+    anew: whether the tokens after a refused draft are drafted again, or kept and verified once more. temperature,
+    nucleus: of the law, token by token. The host waits in every round for what was accepted.
+    Raises ValueError for a drafter whose drafts cannot be kept.
     """
-    own = Law(denoiser, temperature, nucleus)
-    wanted = Law(autoregressive.Law(network, denoiser.mask_id), temperature, nucleus)  # type: ignore[arg-type]
-    propose = stage("hidden, proposal_noise -> proposed, log_p_proposed", Propose(own))
-    draft = sequence({"denoise": denoiser, "propose": propose})  # type: ignore[dict-item]
-    return Ahead(denoiser, network, bos_id, manner, draft, sequence({"settle": stage(_SETTLE, _Settle(own, wanted))}))
+    if not anew and not drafter.keeps:
+        raise ValueError("anew = False keeps drafts, and these drafts depend on the ones before them: give anew = True")
+    wanted = Law(autoregressive.Law(network, mask_id), temperature, nucleus)  # type: ignore[arg-type]
+    settle = sequence({"settle": stage(_SETTLE, _Settle(drafter.law, wanted))})
+    return Ahead(drafter, network, mask_id, bos_id, anew, settle)
+
+
+class Drafted(NamedTuple):
+    """Texts (b, l), and what each took, (b,): rounds, calls of a network, and tokens read to draft and to verify."""
+
+    tokens: Tensor
+    rounds: Tensor
+    calls: Tensor
+    draft_tokens: Tensor
+    ar_tokens: Tensor
+
+
+@torch.no_grad()
+def sample(
+    network: Causal,
+    drafter: Drafter,
+    num_samples: int,
+    length: int,
+    mask_id: int,
+    bos_id: int | None,
+    *,
+    seed: int = 0,
+    prompt: Tensor | None = None,
+    first_row: int = 0,
+) -> Drafted:
+    """Draw texts by the law of a causal network, as `autoregressive.sample` does, in rounds of drafts.
+
+    Args:
+        network: the causal network whose law texts have, at the drafter's temperature and nucleus.
+        drafter: what writes the next tokens for it to verify.
+        num_samples: b.
+        length: l, at most what the network reads.
+        mask_id: the id of the mask.
+        bos_id: stands in front of a text; None: the prompt gives the first token.
+        seed: of the noise. Other noise decides here than in `autoregressive.sample`, so texts differ and laws do not.
+        prompt: tokens with masks, (l,) or (b, l), filled up with masks on the right.
+        first_row: row i is sample number `first_row + i` of the seed, whatever else is in the batch.
+
+    Returns:
+        The texts and what they took.
+
+    Raises:
+        ValueError: for a length or a prompt that does not fit, and a network without a cache.
+
+    Example:
+        >>> import edlm
+        >>> sizes = dict(hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0)
+        >>> ar = edlm.networks.Transformer(5, max_length=8, causal=True, **sizes).eval()
+        >>> sample(ar, drafts.OfMasks(ar, mask_id=4, ahead=3), 2, length=8, mask_id=4, bos_id=4).tokens.shape
+        torch.Size([2, 8])
+    """
+    arguments.require_draw(num_samples, seed, first_row)
+    if not isinstance(network, Causal):
+        raise ValueError(f"a {type(network).__name__} is not read with a cache, as a Transformer is")
+    network = folding.fold_conditioning(network) if isinstance(network, Transformer) else network
+    law, device = drafter.law, network.get_submodule("head").weight.device  # type: ignore[attr-defined, union-attr]
+    x_t = absorbing.starting_tokens(num_samples, length, mask_id, law.of.vocab_size, prompt, device)  # type: ignore[arg-type]
+    row = torch.arange(first_row, first_row + num_samples, device=device)  # type: ignore[arg-type]
+    positions = torch.arange(x_t.numel(), device=x_t.device)
+    drawn = kernel.draw(3, torch.tensor(seed, device=x_t.device), row, torch.zeros_like(row[0]), positions, length)
+    known = {contracts.X_T: x_t, contracts.POSITIONS: positions, contracts.REVEAL: x_t == mask_id}
+    made = step(drafter, network, mask_id, bos_id, temperature=law.temperature, nucleus=law.nucleus)
+    kernel.check_evaluating(network)  # type: ignore[arg-type]
+    out = made(TensorDict({**known, contracts.PROPOSAL_NOISE: drawn[contracts.PROPOSAL_NOISE]}))
+    finite.require_rows(out[contracts.LOG_RATIO].squeeze(-1))
+    counts = contracts.ROUNDS, contracts.CALLS, contracts.DENOISER_TOKENS, contracts.ENERGY_TOKENS
+    return Drafted(out[contracts.X_S], *(out[key] for key in counts))
 
 
 class _Settle(nn.Module):
     """The token of each place, (n,), whether it is the draft, and whether there was no law, bool (n,) each.
 
-    in_order, hidden: states (n, h) of the network and of the denoiser. Where nothing was drafted, which log_p says as
+    in_order, hidden: states (n, h) of the network and of the drafter. Where nothing was drafted, which log_p says as
     +inf, p = 0 and the token is a draw of the network's law.
     """
 
@@ -97,56 +156,25 @@ class _Settle(nn.Module):
 _SETTLE = "in_order, hidden, proposed, log_p_proposed, proposal_noise -> proposed, accepted, no_law"
 
 
-@dataclass
-class _Texts:
-    """The rows of a step while they are written: the workspace of one call, of `size` flat places a row.
-
-    known: what is final, masks elsewhere. line: what the network reads, the bos, if there is one, and the tokens with
-    guesses. masks: what is to be drawn. uniforms, hidden, proposed, log_p: of drafts. done, drafted, end (b,): how many
-    tokens are final, up to where there are drafts, and where a row is finished. drafts, rounds, read (b,): passes of
-    the denoiser, rounds, and tokens that the network has read. no_law (b,): how often there was none.
-    """
-
-    size: int
-    known: Tensor
-    line: Tensor
-    masks: Tensor
-    uniforms: Tensor
-    hidden: Tensor
-    proposed: Tensor
-    log_p: Tensor
-    done: Tensor
-    drafted: Tensor
-    end: Tensor
-    drafts: Tensor
-    rounds: Tensor
-    read: Tensor
-    no_law: Tensor
-
-    def places(self, rows: Tensor, first: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """List so many places of some rows from the first on, in the row and flat: (r, count) each."""
-        at = first.unsqueeze(-1) + torch.arange(count, device=rows.device)
-        return at, rows.unsqueeze(-1) * self.size + at
-
-
 class Ahead(Looped):
-    """The step: in rounds, for the rows that are not finished, the denoiser drafts and the causal network verifies."""
+    """The step: in rounds, for the rows that are not finished, tokens are drafted and the causal network verifies them."""
 
     repeated = (0, 1)
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        drafter: Drafter,
         network: Causal,
+        mask_id: int,
         bos_id: int | None,
-        manner: Manner,
-        draft: TensorDictModuleBase,
+        anew: bool,
         settle: TensorDictModuleBase,
         pad: Callable[[int], int] = lambda count: count,
     ) -> None:
         super().__init__()
-        self.draft, self.settle = self.parts = draft, settle
-        self.denoiser, self.network, self.bos_id, self.manner, self.pad = denoiser, network, bos_id, manner, pad
+        self.drafter = drafter
+        self.draft, self.settle = self.parts = drafter.part, settle
+        self.network, self.mask_id, self.bos_id, self.anew, self.pad = network, mask_id, bos_id, anew, pad
         self.bos = 0 if bos_id is None else 1
         self.in_keys = [contracts.X_T, contracts.POSITIONS, contracts.REVEAL, contracts.PROPOSAL_NOISE]
         self.out_keys = [contracts.X_S, contracts.LOG_RATIO, *passes.KEYS]
@@ -155,8 +183,8 @@ class Ahead(Looped):
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
     ) -> "Ahead":
         """Wrap the parts of the step; the reading of the cache, which grows with the text, is none of them."""
-        parts = wrap(self.draft), wrap(self.settle)
-        return Ahead(self.denoiser, self.network, self.bos_id, self.manner, *parts, pad)
+        drafter, settle = self.drafter.with_part(wrap(self.drafter.part), pad), wrap(self.settle)
+        return Ahead(drafter, self.network, self.mask_id, self.bos_id, self.anew, settle, pad)
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
         """Take the step. Raises ValueError for a text that the network is too short for, or cannot begin."""
@@ -165,35 +193,33 @@ class Ahead(Looped):
         (rows,) = torch.where(texts.end > 0)
         calls, cache = self._begun(texts, rows)
         while len(rows):
-            self._draft(texts, rows if self.manner.anew else rows[texts.drafted[rows] <= texts.done[rows]])
+            self.drafter.draft(texts, rows if self.anew else rows[texts.drafted[rows] <= texts.done[rows]], cache)
             self._round(texts, rows, cache)
             going_on = texts.done[rows] < texts.end[rows]
             if not bool(going_on.all()):
                 rows, cache = rows[going_on], Cache(*(kept[:, going_on] for kept in cache))
         tokens = texts.known.view(len(x_t), -1)[:, : x_t.shape[1]]
-        counts = texts.drafts * self._width(x_t.shape[1]), texts.read, calls + texts.drafts + texts.rounds, texts.rounds
+        counts = texts.drafts * self.drafter.width(x_t.shape[1]), texts.read, calls + texts.drafts + texts.rounds, texts.rounds
         ratio = torch.where(texts.no_law > 0, torch.nan, 0.0).unsqueeze(-1)  # for `finite`: nothing is weighed here
         written = {contracts.X_S: absorbing.reveal(x_t, tokens, reveal), contracts.LOG_RATIO: ratio}
         return TensorDict({**written, **dict(zip(passes.KEYS, counts, strict=True))})
 
-    def _width(self, l: int) -> int:
-        """Count the tokens that the denoiser reads of a text of l."""
-        return l if self.manner.context is None else min(max(self.manner.context, self.manner.ahead), l)
-
-    def _texts(self, tensordict: TensorDict) -> _Texts:
+    def _texts(self, tensordict: TensorDict) -> Texts:
         x_t, noise = tensordict[contracts.X_T], tensordict[contracts.PROPOSAL_NOISE]
-        (b, l), masks = x_t.shape, x_t == self.denoiser.mask_id
+        (b, l), masks = x_t.shape, x_t == self.mask_id
         if l > self.network.max_length:
             raise ValueError(f"length = {l} must be at most {self.network.max_length}, that of the AR network")
         if self.bos_id is None and bool((masks[:, 0] & tensordict[contracts.REVEAL].any(1)).any()):
             raise ValueError("without a bos_id the first token has no law of its own: give it in the prompt")
-        number, room = torch.arange(1, l + 1, device=x_t.device), self.manner.ahead + 2
+        number, room = torch.arange(1, l + 1, device=x_t.device), self.drafter.ahead + 2
         done = torch.where(masks, number, l + 1).amin(1) - 1
         spread = noise.new_zeros(b * l + 1, noise.shape[1]).index_copy(0, tensordict[contracts.POSITIONS], noise)
         nothing, flat = torch.zeros_like(done), x_t.new_zeros(b * (l + room))
         line = F.pad(torch.where(masks, 0, x_t), (self.bos, room - self.bos), value=self.bos_id or 0)
-        return _Texts(
+        return Texts(
+            length=l,
             size=l + room,
+            bos=self.bos,
             known=F.pad(x_t, (0, room)).flatten(),
             line=line.flatten(),
             masks=F.pad(masks, (0, room)).flatten(),
@@ -210,7 +236,7 @@ class Ahead(Looped):
             no_law=nothing.clone(),
         )
 
-    def _begun(self, texts: _Texts, rows: Tensor) -> tuple[Tensor, Cache]:
+    def _begun(self, texts: Texts, rows: Tensor) -> tuple[Tensor, Cache]:
         """Read what stands before each row's first mask but for its last token, which a round reads; calls (b,)."""
         cache: Cache = self.network.empty_cache(len(rows), texts.size)
         count = torch.zeros_like(texts.done).index_copy(0, rows, texts.done[rows] + self.bos - 1)
@@ -229,34 +255,7 @@ class Ahead(Looped):
             kept.scatter_(3, at[None, :, None, :, None].expand_as(new), new)
         return states
 
-    def _draft(self, texts: _Texts, rows: Tensor) -> None:
-        """Draft the next tokens of some rows from as many tokens as the context has."""
-        l, ahead, done = texts.size - self.manner.ahead - 2, self.manner.ahead, texts.done[rows]
-        width, until = self._width(l), torch.minimum(done + ahead, texts.end[rows])
-        texts.drafted[rows] = until
-        at, flat = texts.places(rows, (done + ahead - width).clamp(0, l - width), width)
-        view = texts.known[flat]
-        asked = texts.masks[flat] & (at >= done.unsqueeze(-1)) & (at < until.unsqueeze(-1))
-        (own,) = torch.where(asked.flatten())
-        if not len(own):  # given tokens alone
-            return
-        flat, known = flat.flatten()[own], (view != self.denoiser.mask_id).double().mean(1)
-        given = {
-            contracts.X_T: view,
-            contracts.T: self.denoiser.schedule.inverse(known).clamp(0.0, 1.0),
-            contracts.POSITIONS: kernel.padded(own, self.pad, view.numel()),
-            contracts.PROPOSAL_NOISE: texts.uniforms[kernel.padded(flat, self.pad, 0)],
-        }
-        found = self.draft(TensorDict(given))
-        keys = contracts.HIDDEN, contracts.PROPOSED, contracts.LOG_P_PROPOSED
-        hidden, proposed, log_p = (found[key][: len(own)] for key in keys)
-        if not texts.hidden.numel():
-            texts.hidden = hidden.new_zeros(len(texts.proposed), hidden.shape[-1])
-        texts.hidden[flat], texts.proposed[flat], texts.log_p[flat] = hidden, proposed, log_p.double()
-        texts.line[flat + self.bos] = proposed
-        texts.drafts[rows] += asked.any(1)
-
-    def _round(self, texts: _Texts, rows: Tensor, cache: Cache) -> None:
+    def _round(self, texts: Texts, rows: Tensor, cache: Cache) -> None:
         """Verify the drafts of some rows; up to the first place that changes, and there, tokens are final."""
         done, end = texts.done[rows], texts.end[rows]
         width = torch.minimum(texts.drafted[rows] + 1, end) - done
@@ -266,7 +265,7 @@ class Ahead(Looped):
         guesses = texts.line[flat + self.bos]
         (own,) = torch.where((texts.masks[flat] & (at < (done + width).unsqueeze(-1))).flatten())
         written, refused = self._settled(texts, states.flatten(0, 1), own, flat, guesses)
-        changed = refused if self.manner.anew else written != guesses
+        changed = refused if self.anew else written != guesses
         stay = (changed.long().cumsum(1) == 0).sum(1)
         texts.done[rows] = final = done + torch.minimum(stay + 1, width)
         texts.line[flat + self.bos] = written
@@ -275,7 +274,7 @@ class Ahead(Looped):
         texts.rounds[rows] += 1
 
     def _settled(
-        self, texts: _Texts, states: Tensor, own: Tensor, flat: Tensor, guesses: Tensor
+        self, texts: Texts, states: Tensor, own: Tensor, flat: Tensor, guesses: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Settle the places (r, m) of guesses, given these: tokens, and which drafts are refused, bool (r, m).
 

@@ -23,7 +23,7 @@ from edlm.nn import folding
 from edlm.nn.networks import Transformer
 from edlm.process import arguments, finite, particles
 from edlm.samplers import ahead, kernel, registries
-from edlm.samplers.ahead import Manner
+from edlm.samplers.drafts import Manner, OfDenoiser
 from edlm.samplers.kernel import Looped
 
 
@@ -249,10 +249,14 @@ class Autoregressive:
         if known != denoiser.vocab_size:
             raise ValueError(f"{self.name}: the network knows {known} ids, and the denoiser {denoiser.vocab_size}")
         energy = energies.ordered_ar(network, denoiser.mask_id, self.bos_id)
-        manner = Manner(self.ahead, self.context, self.anew)
-        write = partial(ahead.step, denoiser, network, self.bos_id, manner)
+        write = partial(self._write, denoiser, network)
         before, weigh = {"denoise": denoiser}, {"weigh": energy}
         return Parts(energy, "draft", before, weigh, Reads(), write=write)  # type: ignore[arg-type]
+
+    def _write(self, denoiser: Denoiser, network: Any, temperature: float, nucleus: float) -> Looped:
+        manner = Manner(self.ahead, self.context, self.anew)
+        drafter = OfDenoiser(denoiser, manner, temperature, nucleus)
+        return ahead.step(drafter, network, denoiser.mask_id, self.bos_id, self.anew, temperature, nucleus)
 
     def _network(self) -> Any:
         if not isinstance(self.network, Causal):

@@ -1,0 +1,250 @@
+"""Drafts of the next tokens of a text, which a causal network verifies: by a denoiser, by its own masks, by counts.
+
+Whatever drafts, texts have the law of the network that verifies (`samplers.ahead`). What differs is how many drafts
+that accepts, and what a draft costs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from edlm import contracts
+from edlm.contracts import Denoiser
+from edlm.declaration import sequence, stage
+from edlm.models import autoregressive
+from edlm.models.ngrams import Ngrams
+from edlm.nn import drafting, folding
+from edlm.nn.attention import Cache
+from edlm.nn.networks import Transformer
+from edlm.samplers import kernel
+from edlm.samplers.speculative import Propose
+from edlm.samplers.stages import Law
+
+Pad = Callable[[int], int]  # of a number of positions, as an execution mode wants it
+
+
+def _as_many(count: int) -> int:
+    return count
+
+
+class Manner(NamedTuple):
+    """The way in which a denoiser drafts; the law of a text does not depend on it.
+
+    ahead: tokens that are drafted at once. context: tokens that the denoiser reads to draft, the drafts included; None:
+    the whole text. anew: whether the tokens after a refused draft are drafted again, or kept and verified once more.
+    """
+
+    ahead: int = 4
+    context: int | None = 32
+    anew: bool = True
+
+
+@dataclass
+class Texts:
+    """The rows of a step while they are written: the workspace of one call, of `size` flat places a row.
+
+    length: tokens of a text. bos: how many tokens stand in front of it. known: what is final, masks elsewhere. line:
+    what the network reads, the bos, if there is one, and the tokens with guesses. masks: what is to be drawn. uniforms,
+    hidden, proposed, log_p: of drafts. done, drafted, end (b,): how many tokens are final, up to where there are drafts,
+    and where a row is finished. drafts, rounds, read (b,): passes of a network to draft, rounds, and tokens that the
+    network has read. no_law (b,): how often there was none.
+    """
+
+    length: int
+    size: int
+    bos: int
+    known: Tensor
+    line: Tensor
+    masks: Tensor
+    uniforms: Tensor
+    hidden: Tensor
+    proposed: Tensor
+    log_p: Tensor
+    done: Tensor
+    drafted: Tensor
+    end: Tensor
+    drafts: Tensor
+    rounds: Tensor
+    read: Tensor
+    no_law: Tensor
+
+    def places(self, rows: Tensor, first: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """List so many places of some rows from the first on, in the row and flat: (r, count) each."""
+        at = first.unsqueeze(-1) + torch.arange(count, device=rows.device)
+        return at, rows.unsqueeze(-1) * self.size + at
+
+    def until(self, rows: Tensor, ahead: int) -> Tensor:
+        """Note that the next tokens of some rows are drafted, and say up to where, (r,)."""
+        self.drafted[rows] = until = torch.minimum(self.done[rows] + ahead, self.end[rows])
+        return until
+
+    def write(self, flat: Tensor, hidden: Tensor, proposed: Tensor, log_p: Tensor) -> None:
+        """Write drafts (n,) at flat places (n,), and the states (n, h) of their law."""
+        if not self.hidden.numel():
+            self.hidden = hidden.new_zeros(len(self.proposed), hidden.shape[-1])
+        self.hidden[flat], self.proposed[flat], self.log_p[flat] = hidden, proposed, log_p.double()
+        self.line[flat + self.bos] = proposed
+
+
+class Drafter(Protocol):
+    """What drafts the next tokens of texts.
+
+    ahead: how many at once. law: of a draft at its state. keeps: whether a draft stays one of the same law when a token
+    before it changes. part: the stages that an execution mode wraps.
+    """
+
+    ahead: int
+    law: Law
+    keeps: bool
+    part: TensorDictModuleBase
+
+    def with_part(self, part: TensorDictModuleBase, pad: Pad) -> "Drafter":
+        """Return the same drafter with its part wrapped; pad: numbers of positions, rounded up."""
+        ...
+
+    def width(self, l: int) -> int:
+        """Count the tokens that a network reads for the drafts of a text of l."""
+        ...
+
+    def draft(self, texts: Texts, rows: Tensor, cache: Cache) -> None:
+        """Draft the next tokens of some rows (r,); cache: of the verifying network, of these rows if none is kept."""
+        ...
+
+
+class OfDenoiser:
+    """Drafts that a denoiser draws independently, from as many tokens as its context has."""
+
+    keeps = True
+
+    def __init__(self, denoiser: Denoiser, manner: Manner, temperature: float = 1.0, nucleus: float = 1.0) -> None:
+        self.denoiser, self.ahead, self.context, self.pad = denoiser, manner.ahead, manner.context, _as_many
+        self.law = Law(denoiser, temperature, nucleus)
+        self.part: TensorDictModuleBase = sequence({"denoise": denoiser, "propose": _proposing(self.law)})  # type: ignore[dict-item]
+
+    def with_part(self, part: TensorDictModuleBase, pad: Pad) -> "OfDenoiser":
+        """Return the same drafter with its part wrapped."""
+        made = OfDenoiser(self.denoiser, Manner(self.ahead, self.context), self.law.temperature, self.law.nucleus)
+        made.part, made.pad = part, pad
+        return made
+
+    def width(self, l: int) -> int:
+        """Count the tokens of the context."""
+        return l if self.context is None else min(max(self.context, self.ahead), l)
+
+    def draft(self, texts: Texts, rows: Tensor, cache: Cache) -> None:
+        """Draft the next tokens of some rows in one pass."""
+        done, l, width = texts.done[rows], texts.length, self.width(texts.length)
+        until = texts.until(rows, self.ahead)
+        at, flat = texts.places(rows, (done + self.ahead - width).clamp(0, l - width), width)
+        view = texts.known[flat]
+        asked = texts.masks[flat] & (at >= done.unsqueeze(-1)) & (at < until.unsqueeze(-1))
+        (own,) = torch.where(asked.flatten())
+        if not len(own):  # given tokens alone
+            return
+        flat, known = flat.flatten()[own], (view != self.denoiser.mask_id).double().mean(1)
+        given = {
+            contracts.X_T: view,
+            contracts.T: self.denoiser.schedule.inverse(known).clamp(0.0, 1.0),
+            contracts.POSITIONS: kernel.padded(own, self.pad, view.numel()),
+            contracts.PROPOSAL_NOISE: texts.uniforms[kernel.padded(flat, self.pad, 0)],
+        }
+        found = self.part(TensorDict(given))
+        keys = contracts.HIDDEN, contracts.PROPOSED, contracts.LOG_P_PROPOSED
+        texts.write(flat, *(found[key][: len(own)] for key in keys))
+        texts.drafts[rows] += asked.any(1)
+
+
+class OfMasks:
+    """Drafts of the verifying network itself, by masks behind what it knows: see `nn.drafting`.
+
+    The first draft is a draw of the network's own law. A network drafts well that was trained to, by
+    `objectives.drafting`.
+    """
+
+    keeps = False
+
+    def __init__(
+        self, network: Transformer, mask_id: int, ahead: int = 4, temperature: float = 1.0, nucleus: float = 1.0
+    ) -> None:
+        network = folding.fold_conditioning(network)
+        self.network, self.mask_id, self.ahead, self.pad = network, mask_id, ahead, _as_many
+        self.law = Law(autoregressive.Law(network, mask_id), temperature, nucleus)  # type: ignore[arg-type]
+        self.part: TensorDictModuleBase = _proposing(self.law)
+
+    def with_part(self, part: TensorDictModuleBase, pad: Pad) -> "OfMasks":
+        """Return the same drafter with its part wrapped."""
+        made = OfMasks(self.network, self.mask_id, self.ahead, self.law.temperature, self.law.nucleus)
+        made.part, made.pad = part, pad
+        return made
+
+    def width(self, l: int) -> int:
+        """Count the last known token and the masks behind it."""
+        return self.ahead
+
+    def draft(self, texts: Texts, rows: Tensor, cache: Cache) -> None:
+        """Draft the next tokens of some rows in one pass beside the cache."""
+        done, until = texts.done[rows], texts.until(rows, self.ahead)
+        at, flat = texts.places(rows, done, self.ahead)
+        asked = texts.masks[flat] & (at < until.unsqueeze(-1))
+        (own,) = torch.where(asked.flatten())
+        if not len(own):  # given tokens alone
+            return
+        last, start = texts.line[flat[:, :1] + (texts.bos - 1)], done + (texts.bos - 1)
+        before = Cache(*(kept[:, :, :, : int(start.amax())] for kept in cache))
+        states = drafting.after(self.network, last, self.ahead - 1, self.mask_id, start, before)
+        some, flat = kernel.padded(own, self.pad, 0), flat.flatten()[own]
+        hidden = states.flatten(0, 1)[some]
+        noise = texts.uniforms[kernel.padded(flat, self.pad, 0)]
+        found = self.part(TensorDict({contracts.HIDDEN: hidden, contracts.PROPOSAL_NOISE: noise}))
+        keys = contracts.PROPOSED, contracts.LOG_P_PROPOSED
+        texts.write(flat, hidden[: len(own)], *(found[key][: len(own)] for key in keys))
+        texts.drafts[rows] += asked.any(1)
+
+
+class OfCounts:
+    """Drafts of an n-gram model, one after the other, each given the drafts before it: no network is asked."""
+
+    keeps = False
+
+    def __init__(self, counts: Ngrams, ahead: int = 4, temperature: float = 1.0, nucleus: float = 1.0) -> None:
+        self.counts, self.ahead, self.pad = counts, ahead, _as_many
+        self.law = Law(counts, temperature, nucleus)
+        self.part: TensorDictModuleBase = _proposing(self.law)
+
+    def with_part(self, part: TensorDictModuleBase, pad: Pad) -> "OfCounts":
+        """Return the same drafter with its part wrapped."""
+        made = OfCounts(self.counts, self.ahead, self.law.temperature, self.law.nucleus)
+        made.part, made.pad = part, pad
+        return made
+
+    def width(self, l: int) -> int:
+        """Count no token: nothing is read by a network."""
+        return 0
+
+    def draft(self, texts: Texts, rows: Tensor, cache: Cache) -> None:
+        """Draft the next tokens of some rows by the tokens before each."""
+        done, until = texts.done[rows], texts.until(rows, self.ahead)
+        at, flat = texts.places(rows, done, self.ahead)
+        asked = texts.masks[flat] & (at < until.unsqueeze(-1))
+        back = torch.arange(1, self.counts.order, device=rows.device)
+        for place, here, wanted in zip(at.unbind(1), flat.unbind(1), asked.unbind(1), strict=True):
+            (own,) = torch.where(wanted)
+            if not len(own):
+                continue
+            some, here = kernel.padded(own, self.pad, 0), here[own]
+            earlier = (flat[:, :1] - done.unsqueeze(-1))[some] + place[some].unsqueeze(-1) - back
+            there = place[some].unsqueeze(-1) >= back
+            contexts = torch.where(there, texts.line[(earlier + texts.bos).clamp(min=0)], self.counts.nothing)
+            noise = texts.uniforms[kernel.padded(here, self.pad, 0)]
+            found = self.part(TensorDict({contracts.HIDDEN: contexts, contracts.PROPOSAL_NOISE: noise}))
+            keys = contracts.PROPOSED, contracts.LOG_P_PROPOSED
+            texts.write(here, contexts[: len(own)], *(found[key][: len(own)] for key in keys))
+
+
+def _proposing(law: Law) -> TensorDictModuleBase:
+    return stage("hidden, proposal_noise -> proposed, log_p_proposed", Propose(law))
