@@ -30,7 +30,7 @@ from edlm.nn.attention import Cache
 from edlm.nn.networks import Transformer
 from edlm.process import absorbing, arguments, categorical, finite
 from edlm.samplers import drafts, kernel, passes
-from edlm.samplers.drafts import Drafter, Texts
+from edlm.samplers.drafts import Drafter, OfDenoiser, Texts
 from edlm.samplers.kernel import Looped
 from edlm.samplers.stages import Law
 
@@ -172,8 +172,10 @@ class Ahead(Looped):
         pad: Callable[[int], int] = lambda count: count,
     ) -> None:
         super().__init__()
-        self.drafter = drafter
-        self.draft, self.settle = self.parts = drafter.part, settle
+        self.drafter, self.settle = drafter, settle
+        self.parts = (settle,)
+        if isinstance(drafter, OfDenoiser):
+            self.draft, self.parts = drafter.part, (drafter.part, settle)
         self.network, self.mask_id, self.bos_id, self.anew, self.pad = network, mask_id, bos_id, anew, pad
         self.bos = 0 if bos_id is None else 1
         self.in_keys = [contracts.X_T, contracts.POSITIONS, contracts.REVEAL, contracts.PROPOSAL_NOISE]
@@ -183,8 +185,10 @@ class Ahead(Looped):
         self, wrap: Callable[[TensorDictModuleBase], TensorDictModuleBase], pad: Callable[[int], int]
     ) -> "Ahead":
         """Wrap the parts of the step; the reading of the cache, which grows with the text, is none of them."""
-        drafter, settle = self.drafter.with_part(wrap(self.drafter.part), pad), wrap(self.settle)
-        return Ahead(drafter, self.network, self.mask_id, self.bos_id, self.anew, settle, pad)
+        drafter = self.drafter
+        if isinstance(drafter, OfDenoiser):
+            drafter = drafter.with_part(wrap(drafter.part), pad)
+        return Ahead(drafter, self.network, self.mask_id, self.bos_id, self.anew, wrap(self.settle), pad)
 
     def forward(self, tensordict: TensorDict) -> TensorDict:
         """Take the step. Raises ValueError for a text that the network is too short for, or cannot begin."""

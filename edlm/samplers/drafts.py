@@ -95,17 +95,12 @@ class Drafter(Protocol):
     """What drafts the next tokens of texts.
 
     ahead: how many at once. law: of a draft at its state. keeps: whether a draft stays one of the same law when a token
-    before it changes. part: the stages that an execution mode wraps.
+    before it changes.
     """
 
     ahead: int
     law: Law
     keeps: bool
-    part: TensorDictModuleBase
-
-    def with_part(self, part: TensorDictModuleBase, pad: Pad) -> "Drafter":
-        """Return the same drafter with its part wrapped; pad: numbers of positions, rounded up."""
-        ...
 
     def width(self, l: int) -> int:
         """Count the tokens that a network reads for the drafts of a text of l."""
@@ -124,7 +119,8 @@ class OfDenoiser:
     def __init__(self, denoiser: Denoiser, manner: Manner, temperature: float = 1.0, nucleus: float = 1.0) -> None:
         self.denoiser, self.ahead, self.context, self.pad = denoiser, manner.ahead, manner.context, _as_many
         self.law = Law(denoiser, temperature, nucleus)
-        self.part: TensorDictModuleBase = sequence({"denoise": denoiser, "propose": _proposing(self.law)})  # type: ignore[dict-item]
+        propose = stage("hidden, proposal_noise -> proposed, log_p_proposed", Propose(self.law))
+        self.part: TensorDictModuleBase = sequence({"denoise": denoiser, "propose": propose})  # type: ignore[dict-item]
 
     def with_part(self, part: TensorDictModuleBase, pad: Pad) -> "OfDenoiser":
         """Return the same drafter with its part wrapped."""
@@ -172,15 +168,9 @@ class OfMasks:
         self, network: Transformer, mask_id: int, ahead: int = 4, temperature: float = 1.0, nucleus: float = 1.0
     ) -> None:
         network = folding.fold_conditioning(network)
-        self.network, self.mask_id, self.ahead, self.pad = network, mask_id, ahead, _as_many
+        self.network, self.mask_id, self.ahead = network, mask_id, ahead
         self.law = Law(autoregressive.Law(network, mask_id), temperature, nucleus)  # type: ignore[arg-type]
-        self.part: TensorDictModuleBase = _proposing(self.law)
-
-    def with_part(self, part: TensorDictModuleBase, pad: Pad) -> "OfMasks":
-        """Return the same drafter with its part wrapped."""
-        made = OfMasks(self.network, self.mask_id, self.ahead, self.law.temperature, self.law.nucleus)
-        made.part, made.pad = part, pad
-        return made
+        self.propose = Propose(self.law)
 
     def width(self, l: int) -> int:
         """Count the last known token and the masks behind it."""
@@ -197,12 +187,8 @@ class OfMasks:
         last, start = texts.line[flat[:, :1] + (texts.bos - 1)], done + (texts.bos - 1)
         before = Cache(*(kept[:, :, :, : int(start.amax())] for kept in cache))
         states = drafting.after(self.network, last, self.ahead - 1, self.mask_id, start, before)
-        some, flat = kernel.padded(own, self.pad, 0), flat.flatten()[own]
-        hidden = states.flatten(0, 1)[some]
-        noise = texts.uniforms[kernel.padded(flat, self.pad, 0)]
-        found = self.part(TensorDict({contracts.HIDDEN: hidden, contracts.PROPOSAL_NOISE: noise}))
-        keys = contracts.PROPOSED, contracts.LOG_P_PROPOSED
-        texts.write(flat, hidden[: len(own)], *(found[key][: len(own)] for key in keys))
+        flat, hidden = flat.flatten()[own], states.flatten(0, 1)[own]
+        texts.write(flat, hidden, *self.propose(hidden, texts.uniforms[flat]))
         texts.drafts[rows] += asked.any(1)
 
 
@@ -212,15 +198,11 @@ class OfCounts:
     keeps = False
 
     def __init__(self, counts: Ngrams, ahead: int = 4, temperature: float = 1.0, nucleus: float = 1.0) -> None:
-        self.counts, self.ahead, self.pad = counts, ahead, _as_many
+        self.counts, self.ahead = counts, ahead
         self.law = Law(counts, temperature, nucleus)
-        self.part: TensorDictModuleBase = _proposing(self.law)
-
-    def with_part(self, part: TensorDictModuleBase, pad: Pad) -> "OfCounts":
-        """Return the same drafter with its part wrapped."""
-        made = OfCounts(self.counts, self.ahead, self.law.temperature, self.law.nucleus)
-        made.part, made.pad = part, pad
-        return made
+        states = torch.arange(len(counts.log_law)).unsqueeze(-1)
+        self.log_p = torch.cat([self.law(rows).log_softmax(-1) for (rows,) in self.law.tiles(states)])
+        self.cumulative = self.log_p.double().exp().cumsum(-1)
 
     def width(self, l: int) -> int:
         """Count no token: nothing is read by a network."""
@@ -230,21 +212,24 @@ class OfCounts:
         """Draft the next tokens of some rows by the tokens before each."""
         done, until = texts.done[rows], texts.until(rows, self.ahead)
         at, flat = texts.places(rows, done, self.ahead)
-        asked = texts.masks[flat] & (at < until.unsqueeze(-1))
-        back = torch.arange(1, self.counts.order, device=rows.device)
-        for place, here, wanted in zip(at.unbind(1), flat.unbind(1), asked.unbind(1), strict=True):
-            (own,) = torch.where(wanted)
-            if not len(own):
-                continue
-            some, here = kernel.padded(own, self.pad, 0), here[own]
-            earlier = (flat[:, :1] - done.unsqueeze(-1))[some] + place[some].unsqueeze(-1) - back
-            there = place[some].unsqueeze(-1) >= back
-            contexts = torch.where(there, texts.line[(earlier + texts.bos).clamp(min=0)], self.counts.nothing)
-            noise = texts.uniforms[kernel.padded(here, self.pad, 0)]
-            found = self.part(TensorDict({contracts.HIDDEN: contexts, contracts.PROPOSAL_NOISE: noise}))
-            keys = contracts.PROPOSED, contracts.LOG_P_PROPOSED
-            texts.write(here, contexts[: len(own)], *(found[key][: len(own)] for key in keys))
+        asked, given = texts.masks[flat] & (at < until.unsqueeze(-1)), texts.line[flat + texts.bos]
+        uniforms, state = texts.uniforms[flat, 0], self._state(texts, rows, done)
+        states, tokens = [], []
+        for j in range(self.ahead):
+            states.append(state)
+            sums = self.cumulative[state]
+            drawn = (sums <= uniforms[:, j, None] * sums[:, -1:]).sum(1)
+            tokens.append(torch.where(asked[:, j], drawn, given[:, j]))
+            state = self.counts.following[state, tokens[-1]]
+        own, written = torch.stack(states, dim=1)[asked], torch.stack(tokens, dim=1)[asked]
+        texts.write(flat[asked], own.unsqueeze(-1), written, self.log_p[own, written])
 
-
-def _proposing(law: Law) -> TensorDictModuleBase:
-    return stage("hidden, proposal_noise -> proposed, log_p_proposed", Propose(law))
+    def _state(self, texts: Texts, rows: Tensor, done: Tensor) -> Tensor:
+        """The state of the n-gram model after what is known of some rows, (r,)."""
+        before = torch.arange(1 - self.counts.order, 0, device=rows.device)
+        place, first = done.unsqueeze(-1) + before, (rows * texts.size + texts.bos).unsqueeze(-1)
+        tokens = texts.line[first + place.clamp(min=0)]
+        state = torch.full_like(done, self.counts.nothing)
+        for each, there in zip(tokens.unbind(1), (place >= 0).unbind(1), strict=True):
+            state = torch.where(there, self.counts.following[state, each], state)
+        return state

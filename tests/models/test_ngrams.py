@@ -30,42 +30,39 @@ texts = st.lists(st.integers(0, SYMBOLS - 1), min_size=4, max_size=40)
 
 
 @settings(max_examples=60)
-@given(texts, st.integers(1, 4), st.data(), st.booleans())
-def test_it_is_the_law_by_hand_whatever_the_context(text, order, data, kept) -> None:
-    places = st.integers(0, SYMBOLS - 1)
-    contexts = data.draw(st.lists(st.lists(places, min_size=order - 1, max_size=order - 1), min_size=1, max_size=5))
-    model = Ngrams(torch.tensor(text), order, SYMBOLS + 1, MASK)
-    if not kept:
-        model.table = None
-    law = model.logits(torch.tensor(contexts).view(len(contexts), order - 1)).exp()
-    wanted = torch.tensor([[*by_hand(text, context, order - 1), 0.0] for context in contexts])
-    torch.testing.assert_close(law, wanted)
-    torch.testing.assert_close(law.sum(1), torch.ones(len(contexts)))
+@given(texts, st.integers(1, 4), st.lists(st.lists(st.integers(0, SYMBOLS - 1), min_size=6, max_size=6), min_size=1))
+def test_it_is_the_law_by_hand_whatever_the_context(text, order, contexts) -> None:
+    """Of contexts that were seen and of others, of which the end that was seen counts; read at once or in turn."""
+    model, read = Ngrams(torch.tensor(text), order, SYMBOLS + 1, MASK), torch.tensor(contexts)
+    wanted = torch.tensor([[*by_hand(text, context[::-1], order - 1), 0.0] for context in contexts])
+    torch.testing.assert_close(model.logits(model.after(read)).exp(), wanted)
+    torch.testing.assert_close(wanted.sum(1), torch.ones(len(contexts)))
+    state = torch.full((len(contexts),), model.nothing)
+    for tokens in read.unbind(1):
+        state = model.following[state, tokens]
+    assert torch.equal(state.unsqueeze(-1), model.after(read))
 
 
-def test_a_place_before_the_text_is_no_token() -> None:
+def test_the_beginning_of_a_text_has_the_law_of_what_there_is() -> None:
     text = [0, 1, 2, 0, 1, 1, 0, 1, 2]
     model = Ngrams(torch.tensor(text), 3, SYMBOLS + 1, MASK)
-    law = model.logits(torch.tensor([[1, model.nothing], [model.nothing, model.nothing]])).exp()
-    torch.testing.assert_close(law[0, :SYMBOLS], torch.tensor(by_hand(text, [1], 1)))
-    torch.testing.assert_close(law[1, :SYMBOLS], torch.tensor(by_hand(text, [], 0)))
-
-
-def test_a_table_is_kept_where_it_is_small_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = torch.randint(0, SYMBOLS, (50,), generator=torch.Generator().manual_seed(0))
-    contexts = torch.tensor([[0, 1], [2, 2], [1, 0]])
-    kept = Ngrams(text, 3, SYMBOLS + 1, MASK)
-    monkeypatch.setattr(ngrams, "_KEPT", 0)
-    computed = Ngrams(text, 3, SYMBOLS + 1, MASK)
-    assert (kept.table is None, computed.table is None) == (False, True)
-    assert torch.equal(kept.logits(contexts), computed.logits(contexts))
-    assert kept.logits(contexts)[:, MASK].tolist() == [-math.inf] * 3
+    torch.testing.assert_close(model.logits(model.after(torch.tensor([[1]])))[0, :SYMBOLS].exp(), torch.tensor(by_hand(text, [1], 1)))
+    nothing = model.logits(torch.tensor([[model.nothing]]))[0]
+    torch.testing.assert_close(nothing[:SYMBOLS].exp(), torch.tensor(by_hand(text, [], 0)))
+    assert nothing[MASK] == -math.inf
 
 
 @pytest.mark.parametrize(
     ("order", "size", "said"),
-    [(0, 4, "order = 0"), (9, 4, "order = 9 is more than the 8 tokens"), (8, 300, "more n-grams than can be numbered")],
+    [(0, 4, "order = 0"), (9, 4, "order = 9 is more than the 8 tokens")],
 )
 def test_an_order_without_counts_is_refused(order: int, size: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Ngrams(torch.arange(8) % 3, order, size, size - 1)
+
+
+def test_more_contexts_than_a_table_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngrams, "_MOST", 15)
+    Ngrams(torch.arange(8) % 3, 1, 4, 3)
+    with pytest.raises(ValueError, match="order = 2: more than 4 contexts of 4 ids are more than a table of 15 numbers"):
+        Ngrams(torch.arange(8) % 3, 2, 4, 3)

@@ -53,8 +53,7 @@ class Slow:
         """The drafter's law at a place where so many tokens are known."""
         if isinstance(self.made, drafts.OfCounts):
             model = self.made.counts
-            before = [int(self.text[place - j]) if place >= j else model.nothing for j in range(1, model.order)]
-            return self.law(model.logits(torch.tensor([before]))[0])
+            return self.law(model.logits(model.after(self.text[None, :place]))[0])
         known = self.read(self.text[:done])
         tokens = torch.cat([known, torch.full((self.made.ahead - 1,), MASK)])
         seen = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
@@ -163,9 +162,8 @@ def test_the_first_draft_of_masks_is_always_accepted_and_counts_that_are_the_law
         bigram.head.weight.zero_()
         bigram.head.bias.copy_(torch.tensor([0.3, -0.2, 0.9, 0.0]))
         model = counts(1)
-        model.table = bigram.head.bias[None].clone()
-        model.table[:, MASK] = -torch.inf
-        model.table = model.table.log_softmax(-1)
+        model.log_law = bigram.head.bias[None].clone()
+        model.log_law[:, MASK] = -torch.inf
     out = ahead.sample(bigram, drafts.OfCounts(model, 3), 5, 12, MASK, MASK)
     assert (out.rounds == 3).all()
     close(out.ar_tokens.double(), torch.full((5,), 12.0, dtype=torch.float64))
