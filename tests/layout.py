@@ -22,6 +22,7 @@ LAYOUT: dict[str, list[str]] = {
         "shallow",
         "starts",
         "folding",
+        "drafting",
         "decoder_steps",
         "decoder_order",
         "decoders",
@@ -62,7 +63,7 @@ LAYOUT: dict[str, list[str]] = {
         "entry",
         "timing",
     ],
-    "models": ["drafts", "denoisers", "autoregressive", "energies", "chain_rule", "joint"],
+    "models": ["counts", "drafts", "denoisers", "autoregressive", "energies", "chain_rule", "joint"],
     "samplers": [
         "registries",
         "planning",
@@ -76,6 +77,7 @@ LAYOUT: dict[str, list[str]] = {
         "stages",
         "passes",
         "speculative",
+        "drafters",
         "ahead",
         "corrections",
         "rounds",
@@ -102,6 +104,7 @@ LAYOUT: dict[str, list[str]] = {
         "joint",
         "baselines",
         "distillation",
+        "drafting",
     ],
     "likelihood": [
         "estimates",
@@ -165,6 +168,7 @@ LAYOUT: dict[str, list[str]] = {
         "contrast",
         "correction",
         "texts",
+        "drafted",
         "generation",
         "card",
         "continuations",
@@ -195,6 +199,7 @@ LAYOUT: dict[str, list[str]] = {
         "distillation",
         "start",
         "adaptation",
+        "autoregression",
     ],
     "frontier": [
         "controls",

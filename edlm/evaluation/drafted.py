@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from edlm.contracts import Causal
 from edlm.data import corpora
 from edlm.data.vocabulary import Vocabulary
-from edlm.models.ngrams import Ngrams
+from edlm.models.counts import Counts
 from edlm.nn.networks import Transformer
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
-from edlm.samplers import ahead, drafts
-from edlm.samplers.drafts import Drafter
+from edlm.samplers import ahead, drafters
+from edlm.samplers.drafters import Drafter
 from edlm.weights.resolve import Sources
 
 SECTION: Schema = {
@@ -30,12 +31,12 @@ def drafter(settings: Mapping[str, Any], found: Sources) -> Drafter:
     """Build what drafts for the AR model of a config: its own masks, or counts in a text.
 
     Raises ValueError for masks of a network that cannot read them, for an order or a number of tokens without counts,
-    and as `ngrams.Ngrams` and `corpora.text_files` do.
+    and as `counts.Counts` and `corpora.text_files` do.
     """
     asked, law = settings["drafts"], settings["temperature"]
     if asked.get("counts") is not None:
         sizes = asked.get("order", ORDER), asked.get("tokens", TOKENS)
-        return drafts.OfCounts(counts(asked["counts"], *sizes, found.vocabulary), asked["ahead"], law)
+        return drafters.OfCounts(counts(asked["counts"], *sizes, found.vocabulary), asked["ahead"], law)
     for key in ("order", "tokens"):
         if key in asked:
             raise ValueError(f"drafts.{key} = {asked[key]} is of counts: give drafts.counts, a text to count in")
@@ -44,24 +45,24 @@ def drafter(settings: Mapping[str, Any], found: Sources) -> Drafter:
             f"drafts = {dict(asked)} asks for drafts by masks, which a {type(found.ar).__name__} does not read: give "
             "drafts.counts, a text to count in"
         )
-    return drafts.OfMasks(found.ar, found.vocabulary.mask_id, asked["ahead"], law)
+    return drafters.OfMasks(found.ar, found.vocabulary.mask_id, asked["ahead"], law)
 
 
-def counts(path: str, order: int, tokens: int, words: Vocabulary) -> Ngrams:
+def counts(path: str, order: int, tokens: int, words: Vocabulary) -> Counts:
     """Count the first tokens of a text, of the training split of a folder."""
     counted: list[Tensor] = []
     for document in corpora.text_files(path).train:
         counted.append(words.encode(document))
         if sum(map(len, counted)) >= tokens:
             break
-    return Ngrams(torch.cat(counted)[:tokens], order, words.size, words.mask_id)
+    return Counts(torch.cat(counted)[:tokens], order, words.size, words.mask_id)
 
 
 def draw(settings: Mapping[str, Any], found: Sources, length: int, prompt: Tensor | None) -> Any:
     """Build what draws so many texts from a number on, and says what they took."""
     ids = found.vocabulary.mask_id, found.bos_id
     how = {"seed": settings["seed"], "prompt": prompt}
-    return partial(_drawn, partial(ahead.sample, found.ar, drafter(settings, found)), length, ids, how)
+    return partial(_drawn, partial(ahead.sample, cast(Causal, found.ar), drafter(settings, found)), length, ids, how)
 
 
 def _drawn(

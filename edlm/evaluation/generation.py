@@ -117,8 +117,8 @@ def source(settings: Mapping[str, Any], found: Sources) -> tuple[Draw, list[str]
     length = settings["length"]
     if settings.get("drafts") and (found.denoiser is not None or found.baseline is not None):
         raise ValueError(
-            f"drafts = {dict(settings['drafts'])} is for an AR model alone: with denoiser = {settings['denoiser']!r} the "
-            "sampler says how it drafts, docs/howto/samplers.md"
+            f"drafts = {dict(settings['drafts'])} is for an AR model alone: with denoiser = {settings['denoiser']!r} "
+            "the sampler says how it drafts, docs/howto/samplers.md"
         )
     if found.denoiser is not None:
         pipeline, told = _pipeline(settings, found)

@@ -179,9 +179,9 @@ class Transformer(nn.Module):
         """Compute the next positions of a causal network without conditioning, as `forward` does, at their cost alone.
 
         tokens (b, m) stand at `start`, int64 (b,), and after it; cache: (layers, b, heads, l, d), of which each row's
-        first `start` are read. together: so many of the last tokens read each other too, as masks that draft do. Returns
-        hidden states (b, m, h) and the keys and values of what was read (layers, b, heads, m, d); the cache is not
-        written to.
+        first `start` are read. together: so many of the last tokens read each other too, as masks that draft do.
+        Returns hidden states (b, m, h) and the keys and values of what was read (layers, b, heads, m, d); the cache is
+        not written to.
         """
         x, (b, m), length = self.embedding(tokens), tokens.shape, cache.keys.shape[3]
         at = start.unsqueeze(-1) + torch.arange(m, device=x.device)

@@ -56,7 +56,9 @@ class _Score(nn.Module):
         counted = torch.ones_like(x_0, dtype=torch.bool) if self.pad_id is None else x_0 != self.pad_id
         drafting_rows = row % self.every == 0
         (some,), (others,) = torch.where(drafting_rows), torch.where(~drafting_rows)
-        known, drafted = drafting.beside_masks(self.network, read[some], self.mask_id, self.ahead, self._offset(seed, step))
+        known, drafted = drafting.beside_masks(
+            self.network, read[some], self.mask_id, self.ahead, self._offset(seed, step)
+        )
         states = known.new_zeros(*x_0.shape, known.shape[-1]).index_copy(0, some, known)
         if len(others):
             states = states.index_copy(0, others, self.network(read[others]))

@@ -39,9 +39,10 @@ def next_token(log_prob: Tensor) -> Tensor:
 
 
 def next_token_and_drafts(log_prob: Tensor, log_prob_drafted: Tensor) -> Tensor:
-    """Compute `sum_i -log p(x_i | x_<i) - log p(x_i | x_<s(i))`, s(i) < i where the masks of i's run begin: (b, l) to (b,).
+    """Compute `sum_i -log p(x_i | x_<i) - log p(x_i | x_<s(i))` of rows (b, l): nats (b,).
 
-    The first term is the exact negative log-likelihood; the second is zero in rows that draft nothing.
+    s(i) < i is where the run of masks of i begins. The first term is the exact negative log-likelihood; the second is
+    zero in rows that draft nothing.
     """
     return -log_prob.sum(-1) - log_prob_drafted.sum(-1)
 

@@ -1,8 +1,8 @@
 """A text from left to right by the law of a causal network, in fewer of its passes than there are tokens.
 
 The law is `q(x^S) = prod_i p_AR(x_i | x_<i)`. It is the limit of drafts that a residual energy weighs, with the visible
-tokens carried over. A drafter writes the next few tokens, `a_i ~ p_i`, where p_i may depend on all tokens before it: see
-`samplers.drafts`. One pass of the causal network over the drafts gives its law at each, given the drafts before it, and
+tokens carried over. A drafter writes the next few tokens, `a_i ~ p_i`, where p_i may depend on all tokens before it
+(`samplers.drafters`). One pass of the causal network over the drafts gives its law at each, given the ones before it:
 
     x_i = a_i if u_i p_i(a_i) < p_AR(a_i | x_<i), else drawn by u'_i from (p_AR - p_i)_+, normalised,
 
@@ -29,8 +29,8 @@ from edlm.nn import folding
 from edlm.nn.attention import Cache
 from edlm.nn.networks import Transformer
 from edlm.process import absorbing, arguments, categorical, finite
-from edlm.samplers import drafts, kernel, passes
-from edlm.samplers.drafts import Drafter, OfDenoiser, Texts
+from edlm.samplers import kernel, passes
+from edlm.samplers.drafters import Drafter, OfDenoiser, Texts
 from edlm.samplers.kernel import Looped
 from edlm.samplers.stages import Law
 
@@ -103,7 +103,7 @@ def sample(
         >>> import edlm
         >>> sizes = dict(hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0)
         >>> ar = edlm.networks.Transformer(5, max_length=8, causal=True, **sizes).eval()
-        >>> sample(ar, drafts.OfMasks(ar, mask_id=4, ahead=3), 2, length=8, mask_id=4, bos_id=4).tokens.shape
+        >>> sample(ar, drafters.OfMasks(ar, mask_id=4, ahead=3), 2, length=8, mask_id=4, bos_id=4).tokens.shape
         torch.Size([2, 8])
     """
     arguments.require_draw(num_samples, seed, first_row)
@@ -157,7 +157,7 @@ _SETTLE = "in_order, hidden, proposed, log_p_proposed, proposal_noise -> propose
 
 
 class Ahead(Looped):
-    """The step: in rounds, for the rows that are not finished, tokens are drafted and the causal network verifies them."""
+    """The step: in rounds, for rows that are not finished, tokens are drafted and the causal network verifies them."""
 
     repeated = (0, 1)
 
@@ -203,7 +203,12 @@ class Ahead(Looped):
             if not bool(going_on.all()):
                 rows, cache = rows[going_on], Cache(*(kept[:, going_on] for kept in cache))
         tokens = texts.known.view(len(x_t), -1)[:, : x_t.shape[1]]
-        counts = texts.drafts * self.drafter.width(x_t.shape[1]), texts.read, calls + texts.drafts + texts.rounds, texts.rounds
+        counts = (
+            texts.drafts * self.drafter.width(x_t.shape[1]),
+            texts.read,
+            calls + texts.drafts + texts.rounds,
+            texts.rounds,
+        )
         ratio = torch.where(texts.no_law > 0, torch.nan, 0.0).unsqueeze(-1)  # for `finite`: nothing is weighed here
         written = {contracts.X_S: absorbing.reveal(x_t, tokens, reveal), contracts.LOG_RATIO: ratio}
         return TensorDict({**written, **dict(zip(passes.KEYS, counts, strict=True))})

@@ -23,7 +23,7 @@ from edlm.nn import folding
 from edlm.nn.networks import Transformer
 from edlm.process import arguments, finite, particles
 from edlm.samplers import ahead, kernel, registries
-from edlm.samplers.drafts import Manner, OfDenoiser
+from edlm.samplers.drafters import Manner, OfDenoiser
 from edlm.samplers.kernel import Looped
 
 

@@ -12,9 +12,9 @@ from smallest import ar_words, settings_of, train, words_of
 
 from edlm.data import corpora
 from edlm.evaluation import drafted, generation
-from edlm.models.ngrams import Ngrams
+from edlm.models.counts import Counts
 from edlm.recipes import generate
-from edlm.samplers import ahead, drafts
+from edlm.samplers import ahead, drafters
 from edlm.weights import loading, resolve
 
 
@@ -47,10 +47,10 @@ def test_texts_are_those_of_the_library_and_the_report_says_what_they_took(
     found = loading.autoregressive(str(ar), torch.device("cpu"))
     words, bos_id = found.vocabulary, found.description["bos_id"]
     if kind == "masks":
-        drafter: Any = drafts.OfMasks(found.network, words.mask_id, 3, 0.8)
+        drafter: Any = drafters.OfMasks(found.network, words.mask_id, 3, 0.8)
     else:
         counted = torch.cat([words.encode(each) for each in corpora.text_files(text).train])[:100]
-        drafter = drafts.OfCounts(Ngrams(counted, 4, words.size, words.mask_id), 3, 0.8)
+        drafter = drafters.OfCounts(Counts(counted, 4, words.size, words.mask_id), 3, 0.8)
     prompt = words.encode_prompt("the")
     out = ahead.sample(found.network, drafter, 3, 12, words.mask_id, bos_id, seed=5, prompt=prompt)
     records = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
@@ -102,7 +102,7 @@ def test_a_denoiser_has_its_own_way_to_say_how_it_drafts(trained: Path, ar: Path
 def test_so_many_tokens_are_counted_and_an_n_gram_has_its_usual_order(ar: Path, text: Path) -> None:
     found = resolve.load(settings(ar, Path("x.jsonl"), "{ahead: 2}"), torch.device("cpu"))
     made = drafted.drafter({"drafts": {"ahead": 2, "counts": str(text)}, "temperature": 1.0}, found)
-    assert isinstance(made, drafts.OfCounts)
+    assert isinstance(made, drafters.OfCounts)
     assert (made.ahead, made.counts.order) == (2, drafted.ORDER)
     some = drafted.counts(str(text), 2, 10, found.vocabulary)
     law = some.log_law[some.nothing].exp()

@@ -84,8 +84,14 @@ def test_it_begins_as_the_model_is_and_ends_as_a_folder_of_its_family(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"padding": "learned"}, "padding = 'learned' must be ignored: start_from = '{start}' is a large model's folder"),
-        ({"parallel": "sharded"}, "parallel = 'sharded' must be data: start_from = '{start}' is a large model's folder"),
+        (
+            {"padding": "learned"},
+            "padding = 'learned' must be ignored: start_from = '{start}' is a large model's folder",
+        ),
+        (
+            {"parallel": "sharded"},
+            "parallel = 'sharded' must be data: start_from = '{start}' is a large model's folder",
+        ),
         ({"drafts": "{ahead: 2, every: 1}"}, "drafts = {'ahead': 2, 'every': 1} must be null: start_from = '{start}'"),
         (
             {"network._component_": "edlm.networks.Transformer"},
@@ -101,7 +107,7 @@ def test_what_a_folder_of_the_hub_cannot_be_asked_is_refused(more: dict[str, Any
 
 def test_a_folder_that_cannot_be_trained_or_begun_is_named(tmp_path: Path) -> None:
     no_bos = hub_model(tmp_path / "no_bos", bos_token_id=None)
-    with pytest.raises(ValueError, match="no_bos/config.json names no bos_token_id to read in front of a text"):
+    with pytest.raises(ValueError, match=r"no_bos/config\.json names no bos_token_id to read in front of a text"):
         main(settings(no_bos, tmp_path / "run"))
     long = hub_model(tmp_path / "hub")
     with pytest.raises(ValueError, match=r"start_from = .* reads \d+ tokens, and a text has \d+"):
@@ -109,7 +115,7 @@ def test_a_folder_that_cannot_be_trained_or_begun_is_named(tmp_path: Path) -> No
     ours = settings_of("pretrain_ar", *ar_words(tmp_path / "ar"))
     with pytest.raises(ValueError, match="network = null is for the folder of a large model in start_from, not None"):
         main({**ours, "network": None})
-    with pytest.raises(ValueError, match="lora = .* must be null: start_from names no large model"):
+    with pytest.raises(ValueError, match=r"lora = .* must be null: start_from names no large model"):
         main({**ours, "lora": {"rank": 2, "alpha": 4.0}})
 
 

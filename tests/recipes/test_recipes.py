@@ -19,8 +19,8 @@ from edlm.cli import commands
 from edlm.data import corpora, vocabulary
 from edlm.models import autoregressive
 from edlm.nn.networks import Transformer
-from edlm.training import autoregression
 from edlm.runs import settings
+from edlm.training import autoregression
 from edlm.weights import checkpoints
 
 CONFIGS = [(recipe, name) for recipe in commands.recipes() for name in commands.configs(recipe)]

@@ -17,7 +17,7 @@ from edlm import contracts
 from edlm.contracts import Denoiser
 from edlm.declaration import sequence, stage
 from edlm.models import autoregressive
-from edlm.models.ngrams import Ngrams
+from edlm.models.counts import Counts
 from edlm.nn import drafting, folding
 from edlm.nn.attention import Cache
 from edlm.nn.networks import Transformer
@@ -50,8 +50,8 @@ class Texts:
 
     length: tokens of a text. bos: how many tokens stand in front of it. known: what is final, masks elsewhere. line:
     what the network reads, the bos, if there is one, and the tokens with guesses. masks: what is to be drawn. uniforms,
-    hidden, proposed, log_p: of drafts. done, drafted, end (b,): how many tokens are final, up to where there are drafts,
-    and where a row is finished. drafts, rounds, read (b,): passes of a network to draft, rounds, and tokens that the
+    hidden, proposed, log_p: of drafts. done, drafted, end (b,): how many tokens are final, up to where there are
+    drafts, and where a row is finished. drafts, rounds, read (b,): passes of a network to draft, rounds, and tokens that the
     network has read. no_law (b,): how often there was none.
     """
 
@@ -117,7 +117,8 @@ class OfDenoiser:
     keeps = True
 
     def __init__(self, denoiser: Denoiser, manner: Manner, temperature: float = 1.0, nucleus: float = 1.0) -> None:
-        self.denoiser, self.ahead, self.context, self.pad = denoiser, manner.ahead, manner.context, _as_many
+        self.denoiser, self.ahead, self.context = denoiser, manner.ahead, manner.context
+        self.pad: Pad = _as_many
         self.law = Law(denoiser, temperature, nucleus)
         propose = stage("hidden, proposal_noise -> proposed, log_p_proposed", Propose(self.law))
         self.part: TensorDictModuleBase = sequence({"denoise": denoiser, "propose": propose})  # type: ignore[dict-item]
@@ -197,7 +198,7 @@ class OfCounts:
 
     keeps = False
 
-    def __init__(self, counts: Ngrams, ahead: int = 4, temperature: float = 1.0, nucleus: float = 1.0) -> None:
+    def __init__(self, counts: Counts, ahead: int = 4, temperature: float = 1.0, nucleus: float = 1.0) -> None:
         self.counts, self.ahead = counts, ahead
         self.law = Law(counts, temperature, nucleus)
         states = torch.arange(len(counts.log_law)).unsqueeze(-1)

@@ -9,24 +9,24 @@ from oracles import index_of
 from scipy import stats
 from torch import Tensor
 
-from edlm.models.ngrams import Ngrams
+from edlm.models.counts import Counts
 from edlm.nn.networks import Transformer
 from edlm.process import categorical, noise
 from edlm.process.noise import Stream
-from edlm.samplers import ahead, drafts
-from edlm.samplers.drafts import Drafter
+from edlm.samplers import ahead, drafters
+from edlm.samplers.drafters import Drafter
 
 TEXT = torch.randint(0, SYMBOLS, (60,), generator=torch.Generator().manual_seed(4))
 
 
-def counts(order: int = 3) -> Ngrams:
-    return Ngrams(TEXT, order, SYMBOLS + 1, MASK)
+def counts(order: int = 3) -> Counts:
+    return Counts(TEXT, order, SYMBOLS + 1, MASK)
 
 
 def drafter(kind: str, network: Transformer, count: int, temperature: float = 1.0) -> Drafter:
     if kind == "masks":
-        return drafts.OfMasks(network, MASK, count, temperature)
-    return drafts.OfCounts(counts(), count, temperature)
+        return drafters.OfMasks(network, MASK, count, temperature)
+    return drafters.OfCounts(counts(), count, temperature)
 
 
 class Slow:
@@ -51,7 +51,7 @@ class Slow:
 
     def proposal(self, place: int, done: int) -> Tensor:
         """The drafter's law at a place where so many tokens are known."""
-        if isinstance(self.made, drafts.OfCounts):
+        if isinstance(self.made, drafters.OfCounts):
             model = self.made.counts
             return self.law(model.logits(model.after(self.text[None, :place]))[0])
         known = self.read(self.text[:done])
@@ -155,7 +155,7 @@ def test_what_is_told_is_what_the_network_has_read() -> None:
 def test_the_first_draft_of_masks_is_always_accepted_and_counts_that_are_the_law_are_too() -> None:
     network = ar_network(max_length=12)
     for seed in range(5):
-        out = ahead.sample(network, drafts.OfMasks(network, MASK, 4), 4, 12, MASK, MASK, seed=seed)
+        out = ahead.sample(network, drafters.OfMasks(network, MASK, 4), 4, 12, MASK, MASK, seed=seed)
         assert (out.rounds <= 6).all(), "two tokens a round at least: the first draft and what follows it"
     bigram = heeding(12, 0.0)  # a network that reads nothing but its place's embedding knows only frequencies
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_the_first_draft_of_masks_is_always_accepted_and_counts_that_are_the_law
         model = counts(1)
         model.log_law = bigram.head.bias[None].clone()
         model.log_law[:, MASK] = -torch.inf
-    out = ahead.sample(bigram, drafts.OfCounts(model, 3), 5, 12, MASK, MASK)
+    out = ahead.sample(bigram, drafters.OfCounts(model, 3), 5, 12, MASK, MASK)
     assert (out.rounds == 3).all()
     close(out.ar_tokens.double(), torch.full((5,), 12.0, dtype=torch.float64))
 

@@ -17,7 +17,7 @@ from edlm.process import arguments
 _MOST = 1 << 26  # numbers of a table of laws
 
 
-class Ngrams:
+class Counts:
     """The law of a token given the tokens before it, of which `order - 1` are read at most.
 
     A state is the row of a context in the tables, `nothing` for a text that has no token yet.
@@ -33,7 +33,7 @@ class Ngrams:
 
     Example:
         >>> text = torch.tensor([0, 1, 0, 1, 0, 2])
-        >>> model = Ngrams(text, order=2, vocab_size=4, mask_id=3)
+        >>> model = Counts(text, order=2, vocab_size=4, mask_id=3)
         >>> model.logits(model.after(torch.tensor([[0]]))).exp()
         tensor([[0.1778, 0.5333, 0.2889, 0.0000]])
     """
@@ -73,8 +73,8 @@ class Ngrams:
     def _require_room(self, rows: int) -> None:
         if rows * self.vocab_size > _MOST:
             raise ValueError(
-                f"order = {self.order}: more than {rows:,} contexts of {self.vocab_size:,} ids are more than a table of "
-                f"{_MOST:,} numbers holds; give a smaller order, or fewer tokens"
+                f"order = {self.order}: more than {rows:,} contexts of {self.vocab_size:,} ids are more than a table "
+                f"of {_MOST:,} numbers holds; give a smaller order, or fewer tokens"
             )
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm.models import ngrams
-from edlm.models.ngrams import Ngrams
+from edlm.models import counts
+from edlm.models.counts import Counts
 
 SYMBOLS, MASK = 3, 3
 
@@ -33,7 +33,7 @@ texts = st.lists(st.integers(0, SYMBOLS - 1), min_size=4, max_size=40)
 @given(texts, st.integers(1, 4), st.lists(st.lists(st.integers(0, SYMBOLS - 1), min_size=6, max_size=6), min_size=1))
 def test_it_is_the_law_by_hand_whatever_the_context(text, order, contexts) -> None:
     """Of contexts that were seen and of others, of which the end that was seen counts; read at once or in turn."""
-    model, read = Ngrams(torch.tensor(text), order, SYMBOLS + 1, MASK), torch.tensor(contexts)
+    model, read = Counts(torch.tensor(text), order, SYMBOLS + 1, MASK), torch.tensor(contexts)
     wanted = torch.tensor([[*by_hand(text, context[::-1], order - 1), 0.0] for context in contexts])
     torch.testing.assert_close(model.logits(model.after(read)).exp(), wanted)
     torch.testing.assert_close(wanted.sum(1), torch.ones(len(contexts)))
@@ -45,8 +45,10 @@ def test_it_is_the_law_by_hand_whatever_the_context(text, order, contexts) -> No
 
 def test_the_beginning_of_a_text_has_the_law_of_what_there_is() -> None:
     text = [0, 1, 2, 0, 1, 1, 0, 1, 2]
-    model = Ngrams(torch.tensor(text), 3, SYMBOLS + 1, MASK)
-    torch.testing.assert_close(model.logits(model.after(torch.tensor([[1]])))[0, :SYMBOLS].exp(), torch.tensor(by_hand(text, [1], 1)))
+    model = Counts(torch.tensor(text), 3, SYMBOLS + 1, MASK)
+    torch.testing.assert_close(
+        model.logits(model.after(torch.tensor([[1]])))[0, :SYMBOLS].exp(), torch.tensor(by_hand(text, [1], 1))
+    )
     nothing = model.logits(torch.tensor([[model.nothing]]))[0]
     torch.testing.assert_close(nothing[:SYMBOLS].exp(), torch.tensor(by_hand(text, [], 0)))
     assert nothing[MASK] == -math.inf
@@ -58,11 +60,13 @@ def test_the_beginning_of_a_text_has_the_law_of_what_there_is() -> None:
 )
 def test_an_order_without_counts_is_refused(order: int, size: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Ngrams(torch.arange(8) % 3, order, size, size - 1)
+        Counts(torch.arange(8) % 3, order, size, size - 1)
 
 
 def test_more_contexts_than_a_table_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngrams, "_MOST", 15)
-    Ngrams(torch.arange(8) % 3, 1, 4, 3)
-    with pytest.raises(ValueError, match="order = 2: more than 4 contexts of 4 ids are more than a table of 15 numbers"):
-        Ngrams(torch.arange(8) % 3, 2, 4, 3)
+    monkeypatch.setattr(counts, "_MOST", 15)
+    Counts(torch.arange(8) % 3, 1, 4, 3)
+    with pytest.raises(
+        ValueError, match="order = 2: more than 4 contexts of 4 ids are more than a table of 15 numbers"
+    ):
+        Counts(torch.arange(8) % 3, 2, 4, 3)
