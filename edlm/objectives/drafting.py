@@ -67,7 +67,7 @@ class _Score(nn.Module):
         return self._log_prob(states, x_0, counted), found.new_zeros(x_0.shape).index_copy(0, some, found)
 
     def _offset(self, seed: Tensor, step: Tensor) -> Tensor:
-        """How much shorter the first run is, int64 (): each length is as likely."""
+        """Draw how much shorter the first run is, int64 (): each length is as likely."""
         return (noise.uniforms(seed, torch.zeros_like(step), step, Stream.TIME).squeeze(-1) * self.ahead).long()
 
     def _log_prob(self, states: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:

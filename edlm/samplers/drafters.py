@@ -51,8 +51,8 @@ class Texts:
     length: tokens of a text. bos: how many tokens stand in front of it. known: what is final, masks elsewhere. line:
     what the network reads, the bos, if there is one, and the tokens with guesses. masks: what is to be drawn. uniforms,
     hidden, proposed, log_p: of drafts. done, drafted, end (b,): how many tokens are final, up to where there are
-    drafts, and where a row is finished. drafts, rounds, read (b,): passes of a network to draft, rounds, and tokens that the
-    network has read. no_law (b,): how often there was none.
+    drafts, and where a row is finished. drafts, rounds, read (b,): passes of a network to draft, rounds, and tokens
+    that the network has read. no_law (b,): how often there was none.
     """
 
     length: int
@@ -79,7 +79,7 @@ class Texts:
         return at, rows.unsqueeze(-1) * self.size + at
 
     def until(self, rows: Tensor, ahead: int) -> Tensor:
-        """Note that the next tokens of some rows are drafted, and say up to where, (r,)."""
+        """Mark the next tokens of some rows as drafted, and return up to where, (r,)."""
         self.drafted[rows] = until = torch.minimum(self.done[rows] + ahead, self.end[rows])
         return until
 
@@ -92,7 +92,7 @@ class Texts:
 
 
 class Drafter(Protocol):
-    """What drafts the next tokens of texts.
+    """A writer of the next tokens of texts, for a network to verify.
 
     ahead: how many at once. law: of a draft at its state. keeps: whether a draft stays one of the same law when a token
     before it changes.
@@ -107,7 +107,7 @@ class Drafter(Protocol):
         ...
 
     def draft(self, texts: Texts, rows: Tensor, cache: Cache) -> None:
-        """Draft the next tokens of some rows (r,); cache: of the verifying network, of these rows if none is kept."""
+        """Write the next tokens of some rows (r,); cache: of the verifying network, of these rows if none is kept."""
         ...
 
 
@@ -134,7 +134,7 @@ class OfDenoiser:
         return l if self.context is None else min(max(self.context, self.ahead), l)
 
     def draft(self, texts: Texts, rows: Tensor, cache: Cache) -> None:
-        """Draft the next tokens of some rows in one pass."""
+        """Write the next tokens of some rows in one pass."""
         done, l, width = texts.done[rows], texts.length, self.width(texts.length)
         until = texts.until(rows, self.ahead)
         at, flat = texts.places(rows, (done + self.ahead - width).clamp(0, l - width), width)
@@ -178,7 +178,7 @@ class OfMasks:
         return self.ahead
 
     def draft(self, texts: Texts, rows: Tensor, cache: Cache) -> None:
-        """Draft the next tokens of some rows in one pass beside the cache."""
+        """Write the next tokens of some rows in one pass beside the cache."""
         done, until = texts.done[rows], texts.until(rows, self.ahead)
         at, flat = texts.places(rows, done, self.ahead)
         asked = texts.masks[flat] & (at < until.unsqueeze(-1))
@@ -210,7 +210,7 @@ class OfCounts:
         return 0
 
     def draft(self, texts: Texts, rows: Tensor, cache: Cache) -> None:
-        """Draft the next tokens of some rows by the tokens before each."""
+        """Write the next tokens of some rows by the tokens before each."""
         done, until = texts.done[rows], texts.until(rows, self.ahead)
         at, flat = texts.places(rows, done, self.ahead)
         asked, given = texts.masks[flat] & (at < until.unsqueeze(-1)), texts.line[flat + texts.bos]
@@ -226,7 +226,7 @@ class OfCounts:
         texts.write(flat[asked], own.unsqueeze(-1), written, self.log_p[own, written])
 
     def _state(self, texts: Texts, rows: Tensor, done: Tensor) -> Tensor:
-        """The state of the n-gram model after what is known of some rows, (r,)."""
+        """Find the state of the n-gram model after what is known of some rows, (r,)."""
         before = torch.arange(1 - self.counts.order, 0, device=rows.device)
         place, first = done.unsqueeze(-1) + before, (rows * texts.size + texts.bos).unsqueeze(-1)
         tokens = texts.line[first + place.clamp(min=0)]
