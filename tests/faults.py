@@ -4,6 +4,7 @@ import faults_blocks
 import faults_conditional
 import faults_data
 import faults_distillation
+import faults_drafting
 import faults_files
 import faults_findings
 import faults_harness
@@ -30,6 +31,7 @@ OWN = [
     *faults_plans.FAULTS,
     *faults_distillation.FAULTS,
     *faults_in_order.FAULTS,
+    *faults_drafting.FAULTS,
     *faults_files.FAULTS,
     *faults_recipes.FAULTS,
     *faults_numbers.FAULTS,

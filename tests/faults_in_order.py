@@ -44,9 +44,9 @@ FAULTS = [
     ),
     Fault(
         "the token after the drafts is verified as one of them",
-        "samplers/ahead.py",
-        "& (at < until.unsqueeze(-1))",
-        "& (at <= until.unsqueeze(-1))",
+        "samplers/drafters.py",
+        "& (at >= done.unsqueeze(-1)) & (at < until.unsqueeze(-1))",
+        "& (at >= done.unsqueeze(-1)) & (at <= until.unsqueeze(-1))",
         _PLAIN_LOOPS,
     ),
     Fault(
@@ -107,7 +107,7 @@ FAULTS = [
     ),
     Fault(
         "drafts at the time of what is known in place of what is masked",
-        "samplers/ahead.py",
+        "samplers/drafters.py",
         "self.denoiser.schedule.inverse(known)",
         "self.denoiser.schedule.inverse(1.0 - known)",
         "tests/samplers/test_ahead.py::test_drafts_are_made_at_the_time_of_the_masks_that_the_denoiser_sees",

@@ -53,6 +53,14 @@ def test_a_folder_of_the_hub_is_trained_further_stopped_and_resumed_bit_for_bit(
         assert one == other, name
 
 
+def test_adapters_alone_are_trained_where_they_are_asked_for(tmp_path: Path) -> None:
+    made = PretrainAr(settings(hub_model(tmp_path / "hub"), tmp_path / "run", lora="{rank: 2, alpha: 4.0}"))
+    made.setup()
+    trained = {name for name, value in made.plan.network.named_parameters() if value.requires_grad}
+    assert trained
+    assert all("lora" in name for name in trained)
+
+
 def test_it_begins_as_the_model_is_and_ends_as_a_folder_of_its_family(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
