@@ -23,15 +23,19 @@ def require_sizes(arguments: Mapping[str, Any]) -> None:
         if type(arguments.get(name, False)) is not bool:
             raise ValueError(f"{name} = {arguments[name]!r} must be true or false")
     _require_block_size(arguments)
-    dropout = arguments["dropout"]
-    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout = {dropout!r} must be a number of at least 0 and below 1")
+    require_dropout(arguments["dropout"])
     layers, width = arguments["num_layers"] + arguments.get("num_energy_layers", 0), arguments["hidden_size"]
     noise, in_blocks = arguments["conditioning_size"], 12 * layers * width * width
     parameters = in_blocks + noise * (6 * layers * width + noise) + 2 * arguments["vocab_size"] * width
     limits.require("network", "layers", layers, limits.LAYERS)
     limits.require("network", "max_length", arguments["max_length"], limits.LENGTH)
     limits.require("network", "parameters", parameters, limits.PARAMETERS)
+
+
+def require_dropout(dropout: Any) -> None:
+    """Raise ValueError for what is no probability below 1."""
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout = {dropout!r} must be a number of at least 0 and below 1")
 
 
 def _require_block_size(arguments: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """An energy over the trunk of a language model: its states of a candidate, and a small head that is trained."""
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm.nn import adapters
+from edlm.nn import adapters, sizes
 from edlm.nn.energy_network import mean_over
 
 
@@ -101,12 +102,10 @@ def over(
         >>> energy.trunk.embedding.weight.data_ptr() == network.embedding.weight.data_ptr()
         True
     """
+    sizes.require_dropout(dropout)
     shared, width = _sharing(network), network.head.in_features
     if adapter is not None:
-        rank, alpha = adapter
-        if type(rank) is not int or not 1 <= rank <= width:
-            raise ValueError(f"rank = {rank!r} must be a whole number of at least 1 and at most {width}")
-        adapters.attach(shared, rank, float(alpha))
+        adapters.attach(shared, *_rank_and_alpha(adapter, width))
     elif trunk == "trained":
         _unshare(shared)
     elif trunk != "frozen":
@@ -115,6 +114,18 @@ def over(
     energy.arguments = {"trunk": trunk, "adapter": adapter, "dropout": dropout}
     energy.trained = frozenset(name for name, value in energy.named_parameters() if value.requires_grad)
     return energy
+
+
+def _rank_and_alpha(adapter: Any, width: int) -> tuple[int, float]:
+    """Check the sizes of adapters, which may come from a file. Raises ValueError for what they cannot be."""
+    if not isinstance(adapter, Sequence) or len(adapter) != 2:
+        raise ValueError(f"adapter = {adapter!r} must be a rank and an alpha")
+    rank, alpha = adapter
+    if type(rank) is not int or not 1 <= rank <= width:
+        raise ValueError(f"rank = {rank!r} must be a whole number of at least 1 and at most {width}")
+    if type(alpha) not in (int, float) or not 0.0 < alpha < math.inf:
+        raise ValueError(f"alpha = {alpha!r} must be a finite number above 0")
+    return rank, float(alpha)
 
 
 def _sharing(network: nn.Module) -> Any:

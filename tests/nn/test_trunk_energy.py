@@ -157,7 +157,15 @@ def test_it_keeps_the_laws_of_an_energy(how: str) -> None:
         ({"adapter": (0, 1.0)}, "rank = 0 must be a whole number of at least 1 and at most 8"),
         ({"adapter": (9, 1.0)}, "rank = 9 must be a whole number of at least 1 and at most 8"),
         ({"adapter": (1.5, 1.0)}, "rank = 1.5 must be"),
-        ({"dropout": 2.0}, "dropout probability"),
+        ({"adapter": (True, 1.0)}, "rank = True must be"),
+        ({"adapter": (2, 0.0)}, "alpha = 0.0 must be a finite number above 0"),
+        ({"adapter": (2, float("inf"))}, "alpha = inf must be a finite number above 0"),
+        ({"adapter": (2, float("nan"))}, "alpha = nan must be"),
+        ({"adapter": (2, "3")}, "alpha = '3' must be"),
+        ({"adapter": (2,)}, "adapter = (2,) must be a rank and an alpha"),
+        ({"adapter": 5}, "adapter = 5 must be a rank and an alpha"),
+        ({"dropout": 1.0}, "dropout = 1.0 must be a number of at least 0 and below 1"),
+        ({"dropout": "much"}, "dropout = 'much' must be a number"),
     ],
 )
 def test_what_cannot_be_is_named(arguments: dict[str, Any], said: str) -> None:
