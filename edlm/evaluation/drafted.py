@@ -50,10 +50,11 @@ def drafter(settings: Mapping[str, Any], found: Sources) -> Drafter:
 
 def counts(path: str, order: int, tokens: int, words: Vocabulary) -> Counts:
     """Count the first tokens of a text, of the training split of a folder."""
-    counted: list[Tensor] = []
+    counted, total = list[Tensor](), 0
     for document in corpora.text_files(path).train:
         counted.append(words.encode(document))
-        if sum(map(len, counted)) >= tokens:
+        total += len(counted[-1])
+        if total >= tokens:
             break
     return Counts(torch.cat(counted)[:tokens], order, words.size, words.mask_id)
 
