@@ -56,6 +56,8 @@ def test_every_name_in_the_files_of_a_run_stands_on_the_page(trained_ar: Path, t
     leave("adapt", "adapted", start_from=ar, length=LENGTH, **SHORT)
     drawn = tmp_path / "samples.jsonl"
     train("generate", *words_of({"denoiser": denoiser, "num_samples": 4, "num_steps": 2, "output": drawn, **CHEAP}))
+    in_rounds = {"denoiser": "null", "ar": ar, "drafts": "{ahead: 2}", "length": 8, "output": tmp_path / "rounds.jsonl"}
+    train("generate", *words_of({**in_rounds, "num_samples": 1, **CHEAP}))
     scored = {"denoiser": denoiser, "ar": ar, "num_orders": 2, "samples": drawn, "judge": ar, "rows": 4}
     leave("evaluate", "scored", **scored, num_steps=2, num_particles=2, **CHEAP)
     sweeps = "[{plan: {name: grid, num_steps: [1, 2]}}, {plan: {name: left_to_right, count: 8}}]"
