@@ -2,7 +2,7 @@
 
 from fault import Fault
 
-_MASKS = "tests/nn/test_drafting.py::test_a_mask_reads_the_text_before_its_run_and_its_run"
+_MASKS = "tests/nn/test_masks_behind_a_text.py::test_a_mask_reads_the_text_before_its_run_and_its_run"
 _LOSS = "tests/objectives/test_drafting.py::test_the_loss_is_the_exact_likelihood_and_what_masks_predict_in_some_rows"
 _LOOPS = "tests/samplers/test_drafters.py::test_it_writes_what_plain_loops_write"
 _COUNTS = "tests/models/test_counts.py::test_it_is_the_law_by_hand_whatever_the_context"
@@ -28,7 +28,7 @@ FAULTS = [
         "nn/attention.py",
         "among[count - together :, count - together :] = True",
         "among[count - together :, count - together :] |= False",
-        "tests/nn/test_drafting.py::test_beside_a_cache_it_is_the_same_pass",
+        "tests/nn/test_masks_behind_a_text.py::test_beside_a_cache_it_is_the_same_pass",
     ),
     Fault(
         "runs of masks begin at the same places in every step",

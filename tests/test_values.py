@@ -10,6 +10,7 @@ import pytest
 from edlm.samplers import plans, selections
 
 PACKAGE = Path(__file__).parents[1] / "edlm"
+WORKSPACES = {("edlm.samplers.drafters", "Texts")}  # of one call, which is written to until it ends
 
 
 def classes() -> list[tuple[str, str]]:
@@ -28,7 +29,7 @@ def classes() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize(("module", "name"), classes())
+@pytest.mark.parametrize(("module", "name"), sorted(set(classes()) - WORKSPACES))
 def test_a_value_is_not_changed_once_it_is_there(module: str, name: str) -> None:
     cls = getattr(import_module(module), name)
     assert is_dataclass(cls)

@@ -27,7 +27,9 @@ class NoiseEmbedding(nn.Module):
         dtype = self.expand.weight.dtype
         half = _NOISE_FREQUENCIES // 2
         steps = torch.arange(half, dtype=torch.float32, device=sigma.device)
-        frequencies = torch.exp(-math.log(10_000) * steps / half).to(torch.promote_types(dtype, torch.float32))
+        # float32, as published, but for the exponential itself, which differs from one processor to another there.
+        frequencies = torch.exp((-math.log(10_000) * steps / half).double()).float()
+        frequencies = frequencies.to(torch.promote_types(dtype, torch.float32))
         angles = sigma.to(frequencies.dtype).unsqueeze(-1) * frequencies
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
         return F.silu(self.project(F.silu(self.expand(sinusoids))))

@@ -83,7 +83,8 @@ def start_id(vocabulary: Vocabulary) -> int:
 def _check(settings: Mapping[str, Any], large_model: bool) -> None:
     """Raise ValueError for a key that is not read beside what training starts from, or that is missing there."""
     start, unread = settings.get(continuation.KEY), _OF_OURS if large_model else _OF_OTHERS
-    what = f"start_from = {start!r} is a large model's folder" if large_model else "start_from names no large model"
+    what = f"start_from = {start!r} is a large model's folder, see --config smollm2"
+    what = what if large_model else "start_from names no large model"
     for key in unread:
         if settings.get(key) is not None:
             raise ValueError(f"{key} = {settings[key]!r} must be null: {what}")
