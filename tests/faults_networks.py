@@ -13,8 +13,8 @@ FAULTS = [
     Fault(
         "causal mask missing",
         "nn/attention.py",
-        "is_causal=self.causal",
-        "is_causal=False",
+        "causal = self.causal and mask is None",
+        "causal = False",
         "tests/nn/test_networks.py::test_a_causal_network_lets_no_position_see_a_later_token",
     ),
     Fault(
