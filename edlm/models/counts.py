@@ -29,7 +29,7 @@ class Counts:
         mask_id: never follows.
 
     Raises:
-        ValueError: for an order without counts, and for more contexts than a table holds.
+        ValueError: for no text of the vocabulary, an order without counts, and more contexts than a table holds.
 
     Example:
         >>> text = torch.tensor([0, 1, 0, 1, 0, 2])
@@ -42,6 +42,7 @@ class Counts:
 
     def __init__(self, tokens: Tensor, order: int, vocab_size: int, mask_id: int) -> None:
         arguments.require_whole("order", order)
+        _require_text(tokens, vocab_size, mask_id)
         if len(tokens) < order:
             raise ValueError(f"order = {order} is more than the {len(tokens)} tokens that are counted")
         self.order, self.vocab_size, self.mask_id = order, vocab_size, mask_id
@@ -76,6 +77,17 @@ class Counts:
                 f"order = {self.order}: more than {rows:,} contexts of {self.vocab_size:,} ids are more than a table "
                 f"of {_MOST:,} numbers holds; give a smaller order, or fewer tokens"
             )
+
+
+def _require_text(tokens: Tensor, vocab_size: int, mask_id: int) -> None:
+    """Raise ValueError for what is no row of ids below vocab_size, or holds a mask."""
+    if tokens.dtype != torch.int64 or tokens.ndim != 1:
+        raise ValueError(f"tokens: {tokens.dtype} of shape {tuple(tokens.shape)} must be int64 of shape (n,)")
+    wrong = tokens[(tokens < 0) | (tokens >= vocab_size) | (tokens == mask_id)]
+    if len(wrong):
+        raise ValueError(
+            f"tokens: id {int(wrong[0])} must lie in [0, {vocab_size}) and differ from mask_id = {mask_id}"
+        )
 
 
 def _interpolated(lower: Tensor, context: Tensor, tokens: Tensor) -> Tensor:

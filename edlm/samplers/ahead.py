@@ -97,7 +97,8 @@ def sample(
         The texts and what they took.
 
     Raises:
-        ValueError: for a length or a prompt that does not fit, and a network without a cache.
+        ValueError: for a length or a prompt that does not fit, a network that looks ahead or is read without a cache,
+            and a drafter of another vocabulary.
 
     Example:
         >>> import edlm
@@ -109,16 +110,20 @@ def sample(
     arguments.require_draw(num_samples, seed, first_row)
     if not isinstance(network, Causal):
         raise ValueError(f"a {type(network).__name__} is not read with a cache, as a Transformer is")
+    autoregressive.check_ar(network, mask_id, bos_id)  # type: ignore[arg-type]
     network = folding.fold_conditioning(network) if isinstance(network, Transformer) else network
+    known = int(network.get_submodule("head").out_features)  # type: ignore[arg-type, attr-defined]
+    if drafter.law.of.vocab_size != known:
+        raise ValueError(f"the drafter knows {drafter.law.of.vocab_size} ids, and the network {known}")
     law, device = drafter.law, network.get_submodule("head").weight.device  # type: ignore[attr-defined, union-attr]
     x_t = absorbing.starting_tokens(num_samples, length, mask_id, law.of.vocab_size, prompt, device)  # type: ignore[arg-type]
     row = torch.arange(first_row, first_row + num_samples, device=device)  # type: ignore[arg-type]
     positions = torch.arange(x_t.numel(), device=x_t.device)
     drawn = kernel.draw(3, torch.tensor(seed, device=x_t.device), row, torch.zeros_like(row[0]), positions, length)
-    known = {contracts.X_T: x_t, contracts.POSITIONS: positions, contracts.REVEAL: x_t == mask_id}
+    state = {contracts.X_T: x_t, contracts.POSITIONS: positions, contracts.REVEAL: x_t == mask_id}
     made = step(drafter, network, mask_id, bos_id, temperature=law.temperature, nucleus=law.nucleus)
     kernel.check_evaluating(network)  # type: ignore[arg-type]
-    out = made(TensorDict({**known, contracts.PROPOSAL_NOISE: drawn[contracts.PROPOSAL_NOISE]}))
+    out = made(TensorDict({**state, contracts.PROPOSAL_NOISE: drawn[contracts.PROPOSAL_NOISE]}))
     finite.require_rows(out[contracts.LOG_RATIO].squeeze(-1))
     counts = contracts.ROUNDS, contracts.CALLS, contracts.DENOISER_TOKENS, contracts.ENERGY_TOKENS
     return Drafted(out[contracts.X_S], *(out[key] for key in counts))

@@ -21,6 +21,7 @@ from edlm.models.counts import Counts
 from edlm.nn import drafting, folding
 from edlm.nn.attention import Cache
 from edlm.nn.networks import Transformer
+from edlm.process import arguments
 from edlm.samplers import kernel
 from edlm.samplers.speculative import Propose
 from edlm.samplers.stages import Law
@@ -168,6 +169,7 @@ class OfMasks:
     def __init__(
         self, network: Transformer, mask_id: int, ahead: int = 4, temperature: float = 1.0, nucleus: float = 1.0
     ) -> None:
+        arguments.require_whole("ahead", ahead)
         network = folding.fold_conditioning(network)
         self.network, self.mask_id, self.ahead = network, mask_id, ahead
         self.law = Law(autoregressive.Law(network, mask_id), temperature, nucleus)  # type: ignore[arg-type]
@@ -199,6 +201,7 @@ class OfCounts:
     keeps = False
 
     def __init__(self, counts: Counts, ahead: int = 4, temperature: float = 1.0, nucleus: float = 1.0) -> None:
+        arguments.require_whole("ahead", ahead)
         self.counts, self.ahead = counts, ahead
         self.law = Law(counts, temperature, nucleus)
         states = torch.arange(len(counts.log_law)).unsqueeze(-1)

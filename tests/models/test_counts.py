@@ -63,6 +63,21 @@ def test_an_order_without_counts_is_refused(order: int, size: int, said: str) ->
         Counts(torch.arange(8) % 3, order, size, size - 1)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (torch.tensor([0, 1, 7]), r"id 7 must lie in \[0, 5\)"),
+        (torch.tensor([0, -1, 1]), "id -1 must lie in"),
+        (torch.tensor([0, 1, 4]), "id 4 must .* differ from mask_id = 4"),
+        (torch.tensor([0.0, 1.0]), r"torch.float32 of shape \(2,\) must be int64"),
+        (torch.tensor([[0, 1]]), r"shape \(1, 2\) must be int64 of shape \(n,\)"),
+    ],
+)
+def test_what_is_no_text_of_the_vocabulary_is_refused(tokens: torch.Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Counts(tokens, 1, 5, 4)
+
+
 def test_more_contexts_than_a_table_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counts, "_MOST", 15)
     Counts(torch.arange(8) % 3, 1, 4, 3)

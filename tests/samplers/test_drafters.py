@@ -179,6 +179,15 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         ahead.sample(network, drafter("masks", network, 3), 1, 8, MASK, None)
     with pytest.raises(ValueError, match="a Linear is not read with a cache"):
         ahead.sample(torch.nn.Linear(2, 2), drafter("masks", network, 3), 1, 8, MASK, MASK)
+    for kind in ("masks", "counts"):
+        with pytest.raises(ValueError, match="ahead = 0 must be at least 1"):
+            drafter(kind, network, 0)
+    both_ways = ar_network(max_length=8, causal=False)
+    with pytest.raises(ValueError, match="needs a causal network"):
+        ahead.sample(both_ways, drafter("masks", both_ways, 3), 1, 8, MASK, MASK)
+    other = drafters.OfCounts(Counts(TEXT, 1, 9, 8), 3)
+    with pytest.raises(ValueError, match="the drafter knows 9 ids, and the network 4"):
+        ahead.sample(network, other, 1, 8, MASK, MASK)
     with torch.no_grad():
         network.head.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="logits are not finite in row 0"):
