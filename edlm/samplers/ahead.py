@@ -112,7 +112,7 @@ def sample(
         raise ValueError(f"a {type(network).__name__} is not read with a cache, as a Transformer is")
     autoregressive.check_ar(network, mask_id, bos_id)  # type: ignore[arg-type]
     network = folding.fold_conditioning(network) if isinstance(network, Transformer) else network
-    known = int(network.get_submodule("head").out_features)  # type: ignore[arg-type, attr-defined]
+    known = int(network.get_submodule("head").out_features)  # type: ignore[arg-type, union-attr]
     if drafter.law.of.vocab_size != known:
         raise ValueError(f"the drafter knows {drafter.law.of.vocab_size} ids, and the network {known}")
     law, device = drafter.law, network.get_submodule("head").weight.device  # type: ignore[attr-defined, union-attr]
