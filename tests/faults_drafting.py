@@ -107,4 +107,18 @@ FAULTS = [
         'kept["counted"] = counted',
         "tests/recipes/test_generate_drafts.py::test_another_text_to_count_in_gives_other_texts_another_name",
     ),
+    Fault(
+        "a network that looks ahead draws texts of no law",
+        "samplers/ahead.py",
+        "    autoregressive.check_ar(network, mask_id, bos_id)",
+        "    pass",
+        "tests/samplers/test_drafters.py::test_what_cannot_be_drawn_is_refused",
+    ),
+    Fault(
+        "an AR model begins at whatever was drawn before",
+        "training/autoregression.py",
+        '    torch.manual_seed(settings["seed"])',
+        "    pass",
+        "tests/recipes/test_pretrain_ar.py::test_a_network_of_ours_begins_as_its_seed_says",
+    ),
 ]

@@ -140,3 +140,16 @@ def test_a_network_that_drafts_is_trained_resumed_and_remembers_how(tmp_path: Pa
         main(settings_of("pretrain_ar", *ar_words(tmp_path / "run")))
     main(settings_of("pretrain_ar", *ar_words(tmp_path / "whole"), "drafts={ahead: 3, every: 2}", "steps=3"))
     main(settings_of("pretrain_ar", *ar_words(tmp_path / "whole"), "drafts={ahead: 3, every: 2}"))
+
+
+def test_a_network_of_ours_begins_as_its_seed_says(tmp_path: Path) -> None:
+    """Whatever was drawn before in the same process."""
+
+    def weights(seed: int, drawn_before: int) -> torch.Tensor:
+        torch.manual_seed(drawn_before)
+        made = PretrainAr(settings_of("pretrain_ar", *ar_words(tmp_path / "run"), f"seed={seed}"))
+        made.setup()
+        return torch.cat([value.flatten() for value in made.plan.network.parameters()])
+
+    assert torch.equal(weights(3, drawn_before=1), weights(3, drawn_before=2))
+    assert not torch.equal(weights(3, drawn_before=1), weights(4, drawn_before=1))
