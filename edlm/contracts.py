@@ -69,6 +69,7 @@ ROW = "row"  # (b,) int64, index of the row in the whole batch
 STEP = "step"  # () int64, number of the training step
 NUM_ROWS = "num_rows"  # () int64, rows of the whole batch, of which a process or a micro-batch holds a part
 NUM_TOKENS = "num_tokens"  # () int64, tokens of the whole batch that are not padding
+ATTENTION = "attention"  # (l, l) bool, which positions a row reads while attention opens; a bos in front is one more
 WEIGHT = "weight"  # (b,) weight of the NELBO at t
 WEIGHTS = "weights"  # (b, l) the same of every position, where each block has a time of its own
 LOG_PROB = "log_prob"  # (b, l) log-probability of the data's tokens, zero where none is predicted
@@ -87,6 +88,7 @@ SHAPES = {
     **dict.fromkeys((CANDIDATES, LOG_P_CANDIDATES), "b k l"),
     **dict.fromkeys((SELECTION_NOISE, LOG_RATIO, ENERGY), "b k"),
     **dict.fromkeys((SEED, STEP, NUM_ROWS, NUM_TOKENS, ALPHA_T, ALPHA_S), ""),
+    ATTENTION: "l l",
     NEW: "b m",
     PROPOSAL_NOISE: "n k",
     STATES: "b l h",

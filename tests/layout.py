@@ -96,6 +96,7 @@ LAYOUT: dict[str, list[str]] = {
     "objectives": [
         "losses",
         "batches",
+        "opening",
         "denoising",
         "blocks",
         "contrastive",

@@ -87,6 +87,15 @@ def in_blocks(length: int, size: int | None, like: Tensor) -> Tensor | None:
     return block.unsqueeze(-1) >= block
 
 
+def opening(noise: Tensor, share: Tensor) -> Tensor:
+    """Build the mask between causal and full attention, bool (l, l): a row reads what is before it, and a share of the
+    later positions.
+
+    noise: uniforms (l, l), one for each pair; a later position is read where its own is below the share ().
+    """
+    return torch.ones_like(noise, dtype=torch.bool).tril() | (noise < share)
+
+
 def beside_clean(length: int, size: int, like: Tensor) -> Tensor:
     """Build the mask of a pass over [x_t ; x_0], bool (2 l, 2 l): blocks with masks, each after the clean ones.
 

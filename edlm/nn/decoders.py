@@ -52,11 +52,17 @@ class DecoderNetwork(nn.Module):
         self.rows_at_once = rows_at_once
 
     def forward(
-        self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None, keep: bool = False
+        self,
+        tokens: Tensor,
+        sigma: Tensor | None = None,
+        positions: Tensor | None = None,
+        keep: bool = False,
+        attention: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Run the blocks and the final norm. Raises ValueError for sequences longer than `max_length`.
 
         keep: return keys and values (b, layers, 2, kv heads, l, d) of what is read too, the context of `in_order`.
+        attention: which positions a row reads, bool (l, l), the bos in front among them; None: all.
         """
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"length = {tokens.shape[1]} must be at most {self.max_length}")
@@ -66,7 +72,7 @@ class DecoderNetwork(nn.Module):
             found = [decoder_order.remembered(self.layers, self._embedded(part)) for part in parts]
             states, context = (torch.cat(each) for each in zip(*found, strict=True))
             return self._at(self.norm(states), positions), context
-        return self._at(torch.cat([self._run(part) for part in parts]), positions)
+        return self._at(torch.cat([self._run(part, attention) for part in parts]), positions)
 
     def in_order(
         self,
@@ -124,10 +130,11 @@ class DecoderNetwork(nn.Module):
         layer: Any = self.layers[0]
         return layer.mlp.w1.out_features, layer.attn.num_heads * layer.attn.head_dim
 
-    def _run(self, tokens: Tensor) -> Tensor:
+    def _run(self, tokens: Tensor, attention: Tensor | None) -> Tensor:
         x = self._embedded(tokens)
+        mask = None if attention is None else attention.expand(len(x), -1, -1)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, mask=mask)
         return self.norm(x)
 
     def _embedded(self, tokens: Tensor) -> Tensor:

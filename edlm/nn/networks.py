@@ -84,17 +84,20 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         keep: bool = False,
         clean: Tensor | None = None,
+        attention: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Map tokens (b, l) and noise levels (b,) to hidden states (b, l, h), or (n, h) at flat positions (n,).
 
         keep: return keys and values (b, layers, 2, heads, l, d) too, the context that `in_order` reads of x_t.
         clean: the text without masks, (b, l), that every block of the tokens reads in place of the blocks before it:
         the states of all blocks, each as if those before it were finished, in one pass over both.
+        attention: which positions a row reads at most, bool (l, l); None: all that the network ever reads.
         """
         if clean is not None and self.block_size is not None and tokens.shape[1] > self.block_size:
             return self._beside_clean(tokens, clean, sigma, positions)
         mask = both(in_blocks(tokens.shape[1], self.block_size, tokens), readable(self._valid(tokens)))
-        states, context = self.trunk(self.embedding(tokens), sigma=sigma, mask=mask, positions=positions, keep=keep)
+        read = both(attention, mask)
+        states, context = self.trunk(self.embedding(tokens), sigma=sigma, mask=read, positions=positions, keep=keep)
         return (states, context) if keep else states
 
     def _beside_clean(self, tokens: Tensor, clean: Tensor, sigma: Tensor | None, positions: Tensor | None) -> Tensor:

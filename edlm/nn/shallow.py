@@ -66,14 +66,15 @@ class ShallowNetwork(Transformer):
         positions: Tensor | None = None,
         keep: bool = False,
         clean: Tensor | None = None,
+        attention: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Map tokens to hidden states as `Transformer` does.
 
         keep: return the states of all positions too, with keys and values of the block in order: (b, 3, l, h).
         """
         if not keep:
-            return super().forward(tokens, sigma, positions, clean=clean)
-        states = super().forward(tokens, sigma)
+            return super().forward(tokens, sigma, positions, clean=clean, attention=attention)
+        states = super().forward(tokens, sigma, attention=attention)
         assert isinstance(states, Tensor)
         rotary = rope.table(states.shape[1], self.trunk.head_size, states)
         seen = self.ordered.attention.remembered(self.ordered.norm_1(states), rotary)

@@ -15,7 +15,7 @@ from edlm import contracts
 from edlm.contracts import Denoiser
 from edlm.declaration import sequence, stage
 from edlm.models import autoregressive, denoisers
-from edlm.objectives import losses
+from edlm.objectives import losses, opening
 from edlm.process import absorbing, categorical, noise, schedules, training_times
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
@@ -31,6 +31,7 @@ def denoising(
     pad_id: int | None = None,
     noise_levels: NoiseLevels = "by_time",
     loss_weights: LossWeights = "nelbo",
+    opening_steps: int | None = None,
 ) -> TensorDictSequential:
     """Build the training pipeline of a denoiser: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
@@ -39,6 +40,7 @@ def denoising(
     noise_levels: how they are drawn, stratified over the batch. "by_time": uniform in (time_low, 1), each token is
     masked independently, as published. "by_count": the number of masks m is uniform, so the weight is `n / m`.
     "bell": a number of masks too, with most levels in the middle.
+    opening_steps: steps over which attention opens to later positions, see `opening.opened`; None: it is open.
     Raises ValueError unless 0 <= time_low < 1, and for levels or weights that there are not.
     """
     for name, value, known in (
@@ -55,7 +57,7 @@ def denoising(
     return sequence(
         {
             "corrupt": corrupt if loss_weights == "nelbo" else _evenly(corrupt),
-            "denoise": denoiser,  # type: ignore[dict-item]
+            **({"denoise": denoiser} if opening_steps is None else opening.opened(denoiser, opening_steps)),
             "score": score(denoiser, weight=contracts.WEIGHT),
             "objective": stage("log_prob, weight -> loss", losses.nelbo),
         }

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     ORDER = 6  # order of the training data
     EVALUATION = 7  # proposals drawn to evaluate a model
     AUTOREGRESSIVE = 8  # tokens of an autoregressive model
+    ATTENTION = 9  # which later positions are read while attention opens
 
 
 class Words(NamedTuple):

@@ -27,6 +27,7 @@ SETTINGS: Schema = {
     "length": schemas.integer(1),
     "shifted": schemas.flag,
     "lora": schemas.optional(schemas.section(training_settings.ADAPTER)),
+    "opening_steps": schemas.omissible(schemas.optional(schemas.integer(1))),
     **training_settings.WITHOUT_TIMES,
 }
 SCHEDULE = {"_component_": "edlm.schedules.log_linear"}
@@ -49,7 +50,11 @@ class Plan(NamedTuple):
     def stages(self, network: nn.Module) -> Any:
         """Build the training pipeline of a network."""
         return denoising.denoising(
-            self.denoiser(network), schedules.log_linear(), pad_id=self.pad_id, noise_levels="by_count"
+            self.denoiser(network),
+            schedules.log_linear(),
+            pad_id=self.pad_id,
+            noise_levels="by_count",
+            opening_steps=self.settings.get("opening_steps"),
         )
 
     def bound(self, network: nn.Module) -> draws.Score:
@@ -68,6 +73,8 @@ class Plan(NamedTuple):
     def notes(self, corpus: Any) -> dict[str, Any]:
         """Say what a resumed run must share, which its checkpoints keep."""
         own = {key: self.settings[key] for key in ("length", "shifted", "lora")}
+        if self.settings.get("opening_steps") is not None:
+            own["opening_steps"] = self.settings["opening_steps"]
         trained = {"objective": "nelbo", "schedule": SCHEDULE, "time_conditioning": False}
         return {**trained, "corpus": corpus.fingerprint, "start_from": self.weights, **own}
 
@@ -77,7 +84,11 @@ def plan(settings: Mapping[str, Any]) -> Plan:
 
     Raises ValueError naming the folder, or the setting, and what does not fit.
     """
-    path, adapter = settings["start_from"], settings["lora"]
+    path, adapter, opening = settings["start_from"], settings["lora"], settings.get("opening_steps")
+    if opening is not None and opening > settings["steps"]:
+        raise ValueError(
+            f"opening_steps = {opening} must be at most steps = {settings['steps']}: attention opens in them"
+        )
     folder = large.hub_folder(path)
     if folder is None:
         return _of_ours(settings)

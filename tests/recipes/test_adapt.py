@@ -67,7 +67,13 @@ def test_a_model_of_ours_becomes_a_denoiser_of_ours(ours: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"lora": "{rank: 2, alpha: 4.0}"}, {"optimizer._component_": "torch.optim.Adafactor"}]
+    "how",
+    [
+        {},
+        {"lora": "{rank: 2, alpha: 4.0}"},
+        {"optimizer._component_": "torch.optim.Adafactor"},
+        {"opening_steps": 3},
+    ],
 )
 def test_a_large_model_is_adapted_stopped_and_resumed_bit_for_bit(how: dict[str, Any], tmp_path: Path) -> None:
     start, more = hub_model(tmp_path / "hub"), {**LARGE, **how}
@@ -115,6 +121,19 @@ def test_what_a_model_of_ours_cannot_be_asked_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         main(settings_of("adapt", *words(ours, tmp_path / "run", **more)))
+
+
+def test_attention_opens_in_training_over_the_steps_that_are_asked_for(ours: Path, tmp_path: Path) -> None:
+    made = Adapt(settings_of("adapt", *words(ours, tmp_path / "run", opening_steps=2)))
+    made.setup()
+    batch = batches.training_batch(torch.zeros(8, 16, dtype=torch.int64), 0, torch.arange(8), 1, 8)
+    seen = made.plan.stages(made.run.network)(batch)["attention"]
+    assert 0 < seen.triu(1).sum() < 16 * 15 / 2
+    main(settings_of("adapt", *words(ours, tmp_path / "run", opening_steps=2)))
+    with pytest.raises(ValueError, match=r"cannot resume .* opening_steps was 2, is 3"):
+        main(settings_of("adapt", *words(ours, tmp_path / "run", opening_steps=3)))
+    with pytest.raises(ValueError, match="opening_steps = 5 must be at most steps = 4: attention opens in them"):
+        main(settings_of("adapt", *words(ours, tmp_path / "run", opening_steps=5)))
 
 
 def test_noise_levels_are_drawn_by_count_and_bytes_are_counted_by_token(ours: Path, tmp_path: Path) -> None:

@@ -75,6 +75,10 @@ TARGETS = {key: or_null(above_zero()) for key in ("target", "memory_target")}
 LIMITS: dict[str, dict[str, Limits]] = {
     "pretrain_denoiser": {**UPDATES, **DENOISER},
     "pretrain_ar": {**UPDATES, "length": at_least(1)},
+    "adapt": {
+        **{**UPDATES, "length": at_least(1), "opening_steps": or_null(at_least(1))},
+        **{"lora.rank": at_least(1), "lora.alpha": above_zero()},
+    },
     "edlm_nce": {
         **{**UPDATES, **ENERGY, "time_low": between(0, 0.5), "length": or_null(at_least(1))},
         **{"lora.rank": at_least(1), "lora.alpha": above_zero()},
@@ -151,7 +155,8 @@ def checked(recipe: str, key: str, value: Any) -> None:
 TINY = {recipe: settings_of(recipe) for recipe in LIMITS}
 for of_denoiser in (TINY["pretrain_denoiser"], *(TINY[recipe]["pretrain"] for recipe in ("edlm_nce", "edlm_joint"))):
     of_denoiser |= {"block": None, "time_high": 1.0}  # may be left out
-TINY["edlm_nce"]["lora"] = {"rank": 8, "alpha": 16}  # null in the config
+for recipe in ("edlm_nce", "adapt"):
+    TINY[recipe]["lora"] = {"rank": 8, "alpha": 16}  # null in the config
 
 
 @pytest.mark.parametrize(("recipe", "key"), ROWS)

@@ -65,6 +65,19 @@ def test_at_its_start_it_has_the_law_that_the_weights_give_with_attention_both_w
     assert found.network.max_length == LENGTHS
 
 
+@every_family
+def test_where_attention_is_not_open_yet_its_states_are_those_of_causal_attention(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
+    """At step 0 of an opening the shifted network predicts as the AR model does, the bos in front read too."""
+    state = weights_of(tmp_path / "ar", family, tied)
+    network = start(tmp_path / "ar").network
+    x = texts(NEW_MASK)
+    with torch.no_grad():
+        logits = network.head(network(x, attention=torch.ones(LENGTHS + 1, LENGTHS + 1, dtype=torch.bool).tril()))
+    close(logits[..., :V], expected_logits(family, state, x, shifted=True, causal=True))
+
+
 def test_shifted_with_causal_attention_its_states_are_those_that_predict_each_token(tmp_path: Path) -> None:
     """Log-probabilities of the adapted network are the AR model's own, the first token's under a bos among them."""
     weights_of(tmp_path / "ar", tied=True)
