@@ -114,6 +114,11 @@ def test_no_file_is_too_long() -> None:
     assert {name for name, length in lengths.items() if length > LONGEST[name.split("/")[0]]} == set(TOO_LONG)
 
 
+def test_files_of_tests_are_no_longer_than_those_of_the_library() -> None:
+    lengths = {named(path): len(path.read_text("utf-8").splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {name: length for name, length in lengths.items() if length > LONGEST["edlm"]}
+
+
 def test_recipes_hold_no_code_of_the_library() -> None:
     assert not [named(path) for path in (ROOT / "recipes").rglob("_*.py") if path.name != "__init__.py"]
     assert not [path for path in (ROOT / "recipes").glob("*.py") if "torchtune.config" in imported(path)]
