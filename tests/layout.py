@@ -77,6 +77,7 @@ LAYOUT: dict[str, list[str]] = {
         "stages",
         "passes",
         "speculative",
+        "workspace",
         "drafters",
         "ahead",
         "corrections",

@@ -62,6 +62,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.training.stopping": {"_IMPATIENT": 1.0},
     "edlm.training.forecast": {"_ROWS": 2, "_MORE_ROWS": 16, "_TRIES": 3, "_AT_ONCE": 0.25},
     "edlm.training.muon": {"_COEFFICIENTS": (3.4445, -4.7750, 2.0315), "_ITERATIONS": 5, "_SMALL": 1e-7},
+    "edlm.models.counts": {"_NONE": -1, "_LARGEST": 2**63 - 1},
     "edlm.evaluation.card": {"_COUNTED": 1 << 20},
     "edlm.evaluation.continuations": {"COLDEST": 1e-30},
     "edlm.evaluation.drafted": {"ORDER": 6, "TOKENS": 2_000_000},
@@ -102,7 +103,6 @@ FREE: dict[str, set[str]] = {
     "edlm.runs.tables": {"_ROUNDING", "_TERMINAL"},
     "edlm.data.vocabulary": {"_DOCUMENTS_PER_CALL", "_PIECES_PER_CALL"},
     "edlm.likelihood.chances": {"_STATES_AT_ONCE"},
-    "edlm.models.counts": {"_MOST"},
     "edlm.nn.attention": {"_TOGETHER"},
     "edlm.nn.head": {"_ROUNDING"},
     "edlm.nn.sizes": {"_SHOWN"},
@@ -115,6 +115,7 @@ FREE: dict[str, set[str]] = {
     "edlm.runs.words": {"_SHOWN"},
     "edlm.progress": {"_SECONDS"},
     "edlm.training.report": {"_MOST"},
+    "edlm.samplers.drafters": {"_KEPT"},
     "edlm.samplers.execution": {"_SMALLEST_GRAPH", "_FEWEST_NEW"},
     "edlm.training.log": {"_WIDTH", "_HEIGHT", "_PER_ROW", "_SHOWN"},
 }

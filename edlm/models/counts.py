@@ -5,22 +5,24 @@ Counts of long contexts are interpolated with those of shorter ones as Witten an
     p_j(x | h) = (c(h, x) + n(h) p_{j-1}(x | h')) / (c(h) + n(h)),
 
 c counts, n(h) the number of tokens that are seen after h, h' without its earliest token, and p_0 uniform. The law given
-a text is that of its longest context that was seen. All laws stand in one table, a row for each context, and the row
-after one more token in another. So a token costs two look-ups, and long contexts need a small vocabulary.
+a text is that of its longest context that was seen. Only n-grams that were seen are kept, sorted by their context and
+their last token, so a token is found in any vocabulary by a search in them.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edlm.process import arguments
 
-_MOST = 1 << 26  # numbers of a table of laws
+_NONE = -1  # no context
+_LARGEST = torch.iinfo(torch.int64).max
 
 
 class Counts:
     """The law of a token given the tokens before it, of which `order - 1` are read at most.
 
-    A state is the row of a context in the tables, `nothing` for a text that has no token yet.
+    A state is the number of a context: `nothing` for a text that has no token yet, up to `num_states`.
 
     Args:
         tokens: a text to count in, int64 (n,), without masks.
@@ -29,7 +31,7 @@ class Counts:
         mask_id: never follows.
 
     Raises:
-        ValueError: for no text of the vocabulary, an order without counts, and more contexts than a table holds.
+        ValueError: for no text of the vocabulary, and an order without counts.
 
     Example:
         >>> text = torch.tensor([0, 1, 0, 1, 0, 2])
@@ -46,37 +48,90 @@ class Counts:
         if len(tokens) < order:
             raise ValueError(f"order = {order} is more than the {len(tokens)} tokens that are counted")
         self.order, self.vocab_size, self.mask_id = order, vocab_size, mask_id
-        uniform = torch.full((1, vocab_size), 1.0 / (vocab_size - 1)).index_fill(1, torch.tensor(mask_id), 0.0)
-        laws, following = [uniform], [torch.zeros(1, vocab_size, dtype=torch.int64)]
-        context, lower, first = torch.zeros_like(tokens), torch.zeros(1, dtype=torch.int64), 0
+        self.lower = self.depth = torch.zeros(1, dtype=torch.int64)  # of a state: h', and how many tokens h has
+        self.codes = torch.full((1,), _LARGEST)  # of an n-gram: its context and its last token in one number, ascending
+        self.longer = torch.full((1,), _NONE)  # the state of the context that it makes, if it stands before a token
+        found, context = list[Tensor](), torch.zeros_like(tokens)
         for j in range(order):
-            self._require_room(first + len(lower))
-            laws.append(_interpolated(laws[-1][lower], context, tokens[j:]))
-            next_row, end = following[-1][lower], first + len(lower)
-            if j + 1 < order:  # of which each context is the row after the one before it
-                longer, of_longer = _longer(tokens, context, len(lower), j)
-                next_row[context[:-1], tokens[j:-1]] = end + of_longer
-                context, lower, first = of_longer, longer, end
-            following.append(next_row)
-        self.log_law, self.following = torch.cat(laws[1:]).log(), torch.cat(following[1:])
+            codes, which, times = (context * vocab_size + tokens[j:]).unique(return_inverse=True, return_counts=True)
+            found.append(times)
+            context = self._add(codes, which, j + 1) if j + 1 < order else context
+            if j + 1 == order:
+                self.codes, self.longer = self._with(codes, torch.full_like(codes, _NONE))
+        self.times = torch.cat(found).float()
+        self.num_states = len(self.lower)
+        bounds = torch.arange(self.num_states + 1) * vocab_size
+        self.first = torch.searchsorted(self.codes, bounds)  # the n-grams of state s are those from first[s] on
+        sums = F.pad(self.times.double().cumsum(0), (1, 0))
+        self.kinds, self.total = self.first.diff().float(), sums[self.first].diff().float()
+        uniform = torch.full((1, vocab_size), 1.0 / (vocab_size - 1)).index_fill(1, torch.tensor(mask_id), 0.0)
+        self.unigram = self._interpolated(uniform, torch.zeros(1, dtype=torch.int64))
 
     def logits(self, states: Tensor) -> Tensor:
-        """Look up `log p(token | context)`, -inf at the mask: states (n, 1) to (n, v)."""
-        return self.log_law[states.squeeze(-1)]
+        """Compute `log p(token | context)`, -inf at the mask: states (n, 1) to (n, v)."""
+        law, state = self.unigram.expand(len(states), -1), states.squeeze(-1)
+        for ancestor, there in self._ancestors(state):
+            law = torch.where(there.unsqueeze(-1), self._interpolated(law, ancestor), law)
+        return law.log()
+
+    def follow(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Find the states (n,) after one more token each, int64 (n,) both."""
+        found = torch.full_like(states, _NONE)
+        for _ in range(self.order):
+            found = torch.where(found == _NONE, self._longer(states, tokens), found)
+            states = self.lower[states]
+        return torch.where(found == _NONE, self.nothing, found)
 
     def after(self, tokens: Tensor) -> Tensor:
         """Find the states (n, 1) of texts (n, m): of the longest context each ends with that was seen."""
         state = tokens.new_full((len(tokens),), self.nothing)
         for each in tokens[:, max(0, tokens.shape[1] - self.order + 1) :].unbind(1):
-            state = self.following[state, each]
+            state = self.follow(state, each)
         return state.unsqueeze(-1)
 
-    def _require_room(self, rows: int) -> None:
-        if rows * self.vocab_size > _MOST:
-            raise ValueError(
-                f"order = {self.order}: more than {rows:,} contexts of {self.vocab_size:,} ids are more than a table "
-                f"of {_MOST:,} numbers holds; give a smaller order, or fewer tokens"
-            )
+    def _add(self, codes: Tensor, which: Tensor, depth: int) -> Tensor:
+        """Add n-grams, and the states of those that stand before a token; the state before each token from then on."""
+        before = torch.zeros(len(codes), dtype=torch.bool).index_fill(0, which[:-1], True)
+        states = torch.where(before, before.cumsum(0) + len(self.lower) - 1, _NONE)
+        contexts, last = codes[before] // self.vocab_size, codes[before] % self.vocab_size
+        lower = self._longer(self.lower[contexts], last) if depth > 1 else torch.zeros_like(contexts)
+        self.codes, self.longer = self._with(codes, states)
+        self.lower = torch.cat([self.lower, lower])
+        self.depth = torch.cat([self.depth, torch.full_like(lower, depth)])
+        return states[which[:-1]]
+
+    def _with(self, codes: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Append n-grams of the longest contexts yet, in front of the largest number, which ends the list."""
+        return torch.cat([self.codes[:-1], codes, self.codes[-1:]]), torch.cat(
+            [self.longer[:-1], states, self.longer[-1:]]
+        )
+
+    def _longer(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Find the states of contexts with one more token, (n,); -1 where none was seen."""
+        wanted = states * self.vocab_size + tokens
+        at = torch.searchsorted(self.codes, wanted)
+        return torch.where(self.codes[at] == wanted, self.longer[at], _NONE)
+
+    def _ancestors(self, states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """List the contexts h of 1, 2, ... tokens that states (n,) end with, and whether each has so many."""
+        chain = [states]
+        for _ in range(self.order - 2):
+            chain.append(self.lower[chain[-1]])
+        every, rows = torch.stack(chain), torch.arange(len(states))
+        back = [self.depth[states] - depth for depth in range(1, self.order)]
+        return [(every[steps.clamp(min=0), rows], steps >= 0) for steps in back]
+
+    def _interpolated(self, lower: Tensor, states: Tensor) -> Tensor:
+        """Interpolate the laws (n, v) of shorter contexts with what follows the contexts of states (n,)."""
+        count = self.kinds[states]
+        denominator = (self.total[states] + count).unsqueeze(-1)
+        law = lower * (count.unsqueeze(-1) / denominator)
+        row = torch.repeat_interleave(torch.arange(len(states)), count.long())
+        start = (count.long().cumsum(0) - count.long())[row]
+        at = self.first[states][row] + torch.arange(len(row)) - start
+        return law.index_put(
+            (row, self.codes[at] % self.vocab_size), self.times[at] / denominator[row, 0], accumulate=True
+        )
 
 
 def _require_text(tokens: Tensor, vocab_size: int, mask_id: int) -> None:
@@ -88,19 +143,3 @@ def _require_text(tokens: Tensor, vocab_size: int, mask_id: int) -> None:
         raise ValueError(
             f"tokens: id {int(wrong[0])} must lie in [0, {vocab_size}) and differ from mask_id = {mask_id}"
         )
-
-
-def _interpolated(lower: Tensor, context: Tensor, tokens: Tensor) -> Tensor:
-    """Interpolate the laws (c, v) of shorter contexts with what follows each context, (n,) each, c numbers of them."""
-    counts = torch.zeros_like(lower).index_put_((context, tokens), torch.ones(()), accumulate=True)
-    kinds = (counts > 0).sum(1, keepdim=True)
-    return (counts + kinds * lower) / (counts.sum(1, keepdim=True) + kinds)
-
-
-def _longer(tokens: Tensor, context: Tensor, count: int, j: int) -> tuple[Tensor, Tensor]:
-    """Number the contexts of j + 1 tokens: the shorter one in each (c,), and which stands before each token (n,).
-
-    context: which of the `count` contexts of j tokens stands before each token from number j on.
-    """
-    codes, which = (tokens[: len(context) - 1] * count + context[1:]).unique(return_inverse=True)
-    return codes % count, which

@@ -30,9 +30,10 @@ from edlm.nn.attention import Cache
 from edlm.nn.networks import Transformer
 from edlm.process import absorbing, arguments, categorical, finite
 from edlm.samplers import kernel, passes
-from edlm.samplers.drafters import Drafter, OfDenoiser, Texts
+from edlm.samplers.drafters import Drafter, OfDenoiser
 from edlm.samplers.kernel import Looped
 from edlm.samplers.stages import Law
+from edlm.samplers.workspace import Texts
 
 
 def step(

@@ -5,7 +5,6 @@ that accepts, and what a draft costs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,7 +24,9 @@ from edlm.process import arguments
 from edlm.samplers import kernel
 from edlm.samplers.speculative import Propose
 from edlm.samplers.stages import Law
+from edlm.samplers.workspace import Texts
 
+_KEPT = 1 << 24  # numbers of a table of laws
 Pad = Callable[[int], int]  # of a number of positions, as an execution mode wants it
 
 
@@ -43,53 +44,6 @@ class Manner(NamedTuple):
     ahead: int = 4
     context: int | None = 32
     anew: bool = True
-
-
-@dataclass
-class Texts:
-    """The rows of a step while they are written: the workspace of one call, of `size` flat places a row.
-
-    length: tokens of a text. bos: how many tokens stand in front of it. known: what is final, masks elsewhere. line:
-    what the network reads, the bos, if there is one, and the tokens with guesses. masks: what is to be drawn. uniforms,
-    hidden, proposed, log_p: of drafts. done, drafted, end (b,): how many tokens are final, up to where there are
-    drafts, and where a row is finished. drafts, rounds, read (b,): passes of a network to draft, rounds, and tokens
-    that the network has read. no_law (b,): how often there was none.
-    """
-
-    length: int
-    size: int
-    bos: int
-    known: Tensor
-    line: Tensor
-    masks: Tensor
-    uniforms: Tensor
-    hidden: Tensor
-    proposed: Tensor
-    log_p: Tensor
-    done: Tensor
-    drafted: Tensor
-    end: Tensor
-    drafts: Tensor
-    rounds: Tensor
-    read: Tensor
-    no_law: Tensor
-
-    def places(self, rows: Tensor, first: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """List so many places of some rows from the first on, in the row and flat: (r, count) each."""
-        at = first.unsqueeze(-1) + torch.arange(count, device=rows.device)
-        return at, rows.unsqueeze(-1) * self.size + at
-
-    def until(self, rows: Tensor, ahead: int) -> Tensor:
-        """Mark the next tokens of some rows as drafted, and return up to where, (r,)."""
-        self.drafted[rows] = until = torch.minimum(self.done[rows] + ahead, self.end[rows])
-        return until
-
-    def write(self, flat: Tensor, hidden: Tensor, proposed: Tensor, log_p: Tensor) -> None:
-        """Write drafts (n,) at flat places (n,), and the states (n, h) of their law."""
-        if not self.hidden.numel():
-            self.hidden = hidden.new_zeros(len(self.proposed), hidden.shape[-1])
-        self.hidden[flat], self.proposed[flat], self.log_p[flat] = hidden, proposed, log_p.double()
-        self.line[flat + self.bos] = proposed
 
 
 class Drafter(Protocol):
@@ -196,7 +150,10 @@ class OfMasks:
 
 
 class OfCounts:
-    """Drafts of an n-gram model, one after the other, each given the drafts before it: no network is asked."""
+    """Drafts of an n-gram model, one after the other, each given the drafts before it: no network is asked.
+
+    Where the contexts and the vocabulary are few, all laws and states stand in tables.
+    """
 
     keeps = False
 
@@ -204,9 +161,11 @@ class OfCounts:
         arguments.require_whole("ahead", ahead)
         self.counts, self.ahead = counts, ahead
         self.law = Law(counts, temperature, nucleus)
-        states = torch.arange(len(counts.log_law)).unsqueeze(-1)
-        self.log_p = torch.cat([self.law(rows).log_softmax(-1) for (rows,) in self.law.tiles(states)])
-        self.cumulative = self.log_p.double().exp().cumsum(-1)
+        self.laws, self.following = None, None
+        if counts.num_states * counts.vocab_size <= _KEPT:
+            every = torch.arange(counts.num_states)
+            self.laws = self._computed(every)
+            self.following = torch.stack([counts.follow(every, token.expand_as(every)) for token in self._ids()], dim=1)
 
     def width(self, l: int) -> int:
         """Count no token: nothing is read by a network."""
@@ -218,15 +177,33 @@ class OfCounts:
         at, flat = texts.places(rows, done, self.ahead)
         asked, given = texts.masks[flat] & (at < until.unsqueeze(-1)), texts.line[flat + texts.bos]
         uniforms, state = texts.uniforms[flat, 0], self._state(texts, rows, done)
-        states, tokens = [], []
+        states, tokens, log_p = [], [], []
         for j in range(self.ahead):
             states.append(state)
-            sums = self.cumulative[state]
+            law, sums = self._laws(state)
             drawn = (sums <= uniforms[:, j, None] * sums[:, -1:]).sum(1)
             tokens.append(torch.where(asked[:, j], drawn, given[:, j]))
-            state = self.counts.following[state, tokens[-1]]
-        own, written = torch.stack(states, dim=1)[asked], torch.stack(tokens, dim=1)[asked]
-        texts.write(flat[asked], own.unsqueeze(-1), written, self.log_p[own, written])
+            log_p.append(law.gather(1, tokens[-1].unsqueeze(-1)).squeeze(-1))
+            state = self._after(state, tokens[-1])
+        own, written, log_p_own = (torch.stack(each, dim=1)[asked] for each in (states, tokens, log_p))
+        texts.write(flat[asked], own.unsqueeze(-1), written, log_p_own)
+
+    def _ids(self) -> Tensor:
+        return torch.arange(self.counts.vocab_size)
+
+    def _computed(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the law of a draft at states (n,) and its sums from the first id on: (n, v) each."""
+        log_p = torch.cat([self.law(rows).log_softmax(-1) for (rows,) in self.law.tiles(states.unsqueeze(-1))])
+        return log_p, log_p.double().exp().cumsum(-1)
+
+    def _laws(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        if self.laws is None:
+            return self._computed(states)
+        log_p, sums = self.laws
+        return log_p[states], sums[states]
+
+    def _after(self, states: Tensor, tokens: Tensor) -> Tensor:
+        return self.counts.follow(states, tokens) if self.following is None else self.following[states, tokens]
 
     def _state(self, texts: Texts, rows: Tensor, done: Tensor) -> Tensor:
         """Find the state of the n-gram model after what is known of some rows, (r,)."""
@@ -235,5 +212,5 @@ class OfCounts:
         tokens = texts.line[first + place.clamp(min=0)]
         state = torch.full_like(done, self.counts.nothing)
         for each, there in zip(tokens.unbind(1), (place >= 0).unbind(1), strict=True):
-            state = torch.where(there, self.counts.following[state, each], state)
+            state = torch.where(there, self._after(state, each), state)
         return state

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edlm.models import counts
 from edlm.models.counts import Counts
 
 SYMBOLS, MASK = 3, 3
@@ -39,7 +38,7 @@ def test_it_is_the_law_by_hand_whatever_the_context(text, order, contexts) -> No
     torch.testing.assert_close(wanted.sum(1), torch.ones(len(contexts)))
     state = torch.full((len(contexts),), model.nothing)
     for tokens in read.unbind(1):
-        state = model.following[state, tokens]
+        state = model.follow(state, tokens)
     assert torch.equal(state.unsqueeze(-1), model.after(read))
 
 
@@ -78,10 +77,28 @@ def test_what_is_no_text_of_the_vocabulary_is_refused(tokens: torch.Tensor, said
         Counts(tokens, 1, 5, 4)
 
 
-def test_more_contexts_than_a_table_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts, "_MOST", 15)
-    Counts(torch.arange(8) % 3, 1, 4, 3)
-    with pytest.raises(
-        ValueError, match="order = 2: more than 4 contexts of 4 ids are more than a table of 15 numbers"
-    ):
-        Counts(torch.arange(8) % 3, 2, 4, 3)
+def test_in_a_vocabulary_of_many_ids_it_is_the_same_law() -> None:
+    """Ids far apart: what is searched for has other numbers, and no table would hold the laws."""
+    few, spread = torch.tensor([0, 1, 2, 0, 1, 1, 0, 2, 1, 0, 1, 2]), torch.tensor([7, 40_000, 49_000])
+    size = 49_153
+    small, large = Counts(few, 3, SYMBOLS + 1, MASK), Counts(spread[few], 3, size, size - 1)
+    assert large.num_states == small.num_states
+    read = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    law = large.logits(large.after(spread[read])).exp()
+    torch.testing.assert_close(law.sum(1), torch.ones(9))
+    text = spread[few].tolist()
+    for row, context in enumerate(read.tolist()):
+        for token in (*spread.tolist(), 11):
+            wanted = by_hand_of(text, [int(spread[each]) for each in context], token, size)
+            assert math.isclose(float(law[row, token]), wanted, rel_tol=1e-4), (context, token)
+
+
+def by_hand_of(text: list[int], context: list[int], token: int, size: int) -> float:
+    """Witten and Bell's law of one token, by hand."""
+    found = 1 / (size - 1)
+    for j in range(len(context) + 1):
+        seen = context[len(context) - j :]
+        follows = Counter(text[i + j] for i in range(len(text) - j) if text[i : i + j] == seen)
+        if follows:
+            found = (follows[token] + len(follows) * found) / (sum(follows.values()) + len(follows))
+    return found

@@ -105,7 +105,7 @@ def test_so_many_tokens_are_counted_and_an_n_gram_has_its_usual_order(ar: Path, 
     assert isinstance(made, drafters.OfCounts)
     assert (made.ahead, made.counts.order) == (2, drafted.ORDER)
     some = drafted.counts(str(text), 2, 10, found.vocabulary)
-    law = some.log_law[some.nothing].exp()
+    law = some.logits(torch.tensor([[some.nothing]]))[0].exp()
     ten = torch.cat([found.vocabulary.encode(each) for each in corpora.text_files(text).train])[:10]
     kinds = len(ten.unique())
     torch.testing.assert_close(law[ten[0]], ((ten == ten[0]).sum() + kinds / 27) / (10 + kinds))

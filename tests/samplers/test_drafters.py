@@ -26,7 +26,11 @@ def counts(order: int = 3) -> Counts:
 def drafter(kind: str, network: Transformer, count: int, temperature: float = 1.0) -> Drafter:
     if kind == "masks":
         return drafters.OfMasks(network, MASK, count, temperature)
-    return drafters.OfCounts(counts(), count, temperature)
+    made = drafters.OfCounts(counts(), count, temperature)
+    assert made.laws is not None
+    if kind == "counts without tables":
+        made.laws = made.following = None
+    return made
 
 
 class Slow:
@@ -92,7 +96,7 @@ class Slow:
 
 @settings(max_examples=40)
 @given(
-    st.sampled_from(["masks", "counts"]),
+    st.sampled_from(["masks", "counts", "counts without tables"]),
     st.integers(1, 9),
     st.sampled_from([1.0, 0.6]),
     st.integers(0, 2**62),
@@ -115,7 +119,7 @@ def test_it_writes_what_plain_loops_write(kind, count, temperature, seed, b, pro
     assert out.rounds.tolist() == [each.rounds for each in slow]
 
 
-@pytest.mark.parametrize("kind", ["masks", "counts"])
+@pytest.mark.parametrize("kind", ["masks", "counts", "counts without tables"])
 def test_texts_have_the_law_of_the_ar_model(kind: str) -> None:
     """20,000 texts of 81; wrong with probability 1e-6. The drafts alone have another law."""
     n, network = 20_000, ar_network()
@@ -129,7 +133,7 @@ def test_texts_have_the_law_of_the_ar_model(kind: str) -> None:
     assert (n * law).min() > 5
 
 
-@pytest.mark.parametrize("kind", ["masks", "counts"])
+@pytest.mark.parametrize("kind", ["masks", "counts", "counts without tables"])
 def test_a_text_does_not_depend_on_those_beside_it(kind: str) -> None:
     network = heeding(8, 2.0)
     made = drafter(kind, network, 3)
@@ -162,11 +166,19 @@ def test_the_first_draft_of_masks_is_always_accepted_and_counts_that_are_the_law
         bigram.head.weight.zero_()
         bigram.head.bias.copy_(torch.tensor([0.3, -0.2, 0.9, 0.0]))
         model = counts(1)
-        model.log_law = bigram.head.bias[None].clone()
-        model.log_law[:, MASK] = -torch.inf
+        model.unigram = torch.cat([bigram.head.bias[:MASK].softmax(-1), torch.zeros(1)])[None]
     out = ahead.sample(bigram, drafters.OfCounts(model, 3), 5, 12, MASK, MASK)
     assert (out.rounds == 3).all()
     close(out.ar_tokens.double(), torch.full((5,), 12.0, dtype=torch.float64))
+
+
+def test_tables_are_made_of_few_laws_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many numbers as are kept, and one less."""
+    numbers = counts().num_states * (SYMBOLS + 1)
+    for most, there in ((numbers, True), (numbers - 1, False)):
+        monkeypatch.setattr(drafters, "_KEPT", most)
+        made = drafters.OfCounts(counts(), 3)
+        assert (made.laws is not None, made.following is not None) == (there, there)
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
