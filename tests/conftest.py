@@ -18,7 +18,8 @@ from edlm.weights import checkpoints
 _MOST_WORKERS = 8  # each imports torch for itself
 
 torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they save, and one thread keeps sums in order
-settings.register_profile("edlm", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("edlm", max_examples=50, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)  # other examples in every run
 # For planted faults: that a test fails is all that is asked, not its smallest example.
 settings.register_profile("no-shrinking", settings.get_profile("edlm"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("edlm")

@@ -53,7 +53,7 @@ def test_the_order_is_that_of_the_published_modules(case: str, file: str, prefix
     assert published.parameter_order(network) == [name for name in listed if name != "rotary_emb.inv_freq"]
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     kind=st.sampled_from(KINDS),
     layers=st.sampled_from([1, 2, 11]),
