@@ -89,8 +89,8 @@ FAULTS = [
     Fault(
         "an n-gram at the end of a text taken for a context",
         "models/counts.py",
-        "index_fill(0, which[:-1], True)",
-        "index_fill(0, which, True)",
+        "index_fill_(0, which[:-1], True)",
+        "index_fill_(0, which, True)",
         _COUNTS,
     ),
     Fault(

@@ -55,9 +55,7 @@ class Counts:
         for j in range(order):
             codes, which, times = (context * vocab_size + tokens[j:]).unique(return_inverse=True, return_counts=True)
             found.append(times)
-            context = self._add(codes, which, j + 1) if j + 1 < order else context
-            if j + 1 == order:
-                self.codes, self.longer = self._with(codes, torch.full_like(codes, _NONE))
+            context = self._add(codes, which, j + 1)
         self.times = torch.cat(found).float()
         self.num_states = len(self.lower)
         bounds = torch.arange(self.num_states + 1) * vocab_size
@@ -91,20 +89,17 @@ class Counts:
 
     def _add(self, codes: Tensor, which: Tensor, depth: int) -> Tensor:
         """Add n-grams, and the states of those that stand before a token; the state before each token from then on."""
-        before = torch.zeros(len(codes), dtype=torch.bool).index_fill(0, which[:-1], True)
+        before = torch.zeros(len(codes), dtype=torch.bool)
+        if depth < self.order:
+            before.index_fill_(0, which[:-1], True)
         states = torch.where(before, before.cumsum(0) + len(self.lower) - 1, _NONE)
         contexts, last = codes[before] // self.vocab_size, codes[before] % self.vocab_size
         lower = self._longer(self.lower[contexts], last) if depth > 1 else torch.zeros_like(contexts)
-        self.codes, self.longer = self._with(codes, states)
+        self.codes = torch.cat([self.codes[:-1], codes, self.codes[-1:]])  # the largest number ends the list
+        self.longer = torch.cat([self.longer[:-1], states, self.longer[-1:]])
         self.lower = torch.cat([self.lower, lower])
         self.depth = torch.cat([self.depth, torch.full_like(lower, depth)])
         return states[which[:-1]]
-
-    def _with(self, codes: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Append n-grams of the longest contexts yet, in front of the largest number, which ends the list."""
-        return torch.cat([self.codes[:-1], codes, self.codes[-1:]]), torch.cat(
-            [self.longer[:-1], states, self.longer[-1:]]
-        )
 
     def _longer(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Find the states of contexts with one more token, (n,); -1 where none was seen."""
@@ -126,12 +121,11 @@ class Counts:
         count = self.kinds[states]
         denominator = (self.total[states] + count).unsqueeze(-1)
         law = lower * (count.unsqueeze(-1) / denominator)
-        row = torch.repeat_interleave(torch.arange(len(states)), count.long())
-        start = (count.long().cumsum(0) - count.long())[row]
-        at = self.first[states][row] + torch.arange(len(row)) - start
-        return law.index_put(
-            (row, self.codes[at] % self.vocab_size), self.times[at] / denominator[row, 0], accumulate=True
-        )
+        number = count.long()
+        row = torch.repeat_interleave(torch.arange(len(states)), number)
+        at = torch.arange(len(row)) + (self.first[states] - number.cumsum(0) + number)[row]  # the n-grams of each row
+        seen = row, self.codes[at] % self.vocab_size
+        return law.index_put(seen, self.times[at] / denominator[row, 0], accumulate=True)
 
 
 def _require_text(tokens: Tensor, vocab_size: int, mask_id: int) -> None:
