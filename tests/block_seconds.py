@@ -3,16 +3,22 @@
 Run it by `python tests/block_seconds.py [--rows 1 32] [--blocks 4 16 64] [--repeats 3] [--length 256]`. The network has
 random weights, 4 layers of 192. Passes over whole texts cost the same wherever they are, so only the last 32 of them (4
 of a batch) are timed, and multiplied. Each figure is the least of the repeats.
+
+With `--denoiser RUN --ar RUN`, a trained denoiser of blocks writes beside an AR model with its cache: token by token,
+and each block in one pass, in order from left to right. All ways of a seed are measured one after the other.
 """
 
 import argparse
 import time
+from statistics import mean, stdev
 
 import torch
 
 import edlm
 from edlm.nn import folding
+from edlm.samplers import autoregressive, corrections
 from edlm.samplers.pipelines import Pipeline
+from edlm.weights import loading
 
 MASK = 27
 
@@ -33,6 +39,40 @@ def seconds(pipeline: Pipeline, rows: int, prompt: torch.Tensor | None = None) -
     return time.process_time() - start
 
 
+def beside_ar(denoiser: str, ar: str, rows: int, length: int, texts: int) -> None:
+    """Print the seconds of a trained denoiser of blocks as a share of those of an AR model: a row for each way."""
+    cpu = torch.device("cpu")
+    law, model = loading.denoiser(denoiser, cpu).denoiser, loading.autoregressive(ar, cpu, None, length)
+    size, ids = law.block_size, (model.vocabulary.mask_id, model.description.get("bos_id"))
+    assert size is not None, f"{denoiser} has no blocks"
+    in_order = {"correction": corrections.ChainRule(), "selection": "speculative"}
+    written = edlm.plans.blocks(size, within=edlm.plans.LeftToRight(size))
+    ways = {
+        "token by token": edlm.samplers.Sampler(law, edlm.plans.blocks(size)),
+        f"{size} tokens a pass, in order": edlm.samplers.Sampler(law, written, **in_order),
+    }
+    pipelines = {name: edlm.pipelines.pipeline(sampler, length) for name, sampler in ways.items()}
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
+    for seed in range(-1, texts):  # the first call of anything is slower
+        start = time.process_time()
+        autoregressive.sample(model.network, rows, length, *ids, seed=max(seed, 0))
+        alone = time.process_time() - start
+        for name, pipeline in pipelines.items():
+            start = time.process_time()
+            info = edlm.sample(pipeline, rows, seed=max(seed, 0))["info"]
+            took = time.process_time() - start
+            if seed >= 0:
+                counts = (info[key].sum(1).double().mean().item() for key in ("calls", "rounds"))
+                found[name].append((took / alone, took, alone, *counts))
+    print("| way | texts | calls | rounds | CPU seconds | of AR |\n|---|---|---|---|---|---|")
+    print(f"| AR with its cache | {texts} | {length} | | {mean(each[2] for each in found['token by token']):.3f} | 1 |")
+    for name, runs in found.items():
+        ratios, took, _, calls, rounds = zip(*runs, strict=True)
+        error = f" ± {stdev(ratios) / texts**0.5:.2f}" if texts > 1 else ""
+        cells = [name, texts, f"{mean(calls):.0f}", f"{mean(rounds):.0f}", f"{mean(took):.3f}"]
+        print(f"| {' | '.join(map(str, cells))} | {mean(ratios):.2f}{error} |")
+
+
 def main() -> None:
     """Print a row for each batch and block."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -40,8 +80,15 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--denoiser")
+    parser.add_argument("--ar")
+    parser.add_argument("--texts", type=int, default=6)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.denoiser is not None:
+        for rows in given.rows:
+            beside_ar(given.denoiser, given.ar, rows, given.length, given.texts)
+        return
     print("| batch | block | cached | whole texts | times |\n|---|---|---|---|---|")
     for rows in given.rows:
         last = 32 if rows == 1 else 4

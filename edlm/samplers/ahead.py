@@ -154,9 +154,18 @@ class _Settle(nn.Module):
         wanted, nothing = self.wanted(in_order), log_p == torch.inf
         log_q = categorical.token_log_prob(wanted, proposed.unsqueeze(-1)).squeeze(-1)
         accepted = uniforms[:, 1].log() + log_p < log_q
+        no_law = log_q.isnan() | log_p.isnan()
+        if torch.compiler.is_compiling():  # a graph has as many rows whatever is accepted
+            again = self._again(wanted, hidden, nothing, uniforms)
+            return torch.where(accepted, proposed, again), accepted, no_law
+        (refused,) = torch.where(~accepted)
+        again = self._again(*(each[refused] for each in (wanted, hidden, nothing, uniforms)))
+        return proposed.index_copy(0, refused, again), accepted, no_law
+
+    def _again(self, wanted: Tensor, hidden: Tensor, nothing: Tensor, uniforms: Tensor) -> Tensor:
+        """Draw the tokens of refused drafts (n,); where nothing was drafted the law of a draft counts as zero."""
         proposal = self.proposal(hidden).masked_fill(nothing.unsqueeze(-1), torch.nan)
-        again = categorical.residual(wanted, proposal, uniforms[:, 2])
-        return torch.where(accepted, proposed, again), accepted, log_q.isnan() | log_p.isnan()
+        return categorical.residual(wanted, proposal, uniforms[:, 2])
 
 
 _SETTLE = "in_order, hidden, proposed, log_p_proposed, proposal_noise -> proposed, accepted, no_law"
