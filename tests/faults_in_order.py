@@ -10,7 +10,7 @@ FAULTS = [
     Fault(
         "a draft that the AR model refuses stays",
         "samplers/ahead.py",
-        "torch.where(accepted, proposed, again)",
+        "proposed.index_copy(0, refused, again)",
         "proposed",
         "tests/samplers/test_ahead_law.py::test_texts_have_the_law_of_the_ar_model",
     ),
