@@ -45,7 +45,7 @@ def setting(words: str, ar: Found, batch: int, length: int) -> Draw:
         drafters.OfMasks(network, mask_id, int(numbers[0]))
         if kind == "masks"
         else drafters.OfCounts(
-            drafted.counts(numbers[2], int(numbers[1]), drafted.TOKENS, ar.vocabulary), int(numbers[0])
+            drafted.counts(numbers[2], int(numbers[1]), drafted.TOKENS, ar.vocabulary, CPU), int(numbers[0])
         )
     )
 

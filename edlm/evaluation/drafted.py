@@ -36,7 +36,8 @@ def drafter(settings: Mapping[str, Any], found: Sources) -> Drafter:
     asked, law = settings["drafts"], settings["temperature"]
     if asked.get("counts") is not None:
         sizes = asked.get("order", ORDER), asked.get("tokens", TOKENS)
-        return drafters.OfCounts(counts(asked["counts"], *sizes, found.vocabulary), asked["ahead"], law)
+        device = cast(Tensor, found.ar.get_submodule("head").weight).device  # type: ignore[union-attr]
+        return drafters.OfCounts(counts(asked["counts"], *sizes, found.vocabulary, device), asked["ahead"], law)
     for key in ("order", "tokens"):
         if key in asked:
             raise ValueError(f"drafts.{key} = {asked[key]} is of counts: give drafts.counts, a text to count in")
@@ -48,15 +49,15 @@ def drafter(settings: Mapping[str, Any], found: Sources) -> Drafter:
     return drafters.OfMasks(found.ar, found.vocabulary.mask_id, asked["ahead"], law)
 
 
-def counts(path: str, order: int, tokens: int, words: Vocabulary) -> Counts:
-    """Count the first tokens of a text, of the training split of a folder."""
+def counts(path: str, order: int, tokens: int, words: Vocabulary, device: torch.device) -> Counts:
+    """Count the first tokens of a text, of the training split of a folder; the counts stay on a device."""
     counted, total = list[Tensor](), 0
     for document in corpora.text_files(path).train:
         counted.append(words.encode(document))
         total += len(counted[-1])
         if total >= tokens:
             break
-    return Counts(torch.cat(counted)[:tokens], order, words.size, words.mask_id)
+    return Counts(torch.cat(counted)[:tokens].to(device), order, words.size, words.mask_id)
 
 
 def draw(settings: Mapping[str, Any], found: Sources, length: int, prompt: Tensor | None) -> Any:

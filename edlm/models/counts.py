@@ -25,7 +25,7 @@ class Counts:
     A state is the number of a context: `nothing` for a text that has no token yet, up to `num_states`.
 
     Args:
-        tokens: a text to count in, int64 (n,), without masks.
+        tokens: a text to count in, int64 (n,), without masks. The counts stay on its device.
         order: tokens of an n-gram, at least 1.
         vocab_size: ids, the mask included.
         mask_id: never follows.
@@ -48,9 +48,13 @@ class Counts:
         if len(tokens) < order:
             raise ValueError(f"order = {order} is more than the {len(tokens)} tokens that are counted")
         self.order, self.vocab_size, self.mask_id = order, vocab_size, mask_id
-        self.lower = self.depth = torch.zeros(1, dtype=torch.int64)  # of a state: h', and how many tokens h has
-        self.codes = torch.full((1,), _LARGEST)  # of an n-gram: its context and its last token in one number, ascending
-        self.longer = torch.full((1,), _NONE)  # the state of the context that it makes, if it stands before a token
+        self.lower = self.depth = tokens.new_zeros(1)  # of a state: h', and how many tokens h has
+        self.codes = tokens.new_full(
+            (1,), _LARGEST
+        )  # of an n-gram: its context and last token in one number, ascending
+        self.longer = tokens.new_full(
+            (1,), _NONE
+        )  # the state of the context that it makes, if it stands before a token
         found, context = list[Tensor](), torch.zeros_like(tokens)
         for j in range(order):
             codes, which, times = (context * vocab_size + tokens[j:]).unique(return_inverse=True, return_counts=True)
@@ -58,12 +62,13 @@ class Counts:
             context = self._add(codes, which, j + 1)
         self.times = torch.cat(found).float()
         self.num_states = len(self.lower)
-        bounds = torch.arange(self.num_states + 1) * vocab_size
+        bounds = torch.arange(self.num_states + 1, device=tokens.device) * vocab_size
         self.first = torch.searchsorted(self.codes, bounds)  # the n-grams of state s are those from first[s] on
         sums = F.pad(self.times.double().cumsum(0), (1, 0))
         self.kinds, self.total = self.first.diff().float(), sums[self.first].diff().float()
-        uniform = torch.full((1, vocab_size), 1.0 / (vocab_size - 1)).index_fill(1, torch.tensor(mask_id), 0.0)
-        self.unigram = self._interpolated(uniform, torch.zeros(1, dtype=torch.int64))
+        uniform = self.times.new_full((1, vocab_size), 1.0 / (vocab_size - 1))
+        uniform[:, mask_id] = 0.0
+        self.unigram = self._interpolated(uniform, self.lower[:1])
 
     def logits(self, states: Tensor) -> Tensor:
         """Compute `log p(token | context)`, -inf at the mask: states (n, 1) to (n, v)."""
@@ -89,7 +94,7 @@ class Counts:
 
     def _add(self, codes: Tensor, which: Tensor, depth: int) -> Tensor:
         """Add n-grams, and the states of those that stand before a token; the state before each token from then on."""
-        before = torch.zeros(len(codes), dtype=torch.bool)
+        before = torch.zeros_like(codes, dtype=torch.bool)
         if depth < self.order:
             before.index_fill_(0, which[:-1], True)
         states = torch.where(before, before.cumsum(0) + len(self.lower) - 1, _NONE)
@@ -112,7 +117,7 @@ class Counts:
         chain = [states]
         for _ in range(self.order - 2):
             chain.append(self.lower[chain[-1]])
-        every, rows = torch.stack(chain), torch.arange(len(states))
+        every, rows = torch.stack(chain), torch.arange(len(states), device=states.device)
         back = [self.depth[states] - depth for depth in range(1, self.order)]
         return [(every[steps.clamp(min=0), rows], steps >= 0) for steps in back]
 
@@ -122,8 +127,10 @@ class Counts:
         denominator = (self.total[states] + count).unsqueeze(-1)
         law = lower * (count.unsqueeze(-1) / denominator)
         number = count.long()
-        row = torch.repeat_interleave(torch.arange(len(states)), number)
-        at = torch.arange(len(row)) + (self.first[states] - number.cumsum(0) + number)[row]  # the n-grams of each row
+        row = torch.repeat_interleave(torch.arange(len(states), device=states.device), number)
+        at = (
+            torch.arange(len(row), device=states.device) + (self.first[states] - number.cumsum(0) + number)[row]
+        )  # the n-grams of each row
         seen = row, self.codes[at] % self.vocab_size
         return law.index_put(seen, self.times[at] / denominator[row, 0], accumulate=True)
 

@@ -163,9 +163,9 @@ class OfCounts:
         self.law = Law(counts, temperature, nucleus)
         self.laws, self.following = None, None
         if counts.num_states * counts.vocab_size <= _KEPT:
-            every = torch.arange(counts.num_states)
+            every, ids = (torch.arange(n, device=counts.codes.device) for n in (counts.num_states, counts.vocab_size))
             self.laws = self._computed(every)
-            self.following = torch.stack([counts.follow(every, token.expand_as(every)) for token in self._ids()], dim=1)
+            self.following = torch.stack([counts.follow(every, token.expand_as(every)) for token in ids], dim=1)
 
     def width(self, l: int) -> int:
         """Count no token: nothing is read by a network."""
@@ -187,9 +187,6 @@ class OfCounts:
             state = self._after(state, tokens[-1])
         own, written, log_p_own = (torch.stack(each, dim=1)[asked] for each in (states, tokens, log_p))
         texts.write(flat[asked], own.unsqueeze(-1), written, log_p_own)
-
-    def _ids(self) -> Tensor:
-        return torch.arange(self.counts.vocab_size)
 
     def _computed(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the law of a draft at states (n,) and its sums from the first id on: (n, v) each."""

@@ -104,7 +104,7 @@ def test_so_many_tokens_are_counted_and_an_n_gram_has_its_usual_order(ar: Path, 
     made = drafted.drafter({"drafts": {"ahead": 2, "counts": str(text)}, "temperature": 1.0}, found)
     assert isinstance(made, drafters.OfCounts)
     assert (made.ahead, made.counts.order) == (2, drafted.ORDER)
-    some = drafted.counts(str(text), 2, 10, found.vocabulary)
+    some = drafted.counts(str(text), 2, 10, found.vocabulary, torch.device("cpu"))
     law = some.logits(torch.tensor([[some.nothing]]))[0].exp()
     ten = torch.cat([found.vocabulary.encode(each) for each in corpora.text_files(text).train])[:10]
     kinds = len(ten.unique())

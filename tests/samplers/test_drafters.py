@@ -181,6 +181,30 @@ def test_tables_are_made_of_few_laws_alone(monkeypatch: pytest.MonkeyPatch) -> N
         assert (made.laws is not None, made.following is not None) == (there, there)
 
 
+@pytest.mark.parametrize("kind", ["counts", "counts without tables"])
+def test_nothing_is_made_beside_the_device_of_the_text(kind: str) -> None:
+    """Where a tensor without a device of its own is on none, whatever is not made beside the text cannot be read."""
+    network = ar_network(max_length=8)
+    expected = ahead.sample(network, drafter(kind, network, 3), 2, 8, MASK, MASK, seed=5)
+    with torch.device("meta"):
+        found = ahead.sample(network, drafter(kind, network, 3), 2, 8, MASK, MASK, seed=5)
+    assert torch.equal(found.tokens, expected.tokens)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+@pytest.mark.parametrize("kind", ["masks", "counts", "counts without tables"])
+def test_on_a_device_drafts_give_the_texts_of_the_cpu(kind: str) -> None:
+    network = ar_network(max_length=8)
+    expected = ahead.sample(network, drafter(kind, network, 3), 4, 8, MASK, MASK, seed=5).tokens
+    on_device = network.to("cuda")
+    made = drafter(kind, on_device, 3)
+    if isinstance(made, drafters.OfCounts):
+        made = drafters.OfCounts(Counts(TEXT.to("cuda"), 3, SYMBOLS + 1, MASK), 3)
+    assert torch.equal(ahead.sample(on_device, made, 4, 8, MASK, MASK, seed=5).tokens.cpu(), expected)
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     network = ar_network(max_length=8)
     with pytest.raises(ValueError, match="anew = False keeps drafts"):
