@@ -2,6 +2,8 @@
 
 from fault import Fault
 
+_ADAPTED = "tests/weights/test_adapted_families.py::"
+
 FAULTS = [
     Fault(
         "the mask can be drawn",
@@ -184,5 +186,47 @@ FAULTS = [
         'stage("log_prob, log_p_candidates -> log_p_candidates", _first)',
         'stage("log_prob, log_p_candidates -> log_p_candidates", lambda data, drawn: _first(0 * data, drawn))',
         "tests/objectives/test_residual_contrast.py::test_data_and_drafts_are_weighed_with_their_own_log_probabilities",
+    ),
+    Fault(
+        "a mask's row that is not scaled where all others are",
+        "nn/decoders.py",
+        "return rows if self.scale is None else rows * self.scale.to(rows.dtype)",
+        "return rows",
+        _ADAPTED + "test_at_its_start_it_has_the_law_that_transformers_gives_with_attention_both_ways",
+    ),
+    Fault(
+        "flags added to the logits of attention",
+        "nn/pretrained.py",
+        '_attn_implementation != "eager"',
+        '_attn_implementation != "other"',
+        _ADAPTED + "test_attention_that_is_not_open_yet_is_that_of_the_ar_model",
+    ),
+    Fault(
+        "a denoiser of a model that `transformers` runs looks back alone",
+        "weights/pretrained.py",
+        "body, embedding = pretrained.bidirectional(model.base_model), model",
+        "body, embedding = model.base_model, model",
+        _ADAPTED + "test_at_its_start_it_has_the_law_that_transformers_gives_with_attention_both_ways",
+    ),
+    Fault(
+        "weights of such a denoiser that nobody compares with their hash",
+        "weights/pretrained.py",
+        "if self.notes is not None:",
+        "if False:",
+        _ADAPTED + "test_its_weights_are_compared_with_their_hash",
+    ),
+    Fault(
+        "a bos that a saved denoiser of such a model no longer reads",
+        "weights/pretrained.py",
+        "network.bos_id = bos_id",
+        "network.bos_id = None if mask_id is None else bos_id",
+        _ADAPTED + "test_its_folder_is_read_again_by_us_and_by_transformers",
+    ),
+    Fault(
+        "adapters on a model that has nothing to adapt",
+        "nn/adapters.py",
+        "if not any(type(child) is nn.Linear for _, _, child in places):",
+        "if False:",
+        _ADAPTED + "test_adapters_of_a_model_without_linear_layers_are_refused",
     ),
 ]

@@ -9,28 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edlm.nn.decoders import DecoderNetwork, EmbeddingWithMask
+from edlm.nn.decoders import EmbeddingWithMask
 
 _NAMES = {"embedding.weight": "tok_embeddings.weight", "head.weight": "output.weight"}  # torchtune's for ours
 
 
-def add(network: DecoderNetwork, rank: int, alpha: float) -> DecoderNetwork:
+def add(network: Any, rank: int, alpha: float) -> None:
     """Freeze a network and put adapters on it, in place, as `attach` does. A mask's own row is trained too."""
     attach(network, rank, alpha)
     if isinstance(network.embedding, EmbeddingWithMask):
         network.embedding.mask.requires_grad_(True)
-    return network
 
 
 def attach(network: nn.Module, rank: int, alpha: float) -> None:
     """Freeze a network and put an adapter of `alpha / rank B A` on every product of its blocks, in place.
 
     B is zero at first, so the network computes what it did. A vocabulary head has none.
+    Raises ValueError for a network without such products.
     """
     from torchtune.modules.peft import LoRALinear
 
     network.requires_grad_(False)
     places = [(owner, name, child) for owner in network.modules() for name, child in owner.named_children()]
+    if not any(type(child) is nn.Linear for _, _, child in places):
+        raise ValueError("lora puts adapters on linear layers, and this model has none: give null")
     for owner, name, linear in places:
         if type(linear) is nn.Linear:
             with torch.device("meta"):
@@ -52,11 +54,12 @@ def merged(network: Any) -> dict[str, Tensor]:
     for prefix, adapted in _adapted(network).items():
         a, b = (found.pop(f"{prefix}.lora_{part}.weight") for part in "ab")
         found[f"{prefix}.weight"] = found[f"{prefix}.weight"] + adapted.alpha / adapted.rank * (b @ a)
-    mask = found.pop("embedding.mask", None)
     if network.head.weight is network.embedding.weight:
         del found["head.weight"]
-    if mask is not None:
-        rows = {"embedding.weight": mask, "head.weight": torch.zeros_like(mask)}
+    place = next((name for name, part in network.named_modules() if isinstance(part, EmbeddingWithMask)), None)
+    if place is not None:
+        mask = found.pop(f"{place}.mask")
+        rows = {f"{place}.weight": mask, "head.weight": torch.zeros_like(mask)}
         found |= {name: torch.cat([found[name], row[None]]) for name, row in rows.items() if name in found}
     return {_NAMES.get(name, name): value for name, value in found.items()}
 

@@ -246,7 +246,7 @@ def with_weights(build: Callable[[], Any], weights: Mapping[str, Tensor]) -> Any
 
 
 class EmbeddingWithMask(nn.Embedding):
-    """A decoder's own embedding, and a row beside it for a mask whose id comes after all others.
+    """A model's own embedding, and a row beside it for a mask whose id comes after all others.
 
     The row is a parameter of its own: it can be trained where the embedding stays, and a tied head does not have it.
     It begins as the mean of all rows.
@@ -257,12 +257,14 @@ class EmbeddingWithMask(nn.Embedding):
         super().__init__(known + 1, width, device="meta")
         self.weight = embedding.weight
         self.mask = nn.Parameter(embedding.weight.detach().mean(0))
+        self.scale: Tensor | None = getattr(embedding, "embed_scale", None)  # Gemma's, of what is read
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed tokens (b, l): (b, l, h)."""
         known = len(self.weight)
         rows = F.embedding(tokens.clamp(max=known - 1), self.weight)
-        return torch.where((tokens == known).unsqueeze(-1), self.mask.to(rows.dtype), rows)
+        rows = torch.where((tokens == known).unsqueeze(-1), self.mask.to(rows.dtype), rows)
+        return rows if self.scale is None else rows * self.scale.to(rows.dtype)
 
 
 def with_mask(decoder: Any) -> Any:

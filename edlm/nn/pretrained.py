@@ -5,6 +5,7 @@ The caller that loads a model imports `transformers`; this module does not.
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,6 +53,11 @@ class PretrainedNetwork(nn.Module):
         return found
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks of the body."""
+        return next(each for each in self.body.children() if isinstance(each, nn.ModuleList))
+
+    @property
     def widths(self) -> tuple[int, int]:
         """Widths of a block's feed-forward layer and of all heads of its attention."""
         config: Any = self.body.config
@@ -67,16 +73,18 @@ class PretrainedNetwork(nn.Module):
         sigma: Tensor | None = None,
         positions: Tensor | None = None,
         clean: Tensor | None = None,
+        attention: Tensor | None = None,
     ) -> Tensor:
         """Run the body, and the transform where it is wanted. Raises ValueError for more than `max_length` tokens.
 
         clean: the text without masks, (b, l), that every block of the tokens reads in place of the blocks before it.
+        attention: which positions a row reads, bool (l, l), a bos in front among them; None: all that the body allows.
         """
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"length = {tokens.shape[1]} must be at most {self.max_length}")
         one_block = tokens.shape[1] <= (self.block_size or tokens.shape[1])
         texts = [tokens] if clean is None or one_block else [tokens, clean]
-        run = self._run if len(texts) == 1 else self._beside_clean
+        run = partial(self._run, seen=attention) if len(texts) == 1 else self._beside_clean
         rows = self.rows_at_once or max(len(tokens), 1)
         hidden = torch.cat([run(*parts) for parts in zip(*(each.split(rows) for each in texts), strict=True)])
         transformed: Tensor = self.transform(hidden if positions is None else hidden.flatten(0, 1)[positions])
@@ -103,13 +111,13 @@ class PretrainedNetwork(nn.Module):
         rows = self.embedding(tokens.clamp(max=known - 1))
         return {"inputs_embeds": rows.masked_fill((tokens >= known).unsqueeze(-1), 0.0)}
 
-    def _run(self, tokens: Tensor) -> Tensor:
-        """Compute the states that predict the tokens (b, l)."""
+    def _run(self, tokens: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Compute the states that predict the tokens (b, l); seen: bool (l, l), what each position sees at most."""
         if self.frame is not None:
             first, last = (torch.full_like(tokens[:, :1], id_) for id_ in self.frame)
             return self._hidden(torch.cat([first, tokens, last], dim=1))[:, 1:-1]
         read = self._opened(tokens)
-        hidden = self._hidden(read, attention.in_blocks(read.shape[1], self.block_size, read))
+        hidden = self._hidden(read, attention.both(seen, attention.in_blocks(read.shape[1], self.block_size, read)))
         return _later(hidden) if self.shifted and self.bos_id is None else hidden[:, : tokens.shape[1]]
 
     def _beside_clean(self, tokens: Tensor, clean: Tensor) -> Tensor:
@@ -136,10 +144,17 @@ class PretrainedNetwork(nn.Module):
 
     def _hidden(self, tokens: Tensor, seen: Tensor | None = None, place: Tensor | None = None) -> Tensor:
         """Run the body. seen: bool (l, l), what each position sees; place: their positions, (l,)."""
-        how = {} if seen is None else {"attention_mask": seen.expand(len(tokens), 1, -1, -1)}
+        how = {} if seen is None else {"attention_mask": self._mask(seen).expand(len(tokens), 1, -1, -1)}
         how |= {} if place is None else {"position_ids": place.unsqueeze(0)}
         hidden: Tensor = self.body(**self._read(tokens), use_cache=False, **how).last_hidden_state
         return hidden
+
+    def _mask(self, seen: Tensor) -> Tensor:
+        """Give a mask as the body takes it: plain products add it to their logits, all others read flags."""
+        if self.body.config._attn_implementation != "eager":  # type: ignore[union-attr]
+            return seen
+        rows = self.embedding.weight
+        return torch.zeros_like(seen, dtype=rows.dtype).masked_fill(~seen, torch.finfo(rows.dtype).min)
 
 
 class Cache:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import adapters, decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork
-from edlm.weights import large, shards, tensors, whole
+from edlm.nn.pretrained import PretrainedNetwork
+from edlm.weights import large, pretrained, shards, tensors, whole
 from edlm.weights.formats import Format
+from edlm.weights.pretrained import Pretrained
 
 WEIGHTS, AVERAGE = "model.safetensors", "average.safetensors"  # of all, merged; of what is trained, as it is
 _TOKENIZER = "tokenizer.json"
@@ -32,11 +34,11 @@ class Start(NamedTuple):
     causal: it stays autoregressive, over the ids of its folder; else it becomes a denoiser.
     """
 
-    network: DecoderNetwork
+    network: DecoderNetwork | PretrainedNetwork
     vocabulary: Vocabulary
     folder: Path
     tokenizer: Path
-    blueprint: Blueprint
+    blueprint: Blueprint | Pretrained
     causal: bool = False
 
     @property
@@ -113,7 +115,8 @@ def start(
         raise ValueError(f"shifted = True needs a bos to read in front of a text: {folder}/config.json names none")
     bos_id = words.bos_id if shifted else None
     network = partial(_network, words, length, bos_id)
-    blueprint = large.read_start(folder, length + (1 if shifted else 0), network)
+    other = partial(_other, words, length, bos_id)
+    blueprint: Any = large.read_start(folder, length + (1 if shifted else 0), network, other)
     found = decoders.load(blueprint, torch.float32)
     if found.max_length < length:
         raise ValueError(f"length = {length} must be at most {found.max_length}, what {folder} reads")
@@ -160,6 +163,10 @@ def start_causal(
     if adapter is not None:
         adapters.attach(found, *adapter)
     return Start(found, ids, folder, folder / _TOKENIZER, blueprint, causal=True)
+
+
+def _other(words: Vocabulary, length: int, bos_id: int | None, folder: Path, config: Any, _: int) -> Pretrained:
+    return pretrained.adapted(folder, config, length, bos_id is not None, bos_id, words.mask_id)
 
 
 def _network(words: Vocabulary, length: int, bos_id: int | None, decoder: Any) -> DecoderNetwork:

@@ -70,10 +70,14 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
     config = whole.read_json(folder / "config.json")
     own = adapted_by(folder)
     if own is not None:
+        plain, notes = _without_notes(config), config[_NOTES]
+        if not _is_built(folder, plain):
+            causal: Callable[..., Readable] = partial(pretrained.adapted, **own, notes=notes)
+            return _read(folder, plain, dict.fromkeys(pretrained.CAUSAL, causal), max_length)
         longer = max_length + (0 if own["bos_id"] is None else 1)  # a bos is read in front
-        found = _read(folder, _without_notes(config), _built(partial(_adapted, own)), longer)
+        found = _read(folder, plain, _built(partial(_adapted, own)), longer)
         assert isinstance(found, Blueprint)
-        return found._replace(weights=partial(_unchanged, folder, config[_NOTES], found.weights))
+        return found._replace(weights=partial(_unchanged, folder, notes, found.weights))
     others = {**dict.fromkeys(pretrained.BLOCKS, pretrained.in_blocks), **dict.fromkeys(MASKED, pretrained.masked_lm)}
     known: dict[str, Callable[..., Readable]] = {"llada": families.llada, "Dream": families.dream, **others}
     return _read(folder, config, known, max_length)
@@ -133,13 +137,19 @@ def adapted_by(folder: str | Path) -> dict[str, Any] | None:
     return own
 
 
-def read_start(folder: str | Path, max_length: int, network: Callable[[Any], DecoderNetwork]) -> Blueprint:
+def read_start(
+    folder: str | Path,
+    max_length: int,
+    network: Callable[[Any], DecoderNetwork],
+    other: Callable[..., Readable] | None = None,
+) -> Readable:
     """Read an autoregressive model, or what was made of one, to be made into a network of one's own.
 
     Args:
         folder: `config.json` and the weights.
         max_length: the longest text that it reads, if the model has no smaller limit.
         network: what is made of its torchtune decoder.
+        other: reads the folder of a model that `transformers` runs, as `pretrained.adapted` does; None refuses it.
 
     Returns:
         The model before it takes memory; `decoders.load` fills it.
@@ -155,12 +165,14 @@ def read_start(folder: str | Path, max_length: int, network: Callable[[Any], Dec
     """
     folder = Path(folder)
     config = _without_notes(whole.read_json(folder / "config.json"))
-    lacking = families.beyond(folder, config) if config.get("model_type") in _BUILT else None
-    if lacking is not None:
-        raise ValueError(f"{folder}/config.json: {lacking} is not adapted: torchtune's builders do not have it")
-    found = _read(folder, config, _built(network), max_length)
-    assert isinstance(found, Blueprint)
-    return found
+    if other is None or _is_built(folder, config):
+        return _read(folder, config, _built(network), max_length)
+    return _read(folder, config, dict.fromkeys(pretrained.CAUSAL, other), max_length)
+
+
+def _is_built(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether torchtune's builders have all settings of a model."""
+    return config.get("model_type") in _BUILT and families.beyond(folder, config) is None
 
 
 def _unchanged(folder: Path, notes: Mapping[str, Any], read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -218,7 +230,7 @@ def read_autoregressive(
     network = partial(decoders.autoregressive, rows_at_once=rows_at_once, vocab_size=vocab_size)
     causal = partial(pretrained.causal, rows_at_once=rows_at_once, vocab_size=vocab_size)
     known: dict[str, Callable[..., Readable]] = dict.fromkeys(pretrained.CAUSAL, causal)
-    if config.get("model_type") in _BUILT and families.beyond(folder, config) is None:
+    if _is_built(folder, config):
         known |= _built(network)
     found = _read(folder, config, known, max_length)
     notes = noted.get(_NOTES)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from edlm import limits
 from edlm.nn import pretrained
+from edlm.nn.decoders import EmbeddingWithMask
 from edlm.nn.pretrained import PretrainedNetwork, VocabularyHead
 from edlm.process import finite
-from edlm.weights import config_keys, llada2, masked, shards
+from edlm.weights import config_keys, llada2, masked, shards, tensors
 
 EXTRA = "pip install 'edlm-torch[families]'"
 _LAYERS = ("num_hidden_layers", "n_layer")
@@ -116,7 +117,8 @@ BLOCKS = {
 class Pretrained(NamedTuple):
     """A model before it takes any memory; `decoders.load` and `decoders.outline` make it, as they do a `Blueprint`.
 
-    make: a model of `transformers` to the network. dtype: the widest type of its weights.
+    make: a model of `transformers` to the network. dtype: the widest type of its weights. notes: where the hashes of
+    its files stand, if they have any.
     """
 
     folder: Path
@@ -124,6 +126,7 @@ class Pretrained(NamedTuple):
     config: Any
     make: Callable[[Any], PretrainedNetwork]
     dtype: torch.dtype
+    notes: Mapping[str, Any] | None = None
 
     @property
     def where(self) -> str:
@@ -136,6 +139,8 @@ class Pretrained(NamedTuple):
 
     def load(self, dtype: torch.dtype | None = None) -> PretrainedNetwork:
         """Load the network, in eval mode. Raises ValueError naming what is missing, unknown or unlike the model."""
+        if self.notes is not None:
+            tensors.verify(self.folder, self.notes, *(file.name for file in shards.files(self.folder)))
         _require_fitting(self.folder, _outline(self.folder, self.family, self.config, torch.float32))
         cls, unlike = getattr(_transformers(self.where), self.family.model), f"{self.folder}: the weights are not those"
         options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
@@ -157,6 +162,11 @@ class Pretrained(NamedTuple):
         buffers = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
         finite.require_weights(dict(model.named_parameters()) | buffers, self.folder)
         return self.make(model.eval())
+
+    def export(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name the weights of a network, as `adapters.merged` gives them, as the files of the family do."""
+        prefix = getattr(_transformers(self.where), self.family.model).base_model_prefix
+        return {_in_files(name, prefix): value for name, value in state.items()}
 
 
 def causal(
@@ -181,6 +191,36 @@ def causal(
         return PretrainedNetwork(body, head, longest, rows_at_once=rows_at_once).eval()
 
     return _read(folder, config, family, make)
+
+
+def adapted(
+    folder: Path,
+    config: Mapping[str, Any],
+    max_length: int,
+    shifted: bool,
+    bos_id: int | None,
+    mask_id: int | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Pretrained:
+    """Read a causal model as a denoiser: attention both ways, a bos in front of a text where it has one.
+
+    mask_id: that of a mask, which gets a row where the model has none; None: its row is there. notes: hold hashes.
+    Raises ValueError as `causal` does.
+    """
+    family = CAUSAL[str(config.get("model_type"))]
+
+    def make(model: Any) -> PretrainedNetwork:
+        body, embedding = pretrained.bidirectional(model.base_model), model.get_input_embeddings()
+        head = VocabularyHead(model.get_output_embeddings(), _softcap(model.config), width=mask_id and mask_id + 1)
+        if mask_id == embedding.num_embeddings:
+            model.set_input_embeddings(EmbeddingWithMask(embedding))
+        longest = model.config.max_position_embeddings - (0 if bos_id is None else 1)
+        network = PretrainedNetwork(body, head, min(max_length, longest), shifted=shifted)
+        network.bos_id = bos_id
+        return network.eval()
+
+    plain = {key: value for key, value in config.items() if key != "is_causal"}
+    return _read(folder, plain, family, make)._replace(notes=notes)
 
 
 def in_blocks(folder: Path, config: Mapping[str, Any], max_length: int) -> Pretrained:
@@ -312,6 +352,11 @@ def _require_fitting(folder: Path, outline: Any) -> None:
 def _found(outline: Any, name: str, shapes: Mapping[str, Any]) -> str | None:
     """Find a parameter in the files, with the body's name in front or without."""
     return next((each for each in (name, name.removeprefix(f"{outline.base_model_prefix}.")) if each in shapes), None)
+
+
+def _in_files(name: str, prefix: str) -> str:
+    """Name a weight of the network as the files of its family do."""
+    return "lm_head.weight" if name == "output.weight" else f"{prefix}.{name.removeprefix('body.')}"
 
 
 def _softcap(config: Any) -> float | None:
