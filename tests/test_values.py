@@ -10,7 +10,7 @@ import pytest
 from edlm.samplers import plans, selections
 
 PACKAGE = Path(__file__).parents[1] / "edlm"
-WORKSPACES = {("edlm.samplers.drafters", "Texts")}  # of one call, which is written to until it ends
+WORKSPACES = {("edlm.samplers.workspace", "Texts")}  # of one call, which is written to until it ends
 
 
 def classes() -> list[tuple[str, str]]:
