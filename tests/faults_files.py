@@ -4,6 +4,20 @@ from fault import Fault
 
 FAULTS = [
     Fault(
+        "ids of an order of one's own that stay where they are",
+        "weights/exchange.py",
+        "_reorder(network, torch.tensor(_in_our_order(order, size)))",
+        "_in_our_order(order, size)",
+        "tests/weights/test_foreign.py::test_an_order_of_ones_own_becomes_ours_with_the_mask_at_the_end",
+    ),
+    Fault(
+        "an order that names a character twice",
+        "weights/exchange.py",
+        'sorted(order.replace(_OTHER, "")) != sorted(_CHARACTERS + _MASK)',
+        "_MASK not in order",
+        "tests/weights/test_foreign.py::test_what_is_no_order_is_refused",
+    ),
+    Fault(
         "a head whose logits are not capped",
         "nn/pretrained.py",
         "logits = self.softcap * torch.tanh(logits / self.softcap)",

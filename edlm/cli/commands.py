@@ -251,12 +251,13 @@ def _convert(arguments: Sequence[str]) -> None:
     parser.add_argument("--length", type=int, help="longest sequence, where the file does not say; default: 1024")
     parser.add_argument("--raw", action="store_true", help="the weights as trained, not their moving average")
     parser.add_argument("--bos", help="token that an AR model reads before a text; default: its first is given")
+    parser.add_argument("--order", help="of text8's ids in the file, a symbol each: _ is the mask, ? no character")
     given = parser.parse_args(arguments)
     exchange = importlib.import_module("edlm.weights.exchange")
     quantised = given.path.suffix == ".gguf"
     if quantised or given.to == "hf":
         ignored = {"--tokenizer": given.tokenizer, "--part": given.part, "--num-heads": given.num_heads}
-        ignored |= {"--length": given.length, "--raw": given.raw or None, "--bos": given.bos}
+        ignored |= {"--length": given.length, "--raw": given.raw or None, "--bos": given.bos, "--order": given.order}
         for name, value in ignored.items():
             if value is not None:
                 where = "for a GGUF file" if quantised else "with --to hf"
@@ -266,8 +267,9 @@ def _convert(arguments: Sequence[str]) -> None:
     elif given.to == "hf":
         rows = exchange.export(given.path, given.out)
     else:
+        sizes = given.num_heads, given.length
         rows = exchange.convert(
-            given.path, given.out, given.tokenizer, given.part, given.num_heads, given.length, given.raw, given.bos
+            given.path, given.out, given.tokenizer, given.part, *sizes, given.raw, given.bos, given.order
         )
     print("\n".join(f"{name:<18} {value}" for name, value in rows))
     print(f"wrote {given.out}")

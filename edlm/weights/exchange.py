@@ -24,6 +24,7 @@ DEFAULT_HEADS, DEFAULT_LENGTH = 12, 1024
 # The published text8 ids in our order: the characters, seven specials ([CLS] [SEP] [BOS] [EOS] [PAD] ...), the mask.
 _TEXT8_IDS = (*range(8, 35), 0, 1, 2, 3, 5, 6, 7, 4)
 _TEXT8_SPECIALS = {"bos_id": 29, "eos_id": 30, "pad_id": 31}
+_CHARACTERS, _MASK, _OTHER = "abcdefghijklmnopqrstuvwxyz ", "_", "?"  # of an order: text8's, the mask, any other id
 _ARCHITECTURES = {"denoiser": "MDLM", "autoregressive": "AR", "energy": "EBM"}  # the published classes
 
 Rows = list[tuple[str, str]]  # a table for people: what, and what was found
@@ -47,22 +48,32 @@ def convert(
     max_length: int | None = None,
     raw: bool = False,
     bos: str | None = None,
+    order: str | None = None,
 ) -> Rows:
     """Convert a published file to a new network folder of ours, with the averaged weights unless `raw`.
 
     bos: the token that an AR model reads in front of a text, which gives the first token a law too; None: it is given,
-    as the published figures take it. tokenizer: see `find_vocabulary`; a Hugging Face folder may hold its own. Raises
-    ValueError as `foreign.read`, `build` and `find_vocabulary` do, if `out` exists, and for a bos that is no token.
+    as the published figures take it. tokenizer: see `find_vocabulary`; a Hugging Face folder may hold its own. order:
+    of the ids of text8's characters in the file, one symbol for each id, `_` the mask and `?` any other; None: the
+    published one, or ours where there are no more ids. Raises ValueError as `foreign.read`, `build` and
+    `find_vocabulary` do, if `out` exists, for a bos that is no token, and for an order that is none.
     """
     _require_new(out)
     weights = foreign.read(path, part)
     sizes = sizes_of(weights, num_heads, max_length)
     network = build(weights, sizes, raw)
+    if order is not None and tokenizer != TEXT8:
+        raise ValueError(f"order = {order!r} is of the characters of {TEXT8}: give --tokenizer {TEXT8}")
     if tokenizer is None and not Path(path).is_dir():
         raise ValueError(f"{path} holds no tokenizer: name a tokenizer.json, a folder with GPT-2's files, or {TEXT8}")
-    words = find_vocabulary(tokenizer or path, network.arguments["vocab_size"])
-    if tokenizer == TEXT8 and words.size == len(_TEXT8_IDS):
-        _reorder(network, torch.tensor(_TEXT8_IDS))
+    size = network.arguments["vocab_size"]
+    if order is not None:
+        words = Vocabulary(vocabulary.characters().tokenizer, size=size, mask_id=size - 1)
+        _reorder(network, torch.tensor(_in_our_order(order, size)))
+    else:
+        words = find_vocabulary(tokenizer or path, size)
+        if tokenizer == TEXT8 and words.size == len(_TEXT8_IDS):
+            _reorder(network, torch.tensor(_TEXT8_IDS))
     notes = dict(weights.notes) if bos is None else {**weights.notes, "bos_id": _id_of(bos, network, words)}
     if weights.average is not None:
         notes["weights"] = "raw" if raw else "averaged"
@@ -205,6 +216,17 @@ def _text8(vocab_size: int) -> Vocabulary:
     if vocab_size != len(_TEXT8_IDS):
         return words
     return Vocabulary(words.tokenizer, size=vocab_size, mask_id=vocab_size - 1, **_TEXT8_SPECIALS)
+
+
+def _in_our_order(order: str, size: int) -> tuple[int, ...]:
+    """List the ids of a file in our order: the characters, all others, the mask. Raises ValueError for no order."""
+    if len(order) != size or sorted(order.replace(_OTHER, "")) != sorted(_CHARACTERS + _MASK):
+        raise ValueError(
+            f"order = {order!r} must have {size} symbols, one for each id: {_CHARACTERS!r} and {_MASK!r}, the mask, "
+            f"each once, and {_OTHER!r} for all others"
+        )
+    others = (id_ for id_, symbol in enumerate(order) if symbol == _OTHER)
+    return (*(order.index(symbol) for symbol in _CHARACTERS), *others, order.index(_MASK))
 
 
 @torch.no_grad()

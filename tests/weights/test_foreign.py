@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,49 @@ def test_a_vocabulary_of_another_size_is_refused_with_both_sizes(tmp_path: Path)
         exchange.find_vocabulary(tmp_path / "gpt2", 28)
     with pytest.raises(ValueError, match="no tokenizer there"):
         exchange.find_vocabulary(tmp_path, 28)
+
+
+@pytest.mark.parametrize("others", [0, 3])
+@pytest.mark.parametrize("kind", ["denoiser", "energy"])
+def test_an_order_of_ones_own_becomes_ours_with_the_mask_at_the_end(kind: str, others: int, tmp_path: Path) -> None:
+    """Characters, the mask, and ids that no text has, shuffled."""
+    symbols = list("abcdefghijklmnopqrstuvwxyz _" + "?" * others)
+    order = "".join(
+        symbols[i] for i in torch.randperm(len(symbols), generator=torch.Generator().manual_seed(3)).tolist()
+    )
+    network = small(kind, vocab_size=len(order))
+    file = trainers_file(tmp_path / "x.ckpt", prefixed("backbone.", network))
+    exchange.convert(file, tmp_path / "out", "text8", order=order)
+    ours: Any = checkpoints.load_network(tmp_path / "out")
+    words = checkpoints.load_vocabulary_of(tmp_path / "out")
+    assert (words.size, words.mask_id) == (len(order), len(order) - 1)
+    text = "the cat_"
+    theirs = torch.tensor([[order.index(symbol) for symbol in text]])
+    tokens = torch.tensor([[words.mask_id if symbol == "_" else int(words.encode(symbol)[0]) for symbol in text]])
+    with torch.no_grad():
+        if kind == "energy":
+            torch.testing.assert_close(
+                ours(tokens, tokens.flip(1)), network(theirs, theirs.flip(1)), rtol=1e-5, atol=0.0
+            )
+            return
+        expected, found = network.head(network(theirs))[0], ours.head(ours(tokens))[0]
+        assert torch.equal(found[:, tokens[0]], expected[:, theirs[0]])
+
+
+@pytest.mark.parametrize(
+    ("order", "tokenizer", "said"),
+    [
+        ("abcdefghijklmnopqrstuvwxyz ", "text8", "must have 28 symbols, one for each id"),
+        ("abcdefghijklmnopqrstuvwxyz ?", "text8", "must have 28 symbols, one for each id"),
+        ("aacdefghijklmnopqrstuvwxyz _", "text8", "'_', the mask, each once, and '?' for all others"),
+        (" abcdefghijklmnopqrstuvwxyz_", None, "is of the characters of text8: give --tokenizer text8"),
+    ],
+)
+def test_what_is_no_order_is_refused(order: str, tokenizer: str | None, said: str, tmp_path: Path) -> None:
+    file = trainers_file(tmp_path / "x.ckpt", prefixed("backbone.", small("denoiser", vocab_size=28)))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        exchange.convert(file, tmp_path / "out", tokenizer, order=order)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "energy"])
