@@ -1,6 +1,7 @@
 """The documents are true: links lead somewhere, named functions exist, and the README's code runs."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -78,11 +79,15 @@ def leads_somewhere(start: str, names: list[str]) -> bool:
     return True
 
 
+@functools.cache
+def keys_of_configs() -> set[str]:
+    return {key.path for recipe in commands.recipes() for key in key_tables.keys(recipe)}
+
+
 @pytest.mark.parametrize("document", PAGES, ids=name_of)
 def test_every_named_function_exists(document: Path) -> None:
     """`module.function` in code style, `package.module`, or all of it from `edlm.` on."""
-    known = {**homes(), "edlm": ["edlm"]}
-    keys = {key.path for recipe in commands.recipes() for key in key_tables.keys(recipe)}
+    known, keys = {**homes(), "edlm": ["edlm"]}, keys_of_configs()
     named = set(re.findall(r"`((?:edlm\.)?[a-z_]+(?:\.\w+)+)(?:\([^`]*)?`", document.read_text("utf-8")))
     missing = [
         name
