@@ -65,6 +65,13 @@ def test_a_copy_without_a_fault_fails_no_test(tmp_path: Path) -> None:
     assert status == PASSED, output
 
 
+@pytest.mark.parametrize("fault", [*PUBLISHED, *OWN], ids=lambda fault: fault.name)
+def test_a_fault_has_one_place(fault: Fault) -> None:
+    """Else a line that was written anew would be found by the slow tests alone."""
+    path = next(path for path in (ROOT / "edlm" / fault.file, ROOT / fault.file) if path.is_file())
+    assert path.read_text("utf-8").count(fault.old) == 1
+
+
 def test_every_known_fault_is_planted() -> None:
     """Nineteen faults of the published code, and at least 25 of our own choosing; no two with one name."""
     assert len(PUBLISHED) == 19

@@ -233,9 +233,9 @@ def read_autoregressive(
     if _is_built(folder, config):
         known |= _built(network)
     found = _read(folder, config, known, max_length)
-    notes = noted.get(_NOTES)
-    if isinstance(notes, dict) and isinstance(found, Blueprint):  # what `edlm run edlm_nce` has trained
-        return found._replace(weights=partial(_unchanged, folder, notes, found.weights))
+    trained = noted.get(_NOTES)
+    if isinstance(trained, dict) and isinstance(found, Blueprint):  # by `edlm run edlm_nce`
+        return found._replace(weights=partial(_unchanged, folder, trained, found.weights))
     return found
 
 
