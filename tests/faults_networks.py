@@ -229,4 +229,11 @@ FAULTS = [
         "if False:",
         _ADAPTED + "test_adapters_of_a_model_without_linear_layers_are_refused",
     ),
+    Fault(
+        "stretched positions read as if torchtune had them",
+        "weights/large.py",
+        '    if lacking is not None:\n        raise ValueError(f"{folder}/config.json: {lacking} is not read so',
+        '    if False:\n        raise ValueError(f"{folder}/config.json: {lacking} is not read so',
+        _ADAPTED + "test_positions_that_torchtune_does_not_have_are_run_by_transformers_or_refused",
+    ),
 ]

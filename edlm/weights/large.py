@@ -165,9 +165,12 @@ def read_start(
     """
     folder = Path(folder)
     config = _without_notes(whole.read_json(folder / "config.json"))
-    if other is None or _is_built(folder, config):
-        return _read(folder, config, _built(network), max_length)
-    return _read(folder, config, dict.fromkeys(pretrained.CAUSAL, other), max_length)
+    if other is not None and not _is_built(folder, config):
+        return _read(folder, config, dict.fromkeys(pretrained.CAUSAL, other), max_length)
+    lacking = families.beyond(folder, config) if config.get("model_type") in _BUILT else None
+    if lacking is not None:
+        raise ValueError(f"{folder}/config.json: {lacking} is not read so: torchtune's builders do not have it")
+    return _read(folder, config, _built(network), max_length)
 
 
 def _is_built(folder: Path, config: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import torch
 from smallest import settings_of, words_of
 from torch import Tensor
 
+from edlm.nn import decoders
 from edlm.recipes import generate
 from edlm.recipes.adapt import Adapt, main
 from edlm.training import log
@@ -172,3 +173,19 @@ def test_adapters_of_a_model_without_linear_layers_are_refused(tmp_path: Path) -
     start, _ = folder_of("gpt2", tmp_path / "hub")
     with pytest.raises(ValueError, match="lora puts adapters on linear layers, and this model has none: give null"):
         main(asked(tmp_path, start, tmp_path / "run", lora="{rank: 2, alpha: 4.0}"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("rope", sorted(hub.ROPES))
+def test_positions_that_torchtune_does_not_have_are_run_by_transformers_or_refused(
+    kind: str, rope: str, tmp_path: Path
+) -> None:
+    made = hub.model(kind, transformers, hub.ROPES[rope]).eval()
+    folder = hub.save(made, tmp_path / "ar")
+    hub.tokenizer(folder)
+    found, x = adaptation.start(folder, LENGTH, shifted=False), texts()
+    with torch.no_grad():
+        logits = found.network.head(found.network(x))[..., : hub.V]
+    torch.testing.assert_close(logits, expected(made, x, shifted=False), atol=2e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"rope_type = .* is not read so: torchtune's builders do not have it"):
+        large.read_start(folder, LENGTH, decoders.autoregressive)
