@@ -48,13 +48,10 @@ class Counts:
         if len(tokens) < order:
             raise ValueError(f"order = {order} is more than the {len(tokens)} tokens that are counted")
         self.order, self.vocab_size, self.mask_id = order, vocab_size, mask_id
-        self.lower = self.depth = tokens.new_zeros(1)  # of a state: h', and how many tokens h has
-        self.codes = tokens.new_full(
-            (1,), _LARGEST
-        )  # of an n-gram: its context and last token in one number, ascending
-        self.longer = tokens.new_full(
-            (1,), _NONE
-        )  # the state of the context that it makes, if it stands before a token
+        # Of each state: h', and how many tokens h has.
+        self.lower = self.depth = tokens.new_zeros(1)
+        # Of each n-gram, ascending: context and last token in one number, and its own state if a token follows it.
+        self.codes, self.longer = tokens.new_full((1,), _LARGEST), tokens.new_full((1,), _NONE)
         found, context = list[Tensor](), torch.zeros_like(tokens)
         for j in range(order):
             codes, which, times = (context * vocab_size + tokens[j:]).unique(return_inverse=True, return_counts=True)
@@ -128,9 +125,8 @@ class Counts:
         law = lower * (count.unsqueeze(-1) / denominator)
         number = count.long()
         row = torch.repeat_interleave(torch.arange(len(states), device=states.device), number)
-        at = (
-            torch.arange(len(row), device=states.device) + (self.first[states] - number.cumsum(0) + number)[row]
-        )  # the n-grams of each row
+        before = number.cumsum(0) - number  # n-grams of the rows above
+        at = torch.arange(len(row), device=states.device) + (self.first[states] - before)[row]
         seen = row, self.codes[at] % self.vocab_size
         return law.index_put(seen, self.times[at] / denominator[row, 0], accumulate=True)
 

@@ -115,8 +115,8 @@ def start(
         raise ValueError(f"shifted = True needs a bos to read in front of a text: {folder}/config.json names none")
     bos_id = words.bos_id if shifted else None
     network = partial(_network, words, length, bos_id)
-    other = partial(_other, words, length, bos_id)
-    blueprint: Any = large.read_start(folder, length + (1 if shifted else 0), network, other)
+    by_transformers = partial(_by_transformers, words, length, bos_id)
+    blueprint: Any = large.read_start(folder, length + (1 if shifted else 0), network, by_transformers)
     found = decoders.load(blueprint, torch.float32)
     if found.max_length < length:
         raise ValueError(f"length = {length} must be at most {found.max_length}, what {folder} reads")
@@ -165,7 +165,9 @@ def start_causal(
     return Start(found, ids, folder, folder / _TOKENIZER, blueprint, causal=True)
 
 
-def _other(words: Vocabulary, length: int, bos_id: int | None, folder: Path, config: Any, _: int) -> Pretrained:
+def _by_transformers(
+    words: Vocabulary, length: int, bos_id: int | None, folder: Path, config: Any, _: int
+) -> Pretrained:
     return pretrained.adapted(folder, config, length, bos_id is not None, bos_id, words.mask_id)
 
 

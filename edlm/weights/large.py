@@ -141,7 +141,7 @@ def read_start(
     folder: str | Path,
     max_length: int,
     network: Callable[[Any], DecoderNetwork],
-    other: Callable[..., Readable] | None = None,
+    by_transformers: Callable[..., Readable] | None = None,
 ) -> Readable:
     """Read an autoregressive model, or what was made of one, to be made into a network of one's own.
 
@@ -149,7 +149,7 @@ def read_start(
         folder: `config.json` and the weights.
         max_length: the longest text that it reads, if the model has no smaller limit.
         network: what is made of its torchtune decoder.
-        other: reads the folder of a model that `transformers` runs, as `pretrained.adapted` does; None refuses it.
+        by_transformers: reads a folder that `transformers` runs, as `pretrained.adapted` does; None refuses it.
 
     Returns:
         The model before it takes memory; `decoders.load` fills it.
@@ -165,8 +165,8 @@ def read_start(
     """
     folder = Path(folder)
     config = _without_notes(whole.read_json(folder / "config.json"))
-    if other is not None and not _is_built(folder, config):
-        return _read(folder, config, dict.fromkeys(pretrained.CAUSAL, other), max_length)
+    if by_transformers is not None and not _is_built(folder, config):
+        return _read(folder, config, dict.fromkeys(pretrained.CAUSAL, by_transformers), max_length)
     lacking = families.beyond(folder, config) if config.get("model_type") in _BUILT else None
     if lacking is not None:
         raise ValueError(f"{folder}/config.json: {lacking} is not read so: torchtune's builders do not have it")
