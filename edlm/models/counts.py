@@ -133,6 +133,7 @@ class Counts:
 
 def _require_text(tokens: Tensor, vocab_size: int, mask_id: int) -> None:
     """Raise ValueError for what is no row of ids below vocab_size, or holds a mask."""
+    arguments.require_kind("tokens", tokens, isinstance(tokens, Tensor), "a tensor of ids, int64 (n,)")
     if tokens.dtype != torch.int64 or tokens.ndim != 1:
         raise ValueError(f"tokens: {tokens.dtype} of shape {tuple(tokens.shape)} must be int64 of shape (n,)")
     wrong = tokens[(tokens < 0) | (tokens >= vocab_size) | (tokens == mask_id)]

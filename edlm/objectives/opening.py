@@ -7,7 +7,7 @@ from edlm.contracts import Denoiser
 from edlm.declaration import Stages, stage
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import attention
-from edlm.process import noise
+from edlm.process import arguments, noise
 from edlm.process.noise import Stream
 
 
@@ -18,8 +18,7 @@ def opened(denoiser: Denoiser, steps: int) -> Stages:
     network was trained before, and full from `steps` on. One draw serves all rows of a step (arXiv 2410.17891).
     Raises ValueError unless steps >= 1, and for a denoiser that is told the time, which a causal network never was.
     """
-    if steps < 1:
-        raise ValueError(f"steps = {steps} must be at least 1")
+    arguments.require_whole("steps", steps)
     if not isinstance(denoiser, SubsDenoiser) or denoiser.told is not None:
         raise ValueError("attention opens in a network that is told no time: `denoisers.subs(network, mask_id)`")
     return {

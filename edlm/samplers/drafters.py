@@ -159,6 +159,7 @@ class OfCounts:
 
     def __init__(self, counts: Counts, ahead: int = 4, temperature: float = 1.0, nucleus: float = 1.0) -> None:
         arguments.require_whole("ahead", ahead)
+        arguments.require_kind("counts", counts, isinstance(counts, Counts), "models.counts.Counts of a text")
         self.counts, self.ahead = counts, ahead
         self.law = Law(counts, temperature, nucleus)
         self.laws, self.following = None, None

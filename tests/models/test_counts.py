@@ -70,6 +70,7 @@ def test_an_order_without_counts_is_refused(order: int, size: int, said: str) ->
         (torch.tensor([0, 1, 4]), "id 4 must .* differ from mask_id = 4"),
         (torch.tensor([0.0, 1.0]), r"torch.float32 of shape \(2,\) must be int64"),
         (torch.tensor([[0, 1]]), r"shape \(1, 2\) must be int64 of shape \(n,\)"),
+        ([0, 1], r"tokens must be a tensor of ids, int64 \(n,\), not of class list"),
     ],
 )
 def test_what_is_no_text_of_the_vocabulary_is_refused(tokens: torch.Tensor, said: str) -> None:

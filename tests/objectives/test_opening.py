@@ -1,5 +1,7 @@
 """Attention that opens in training: which positions are read at which step, and that nothing else is."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -116,9 +118,10 @@ def test_padding_is_not_read_while_attention_opens() -> None:
         assert hidden.isfinite().all()
 
 
-def test_no_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="steps = 0 must be at least 1"):
-        opening.opened(denoisers.subs(network(), MASK), 0)
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "2", True])
+def test_steps_that_are_none_are_refused(steps: Any) -> None:
+    with pytest.raises(ValueError, match=f"steps = {steps!r} must be "):
+        opening.opened(denoisers.subs(network(), MASK), steps)
 
 
 def test_a_denoiser_that_is_told_the_time_is_refused() -> None:

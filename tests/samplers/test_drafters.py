@@ -221,6 +221,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     both_ways = ar_network(max_length=8, causal=False)
     with pytest.raises(ValueError, match="needs a causal network"):
         ahead.sample(both_ways, drafter("masks", both_ways, 3), 1, 8, MASK, MASK)
+    with pytest.raises(ValueError, match=r"counts must be models\.counts\.Counts of a text, not of class Tensor"):
+        drafters.OfCounts(TEXT, 3)  # type: ignore[arg-type]
     other = drafters.OfCounts(Counts(TEXT, 1, 9, 8), 3)
     with pytest.raises(ValueError, match="the drafter knows 9 ids, and the network 4"):
         ahead.sample(network, other, 1, 8, MASK, MASK)
