@@ -102,6 +102,13 @@ FAULTS = [
         "tests/objectives/test_opening.py::test_another_step_and_another_seed_open_other_pairs_and_the_same_the_same",
     ),
     Fault(
+        "padding that is read while attention opens",
+        "nn/networks.py",
+        "read = both(attention, mask)",
+        "read = mask if attention is None else attention",
+        "tests/objectives/test_opening.py::test_padding_is_not_read_while_attention_opens",
+    ),
+    Fault(
         "a run that does not remember over how many steps its attention opened",
         "training/adaptation.py",
         'own["opening_steps"] = self.settings["opening_steps"]',
