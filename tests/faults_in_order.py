@@ -5,6 +5,7 @@ from fault import Fault
 _PLAIN_LOOPS = "tests/samplers/test_ahead.py::test_it_writes_what_plain_loops_write"
 
 _DECODERS = "tests/nn/test_decoder_order.py::"
+_PRETRAINED = "tests/nn/test_pretrained_decoder.py::"
 
 FAULTS = [
     Fault(
@@ -66,8 +67,8 @@ FAULTS = [
     Fault(
         "what stands at its own place and later is read from the cache",
         "nn/attention.py",
-        "torch.arange(length, device=like.device) < start.unsqueeze(-1)",
-        "torch.arange(length, device=like.device) <= start.unsqueeze(-1)",
+        "torch.arange(length, device=start.device) < start.unsqueeze(-1)",
+        "torch.arange(length, device=start.device) <= start.unsqueeze(-1)",
         "tests/nn/test_follow.py::test_what_follows_is_the_pass_over_the_whole_text",
     ),
     Fault(
@@ -114,8 +115,8 @@ FAULTS = [
     ),
     Fault(
         "a row of a shifted decoder that asks in the place of its token",
-        "nn/decoders.py",
-        "where[:, 1:] + front - (1 if self.shifted else 0)",
+        "nn/decoder_order.py",
+        "where[:, 1:] + front - (1 if shifted else 0)",
         "where[:, 1:] + front",
         f"{_DECODERS}test_of_one_layer_a_pass_over_the_new_tokens_is_as_good_as_a_pass_for_each",
     ),
@@ -135,9 +136,51 @@ FAULTS = [
     ),
     Fault(
         "a shifted decoder that is shown a mask before every new token",
-        "nn/decoders.py",
-        "if self.shifted and text is not None:",
-        "if False and text is not None:",
+        "nn/decoder_order.py",
+        "    if text is not None:",
+        "    if False:",
         f"{_DECODERS}test_of_one_layer_a_pass_over_the_new_tokens_is_as_good_as_a_pass_for_each",
+    ),
+    Fault(
+        "a window of a large model that given masks make wide",
+        "nn/pretrained.py",
+        "narrow = self._mask(seen & near)",
+        "narrow = self._mask(seen)",
+        f"{_PRETRAINED}test_a_mask_that_lets_all_through_keeps_the_windows",
+    ),
+    Fault(
+        "a window of new tokens that counts from another place",
+        "nn/pretrained_decoder.py",
+        "torch.cat([of_cache, place], dim=1)",
+        "torch.cat([of_cache, place + 1], dim=1)",
+        f"{_PRETRAINED}test_of_one_layer_a_pass_over_the_new_tokens_is_as_good_as_a_pass_for_each",
+    ),
+    Fault(
+        "a causal window that is wider by one token",
+        "nn/pretrained.py",
+        "else apart < window",
+        "else apart <= window",
+        f"{_PRETRAINED}test_what_follows_is_the_pass_over_the_whole_text",
+    ),
+    Fault(
+        "a large decoder in order that forgets the bos in front",
+        "nn/pretrained_decoder.py",
+        "0 if self.bos_id is None else 1",
+        "0",
+        f"{_PRETRAINED}test_of_one_layer_a_pass_over_the_new_tokens_is_as_good_as_a_pass_for_each",
+    ),
+    Fault(
+        "new tokens of a large decoder that stand at its start",
+        "nn/pretrained_decoder.py",
+        '"position_ids": place,',
+        '"position_ids": place * 0,',
+        f"{_PRETRAINED}test_what_follows_is_the_pass_over_the_whole_text",
+    ),
+    Fault(
+        "keys of the first layer of a large decoder for all",
+        "nn/pretrained_decoder.py",
+        "torch.cat([old.keys[layer], keys], dim=2)",
+        "torch.cat([old.keys[0], keys], dim=2)",
+        f"{_PRETRAINED}test_what_follows_is_the_pass_over_the_whole_text",
     ),
 ]

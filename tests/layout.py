@@ -27,6 +27,7 @@ LAYOUT: dict[str, list[str]] = {
         "decoder_order",
         "decoders",
         "pretrained",
+        "pretrained_decoder",
         "adapters",
         "trunk_energy",
     ],

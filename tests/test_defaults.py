@@ -56,6 +56,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "edlm.nn.blocks": each(("Block.forward", "Trunk.forward"), KEEPS_NOTHING),
     "edlm.nn.energy_network": {"EnergyNetwork": {**NETWORK, "norm_bias": False}},
     "edlm.nn.pretrained": {"PretrainedNetwork": {"shifted": False}, "VocabularyHead": {"never": ()}},
+    "edlm.nn.pretrained_decoder": {"PretrainedDecoder.forward": KEEPS_NOTHING},
     "edlm.nn.trunk_energy": {
         "TrunkEnergy": {"dropout": 0.0},
         "TrunkEnergy.train": {"mode": True},

@@ -125,9 +125,8 @@ def after_finished(
         stored, rows = stored & valid[:, :cached], rows & valid.gather(1, places.clamp(max=length - 1))
     block = places // size
     own = (block.unsqueeze(-1) >= block.unsqueeze(1)) & rows.unsqueeze(1)
-    seen = torch.cat([stored.unsqueeze(1).expand(b, n, cached), own], dim=2).unsqueeze(1)
-    mask = like.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
-    return (tables[0].view(b, n, -1), tables[1].view(b, n, -1)), (mask,)
+    seen = torch.cat([stored.unsqueeze(1).expand(b, n, cached), own], dim=2)
+    return (tables[0].view(b, n, -1), tables[1].view(b, n, -1)), (added(seen, like),)
 
 
 def rows_at(x: Tensor, positions: Tensor | None) -> Tensor:
@@ -172,8 +171,7 @@ def two_streams(
     of_text = of_text.repeat(1, count, 1)
     same = torch.eye(count, dtype=torch.bool, device=where.device)
     among = (same[:, None, :, None] & of_new[None, :, None, :]).flatten(2, 3).flatten(0, 1)
-    seen = torch.cat([of_text, among.expand(b, *among.shape)], dim=2).unsqueeze(1)
-    mask = like.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    mask = added(torch.cat([of_text, among.expand(b, *among.shape)], dim=2), like)
     rows = [len(own) * min(_TOGETHER, k - first) for first in range(0, k, _TOGETHER)]
     return (cos, sin), tuple(mask[:, :, :size, : length + size] for size in rows)
 
@@ -215,14 +213,18 @@ def drafting(length: int, size: int, offset: Tensor) -> Tensor:
     return torch.cat([torch.cat([own, earlier], dim=1), torch.cat([torch.zeros_like(own), causal], dim=1)])
 
 
-def following(start: Tensor, count: int, length: int, like: Tensor, together: int = 0) -> Tensor:
-    """Build the mask (b, 1, count, length + count) of new rows: each reads `start` (b,) cached ones, and new ones.
+def following(start: Tensor, count: int, length: int, together: int = 0) -> Tensor:
+    """Tell what new rows read, bool (b, count, length + count): `start` (b,) cached ones each, and new ones.
 
     together: so many of the last rows read each other too.
     """
-    before = torch.arange(length, device=like.device) < start.unsqueeze(-1)
-    among = torch.ones(count, count, dtype=torch.bool, device=like.device).tril()
+    before = torch.arange(length, device=start.device) < start.unsqueeze(-1)
+    among = torch.ones(count, count, dtype=torch.bool, device=start.device).tril()
     among[count - together :, count - together :] = True
     shape = len(start), count
-    seen = torch.cat([before.unsqueeze(1).expand(*shape, length), among.expand(*shape, count)], dim=2).unsqueeze(1)
-    return like.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    return torch.cat([before.unsqueeze(1).expand(*shape, length), among.expand(*shape, count)], dim=2)
+
+
+def added(seen: Tensor, like: Tensor) -> Tensor:
+    """Give what flags (b, n, m) add to the logits of attention, (b, 1, n, m): zero where a row reads, else -inf."""
+    return like.new_zeros(seen.shape).masked_fill(~seen, -torch.inf).unsqueeze(1)

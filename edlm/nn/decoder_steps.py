@@ -50,7 +50,7 @@ def follow(layers: Any, x: Tensor, start: Tensor, longest: int, cache: Cache) ->
     (b, m, h), and keys and values of the tokens (layers, b, kv heads, m, d).
     """
     where = start.unsqueeze(-1) + torch.arange(x.shape[1], device=x.device)
-    mask, kept = attention.following(start, x.shape[1], cache.keys.shape[3], x), []
+    mask, kept = attention.added(attention.following(start, x.shape[1], cache.keys.shape[3]), x), []
     for layer, before in zip(layers, map(Cache, *cache), strict=True):
         x, own = rows(layer, x, where.clamp(max=longest - 1), before, mask)
         kept.append(own)

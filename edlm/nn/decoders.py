@@ -88,17 +88,11 @@ class DecoderNetwork(nn.Module):
         text: x_t or any candidate, (b, l), from which a shifted decoder reads what stands before a new token. The
         candidates are read one after the other.
         """
-        m, front = where.shape[1], 0 if self.bos_id is None else 1
-        before = (where[:, 1:] - 1).clamp(min=0)
-        at = where[:, :-1] + front, where[:, 1:] + front - (1 if self.shifted else 0)
-        found = []
-        for of_candidate in tokens.unbind(1):
-            asked = torch.full_like(of_candidate[:, 1:], mask_id)
-            if self.shifted and text is not None:
-                beside = where[:, :-1] == before
-                asked = torch.where(beside, of_candidate[:, :-1], text.gather(1, before.clamp(max=text.shape[1] - 1)))
-            rows = self._embedded(torch.cat([of_candidate[:, :-1], asked], dim=1))
-            found.append(decoder_order.predicting(self.layers, rows, at, context) if m > 1 else rows)
+        at = decoder_order.places(where, 0 if self.bos_id is None else 1, self.shifted)
+        shown, found = text if self.shifted else None, []
+        for candidate in tokens.unbind(1):
+            rows = self._embedded(decoder_order.read(candidate, where, mask_id, shown))
+            found.append(decoder_order.predicting(self.layers, rows, at, context) if where.shape[1] > 1 else rows)
         return self.norm(torch.stack(found, dim=1))
 
     def _at(self, hidden: Tensor, positions: Tensor | None) -> Tensor:

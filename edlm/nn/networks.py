@@ -189,7 +189,7 @@ class Transformer(nn.Module):
         x, (b, m), length = self.embedding(tokens), tokens.shape, cache.keys.shape[3]
         at = start.unsqueeze(-1) + torch.arange(m, device=x.device)
         cos, sin = (table.view(b, m, -1) for table in rope.at(at.flatten(), self.trunk.head_size, x))
-        mask = attention.following(start, m, length, x, together)
+        mask = attention.added(attention.following(start, m, length, together), x)
         hidden, own = self.trunk(x, (cos, sin), mask=(mask,), cache=[*map(Cache, *cache)], keep=True)
         return hidden, Cache(*own.transpose(0, 1).unbind(2))
 

@@ -3,7 +3,6 @@
 The caller that loads a model imports `transformers`; this module does not.
 """
 
-import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from edlm.nn import attention
 from edlm.nn.blocks import Head
 from edlm.process import categorical
+
+_FULL, _WINDOW = "full_attention", "sliding_attention"  # kinds of layers, as `transformers` calls them
 
 
 class PretrainedNetwork(nn.Module):
@@ -90,19 +91,6 @@ class PretrainedNetwork(nn.Module):
         transformed: Tensor = self.transform(hidden if positions is None else hidden.flatten(0, 1)[positions])
         return transformed
 
-    def empty_cache(self, rows: int, length: int) -> "Cache":
-        """Make a cache for `step`. Raises ValueError for more than `max_length` tokens."""
-        if length > self.max_length:
-            raise ValueError(f"length = {length} must be at most {self.max_length}")
-        return Cache(_cache_name(self.body))
-
-    def step(self, tokens: Tensor, position: Tensor, cache: "Cache") -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Read one more token of each row, (b,), to its state (b, h). The cache itself keeps what it has to know."""
-        given: dict[str, Any] = {} if cache.content is None else {cache.name: cache.content}
-        out = self.body(**self._read(tokens.unsqueeze(1)), use_cache=True, **given)
-        cache.content = out[cache.name]
-        return self.transform(out.last_hidden_state[:, 0]), ()
-
     def _read(self, tokens: Tensor) -> dict[str, Tensor]:
         """Give the body its tokens, or, where there may be some that it does not know, rows of zeros in their place."""
         known = self.embedding.num_embeddings
@@ -118,7 +106,11 @@ class PretrainedNetwork(nn.Module):
             return self._hidden(torch.cat([first, tokens, last], dim=1))[:, 1:-1]
         read = self._opened(tokens)
         hidden = self._hidden(read, attention.both(seen, attention.in_blocks(read.shape[1], self.block_size, read)))
-        return _later(hidden) if self.shifted and self.bos_id is None else hidden[:, : tokens.shape[1]]
+        return self._predicting(hidden, tokens.shape[1])
+
+    def _predicting(self, hidden: Tensor, length: int) -> Tensor:
+        """Take the states of what was read that predict the tokens of a text."""
+        return _later(hidden) if self.shifted and self.bos_id is None else hidden[:, :length]
 
     def _beside_clean(self, tokens: Tensor, clean: Tensor) -> Tensor:
         """Compute the same in one pass over [x_t ; x_0], both at the positions of the text.
@@ -144,31 +136,38 @@ class PretrainedNetwork(nn.Module):
 
     def _hidden(self, tokens: Tensor, seen: Tensor | None = None, place: Tensor | None = None) -> Tensor:
         """Run the body. seen: bool (l, l), what each position sees; place: their positions, (l,)."""
-        how = {} if seen is None else {"attention_mask": self._mask(seen).expand(len(tokens), 1, -1, -1)}
-        how |= {} if place is None else {"position_ids": place.unsqueeze(0)}
+        how: dict[str, Any] = {} if place is None else {"position_ids": place.unsqueeze(0)}
+        if seen is not None:
+            stand = torch.arange(tokens.shape[1], device=tokens.device) if place is None else place
+            apart = stand.unsqueeze(-1) - stand
+            how["attention_mask"] = self._masks(seen.expand(len(tokens), -1, -1), apart)
         hidden: Tensor = self.body(**self._read(tokens), use_cache=False, **how).last_hidden_state
         return hidden
 
+    def _masks(self, seen: Tensor, apart: Tensor) -> Any:
+        """Give what rows see, bool (b, n, m), as the body takes it, less what is outside of the window of a layer.
+
+        apart: how far each row stands behind what it may see, (n, m) or (b, n, m).
+        """
+        config: Any = self.body.config
+        window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+        if window is None or (kinds is not None and _WINDOW not in kinds):
+            return self._mask(seen)
+        near = apart.abs() <= window if self._looks_both_ways else apart < window
+        narrow = self._mask(seen & near)
+        return narrow if kinds is None else {_FULL: self._mask(seen), _WINDOW: narrow}
+
     def _mask(self, seen: Tensor) -> Tensor:
-        """Give a mask as the body takes it: plain products add it to their logits, all others read flags."""
+        """Give flags, or what plain products add to their logits, (b, 1, n, m)."""
         if self.body.config._attn_implementation != "eager":  # type: ignore[union-attr]
-            return seen
+            return seen.unsqueeze(1)
         rows = self.embedding.weight
-        return torch.zeros_like(seen, dtype=rows.dtype).masked_fill(~seen, torch.finfo(rows.dtype).min)
+        return torch.zeros_like(seen, dtype=rows.dtype).masked_fill(~seen, torch.finfo(rows.dtype).min).unsqueeze(1)
 
-
-class Cache:
-    """Keys and values of the tokens that a body has read, which it adds to itself. As a sequence it is empty.
-
-    name: what the body calls it.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.content: Any = None
-
-    def __iter__(self) -> Any:
-        return iter(())
+    @property
+    def _looks_both_ways(self) -> bool:
+        """Tell whether `bidirectional` was called on the body. A window of w tokens then ends with the w-th, not before."""
+        return not getattr(self.body.config, "is_causal", True)
 
 
 def bidirectional(body: nn.Module) -> nn.Module:
@@ -237,8 +236,3 @@ class VocabularyHead(Head):
         if excluded is not None:
             logits = logits.index_fill(-1, torch.tensor([excluded], device=logits.device), -torch.inf)
         return categorical.token_log_prob(logits, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-def _cache_name(body: nn.Module) -> str:
-    """Find what the body calls its cache: it was renamed during version 5 of `transformers`."""
-    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"

@@ -15,12 +15,12 @@ from edlm.models import autoregressive
 from edlm.nn import folding
 from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
-from edlm.nn.pretrained import PretrainedNetwork
+from edlm.nn.pretrained_decoder import PretrainedDecoder
 from edlm.process import absorbing, arguments, categorical, finite, noise
 from edlm.process.categorical import Draws
 from edlm.process.noise import Stream
 
-Stepped = Transformer | DecoderNetwork | PretrainedNetwork  # networks that compute one position beside a cache
+Stepped = Transformer | DecoderNetwork | PretrainedDecoder  # networks that compute one position beside a cache
 
 
 def sample(
@@ -43,10 +43,7 @@ def sample(
     does.
     """
     arguments.require_draw(num_samples, seed, first_row)
-    if not 1 <= length <= network.max_length:
-        raise ValueError(
-            f"length = {length} must lie in 1..{network.max_length}, the longest the network was built for"
-        )
+    _require_length(length, network)
     vocab_size, device = network.head.out_features, network.head.weight.device
     tokens = absorbing.starting_tokens(num_samples, length, mask_id, vocab_size, prompt, device)
     row = torch.arange(first_row, first_row + num_samples, device=device)
@@ -72,9 +69,10 @@ def complete(
     tokens (b, l), uniforms float64 (b, l), of which a mask uses its own. bos_id stands in front of the text; with None
     the first token has to be given. A temperature other than 1 draws from `p_AR^(1 / temperature)`. Returns tokens and
     the log-probabilities they were drawn with, zero where given, (b, l) each. The mask is never drawn; dropout is off.
-    Raises ValueError for a temperature that is not positive and finite, a masked first token without a bos, an id
-    outside the vocabulary, a network that is not causal, and one whose logits are no numbers.
+    Raises ValueError for a text that is too long, a temperature that is not positive and finite, a masked first token
+    without a bos, an id outside the vocabulary, a network that is not causal, and one whose logits are no numbers.
     """
+    _require_length(tokens.shape[1], network)
     finite.require_temperature("temperature", temperature)
     autoregressive.check_ar(network, mask_id, bos_id)
     masked = tokens == mask_id
@@ -100,6 +98,13 @@ def complete(
             before = filled[:, i]
     finite.require_drawn(log_prob)
     return Draws(filled, log_prob)
+
+
+def _require_length(length: int, network: Stepped) -> None:
+    if not 1 <= length <= network.max_length:
+        raise ValueError(
+            f"length = {length} must lie in 1..{network.max_length}, the longest the network was built for"
+        )
 
 
 @contextmanager

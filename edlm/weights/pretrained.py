@@ -17,6 +17,7 @@ from edlm import limits
 from edlm.nn import pretrained
 from edlm.nn.decoders import EmbeddingWithMask
 from edlm.nn.pretrained import PretrainedNetwork, VocabularyHead
+from edlm.nn.pretrained_decoder import PretrainedDecoder
 from edlm.process import finite
 from edlm.weights import config_keys, llada2, masked, shards, tensors
 
@@ -188,7 +189,7 @@ def causal(
         head = VocabularyHead(model.get_output_embeddings(), _softcap(own), width=vocab_size)
         body = pretrained.bidirectional(body) if both_ways else body
         longest = min(max_length, own.max_position_embeddings)
-        return PretrainedNetwork(body, head, longest, rows_at_once=rows_at_once).eval()
+        return PretrainedDecoder(body, head, longest, rows_at_once=rows_at_once).eval()
 
     return _read(folder, config, family, make)
 
@@ -215,7 +216,7 @@ def adapted(
         if mask_id == embedding.num_embeddings:
             model.set_input_embeddings(EmbeddingWithMask(embedding))
         longest = model.config.max_position_embeddings - (0 if bos_id is None else 1)
-        network = PretrainedNetwork(body, head, min(max_length, longest), shifted=shifted)
+        network = PretrainedDecoder(body, head, min(max_length, longest), shifted=shifted)
         network.bos_id = bos_id
         return network.eval()
 

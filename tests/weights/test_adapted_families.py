@@ -161,12 +161,24 @@ def test_it_is_trained_stopped_and_resumed_bit_for_bit_and_draws(
         one, other = (((folder or tmp_path) / name).read_bytes() for folder in folders)
         assert one == other, name
     assert loading.denoiser(str(tmp_path / "run"), torch.device("cpu"), 8).network.max_length == 8
-    words = {"denoiser": tmp_path / "run", "energy": None, "output": tmp_path / "texts.jsonl", "num_samples": 2}
-    plain = {"num_steps": 4, "length": 8, "window": "[0.0,1.0]", "threads": 1, "num_particles": 1}
-    generate.main(settings_of("generate", *words_of({**words, **plain})))
-    records = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text("utf-8").splitlines()]
+    in_order = "{plan: {name: left_to_right, count: 4}, selection: speculative, window: [0.0, 1.0]}"
+    of_run = {"denoiser": tmp_path / "run"}
+    drawn(tmp_path / "plain.jsonl", {**of_run, "energy": None, "num_steps": 4, "window": "[0.0,1.0]"})
+    drawn(tmp_path / "in_order.jsonl", {**of_run, "energy": "chain_rule", "sampler": in_order})
+    alone = {"denoiser": None, "energy": None, "ar": start}
+    drawn(tmp_path / "alone.jsonl", alone)
+    record = drawn(tmp_path / "ahead.jsonl", {**alone, "drafts": f"{{ahead: 2, counts: {tmp_path / 'texts'}}}"})
+    assert record["calls"] <= 8  # passes of the AR model, one a token without drafts
+
+
+def drawn(output: Path, words: dict[str, Any]) -> dict[str, Any]:
+    """Draw two texts of known tokens; return the second."""
+    how = {"output": output, "num_samples": 2, "length": 8, "threads": 1}
+    generate.main(settings_of("generate", *words_of({**how, **words})))
+    records = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert [len(record["tokens"]) for record in records] == [8, 8]
     assert all(token < hub.V for record in records for token in record["tokens"])
+    return records[1]
 
 
 def test_adapters_of_a_model_without_linear_layers_are_refused(tmp_path: Path) -> None:
