@@ -214,7 +214,7 @@ def drafting(length: int, size: int, offset: Tensor) -> Tensor:
 
 
 def following(start: Tensor, count: int, length: int, together: int = 0) -> Tensor:
-    """Tell what new rows read, bool (b, count, length + count): `start` (b,) cached ones each, and new ones.
+    """Mark what new rows read, bool (b, count, length + count): `start` (b,) cached ones each, and new ones.
 
     together: so many of the last rows read each other too.
     """

@@ -56,7 +56,7 @@ def predicting(layers: Any, x: Tensor, at: tuple[Tensor, Tensor], context: Tenso
 
 
 def seen(written: Tensor, asking: Tensor, length: int) -> Tensor:
-    """Tell what new tokens and rows that ask read, by where they stand: bool (b, 2 n, length + 2 n).
+    """Mark what new tokens and rows that ask read, by where they stand: bool (b, 2 n, length + 2 n).
 
     New token j reads the new tokens up to itself. The row that asks for token j + 1 reads these too, and itself. Both
     read the context, but for places that a new token up to j has taken, and but for the place of the row itself.

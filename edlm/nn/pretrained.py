@@ -166,7 +166,7 @@ class PretrainedNetwork(nn.Module):
 
     @property
     def _looks_both_ways(self) -> bool:
-        """Tell whether `bidirectional` was called on the body. A window of w tokens then ends with the w-th, not before."""
+        """Tell whether `bidirectional` was called on the body: a window of w tokens then ends with the w-th."""
         return not getattr(self.body.config, "is_causal", True)
 
 
