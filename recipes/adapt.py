@@ -1,11 +1,13 @@
-"""Make a denoiser of an autoregressive model: attention both ways, a mask, and a short training by the NELBO.
+"""Make a denoiser of an autoregressive model (attention both ways, a mask, training by the NELBO), or train one on.
 
 edlm run adapt --config tiny                            # from the model of `edlm run pretrain_ar`
 edlm run adapt --config smollm2                         # from a folder of the hub, 135 million parameters, on a CPU
 edlm run adapt --config smollm2 lora.rank=8 lora.alpha=16
+edlm run adapt --config smollm2 start_from=FOLDER       # LLaDA, Dream, BERT, SDAR, ...: trained further
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,13 +52,14 @@ class Adapt:
         self.plan = adaptation.plan(settings)
         corpus = schemas.build(settings["corpus"], "corpus")
         self.blocks = corpora.load_blocks(corpus, self.plan.vocabulary, settings["length"])
+        self.plan.require_possible(self.blocks)
         network = self.plan.network.to(self.device)
         self.run = TrainingRun(
             folder=self.folder,
             network=network,
             stages=self.plan.stages(network),
             blocks=self.blocks.train,
-            vocabulary=self.plan.vocabulary,
+            vocabulary=replace(self.plan.vocabulary, pad_id=self.plan.pad_id),  # whose tokens are all that count
             settings={key: settings[key] for key in training_settings.WITHOUT_TIMES},
             seed=settings["seed"],
             identity=self.plan.notes(corpus),

@@ -3,6 +3,7 @@
 from fault import Fault
 
 _ADAPTED = "tests/weights/test_adapted_families.py::"
+_CONTINUED = "tests/weights/test_continued_families.py::"
 
 FAULTS = [
     Fault(
@@ -148,8 +149,8 @@ FAULTS = [
     Fault(
         "adapters are merged without their factor",
         "nn/adapters.py",
-        "adapted.alpha / adapted.rank * (b @ a)",
-        "(b @ a)",
+        "adapted.alpha / adapted.rank * product",
+        "product",
         "tests/weights/test_adaptation.py::test_adapters_change_nothing_at_first_and_merged_they_give_what_they_gave",
     ),
     Fault(
@@ -225,9 +226,86 @@ FAULTS = [
     Fault(
         "adapters on a model that has nothing to adapt",
         "nn/adapters.py",
-        "if not any(type(child) is nn.Linear for _, _, child in places):",
+        "if not any(type(child) is nn.Linear or _is_transposed(child) for _, _, child in places):",
         "if False:",
-        _ADAPTED + "test_adapters_of_a_model_without_linear_layers_are_refused",
+        _ADAPTED + "test_adapters_of_a_model_without_products_are_refused",
+    ),
+    Fault(
+        "adapters of GPT-2's products that compute without their factor",
+        "nn/adapters.py",
+        "self.alpha / self.rank * self.lora_b",
+        "self.lora_b",
+        _ADAPTED + "test_adapters_change_nothing_at_first_and_merged_they_are_the_model_that_transformers_reads",
+    ),
+    Fault(
+        "an adapted model whose shift is forgotten where nobody says it",
+        "weights/adaptation.py",
+        'before is None or before["shifted"]',
+        "True",
+        _ADAPTED + "test_shifted_is_as_the_model_is_where_nobody_says_it",
+    ),
+    Fault(
+        "LLaDA's queries written in the order of fewer heads",
+        "weights/families.py",
+        "convert_weights.tune_to_hf(state, heads",
+        "convert_weights.tune_to_hf(state, kv_heads",
+        _CONTINUED + "test_the_folder_that_it_writes_is_one_of_its_family_with_the_trained_law",
+    ),
+    Fault(
+        "nothing in front of a text of a shifted denoiser that is trained further",
+        "weights/adaptation.py",
+        "= words.bos_id if outline.shifted else None, length",
+        "= None, length",
+        _CONTINUED + "test_at_its_start_it_has_the_law_of_the_folder",
+    ),
+    Fault(
+        "a denoiser's folder that says it was made of an autoregressive model",
+        "weights/adaptation.py",
+        "        if self.made:",
+        "        if True:",
+        _CONTINUED + "test_the_folder_that_it_writes_is_one_of_its_family_with_the_trained_law",
+    ),
+    Fault(
+        "a head that is the embedding written under its own name",
+        "weights/pretrained.py",
+        "items() if name not in _tied(model)}",
+        "items()}",
+        _CONTINUED + "test_the_folder_that_it_writes_is_one_of_its_family_with_the_trained_law",
+    ),
+    Fault(
+        "weights that nothing reads lost on the way",
+        "weights/pretrained.py",
+        "{*kept.values()} - found.keys()}",
+        "set[str]()}",
+        _CONTINUED + "test_a_head_that_is_not_the_embedding_is_written_too",
+    ),
+    Fault(
+        "a model of blocks trained as if a text were one",
+        "training/adaptation.py",
+        "        if denoiser.block_size is not None:",
+        "        if False:",
+        _CONTINUED + "test_a_model_of_blocks_is_trained_in_its_blocks_each_after_clean_ones",
+    ),
+    Fault(
+        "a token that is never drawn left in a text",
+        "training/adaptation.py",
+        "found = ids[never[ids]]",
+        "found = ids[never[ids] & False]",
+        _CONTINUED + "test_a_text_with_a_token_that_is_never_drawn_is_refused_and_named",
+    ),
+    Fault(
+        "a loss over fewer tokens than count",
+        "recipes/adapt.py",
+        "pad_id=self.plan.pad_id)",
+        "pad_id=self.plan.vocabulary.pad_id)",
+        _CONTINUED + "test_the_loss_is_over_all_tokens_those_by_which_a_text_ends_too",
+    ),
+    Fault(
+        "changed weights of a model that `transformers` runs taken as they are",
+        "weights/large.py",
+        "return found._replace(notes=notes)",
+        "return found",
+        _CONTINUED + "test_its_weights_are_compared_with_their_hash",
     ),
     Fault(
         "stretched positions read as if torchtune had them",

@@ -111,7 +111,7 @@ FAULTS = [
     Fault(
         "changed weights of a trained AR model taken as they are",
         "weights/large.py",
-        "partial(_unchanged, folder, trained, found.weights)",
+        "partial(_unchanged, folder, notes, found.weights)",
         "found.weights",
         "tests/weights/test_trunk_energies.py::test_an_ar_model_whose_energy_was_trained_is_the_folder_of_its_family",
     ),

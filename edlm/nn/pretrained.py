@@ -56,7 +56,7 @@ class PretrainedNetwork(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The blocks of the body."""
-        return next(each for each in self.body.children() if isinstance(each, nn.ModuleList))
+        return next(each for each in self.body.modules() if isinstance(each, nn.ModuleList))
 
     @property
     def widths(self) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""Autoregressive models that are trained, as denoisers or as energies: their folders as a start, and as a result.
+"""Large models that are trained: autoregressive ones, made denoisers or as they are, and denoisers, further.
 
-Such a folder has the files and names of the family that it began with, so `transformers` reads it too. Its config says
-under "edlm" how the network is read, and what it was trained on.
+A folder is the start and the result. It has the files and names of the family that it began with, so `transformers`
+reads it too. Its config says under "edlm" how the network is read, and what it was trained on.
 """
 
 import shutil
@@ -31,7 +31,7 @@ _OWN = {"torch_dtype"}  # settings of the config that are written anew, under an
 class Start(NamedTuple):
     """A model before its training: its network, its vocabulary, and the folder of the model that it is made of.
 
-    causal: it stays autoregressive, over the ids of its folder; else it becomes a denoiser.
+    made: it is a denoiser that an autoregressive model is made into; else it stays what its folder has.
     """
 
     network: DecoderNetwork | PretrainedNetwork
@@ -39,7 +39,7 @@ class Start(NamedTuple):
     folder: Path
     tokenizer: Path
     blueprint: Blueprint | Pretrained
-    causal: bool = False
+    made: bool = False
 
     @property
     def form(self) -> Format:
@@ -56,7 +56,7 @@ class Start(NamedTuple):
         for name in _BESIDE:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, target / name)
-        if not self.causal:
+        if self.tokenizer.is_file():
             shutil.copyfile(self.tokenizer, target / _TOKENIZER)
         state = self.blueprint.export(adapters.merged(network))
         save_file({name: value.cpu().contiguous() for name, value in state.items()}, target / WEIGHTS, {"format": "pt"})
@@ -65,7 +65,7 @@ class Start(NamedTuple):
         hashes = {name: tensors.sha256(target / name) for name in (WEIGHTS, AVERAGE)}
         config = whole.read_json(self.folder / "config.json")
         own: dict[str, Any] = {}
-        if not self.causal:
+        if self.made:
             own = {"vocab_size": vocabulary.size, "mask_token_id": vocabulary.mask_id, "is_causal": False}
             notes = {**notes, "adapted": {"shifted": self.network.shifted, "bos_id": self.network.bos_id}}
         said = {**own, "dtype": "float32", "edlm": {**notes, tensors.HASHES: hashes}}
@@ -82,16 +82,18 @@ class Start(NamedTuple):
 def start(
     folder: str | Path,
     length: int,
-    shifted: bool,
+    shifted: bool | None = None,
     tokenizer: str | None = None,
     adapter: tuple[int, float] | None = None,
 ) -> Start:
-    """Make a denoiser of an autoregressive model's folder: attention both ways, a row for a mask where there is none.
+    """Take up a denoiser's folder, or make one of an autoregressive model's: attention both ways, a row for a mask.
 
     Args:
-        folder: `config.json`, weights and `tokenizer.json` of a causal family, or what an adaptation has written.
+        folder: `config.json`, weights and `tokenizer.json` of a causal family, of a denoiser, or what an adaptation has
+            written.
         length: tokens of a text.
         shifted: whether the state of the token before predicts a token, the state of a bos in front the first one.
+            None: as the model is; an autoregressive one is.
         tokenizer: another `tokenizer.json`; None: that of the folder.
         adapter: rank and alpha of low-rank adapters; None trains all weights.
 
@@ -107,9 +109,12 @@ def start(
         33
     """
     folder = Path(folder)
+    if predicts_masks(folder):
+        return _further(folder, length, shifted, tokenizer, adapter)
     before = large.adapted_by(folder)
-    if before is not None and before["shifted"] != shifted:
+    if before is not None and shifted not in (None, before["shifted"]):
         raise ValueError(f"shifted = {shifted}: {folder} was adapted with shifted = {before['shifted']}")
+    shifted = shifted if shifted is not None else before is None or before["shifted"]
     words = large.load_vocabulary(folder, tokenizer, add_mask=True)
     if shifted and words.bos_id is None:
         raise ValueError(f"shifted = True needs a bos to read in front of a text: {folder}/config.json names none")
@@ -122,7 +127,27 @@ def start(
         raise ValueError(f"length = {length} must be at most {found.max_length}, what {folder} reads")
     if adapter is not None:
         adapters.add(found, *adapter)
-    return Start(found, words, folder, Path(tokenizer or folder / _TOKENIZER), blueprint)
+    return Start(found, words, folder, Path(tokenizer or folder / _TOKENIZER), blueprint, made=True)
+
+
+def predicts_masks(folder: str | Path) -> bool:
+    """Tell whether a folder holds a diffusion model or a masked language model: no one has to make a denoiser of it.
+
+    Args:
+        folder: holds `config.json`.
+
+    Returns:
+        Whether its `model_type` is that of such a family.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read.
+
+    Example:
+        >>> from edlm.weights import adaptation
+        >>> adaptation.predicts_masks("LLaDA-8B-Base"), adaptation.predicts_masks("Qwen2.5-7B")
+        (True, False)
+    """
+    return whole.read_json(Path(folder) / "config.json").get("model_type") in large.DENOISERS
 
 
 def start_causal(
@@ -162,7 +187,34 @@ def start_causal(
         )
     if adapter is not None:
         adapters.attach(found, *adapter)
-    return Start(found, ids, folder, folder / _TOKENIZER, blueprint, causal=True)
+    return Start(found, ids, folder, folder / _TOKENIZER, blueprint)
+
+
+def _further(
+    folder: Path, length: int, shifted: bool | None, tokenizer: str | None, adapter: tuple[int, float] | None
+) -> Start:
+    """Take up a denoiser as its folder has it; what nothing in a text predicts is read in front of it."""
+    kind = whole.read_json(folder / "config.json")["model_type"]
+    if tokenizer is not None and kind in large.MASKED:
+        raise ValueError(f"tokenizer = {tokenizer!r} must be null: {folder}, a {kind}, goes by that of its folder")
+    words = large.load_vocabulary(folder, tokenizer)
+    blueprint: Any = large.read_diffusion(folder, length + 1)
+    if isinstance(blueprint, Pretrained) and blueprint.family.translated is not None:
+        known = ", ".join(name for name in large.DENOISERS if name != kind)
+        raise ValueError(f"{folder}: model_type = {kind!r} is read and not trained; {known} are")
+    outline = decoders.outline(blueprint)
+    if shifted not in (None, outline.shifted):
+        raise ValueError(f"shifted = {shifted}: {folder}, a {kind}, has {outline.shifted}; give null")
+    if outline.shifted and words.bos_id is None:
+        raise ValueError(f"{folder}/config.json: bos_token_id is missing, and nothing else predicts a first token")
+    longest = outline.max_length - (1 if outline.shifted else 0)
+    if longest < length:
+        raise ValueError(f"length = {length} must be at most {longest}, what {folder} reads")
+    found = decoders.load(blueprint, torch.float32)
+    found.bos_id, found.max_length = words.bos_id if outline.shifted else None, length
+    if adapter is not None:
+        adapters.add(found, *adapter)
+    return Start(found, words, folder, Path(tokenizer or folder / _TOKENIZER), blueprint)
 
 
 def _by_transformers(

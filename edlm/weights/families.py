@@ -110,10 +110,17 @@ def llada(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprint
         norm_eps=need("rms_norm_eps"),
     )
 
-    def weights() -> Mapping[str, Tensor]:
-        return convert_weights.hf_to_tune(named(folder, {**_LLADA, **blocks}), heads, kv_heads, width)
+    names = {**_LLADA, **blocks}
 
-    return Blueprint(build, weights, lambda decoder: DecoderNetwork(bidirectional(decoder)).eval(), "")
+    def weights() -> Mapping[str, Tensor]:
+        return convert_weights.hf_to_tune(named(folder, names), heads, kv_heads, width)
+
+    def export(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        llamas = convert_weights.tune_to_hf(state, heads, kv_heads, width)
+        return {theirs: llamas[name] for theirs, name in names.items()}
+
+    network = lambda decoder: DecoderNetwork(bidirectional(decoder)).eval()  # noqa: E731
+    return Blueprint(build, weights, network, "", export=export)
 
 
 def dream(folder: Path, config: Mapping[str, Any], max_length: int) -> Blueprint:

@@ -24,6 +24,12 @@ from edlm.weights import checkpoints, families, masked, pretrained, shards, tens
 MASKED = tuple(pretrained.MASKED)  # the `model_type` of folders whose mask is of their own vocabulary
 _NOTES = "edlm"  # the key of a config under which an adapted model says how it is read
 _BUILT = ("qwen2", "llama")  # those that torchtune has builders of
+DENOISERS: Mapping[str, Callable[..., Readable]] = {
+    "llada": families.llada,
+    "Dream": families.dream,
+    **dict.fromkeys(pretrained.BLOCKS, pretrained.in_blocks),
+    **dict.fromkeys(MASKED, pretrained.masked_lm),
+}
 
 
 def load_diffusion(folder: str | Path, max_length: int = 2048) -> Any:
@@ -67,20 +73,15 @@ def read_diffusion(folder: str | Path, max_length: int = 2048) -> Readable:
         torch.float32
     """
     folder = Path(folder)
-    config = whole.read_json(folder / "config.json")
-    own = adapted_by(folder)
-    if own is not None:
-        plain, notes = _without_notes(config), config[_NOTES]
-        if not _is_built(folder, plain):
-            causal: Callable[..., Readable] = partial(pretrained.adapted, **own, notes=notes)
-            return _read(folder, plain, dict.fromkeys(pretrained.CAUSAL, causal), max_length)
-        longer = max_length + (0 if own["bos_id"] is None else 1)  # a bos is read in front
-        found = _read(folder, plain, _built(partial(_adapted, own)), longer)
-        assert isinstance(found, Blueprint)
-        return found._replace(weights=partial(_unchanged, folder, notes, found.weights))
-    others = {**dict.fromkeys(pretrained.BLOCKS, pretrained.in_blocks), **dict.fromkeys(MASKED, pretrained.masked_lm)}
-    known: dict[str, Callable[..., Readable]] = {"llada": families.llada, "Dream": families.dream, **others}
-    return _read(folder, config, known, max_length)
+    noted = whole.read_json(folder / "config.json")
+    own, config, notes = adapted_by(folder), _without_notes(noted), noted.get(_NOTES)
+    if own is None:
+        return _compared(folder, notes, _read(folder, config, DENOISERS, max_length))
+    if not _is_built(folder, config):
+        causal: Callable[..., Readable] = partial(pretrained.adapted, **own, notes=notes)
+        return _read(folder, config, dict.fromkeys(pretrained.CAUSAL, causal), max_length)
+    longer = max_length + (0 if own["bos_id"] is None else 1)  # a bos is read in front
+    return _compared(folder, notes, _read(folder, config, _built(partial(_adapted, own)), longer))
 
 
 def hub_folder(path: str | Path) -> Path | None:
@@ -178,6 +179,16 @@ def _is_built(folder: Path, config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _BUILT and families.beyond(folder, config) is None
 
 
+def _compared(folder: Path, notes: Any, found: Readable) -> Readable:
+    """Have weights compared with the hashes that notes of ours hold, if a folder has any."""
+    if not isinstance(notes, dict):
+        return found
+    if isinstance(found, Blueprint):
+        return found._replace(weights=partial(_unchanged, folder, notes, found.weights))
+    assert isinstance(found, pretrained.Pretrained)
+    return found._replace(notes=notes)
+
+
 def _unchanged(folder: Path, notes: Mapping[str, Any], read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     """Read weights whose hashes stand in the folder's notes. Raises ValueError for a file that was changed since."""
     tensors.verify(folder, notes, *(file.name for file in shards.files(folder)))
@@ -235,11 +246,7 @@ def read_autoregressive(
     known: dict[str, Callable[..., Readable]] = dict.fromkeys(pretrained.CAUSAL, causal)
     if _is_built(folder, config):
         known |= _built(network)
-    found = _read(folder, config, known, max_length)
-    trained = noted.get(_NOTES)
-    if isinstance(trained, dict) and isinstance(found, Blueprint):  # by `edlm run edlm_nce`
-        return found._replace(weights=partial(_unchanged, folder, trained, found.weights))
-    return found
+    return _compared(folder, noted.get(_NOTES), _read(folder, config, known, max_length))  # of one that we trained
 
 
 def load_vocabulary(folder: str | Path, tokenizer: str | Path | None = None, add_mask: bool = False) -> Vocabulary:

@@ -165,9 +165,16 @@ class Pretrained(NamedTuple):
         return self.make(model.eval())
 
     def export(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Name the weights of a network, as `adapters.merged` gives them, as the files of the family do."""
-        prefix = getattr(_transformers(self.where), self.family.model).base_model_prefix
-        return {_in_files(name, prefix): value for name, value in state.items()}
+        """Name the weights of a network, as `adapters.merged` gives them, as the files of the family do.
+
+        Those that no state or logit depends on are what they were.
+        """
+        model = _outline(self.folder, self.family, self.config, torch.float32)
+        kept = {id(value): name for name, value in model.state_dict(keep_vars=True).items() if name not in _tied(model)}
+        own = self.make(model).state_dict(keep_vars=True)
+        own["output.weight"] = own["head.weight"]  # torchtune's name for it
+        found = {kept[id(own[name])]: value for name, value in state.items()}
+        return found | {name: shards.tensor(self.folder, name) for name in {*kept.values()} - found.keys()}
 
 
 def causal(
@@ -339,7 +346,7 @@ def _require_fitting(folder: Path, outline: Any) -> None:
     weight that is there twice and differs.
     """
     shapes = shards.shapes(folder)
-    tied: Mapping[str, str] = (outline._tied_weights_keys or {}) if outline.config.tie_word_embeddings else {}
+    tied = _tied(outline)
     held = sum(torch.Size(shape).numel() for shape in shapes.values())
     asked = sum(each.numel() for name, each in outline.named_parameters() if name not in tied)
     if asked > held:
@@ -350,14 +357,14 @@ def _require_fitting(folder: Path, outline: Any) -> None:
             shards.require_same(folder, one, shards.tensor(folder, one), other, shards.tensor(folder, other))
 
 
+def _tied(outline: Any) -> Mapping[str, str]:
+    """Name the weights that are another one again, and that one."""
+    return (outline._tied_weights_keys or {}) if outline.config.tie_word_embeddings else {}
+
+
 def _found(outline: Any, name: str, shapes: Mapping[str, Any]) -> str | None:
     """Find a parameter in the files, with the body's name in front or without."""
     return next((each for each in (name, name.removeprefix(f"{outline.base_model_prefix}.")) if each in shapes), None)
-
-
-def _in_files(name: str, prefix: str) -> str:
-    """Name a weight of the network as the files of its family do."""
-    return "lm_head.weight" if name == "output.weight" else f"{prefix}.{name.removeprefix('body.')}"
 
 
 def _softcap(config: Any) -> float | None:

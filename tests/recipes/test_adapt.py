@@ -162,6 +162,20 @@ def test_a_run_remembers_what_it_began_with_and_how(ours: Path, tmp_path: Path) 
     assert told.items() <= made.run.identity.items()
 
 
+def test_a_denoiser_of_ours_goes_on_elsewhere_and_the_line_says_where(ours: Path, tmp_path: Path) -> None:
+    main(settings_of("adapt", *words(ours, tmp_path / "run")))
+    said = "start_from = '.*run' holds a denoiser: `edlm run pretrain_denoiser start_from=.*run` trains it further$"
+    with pytest.raises(ValueError, match=said):
+        main(settings_of("adapt", *words(tmp_path / "run", tmp_path / "more")))
+
+
+def test_shifted_of_a_run_is_as_the_model_is_where_nobody_says_it(ours: Path, tmp_path: Path) -> None:
+    for name, start, wanted in (("ours", ours, False), ("large", hub_model(tmp_path / "hub"), True)):
+        made = Adapt(settings_of("adapt", *words(start, tmp_path / name, shifted=None)))
+        made.setup()
+        assert made.run.identity["shifted"] is wanted
+
+
 def test_a_start_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: no checkpoint there"):
         main(settings_of("adapt", *words(tmp_path / "nowhere", tmp_path / "run")))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import randomise
 from one_layer import train as train_smallest
-from smallest import LENGTH, ar_words, denoiser_words, settings_of, words_of
+from smallest import LENGTH, ar_words, denoiser_words, settings_of, train, words_of
 from tiny_runs import tiny_run
 
 from edlm.data import vocabulary
@@ -119,6 +119,46 @@ def test_a_run_begun_with_other_weights_is_another_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"start_from was '.*', is None"):
         recipe("pretrain_denoiser", tmp_path).load_checkpoint()
     again.load_checkpoint()
+
+
+def other_texts(folder: Path) -> list[str]:
+    """Words for a corpus that no run of this file began with."""
+    folder.mkdir()
+    for number, split in enumerate(("train", "valid", "test")):
+        (folder / f"{split}.txt").write_text("abc" * (200 + number), "utf-8")
+    return ["corpus._component_=edlm.corpora.text_files", f"corpus.path={folder}"]
+
+
+@every_recipe
+def test_a_run_that_was_trained_is_trained_longer_and_then_on_other_texts(name: str, tmp_path: Path) -> None:
+    own = RECIPES[name][1]
+    train(name, *own(tmp_path / "run"), "steps=2")
+    train(name, *own(tmp_path / "run"), "steps=4")
+    assert json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["step"] == 4
+    more = [*own(tmp_path / "more"), f"start_from={tmp_path / 'run'}", *other_texts(tmp_path / "other"), "steps=20"]
+    made = RECIPES[name][0](settings_of(name, *more))
+    made.setup()
+    earlier = checkpoints.load_network(tmp_path / "run")
+    for key, value in earlier.state_dict().items():
+        assert torch.equal(made.run.network.state_dict()[key], value), key
+    before = made.validate(made.run.average)
+    train(name, *more)
+    trained = RECIPES[name][0](settings_of(name, *more))
+    trained.setup()
+    trained.load_checkpoint()
+    after = trained.validate(trained.run.average)
+    (figure,) = (each for each in before if not each.endswith("error"))
+    assert after[figure] < before[figure]
+
+
+def test_a_denoiser_that_was_made_of_an_ar_model_is_trained_further_on_other_texts(tmp_path: Path) -> None:
+    train("pretrain_ar", *ar_words(tmp_path / "ar"), "steps=2")
+    same = ["threads=1", "steps=2", "batch_size=8", "valid_rows=4", f"length={LENGTH}"]
+    train("adapt", f"start_from={tmp_path / 'ar'}", f"output_dir={tmp_path / 'adapted'}", *same)
+    sizes = ["network.conditioning_size=0", "network.norm_bias=true"]  # of a network that was folded
+    more = [*denoiser_words(tmp_path / "run"), "steps=2", *sizes]
+    train("pretrain_denoiser", *more, f"start_from={tmp_path / 'adapted'}", *other_texts(tmp_path / "other"))
+    assert json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["step"] == 2
 
 
 # ---- Past the last step

@@ -11,7 +11,7 @@ import torch
 from smallest import settings_of, words_of
 from torch import Tensor
 
-from edlm.nn import decoders
+from edlm.nn import adapters, decoders
 from edlm.recipes import generate
 from edlm.recipes.adapt import Adapt, main
 from edlm.training import log
@@ -21,6 +21,7 @@ transformers = pytest.importorskip("transformers", minversion="5", reason="needs
 MASK, LENGTH, BOS = hub.V, hub.LENGTH, 1
 WIDE = {"mistral": {"sliding_window": 64}, "gemma2": {"sliding_window": 64}, "gemma3_text": {"sliding_window": 64}}
 KINDS = ["qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "gpt2"]
+GPT2S = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # its products
 every_kind = pytest.mark.parametrize("kind", KINDS)
 UPDATES = {
     **{"steps": 4, "batch_size": 4, "valid_every": 2, "valid_rows": 4, "save_every": 2, "log_every": 1, "length": 8},
@@ -141,6 +142,7 @@ def asked(tmp_path: Path, start: Path, output: Path, **more: Any) -> dict[str, A
         ("qwen3", {"lora": "{rank: 2, alpha: 4.0}"}),
         ("gemma3_text", {"opening_steps": 3}),
         ("gpt2", {}),
+        ("gpt2", {"lora": "{rank: 2, alpha: 4.0}"}),
     ],
 )
 def test_it_is_trained_stopped_and_resumed_bit_for_bit_and_draws(
@@ -181,10 +183,50 @@ def drawn(output: Path, words: dict[str, Any]) -> dict[str, Any]:
     return records[1]
 
 
-def test_adapters_of_a_model_without_linear_layers_are_refused(tmp_path: Path) -> None:
-    start, _ = folder_of("gpt2", tmp_path / "hub")
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
+@torch.no_grad()
+def test_adapters_change_nothing_at_first_and_merged_they_are_the_model_that_transformers_reads(
+    kind: str, tmp_path: Path
+) -> None:
+    folder, _ = folder_of(kind, tmp_path / "ar")
+    plain, x = adaptation.start(folder, LENGTH), texts()
+    found = adaptation.start(folder, LENGTH, adapter=(2, 6.0))
+    torch.testing.assert_close(found.network(x), plain.network(x), atol=2e-5, rtol=1e-4)
+    trained = {name: value for name, value in found.network.named_parameters() if value.requires_grad}
+    assert all(".lora_" in name or name.endswith(".mask") for name in trained)
+    for seed, value in enumerate(trained.values()):
+        torch.nn.init.normal_(value, std=0.3, generator=torch.Generator().manual_seed(seed))
+    states = found.network(x)
+    assert (states - plain.network(x)).abs().max() > 0.1
+    whole.write_folder(tmp_path / "made", lambda target: found.form.fill(target, found.network, found.vocabulary, {}))
+    again = large.load_diffusion(tmp_path / "made", LENGTH)
+    torch.testing.assert_close(again(x), states, atol=2e-5, rtol=1e-4)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made").eval()
+    read, mask = torch.nn.functional.pad(x, (1, 0), value=BOS), torch.zeros(len(x), 1, LENGTH + 1, LENGTH + 1)
+    given = theirs(input_ids=read, attention_mask=mask).logits[:, :-1, : hub.V]
+    torch.testing.assert_close(given, found.network.head(states)[..., : hub.V], atol=2e-5, rtol=1e-4)
+
+
+def test_every_product_of_gpt_2s_blocks_is_adapted(tmp_path: Path) -> None:
+    folder, _ = folder_of("gpt2", tmp_path / "ar")
+    network = adaptation.start(folder, LENGTH, adapter=(1, 1.0)).network
+    found = {name.rpartition(".lora_a")[0] for name, _ in network.named_parameters() if ".lora_a" in name}
+    assert found == {f"body.h.{i}.{name}" for i in range(2) for name in GPT2S}
+
+
+def test_adapters_of_a_model_without_products_are_refused() -> None:
     with pytest.raises(ValueError, match="lora puts adapters on linear layers, and this model has none: give null"):
-        main(asked(tmp_path, start, tmp_path / "run", lora="{rank: 2, alpha: 4.0}"))
+        adapters.attach(torch.nn.Sequential(torch.nn.LayerNorm(4)), 2, 4.0)
+
+
+def test_shifted_is_as_the_model_is_where_nobody_says_it(tmp_path: Path) -> None:
+    folder, _ = folder_of("gpt2", tmp_path / "ar")
+    for shifted, wanted in ((None, True), (True, True), (False, False)):
+        found = adaptation.start(folder, LENGTH, shifted)
+        assert found.network.shifted == wanted
+        target = tmp_path / f"made {shifted}"
+        whole.write_folder(target, lambda at, made=found: made.form.fill(at, made.network, made.vocabulary, {}))
+        assert adaptation.start(target, LENGTH).network.shifted == wanted
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
