@@ -156,7 +156,7 @@ def start_causal(
     """Make an autoregressive model's folder ready to be trained further: all weights, or adapters.
 
     Args:
-        folder: `config.json` and the weights of a causal family that torchtune has.
+        folder: `config.json` and the weights of a causal family.
         length: tokens of a text.
         ids: the vocabulary of the training, whose tokens have to be the model's.
         adapter: rank and alpha of low-rank adapters; None trains all weights.
@@ -177,9 +177,7 @@ def start_causal(
     """
     folder = Path(folder)
     large.require_same_tokens(ids, folder)
-    blueprint = large.read_autoregressive(folder, length, vocab_size=ids.size)
-    if not isinstance(blueprint, Blueprint) or blueprint.export is None:
-        raise ValueError(f"{key} = {str(folder)!r} is run by `transformers`, and is not trained: Llama and Qwen 2 are")
+    blueprint: Any = large.read_autoregressive(folder, length, vocab_size=ids.size)
     found = decoders.load(blueprint, torch.float32)
     if found.max_length < length:
         raise ValueError(

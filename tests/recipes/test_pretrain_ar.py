@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import hub_folders as hub
 import pytest
 import torch
 from hub_folder import hub_model
@@ -153,3 +154,32 @@ def test_a_network_of_ours_begins_as_its_seed_says(tmp_path: Path) -> None:
 
     assert torch.equal(weights(3, drawn_before=1), weights(3, drawn_before=2))
     assert not torch.equal(weights(3, drawn_before=1), weights(4, drawn_before=1))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "gpt2"])
+def test_a_family_that_transformers_runs_is_trained_further_and_read_by_it(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip(
+        "transformers", minversion="5", reason="needs pip install 'edlm-torch[families]'"
+    )
+    start = hub.save(hub.model(kind, transformers), tmp_path / "hub")
+    hub.tokenizer(start)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in ("train", "valid", "test"):
+        (texts / f"{name}.txt").write_text("the cat sat on a mat . " * 40, "utf-8")
+    more = {"corpus._component_": "edlm.corpora.text_files", "corpus.path": texts, "length": 12, "steps": 8}
+    words = [f"start_from={start}", f"output_dir={tmp_path / 'run'}", "threads=1", "optimizer.lr=0.001"]
+    given = settings_of("pretrain_ar", *words, *words_of({**UPDATES, "ema_decay": 0.0, **more}), config="smollm2")
+    main(given)
+    last = checkpoints.last_checkpoint(tmp_path / "run")
+    assert last is not None
+    own, theirs = loading.autoregressive(str(tmp_path / "run"), torch.device("cpu")), []
+    x = torch.tensor([[7, 8, 9, 10, 11, 12, 16, 7], [12, 9, 7, 8, 16, 7, 8, 9]])
+    with torch.no_grad():
+        law = autoregressive.ar_log_prob(own.network, x, own.vocabulary.mask_id, 1)
+        for folder in (start, last):
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+            logits = model(torch.nn.functional.pad(x, (1, 0), value=1)).logits[:, :-1]
+            theirs.append(logits.log_softmax(-1).gather(2, x.unsqueeze(-1)).squeeze(-1))
+    torch.testing.assert_close(law, theirs[1], atol=2e-5, rtol=1e-4)
+    assert theirs[1].mean() > theirs[0].mean() + 0.1, "it has learned"
