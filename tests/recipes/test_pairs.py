@@ -1,0 +1,206 @@
+"""Recipes on a denoiser of ours beside a model of the hub, and on the hub's beside ours: two commands, end to end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gpt2_folder
+import pytest
+import torch
+from hub_folder import hub_model
+from smallest import CAUSAL, CLOSING, NETWORK, UPDATES, settings_of, train, words_of
+from test_generate_large import section
+
+from edlm.data import vocabulary
+from edlm.models import autoregressive
+from edlm.nn.networks import Transformer
+from edlm.recipes import benchmark, edlm_nce, evaluate, frontier, generate, likelihoods
+from edlm.training import log
+from edlm.weights import checkpoints, large, loading, named, pairs, sources
+
+CPU, LENGTH, BOS = torch.device("cpu"), 12, 3
+SPECULATIVE = "sampler={plan: {name: grid, num_steps: 1}, correction: {name: autoregressive}, selection: speculative}"
+NOTES = {"schedule": {"_component_": "edlm.schedules.log_linear"}, "time_conditioning": False}
+
+
+def ours(folder: Path, causal: bool = False, size: int = 28, **about: Any) -> None:
+    network = Transformer(size, LENGTH, hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0, causal=causal)
+    torch.manual_seed(1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    words = vocabulary.Vocabulary(vocabulary.characters().tokenizer, size, size - 1)
+    checkpoints.save_network(folder, network, words, {**(NOTES if not causal else {"bos_id": size - 1}), **about})
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`own` and `own_ar`, ours over 27 letters; `hub`, an AR model with 13 ids more; `run`, a denoiser made of it."""
+    folder = tmp_path_factory.mktemp("pairs")
+    hub_model(folder / "hub", tied=True)
+    hub_model(folder / "few", "qwen2", vocab_size=40)
+    ours(folder / "own")
+    ours(folder / "own_ar", causal=True)
+    words = {"start_from": folder / "hub", "output_dir": folder / "run", "shifted": True, "length": LENGTH}
+    train("adapt", *words_of({**words, **UPDATES, "steps": 1, "threads": 1}))
+    return folder
+
+
+PAIRS = pytest.mark.parametrize(("denoiser", "ar"), [("own", "hub"), ("run", "own_ar")])
+
+
+def drawn(folder: Path, denoiser: str, ar: str, output: Path, *more: str) -> list[dict[str, Any]]:
+    asked = {"denoiser": folder / denoiser, "energy": None, "ar": folder / ar, "output": output, "length": LENGTH}
+    small = {"num_samples": 2, "batch_size": 2, "num_steps": 3, "num_particles": 2, "threads": 1}
+    generate.main(settings_of("generate", *words_of({**asked, **small}), *more))
+    return [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+
+
+@PAIRS
+@pytest.mark.parametrize("form", ["posterior", "carry_over"])
+def test_generate_weighs_drafts(denoiser: str, ar: str, form: str, models: Path, tmp_path: Path) -> None:
+    found = drawn(models, denoiser, ar, tmp_path / "x.jsonl", f"ar_form={form}", "window=[0.0, 1.0]")
+    assert all(max(record["tokens"]) < 27 for record in found)
+    assert all(record["energy_passes"] > 0 for record in found)
+
+
+@PAIRS
+def test_generate_draws_the_ar_models_law(denoiser: str, ar: str, models: Path, tmp_path: Path) -> None:
+    found = drawn(models, denoiser, ar, tmp_path / "x.jsonl", SPECULATIVE)
+    assert all(max(record["tokens"]) < 27 for record in found)
+
+
+@PAIRS
+def test_evaluate_scores_both(denoiser: str, ar: str, models: Path, tmp_path: Path) -> None:
+    asked = {"denoiser": models / denoiser, "energy": None, "ar": models / ar, "output_dir": tmp_path}
+    small = {"length": LENGTH, "rows": 2, "num_steps": 3, "num_passes": 2, "num_particles": 2, "num_completions": 1}
+    evaluate.main(settings_of("evaluate", *words_of({**asked, **small, "log_z_particles": 2, "threads": 1})))
+    card = json.loads((tmp_path / "metric_card.json").read_text("utf-8"))
+    figures = {figure["model"]: figure for figure in card["figures"] if figure["figure"] == "exact_nll"}
+    assert {"ar, posterior", "ar, carry_over"} <= {figure["model"] for figure in card["figures"]}
+    asked |= {"denoiser": None, "output_dir": tmp_path / "alone"}
+    if ar == "own_ar":  # the letters are all that it knows, so its law is the same alone
+        evaluate.main(settings_of("evaluate", *words_of({**asked, **small, "log_z_particles": 2, "threads": 1})))
+        alone = json.loads((tmp_path / "alone" / "metric_card.json").read_text("utf-8"))["figures"][0]
+        assert figures["ar"]["nats_per_token"] == pytest.approx(alone["nats_per_token"], rel=1e-6)
+
+
+@PAIRS
+def test_likelihoods_have_a_line_of_the_ar_model(denoiser: str, ar: str, models: Path, tmp_path: Path) -> None:
+    asked = {"denoiser": models / denoiser, "energy": None, "ar": models / ar, "output_dir": tmp_path}
+    small = {"length": LENGTH, "rows": 2, "num_passes": 2, "num_completions": 1, "nelbo_draws": 1, "threads": 1}
+    sweeps = "[{plan: {name: grid, num_steps: 2}}, {correction: {name: energy, called: carry_over}, candidates: 2}]"
+    likelihoods.main(settings_of("likelihoods", *words_of({**asked, **small, "sweeps": sweeps, "batch_size": 2})))
+    assert "| ar " in (tmp_path / "likelihoods.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+@PAIRS
+def test_frontier_draws_and_is_judged_by_them(denoiser: str, ar: str, models: Path, tmp_path: Path) -> None:
+    asked = {"denoiser": models / denoiser, "ar": models / ar, "energy": None, "judge": models / ar}
+    sweeps = "[{plan: {name: grid, num_steps: 2}}, {ar: {temperature: 1.0}}]"
+    small = {"length": LENGTH, "num_samples": 2, "batch_size": 2, "sweeps": sweeps, "threads": 1, "ngrams": "[1]"}
+    frontier.main(settings_of("frontier", *words_of({**asked, "output_dir": tmp_path, **small})))
+    assert "ar" in (tmp_path / "frontier.md").read_text("utf-8")
+
+
+@PAIRS
+def test_benchmark_measures_them(denoiser: str, ar: str, models: Path, tmp_path: Path) -> None:
+    size = loading.denoiser(str(models / denoiser), CPU, LENGTH).vocabulary.size
+    case = {"vocab_size": size, "length": LENGTH, "rows": 2, "num_steps": 2, "repeats": 1, "textbook_steps": 1}
+    case |= {"method": "carry_over", "num_particles": 2, "targets": {}}
+    asked = settings_of("benchmark", f"output_dir={tmp_path}", "threads=1", "growth=[]", "training=[]")
+    folders = {"denoiser": str(models / denoiser), "ar": str(models / ar)}
+    benchmark.main({**asked, **folders, "cases": [{**asked["cases"][0], **case}], "modes": ["eager"]})
+    report = json.loads((tmp_path / "benchmark.json").read_text("utf-8"))
+    assert report["cases"][0]["methods"]["eager"]["passes"]["energy"]["rows"] > 0
+
+
+# ---- A builder of torchtune
+
+
+def of_builder(models: Path) -> dict[str, Any]:
+    words = [word.replace(str(models / "qwen2"), str(models / "few")) for word in section(models)]
+    return settings_of("generate", "ar=null", "ar={}", *words, "ar.model.vocab_size=40", config="dream_qwen_energy")["ar"]
+
+
+def test_a_builder_is_the_model_of_its_folder_wherever_ar_is_a_key(models: Path, tmp_path: Path) -> None:
+    source = of_builder(models)
+    asked = {"denoiser": str(models / "own"), "ar": source, "length": LENGTH, "output_dir": str(tmp_path)}
+    found, plain = (named.load({**asked, "ar": each}, CPU) for each in (source, str(models / "few")))
+    assert found.ar is not None
+    assert plain.ar is not None
+    x = torch.arange(2 * LENGTH).view(2, LENGTH)
+    with torch.no_grad():
+        one, other = (autoregressive.ar_log_prob(each.ar.network, x, 27, BOS) for each in (found, plain))
+    torch.testing.assert_close(one, other)
+    assert found.records["ar"]["weights_sha256"] == plain.records["ar"]["weights_sha256"]
+    assert found.records["ar"]["description"] == source
+    alone = named.load({**asked, "denoiser": None}, CPU)
+    assert alone.vocabulary.size == 41
+    for recipe in (evaluate, frontier, likelihoods, benchmark, generate):
+        recipe.SETTINGS["ar"]("ar", source)
+    with pytest.raises(ValueError, match=r"ar\.builder: unknown key"):
+        evaluate.SETTINGS["ar"]("ar", {**source, "builder": "x"})
+    small = {"rows": 2, "num_steps": 3, "num_passes": 2, "num_particles": 2, "num_completions": 1, "threads": 1}
+    words = words_of({**small, "log_z_particles": 2, "energy": None, "batch_size": 2})
+    evaluate.main({**settings_of("evaluate", *words), **asked})
+    card = json.loads((tmp_path / "metric_card.json").read_text("utf-8"))
+    assert {"ar", "ar, carry_over"} <= {figure["model"] for figure in card["figures"]}
+
+
+# ---- Trained
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "draw_curves", lambda _: None)
+
+
+def energy_words(denoiser: Path, ar: Path, output: Path, *more: str) -> list[str]:
+    asked = {"denoiser": denoiser, "ar": ar, "output_dir": output, "pretrain": None, "scope": "draft", "threads": 1}
+    shown = {"samples.num_samples": 1, "samples.num_steps": 2, "samples.num_particles": 2, "report_particles": 2}
+    closing = {f"closing.{key}": value for key, value in CLOSING.items()}
+    return [*words_of({**asked, **UPDATES, "steps": 2, "objective": "info_nce", **shown, **closing}), *more]
+
+
+def test_the_residual_energys_weights_are_trained_beside_a_denoiser_of_ours(
+    models: Path, tmp_path: Path, no_pictures: None
+) -> None:
+    hub_model(tmp_path / "hub", vocab_size=40)
+    ours(tmp_path / "own", size=41)
+    asked = tmp_path / "own", tmp_path / "hub", tmp_path / "energy"
+    edlm_nce.main(settings_of("edlm_nce", *energy_words(*asked, "lora={rank: 2, alpha: 4}")))
+    folder = large.hub_folder(tmp_path / "energy")
+    assert folder is not None
+    before, after = (large.load_diffusion for _ in range(2)) if False else (None, None)
+    assert before is after
+    found = loading.denoiser(str(tmp_path / "own"), CPU)
+    beside = pairs.autoregressive(str(tmp_path / "energy"), found, CPU, sources.How(LENGTH))
+    assert beside.bos_id == BOS
+    assert drawn(tmp_path, "own", "energy", tmp_path / "x.jsonl")
+    with pytest.raises(ValueError, match="is trained over its own 40 ids, and denoiser = .* has 28, of which 27"):
+        edlm_nce.main(settings_of("edlm_nce", *energy_words(models / "own", models / "hub", tmp_path / "other")))
+
+
+def test_an_ar_model_of_ours_is_trained_beside_a_denoiser_of_the_hub(
+    models: Path, tmp_path: Path, no_pictures: None
+) -> None:
+    with pytest.raises(ValueError, match="is trained over its own 28 ids, and denoiser = .* has 41, of which 27"):
+        edlm_nce.main(settings_of("edlm_nce", *energy_words(models / "run", models / "own_ar", tmp_path / "energy")))
+
+
+def test_a_denoiser_is_trained_on_the_tokens_of_a_folder_of_the_hub_and_corrected_by_it(
+    tmp_path: Path, no_pictures: None
+) -> None:
+    """The paper's own case, on GPT-2's tokens: two commands."""
+    transformers = pytest.importorskip("transformers", reason="needs pip install 'edlm-torch[families]'")
+    gpt2_folder.write(tmp_path, transformers)
+    words = {"vocabulary._component_": "edlm.vocabulary.of_model", "vocabulary.folder": tmp_path, "length": 5}
+    words |= {"output_dir": tmp_path / "own", "threads": 1, **UPDATES, **{f"network.{k}": v for k, v in NETWORK.items()}}
+    train("pretrain_denoiser", *words_of(words))
+    asked = {"denoiser": tmp_path / "own", "energy": None, "ar": tmp_path, "output": tmp_path / "x.jsonl"}
+    small = {"num_samples": 1, "num_steps": 2, "num_particles": 2, "threads": 1, "window": [0.0, 1.0]}
+    generate.main(settings_of("generate", *words_of({**asked, **small})))
+    (record,) = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
+    assert len(record["tokens"]) == 5
+    assert CAUSAL
