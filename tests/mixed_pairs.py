@@ -40,7 +40,7 @@ def hub(folder: Path, transformers: Any, kind: str = "llama", letters: str = LET
 
 
 def law_of_hub(folder: Path, transformers: Any, texts: Tensor, bos_id: int | None = BOS) -> Tensor:
-    """`log p(x_i | x_<i)` by `transformers`, (n, l), given that a letter stands there; without a bos, 0 at the first."""
+    """`log p(x_i | x_<i)` by `transformers`, (n, l), given that it is a letter; without a bos, 0 at the first."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     found = torch.zeros(texts.shape, dtype=torch.float64)
     for row, text in enumerate(texts.tolist()):

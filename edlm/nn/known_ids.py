@@ -2,36 +2,9 @@
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edlm.nn.pretrained import PretrainedNetwork
-
-
-class KnownHead(nn.Module):
-    """A vocabulary head with another number of columns, of which those from `known` on are -inf.
-
-    Its law is that of the head given that the id is known, token by token.
-    """
-
-    def __init__(self, head: Any, width: int, known: int) -> None:
-        super().__init__()
-        self.of, self.known = head, known
-        self.in_features, self.out_features = int(head.in_features), width
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight of the head, with a row for each of its own ids."""
-        found: Tensor = self.of.weight
-        return found
-
-    def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
-        """Compute the columns of these ids; None: all."""
-        columns = columns or slice(0, self.out_features)
-        own = slice(min(columns.start, self.known), min(columns.stop, self.known))
-        logits: Tensor = self.of(hidden, own)
-        return F.pad(logits, (0, columns.stop - columns.start - logits.shape[-1]), value=-torch.inf)
+from edlm.nn.pretrained import PretrainedNetwork, VocabularyHead
 
 
 class KnownEmbedding(nn.Embedding):
@@ -97,7 +70,8 @@ def over(network: Any, width: int, known: int, mask_id: int, bos_id: int | None)
     if fits(network, width, known, mask_id):
         return network
     rows = network.embedding.num_embeddings
-    network.head = KnownHead(network.head, width, min(known, rows))
+    softcap, beyond = getattr(network.head, "softcap", None), range(known, min(rows, width))
+    network.head = VocabularyHead(network.head, softcap, never=beyond, width=width)
     embedding = KnownEmbedding(network.embedding, min(known, rows), bos_id)
     if isinstance(network, PretrainedNetwork):
         network.body.set_input_embeddings(embedding)  # type: ignore[operator]

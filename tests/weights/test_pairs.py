@@ -265,7 +265,7 @@ def test_an_ar_model_that_never_read_how_a_text_ends_is_refused(tmp_path: Path) 
     network: Any = checkpoints.load_network(folder)
     network.pad_id = network.arguments["pad_id"] = 2
     checkpoints.save_network(tmp_path / "padded", network, words, {"bos_id": N})
-    with pytest.raises(ValueError, match="has learned no law of id 2, by which denoiser = .* ends a text"):
+    with pytest.raises(ValueError, match=r"has learned no law of id 2, by which denoiser = .* ends a text"):
         load(denoiser, tmp_path / "padded")
 
 
