@@ -32,7 +32,7 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def alike(one: str, other: str) -> bool:
-    """Tell whether two tokenizers, as the content of their files, give every text the same ids.
+    """Check whether two tokenizers, as the content of their files, give every text the same ids.
 
     All that decides an id is compared: the normaliser, the cut into words, the model and the tokens added to it.
     Special tokens are not, since no text is encoded to them.

@@ -24,7 +24,7 @@ class KnownEmbedding(nn.Embedding):
 
 
 def fits(network: Any, width: int, known: int, mask_id: int) -> bool:
-    """Tell whether a network has these columns, and gives no id from `known` on a chance but the mask, which has none.
+    """Check whether a network has these columns, and gives no id from `known` on a chance but the mask, which has none.
 
     Args:
         network: has an `embedding` and a `head`.

@@ -15,6 +15,7 @@ import torch
 from edlm.data import tokenizer_files, tokenizer_kinds
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import decoders, known_ids
+from edlm.nn.networks import Transformer
 from edlm.weights import checkpoints, large, loading, sources
 from edlm.weights.loading import Found, is_large
 from edlm.weights.sources import PLAIN, How, Source
@@ -29,7 +30,7 @@ class Beside(NamedTuple):
 
     network: Any
     bos_id: int | None
-    opened: bool = False
+    opened: bool
 
     @property
     def front(self) -> int | None:
@@ -111,15 +112,18 @@ def _ours(path: str, denoiser: Found, device: torch.device) -> Beside:
     network, bos_id, ids = found.network, found.description.get("bos_id"), denoiser.vocabulary
     if not is_large(denoiser.path):
         checkpoints.require_same_vocabulary(denoiser.path, path)
-        return Beside(network, bos_id)
+        return Beside(network, bos_id, opened=False)
     _require_same_tokens(path, denoiser)
+    if not isinstance(network, Transformer):
+        kind = type(network).__name__
+        raise ValueError(f"ar = {path!r} holds a {kind}, and beside {denoiser.path!r} it must be a Transformer of ours")
     if network.pad_id is not None and network.pad_id in (ids.eos_id, ids.pad_id):
         raise ValueError(
             f"ar = {path!r} has learned no law of id {network.pad_id}, by which denoiser = {denoiser.path!r} ends a "
             "text: train it with padding=learned"
         )
     network = known_ids.over(network, ids.size, _known(path, denoiser, network), ids.mask_id, bos_id)
-    return Beside(network, bos_id)
+    return Beside(network, bos_id, opened=False)
 
 
 def _bos(source: Source, denoiser: Found, network: Any, wrapped: bool | None) -> tuple[int | None, bool]:
@@ -129,7 +133,7 @@ def _bos(source: Source, denoiser: Found, network: Any, wrapped: bool | None) ->
     if bos_id is None and _below(ids.bos_id, known):
         bos_id = ids.bos_id
     between = bool(denoiser.description.get("wrapped")) if wrapped is None else wrapped
-    between = between and not is_large(denoiser.path)
+    between = between and not is_large(denoiser.path) and None not in (ids.bos_id, ids.eos_id)
     if between and not (_below(ids.bos_id, known) and _below(ids.eos_id, known)):
         raise ValueError(
             f"ar = {sources.said(source)} does not know bos = {ids.bos_id} and eos = {ids.eos_id}, between which texts "

@@ -8,9 +8,8 @@ import gpt2_folder
 import pytest
 import torch
 from hub_folder import hub_model
-from large_folders import random_weights, write
+from large_folders import EPS, KV, THETA, V, random_weights, write
 from smallest import CLOSING, NETWORK, UPDATES, settings_of, train, words_of
-from test_generate_large import section
 
 from edlm.data import vocabulary
 from edlm.models import autoregressive
@@ -120,10 +119,14 @@ def test_benchmark_measures_them(denoiser: str, ar: str, models: Path, tmp_path:
 
 
 def of_builder(models: Path) -> dict[str, Any]:
-    words = [word.replace(str(models / "qwen2"), str(models / "few")) for word in section(models)]
-    return settings_of("generate", "ar=null", "ar={}", *words, "ar.model.vocab_size=40", config="dream_qwen_energy")[
-        "ar"
-    ]
+    """The section whose builder and checkpointer make of a folder what the folder says itself."""
+    sizes = {"vocab_size": V, "num_layers": 2, "num_heads": 4, "num_kv_heads": KV, "embed_dim": 16}
+    sizes |= {"intermediate_dim": 24, "max_seq_len": 32, "rope_base": THETA, "norm_eps": EPS}
+    files = {"checkpoint_dir": str(models / "few"), "checkpoint_files": ["model.safetensors"], "model_type": "QWEN2"}
+    return {
+        "model": {"_component_": "torchtune.models.qwen2.qwen2", **sizes},
+        "checkpointer": {"_component_": "torchtune.training.FullModelHFCheckpointer", **files},
+    }
 
 
 def test_a_builder_is_the_model_of_its_folder_wherever_ar_is_a_key(models: Path, tmp_path: Path) -> None:
@@ -169,9 +172,7 @@ def energy_words(denoiser: Path, ar: Path, output: Path, *more: str) -> list[str
 def test_the_residual_energys_weights_are_trained_beside_a_denoiser_of_ours(
     models: Path, tmp_path: Path, no_pictures: None
 ) -> None:
-    state = random_weights("llama", seed=5, vocab_size=27)
-    write(tmp_path / "hub", "llama", state, shards=1, vocab_size=27, mask_token_id=None)
-    (tmp_path / "hub" / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())
+    letters(tmp_path / "hub")
     ours(tmp_path / "own")
     asked = tmp_path / "own", tmp_path / "hub", tmp_path / "energy"
     edlm_nce.main(settings_of("edlm_nce", *energy_words(*asked, "lora={rank: 2, alpha: 4}")))
@@ -186,9 +187,25 @@ def test_the_residual_energys_weights_are_trained_beside_a_denoiser_of_ours(
         edlm_nce.main(settings_of("edlm_nce", *energy_words(models / "own", models / "hub", tmp_path / "other")))
 
 
+def letters(folder: Path) -> Path:
+    """A model of the hub with no more ids than its tokenizer has."""
+    state = random_weights("llama", seed=5, vocab_size=27)
+    write(folder, "llama", state, shards=1, vocab_size=27, mask_token_id=None)
+    (folder / "tokenizer.json").write_text(vocabulary.characters().tokenizer.to_str())
+    return folder
+
+
 def test_an_ar_model_of_ours_is_trained_beside_a_denoiser_of_the_hub(
     models: Path, tmp_path: Path, no_pictures: None
 ) -> None:
+    words = {"start_from": letters(tmp_path / "hub"), "output_dir": tmp_path / "run", "shifted": True, "length": LENGTH}
+    train("adapt", *words_of({**words, **UPDATES, "steps": 1, "threads": 1}))
+    asked = energy_words(tmp_path / "run", models / "own_ar", tmp_path / "energy", f"length={LENGTH}")
+    edlm_nce.main(settings_of("edlm_nce", *asked))
+    before, after = (loading.autoregressive(str(each), CPU) for each in (models / "own_ar", tmp_path / "energy"))
+    assert before.description["bos_id"] == after.description["bos_id"] == 27
+    assert not torch.equal(before.network.head.weight, after.network.head.weight)
+    assert drawn(tmp_path, "run", "energy", tmp_path / "x.jsonl")
     with pytest.raises(ValueError, match=r"is trained over its own 28 ids, and denoiser = .* has 41, of which 27"):
         edlm_nce.main(settings_of("edlm_nce", *energy_words(models / "run", models / "own_ar", tmp_path / "energy")))
 
