@@ -17,6 +17,7 @@ from edlm.benchmark.methods import Bench, Case
 from edlm.runs import entry, environment, processes, timing
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
+from edlm.weights import sources
 
 MODES = ("eager", "compile", "cudagraph")
 NETWORK: Schema = {
@@ -34,7 +35,7 @@ SETTINGS: Schema = {
     "dtype": schemas.choice("float32", "bfloat16"),
     "network": schemas.section(NETWORK),
     "denoiser": schemas.omissible(schemas.optional(schemas.text)),
-    "ar": schemas.omissible(schemas.optional(schemas.text)),
+    "ar": schemas.omissible(sources.AR),
     "modes": schemas.items(schemas.choice(*MODES), least=1),
     "only": schemas.optional(schemas.items(schemas.integer(0), least=1)),
     "cases": schemas.items(schemas.section(cases.CASE)),

@@ -19,6 +19,7 @@ from edlm.runs import entry, environment, files, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import configs
+from edlm.weights import sources
 
 SETTINGS: Schema = {
     "recipe": schemas.choice("evaluate"),
@@ -30,7 +31,7 @@ SETTINGS: Schema = {
     "energy": schemas.optional(schemas.either(schemas.text, configs.COMPONENT)),
     "transition": schemas.optional(schemas.text),
     "joint": schemas.optional(schemas.text),
-    "ar": schemas.optional(schemas.text),
+    "ar": sources.AR,
     "corpus": schemas.component(),
     "split": schemas.optional(schemas.choice("train", "valid", "test")),
     "zero_shot": schemas.items(schemas.either(schemas.text, schemas.component())),

@@ -18,7 +18,7 @@ from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import execution
-from edlm.weights import kinds, named
+from edlm.weights import kinds, named, sources
 
 SETTINGS: Schema = {
     "recipe": schemas.choice("frontier"),
@@ -31,7 +31,7 @@ SETTINGS: Schema = {
     "energy": schemas.optional(schemas.text),
     "transition": schemas.optional(schemas.text),
     "joint": schemas.optional(schemas.text),
-    "ar": schemas.optional(schemas.text),
+    "ar": sources.AR,
     "judge": schemas.text,
     "corpus": schemas.component(),
     "split": schemas.choice("train", "valid", "test"),

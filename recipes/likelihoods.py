@@ -15,7 +15,7 @@ from edlm.runs import entry, environment, files, processes, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers.sampler import Sampler
-from edlm.weights import kinds, named
+from edlm.weights import kinds, named, sources
 
 SETTINGS: Schema = {
     "recipe": schemas.choice("likelihoods"),
@@ -27,7 +27,7 @@ SETTINGS: Schema = {
     "energy": schemas.optional(schemas.text),
     "transition": schemas.optional(schemas.text),
     "joint": schemas.optional(schemas.text),
-    "ar": schemas.optional(schemas.text),
+    "ar": sources.AR,
     "corpus": schemas.component(),
     "split": schemas.choice("train", "valid", "test"),
     "length": schemas.optional(schemas.integer(1)),
@@ -54,7 +54,7 @@ class Likelihoods:
     def load_checkpoint(self) -> None:
         """Load the networks."""
         kinds.require_subs(self.settings["denoiser"])
-        self.models = named.load(self.settings, self.device)
+        self.models = named.load(self.settings, self.device, wrapped=False)
 
     def setup(self) -> None:
         """Choose the texts, expand the sweeps, and find what an earlier run has finished."""

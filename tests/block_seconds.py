@@ -42,7 +42,7 @@ def seconds(pipeline: Pipeline, rows: int, prompt: torch.Tensor | None = None) -
 def beside_ar(denoiser: str, ar: str, rows: int, length: int, texts: int) -> None:
     """Print the seconds of a trained denoiser of blocks as a share of those of an AR model: a row for each way."""
     cpu = torch.device("cpu")
-    law, model = loading.denoiser(denoiser, cpu).denoiser, loading.autoregressive(ar, cpu, None, length)
+    law, model = loading.denoiser(denoiser, cpu).denoiser, loading.autoregressive(ar, cpu, length)
     size, ids = law.block_size, (model.vocabulary.mask_id, model.description.get("bos_id"))
     assert size is not None, f"{denoiser} has no blocks"
     in_order = {"correction": corrections.ChainRule(), "selection": "speculative"}

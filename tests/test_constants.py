@@ -52,7 +52,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
             **{"num_experts_per_tok": 2, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 0},
         },
     },
-    "edlm.weights.loading": {"LONGEST": 2048},
+    "edlm.weights.sources": {"LONGEST": 2048},
     "edlm.evaluation.samples": {"REPEATED": 4},
     "edlm.evaluation.figures": {"MOST_UNRELIABLE": 0.05},
     "edlm.evaluation.verdicts": {"FEWEST": 8, "_ERROR_RATE": 0.05},

@@ -21,7 +21,8 @@ from edlm.samplers import configs, corrections, execution, pipelines
 from edlm.samplers.kernel import Looped
 from edlm.samplers.pipelines import Pipeline
 from edlm.samplers.sampler import Sampler
-from edlm.weights import loading
+from edlm.weights import loading, pairs, sources
+from edlm.weights.sources import How, Source
 
 BOS_ID = 0
 _WARM_UP_STEPS = 2
@@ -100,7 +101,7 @@ def build_networks(
 
 
 def load_networks(
-    denoiser: str, ar: str | None, vocab_size: int, max_length: int, device: torch.device, dtype: torch.dtype
+    denoiser: str, ar: Source | None, vocab_size: int, max_length: int, device: torch.device, dtype: torch.dtype
 ) -> Networks:
     """Load the denoiser of a folder, and an AR model beside it: what `generate` takes, ours or large ones.
 
@@ -113,10 +114,10 @@ def load_networks(
         raise ValueError(f"vocab_size = {vocab_size} of a case must be {size}, that of denoiser = {denoiser!r}")
     if max_length > longest:
         raise ValueError(f"length = {max_length} of a case must be at most {longest}, that of denoiser = {denoiser!r}")
-    beside = None if ar is None else loading.autoregressive(ar, device, found.vocabulary, max_length)
-    bos_id = None if beside is None else beside.description.get("bos_id")
-    if beside is not None and bos_id is None:
-        raise ValueError(f"ar = {ar!r} names no bos, which the textbook reads in front of a text")
+    beside = None if ar is None else pairs.autoregressive(ar, found, device, How(max_length), window=max_length)
+    bos_id = None if beside is None else beside.bos_id
+    if ar is not None and bos_id is None:
+        raise ValueError(f"ar = {sources.said(ar)} names no bos, which the textbook reads in front of a text")
     networks = [None if each is None else each.network.to(device, dtype).eval() for each in (found, beside)]
     return Networks(networks[0], networks[0], networks[1], found.vocabulary.mask_id, bos_id)
 
@@ -220,7 +221,7 @@ class Bench:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
-        folders: tuple[str | None, str | None] = (None, None),
+        folders: tuple[str | None, Source | None] = (None, None),
     ) -> None:
         self.seed, self.device = seed, device
         shared: dict[str, Any] = {"max_length": longest, "device": device, "dtype": dtype}

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -12,6 +12,8 @@ from edlm import limits
 from edlm.data import formats
 
 EXPECTED = "a tokenizer.json of `tokenizers`"
+
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # of a model's pieces
 
 _Parsed = TypeVar("_Parsed")
 
@@ -27,6 +29,32 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def alike(one: str, other: str) -> bool:
+    """Check whether two tokenizers, as the content of their files, give every text the same ids.
+
+    All that decides an id is compared: the normaliser, the cut into words, the model and the tokens added to it.
+    Special tokens are not, since no text is encoded to them.
+    """
+    return _deciding(one) == _deciding(other)
+
+
+def _deciding(content: str) -> dict[str, Any] | None:
+    """Collect what decides a text's ids, in the form of this version of `tokenizers`; None if it is no tokenizer."""
+    try:
+        parts = json.loads(Tokenizer.from_str(content).to_str(), object_hook=_without_offsets)
+    except Exception:  # `tokenizers` raises nothing more specific
+        return None
+    added = {token["content"]: token["id"] for token in parts["added_tokens"] if not token["special"]}
+    affixes = {name: parts["model"].get(name) or "" for name in _AFFIXES}  # none is written in two ways
+    own = {"added": added, "model": {**parts["model"], **affixes}}
+    return {**own, **{name: parts[name] for name in ("normalizer", "pre_tokenizer")}}
+
+
+def _without_offsets(part: dict[str, Any]) -> dict[str, Any]:
+    """Drop from a part of a tokenizer what changes only the places of tokens."""
+    return {name: value for name, value in part.items() if not (name == "trim_offsets" and part.get("type"))}
 
 
 def read_bpe(vocab: Path, merges: Path) -> models.BPE:

@@ -320,7 +320,7 @@ def from_tokenizer_json(
     to the tokenizer: a lower-casing one does not.
 
     Args:
-        path: the `tokenizer.json`.
+        path: the `tokenizer.json`, or a folder that holds one, as a large model's does.
         bos: the name of the token that opens a text.
         eos: the name of the token that ends a text.
         pad: the name of the token that fills a block up.
@@ -338,7 +338,8 @@ def from_tokenizer_json(
         2
     """
     require_path("path", path)
-    tokenizer = tokenizer_files.read(Path(path))
+    path = Path(path) / _TOKENIZER_FILE if Path(path).is_dir() else Path(path)
+    tokenizer = tokenizer_files.read(path)
     require(
         tokenizer_kinds.says_what_it_cannot_spell(tokenizer),
         f"{path}: drops characters it does not know; expected a byte-level tokenizer or one with an unknown token",

@@ -79,9 +79,11 @@ def check_ar(network: nn.Module, mask_id: int, bos_id: int | None, pad_id: int |
         if not (module.causal if isinstance(module, Attention) else getattr(module, "is_causal", True)):
             raise ValueError(f"an autoregressive model needs a causal network: causal=True ({name} looks ahead)")
     vocab_size = int(network.get_submodule("head").out_features)  # type: ignore[arg-type]
-    for name, token in (("mask_id", mask_id), ("bos_id", bos_id), ("pad_id", pad_id)):
-        if token is not None and not 0 <= token < vocab_size:
-            raise ValueError(f"{name} = {token} is outside the network's vocabulary of {vocab_size}")
     embedding = getattr(network, "embedding", None)
-    if bos_id is not None and isinstance(embedding, nn.Embedding) and bos_id >= embedding.num_embeddings:
-        raise ValueError(f"bos_id = {bos_id} is no id that the network reads: it embeds {embedding.num_embeddings}")
+    rows = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else vocab_size
+    limits = {"mask_id": vocab_size, "bos_id": max(rows, vocab_size), "pad_id": vocab_size}  # a bos is only read
+    for (name, limit), token in zip(limits.items(), (mask_id, bos_id, pad_id), strict=True):
+        if token is not None and not 0 <= token < limit:
+            raise ValueError(f"{name} = {token} is outside the network's vocabulary of {limit}")
+    if bos_id is not None and bos_id >= rows:
+        raise ValueError(f"bos_id = {bos_id} is no id that the network reads: it embeds {rows}")

@@ -185,9 +185,10 @@ def _later(hidden: Tensor) -> Tensor:
 
 
 class VocabularyHead(Head):
-    """The head of a model, whose logits may be capped, whose columns may be more than its ids, and some never drawn.
+    """The head of a model, whose logits may be capped, with more or fewer columns than it has ids, some never drawn.
 
-    softcap c: logits are `c tanh(x / c)`. never: ids of probability zero. width: columns up to it are -inf too.
+    softcap c: logits are `c tanh(x / c)`. never: ids of probability zero. width: the number of columns, of which those
+    beyond its ids are -inf too; None: its ids.
     """
 
     barred: Tensor
@@ -197,12 +198,12 @@ class VocabularyHead(Head):
         self, linear: nn.Linear, softcap: float | None = None, never: Sequence[int] = (), width: int | None = None
     ) -> None:
         known, size = linear.weight.shape
-        super().__init__(size, max(known, width or 0), bias=linear.bias is not None, device="meta")
+        super().__init__(size, width or known, bias=linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.softcap = softcap
         barred = torch.arange(self.out_features) >= known
         barred[list(never)] = True
-        self.is_plain = softcap is None and True not in barred.tolist()
+        self.is_plain = softcap is None and self.out_features == known and True not in barred.tolist()
         self.register_buffer("barred", barred.to(linear.weight.device), persistent=False)
 
     def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:

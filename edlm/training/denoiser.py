@@ -95,6 +95,7 @@ class Plan(NamedTuple):
             **kinds.notes(settings),
             **padding.notes(settings["padding"], blocks, self.vocabulary.filler_id),
             **continuation.notes(settings.get(continuation.KEY)),
+            **({"wrapped": True} if getattr(corpus, "wrapped", False) else {}),
         }
 
 

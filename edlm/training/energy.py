@@ -22,7 +22,7 @@ from edlm.training import denoiser
 from edlm.training import settings as training_settings
 from edlm.training.sharding import PURE
 from edlm.weights import adaptation as folders
-from edlm.weights import checkpoints, large, loading, trunk_energies, whole
+from edlm.weights import checkpoints, large, loading, pairs, trunk_energies
 from edlm.weights.formats import Format
 from edlm.weights.kinds import ENERGIES
 from edlm.weights.loading import Found
@@ -192,22 +192,20 @@ def trained_ar(settings: Mapping[str, Any], start: Found) -> TrainedAr | None:
     for key, plain in {"scope": "draft", "embedding": "own"}.items():
         if settings[key] != plain:
             raise ValueError(f"{key} = {settings[key]!r} must be {plain!r}: the energy of ar = {path!r} is trained")
-    if loading.is_large(path) != loading.is_large(start.path):
-        raise ValueError(f"ar = {path!r} and denoiser = {start.path!r} must both be large models, or neither")
+    device = _device(start.network)
     if not loading.is_large(path):
         for key in ("trunk", "lora"):
             if settings[key] != _OF_OURS[key]:
                 raise ValueError(f"{key} = {settings[key]!r} is for large models: all of ar = {path!r} is trained")
-        checkpoints.require_same_vocabulary(start.path, path)
-        held = loading.autoregressive(path, _device(start.network))
+        held = loading.autoregressive(path, device)
+        pairs.require_trainable(path, start, held.network)
         return TrainedAr(held.network, held.description.get("bos_id"), held.weights, checkpoints.OWN)
     if settings["trunk"] == "frozen" and settings["lora"] is None:
         raise ValueError(f"trunk = 'frozen' trains nothing of ar = {path!r}: give lora, or trunk=trained")
     known = start.network.max_length, start.vocabulary, adapter_of(settings)
     found = folders.start_causal(large.hub_folder(path) or path, *known)
-    bos_id = large.special_id(found.folder, whole.read_json(found.folder / "config.json"), "bos")
-    bos_id = start.vocabulary.bos_id if bos_id is None else bos_id
-    return TrainedAr(found.network.to(_device(start.network)), bos_id, found.weights, found.form)
+    pairs.require_trainable(path, start, found.network)
+    return TrainedAr(found.network.to(device), pairs.front(path, start, found.network), found.weights, found.form)
 
 
 def adapter_of(settings: Mapping[str, Any]) -> tuple[int, float] | None:
@@ -230,8 +228,9 @@ def plan(settings: Mapping[str, Any], start: Found) -> EnergyPlan:
 
 def check(settings: Mapping[str, Any], path: str, ours: bool) -> None:
     """Raise ValueError for a setting that is not read beside such a denoiser. ours: it is a Transformer of ours."""
+    beside = {"trunk", "lora"} if loading.is_large(settings.get("ar")) else set()  # those are of the AR model
     for key, plain in (_OF_OURS if ours else _OF_OTHERS).items():
-        if settings[key] != plain:
+        if settings[key] != plain and not (ours and key in beside):
             held = "a Transformer of ours" if ours else "no Transformer of ours"
             shown = "null" if plain is None else plain
             raise ValueError(f"{key} = {settings[key]!r} must be {shown}: denoiser = {path!r} holds {held}")

@@ -22,8 +22,9 @@ from edlm.nn import folding
 from edlm.process.schedules import Schedule
 from edlm.runs import files
 from edlm.samplers.baselines import Reverse
-from edlm.weights import checkpoints, formats, kinds, large, loading, model_card, permitted, shards
+from edlm.weights import checkpoints, formats, kinds, large, loading, model_card, pairs, permitted, shards
 from edlm.weights.loading import Found
+from edlm.weights.sources import How
 
 # The files of a model, ours and those of large ones, beside its weights.
 _OURS = ("network.json", *Vocabulary.FILES)
@@ -85,10 +86,10 @@ class Model(ModelHubMixin, library_name="edlm", tags=["edlm", "masked-diffusion"
         vocabularies, and for a model that is no energy.
         """
         self._require("ar", *kinds.ENERGIES)
-        if self.kind == "ar" and loading.is_large(self.found.path):
-            device, length = next(self.network.parameters()).device, self.network.max_length
-            known = loading.autoregressive(self.found.path, device, of.vocabulary, length)
-            return energies.residual_ar(known.network, of.vocabulary.mask_id, self.bos_id, carry_over)
+        if self.kind == "ar" and (loading.is_large(self.found.path) or loading.is_large(of.found.path)):
+            device, how = next(self.network.parameters()).device, How(self.network.max_length)
+            ar, mask_id = pairs.autoregressive(self.found.path, of.found, device, how), of.vocabulary.mask_id
+            return energies.residual_ar(ar.network, mask_id, ar.front, carry_over, of.found.pad_id)
         ids = self.vocabulary
         if ids.fingerprint != of.vocabulary.fingerprint:
             raise ValueError(f"{self.found.path} and {of.found.path} were trained on different vocabularies")

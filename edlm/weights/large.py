@@ -345,23 +345,9 @@ def require_same_tokens(vocabulary: Vocabulary, folder: str | Path) -> None:
     file = Path(folder) / "tokenizer.json"
     if not file.is_file():
         return
-    if _deciding(vocabulary.tokenizer.to_str()) != _deciding(json.dumps(whole.read_json(file, limits.TOKENIZER_BYTES))):
+    content = json.dumps(whole.read_json(file, limits.TOKENIZER_BYTES))
+    if not tokenizer_files.alike(vocabulary.tokenizer.to_str(), content):
         raise ValueError(f"{file}: another tokenizer than the denoiser's, so a token means another text to each")
-
-
-def _deciding(content: str) -> dict[str, Any] | None:
-    """Collect what decides a text's ids, in the form of this version of `tokenizers`; None if it is no tokenizer."""
-    try:
-        parts = json.loads(Tokenizer.from_str(content).to_str(), object_hook=_without_offsets)
-    except Exception:  # `tokenizers` raises nothing more specific
-        return None
-    added = {token["content"]: token["id"] for token in parts["added_tokens"] if not token["special"]}
-    return {"added": added, **{name: parts[name] for name in ("normalizer", "pre_tokenizer", "model")}}
-
-
-def _without_offsets(part: dict[str, Any]) -> dict[str, Any]:
-    """Drop from a part of a tokenizer what changes only the places of tokens."""
-    return {name: value for name, value in part.items() if not (name == "trim_offsets" and part.get("type"))}
 
 
 def _read(

@@ -15,10 +15,10 @@ from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.samplers.baselines import Reverse
-from edlm.weights import checkpoints, kinds, large, permitted, pretrained, shards, tensors, trunk_energies, whole
+from edlm.weights import checkpoints, kinds, large, permitted, pretrained, sources, tensors, trunk_energies, whole
 from edlm.weights.kinds import ENERGIES, READINGS
+from edlm.weights.sources import LONGEST, PLAIN, How, Source
 
-LONGEST = 2048  # tokens of a large model, where a config names no length
 _EXACT = {permitted.COMPONENT: "edlm.schedules.log_linear"}  # the masking process of a large denoiser
 DTYPES = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -66,20 +66,24 @@ class Found(NamedTuple):
         return weights_of(self.path)
 
 
-def weights_of(path: str) -> str:
+def weights_of(source: Source) -> str:
     """Hash the weights of a network of ours, or of all files of a large one's."""
-    folder = large.hub_folder(path)
-    if folder is not None:
-        return tensors.digest({file.name: tensors.sha256(file) for file in shards.files(folder)})
-    return tensors.sha256(checkpoints.find_network(path) / "network.safetensors")
+    if is_large(source):
+        return tensors.digest({file.name: tensors.sha256(file) for file in sources.files_of(source)})
+    return tensors.sha256(checkpoints.find_network(str(source)) / "network.safetensors")
 
 
-def record_of(path: str) -> dict[str, Any]:
+def record_of(source: Source) -> dict[str, Any]:
     """Say where a network came from: its folder, its weights' hash, and all that was written down with it."""
-    hub = large.hub_folder(path)
-    folder = checkpoints.find_network(path) if hub is None else hub
-    description = checkpoints.read_description(folder) if hub is None else whole.read_json(hub / "config.json")
-    return {"folder": str(folder), "weights_sha256": weights_of(path), "description": description}
+    if not isinstance(source, str):
+        folder, description = sources.folder_of(source), dict(source)
+    elif is_large(source):
+        folder = sources.folder_of(source)
+        description = whole.read_json(folder / "config.json")
+    else:
+        folder = checkpoints.find_network(source)
+        description = checkpoints.read_description(folder)
+    return {"folder": str(folder), "weights_sha256": weights_of(source), "description": description}
 
 
 def as_saved(path: str, device: torch.device, length: int | None = None) -> Found:
@@ -89,7 +93,7 @@ def as_saved(path: str, device: torch.device, length: int | None = None) -> Foun
     its kind do.
     """
     if is_large(path):
-        return autoregressive(path, device, length=length) if _is_causal(path) else denoiser(path, device, length)
+        return autoregressive(path, device, How(length)) if _is_causal(path) else denoiser(path, device, length)
     description = _description_of(path)
     cls: Any
     if description["class"] == EnergyNetwork.__name__:
@@ -156,14 +160,14 @@ def joint(path: str, device: torch.device) -> Found:
     return denoiser(path, device)
 
 
-def autoregressive(path: str, device: torch.device, ids: Vocabulary | None = None, length: int | None = None) -> Found:
-    """Load an AR model of ours, or a large one of at most `length` tokens.
+def autoregressive(source: Source, device: torch.device, how: How = PLAIN) -> Found:
+    """Load an AR model of ours by itself, or a large one, whose ids get a mask behind them.
 
-    ids: of the denoiser beside a large one, whose tokens have to be the same; None: its own, and a mask after them.
     Raises ValueError for a network that is not causal.
     """
-    if is_large(path):
-        return _large_ar(path, ids, length or LONGEST, device)
+    if is_large(source):
+        return _large_ar(source, device, how)
+    path = str(source)
     network = _network(Transformer, path, None, device)
     if not network.arguments.get("causal"):
         raise ValueError(f"ar = {path!r} holds a network that is not causal: `edlm run pretrain_ar` trains one")
@@ -241,15 +245,11 @@ def _read_from_bos(found: Found, longest: int) -> Found:
     return found._replace(opening=())
 
 
-def _large_ar(path: str, ids: Vocabulary | None, length: int, device: torch.device) -> Found:
-    folder = large.hub_folder(path) or Path(path)
-    if ids is None:
-        ids = large.load_vocabulary(folder, add_mask=True)
-    else:
-        large.require_same_tokens(ids, folder)
-    network = decoders.load(large.read_autoregressive(folder, length, vocab_size=ids.size)).to(device)
-    bos_id = large.special_id(folder, whole.read_json(folder / "config.json"), "bos")
-    return Found("ar", path, network, ids, {"bos_id": ids.bos_id if bos_id is None else bos_id})
+def _large_ar(source: Source, device: torch.device, how: How) -> Found:
+    folder = sources.folder_of(source)
+    ids = large.load_vocabulary(folder, how.tokenizer, add_mask=True)
+    network = decoders.load(sources.read(source, how, ids.size), how.dtype).to(device)
+    return Found("ar", str(folder), network, ids, {"bos_id": ids.bos_id})
 
 
 def _found(kind: str, cls: Any, path: str, schedule: Schedule, device: torch.device, fold: bool = True) -> Found:

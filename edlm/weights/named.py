@@ -13,8 +13,9 @@ from edlm.process.schedules import Schedule
 from edlm.samplers import selections
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import ChainRule
-from edlm.weights import checkpoints, kinds, loading, trunk_energies
+from edlm.weights import checkpoints, kinds, loading, pairs, sources, trunk_energies
 from edlm.weights.loading import Found, is_large
+from edlm.weights.sources import How
 
 # The keys of a config that name them, and what trains each.
 NETWORKS = {
@@ -61,10 +62,11 @@ class Models(NamedTuple):
     learned: Diffusion | None = None
 
 
-def load(settings: Mapping[str, Any], device: torch.device) -> Models:
+def load(settings: Mapping[str, Any], device: torch.device, wrapped: bool | None = None) -> Models:
     """Load `denoiser`, `energy` and `ar` of a config, and `transition` and `joint` where it has these keys.
 
-    The AR model corrects the denoiser in both of its forms.
+    The AR model corrects the denoiser in both of its forms. wrapped: whether texts stand between a bos and an eos;
+    None: where the denoiser was trained on such, and the AR model's own texts do not.
 
     Raises ValueError if no network that draws texts is named, or an energy has no denoiser, for networks of another
     kind or of another vocabulary, and for a checkpoint that cannot be read.
@@ -78,24 +80,33 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     require_there(named)
     require_same_vocabulary(named)
     length = settings.get("length")
-    start = loading.denoiser(named["denoiser"], device, length) if _holds_subs(named) else None
-    ids = start.vocabulary if start is not None and is_large(start.path) else None
-    found_ar = loading.autoregressive(named["ar"], device, ids, length) if "ar" in named else None
-    ar = None if found_ar is None else autoregressive_model(found_ar)
-    known = start or found_ar
-    vocabulary = checkpoints.load_vocabulary_of(next(iter(named.values()))) if known is None else known.vocabulary
-    diffusion, baseline = None, None
+    start, baseline = None, None
     if "denoiser" in named and kinds.held_by(named["denoiser"]) is not None:
         if {"energy", "transition"} & named.keys():
             kinds.require_subs(named["denoiser"])
-        baseline = loading.baseline(named["denoiser"], device).kernel
-    elif start is not None:
-        diffusion = _diffusion(named, start, ar, device)
-    own = _joint(named["joint"], device) if "joint" in named else None
-    lengths = [each.denoiser.max_length for each in (diffusion, baseline, own) if each is not None]
+        baseline = loading.baseline(named["denoiser"], device)
+    elif "denoiser" in named:
+        start = loading.denoiser(named["denoiser"], device, length)
+    own = loading.joint(named["joint"], device) if "joint" in named else None
+    writes = start or baseline or own  # the vocabulary of all is its
+    ar, front, ids = None, None, None if writes is None else writes.vocabulary
+    if "ar" in named:
+        how = How(length, output=sources.output_of(settings))
+        if writes is None:
+            alone = loading.autoregressive(named["ar"], device, how)
+            ids, ar = alone.vocabulary, autoregressive_model(alone)
+        else:
+            beside = pairs.autoregressive(named["ar"], writes, device, how, wrapped)
+            front = Autoregressive(beside.network, beside.front)
+            ar = front if wrapped else Autoregressive(beside.network, beside.bos_id)
+    assert ids is not None
+    diffusion = None if start is None else _diffusion(named, start, front, device)
+    joint_one = None if own is None else Diffusion(own.denoiser, own.schedule, {"joint": joint.energy(own.network)})
+    kernel = None if baseline is None else baseline.kernel
+    lengths = [each.denoiser.max_length for each in (diffusion, kernel, joint_one) if each is not None]
     lengths += [ar.network.max_length] if ar is not None else []
     records = {key: loading.record_of(path) for key, path in named.items()}
-    return Models(vocabulary, min(lengths), diffusion, ar, records, baseline, own)
+    return Models(ids, min(lengths), diffusion, ar, records, kernel, joint_one)
 
 
 def autoregressive_model(found: Found) -> Autoregressive:
@@ -103,7 +114,7 @@ def autoregressive_model(found: Found) -> Autoregressive:
     return Autoregressive(found.network, found.description.get("bos_id"))
 
 
-def require_there(named: Mapping[str, str]) -> None:
+def require_there(named: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the key and what trains it, for a folder without a network. named: folders by key."""
     for key, path in named.items():
         if is_large(path):
@@ -124,31 +135,22 @@ def require_ordered(path: str, denoiser: SubsDenoiser) -> None:
         )
 
 
-def _joint(path: str, device: torch.device) -> Diffusion:
-    """Load the denoiser of a joint network with its own energy."""
-    found = loading.joint(path, device)
-    return Diffusion(found.denoiser, found.schedule, {"joint": joint.energy(found.network)})
+def require_same_vocabulary(named: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming two folders, for networks of ours that do not give every text the same ids.
 
-
-def _holds_subs(named: Mapping[str, str]) -> bool:
-    return "denoiser" in named and kinds.held_by(named["denoiser"]) is None
-
-
-def require_same_vocabulary(named: Mapping[str, str]) -> None:
-    """Raise ValueError, naming two folders, for networks that do not give every text the same ids.
-
-    named: folders by key. Large ones, and energies over a denoiser's network, are compared where the second of them is
-    loaded.
+    named: folders by key. An AR model and energies over a denoiser's network are compared where they are loaded. All
+    else that is ours shares no vocabulary with a large model.
     """
-    ours = [path for path in named.values() if not is_large(path) and not trunk_energies.is_one(path)]
+    ours = {key: path for key, path in named.items() if not is_large(path) and not trunk_energies.is_one(path)}
+    others = [path for key, path in ours.items() if key != "ar"]
     for key, path in named.items():
-        if is_large(path) and ours:
-            raise ValueError(f"{key} = {path!r} holds a large model, which shares no vocabulary with {ours[0]!r}")
-    for path in ours:
-        checkpoints.require_same_vocabulary(ours[0], path)
+        if key != "ar" and is_large(path) and others:
+            raise ValueError(f"{key} = {path!r} holds a large model, which shares no vocabulary with {others[0]!r}")
+    for path in ours.values():
+        checkpoints.require_same_vocabulary(next(iter(ours.values())), path)
 
 
-def _diffusion(named: Mapping[str, str], start: Found, ar: Autoregressive | None, device: torch.device) -> Diffusion:
+def _diffusion(named: Mapping[str, Any], start: Found, ar: Autoregressive | None, device: torch.device) -> Diffusion:
     """Load every energy there is for a denoiser: its own, those learned, and the AR model's in both forms."""
     ids, pad_id = start.vocabulary, start.pad_id
     denoiser, found = start.denoiser, dict[str, Energy]()

@@ -39,6 +39,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "parameterisation": (None, "d3pm", "sedd"),
     "scope": ("draft", "transition"),
     "time_conditioning": (True, False),
+    "wrapped": (True,),
 }
 
 

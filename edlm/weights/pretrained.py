@@ -185,7 +185,7 @@ def causal(
     vocab_size: int | None = None,
     both_ways: bool = False,
 ) -> Pretrained:
-    """Read a causal model. both_ways: let every position see all others. vocab_size: of a denoiser that knows more ids.
+    """Read a causal model. both_ways: let every position see all others. vocab_size: of a denoiser, whose ids it has.
 
     Raises ValueError, naming the folder and the setting, for one that is unknown or unlike these models.
     """
@@ -219,7 +219,8 @@ def adapted(
 
     def make(model: Any) -> PretrainedNetwork:
         body, embedding = pretrained.bidirectional(model.base_model), model.get_input_embeddings()
-        head = VocabularyHead(model.get_output_embeddings(), _softcap(model.config), width=mask_id and mask_id + 1)
+        width = None if mask_id is None else max(mask_id + 1, embedding.num_embeddings)
+        head = VocabularyHead(model.get_output_embeddings(), _softcap(model.config), width=width)
         if mask_id == embedding.num_embeddings:
             model.set_input_embeddings(EmbeddingWithMask(embedding))
         longest = model.config.max_position_embeddings - (0 if bos_id is None else 1)

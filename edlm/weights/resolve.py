@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from edlm.contracts import Ordered
 from edlm.data.vocabulary import Vocabulary
 from edlm.models import energies
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import decoders
-from edlm.nn.decoders import Blueprint, DecoderNetwork, Readable
 from edlm.process import schedules
 from edlm.process.schedules import Schedule
 from edlm.runs import settings as schemas
@@ -26,19 +24,16 @@ from edlm.samplers import corrections
 from edlm.samplers.autoregressive import Stepped
 from edlm.samplers.baselines import Reverse
 from edlm.samplers.corrections import Correction
-from edlm.weights import checkpoints, formats, kinds, large, loading, memory, trunk_energies, whole
+from edlm.weights import checkpoints, formats, kinds, large, loading, memory, pairs, sources, trunk_energies
 from edlm.weights import named as named_networks
-from edlm.weights.loading import DTYPES, LONGEST, is_large
+from edlm.weights.loading import DTYPES, Found, is_large
 from edlm.weights.named import CHAIN_RULE, SPECULATIVE
+from edlm.weights.sources import LONGEST, How
 
-_AR_SECTION: Schema = {
-    "model": schemas.component(),
-    "checkpointer": schemas.component("output_dir"),
-}
 SETTINGS: Schema = {
     "denoiser": schemas.optional(schemas.text),
     "energy": schemas.optional(schemas.text),
-    "ar": schemas.optional(schemas.either(schemas.text, schemas.section(_AR_SECTION))),
+    "ar": sources.AR,
     "ar_form": schemas.choice("posterior", "carry_over"),
     "tokenizer": schemas.optional(schemas.text),
     "precision": schemas.optional(schemas.choice("float32", "bfloat16")),
@@ -73,7 +68,7 @@ def check(settings: Mapping[str, Any]) -> None:
             f"energy = {settings['energy']!r} and ar = {settings['ar']!r} exclude each other: set one to null"
         )
     if settings["energy"] == CHAIN_RULE and is_large(settings["denoiser"]):
-        outline = decoders.outline(large.read_diffusion(_folder_of(settings["denoiser"]), _longest(settings)))
+        outline = decoders.outline(large.read_diffusion(sources.folder_of(settings["denoiser"]), _longest(settings)))
         if not isinstance(outline, Ordered):
             raise ValueError(
                 f"energy = {CHAIN_RULE!r} needs a network that is read in order, as a Transformer or a decoder of "
@@ -116,15 +111,14 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
             held = loading.baseline(path, device)
             return Sources(held.vocabulary, baseline=held.kernel)
     named_networks.require_there(ours)
-    if path is None and is_large(settings["ar"]):
-        return _large_ar_alone(settings, device)
     if path is None:
-        ar = loading.autoregressive(settings["ar"], device)
+        ar = loading.autoregressive(settings["ar"], device, _how(settings))
         return Sources(ar.vocabulary, ar=ar.network, bos_id=ar.description.get("bos_id"))
     if is_large(path):
         known = _longest(settings), settings["tokenizer"], settings["precision"]
-        # An energy over its network reads texts as in its training, without what opens them.
-        load_large = loading.large_start if _over_trunk(settings) else loading.large_denoiser
+        # An energy over its network, and an AR model of ours, read texts as in their training: without what opens them.
+        unopened = _over_trunk(settings) or (settings["ar"] is not None and not is_large(settings["ar"]))
+        load_large = loading.large_start if unopened else loading.large_denoiser
         loaded = load_large(path, *known, device)
     else:
         loaded = loading.denoiser(path, device)
@@ -140,7 +134,7 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Sources:
         heat = settings["energy_temperature"]
         of_energy = corrections.Joint(heat) if scope == "joint" else corrections.OfEnergy(energy, temperature=heat)
         return found._replace(correction=of_energy)
-    return found if settings["ar"] is None else _with_ar(settings, found, device)
+    return found if settings["ar"] is None else _with_ar(settings, found, loaded, device)
 
 
 def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -150,7 +144,7 @@ def weights_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """
     named_networks.require_there(_ours(settings))
     large_ones = {key: settings[key] for key in ("denoiser", "ar") if isinstance(settings[key], str)}
-    found = {key: _folder_of(path) for key, path in large_ones.items() if is_large(path)}
+    found = {key: sources.folder_of(path) for key, path in large_ones.items() if is_large(path)}
     newest = {key: folder.name for key, folder in found.items() if folder != Path(settings[key])}
     return {**newest, **{key: loading.weights_of(path) for key, path in _ours(settings).items()}}
 
@@ -195,10 +189,11 @@ def memory_plan(settings: Mapping[str, Any]) -> str | None:
     if not is_large(settings["denoiser"]) or not (settings["ar"] is None or is_large(settings["ar"])):
         return None
     dtype = DTYPES[settings["precision"]]
-    denoiser = decoders.outline(large.read_diffusion(_folder_of(settings["denoiser"]), _longest(settings)), dtype)
+    folder = sources.folder_of(settings["denoiser"])
+    denoiser = decoders.outline(large.read_diffusion(folder, _longest(settings)), dtype)
     energy, own = None, 0
     if settings["ar"] is not None:
-        energy = decoders.outline(_large_ar(settings, denoiser.head.out_features), dtype)
+        energy = decoders.outline(sources.read(settings["ar"], _how(settings), denoiser.head.out_features), dtype)
     if _over_trunk(settings):
         file = checkpoints.find_network(settings["energy"]) / formats.WEIGHTS
         energy, own = denoiser, file.stat().st_size  # what was trained is held beside the denoiser
@@ -220,76 +215,24 @@ def require_plan(settings: Mapping[str, Any]) -> str:
     return plan
 
 
-def _with_ar(settings: Mapping[str, Any], found: Sources, device: torch.device) -> Sources:
+def _with_ar(settings: Mapping[str, Any], found: Sources, loaded: Found, device: torch.device) -> Sources:
     """Add the residual energy of an AR model against the denoiser."""
-    ids, source = found.vocabulary, settings["ar"]
-    ar: nn.Module
-    if is_large(source):
-        assert found.denoiser is not None
-        large.require_same_tokens(ids, _folder_of(source))
-        blueprint = _large_ar(settings, found.denoiser.vocab_size)
-        _require_length(settings, found.denoiser.max_length, decoders.outline(blueprint).max_length)
-        ar, bos_id = decoders.load(blueprint, DTYPES[settings["precision"]]), _bos_of(_folder_of(source), ids)
-    else:
-        if not is_large(settings["denoiser"]):
-            checkpoints.require_same_vocabulary(settings["denoiser"], source)
-        held = loading.autoregressive(source, device)
-        ar, bos_id = held.network, held.description.get("bos_id")
-    bos_id = None if found.opening else bos_id  # a text that opens with bos has it in its first place
-    carry_over = settings["ar_form"] == "carry_over"
-    pad_id = None if is_large(settings["denoiser"]) else ids.pad_id  # large models draw theirs, to end a text
-    energy = energies.residual_ar(ar.to(device), ids.mask_id, bos_id, carry_over, pad_id)
+    assert found.denoiser is not None
+    window = min(settings["length"] or found.denoiser.max_length, found.denoiser.max_length)
+    ar = pairs.autoregressive(settings["ar"], loaded, device, _how(settings), window=window)
+    opening = (ar.bos_id,) if ar.opened and ar.bos_id is not None else found.opening
+    bos_id = None if opening else ar.bos_id  # a text that opens with bos has it in its first place
+    carry_over, mask_id = settings["ar_form"] == "carry_over", found.vocabulary.mask_id
+    energy = energies.residual_ar(ar.network, mask_id, bos_id, carry_over, loaded.pad_id)
     correction = corrections.OfEnergy(energy, temperature=settings["energy_temperature"])
-    return found._replace(correction=correction, bos_id=bos_id)
+    return found._replace(correction=correction, bos_id=bos_id, opening=opening)
 
 
-def _large_ar_alone(settings: Mapping[str, Any], device: torch.device) -> Sources:
-    """Load a large AR model with its own ids, and a mask after them for what is to be filled in."""
-    folder = _folder_of(settings["ar"])
-    ids = large.load_vocabulary(folder, settings["tokenizer"], add_mask=True)
-    network = decoders.load(_large_ar(settings, ids.size), DTYPES[settings["precision"]]).to(device)
-    return Sources(ids, ar=network, bos_id=_bos_of(folder, ids))
-
-
-def _large_ar(settings: Mapping[str, Any], vocab_size: int) -> Readable:
-    """Read a folder of the hub, or what a section's builder makes and its checkpointer reads."""
-    source, rows, length = settings["ar"], settings["energy_rows"], _longest(settings)
-    if not isinstance(source, dict):
-        return large.read_autoregressive(_folder_of(source), length, rows, vocab_size)
-
-    def as_energy(decoder: Any) -> DecoderNetwork:
-        return decoders.autoregressive(decoder, length, rows, vocab_size)
-
-    def weights() -> Mapping[str, torch.Tensor]:
-        output = str(Path(settings["output"]).parent)  # the checkpointer wants to know where it would write
-        try:
-            return schemas.build(source["checkpointer"], output_dir=output).load_checkpoint()["model"]
-        except ValueError as error:
-            raise ValueError(f"ar.checkpointer: {error}") from error
-        except (KeyError, OSError, AssertionError) as error:
-            raise ValueError(f"ar.checkpointer: {type(error).__name__}: {error}") from error
-
-    dtype = large.dtype_of(_folder_of(source))
-    return Blueprint(lambda: schemas.build(source["model"]), weights, as_energy, "ar", dtype)
-
-
-def _require_length(settings: Mapping[str, Any], longest: int, ar_longest: int) -> None:
-    window = min(settings["length"] or longest, longest)
-    if window > ar_longest:
-        raise ValueError(f"length = {settings['length']!r} is {window} tokens, and ar reads {ar_longest}: give length=")
-
-
-def _bos_of(folder: Path, vocabulary: Vocabulary) -> int | None:
-    """Give what the AR model's own config calls bos; else the denoiser's."""
-    file = folder / "config.json"
-    found = large.special_id(folder, whole.read_json(file), "bos") if file.is_file() else None
-    return vocabulary.bos_id if found is None else found
-
-
-def _folder_of(source: Any) -> Path:
-    if isinstance(source, dict):
-        return Path(source["checkpointer"]["checkpoint_dir"])
-    return large.hub_folder(source) or Path(source)
+def _how(settings: Mapping[str, Any]) -> How:
+    """Collect how a large AR model is read. tokenizer: of one alone, which is no denoiser's."""
+    tokenizer = settings["tokenizer"] if settings["denoiser"] is None else None
+    dtype, output = DTYPES[settings["precision"]], sources.output_of(settings)
+    return How(settings["length"], settings["energy_rows"], dtype, tokenizer, output)
 
 
 def _longest(settings: Mapping[str, Any]) -> int:

@@ -141,7 +141,7 @@ def test_the_forecast_counts_frozen_tensors_once_and_states_of_what_is_trained(
         ({"parallel": "sharded"}, "parallel = 'sharded' must be data"),
         ({"precision": "pure_bfloat16"}, "precision = 'pure_bfloat16' must be bfloat16 or float32"),
         ({"ar": "hub", "scope": "draft"}, "trunk = 'frozen' trains nothing of ar = "),
-        ({"ar": "ours", "scope": "draft"}, "must both be large models, or neither"),
+        ({"ar": "ours", "scope": "draft"}, "trunk = 'frozen' is for large models: all of ar = "),
         ({"compile": "true"}, "TrunkEnergy has no blocks to compile"),
     ],
 )

@@ -21,7 +21,7 @@ from edlm.nn.networks import Transformer
 from edlm.recipes import evaluate, frontier, generate
 from edlm.recipes.adapt import main as adapt
 from edlm.samplers import autoregressive as alone
-from edlm.weights import checkpoints, large, loading, named, resolve
+from edlm.weights import checkpoints, large, loading, named, resolve, sources
 
 CPU = torch.device("cpu")
 MASK, BOS, LENGTH = 40, 3, 8
@@ -92,7 +92,7 @@ def test_generate_draws_an_ar_model_of_the_hub_alone(models: Path, tmp_path: Pat
     asked = {"denoiser": None, "energy": None, "ar": models / "hub", "output": tmp_path / "alone.jsonl"}
     generate.main(settings_of("generate", *words_of({**asked, "num_samples": 2, "length": LENGTH, "threads": 1})))
     records = [json.loads(line) for line in (tmp_path / "alone.jsonl").read_text("utf-8").splitlines()]
-    found = loading.autoregressive(str(models / "hub"), CPU, length=LENGTH)
+    found = loading.autoregressive(str(models / "hub"), CPU, sources.How(LENGTH))
     tokens = torch.tensor([record["tokens"] for record in records])
     with torch.no_grad():
         exact = autoregressive.ar_log_prob(found.network, tokens, found.vocabulary.mask_id, BOS).sum(1)
@@ -164,7 +164,7 @@ def test_a_shifted_model_that_opens_no_text_reads_its_bos_in_front(tmp_path: Pat
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"denoiser": "run", "ar": "ours"}, "holds a large model, which shares no vocabulary with"),
+        ({"denoiser": "run", "joint": "ours", "ar": None}, "holds a large model, which shares no vocabulary with"),
         ({"denoiser": "run", "ar": "other"}, "another tokenizer than the denoiser's"),
         ({"denoiser": None, "ar": "run"}, "holds a denoiser made of an autoregressive model"),
         ({"denoiser": "hub", "ar": None}, "model_type = 'llama' must be one of llada, Dream"),
