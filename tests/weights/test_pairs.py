@@ -87,9 +87,11 @@ def test_the_exact_likelihood_is_that_of_transformers(kind: str, size: int, tmp_
         torch.testing.assert_close(found.nats["exact_nll"], own.nats["exact_nll"])
 
 
-@pytest.mark.parametrize("size", [N, N + 4])
-def test_the_law_of_texts_that_the_denoiser_drafts_is_that_of_the_ar_model(size: int, tmp_path: Path) -> None:
-    folder, length = mixed_pairs.hub(tmp_path / "hub", transformers, vocab_size=size), 3
+@every_ar
+def test_the_law_of_texts_that_the_denoiser_drafts_is_that_of_the_ar_model(
+    kind: str, size: int, tmp_path: Path
+) -> None:
+    folder, length = mixed_pairs.hub(tmp_path / "hub", transformers, kind, vocab_size=size), 3
     models = load(ours(tmp_path / "own", WORDS), folder)
     assert models.diffusion is not None
     assert models.ar is not None
