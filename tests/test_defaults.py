@@ -166,7 +166,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         **each(("load_diffusion", "read_diffusion", "read_autoregressive"), {"max_length": 2048}),
         "load_vocabulary": {"add_mask": False},
     },
-    "edlm.weights.adaptation": {"Start": {"causal": False}, "start_causal": {"key": "ar"}},
+    "edlm.weights.adaptation": {"Start": {"made": False}, "start_causal": {"key": "ar"}},
     "edlm.weights.loading": {"_network": {"fold": True}, "Found": {"opening": ()}},
     "edlm.weights.memory": {"memory_plan": {"trained": 0}},
     "edlm.weights.own": {"find": {"components": ()}},
