@@ -89,6 +89,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
 }
 # On these only time and memory depend, the looks of a picture, or how much of a long text is shown.
 FREE: dict[str, set[str]] = {
+    "edlm.training.adaptation": {"_ROWS"},
     "edlm.data.columns": {"_ROWS_AT_ONCE", "_BYTES_AT_ONCE", "_BYTES_PER_VALUE", "_SHOWN_COLUMNS"},
     "edlm.data.datasets": {"_ROWS_AT_ONCE"},
     "edlm.data.formats": {"_BLOCK"},

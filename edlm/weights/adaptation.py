@@ -131,7 +131,7 @@ def start(
 
 
 def predicts_masks(folder: str | Path) -> bool:
-    """Tell whether a folder holds a diffusion model or a masked language model: no one has to make a denoiser of it.
+    """Check whether a folder holds a diffusion model or a masked language model: no one has to make a denoiser of it.
 
     Args:
         folder: holds `config.json`.
