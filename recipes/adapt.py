@@ -100,7 +100,7 @@ class Adapt:
         bound = self.held_out_bound(self.run.average, self.blocks.test, rows)
         size = self.plan.bytes_per_token(self.blocks.test, rows)
         levels = {f"{t:g}": self.masked_nll(t) for t in NOISE_LEVELS}
-        text = report.held_out(self.blocks, self.plan.vocabulary, rows)
+        text = report.held_out(self.blocks, self.run.vocabulary, rows)
         lines = report.lines("denoiser NELBO", bound, "draws", "perplexity bound", self.run, text)
         lines.append(("the same per byte", f"{bound.bits / size:.4f}", f"{size:.2f} bytes a token"))
         lines += report.level_lines(levels, self.plan.vocabulary.unit)

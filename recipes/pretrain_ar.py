@@ -7,6 +7,7 @@ edlm run pretrain_ar drafts='{ahead: 4, every: 4}' output_dir=runs/tiny/drafting
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class PretrainAr:
             network=network,
             stages=self.plan.stages(network),
             blocks=self.plan.blocks.train,
-            vocabulary=self.plan.vocabulary,
+            vocabulary=replace(self.plan.vocabulary, pad_id=self.plan.pad_id),  # whose tokens are all that count
             settings={key: settings[key] for key in training_settings.WITHOUT_TIMES},
             seed=settings["seed"],
             identity=self.plan.identity,
@@ -94,7 +95,7 @@ class PretrainAr:
         """Say what was learned and where it is."""
         scored = 4 * self.settings["valid_rows"]
         nll = self.held_out_nll(self.run.average, self.plan.blocks.test[:scored])
-        text = report.held_out(self.plan.blocks, self.plan.vocabulary, scored)
+        text = report.held_out(self.plan.blocks, self.run.vocabulary, scored)
         rows = report.lines("exact NLL", nll, "blocks", "perplexity", self.run, text)
         report.conclude(self.run, rows, nll, text)
 

@@ -16,7 +16,7 @@ from edlm.nn import decoders
 from edlm.objectives import batches
 from edlm.recipes import generate
 from edlm.recipes.pretrain_ar import PretrainAr, main
-from edlm.training import log
+from edlm.training import log, report
 from edlm.weights import checkpoints, large, loading
 
 UPDATES = {"steps": 4, "batch_size": 4, "valid_every": 2, "valid_rows": 4, "save_every": 2, "log_every": 1}
@@ -54,6 +54,19 @@ def test_a_folder_of_the_hub_is_trained_further_stopped_and_resumed_bit_for_bit(
         assert one == other, name
 
 
+def test_what_ends_a_text_of_a_folder_counts_in_the_loss_and_in_the_report(tmp_path: Path) -> None:
+    """Its padding is its end of text here, and no block is filled up with anything that counts nowhere."""
+    start = hub_model(tmp_path / "hub", pad_token_id=5, eos_token_id=5)
+    made = PretrainAr(settings(start, tmp_path / "run"))
+    made.setup()
+    assert made.plan.vocabulary.pad_id == 5
+    made.run._update()
+    assert made.run._num_tokens == UPDATES["batch_size"] * LARGE["length"]
+    found = report.held_out(made.plan.blocks, made.run.vocabulary, 16)
+    characters = sum(map(len, made.run.vocabulary.decode(made.plan.blocks.test[:16])))
+    assert found.characters_per_token == characters / made.plan.blocks.test[:16].numel()
+
+
 def test_adapters_alone_are_trained_where_they_are_asked_for(tmp_path: Path) -> None:
     made = PretrainAr(settings(hub_model(tmp_path / "hub"), tmp_path / "run", lora="{rank: 2, alpha: 4.0}"))
     made.setup()
@@ -78,10 +91,10 @@ def test_it_begins_as_the_model_is_and_ends_as_a_folder_of_its_family(
     main(settings(start, tmp_path / "run"))
     assert "exact NLL (test)" in capsys.readouterr().out
     found = loading.autoregressive(str(tmp_path / "run"), torch.device("cpu"))
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    told = json.loads((tmp_path / "run" / "report.json").read_text())
     with torch.no_grad():
         law = autoregressive.ar_log_prob(found.network, made.plan.blocks.test[:16], found.vocabulary.mask_id, bos_id)
-    assert report["mean"] == pytest.approx(-float(law.double().mean()), abs=1e-5)
+    assert told["mean"] == pytest.approx(-float(law.double().mean()), abs=1e-5)
     written = large.hub_folder(tmp_path / "run")
     assert written is not None
     assert large.adapted_by(written) is None, "it stays autoregressive"
