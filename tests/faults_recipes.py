@@ -111,8 +111,8 @@ FAULTS = [
     Fault(
         "a text that opens with bos has two of them for the AR model",
         "weights/resolve.py",
-        "None if found.opening else bos_id",
-        "bos_id",
+        "None if opening else ar.bos_id",
+        "ar.bos_id",
         "tests/recipes/test_generate_large.py::test_dream_with_a_folder_of_the_hub_as_its_energy",
     ),
     Fault(
