@@ -162,7 +162,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "load_network": {"verify": True, "components": ()},
         "save_checkpoint": {"keep_last": 2},
     },
-    "edlm.weights.exchange": each(("convert", "build"), {"raw": False}),
+    "edlm.weights.exchange": {"convert": {"raw": False, "wrapped": False}, "build": {"raw": False}},
     "edlm.weights.large": {
         **each(("load_diffusion", "read_diffusion", "read_autoregressive"), {"max_length": 2048}),
         "load_vocabulary": {"add_mask": False},

@@ -252,22 +252,21 @@ def _convert(arguments: Sequence[str]) -> None:
     parser.add_argument("--raw", action="store_true", help="the weights as trained, not their moving average")
     parser.add_argument("--bos", help="token that an AR model reads before a text; default: its first is given")
     parser.add_argument("--order", help="of text8's ids in the file, a symbol each: _ is the mask, ? no character")
+    parser.add_argument("--wrapped", action="store_true", help="texts of a denoiser stand between a bos and an eos")
     given = parser.parse_args(arguments)
     exchange = importlib.import_module("edlm.weights.exchange")
     quantised = given.path.suffix == ".gguf"
     if quantised or given.to == "hf":
-        ignored = {"--tokenizer": given.tokenizer, "--part": given.part, "--num-heads": given.num_heads}
-        ignored |= {"--length": given.length, "--raw": given.raw or None, "--bos": given.bos, "--order": given.order}
-        for name, value in ignored.items():
-            if value is not None:
+        for name in ("tokenizer", "part", "num_heads", "length", "raw", "bos", "order", "wrapped"):
+            if getattr(given, name) not in (None, False):
                 where = "for a GGUF file" if quantised else "with --to hf"
-                raise ValueError(f"{name} is for published weights: leave it out {where}")
+                raise ValueError(f"--{name.replace('_', '-')} is for published weights: leave it out {where}")
     if quantised:
         rows = importlib.import_module("edlm.weights.gguf_files").convert(given.path, given.out)
     elif given.to == "hf":
         rows = exchange.export(given.path, given.out)
     else:
-        sizes, read = (given.num_heads, given.length), (given.raw, given.bos, given.order)
+        sizes, read = (given.num_heads, given.length), (given.raw, given.bos, given.order, given.wrapped)
         rows = exchange.convert(given.path, given.out, given.tokenizer, given.part, *sizes, *read)
     print("\n".join(f"{name:<18} {value}" for name, value in rows))
     print(f"wrote {given.out}")

@@ -49,14 +49,17 @@ def convert(
     raw: bool = False,
     bos: str | None = None,
     order: str | None = None,
+    wrapped: bool = False,
 ) -> Rows:
     """Convert a published file to a new network folder of ours, with the averaged weights unless `raw`.
 
     bos: the token that an AR model reads in front of a text, which gives the first token a law too; None: it is given,
     as the published figures take it. tokenizer: see `find_vocabulary`; a Hugging Face folder may hold its own. order:
     of the ids of text8's characters in the file, one symbol for each id, `_` the mask and `?` any other; None: the
-    published one, or ours where there are no more ids. Raises ValueError as `foreign.read`, `build` and
-    `find_vocabulary` do, if `out` exists, for a bos that is no token, and for an order that is none.
+    published one, or ours where there are no more ids. wrapped: whether a denoiser was trained on texts between a bos
+    and an eos, which an AR model beside it then reads in their place. Raises ValueError as `foreign.read`, `build` and
+    `find_vocabulary` do, if `out` exists, for a bos that is no token, for an order that is none, and for texts that
+    cannot be wrapped.
     """
     _require_new(out)
     weights = foreign.read(path, part)
@@ -75,10 +78,20 @@ def convert(
         if tokenizer == TEXT8 and words.size == len(_TEXT8_IDS):
             _reorder(network, torch.tensor(_TEXT8_IDS))
     notes = dict(weights.notes) if bos is None else {**weights.notes, "bos_id": _id_of(bos, network, words)}
+    if wrapped:
+        _require_wrapped(words, network)
+        notes["wrapped"] = True
     if weights.average is not None:
         notes["weights"] = "raw" if raw else "averaged"
     checkpoints.save_network(out, network, words, notes)
     return _table(weights.source, network, words, notes, sizes)
+
+
+def _require_wrapped(words: Vocabulary, network: Transformer | EnergyNetwork) -> None:
+    if isinstance(network, EnergyNetwork) or network.arguments.get("causal"):
+        raise ValueError("wrapped = True is for a denoiser, and this is none: leave it out")
+    if None in (words.bos_id, words.eos_id):
+        raise ValueError("wrapped = True needs a vocabulary with a bos and an eos")
 
 
 def export(path: str | Path, out: Path) -> Rows:

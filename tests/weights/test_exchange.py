@@ -61,6 +61,23 @@ def test_a_converted_denoiser_and_energy_are_what_the_file_holds_and_nothing_is_
     assert "exists already" in error
 
 
+def test_a_converted_denoiser_knows_that_its_texts_stand_between_two_tokens(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    words = vocabulary.characters()
+    pair = vocabulary.Vocabulary(words.tokenizer, words.size, words.mask_id, bos_id=26, eos_id=25)
+    (tmp_path / "words").mkdir()
+    pair.save(tmp_path / "words")
+    file = trainers_file(tmp_path / "it.ckpt", prefixed("backbone.", small("denoiser", 1)), None, trainers_config())
+    assert run(file, tmp_path / "it", "--tokenizer", tmp_path / "words", "--wrapped")[0] == 0
+    assert checkpoints.read_description(tmp_path / "it")["wrapped"] is True
+    said = run(file, tmp_path / "other", "--tokenizer", "text8", "--wrapped")[2]
+    assert "wrapped = True needs a vocabulary with a bos and an eos" in said
+    ar = trainers_file(tmp_path / "ar.ckpt", prefixed("backbone.", small("autoregressive", 1)), None, trainers_config())
+    said = run(ar, tmp_path / "ar", "--tokenizer", "text8", "--wrapped")[2]
+    assert "wrapped = True is for a denoiser, and this is none: leave it out" in said
+
+
 def test_a_converted_ar_model_knows_the_bos_that_it_is_given_and_is_drawn_alone(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
