@@ -281,7 +281,7 @@ def _uniforms(size: int, seed: int, numbers: Tensor) -> Iterator[Tensor]:
 
 
 def _weights(size: int, seed: int, numbers: Tensor) -> Iterator[Tensor]:
-    """Count how often each of `size` texts is drawn in as many draws with replacement, by each number: float64 (size,)."""
+    """Count how often each text is drawn in `size` draws with replacement, for each number: float64 (size,)."""
     for uniforms in _uniforms(size, seed, numbers):
         drawn = torch.zeros_like(uniforms)
         yield from drawn.scatter_add_(1, (uniforms * size).long(), torch.ones_like(uniforms))
