@@ -1,23 +1,20 @@
 """One thread, the same examples in every run, and what several files run or read."""
 
+# ruff: noqa: PLC0415  the process that shares tests out among others imports nothing: they would wait for it
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import gpt2_folder
 import pytest
-import smallest
-import torch
 from hypothesis import Phase, settings
-from running import Runner
 
-from edlm.data import vocabulary
-from edlm.nn.networks import Transformer
-from edlm.weights import checkpoints
+if TYPE_CHECKING:
+    from running import Runner
 
 _MOST_WORKERS = 8  # each imports torch for itself
 
-torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they save, and one thread keeps sums in order
 settings.register_profile("edlm", max_examples=50, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("thorough", max_examples=500, deadline=None, print_blob=True)  # other examples in every run
 # For planted faults: that a test fails is all that is asked, not its smallest example.
@@ -38,16 +35,35 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(len(os.sched_getaffinity(0)), _MOST_WORKERS) if whole else 0
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Use one thread where tests run, and keep what they import out of every search for garbage."""
+    if not session.config.getoption("numprocesses", None):
+        import torch
+
+        torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they save, and sums keep their order
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Runner:
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> "Runner":
     """Runs a recipe in this process: `run("edlm_nce", "steps=3", config="tiny")`."""
+    from running import Runner
+
     return Runner(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")
 def large_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny models under the names of large ones, with a tokenizer each."""
-    import large_folders  # noqa: PLC0415  torchtune, which few tests need
+    import large_folders
+
+    from edlm.data import vocabulary
 
     folder = tmp_path_factory.mktemp("large")
     for name, family in (("LLaDA-8B-Base", "llada"), ("Qwen2.5-7B", "qwen2")):
@@ -56,16 +72,11 @@ def large_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def place_of_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Examples of docstrings read large models, and write small files, in the working folder."""
-    if request.path.name == "test_examples.py":
-        monkeypatch.chdir(request.getfixturevalue("large_models"))
-
-
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     """Leave no graph behind: the compiler counts those of all tests together against one limit."""
+    import torch
+
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -74,6 +85,8 @@ def fresh_compiler() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `denoiser` of a few steps; no test writes into it."""
+    import smallest
+
     folder = tmp_path_factory.mktemp("trained")
     smallest.train("pretrain_denoiser", *smallest.denoiser_words(folder / "denoiser"))
     return folder
@@ -82,6 +95,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained_ar(trained: Path) -> Path:
     """Beside the denoiser an AR model of a few steps, one of `other` vocabulary and one `without_bos`."""
+    import smallest
+
+    from edlm.data import vocabulary
+    from edlm.nn.networks import Transformer
+    from edlm.weights import checkpoints
+
     smallest.train("pretrain_ar", *smallest.ar_words(trained / "ar"))
     sizes = {**smallest.CAUSAL, "conditioning_size": 0, "causal": True}
     other = Transformer(4, smallest.LENGTH, **sizes)
@@ -94,6 +113,8 @@ def trained_ar(trained: Path) -> Path:
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in Hugging Face's format."""
+    import gpt2_folder
+
     transformers = pytest.importorskip("transformers", reason="needs pip install 'edlm-torch[judge]'")
     folder = tmp_path_factory.mktemp("gpt2")
     gpt2_folder.write(folder, transformers)

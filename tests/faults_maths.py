@@ -95,6 +95,20 @@ FAULTS = [
         "tests/process/test_noise.py::test_any_other_seed_row_step_stream_or_position_gives_other_numbers",
     ),
     Fault(
+        "words of Philox exchanged in numpy",
+        "process/noise.py",
+        "np.stack([b, d])",
+        "np.stack([d, b])",
+        "tests/process/test_noise.py::test_philox_gives_the_published_answers",
+    ),
+    Fault(
+        "words of Philox exchanged on a device",
+        "process/noise.py",
+        "product_1 & _LOW_32",
+        "product_0 & _LOW_32",
+        "tests/process/test_noise.py::test_philox_gives_the_published_answers",
+    ),
+    Fault(
         "nine rounds of Philox",
         "process/noise.py",
         "_ROUNDS = 10",

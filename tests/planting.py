@@ -1,39 +1,56 @@
 """Run tests against packages with a planted fault, in children of one process that has imported the heavy libraries.
 
-Called as a program with pairs `folder test` on the command line; prints one line of json: exit status and output of
-each. A child imports the package from its folder, because nothing of it has been imported before.
+As a program it reads lines of json, each a list of pairs (folder, tests), and answers each with a line: exit status and
+output of every pair. A child imports the package from its folder, because nothing of it has been imported before.
 """
 
+import atexit
+import compileall
 import gc
 import io
 import json
 import os
+import py_compile
 import resource
 import select
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 
-import hypothesis.strategies  # noqa: F401  else each child rewrites the assertions of its hundred modules
+import hypothesis.strategies  # noqa: F401  imported here, once, for all children
 import pytest
-import scipy.stats  # noqa: F401  imported here, once, for all children
+import scipy.stats  # noqa: F401
 import tensordict.nn  # noqa: F401
 import torch
 from torchtune import config  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
-OPTIONS += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # what all children share
+OPTIONS += ["--assert=plain", "--tb=line"]  # that a test fails is all that is asked
+OPTIONS += ["-p", "no:anyio"]  # no test is asynchronous
 OUT_OF_TIME = -9  # the status of a child that was stopped
 
 
 def package_in(folder: Path) -> None:
-    """Copy the package as it is installed: the recipes inside of it."""
+    """Copy the package as it is installed and compiled: the recipes inside of it."""
+    shutil.copytree(_compiled(), folder, dirs_exist_ok=True)
+
+
+@cache
+def _compiled() -> Path:
+    """What is copied. A module with a fault is compiled anew, because its source has another hash."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     shutil.copytree(ROOT / "edlm", folder / "edlm", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "recipes", folder / "edlm" / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    by_hash = py_compile.PycInvalidationMode.CHECKED_HASH
+    compileall.compile_dir(folder, quiet=2, invalidation_mode=by_hash)
+    return folder
 
 
 def run_in_child(
@@ -81,5 +98,8 @@ def run_in_child(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    wanted = json.load(sys.stdin)
-    json.dump([run_in_child(folder, names) for folder, names in wanted], sys.stdout)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what else is printed is no answer
+    for line in sys.stdin:
+        answers.write(json.dumps([run_in_child(folder, names) for folder, names in json.loads(line)]) + "\n")
+        answers.flush()

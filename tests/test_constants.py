@@ -97,6 +97,7 @@ FREE: dict[str, set[str]] = {
     "edlm.data.tokenizer_kinds": {"_SHOWN_ALPHABET"},
     "edlm.evaluation.continuations": {"_REPEATS"},
     "edlm.evaluation.figures": {"_SHORT"},
+    "edlm.evaluation.quality": {"_TOGETHER"},
     "edlm.frontier.closing_report": {"_SHOWN", "_WIDTH"},
     "edlm.frontier.curve": {"_SHORT"},
     "edlm.frontier.exact_report": {"SCREEN"},

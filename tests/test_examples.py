@@ -4,6 +4,7 @@ import doctest
 import inspect
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +36,12 @@ SHOWN = [
     *(remasking.Cap, remasking.Rescale, remasking.Confidence, remasking.Loop, remasking.ForwardBackward),
     *(testing.check_denoiser, testing.check_energy, testing.check_one_graph, testing.check_selection, testing.drafts),
 ]
+
+
+@pytest.fixture(autouse=True)
+def place_of_examples(large_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They read large models, and write small files, in the working folder."""
+    monkeypatch.chdir(large_models)
 
 
 def modules() -> list[ModuleType]:

@@ -1,9 +1,12 @@
 """Every fault of `faults.py`, planted one at a time in a copy of the package, is caught by the test it names."""
 
+import atexit
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,19 +16,29 @@ from planting import package_in
 
 ROOT = Path(__file__).parents[1]
 PASSED, FAILED = 0, 1  # exit statuses of pytest
-GROUPS = 12  # of faults, each run by one process: it imports the heavy libraries once
+GROUPS = 24  # of faults
 
 
 def run_tests(*wanted: tuple[Path, list[str]]) -> list[tuple[int, str]]:
     """Exit status and output of tests of this suite, each run against the package in its folder."""
-    inputs = json.dumps([(str(folder), [str(ROOT / name) for name in names]) for folder, names in wanted])
+    inputs = [(str(folder), [str(ROOT / name) for name in names]) for folder, names in wanted]
+    planting = _planting()
+    assert planting.stdin is not None
+    assert planting.stdout is not None
+    print(json.dumps(inputs), file=planting.stdin, flush=True)
+    return [(status, output) for status, output in json.loads(planting.stdout.readline())]
+
+
+@cache
+def _planting() -> subprocess.Popen[str]:
+    """One process for all groups that run here: it imports the heavy libraries once."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
     program = [sys.executable, str(ROOT / "tests" / "planting.py")]
-    done = subprocess.run(
-        program, input=inputs, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=wanted[0][0]
-    )
-    return [(status, output) for status, output in json.loads(done.stdout)]
+    pipe, elsewhere = subprocess.PIPE, tempfile.gettempdir()  # not where the package lies
+    started = subprocess.Popen(program, env=environment, stdin=pipe, stdout=pipe, text=True, cwd=elsewhere)
+    atexit.register(started.communicate)  # ends its input, and so the process
+    return started
 
 
 def plant(folder: Path, fault: Fault) -> None:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -100,10 +101,7 @@ def embedded() -> Corpus:
         >>> len(corpus.train) > len(corpus.valid) > 0
         True
     """
-    texts = _without_copies({name: normalise(text) for name, text in topics.items()})
-    largest = _LARGEST_HELD_OUT * sum(map(len, texts.values()))
-    names = sorted(texts, key=lambda name: (len(texts[name]) <= largest, _name_order(name)))
-    return _split([texts[name] for name in names], _FRACTIONS, "embedded")
+    return _split([*_topics()], _FRACTIONS, "embedded")
 
 
 def text_files(
@@ -205,6 +203,15 @@ def read_documents(path: str | Path, normalised: bool = False) -> list[str]:
     files = sorted(_texts_in(path))
     _require(bool(files), f"{path}: no *.txt; expected {_SPLIT_FILES[-1]}, or one document per *.txt")
     return [_document(file, normalised) for file in files]
+
+
+@cache
+def _topics() -> tuple[str, ...]:
+    """Normalise the language reference: topics in their order, the largest first."""
+    texts = _without_copies({name: normalise(text) for name, text in topics.items()})
+    largest = _LARGEST_HELD_OUT * sum(map(len, texts.values()))
+    names = sorted(texts, key=lambda name: (len(texts[name]) <= largest, _name_order(name)))
+    return tuple(texts[name] for name in names)
 
 
 def _without_copies(texts: dict[str, str]) -> dict[str, str]:

@@ -35,7 +35,10 @@ def judge(documents: Iterable[str], order: int = 5) -> Judge:
         True
     """
     arguments.require_whole("order", order)
-    counts = Counter(gram for text in documents for gram in _grams(text, order))
+    counts = Counter[str]()
+    for text in documents:
+        for n in range(1, order + 1):
+            counts.update(map("".join, zip(*(text[start:] for start in range(n)), strict=False)))
     symbols = sum(len(gram) == 1 for gram in counts)
     if not symbols:
         raise ValueError("documents hold no character to count")
@@ -59,11 +62,6 @@ def judge(documents: Iterable[str], order: int = 5) -> Judge:
         return Judgement(torch.tensor(nll, dtype=torch.float64), torch.tensor([len(text) for text in texts]))
 
     return judged
-
-
-def _grams(text: str, order: int) -> Iterable[str]:
-    """Every run of 1 to `order` characters."""
-    return (text[start : start + n] for n in range(1, order + 1) for start in range(len(text) - n + 1))
 
 
 def _histories(text: str, order: int) -> Iterable[str]:

@@ -4,7 +4,7 @@ A text is a row of token ids, int64 (l,). Every statistic is a function of weigh
 measured. A bootstrap replicate draws as many texts again, with replacement, by keyed uniforms (Efron 1979).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from edlm.likelihood.estimates import Estimate
 from edlm.process import noise
 from edlm.process.noise import Stream
+
+_TOGETHER = 1 << 18  # uniforms that are drawn in one call
 
 Statistic = Callable[..., Tensor]  # weights over the texts of each set, (n,) float64 each, to a scalar
 
@@ -48,7 +50,9 @@ def bootstrap(statistic: Statistic, sizes: Sequence[int], seed: int, replicates:
     if min(sizes) < 2:
         raise ValueError(f"a bootstrap error needs at least 2 texts, got {min(sizes)}")
     value = statistic(*(torch.ones(size, dtype=torch.float64) for size in sizes))
-    drawn = [statistic(*(_weights(size, seed, 2 * r + s) for s, size in enumerate(sizes))) for r in range(replicates)]
+    numbers = 2 * torch.arange(replicates)
+    of_sets = (_weights(size, seed, numbers + which) for which, size in enumerate(sizes))
+    drawn = [statistic(*weights) for weights in zip(*of_sets, strict=True)]
     return Estimate(float(value), float(torch.stack(drawn).std()), sizes[0])
 
 
@@ -74,7 +78,7 @@ def replicate_weights(size: int, seed: int, replicates: int = 200) -> Tensor:
     """
     if size < 2:
         raise ValueError(f"a bootstrap error needs at least 2 texts, got {size}")
-    return torch.stack([_weights(size, seed, 2 * r) for r in range(replicates)])
+    return torch.stack([*_weights(size, seed, 2 * torch.arange(replicates))])
 
 
 def half_sampling(statistic: Statistic, size: int, seed: int, replicates: int = 200) -> Estimate:
@@ -104,11 +108,8 @@ def half_sampling(statistic: Statistic, size: int, seed: int, replicates: int = 
         raise ValueError(f"an error by halves needs at least 2 texts, got {size}")
     half = size // 2
     value = statistic(torch.ones(size, dtype=torch.float64))
-    ranks = (
-        noise.uniforms(seed, torch.arange(size), r, Stream.EVALUATION).squeeze(-1).argsort().argsort()
-        for r in range(replicates)
-    )
-    drawn = torch.stack([statistic((rank < half).double()) for rank in ranks])
+    ranks = (some.argsort().argsort() for some in _uniforms(size, seed, torch.arange(replicates)))
+    drawn = torch.stack([statistic(weights) for some in ranks for weights in (some < half).double()])
     return Estimate(float(value), float(drawn.std()) * (half / (size - half)) ** 0.5, size)
 
 
@@ -273,7 +274,14 @@ def _entropy(counts: Tensor) -> Tensor:
     return -torch.special.xlogy(share, share).sum()
 
 
-def _weights(size: int, seed: int, number: int) -> Tensor:
-    """Count how often each of `size` texts is drawn in `size` draws with replacement: float64 (size,)."""
-    uniforms = noise.uniforms(seed, torch.arange(size), number, Stream.EVALUATION).squeeze(-1)
-    return torch.bincount((uniforms * size).long(), minlength=size).double()
+def _uniforms(size: int, seed: int, numbers: Tensor) -> Iterator[Tensor]:
+    """Draw a uniform for each text in the replicate of each number (r,): float64 (some, size), together all of r."""
+    for some in numbers.split(max(1, _TOGETHER // size)):
+        yield noise.uniforms(seed, torch.arange(size), some.unsqueeze(-1), Stream.EVALUATION).squeeze(-1)
+
+
+def _weights(size: int, seed: int, numbers: Tensor) -> Iterator[Tensor]:
+    """Count how often each text is drawn in `size` draws with replacement, for each number: float64 (size,)."""
+    for uniforms in _uniforms(size, seed, numbers):
+        drawn = torch.zeros_like(uniforms)
+        yield from drawn.scatter_add_(1, (uniforms * size).long(), torch.ones_like(uniforms))

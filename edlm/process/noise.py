@@ -2,12 +2,13 @@
 
 A draw depends on its own coordinates alone. So a sequence gets the same tokens whatever the batch size, the order of
 rows, the device, or how many other numbers were drawn (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-3"). All arithmetic is on int64 tensors, exact on every device and inside `torch.compile`.
+3"). All arithmetic is on integers of 64 bits: exact on every device, inside `torch.compile` and in numpy.
 """
 
 from enum import IntEnum
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ _MULTIPLIERS = (0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW_32 = 0xFFFFFFFF
+_LOW, _HALF = np.uint64(_LOW_32), np.uint64(32)
 _LANES_PER_BLOCK = 2  # float64 uniforms in one Philox block of 128 bits
 _BLOCKS_PER_STREAM = 1 << 24  # room for particles inside the word that names the stream
 
@@ -46,7 +48,30 @@ class Words(NamedTuple):
 
 
 def philox(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
-    """Encrypt a 128-bit counter with a 64-bit key by ten rounds of Philox4x32 (Salmon et al. 2011, section 3.4)."""
+    """Encrypt a 128-bit counter with a 64-bit key by ten rounds of Philox4x32 (Salmon et al. 2011, section 3.4).
+
+    The counter is four tensors of one shape, and the key has two words, numbers or tensors of no dimension.
+    """
+    at_hand = counter.a.device.type == "cpu" and not torch.compiler.is_compiling()
+    return in_numpy(counter, key) if at_hand else in_torch(counter, key)
+
+
+def in_numpy(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
+    """Do what `in_torch` does; of few numbers in a fifth of its time, which is that of calling operations."""
+    a, b, c, d = (word.numpy().view(np.uint64) for word in counter)
+    pair = (2, *(1,) * a.ndim)
+    multipliers = (np.array(_MULTIPLIERS).astype(np.uint64) & _LOW).reshape(pair)
+    rounds = [[int(word) + n * more for word, more in zip(key, _KEY_INCREMENTS, strict=True)] for n in range(_ROUNDS)]
+    keys = (np.array(rounds, np.uint64) & _LOW).reshape(_ROUNDS, *pair)
+    x, y = np.stack([a, c]), np.stack([b, d])
+    for n in range(_ROUNDS):
+        product = (x * multipliers)[::-1]
+        x, y = (product >> _HALF) ^ y ^ keys[n], product & _LOW
+    return Words(*(torch.from_numpy(np.asarray(word).view(np.int64)) for word in (x[0], y[0], x[1], y[1])))
+
+
+def in_torch(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
+    """Encrypt on any device, and as a part of a graph."""
     a, b, c, d = counter
     key_0, key_1 = key
     for _ in range(_ROUNDS):

@@ -98,13 +98,13 @@ def titles(axes: Any, x: str, y: str, title: str = "") -> None:
     axes.set_xlabel(x, fontsize=_TEXT)
     axes.set_ylabel(y, fontsize=_TEXT)
     if title:
-        axes.set_title(title, fontsize=_TEXT, loc="left")
+        axes.set_title(title, fontsize=_TEXT, loc="left", y=1.0)  # where it would be after a search for room
 
 
 def save(figure: Any, path: Path) -> None:
     """Write the png, whole or not at all. Raises OSError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.partial")
-    figure.savefig(temporary, dpi=_DPI, format="png", pil_kwargs={"optimize": True})
+    figure.savefig(temporary, dpi=_DPI, format="png", pil_kwargs={"compress_level": 4})  # 9: a third slower, 5 % less
     os.replace(temporary, path)
 
 

@@ -260,8 +260,9 @@ def check_arguments(
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in supplied:
         _require(takes_all or name in parameters, f"{key}._component_", called, f"a factory that takes {name}")
+    needed = needed_by(factory) - {*arguments, *supplied, *offered}
     for name in parameters:
-        if name in needed_by(factory) - {*arguments, *supplied, *offered}:
+        if name in needed:
             raise ValueError(f"{key}.{name}: missing from the config ({called} needs it)")
 
 

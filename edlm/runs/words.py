@@ -38,7 +38,10 @@ def read(words: Sequence[str], is_text: IsText) -> DictConfig:
         raise ValueError("--config FILE is missing: it names the config; `edlm ls` lists those that come with a recipe")
     merged = load(path)
     for key, value in changes:
-        merged = _without(merged, key) if value is None else _with(merged, key, value, is_text)
+        if value is None:
+            merged = _without(merged, key)
+        else:
+            _change(merged, key, value, is_text)
     return merged
 
 
@@ -117,8 +120,8 @@ def _as_pair(key: str, value: str, after: str | None) -> str:
     return f"{key}={value or after or 'true'}"
 
 
-def _with(merged: DictConfig, key: str, value: str, is_text: IsText) -> DictConfig:
-    """The config with one value changed, or added. Raises ValueError, naming the key, for what it cannot hold."""
+def _change(merged: DictConfig, key: str, value: str, is_text: IsText) -> None:
+    """Change one value of a config, or add it. Raises ValueError, naming the key, for what it cannot hold."""
     try:
         own = OmegaConf.create({})
         if is_text(key, value):
@@ -130,7 +133,7 @@ def _with(merged: DictConfig, key: str, value: str, is_text: IsText) -> DictConf
             own.merge_with_dotlist([f"{path}={value}"])
             if "${" not in value and _is_cut(value, OmegaConf.select(own, path)):
                 OmegaConf.update(own, path, _literal(value))
-        return OmegaConf.merge(merged, own)
+        merged.merge_with(own)  # in place: `OmegaConf.merge` would copy the whole config for each word
     except TypeError as error:
         wanted = "what the config has there: a list, or a section with keys of its own"
         raise ValueError(f"{key} = {value!r} must be {wanted}") from error

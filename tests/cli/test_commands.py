@@ -157,8 +157,8 @@ def test_ls_shows_whole_sentences(recipe: str) -> None:
         assert said.count("`") % 2 == said.count("(") - said.count(")") == 0
 
 
-def seconds_of_work(*command: str) -> float:
-    """What a command takes of a core, whatever else the machine does, the best of three."""
+def works_less_than(seconds: float, *command: str) -> bool:
+    """Tell whether a command takes no more of a core, whatever else the machine does, in one of three tries."""
 
     def once() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -166,12 +166,12 @@ def seconds_of_work(*command: str) -> float:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    return min(once() for _ in range(3))
+    return any(once() < seconds for _ in range(3))
 
 
 def test_a_misspelt_key_is_refused_at_once() -> None:
     """Half a second, and nothing of torch loaded."""
-    assert seconds_of_work("-m", "edlm.cli.commands", "run", "edlm_nce", "stepz=3") < 0.5
+    assert works_less_than(0.5, "-m", "edlm.cli.commands", "run", "edlm_nce", "stepz=3")
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); "
     code += "from edlm.cli import commands; commands.main(['run', 'edlm_nce', 'stepz=3'])"
     done = subprocess.run([sys.executable, "-P", "-c", code], check=False, capture_output=True, text=True)
@@ -183,7 +183,7 @@ def test_a_misspelt_key_is_refused_at_once() -> None:
 
 
 def test_a_config_is_checked_in_five_seconds() -> None:
-    assert seconds_of_work("-m", "edlm.cli.commands", "validate", "generate") < 5.0
+    assert works_less_than(5.0, "-m", "edlm.cli.commands", "validate", "generate")
 
 
 def test_a_key_of_our_own_config_is_known_whatever_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:

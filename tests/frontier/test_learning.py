@@ -174,6 +174,16 @@ def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: di
     assert {id(each) for each in energy.values()} <= {id(each) for each in then.average.parameters()}
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an energy and a joint network, neither of which trains again where nothing has changed."""
+    folder = tmp_path_factory.mktemp("learned")
+    for name in ("transition", "joint"):
+        frontier_learning.learn([name], learning(folder, {}))
+        frontier_learning.learn([name], learning(folder, {}))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -187,14 +197,12 @@ def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: di
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_run_is_not_resumed_with_what_would_have_trained_another(
-    tmp_path: Path, settings: dict[str, Any], said: str
+    learned: Path, settings: dict[str, Any], said: str
 ) -> None:
-    """Of an energy and of a joint network, neither of which trains again where nothing has changed."""
+    """Of an energy and of a joint network."""
     other = SOURCE if settings else hidden_markov.random_hidden_markov(3, 3, SYMBOLS, 3.0)
     larger = {"network": {**SETTINGS["network"], "hidden_size": 16}}
     for name in ("transition", "joint"):
-        frontier_learning.learn([name], learning(tmp_path, {}))
-        frontier_learning.learn([name], learning(tmp_path, {}))
         for change, source, message in ((settings, other, said), (larger, SOURCE, "network was")):
-            with pytest.raises(ValueError, match=f"cannot resume {tmp_path}.*({message})"):
-                frontier_learning.learn([name], learning(tmp_path, change, source))
+            with pytest.raises(ValueError, match=f"cannot resume {learned}.*({message})"):
+                frontier_learning.learn([name], learning(learned, change, source))

@@ -3,6 +3,7 @@
 Statistical tests have fixed seeds, and a false alarm rate of 1e-4 each for a seed chosen at random.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -29,8 +30,11 @@ def from_hex(text: str) -> list[int]:
     return [int(word, 16) for word in text.split()]
 
 
-def encrypt(counter: list[int], key: list[int]) -> list[int]:
-    return [int(word) for word in noise.philox(Words(*map(torch.tensor, counter)), tuple(key))]
+every_way = pytest.mark.parametrize("philox", [noise.in_numpy, noise.in_torch])
+
+
+def encrypt(philox: Callable[..., Words], counter: list[int], key: list[int]) -> list[int]:
+    return [int(word) for word in philox(Words(*map(torch.tensor, counter)), tuple(key))]
 
 
 def philox_in_python(counter: list[int], key: list[int]) -> list[int]:
@@ -49,14 +53,25 @@ def table(seed: int = 3, b: int = 3, length: int = 4, count: int = 5) -> Tensor:
 # ---- Philox
 
 
+@every_way
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
-def test_philox_gives_the_published_answers(counter, key, answer):
-    assert encrypt(from_hex(counter), from_hex(key)) == from_hex(answer)
+def test_philox_gives_the_published_answers(philox, counter, key, answer):
+    assert encrypt(philox, from_hex(counter), from_hex(key)) == from_hex(answer)
 
 
+@every_way
 @given(st.lists(words(), min_size=4, max_size=4), st.lists(words(), min_size=2, max_size=2))
-def test_philox_equals_arbitrary_precision_arithmetic(counter, key):
-    assert encrypt(counter, key) == philox_in_python(counter, key)
+def test_philox_equals_arbitrary_precision_arithmetic(philox, counter, key):
+    assert encrypt(philox, counter, key) == philox_in_python(counter, key)
+
+
+def test_philox_is_the_same_in_numpy_and_in_torch_for_tensors_of_any_layout():
+    row, position = torch.arange(3).unsqueeze(-1) + 2**32 - 2, torch.arange(8)[::2]
+    counter = Words(*torch.broadcast_tensors(row & 0xFFFFFFFF, position, torch.tensor(7), torch.tensor(2**32 - 1)))
+    key = (torch.tensor(2**32 - 1), 0x9E3779B9)
+    for here, there in zip(noise.in_numpy(counter, key), noise.in_torch(counter, key), strict=True):
+        assert torch.equal(here, there)
+        assert here.dtype == torch.int64
 
 
 @given(seeds(), words(), words(), words(), st.sampled_from(list(Stream)))
