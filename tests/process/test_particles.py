@@ -70,7 +70,7 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature):
 def test_ess_lies_between_one_and_the_number_of_particles(example):
     log_w, _ = example
     ess, some = particles.ess(log_w), (log_w > NEVER).any(-1)
-    assert ((ess[some] >= 1.0 - 1e-9) & (ess[some] <= (log_w[some] > NEVER).sum(-1) + 1e-9)).all()
+    assert ((ess[some] >= 1.0 - 1e-9) & (ess[some] <= (log_w[some] > NEVER).sum(-1).double() + 1e-9)).all()
     assert (ess[~some] == 0.0).all()
 
 
