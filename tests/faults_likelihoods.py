@@ -169,4 +169,11 @@ FAULTS = [
         "'more' if less.mean > 0.0 else 'fewer'",
         "tests/frontier/test_closing.py::test_the_words_follow_the_paired_difference",
     ),
+    Fault(
+        "a rule in blocks that chooses among all blocks",
+        "samplers/blocks.py",
+        "cast(Rule, self.within).choose(seen, masked & leftmost(masked, self.size))",
+        "cast(Rule, self.within).choose(seen, masked)",
+        "tests/samplers/test_blocks.py::test_a_plan_that_is_drawn_and_a_rule_chooses_what_it_draws",
+    ),
 ]

@@ -76,6 +76,15 @@ class DrawnBlocks(_Blocks):
 
 
 @dataclass(frozen=True)
+class RuledBlocks(DrawnBlocks):
+    """Blocks with a plan that is drawn and reads no noise, so that it is a rule too."""
+
+    def choose(self, seen: Seen, masked: Tensor) -> Tensor:
+        """Choose among the masks of the leftmost block that has any."""
+        return cast(Rule, self.within).choose(seen, masked & leftmost(masked, self.size))
+
+
+@dataclass(frozen=True)
 class ChosenBlocks(_Blocks):
     """Blocks with a plan that reads the pass; see `plans.blocks`."""
 
@@ -104,7 +113,7 @@ def of_size(size: int, within: Plan) -> DrawnBlocks | ChosenBlocks:
     if isinstance(within, _Blocks):
         raise ValueError(f"within = {str(within)!r}: a block has no blocks of its own")
     if planning.is_drawn(within):
-        return DrawnBlocks(size, within)
+        return (RuledBlocks if planning.is_rule(within) else DrawnBlocks)(size, within)
     return ChosenBlocks(size, cast(Rule, within))  # which refuses any other
 
 

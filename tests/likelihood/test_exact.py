@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
+import block_networks
 import pytest
 import torch
 from builders import tiny_denoiser, wave_marginals
@@ -70,6 +71,11 @@ def from_the_left(count: int) -> Rule:
     return lambda laws, masks: masks[:count]
 
 
+def in_blocks(size: int, rule: Rule) -> Rule:
+    return lambda laws, masks: rule(laws, [i for i in masks if i // size == masks[0] // size])
+
+
+TWO = edlm.plans.LeftToRight(2)
 RULES = {
     "entropy bound": (edlm.plans.EntropyBound(1.1), entropy_bound(1.1)),
     "one by one by entropy": (edlm.plans.EntropyBound(0.0), entropy_bound(0.0)),
@@ -77,6 +83,7 @@ RULES = {
     "margin": (edlm.plans.Ranked(2, by="margin"), widest_margin(2)),
     "left to right": (edlm.plans.LeftToRight(1), from_the_left(1)),
     "three from the left": (edlm.plans.LeftToRight(3), from_the_left(3)),
+    "two from the left, in blocks": (edlm.plans.blocks(3, TWO), in_blocks(3, from_the_left(2))),
 }
 
 
@@ -300,6 +307,19 @@ def test_what_has_no_exact_likelihood_is_refused_with_the_reason() -> None:
             exact.of_sampler(sampler, TEXTS)
     with pytest.raises(ValueError, match="row 1 has no scored position"):
         exact.of_sampler(rule, TEXTS[:2], torch.tensor([[True] * LENGTH, [False] * LENGTH]))
+
+
+def test_a_denoiser_of_blocks_from_left_to_right_has_the_law_of_its_blocks() -> None:
+    """It reads no later block, and in order a block is the product of the laws of its tokens."""
+    own = block_networks.denoiser(2, 3)
+    for selection, count in (("sir", 1), ("sir", 2), ("speculative", 2)):
+        plan = edlm.plans.blocks(2, edlm.plans.LeftToRight(count))
+        how = {"correction": ChainRule(), "selection": selection} if selection == "speculative" else {}
+        sampler = Sampler(own, plan, **how)
+        assert exact.missing(sampler) == ""
+        found = probabilities(sampler, block_networks.every_text())
+        assert float(found.sum()) == pytest.approx(1.0, abs=1e-9)
+        torch.testing.assert_close(found, enumeration.law(sampler, LENGTH).flatten(), rtol=1e-8, atol=0.0)
 
 
 # ---- Beside bounds

@@ -45,6 +45,19 @@ def test_each_block_has_the_passes_of_its_own_plan_after_those_before_it(
     assert drawn.t.shape[1] == int(drawn.passes.max())
 
 
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 11), st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_a_plan_that_is_drawn_and_a_rule_chooses_what_it_draws(size: int, count: int, length: int, seed: int):
+    """Of any state what is drawn for its first pass, whatever the laws of the pass are."""
+    plan, masked = plans.blocks(size, plans.LeftToRight(count)), uniforms(3, length, seed) < 0.6
+    assert planning.is_drawn(plan)
+    assert planning.is_rule(plan)
+    laws = planning.Seen(*(torch.rand(3, length, dtype=torch.float64) for _ in planning.Seen._fields))
+    first = plan.draw(uniforms(3, length, seed + 1), masked, SCHEDULE).order == 0
+    assert torch.equal(plan.choose(laws, masked) & masked, first)
+    assert not planning.is_rule(plans.blocks(size, plans.TokensPerPass(count)))
+
+
 @pytest.mark.parametrize("within", INSIDE, ids=str)
 @pytest.mark.parametrize("window", [(0.0, 1.0), (0.4, 1.0), (0.2, 0.7)])
 def test_expected_figures_are_means_over_drawn_plans(within: plans.Drawn, window: tuple[float, float]):
