@@ -58,6 +58,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> "
     return Runner(monkeypatch, capfd)
 
 
+@pytest.fixture
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw noise by the operations that a device runs, which can be watched; a CPU has a shorter way in numpy."""
+    from edlm.process import noise
+
+    monkeypatch.setattr(noise, "philox", noise.in_torch)
+
+
 @pytest.fixture(scope="session")
 def large_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny models under the names of large ones, with a tokenizer each."""

@@ -226,7 +226,7 @@ def test_it_is_refused_in_one_line_that_says_what_it_is(what: str, tmp_path: Pat
 @pytest.mark.parametrize(("module", "loader"), [(card, "named"), (generation, "resolve")])
 def test_an_energy_of_ones_own_corrects_no_baseline(module: Any, loader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(denoiser=None, diffusion=None)
-    monkeypatch.setattr(getattr(module, loader), "load", lambda settings, device: found)
+    monkeypatch.setattr(getattr(module, loader), "load", lambda *_: found)
     settings = {
         **smallest.settings_of("generate"),
         "denoiser": "runs/sedd",

@@ -35,13 +35,13 @@ def load(settings: Mapping[str, Any], device: torch.device) -> Models:
     """
     own = settings["energy"]
     if not isinstance(own, Mapping):
-        found = named.load(settings, device, settings["wrapped"])
+        found = named.load(settings, device, settings.get("wrapped"))
         if settings.get("sampler") and found.diffusion is None and found.joint is None:
             raise ValueError(f"sampler = {settings['sampler']} needs a denoiser, or a joint network, to sample from")
         return found
     if settings["denoiser"] is None:
         raise ValueError(f"energy = {own} needs a denoiser to correct")
-    found = named.load({**settings, "energy": None}, device, settings["wrapped"])
+    found = named.load({**settings, "energy": None}, device, settings.get("wrapped"))
     if found.diffusion is None:
         raise ValueError(f"energy = {own} corrects a masked diffusion denoiser, and {settings['denoiser']!r} is none")
     denoiser = found.diffusion.denoiser

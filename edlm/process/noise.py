@@ -61,8 +61,9 @@ def in_numpy(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
     a, b, c, d = (word.numpy().view(np.uint64) for word in counter)
     pair = (2, *(1,) * a.ndim)
     multipliers = (np.array(_MULTIPLIERS).astype(np.uint64) & _LOW).reshape(pair)
-    rounds = [[int(word) + n * more for word, more in zip(key, _KEY_INCREMENTS, strict=True)] for n in range(_ROUNDS)]
-    keys = (np.array(rounds, np.uint64) & _LOW).reshape(_ROUNDS, *pair)
+    words = np.array([word.numpy() if isinstance(word, Tensor) else word for word in key], np.int64).view(np.uint64)
+    increased = np.arange(_ROUNDS, dtype=np.uint64)[:, None] * np.array(_KEY_INCREMENTS, np.uint64)
+    keys = ((words + increased) & _LOW).reshape(_ROUNDS, *pair)
     x, y = np.stack([a, c]), np.stack([b, d])
     for n in range(_ROUNDS):
         product = (x * multipliers)[::-1]

@@ -158,6 +158,7 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("as_on_a_device")
 def test_the_number_of_tokens_does_not_change_what_the_host_reads():
     counts = []
     for length in (1, 4):

@@ -252,6 +252,7 @@ def test_the_spy_sees_what_the_host_reads():
     assert reads.names == ["_local_scalar_dense", "index"]
 
 
+@pytest.mark.usefixtures("as_on_a_device")
 @pytest.mark.parametrize("num_steps", [1, 3, None])
 @every_kernel
 def test_once_the_plan_is_known_nothing_in_the_loop_is_read_by_the_host(

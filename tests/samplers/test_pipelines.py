@@ -264,6 +264,7 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("as_on_a_device")
 @pytest.mark.parametrize("num_steps", [4, None])
 def test_the_loop_reads_nothing_on_the_host(num_steps: int | None):
     kernel = builders.importance(schedules.log_linear(), tiny_denoiser(), tiny_energy(), num_particles=3)
