@@ -294,6 +294,13 @@ FAULTS = [
         _CONTINUED + "test_a_text_with_a_token_that_is_never_drawn_is_refused_and_named",
     ),
     Fault(
+        "gates of LLaDA 2's experts written as what they gate",
+        "weights/llada2.py",
+        "(*both[j].chunk(2), down[j])",
+        "(*both[j].chunk(2)[::-1], down[j])",
+        _CONTINUED + "test_the_folder_that_it_writes_is_one_of_its_family_with_the_trained_law",
+    ),
+    Fault(
         "a loss of a further trained AR model over fewer tokens than count",
         "recipes/pretrain_ar.py",
         "pad_id=self.plan.pad_id)",

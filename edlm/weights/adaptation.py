@@ -197,9 +197,6 @@ def _further(
         raise ValueError(f"tokenizer = {tokenizer!r} must be null: {folder}, a {kind}, goes by that of its folder")
     words = large.load_vocabulary(folder, tokenizer)
     blueprint: Any = large.read_diffusion(folder, length + 1)
-    if isinstance(blueprint, Pretrained) and blueprint.family.translated is not None:
-        known = ", ".join(name for name in large.DENOISERS if name != kind)
-        raise ValueError(f"{folder}: model_type = {kind!r} is read and not trained; {known} are")
     outline = decoders.outline(blueprint)
     if shifted not in (None, outline.shifted):
         raise ValueError(f"shifted = {shifted}: {folder}, a {kind}, has {outline.shifted}; give null")

@@ -157,6 +157,22 @@ def weights(folder: Path, config: Any) -> dict[str, Any]:
     return found
 
 
+def exported(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """Give weights the names of a folder again, as `weights` reads them: join what it cuts, and part what it stacks."""
+    found = dict(state)
+    for i in range(config.num_hidden_layers):
+        block = f"model.layers.{i}"
+        experts = f"{block}.mlp.experts"
+        found[f"{block}.{_JOINT}"] = torch.cat([found.pop(f"{block}.self_attn.{name}_proj.weight") for name in "qkv"])
+        if i < config.first_k_dense_replace:
+            continue
+        both, down = found.pop(f"{experts}.gate_up_proj"), found.pop(f"{experts}.down_proj")
+        for j in range(config.n_routed_experts):
+            each = zip(_LAYER, (*both[j].chunk(2), down[j]), strict=True)
+            found |= {f"{experts}.{j}.{layer}.weight": value.clone() for layer, value in each}
+    return {name: found[there] for name, there in _names(config).items()}
+
+
 def _cut(folder: Path, found: dict[str, Any], block: str, config: Any) -> None:
     """Cut a joint projection into those of queries, keys and values."""
     joint: Tensor = found.pop(f"{block}.{_JOINT}")[:]

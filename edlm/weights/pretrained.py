@@ -7,6 +7,7 @@ weight that the model does not have.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -49,8 +50,8 @@ class Family(NamedTuple):
     """Names of a family's classes in `transformers`, and of its settings.
 
     reads: keys that its config takes beside its fields. fixed: keys of one value, which may be absent. transform: where
-    a masked language model's head has what comes before its vocabulary. blocks: of block diffusion. translated: its
-    config and its weights under the names of the class.
+    a masked language model's head has what comes before its vocabulary. blocks: of block diffusion. translated: the
+    module that puts its `settings` and `weights` under the names of the class, and gives them theirs back: `exported`.
     """
 
     config: str
@@ -59,7 +60,7 @@ class Family(NamedTuple):
     fixed: Mapping[str, Any] = {}
     transform: Callable[[Any], nn.Module] | None = None
     blocks: Blocks | None = None
-    translated: tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, Tensor]]] | None = None
+    translated: ModuleType | None = None
 
 
 CAUSAL = {
@@ -110,7 +111,7 @@ BLOCKS = {
         reads=frozenset(),
         fixed=llada2.FIXED,
         blocks=Blocks(None, size=32, mask_id=156895),
-        translated=(llada2.settings, llada2.weights),
+        translated=llada2,
     ),
 }
 
@@ -148,7 +149,7 @@ class Pretrained(NamedTuple):
         options |= {"output_loading_info": True, "dtype": dtype or self.dtype}
         options |= {"attn_implementation": self.config._attn_implementation}
         translated = self.family.translated
-        state = None if translated is None else translated[1](self.folder, self.config)
+        state = None if translated is None else translated.weights(self.folder, self.config)
         try:
             model, found = cls.from_pretrained(
                 self.folder if state is None else None, config=self.config, state_dict=state, **options
@@ -174,6 +175,8 @@ class Pretrained(NamedTuple):
         own = self.make(model).state_dict(keep_vars=True)
         own["output.weight"] = own["head.weight"]  # torchtune's name for it
         found = {kept[id(own[name])]: value for name, value in state.items()}
+        if self.family.translated is not None:
+            return self.family.translated.exported(found, self.config)
         return found | {name: shards.tensor(self.folder, name) for name in {*kept.values()} - found.keys()}
 
 
@@ -295,7 +298,7 @@ def _read(
         fields = {field.name for field in dataclasses.fields(cls)}
         config_keys.require_known(folder, config, fields | family.reads | family.fixed.keys() | _FIXED.keys())
     else:
-        config = family.translated[0](folder, config)
+        config = family.translated.settings(folder, config)
     for name in ("rope_scaling", "rope_parameters"):
         if name in family.reads and isinstance(config.get(name), dict):
             config_keys.require_type(folder, name, config[name])
