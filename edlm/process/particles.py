@@ -24,7 +24,8 @@ def log_weights(energy: Tensor, temperature: float = 1.0) -> Tensor:
 
 def ess(log_weights: Tensor) -> Tensor:
     """Compute the effective sample size `(sum w)^2 / sum w^2`, in [1, k], 0 if all weights are 0: (b, k) to (b,)."""
-    log_ess = 2.0 * log_weights.logsumexp(-1) - (2.0 * log_weights).logsumexp(-1)
+    over = log_weights - log_weights.amax(-1, keepdim=True)  # else large ones leave no digits for their differences
+    log_ess = 2.0 * over.logsumexp(-1) - (2.0 * over).logsumexp(-1)
     return log_ess.exp().nan_to_num(0.0)
 
 

@@ -74,6 +74,11 @@ def test_ess_lies_between_one_and_the_number_of_particles(example):
     assert (ess[~some] == 0.0).all()
 
 
+def test_ess_of_large_log_weights_keeps_its_digits():
+    log_w = torch.tensor([[-1e9, -1e9, -math.inf], [3e12 + 1, 3e12 + 1, 3e12 + 1]], dtype=torch.float64)
+    torch.testing.assert_close(particles.ess(log_w), torch.tensor([2.0, 3.0]).double(), rtol=0.0, atol=1e-12)
+
+
 @given(finite_energies(3, 4), st.floats(-1e3, 1e3))
 def test_ess_is_that_of_the_formula_and_of_any_shift(energy, shift):
     weights = (-energy - (-energy).amax(-1, keepdim=True)).exp()
