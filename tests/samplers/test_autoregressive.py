@@ -321,3 +321,10 @@ def test_a_mistake_is_named(changes, said):
     arguments = {"network": NETWORK, "num_samples": 2, "length": LENGTH, "mask_id": MASK, "bos_id": BOS}
     with pytest.raises(ValueError, match=said.replace("(", "\\(").replace(")", "\\)")):
         autoregressive.sample(**arguments | changes)
+
+
+def test_a_text_that_is_too_long_is_refused_also_where_it_is_completed():
+    """It would be read on, with no place of its own for what is beyond the end."""
+    tokens = torch.full((1, LENGTH + 1), MASK)
+    with pytest.raises(ValueError, match="length = 5 must lie in 1..4"):
+        autoregressive.complete(NETWORK, tokens, torch.rand(1, LENGTH + 1, dtype=torch.float64), MASK, BOS)
