@@ -3,7 +3,9 @@
 import torch
 from builders import tiny_denoiser
 from hypothesis import strategies as st
+from oracles import all_sequences
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from edlm import contracts
@@ -64,6 +66,21 @@ def state_of(own: Denoiser, x_t: Tensor, t: Tensor, candidates: Tensor) -> Tenso
     log_p = law.unsqueeze(1).expand(*candidates.shape, -1).gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
     log_p = torch.where(candidates != x_t.unsqueeze(1), log_p, 0.0)
     return TensorDict({**given, contracts.CANDIDATES: candidates, contracts.LOG_P_CANDIDATES: log_p})
+
+
+def fillings_of_every_set(own: Denoiser, energy: TensorDictModule) -> tuple[list[float], float]:
+    """Sum `p_theta(x^S | x_t) e^-E` over the fillings of each set S of four places; give the largest |E| too."""
+    texts, sums, moved = all_sequences(3, 4), [], 0.0
+    for chosen in all_sequences(2, 4)[1:].bool():
+        fillings = all_sequences(3, int(chosen.sum()))
+        x_t = torch.where(chosen, 3, texts[41]).unsqueeze(0)
+        candidates = x_t.repeat(len(fillings), 1)
+        candidates[:, chosen] = fillings
+        state = state_of(own, x_t, torch.ones(1, dtype=torch.float64), candidates.unsqueeze(0))
+        found = energy(state)[contracts.ENERGY]
+        sums.append(float((state[contracts.LOG_P_CANDIDATES].sum(-1) - found).exp().sum()))
+        moved = max(moved, float(found.abs().max()))
+    return sums, moved
 
 
 steps = st.builds(Step, st.integers(0, 2**62), st.integers(1, 4), st.integers(1, 3))

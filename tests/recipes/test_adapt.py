@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hub_folder import hub_model
+from interrupted import require_same_end
 from smallest import CAUSAL, LENGTH, settings_of, words_of
 
 from edlm.data import vocabulary
@@ -77,19 +78,8 @@ def test_a_model_of_ours_becomes_a_denoiser_of_ours(ours: Path, tmp_path: Path) 
 )
 def test_a_large_model_is_adapted_stopped_and_resumed_bit_for_bit(how: dict[str, Any], tmp_path: Path) -> None:
     start, more = hub_model(tmp_path / "hub"), {**LARGE, **how}
-    main(settings_of("adapt", *words(start, tmp_path / "whole", **more)))
-    half = Adapt(settings_of("adapt", *words(start, tmp_path / "run", **more)))
-    half.setup()
-    half.load_checkpoint()
-    half.run._update()
-    half.run._update()
-    half.save_checkpoint()
-    main(settings_of("adapt", *words(start, tmp_path / "run", **more)))
-    folders = [checkpoints.last_checkpoint(tmp_path / name) for name in ("whole", "run")]
-    for name in ("model.safetensors", "average.safetensors"):
-        one, other = (((folder or tmp_path) / name).read_bytes() for folder in folders)
-        assert one == other, name
-    assert all(folder is not None and folder.name == "step_00000004" for folder in folders)
+    ends = require_same_end(Adapt, main, lambda output: settings_of("adapt", *words(start, output, **more)), tmp_path)
+    assert [end.name for end in ends.values()] == ["step_00000004"] * 2
 
 
 def test_the_run_is_a_denoiser_everywhere_a_folder_of_a_large_model_is(

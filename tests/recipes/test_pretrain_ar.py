@@ -9,6 +9,7 @@ import hub_folders as hub
 import pytest
 import torch
 from hub_folder import hub_model
+from interrupted import require_same_end
 from smallest import ar_words, settings_of, words_of
 
 from edlm.models import autoregressive
@@ -40,18 +41,7 @@ def test_a_folder_of_the_hub_is_trained_further_stopped_and_resumed_bit_for_bit(
     how: dict[str, Any], tmp_path: Path
 ) -> None:
     start = hub_model(tmp_path / "hub")
-    main(settings(start, tmp_path / "whole", **how))
-    half = PretrainAr(settings(start, tmp_path / "run", **how))
-    half.setup()
-    half.load_checkpoint()
-    half.run._update()
-    half.run._update()
-    half.save_checkpoint()
-    main(settings(start, tmp_path / "run", **how))
-    folders = [checkpoints.last_checkpoint(tmp_path / name) for name in ("whole", "run")]
-    for name in ("model.safetensors", "average.safetensors"):
-        one, other = (((folder or tmp_path) / name).read_bytes() for folder in folders)
-        assert one == other, name
+    require_same_end(PretrainAr, main, lambda output: settings(start, output, **how), tmp_path)
 
 
 def test_what_ends_a_text_of_a_folder_counts_in_the_loss_and_in_the_report(tmp_path: Path) -> None:

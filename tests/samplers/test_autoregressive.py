@@ -326,5 +326,5 @@ def test_a_mistake_is_named(changes, said):
 def test_a_text_that_is_too_long_is_refused_also_where_it_is_completed():
     """It would be read on, with no place of its own for what is beyond the end."""
     tokens = torch.full((1, LENGTH + 1), MASK)
-    with pytest.raises(ValueError, match="length = 5 must lie in 1..4"):
+    with pytest.raises(ValueError, match=r"length = 5 must lie in 1\.\.4"):
         autoregressive.complete(NETWORK, tokens, torch.rand(1, LENGTH + 1, dtype=torch.float64), MASK, BOS)

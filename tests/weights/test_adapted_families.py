@@ -8,6 +8,7 @@ from typing import Any
 import hub_folders as hub
 import pytest
 import torch
+from interrupted import require_same_end
 from smallest import settings_of, words_of
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from edlm.nn import adapters, decoders
 from edlm.recipes import generate
 from edlm.recipes.adapt import Adapt, main
 from edlm.training import log
-from edlm.weights import adaptation, checkpoints, large, loading, whole
+from edlm.weights import adaptation, large, loading, whole
 
 transformers = pytest.importorskip("transformers", minversion="5", reason="needs pip install 'edlm-torch[families]'")
 MASK, LENGTH, BOS = hub.V, hub.LENGTH, 1
@@ -149,19 +150,7 @@ def test_it_is_trained_stopped_and_resumed_bit_for_bit_and_draws(
     kind: str, how: dict[str, Any], tmp_path: Path
 ) -> None:
     start, _ = folder_of(kind, tmp_path / "hub")
-    main(asked(tmp_path, start, tmp_path / "whole", **how))
-    half = Adapt(asked(tmp_path, start, tmp_path / "run", **how))
-    half.setup()
-    half.load_checkpoint()
-    half.run.network.train()  # GPT-2 has dropout
-    half.run._update()
-    half.run._update()
-    half.save_checkpoint()
-    main(asked(tmp_path, start, tmp_path / "run", **how))
-    folders = [checkpoints.last_checkpoint(tmp_path / name) for name in ("whole", "run")]
-    for name in ("model.safetensors", "average.safetensors"):
-        one, other = (((folder or tmp_path) / name).read_bytes() for folder in folders)
-        assert one == other, name
+    require_same_end(Adapt, main, lambda output: asked(tmp_path, start, output, **how), tmp_path)
     assert loading.denoiser(str(tmp_path / "run"), torch.device("cpu"), 8).network.max_length == 8
     in_order = "{plan: {name: left_to_right, count: 4}, selection: speculative, window: [0.0, 1.0]}"
     of_run = {"denoiser": tmp_path / "run"}

@@ -12,6 +12,7 @@ import large_folders
 import pytest
 import torch
 import torch.nn.functional as F
+from interrupted import require_same_end
 from large_folders import close
 from smallest import settings_of, words_of
 from torch import Tensor
@@ -248,19 +249,7 @@ def test_it_is_trained_stopped_and_resumed_bit_for_bit_and_draws(
 ) -> None:
     start = tmp_path / "hub"
     folder_of(kind, start)
-    main(asked(tmp_path, start, tmp_path / "whole", **how))
-    half = Adapt(asked(tmp_path, start, tmp_path / "run", **how))
-    half.setup()
-    half.load_checkpoint()
-    half.run.network.train()  # BERT has dropout
-    half.run._update()
-    half.run._update()
-    half.save_checkpoint()
-    main(asked(tmp_path, start, tmp_path / "run", **how))
-    folders = [checkpoints.last_checkpoint(tmp_path / name) for name in ("whole", "run")]
-    for name in ("model.safetensors", "average.safetensors"):
-        one, other = (((folder or tmp_path) / name).read_bytes() for folder in folders)
-        assert one == other, name
+    require_same_end(Adapt, main, lambda output: asked(tmp_path, start, output, **how), tmp_path)
     words = {"denoiser": tmp_path / "run", "energy": None, "output": tmp_path / "texts.jsonl", "num_samples": 2}
     plain = {"num_steps": 4, "length": 8, "window": "[0.0,1.0]", "threads": 1, "num_particles": 1}
     generate.main(settings_of("generate", *words_of({**words, **plain})))
