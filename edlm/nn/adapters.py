@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edlm.nn.decoders import EmbeddingWithMask
+from edlm.process import arguments
 
 _NAMES = {"embedding.weight": "tok_embeddings.weight", "head.weight": "output.weight"}  # torchtune's for ours
 _TRANSPOSED = "transformers.pytorch_utils.Conv1D"
@@ -47,10 +48,13 @@ def attach(network: nn.Module, rank: int, alpha: float) -> None:
     """Freeze a network and put an adapter of `alpha / rank B A` on every product of its blocks, in place.
 
     B is zero at first, so the network computes what it did. A vocabulary head has none.
-    Raises ValueError for a network without such products.
+    Raises ValueError for a network without such products, a rank below 1, and an alpha that is not finite.
     """
     from torchtune.modules.peft import LoRALinear
 
+    arguments.require_whole("rank", rank)
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha = {alpha} must be finite")
     network.requires_grad_(False)
     places = [(owner, name, child) for owner in network.modules() for name, child in owner.named_children()]
     if not any(type(child) is nn.Linear or _is_transposed(child) for _, _, child in places):

@@ -18,6 +18,7 @@ from edlm.data.vocabulary import Vocabulary
 from edlm.nn import adapters, decoders
 from edlm.nn.decoders import Blueprint, DecoderNetwork
 from edlm.nn.pretrained import PretrainedNetwork
+from edlm.process import arguments
 from edlm.weights import large, pretrained, shards, tensors, whole
 from edlm.weights.formats import Format
 from edlm.weights.pretrained import Pretrained
@@ -108,6 +109,7 @@ def start(
         >>> adaptation.start("Qwen2.5-7B", length=8, shifted=True).vocabulary.mask_id
         33
     """
+    arguments.require_whole("length", length)
     folder = Path(folder)
     if predicts_masks(folder):
         return _further(folder, length, shifted, tokenizer, adapter)
@@ -175,6 +177,7 @@ def start_causal(
         >>> adaptation.start_causal("Qwen2.5-7B", length=8, ids=ids).network.max_length
         8
     """
+    arguments.require_whole("length", length)
     folder = Path(folder)
     large.require_same_tokens(ids, folder)
     blueprint: Any = large.read_autoregressive(folder, length, vocab_size=ids.size)

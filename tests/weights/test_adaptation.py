@@ -256,5 +256,20 @@ def test_what_cannot_be_adapted_is_said_in_one_line(config: dict[str, Any], said
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"length": 0}, "length = 0 must be at least 1"),
+        ({"length": 2.5}, "length = 2.5 must be a whole number of at least 1"),
+        ({"adapter": (0, 1.0)}, "rank = 0 must be at least 1"),
+        ({"adapter": (2, float("inf"))}, "alpha = inf must be finite"),
+    ],
+)
+def test_numbers_that_make_no_start_are_refused_in_python_too(asked: dict[str, Any], said: str, tmp_path: Path) -> None:
+    weights_of(tmp_path / "ar")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        adaptation.start(tmp_path / "ar", **{"length": 4, "shifted": True, **asked})
+
+
 def test_the_numbers_that_the_folders_are_written_with_are_not_those_of_defaults() -> None:
     assert (THETA, EPS, H) != (10000.0, 1e-6, 4096)
