@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edlm.models import autoregressive
 from edlm.nn import folding
+from edlm.nn.attention import Cache
 from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
 from edlm.nn.pretrained_decoder import PretrainedDecoder
@@ -87,7 +88,7 @@ def complete(
     with _dropout_off(stepped):
         for i in range(first, 1 + max((i for i, any_masked in enumerate(wanted) if any_masked), default=-1)):
             position = torch.full((), i - first, device=tokens.device)
-            hidden, own = stepped.step(before, position, cache)
+            hidden, own = stepped.step(before, position, _read(stepped, cache, i - first))
             for kept, new in zip(cache, own, strict=True):  # the loop's own buffers: nobody else has seen them
                 kept.index_copy_(3, position.unsqueeze(0), new.unsqueeze(3))
             if wanted[i]:
@@ -98,6 +99,11 @@ def complete(
             before = filled[:, i]
     finite.require_drawn(log_prob)
     return Draws(filled, log_prob)
+
+
+def _read(network: Stepped, cache: Cache, count: int) -> Cache:
+    """Leave out what is not written yet, where it would be copied in every step: `transformers` does that."""
+    return Cache(*(kept[:, :, :, :count] for kept in cache)) if isinstance(network, PretrainedDecoder) else cache
 
 
 def _require_length(length: int, network: Stepped) -> None:
