@@ -1,4 +1,6 @@
-"""Make a denoiser of an autoregressive model (attention both ways, a mask, training by the NELBO), or train one on.
+"""Make a denoiser of an autoregressive model: attention both ways, a mask, and a short training by the NELBO.
+
+A model that is a denoiser already is trained further.
 
 edlm run adapt --config tiny                            # from the model of `edlm run pretrain_ar`
 edlm run adapt --config smollm2                         # from a folder of the hub, 135 million parameters, on a CPU
