@@ -1,6 +1,7 @@
 """A small AR model whose texts a small denoiser drafts, and the prompts to try them with."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from builders import tiny_denoiser, tiny_network
@@ -11,6 +12,7 @@ from torchtune.models import qwen2
 import edlm
 from edlm import contracts
 from edlm.models import denoisers
+from edlm.nn.attention import Cache
 from edlm.nn.decoders import DecoderNetwork
 from edlm.nn.networks import Transformer
 from edlm.samplers import plans
@@ -81,3 +83,27 @@ def heeding(max_length: int, last: float, sharpness: float = 1.0) -> Transformer
         network.embedding.weight.mul_(last)
         network.head.weight.mul_(sharpness)
     return network
+
+
+@torch.no_grad()
+def followed(network: Any, seed: int, b: int, parts: list[int], room: int, unread: float) -> tuple[Tensor, Tensor]:
+    """States of tokens that a causal network reads part by part beside a cache, and those of whole texts.
+
+    Rows are at other places, and what is not to be read of the cache is `unread`. No cache is written to.
+    """
+    generator, length = torch.Generator().manual_seed(seed), sum(parts)
+    tokens = torch.randint(SYMBOLS + 1, (b, length), generator=generator)
+    late = torch.randint(0, 3, (b,), generator=generator)  # of each row so many tokens stand before these
+    before = torch.randint(SYMBOLS + 1, (b, 3), generator=generator)
+    whole = [network(torch.cat([x[:n], y]).unsqueeze(0))[0, n:] for x, y, n in zip(before, tokens, late, strict=True)]
+    cache = Cache(*(kept + unread for kept in network.empty_cache(b, length + 3 + room)))
+    start, found = torch.zeros(b, dtype=torch.int64), []
+    for step, part in enumerate([before, *tokens.split(parts, dim=1)]):
+        held = [kept.clone() for kept in cache]
+        hidden, own = network.follow(part, start, cache)
+        assert all(torch.equal(kept, old) for kept, old in zip(cache, held, strict=True))
+        at = (start.unsqueeze(-1) + torch.arange(part.shape[1]))[None, :, None, :, None]
+        cache = Cache(*(kept.scatter(3, at.expand_as(new), new) for kept, new in zip(cache, own, strict=True)))
+        start = late if step == 0 else start + part.shape[1]
+        found += [hidden] if step else []
+    return torch.cat(found, dim=1), torch.stack(whole)

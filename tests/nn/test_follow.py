@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from drafting import SYMBOLS, ar_decoder, ar_network, close
+from drafting import ar_decoder, ar_network, close, followed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,26 +15,12 @@ from edlm.nn.attention import Cache
 @given(st.integers(0, 50), st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 2))
 def test_what_follows_is_the_pass_over_the_whole_text(seed: int, b: int, parts: list[int], room: int) -> None:
     """Rows that are at other places, and a cache in which what is not read is anything."""
-    length = sum(parts)
     kinds = [
         *(partial(ar_network, num_heads=heads, max_length=24) for heads in (1, 2, 4)),
         partial(ar_decoder, length=18),
     ]
-    network = kinds[seed % 4](seed % 5)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(SYMBOLS + 1, (b, length), generator=generator)
-    late = torch.randint(0, 3, (b,), generator=generator)  # of each row so many tokens stand before these
-    before = torch.randint(SYMBOLS + 1, (b, 3), generator=generator)
-    whole = [network(torch.cat([x[:n], y]).unsqueeze(0))[0, n:] for x, y, n in zip(before, tokens, late, strict=True)]
-    cache = Cache(*(kept + 1e6 for kept in network.empty_cache(b, length + 3 + room)))
-    start, found = torch.zeros(b, dtype=torch.int64), []
-    for step, part in enumerate([before, *tokens.split(parts, dim=1)]):
-        hidden, own = network.follow(part, start, cache)
-        at = (start.unsqueeze(-1) + torch.arange(part.shape[1]))[None, :, None, :, None]
-        cache = Cache(*(kept.scatter(3, at.expand_as(new), new) for kept, new in zip(cache, own, strict=True)))
-        start = late if step == 0 else start + part.shape[1]
-        found += [hidden] if step else []
-    close(torch.cat(found, dim=1), torch.stack(whole), atol=1e-5 if seed % 4 == 3 else 1e-9)  # norms are float32 there
+    found, whole = followed(kinds[seed % 4](seed % 5), seed, b, parts, room, unread=1e6)
+    close(found, whole, atol=1e-5 if seed % 4 == 3 else 1e-9)  # norms are float32 there
 
 
 def test_it_writes_into_nothing() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import hub_folders as hub
 import pytest
 import torch
+from drafting import followed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import all_sequences
@@ -18,7 +19,6 @@ from edlm.likelihood import enumeration, exact
 from edlm.models import chain_rule, denoisers
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import pretrained
-from edlm.nn.attention import Cache
 from edlm.nn.pretrained import VocabularyHead
 from edlm.nn.pretrained_decoder import PretrainedDecoder
 from edlm.samplers import corrections, plans
@@ -121,24 +121,10 @@ def test_what_follows_is_the_pass_over_the_whole_text(
     kind: str, seed: int, b: int, parts: list[int], room: int
 ) -> None:
     """Rows that are at other places, windows that end in the cache, and a cache whose unread places hold anything."""
-    network, generator = decoder(kind, both_ways=False), torch.Generator().manual_seed(seed)
+    network = decoder(kind, both_ways=False)
     assert isinstance(network, Causal)
-    network.max_length, length = 32, sum(parts)
-    tokens = torch.randint(MASK + 1, (b, length), generator=generator)
-    late = torch.randint(0, 3, (b,), generator=generator)  # of each row so many tokens stand before these
-    before = torch.randint(MASK + 1, (b, 3), generator=generator)
-    whole = [network(torch.cat([x[:n], y]).unsqueeze(0))[0, n:] for x, y, n in zip(before, tokens, late, strict=True)]
-    cache = Cache(*(kept + 1e3 for kept in network.empty_cache(b, length + 3 + room)))
-    start, found = torch.zeros(b, dtype=torch.int64), []
-    for step, part in enumerate([before, *tokens.split(parts, dim=1)]):
-        held = [kept.clone() for kept in cache]
-        hidden, own = network.follow(part, start, cache)
-        assert all(torch.equal(kept, old) for kept, old in zip(cache, held, strict=True))
-        at = (start.unsqueeze(-1) + torch.arange(part.shape[1]))[None, :, None, :, None]
-        cache = Cache(*(kept.scatter(3, at.expand_as(new), new) for kept, new in zip(cache, own, strict=True)))
-        start = late if step == 0 else start + part.shape[1]
-        found += [hidden] if step else []
-    torch.testing.assert_close(torch.cat(found, dim=1), torch.stack(whole), atol=5e-5, rtol=1e-4)
+    network.max_length = 32
+    torch.testing.assert_close(*followed(network, seed, b, parts, room, unread=1e3), atol=5e-5, rtol=1e-4)
 
 
 @torch.no_grad()
