@@ -99,8 +99,9 @@ def test_a_fixed_number_of_tokens_per_pass(k: int):
     judge(counts_of(tokens), laws[2], twins)
 
 
-@pytest.mark.parametrize("num_steps", [slow(2), 3, slow(4), None])
-@pytest.mark.parametrize("selection", ["sir", slow("imh")])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [2, 3, 4, None])
+@pytest.mark.parametrize("selection", ["sir", "imh"])
 def test_a_window_is_closed_and_at_high_times(num_steps: int | None, selection: str):
     case = Case(num_steps, selection, 3, window=(0.5, 1.0))
     twins = {"plain": Case(num_steps).law(), "low times": case._replace(window=(0.0, 0.5)).law()}
@@ -136,8 +137,9 @@ def test_experts_multiply():
     judge(counts, case.law(lambda x, x_t: ENERGY(x, x_t) + 0.5 * other(x, x_t)), twins)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
-@pytest.mark.parametrize("k", [1, slow(3)])
+@pytest.mark.parametrize("k", [1, 3])
 def test_schedules_and_grids(schedule: str, k: int):
     for grid in (schedules.uniform_grid, schedules.cosine_grid):
         case = Case(3, k=k, schedule=schedule, grid=grid)
@@ -146,6 +148,7 @@ def test_schedules_and_grids(schedule: str, k: int):
         judge(counts_of(case.sample()["tokens"]), case.law(), twins)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [(0, 2, 2), (2, 2, 1), (2, 0, 2)])
 def test_a_prompt_conditions_as_the_visible_tokens_do(start: tuple[int, ...]):
     case = Case(2, k=3, start=start)
@@ -157,7 +160,8 @@ def test_a_prompt_conditions_as_the_visible_tokens_do(start: tuple[int, ...]):
     judge(counts[given], law[given], {"unconditional": shuffled / shuffled.sum(), "plain": plain})
 
 
-@pytest.mark.parametrize("selection", ["sir", "imh", slow("greedy")])
+@pytest.mark.slow
+@pytest.mark.parametrize("selection", ["sir", "imh", "greedy"])
 def test_zero_energy_leaves_the_plain_law(selection: str):
     case = Case(2, selection, 3)
     judge(counts_of(case.sample(zero_energy)["tokens"]), Case(2).law(), {"corrected": case.law()})
@@ -211,6 +215,7 @@ def test_another_proposal_is_weighed_against_the_denoiser(temperature: float, nu
     judge(counts[possible], law[possible], twins)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nucleus", [0.6, 0.8])
 def test_plain_sampling_from_a_nucleus(nucleus: float):
     denoiser, alphas = OracleDenoiser(Lookup(MARGINALS), SYMBOLS), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
@@ -223,7 +228,8 @@ def test_plain_sampling_from_a_nucleus(nucleus: float):
     judge(counts[possible], law[possible], {"whole law": whole / whole.sum()})
 
 
-@pytest.mark.parametrize("target_ess", [1.5, slow(1.9)])
+@pytest.mark.slow
+@pytest.mark.parametrize("target_ess", [1.5, 1.9])
 def test_particles_drawn_until_they_suffice(target_ess: float):
     denoiser = OracleDenoiser(Lookup(MARGINALS), SYMBOLS)
     fixed = builders.importance(schedules.log_linear(), denoiser, OracleEnergy(ENERGY), 4)
@@ -233,6 +239,7 @@ def test_particles_drawn_until_they_suffice(target_ess: float):
     judge(counts_of(tokens), law, {f"always {k}": Case(2, k=k).law() for k in (1, 2, 4)})
 
 
+@pytest.mark.slow
 def test_a_sliding_window_continues_by_the_law_of_what_it_still_sees():
     kernel = builders.importance(
         schedules.log_linear(),
@@ -266,7 +273,8 @@ def test_corrected_transitions(num_steps: int | None, selection: str, k: int):
     judge(counts_of(case.sample()["tokens"]), case.law(), twins)
 
 
-@pytest.mark.parametrize("num_steps", [2, slow(None)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [2, None])
 def test_transitions_in_a_window_from_a_prompt_and_at_a_temperature(num_steps: int | None):
     window = Case(num_steps, k=3, window=(0.6, 1.0), proposes="revealed")
     judge(
@@ -283,6 +291,7 @@ def test_transitions_in_a_window_from_a_prompt_and_at_a_temperature(num_steps: i
     judge(counts[possible], law[possible], {"plain": given_one._replace(k=1).law()[possible]})
 
 
+@pytest.mark.slow
 def test_two_fair_bits_agree_as_often_as_enumeration_says():
     """No factorised step draws two identical bits; with k drafts at one step SIR fails only if all drafts do."""
     joint = two_fair_bits()
@@ -299,6 +308,7 @@ def test_two_fair_bits_agree_as_often_as_enumeration_says():
         assert not fits(counts_of(tokens), twin)
 
 
+@pytest.mark.slow
 def test_more_particles_come_closer_to_the_data_and_a_flipped_sign_goes_away_from_it():
     def nll(case: Case, energy: EnergyFn = ENERGY) -> float:
         return float(exact_nll(JOINT, case.sample(energy, 50_000)["tokens"]).mean())

@@ -99,6 +99,7 @@ def test_a_sweep_is_the_product_of_its_lists_and_a_setting_is_there_once(models:
     assert roles["sir, flipped learned, T=4, k=3"] == "flipped of sir, learned, T=4, k=3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 3, 8, None])
 @pytest.mark.parametrize("window", [FULL, (0.3, 0.8), (0.0, 0.5)])
 @pytest.mark.parametrize("energy", ["learned", "joint", "chain_rule"])

@@ -314,6 +314,7 @@ def test_training_in_no_steps_is_an_error():
         baseline_objectives.score_entropy(denoisers.sedd(tiny_network(), 4, SCHEDULE), SCHEDULE, 1.0)
 
 
+@pytest.mark.slow
 @both
 def test_a_trained_baseline_draws_two_bits_that_agree(name):
     """100 updates on texts 0000 and 1111: then most samples are one of the two, where a fair law has 1 in 8."""

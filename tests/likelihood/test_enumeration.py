@@ -56,6 +56,7 @@ def test_one_position_at_a_time_is_the_oracle_s_law(proposes: Positions) -> None
     torch.testing.assert_close(found.flatten(), wanted, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposes", ["masked", "revealed"])
 def test_it_is_the_law_of_the_texts_that_the_library_draws(proposes: Positions) -> None:
     """A network's energy, tempered proposals, another schedule; 10,000 texts, wrong with probability 1e-6."""

@@ -358,6 +358,7 @@ def test_the_bound_of_a_rule_without_candidates_is_exact(name: str) -> None:
         assert torch.equal(found.denoiser_passes, readings * found.passes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["margin", "three from the left"])
 def test_candidates_along_a_rule_have_a_bound_above_their_law(name: str) -> None:
     """Means over 100 draws of each text lie above by enumeration, five standard errors aside, and near it."""

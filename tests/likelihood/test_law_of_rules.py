@@ -90,6 +90,7 @@ def improbable(tokens: Tensor, law: Tensor) -> float:
     return float(scipy.stats.chisquare(*together.tolist()).pvalue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{}, {"correction": corrections.ChainRule(), "selection": "speculative"}], ids=str)
 def test_it_is_the_law_of_the_texts_that_are_drawn(axes: dict[str, object]) -> None:
     """Every rule, 4000 texts each: a right one fails one run in 1e5; the texts are those of no other law tried."""

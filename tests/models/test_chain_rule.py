@@ -220,6 +220,7 @@ def test_a_text_is_read_once_per_step_and_two_rows_per_candidate_and_later_token
     assert asked == [rows for step in wanted for rows in step]
 
 
+@pytest.mark.slow
 def test_the_texts_it_draws_have_the_enumerated_law() -> None:
     """k = 2, two layers, 20,000 texts of 3 symbols and length 3; wrong with probability 1e-6."""
     n, own = 20_000, sharp(2)

@@ -91,6 +91,7 @@ def test_a_token_has_no_part_in_its_own_law_and_in_those_before(way: str) -> Non
         assert moved[0, 1, number : int(step.new[0].sum()) - 1].all()
 
 
+@pytest.mark.slow
 @every_way
 @pytest.mark.parametrize("plan", [plans.LeftToRight(2), plans.Ranked(3)], ids=str)
 def test_the_speculative_sampler_of_a_decoder_has_an_exact_law_and_draws_it(way: str, plan: plans.Plan) -> None:

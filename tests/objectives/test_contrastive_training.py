@@ -114,6 +114,7 @@ def test_what_is_logged_starts_with_the_loss_and_has_every_figure_of_every_noise
     assert not any("t0.2" in name for name in contrast.metrics(empty, "nce", 1))
 
 
+@pytest.mark.slow
 def test_figures_by_noise_level_are_logged_while_an_energy_learns_and_no_warning_is_given(
     run: Run, denoiser: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_planted_sign_is_warned_of_while_training_and_at_the_end(denoiser: Pat
     assert report["gap"]["mean"] < 0
 
 
+@pytest.mark.slow
 def test_an_energy_that_learns_nothing_is_warned_of(run: Run, denoiser: Path, tmp_path: Path) -> None:
     words = [*energy_words(tmp_path, denoiser), "optimizer.lr=0.0", "start_from=scratch", "steps=3"]
     status, shown, error = run("edlm_nce", *words)
@@ -230,6 +232,7 @@ def test_an_energy_in_half_precision_leaves_the_embedding_of_its_denoiser_as_it_
     assert denoiser.embedding.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_from", ["denoiser", "scratch"])
 def test_by_config_the_energy_reads_tokens_as_the_denoiser_does(
     run: Run, denoiser: Path, tmp_path: Path, start_from: str
@@ -287,6 +290,7 @@ STANDING_STILL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_best(run: Run, tmp_path: Path) -> None:
     """And a run cut in two stops where the whole one does, bit for bit."""
     for folder, ends in (("whole", [30]), ("parts", [6, 30])):

@@ -21,6 +21,7 @@ def batch(rows: int, text: Tensor = TEXT, step: int = 0) -> TensorDict:
     return training_batch(text.repeat(rows, 1), 7, torch.arange(rows), step, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_the_mean_of_the_loss_by_time_is_the_bound_less_the_times_left_out(name: str, size: int):

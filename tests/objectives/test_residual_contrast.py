@@ -152,6 +152,7 @@ def words(folder: Path, *more: str) -> list[str]:
     return [*words_of({**named, **UPDATES, **shown, "threads": 1, "optimizer.lr": 0.05}), *more]
 
 
+@pytest.mark.slow
 @forms
 def test_its_weights_are_trained_from_those_of_the_folder_and_are_an_ar_model_again(
     carry_over: bool, folder: Path

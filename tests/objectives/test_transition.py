@@ -77,6 +77,7 @@ def test_a_perfect_draw_of_one_token_is_left_alone_and_drafts_spoil_it():
     assert total_variation(first_hitting_law(table, energy, sir(3), "masked"), JOINT) > 0.01
 
 
+@pytest.mark.slow
 def test_many_particles_of_the_library_draw_the_law_of_the_data():
     """Among 40,000 samples the total variation to their own law is below 0.0202 with probability 1 - 1e-6.
 

@@ -73,6 +73,7 @@ def test_evenly_spaced_uniforms_draw_each_token_in_proportion(v):
     assert (counts - n * law.softmax(-1)).abs().max() <= 1.0  # n p points in an interval of width p, +-1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("v", SIZES)
 def test_counts_follow_the_law_and_a_bias_of_one_percent_would_be_seen(v):
     logits_, law = peaked(v).unsqueeze(0), peaked(v).softmax(-1)

@@ -67,6 +67,7 @@ def test_a_model_of_ours_becomes_a_denoiser_of_ours(ours: Path, tmp_path: Path) 
     assert (report["n"], report["step"]) == (4 * UPDATES["valid_rows"], UPDATES["steps"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

@@ -219,6 +219,7 @@ def test_the_recipe_reports_every_case_and_sweep(tmp_path: Path, capsys: pytest.
     assert not list(tmp_path.glob(".*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "says"),
     [

@@ -49,6 +49,7 @@ def test_the_denoiser_it_starts_from_is_the_one_of_its_own_recipe_and_the_energy
     assert differing == {"recipe", "output_dir"}
 
 
+@pytest.mark.slow
 def test_it_reports_what_the_denoiser_paid_and_what_the_bound_gained(trained: Path):
     report = json.loads((trained / "joint" / "report.json").read_text())
     network, start = (checkpoints.load_network(trained / name) for name in ("joint", "denoiser"))
@@ -114,6 +115,7 @@ def test_evaluate_and_frontier_take_it_with_its_own_denoiser(trained: Path):
             named.load({"denoiser": own, key: own}, cpu)
 
 
+@pytest.mark.slow
 def test_what_came_from_the_denoiser_trains_at_its_share_of_the_rate_and_may_be_kept(trained: Path, tmp_path: Path):
     """Adam's first step is the rate times the sign of the gradient; a denoiser that is kept costs its NELBO nothing."""
     short = {**SHORT, "steps": 1, "valid_every": 1, "warmup_steps": 0, "decay": "constant", "clip_norm": 1e9}

@@ -42,6 +42,7 @@ def drawn(denoiser: Path, output: Path, **more: Any) -> list[list[int]]:
     return [json.loads(line)["tokens"] for line in output.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "how", "scope"),
     [

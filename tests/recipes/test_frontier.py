@@ -115,6 +115,7 @@ def test_a_judge_that_is_the_ar_model_is_said_to_be_so(run, folder: Path) -> Non
         assert "WARNING: the judge's weights are those of `ar`" in text
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_and_says_what_it_said(run) -> None:
     """All but the clock; a line that was cut off is drawn again, and a second run changes no byte."""
     status, _, error, out = run()
@@ -134,6 +135,7 @@ def test_a_run_goes_on_where_it_was_and_says_what_it_said(run) -> None:
         assert record == whole[name]
 
 
+@pytest.mark.slow
 def test_sweeps_may_grow_and_what_is_there_is_kept(run) -> None:
     assert run(f"sweeps=[{PLAIN}]")[0] == 0
     status, _, error, out = run(f"sweeps=[{AR},{PLAIN}]")
@@ -142,6 +144,7 @@ def test_sweeps_may_grow_and_what_is_there_is_kept(run) -> None:
     assert (out / "frontier.csv").read_text("utf-8").splitlines()[2].startswith("ar,")
 
 
+@pytest.mark.slow
 def test_a_network_may_come_later_and_none_may_be_another(run, folder: Path) -> None:
     assert run(f"sweeps=[{PLAIN}]", "transition=null")[0] == 0
     status, _, error, out = run(f"sweeps=[{PLAIN},{TRANSITION}]")

@@ -176,6 +176,7 @@ def plain_settings(hub: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return {**OmegaConf.to_container(merged), **changes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_large_models_keep_the_laws_and_are_one_graph(hub: Path, family: str) -> None:
     denoiser = denoisers.subs(large.load_diffusion(hub / family), MASK)

@@ -111,6 +111,7 @@ def test_the_excess_is_over_the_rule_s_own_value_at_one_token_a_pass(run) -> Non
     assert table["ar"][1] == "exact_nll"
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_the_settings_that_are_missing(run) -> None:
     status, _, error, out = run()
     assert status == 0, error

@@ -202,6 +202,7 @@ def test_a_run_reports_every_setting_and_goes_on_where_it_was(run: Callable[...,
     assert (status, f"cannot resume {out}: length was 3, is 4" in error) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_from", ["scratch", "denoiser"])
 def test_energies_are_learned_beside_the_source_and_resumed(run: Callable[..., tuple], start_from: str) -> None:
     learn = f"learn={TINY_TRAINING.replace('scratch', start_from)}"
@@ -220,6 +221,7 @@ def test_energies_are_learned_beside_the_source_and_resumed(run: Callable[..., t
     assert (status, "transition_steps was [1, 3], is [1, 2]" in error) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_joint_network_is_its_own_denoiser_beside_the_source(run: Callable[..., tuple]) -> None:
     """Exact figures are those of its own law: k = 1 and zero energy are one sampler, and not the exact denoiser's."""
     status, _, error, out = run(f"learn={TINY_TRAINING}", f"sweeps=[{PLAINLY},{JOINTLY}]")
@@ -238,6 +240,7 @@ def test_a_joint_network_is_its_own_denoiser_beside_the_source(run: Callable[...
     assert all(torch.equal(value, kept[name]) for name, value in denoiser.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_chain_rule_of_a_learned_denoiser_beside_the_source(run: Callable[..., tuple]) -> None:
     """Exact figures of the learned denoiser's own law; one particle and zero energy are that denoiser alone."""
     status, _, error, out = run(f"learn={TINY_TRAINING}", f"sweeps=[{PLAINLY},{CHAIN},{MANY},{IN_ORDER}]")

@@ -169,6 +169,7 @@ def energy_words(denoiser: Path, ar: Path, output: Path, *more: str) -> list[str
     return [*words_of({**asked, **UPDATES, "steps": 2, "objective": "info_nce", **shown, **closing}), *more]
 
 
+@pytest.mark.slow
 def test_the_residual_energys_weights_are_trained_beside_a_denoiser_of_ours(
     models: Path, tmp_path: Path, no_pictures: None
 ) -> None:
@@ -195,6 +196,7 @@ def letters(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_ar_model_of_ours_is_trained_beside_a_denoiser_of_the_hub(
     models: Path, tmp_path: Path, no_pictures: None
 ) -> None:

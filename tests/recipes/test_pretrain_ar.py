@@ -36,6 +36,7 @@ def settings(start: Path, output: Path, **more: Any) -> dict[str, Any]:
     return {**found, "corpus": {"_component_": "edlm.corpora.embedded"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"lora": "{rank: 2, alpha: 4.0}"}, {"recompute": False, "accumulate": 1}])
 def test_a_folder_of_the_hub_is_trained_further_stopped_and_resumed_bit_for_bit(
     how: dict[str, Any], tmp_path: Path
@@ -159,6 +160,7 @@ def test_a_network_of_ours_begins_as_its_seed_says(tmp_path: Path) -> None:
     assert not torch.equal(weights(3, drawn_before=1), weights(4, drawn_before=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "gpt2"])
 def test_a_family_that_transformers_runs_is_trained_further_and_read_by_it(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip(

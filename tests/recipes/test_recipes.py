@@ -157,6 +157,7 @@ def test_an_ar_model_has_no_times_and_is_always_causal(
     assert (status, said in error) == (2, True), error
 
 
+@pytest.mark.slow
 def test_an_ar_run_resumes_bit_for_bit_and_says_what_a_loader_needs(run: Runner, tmp_path: Path) -> None:
     constant = ["decay=constant", "network.dropout=0.2"]
     assert run("pretrain_ar", *ar_words(tmp_path / "whole"), *constant)[0] == 0
@@ -339,6 +340,7 @@ def test_step_grids_that_are_none_are_named(run: Runner, value: str) -> None:
     assert "must be two whole numbers [fewest, most] with 1 <= fewest <= most" in error
 
 
+@pytest.mark.slow
 def test_a_run_by_muon_resumes_bit_for_bit_and_is_not_sharded(run: Runner, tmp_path: Path) -> None:
     muon = ["optimizer._component_=edlm.training.muon.Muon", "optimizer.lr=5.0e-3", "decay=constant"]
     assert run("pretrain_ar", *ar_words(tmp_path / "whole"), *muon)[0] == 0

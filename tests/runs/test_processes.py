@@ -122,6 +122,7 @@ def test_a_denoiser_has_the_loss_curve_of_one_process(
     assert not any(said[1:]), "the first process alone prints and shows bars"
 
 
+@pytest.mark.slow
 def test_a_denoiser_that_is_trained_in_order_has_the_loss_curve_of_one_process(tmp_path: Path) -> None:
     """In sharded form, blocks recomputed: what is read in order runs network and blocks by other names than forward."""
     own = {"objective": "chain_rule", "noise_levels": "by_time", "loss_steps": [2, 8]}
@@ -144,6 +145,7 @@ def test_an_energy_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path, 
     same_run(tmp_path / "sharded", tmp_path / "single")
 
 
+@pytest.mark.slow
 def test_a_joint_network_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path) -> None:
     """Two processes with all of the weights, stopped; two with a part each, stopped; one to the end.
 
@@ -159,6 +161,7 @@ def test_a_joint_network_has_the_loss_curve_of_one_process(one: Path, tmp_path: 
     same_run(tmp_path / "several", tmp_path / "single")
 
 
+@pytest.mark.slow
 def test_a_joint_network_that_keeps_its_denoiser_has_the_loss_curve_of_one_process(one: Path, tmp_path: Path) -> None:
     """In sharded form, where what the trunk gives takes no gradient and the other head's does."""
     for name, count, parallel in (("single", 1, "data"), ("sharded", 2, "sharded")):
@@ -169,6 +172,7 @@ def test_a_joint_network_that_keeps_its_denoiser_has_the_loss_curve_of_one_proce
     assert all(torch.equal(kept[f"denoiser.{name}"], value) for name, value in start.items())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_other_parts(one: Path, tmp_path: Path) -> None:
     """One process, then two with a part of the weights each, then three with all of them, then one."""
     chain = [(1, "data", 2), (2, "sharded", 3), (3, "data", 5), (1, "sharded", 6)]
@@ -188,6 +192,7 @@ def texts(folder: Path) -> list[str]:
     return (folder / "texts.jsonl").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_texts_and_figures_are_those_of_one_process(one: Path, tmp_path: Path) -> None:
     """Bit for bit: whole batches fall to a process, the last one smaller than the others."""
     for count in (1, 3):
@@ -202,6 +207,7 @@ def test_texts_and_figures_are_those_of_one_process(one: Path, tmp_path: Path) -
     assert [{**figure, "seconds": 0} for figure in several] == [{**figure, "seconds": 0} for figure in single]
 
 
+@pytest.mark.slow
 def test_a_frontier_is_that_of_one_process(one: Path, tmp_path: Path) -> None:
     """The judge's texts are cut otherwise, so its figures are the same but for rounding."""
     network = Transformer(28, 32, hidden_size=8, num_layers=1, num_heads=2, conditioning_size=0, causal=True)

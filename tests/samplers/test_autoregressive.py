@@ -192,6 +192,7 @@ def test_the_law_of_what_is_filled_in_sums_to_one(start):
     close(law(MASK, start).sum(), torch.ones((), dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 @pytest.mark.parametrize(("name", "bos_id"), [*((name, MASK) for name in STARTS), ("prefix", None), ("suffix", None)])
 def test_samples_have_the_enumerated_law(name, bos_id, temperature):

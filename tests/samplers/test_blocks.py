@@ -170,6 +170,7 @@ def test_a_network_of_one_block_has_the_law_and_the_tokens_of_one_without():
         assert torch.equal(*drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("within", [plans.Grid(2), plans.first_hitting(), plans.Ranked(1)], ids=str)
 def test_what_is_drawn_has_the_enumerated_law(within: plans.Plan):
     """Chi-square of 20,000 texts over 81: above 160 by chance once in 4 million times."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import identity_parts
 import pytest
 import torch
+from covering import covering
 from identity_parts import LENGTH, MASK, ROWS, SEED, Case
 from safetensors.torch import load_file
 from torch import Tensor
@@ -90,22 +91,22 @@ def require_same(name: str, found: dict[str, Tensor], record: dict[str, Tensor])
             assert torch.equal(value, wanted), part
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", covering(CASES), ids=str)
 def test_texts_and_what_is_said_of_them_are_as_before(case: Case, record: dict[str, Tensor]) -> None:
     require_same(f"drawn, {case}", drawn(case), record)
 
 
-@pytest.mark.parametrize("case", EXTENDED, ids=str)
+@pytest.mark.parametrize("case", covering(EXTENDED), ids=str)
 def test_longer_texts_are_as_before(case: Case, record: dict[str, Tensor]) -> None:
     require_same(f"extended, {case}", extended(case), record)
 
 
-@pytest.mark.parametrize("case", BOUNDED, ids=str)
+@pytest.mark.parametrize("case", covering(BOUNDED), ids=str)
 def test_bounds_are_as_before(case: Case, record: dict[str, Tensor]) -> None:
     require_same(f"bound, {case}", bounded(case), record)
 
 
-@pytest.mark.parametrize("case", PAPER, ids=str)
+@pytest.mark.parametrize("case", covering(PAPER), ids=str)
 def test_the_figure_of_the_paper_is_as_before(case: Case, record: dict[str, Tensor]) -> None:
     require_same(f"paper, {case}", papers(case), record)
 

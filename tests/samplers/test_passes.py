@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import identity_parts
 import pytest
 import torch
+from covering import covering
 from identity_parts import LENGTH, MASK, SEED, Case
 from tensordict import TensorDict
 from torch import nn
@@ -39,7 +40,7 @@ def drawn(case: Case, rows: int, first_row: int = 0) -> tuple[TensorDict, list[i
     return info, calls
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", covering(CASES), ids=str)
 def test_a_text_tells_every_token_that_a_network_reads_and_every_call(case: Case) -> None:
     info, calls = drawn(case, 1)
     assert int((info["denoiser_tokens"] + info["energy_tokens"]).sum()) == sum(calls)
@@ -48,7 +49,7 @@ def test_a_text_tells_every_token_that_a_network_reads_and_every_call(case: Case
     assert float(told) == pytest.approx(sum(calls) / LENGTH, abs=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", covering(CASES), ids=str)
 def test_a_text_tells_the_same_whatever_is_in_its_batch(case: Case) -> None:
     together, calls = drawn(case, 3)
     for row in range(3):
@@ -74,6 +75,7 @@ def test_an_energy_that_reads_more_than_a_candidate_says_so() -> None:
     assert costs.of_energy(object()) == Reads()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", identity_parts.PLANS)
 @pytest.mark.parametrize("correction", [None, "draft", "transition", "chain_rule", "joint"])
 @pytest.mark.parametrize("changed", [False, True])

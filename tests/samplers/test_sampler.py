@@ -7,6 +7,7 @@ import identity_parts
 import pytest
 import torch
 from builders import tiny_denoiser, tiny_energy, tiny_network
+from covering import covering
 from identity_parts import MASK, SEED, Case
 
 import edlm
@@ -74,7 +75,7 @@ def test_an_energy_of_drafts_is_refused_as_one_of_transitions(energy: Any, scope
         corrections.OfEnergy(energies.product(learned, tiny_energy()))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", covering(CASES), ids=str)
 def test_a_config_gives_the_same_sampler_back_and_names_tell_samplers_apart(case: Case) -> None:
     sampler = identity_parts.sampler_of(case)
     written = json.loads(json.dumps(samplers.config(sampler)))
@@ -129,7 +130,7 @@ def test_a_stage_names_keys_that_have_a_shape() -> None:
         declaration.stage("x_t, magic -> x_s", lambda x_t, magic: x_t)
 
 
-@pytest.mark.parametrize("case", [each for each in CASES if each.plan == "grid"], ids=str)
+@pytest.mark.parametrize("case", covering(each for each in CASES if each.plan == "grid"), ids=str)
 def test_what_has_no_bound_or_no_law_says_why(case: Case) -> None:
     sampler = identity_parts.sampler_of(case)
     for missing, ask in ((bounds.missing, bound_of), (enumeration.missing, law_of)):
@@ -147,6 +148,7 @@ def law_of(sampler: Sampler) -> object:
     return enumeration.law(sampler, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [plans.Grid(2), plans.TokensPerPass(1), plans.TokensPerPass(2)])
 @pytest.mark.parametrize("selection", ["sir", "imh", "speculative"])
 def test_the_enumerated_law_is_that_of_the_texts(plan: plans.Plan, selection: str) -> None:

@@ -185,6 +185,7 @@ def test_losses_in_pure_bfloat16_are_those_of_float32_but_for_rounding() -> None
     torch.testing.assert_close(losses(PURE), losses("float32"), rtol=0.03, atol=0.0)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_pure_bfloat16_is_float32_and_interchanges(tmp_path: Path) -> None:
     """Sharded, FSDP2 makes the rounded copy; the rounding of its sums differs."""
     train(tmp_path / "single", precision=PURE, steps=3)

@@ -129,6 +129,7 @@ def other_texts(folder: Path) -> list[str]:
     return ["corpus._component_=edlm.corpora.text_files", f"corpus.path={folder}"]
 
 
+@pytest.mark.slow
 @every_recipe
 def test_a_run_that_was_trained_is_trained_longer_and_then_on_other_texts(name: str, tmp_path: Path) -> None:
     own = RECIPES[name][1]

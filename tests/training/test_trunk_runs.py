@@ -44,6 +44,7 @@ def test_before_training_texts_are_those_of_no_energy(how: str, root: Path, tmp_
     assert texts[0]["info", "ess"].nansum() > 0  # weighed, and evenly
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["draft", "transition"])
 @pytest.mark.parametrize("how", over_large.HOW)
 def test_it_learns_to_tell_texts_from_draws(how: str, scope: str, root: Path, tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def asked(tmp_path: Path, start: Path, output: Path, **more: Any) -> dict[str, A
     return settings_of("adapt", *words_of(words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "how"),
     [

@@ -152,6 +152,7 @@ def test_a_model_of_blocks_is_trained_in_its_blocks_each_after_clean_ones(kind: 
     assert made.run.identity["objective"] == "nelbo of blocks"
 
 
+@pytest.mark.slow
 @every_kind
 def test_a_few_steps_lower_the_loss(kind: str, tmp_path: Path) -> None:
     folder_of(kind, tmp_path / "hub")
@@ -233,6 +234,7 @@ def test_its_weights_are_compared_with_their_hash(kind: str, tmp_path: Path) -> 
         large.load_diffusion(tmp_path / "made", LENGTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "how"),
     [
@@ -257,6 +259,7 @@ def test_it_is_trained_stopped_and_resumed_bit_for_bit_and_draws(
     assert [len(record["tokens"]) for record in records] == [8, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dream", "roberta"])
 def test_a_finished_run_learns_longer_and_its_folder_is_a_start_for_other_texts(kind: str, tmp_path: Path) -> None:
     folder_of(kind, tmp_path / "hub")

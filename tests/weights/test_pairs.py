@@ -87,6 +87,7 @@ def test_the_exact_likelihood_is_that_of_transformers(kind: str, size: int, tmp_
         torch.testing.assert_close(found.nats["exact_nll"], own.nats["exact_nll"])
 
 
+@pytest.mark.slow
 @every_ar
 def test_the_law_of_texts_that_the_denoiser_drafts_is_that_of_the_ar_model(
     kind: str, size: int, tmp_path: Path
