@@ -1,19 +1,26 @@
 """Measure rounds of one block beside rounds of the whole depth, and prefix speculation beside both: CPU seconds, bits.
 
-Run it by `PYTHONPATH=tests python tests/measure_rounds.py DENOISER CORPUS [--seconds 60] [--texts 2] [--steps 4 8]`:
-DENOISER is a run folder, CORPUS a folder with train.txt and test.txt. The denoiser is frozen; one block that reads in
-order is trained over it for so many CPU seconds, on one thread, so another machine takes another number of updates.
+Run it by `PYTHONPATH=tests python tests/measure_rounds.py DENOISER AR CORPUS BLOCK [--seconds 60] [--steps 4 8]`.
+DENOISER and AR are run folders, CORPUS is a folder with train.txt and test.txt. The denoiser is frozen; one block that
+reads in order is trained over it for so many CPU seconds, on one thread, so another machine takes another number of
+updates. It is kept in the folder BLOCK, and read from there if it is there already.
+
+All ways of a seed are measured one after the other, the AR model with its cache among them, so what else the machine
+does meets them alike. Bits are bounds on `--rows` blocks of the test text, spread evenly over it.
 """
 
 import argparse
 import math
-import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
+from typing import Any
 
-import builders
 import torch
+from forgetting import forgetting
+from tensordict import TensorDict
 from torch import Tensor, nn
 
 import edlm
@@ -23,7 +30,7 @@ from edlm.models import denoisers
 from edlm.models.denoisers import SubsDenoiser
 from edlm.nn import shallow
 from edlm.objectives import batches, chain_rule
-from edlm.samplers import corrections, pipelines, plans
+from edlm.samplers import autoregressive, corrections, pipelines, plans
 from edlm.samplers.pipelines import Pipeline
 from edlm.samplers.sampler import Sampler
 from edlm.weights import checkpoints, loading
@@ -32,18 +39,19 @@ CPU = torch.device("cpu")
 LENGTH, BATCH, RATE, MOST_STEPS, CHARACTERS = 128, 16, 3e-3, 256, 6_000_000  # of the training of the block
 
 
-def with_block(folder: str, text: str, seconds: float) -> tuple[SubsDenoiser, int]:
-    """Train one block over a frozen denoiser, and give how many updates it took."""
-    found = loading.frozen(folder, CPU)
-    torch.manual_seed(0)
-    sizes = {name: value for name, value in found.network.arguments.items() if name not in ("causal", "block_size")}
-    network = shallow.ShallowNetwork(**sizes)
-    shallow.start_from(network, found.network)
-    updates = train(network, found, found.vocabulary.encode(text[:CHARACTERS]), seconds)
-    notes = {name: loading.record_of(folder)["description"][name] for name in ("schedule", "time_conditioning")}
-    with tempfile.TemporaryDirectory() as saved:  # loaded again, its conditioning is folded like the denoiser's
-        checkpoints.save_network(Path(saved) / "network", network, found.vocabulary, notes)
-        return loading.denoiser(str(Path(saved) / "network"), CPU).denoiser, updates
+def with_block(folder: str, text: str, seconds: float, kept: Path) -> SubsDenoiser:
+    """Train one block over a frozen denoiser, unless it is there, and load it."""
+    if not kept.exists():
+        found = loading.frozen(folder, CPU)
+        torch.manual_seed(0)
+        sizes = {name: value for name, value in found.network.arguments.items() if name not in ("causal", "block_size")}
+        network = shallow.ShallowNetwork(**sizes)
+        shallow.start_from(network, found.network)
+        updates = train(network, found, found.vocabulary.encode(text[:CHARACTERS]), seconds)
+        notes = {name: loading.record_of(folder)["description"][name] for name in ("schedule", "time_conditioning")}
+        checkpoints.save_network(kept, network, found.vocabulary, notes)
+        print(f"{updates} updates of the block")
+    return loading.denoiser(str(kept), CPU).denoiser  # loaded, its conditioning is folded like the denoiser's
 
 
 def train(network: nn.Module, found: loading.Found, tokens: Tensor, seconds: float) -> int:
@@ -68,49 +76,76 @@ def train(network: nn.Module, found: loading.Found, tokens: Tensor, seconds: flo
     return step
 
 
-def report(steps: int, name: str, how: str, pipeline: Pipeline, texts: int, bits: str) -> None:
-    """Print a row: means over texts of the seeds 0, 1, ..."""
-    runs = []
-    for seed in range(texts):
-        start = time.process_time()
-        info = edlm.sample(pipeline, 1, seed=seed)["info"]
-        runs.append((time.process_time() - start, int(info["rounds"].sum()), int(info["calls"].sum())))
-    seconds, rounds, calls = (mean(column) for column in zip(*runs, strict=True))
-    print(f"| {steps} | {name} | {how} | {rounds:g} | {calls:g} | {seconds:.3f} | {bits} |", flush=True)
-
-
 def bits_of(sampler: Sampler, blocks: Tensor) -> str:
     """Bound a sampler on held-out blocks: bits a character, and in brackets what the order adds to plain steps."""
     bound = bounds.of_sampler(sampler, blocks, torch.tensor(0), torch.arange(len(blocks)))
-    both = (each.double().mean().item() / math.log(2) for each in (bound.nats, bound.excess))
-    return "{:.2f} ({:+.2f})".format(*both)
+    bits, excess = (each.double() / math.log(2) for each in (bound.nats, bound.excess))
+    return f"{bits.mean():.3f} ± {bits.std() / len(bits) ** 0.5:.3f} ({excess.mean():+.3f})"
+
+
+def ways_of(own: SubsDenoiser, block: SubsDenoiser, steps: int, length: int) -> dict[tuple[str, str], Pipeline]:
+    """Build what is measured at a number of steps, by who reads in order and what becomes of the guesses."""
+    in_order = {"correction": corrections.ChainRule(), "selection": "speculative"}
+    found = {("plain", ""): pipelines.pipeline(Sampler(own, plans.Grid(steps)), length)}
+    for name, denoiser in (("whole depth", own), ("one block", block)):
+        found[name, "kept"] = pipelines.pipeline(Sampler(denoiser, plans.Grid(steps), **in_order), length)
+        found[name, "prefix"] = forgetting(found[name, "kept"])
+    return found
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Measure CPU seconds, and give what came of them."""
+    start = time.process_time()
+    found = work()
+    return time.process_time() - start, found
+
+
+def line(steps: int, way: tuple[str, str], runs: list[tuple[float, float, TensorDict]], bits: str) -> str:
+    """One row of the table: means over the seeds, and over the texts of a batch."""
+    ratios = [took / alone for took, alone, _ in runs]
+    error = f" ± {stdev(ratios) / len(ratios) ** 0.5:.2f}" if len(ratios) > 1 else ""
+    counts = [
+        f"{mean(info[key].sum(1).double().mean().item() for *_, info in runs):.1f}" for key in ("rounds", "calls")
+    ]
+    cells = [steps, *way, *counts, f"{mean(took for took, *_ in runs):.3f}", f"{mean(ratios):.2f}{error}", bits]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
     """Train the block and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("denoiser")
+    parser.add_argument("ar")
     parser.add_argument("corpus", type=Path)
+    parser.add_argument("block", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--texts", type=int, default=2)
+    parser.add_argument("--texts", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=32, help="test blocks for the bits; 0: no bits")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    found = loading.denoiser(given.denoiser, CPU)
-    length = found.denoiser.max_length
-    block, updates = with_block(given.denoiser, (given.corpus / "train.txt").read_text("utf-8"), given.seconds)
-    held_out = (given.corpus / "test.txt").read_text("utf-8")[: 400 * length]
-    blocks = found.vocabulary.encode(held_out).view(-1, length)[::100][:4]
-    print(f"{updates} updates\n| steps | rounds | how | rounds | calls | CPU seconds | bits (order) |\n{'|---' * 7}|")
-    for steps in given.steps:
-        for name, denoiser in (("whole depth", found.denoiser), ("one block", block)):
-            in_order = {"correction": corrections.ChainRule(), "selection": "speculative"}
-            sampler = Sampler(denoiser, plans.Grid(steps), **in_order)
-            pipeline = pipelines.pipeline(sampler, length)
-            report(steps, name, "kept", pipeline, given.texts, bits_of(sampler, blocks))
-            report(steps, name, "prefix", builders.forgetting(pipeline), given.texts, "the same")
-        plain = pipelines.pipeline(Sampler(found.denoiser, plans.Grid(steps)), length)
-        report(steps, "plain", "", plain, given.texts, "")
+    own = loading.denoiser(given.denoiser, CPU).denoiser
+    length = own.max_length
+    ar = loading.autoregressive(given.ar, CPU, length)
+    block = with_block(given.denoiser, (given.corpus / "train.txt").read_text("utf-8"), given.seconds, given.block)
+    text = ar.vocabulary.encode((given.corpus / "test.txt").read_text("utf-8"))
+    blocks = text[: len(text) // length * length].view(-1, length)
+    blocks = blocks[:: max(1, len(blocks) // max(1, given.rows))][: given.rows]
+    ids = ar.vocabulary.mask_id, ar.description.get("bos_id")
+    built = {(steps, *way): each for steps in given.steps for way, each in ways_of(own, block, steps, length).items()}
+    runs: dict[tuple[int, str, str], list[tuple[float, float, TensorDict]]] = {way: [] for way in built}
+    for seed in range(-1, given.texts):  # the first call of anything is slower
+        alone, _ = seconds(partial(autoregressive.sample, ar.network, given.batch, length, *ids, seed=max(seed, 0)))
+        for way, pipeline in built.items():
+            took, out = seconds(partial(edlm.sample, pipeline, given.batch, seed=max(seed, 0)))
+            runs[way] += [(took, alone, out["info"])] if seed >= 0 else []
+    alone = mean(each for _, each, _ in runs[next(iter(runs))])
+    print(f"AR with its cache: {alone:.3f} CPU seconds a batch of {given.batch}")
+    print(f"| steps | rounds | guesses | rounds | calls | CPU seconds | of AR | bits (order) |\n{'|---' * 8}|")
+    for (steps, *way), measured in runs.items():
+        bits = "" if way[1] == "prefix" or not given.rows else bits_of(built[steps, *way].sampler, blocks)
+        print(line(steps, (way[0], way[1]), measured, bits), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """A denoiser that is read in order by one block: the laws of `contracts.Ordered`, and what a round costs."""
 
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
+from forgetting import forgetting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import all_sequences
@@ -22,8 +22,6 @@ from edlm.nn.shallow import ShallowNetwork
 from edlm.objectives import chain_rule as objectives
 from edlm.process import schedules
 from edlm.samplers import corrections, pipelines, plans
-from edlm.samplers.pipelines import Pipeline
-from edlm.samplers.speculative import Speculation
 from edlm.weights import checkpoints
 
 MASK, LENGTH = 4, 8
@@ -163,28 +161,6 @@ def alone(own: denoisers.SubsDenoiser, words: Tensor) -> Tensor:
     """`prod_i p_i(x_i)` of the denoiser without its block."""
     state = state_of(own, torch.full((1, words.shape[1]), own.mask_id), torch.ones(1).double(), words.unsqueeze(0))
     return state[contracts.LOG_P_CANDIDATES].sum(-1).exp().squeeze(0).detach()
-
-
-class Forgetting(Speculation):
-    """Prefix speculation: what follows the first token that changed is guessed anew, as it was at first."""
-
-    def _round(self, state: Any, rows: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        taken, found, wrong = super()._round(state, rows, written)
-        flat = state[contracts.POSITIONS][taken]
-        changed = found != written.flatten()[flat]
-        for row in rows.tolist():
-            own = flat // written.shape[1] == row
-            after = own & (torch.cumsum(changed & own, 0) - (changed & own).long() > 0)
-            found = torch.where(after, state[contracts.PROPOSED][taken], found)
-        return taken, found, wrong
-
-
-def forgetting(pipeline: Pipeline) -> Pipeline:
-    """The same pipeline with a step in order whose guesses after a refusal are thrown away."""
-    step = pipeline.kernel.step
-    assert isinstance(step, Speculation)
-    own = Forgetting(step.propose, step.verify, step.resample, step.reads, step.pad)
-    return pipeline._replace(kernel=pipeline.kernel._replace(step=own))
 
 
 @torch.no_grad()
