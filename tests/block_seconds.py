@@ -11,6 +11,7 @@ and each block in one pass, in order from left to right. All ways of a seed are 
 import argparse
 import time
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
@@ -42,10 +43,10 @@ def seconds(pipeline: Pipeline, rows: int, prompt: torch.Tensor | None = None) -
 def beside_ar(denoiser: str, ar: str, rows: int, length: int, texts: int) -> None:
     """Print the seconds of a trained denoiser of blocks as a share of those of an AR model: a row for each way."""
     cpu = torch.device("cpu")
-    law, model = loading.denoiser(denoiser, cpu).denoiser, loading.autoregressive(ar, cpu, length)
+    law, model = loading.denoiser(denoiser, cpu).denoiser, loading.autoregressive(ar, cpu)
     size, ids = law.block_size, (model.vocabulary.mask_id, model.description.get("bos_id"))
     assert size is not None, f"{denoiser} has no blocks"
-    in_order = {"correction": corrections.ChainRule(), "selection": "speculative"}
+    in_order: dict[str, Any] = {"correction": corrections.ChainRule(), "selection": "speculative"}
     written = edlm.plans.blocks(size, within=edlm.plans.LeftToRight(size))
     ways = {
         "token by token": edlm.samplers.Sampler(law, edlm.plans.blocks(size)),
@@ -67,9 +68,9 @@ def beside_ar(denoiser: str, ar: str, rows: int, length: int, texts: int) -> Non
     print("| way | texts | calls | rounds | CPU seconds | of AR |\n|---|---|---|---|---|---|")
     print(f"| AR with its cache | {texts} | {length} | | {mean(each[2] for each in found['token by token']):.3f} | 1 |")
     for name, runs in found.items():
-        ratios, took, _, calls, rounds = zip(*runs, strict=True)
+        ratios, seconds_of, _, calls, rounds = zip(*runs, strict=True)
         error = f" ± {stdev(ratios) / texts**0.5:.2f}" if texts > 1 else ""
-        cells = [name, texts, f"{mean(calls):.0f}", f"{mean(rounds):.0f}", f"{mean(took):.3f}"]
+        cells = [name, texts, f"{mean(calls):.0f}", f"{mean(rounds):.0f}", f"{mean(seconds_of):.3f}"]
         print(f"| {' | '.join(map(str, cells))} | {mean(ratios):.2f}{error} |")
 
 

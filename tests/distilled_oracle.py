@@ -4,6 +4,7 @@ Run it by `PYTHONPATH=tests python tests/distilled_oracle.py`. 3 symbols, texts 
 """
 
 import copy
+from typing import Any
 
 import torch
 from oracles import all_sequences
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import edlm
 from edlm import contracts
+from edlm.contracts import Denoiser
 from edlm.likelihood import enumeration, hidden_markov
 from edlm.models import denoisers
 from edlm.models.denoisers import SubsDenoiser
@@ -23,7 +25,7 @@ from edlm.samplers.sampler import Sampler
 SYMBOLS, LENGTH = 3, 6
 SOURCE = hidden_markov.random_hidden_markov(1, 4, SYMBOLS, 3.0)
 SCHEDULE = schedules.log_linear()
-NETWORK = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "conditioning_size": 16}
+NETWORK: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "conditioning_size": 16}
 START_STEPS, ROUND_STEPS, BATCH, NUM_TEXTS, NUM_STEPS, ROUNDS = 1500, 400, 64, 64 * 300, 32, 3
 
 
@@ -59,7 +61,7 @@ def figures(law: Tensor) -> tuple[float, float, float]:
     )
 
 
-def report(name: str, denoiser: object) -> None:
+def report(name: str, denoiser: Denoiser) -> None:
     """Print a line for each number of steps, of plain sampling and, of a network, of writing in order."""
     samplers = {"plain": Sampler(denoiser)}
     if isinstance(denoiser, SubsDenoiser):
@@ -84,7 +86,7 @@ def main() -> None:
     report("exact", hidden_markov.denoiser(SOURCE, LENGTH))
     report("start", read(start))
     for divergence in distillation.DIVERGENCES:
-        teacher = start
+        teacher: nn.Module = start
         for number in range(ROUNDS):
             student = copy.deepcopy(teacher).requires_grad_(True)
             how = NUM_STEPS / 2**number, 2, divergence

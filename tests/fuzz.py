@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -128,7 +129,7 @@ def _base(work: Path) -> Path:
     ended = _in_a_child(work / "making", lambda: fuzz_folder.write_models(Path.cwd()), memory=None)
     for words in fuzz_folder.BEFORE:
         if ended.status == 0:
-            ended = _in_a_child(work / "making", lambda words=words: commands.main(words), memory=None)
+            ended = _in_a_child(work / "making", partial(commands.main, words), memory=None)
     if ended.status:
         raise RuntimeError(f"the folder cannot be made: {ended.said}")
     (work / "making").rename(base)
@@ -258,7 +259,7 @@ def _be_child(folder: Path, said: Path, work: Callable[[], Any], memory: int | N
 
 
 def _table(cases: list[Case], seed: int) -> str:
-    rows = [("", "cases", *FAULTS, "refused", "s", "MB")]
+    rows: list[tuple[str, ...]] = [("", "cases", *FAULTS, "refused", "s", "MB")]
     for family in FAMILIES:
         own = [case for case in cases if case.family == family]
         counts = [sum(case.verdict == fault for case in own) for fault in FAULTS]

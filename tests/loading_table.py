@@ -21,9 +21,9 @@ from torch import nn
 from edlm.nn import decoders
 from edlm.weights import large
 
-WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8}
+WIDE: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8}
 OF_GPT2 = {"n_embd": 512, "n_layer": 8, "n_head": 8}
-OF_LLADA2 = {**WIDE, "head_dim": 64, "rotary_dim": 32, "moe_intermediate_size": 128, "num_experts": 16}
+OF_LLADA2: dict[str, Any] = {**WIDE, "head_dim": 64, "rotary_dim": 32, "moe_intermediate_size": 128, "num_experts": 16}
 BLOCKS = ("fast_dllm", "llada2")
 
 

@@ -23,7 +23,7 @@ import edlm
 from edlm.evaluation import drafted
 from edlm.samplers import ahead, autoregressive, corrections, drafters, pipelines
 from edlm.samplers.drafters import Drafter
-from edlm.weights import loading
+from edlm.weights import loading, sources
 from edlm.weights.loading import Found
 
 CPU = torch.device("cpu")
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    ar = loading.autoregressive(given.ar, CPU, given.length)
+    ar = loading.autoregressive(given.ar, CPU, sources.How(given.length))
     ids = ar.vocabulary.mask_id, ar.description.get("bos_id")
     built = {words: setting(words, ar, given.batch, given.length) for words in given.settings}
     spent: dict[str, float] = {}

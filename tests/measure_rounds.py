@@ -85,7 +85,7 @@ def bits_of(sampler: Sampler, blocks: Tensor) -> str:
 
 def ways_of(own: SubsDenoiser, block: SubsDenoiser, steps: int, length: int) -> dict[tuple[str, str], Pipeline]:
     """Build what is measured at a number of steps, by who reads in order and what becomes of the guesses."""
-    in_order = {"correction": corrections.ChainRule(), "selection": "speculative"}
+    in_order: dict[str, Any] = {"correction": corrections.ChainRule(), "selection": "speculative"}
     found = {("plain", ""): pipelines.pipeline(Sampler(own, plans.Grid(steps)), length)}
     for name, denoiser in (("whole depth", own), ("one block", block)):
         found[name, "kept"] = pipelines.pipeline(Sampler(denoiser, plans.Grid(steps), **in_order), length)
@@ -100,14 +100,14 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, found
 
 
-def line(steps: int, way: tuple[str, str], runs: list[tuple[float, float, TensorDict]], bits: str) -> str:
+def line(way: tuple[int, str, str], runs: list[tuple[float, float, TensorDict]], bits: str) -> str:
     """One row of the table: means over the seeds, and over the texts of a batch."""
     ratios = [took / alone for took, alone, _ in runs]
     error = f" ± {stdev(ratios) / len(ratios) ** 0.5:.2f}" if len(ratios) > 1 else ""
     counts = [
         f"{mean(info[key].sum(1).double().mean().item() for *_, info in runs):.1f}" for key in ("rounds", "calls")
     ]
-    cells = [steps, *way, *counts, f"{mean(took for took, *_ in runs):.3f}", f"{mean(ratios):.2f}{error}", bits]
+    cells = [*way, *counts, f"{mean(took for took, *_ in runs):.3f}", f"{mean(ratios):.2f}{error}", bits]
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -127,7 +127,7 @@ def main() -> None:
     torch.set_num_threads(1)
     own = loading.denoiser(given.denoiser, CPU).denoiser
     length = own.max_length
-    ar = loading.autoregressive(given.ar, CPU, length)
+    ar = loading.autoregressive(given.ar, CPU)
     block = with_block(given.denoiser, (given.corpus / "train.txt").read_text("utf-8"), given.seconds, given.block)
     text = ar.vocabulary.encode((given.corpus / "test.txt").read_text("utf-8"))
     blocks = text[: len(text) // length * length].view(-1, length)
@@ -143,9 +143,9 @@ def main() -> None:
     alone = mean(each for _, each, _ in runs[next(iter(runs))])
     print(f"AR with its cache: {alone:.3f} CPU seconds a batch of {given.batch}")
     print(f"| steps | rounds | guesses | rounds | calls | CPU seconds | of AR | bits (order) |\n{'|---' * 8}|")
-    for (steps, *way), measured in runs.items():
-        bits = "" if way[1] == "prefix" or not given.rows else bits_of(built[steps, *way].sampler, blocks)
-        print(line(steps, (way[0], way[1]), measured, bits), flush=True)
+    for way, measured in runs.items():
+        bits = "" if way[2] == "prefix" or not given.rows else bits_of(built[way].sampler, blocks)
+        print(line(way, measured, bits), flush=True)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def judge(mutant: Mutant, tests: trials.Plan) -> Record:
     far = [file for file in tests.known.entering(function or "") if file not in near]
     verdict, output, left_out = trials.try_out([*near, *far], changed, function, tests)
     by = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
-    record = {"name": mutant.name, "file": mutant.file, "verdict": verdict, "by": by[:1]}
+    record: dict[str, Any] = {"name": mutant.name, "file": mutant.file, "verdict": verdict, "by": by[:1]}
     record |= {"seconds": round(time.perf_counter() - begin, 1), "work": round(trials.worked() - work, 1)}
     return record | ({"judged": "", "left_out": left_out, "diff": mutant.diff()} if verdict == "survived" else {})
 

@@ -109,6 +109,7 @@ def ran(root: Path, function: str) -> tuple[Known, list[str]]:
     return known, out.splitlines()
 
 
+@pytest.mark.slow
 def test_a_test_is_left_out_only_if_it_cannot_enter_the_changed_function(tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "thing.py").write_text(SOURCE)

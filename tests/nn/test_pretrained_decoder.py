@@ -98,7 +98,14 @@ def test_of_more_layers_it_is_a_law_whatever_the_weights(kind: str, way: str) ->
     assert moved > 0.01
 
 
-@pytest.mark.parametrize(("kind", "way"), [("gemma3_text", "after a bos"), ("gpt2", "after a bos"), ("qwen3", "plain")])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        pytest.param("gemma3_text", "after a bos", marks=pytest.mark.slow),
+        ("gpt2", "after a bos"),
+        pytest.param("qwen3", "plain", marks=pytest.mark.slow),
+    ],
+)
 def test_the_speculative_sampler_has_the_exact_law_that_enumeration_gives(kind: str, way: str) -> None:
     own, texts = denoiser(kind, way, 2, 4), all_sequences(3, 4)
     sampler = Sampler(own, plans.LeftToRight(2), correction=corrections.ChainRule(), selection="speculative")

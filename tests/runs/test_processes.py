@@ -107,7 +107,14 @@ def same_run(folder: Path, other: Path) -> None:
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5, msg=key)
 
 
-@pytest.mark.parametrize(("count", "changed"), [(2, {}), (3, {"accumulate": 2}), (2, {"parallel": "sharded"})])
+@pytest.mark.parametrize(
+    ("count", "changed"),
+    [
+        (2, {}),
+        pytest.param(3, {"accumulate": 2}, marks=pytest.mark.slow),
+        pytest.param(2, {"parallel": "sharded"}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_denoiser_has_the_loss_curve_of_one_process(
     one: Path, tmp_path: Path, count: int, changed: dict[str, Any]
 ) -> None:

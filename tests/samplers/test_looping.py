@@ -96,7 +96,9 @@ def test_a_text_does_not_depend_on_its_batch(plan: plans.Plan, prompt: Tensor | 
 
 
 @pytest.mark.parametrize("plan", [plans.EntropyBound(1.0), plans.Ranked(3), plans.Confidence(0.5)], ids=str)
-@pytest.mark.parametrize("schedule", [None, schedules.log_linear(1e-3)], ids=["", "told"])
+@pytest.mark.parametrize(
+    "schedule", [None, pytest.param(schedules.log_linear(1e-3), marks=pytest.mark.slow)], ids=["", "told"]
+)
 def test_what_is_chosen_is_written_in_order(plan: plans.Rule, schedule: schedules.Schedule | None) -> None:
     """The plan chooses the positions and speculation writes them: as a slow loop does, one after the other."""
     own = tiny_denoiser(0, MASK, schedule, num_layers=2)

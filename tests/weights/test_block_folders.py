@@ -156,6 +156,7 @@ def small(kind: str, folder: Path) -> PretrainedNetwork:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fast_dllm", "llada2"])
 @torch.no_grad()
 def test_texts_are_drawn_block_by_block_with_the_probabilities_of_the_network(kind: str, tmp_path: Path) -> None:
