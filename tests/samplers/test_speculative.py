@@ -148,7 +148,7 @@ def test_it_writes_what_one_after_the_other_would(sampler: Sampler, seed: int, b
         assert found == [one_after_the_other(sampler, seed, row, prompt) for row in range(b)]
 
 
-@pytest.mark.parametrize("temperature", [1.0, pytest.param(2.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_it_does_so_where_guesses_are_changed_again_and_again(temperature: float) -> None:
     """Cooler, few tokens are left to replace a guess by, and checks are many; hotter, it is the other way round."""
     sampler = Sampler(strict(), 1, (0.0, 1.0), temperature, 1.0)
