@@ -1,5 +1,6 @@
 """Every fault of `faults.py`, planted one at a time in a copy of the package, is caught by the test it names."""
 
+import ast
 import atexit
 import json
 import os
@@ -83,6 +84,19 @@ def test_a_fault_has_one_place(fault: Fault) -> None:
     """Else a line that was written anew would be found by the slow tests alone."""
     path = next(path for path in (ROOT / "edlm" / fault.file, ROOT / fault.file) if path.is_file())
     assert path.read_text("utf-8").count(fault.old) == 1
+
+
+@cache
+def slow_tests(file: str) -> set[str]:
+    """Names of the tests of a file that plain `pytest` leaves out."""
+    functions = (node for node in ast.parse((ROOT / file).read_text("utf-8")).body if isinstance(node, ast.FunctionDef))
+    return {each.name for each in functions if "pytest.mark.slow" in map(ast.unparse, each.decorator_list)}
+
+
+@pytest.mark.parametrize("fault", [*PUBLISHED, *OWN], ids=lambda fault: fault.name)
+def test_a_fault_is_caught_by_a_test_that_always_runs(fault: Fault) -> None:
+    file, _, name = fault.caught_by.partition("::")
+    assert name.partition("[")[0] not in slow_tests(file)
 
 
 def test_every_known_fault_is_planted() -> None:

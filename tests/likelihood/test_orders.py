@@ -82,7 +82,6 @@ def test_the_ends_close_in_on_the_likelihood_from_either_side(seed: int) -> None
         assert (lower < nll + 1e-12).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_draws_have_the_ends_as_their_means(k: int) -> None:
     """Five standard errors over 3,000 draws of each text; twice the gap to the likelihood would be seen."""

@@ -290,7 +290,6 @@ STANDING_STILL = [
 ]
 
 
-@pytest.mark.slow
 def test_a_run_stops_when_the_held_out_loss_no_longer_improves_and_reports_the_best(run: Run, tmp_path: Path) -> None:
     """And a run cut in two stops where the whole one does, bit for bit."""
     for folder, ends in (("whole", [30]), ("parts", [6, 30])):

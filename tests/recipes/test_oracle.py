@@ -221,7 +221,6 @@ def test_energies_are_learned_beside_the_source_and_resumed(run: Callable[..., t
     assert (status, "transition_steps was [1, 3], is [1, 2]" in error) == (2, True)
 
 
-@pytest.mark.slow
 def test_a_joint_network_is_its_own_denoiser_beside_the_source(run: Callable[..., tuple]) -> None:
     """Exact figures are those of its own law: k = 1 and zero energy are one sampler, and not the exact denoiser's."""
     status, _, error, out = run(f"learn={TINY_TRAINING}", f"sweeps=[{PLAINLY},{JOINTLY}]")

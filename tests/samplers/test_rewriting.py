@@ -233,7 +233,6 @@ def test_only_steps_that_reveal_something_run_the_network_and_a_callback_sees_al
     assert torch.equal(LENGTH - (out["info", "revealed"] - out["info", "remasked"]).cumsum(1), shown)
 
 
-@pytest.mark.slow
 @every_rule
 @pytest.mark.parametrize("steps", [3, 24])
 def test_expected_passes_are_means_of_the_passes_taken(rule: Remasking, steps: int) -> None:
