@@ -9,10 +9,10 @@ and each block in one pass, in order from left to right. All ways of a seed are 
 """
 
 import argparse
-import time
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import timing
 import torch
 
 import edlm
@@ -35,9 +35,7 @@ def pipelines_of(block: int, length: int) -> list[Pipeline]:
 
 def seconds(pipeline: Pipeline, rows: int, prompt: torch.Tensor | None = None) -> float:
     """Measure the CPU seconds of a batch."""
-    start = time.process_time()
-    edlm.sample(pipeline, rows, seed=1, prompt=prompt)
-    return time.process_time() - start
+    return timing.seconds(edlm.sample, pipeline, rows, seed=1, prompt=prompt)[0]
 
 
 def beside_ar(denoiser: str, ar: str, rows: int, length: int, texts: int) -> None:
@@ -55,23 +53,18 @@ def beside_ar(denoiser: str, ar: str, rows: int, length: int, texts: int) -> Non
     pipelines = {name: edlm.pipelines.pipeline(sampler, length) for name, sampler in ways.items()}
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
     for seed in range(-1, texts):  # the first call of anything is slower
-        start = time.process_time()
-        autoregressive.sample(model.network, rows, length, *ids, seed=max(seed, 0))
-        alone = time.process_time() - start
+        alone, _ = timing.seconds(autoregressive.sample, model.network, rows, length, *ids, seed=max(seed, 0))
         for name, pipeline in pipelines.items():
-            start = time.process_time()
-            info = edlm.sample(pipeline, rows, seed=max(seed, 0))["info"]
-            took = time.process_time() - start
+            took, out = timing.seconds(edlm.sample, pipeline, rows, seed=max(seed, 0))
             if seed >= 0:
-                counts = (info[key].sum(1).double().mean().item() for key in ("calls", "rounds"))
+                counts = (out["info", key].sum(1).double().mean().item() for key in ("calls", "rounds"))
                 found[name].append((took / alone, took, alone, *counts))
     print("| way | texts | calls | rounds | CPU seconds | of AR |\n|---|---|---|---|---|---|")
     print(f"| AR with its cache | {texts} | {length} | | {mean(each[2] for each in found['token by token']):.3f} | 1 |")
     for name, runs in found.items():
         ratios, seconds_of, _, calls, rounds = zip(*runs, strict=True)
-        error = f" ± {stdev(ratios) / texts**0.5:.2f}" if texts > 1 else ""
         cells = [name, texts, f"{mean(calls):.0f}", f"{mean(rounds):.0f}", f"{mean(seconds_of):.3f}"]
-        print(f"| {' | '.join(map(str, cells))} | {mean(ratios):.2f}{error} |")
+        print(f"| {' | '.join(map(str, cells))} | {timing.shown(list(ratios))} |")
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ them alike.
 """
 
 import argparse
-import time
 from collections.abc import Callable
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import timing
 import torch
 
 import edlm
@@ -74,19 +74,12 @@ def of_denoiser(words: str, ar: Found, batch: int, length: int) -> Draw:
     return draw
 
 
-def seconds(work: Callable[..., Any], *given: Any, **named: Any) -> tuple[float, Any]:
-    """Measure CPU seconds, and give what came of them."""
-    start = time.process_time()
-    found = work(*given, **named)
-    return time.process_time() - start, found
-
-
 def watch(spent: dict[str, float]) -> None:
     """Add up the seconds of the parts of a step."""
 
     def watched(name: str, part: Callable[..., Any]) -> Callable[..., Any]:
         def called(*given: Any) -> Any:
-            took, found = seconds(part, *given)
+            took, found = timing.seconds(part, *given)
             spent[name] = spent.get(name, 0.0) + took
             return found
 
@@ -102,11 +95,10 @@ def line(words: str, runs: list[dict[str, float]]) -> str:
     """One row of the table."""
     rounds = mean(run["rounds"] for run in runs)
     ratios = [run["seconds"] / run["ar_seconds"] for run in runs]
-    error = f" ± {stdev(ratios) / len(ratios) ** 0.5:.2f}" if len(ratios) > 1 else ""
     ms = {name: 1000 * mean(run[name] for run in runs) / rounds for name in ("draft", "_reading", "_round")}
     cells = [words.replace(":", ", "), len(runs), f"{mean(run['length'] for run in runs) / rounds:.2f}"]
     cells += [f"{mean(run[name] for run in runs):.0f}" for name in COUNTS]
-    cells += [f"{mean(run['seconds'] for run in runs):.3f}", f"{mean(ratios):.2f}{error}", f"{ms['draft']:.1f}"]
+    cells += [f"{mean(run['seconds'] for run in runs):.3f}", timing.shown(ratios), f"{ms['draft']:.1f}"]
     cells += [f"{ms['_reading']:.1f}", f"{ms['_round'] - ms['_reading']:.1f}"]
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -130,10 +122,10 @@ def main() -> None:
         draw(99)  # the first call of anything is slower
     runs: dict[str, list[dict[str, float]]] = {words: [] for words in built}
     for seed in range(given.texts):
-        alone = seconds(autoregressive.sample, ar.network, given.batch, given.length, *ids, seed=seed)[0]
+        alone = timing.seconds(autoregressive.sample, ar.network, given.batch, given.length, *ids, seed=seed)[0]
         for words, draw in built.items():
             spent.clear()
-            took, counted = seconds(draw, seed)
+            took, counted = timing.seconds(draw, seed)
             runs[words].append(counted | spent | {"seconds": took, "ar_seconds": alone, "length": given.length})
     alone = mean(run["ar_seconds"] for run in runs[given.settings[0]])
     print(f"AR with its cache: {alone:.3f} CPU seconds a batch of {given.batch}\n{HEAD}\n{'|---' * 12}|")

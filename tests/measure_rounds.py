@@ -12,12 +12,11 @@ does meets them alike. Bits are bounds on `--rows` blocks of the test text, spre
 import argparse
 import math
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import timing
 import torch
 from forgetting import forgetting
 from tensordict import TensorDict
@@ -93,21 +92,13 @@ def ways_of(own: SubsDenoiser, block: SubsDenoiser, steps: int, length: int) -> 
     return found
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Measure CPU seconds, and give what came of them."""
-    start = time.process_time()
-    found = work()
-    return time.process_time() - start, found
-
-
 def line(way: tuple[int, str, str], runs: list[tuple[float, float, TensorDict]], bits: str) -> str:
     """One row of the table: means over the seeds, and over the texts of a batch."""
     ratios = [took / alone for took, alone, _ in runs]
-    error = f" ± {stdev(ratios) / len(ratios) ** 0.5:.2f}" if len(ratios) > 1 else ""
     counts = [
         f"{mean(info[key].sum(1).double().mean().item() for *_, info in runs):.1f}" for key in ("rounds", "calls")
     ]
-    cells = [*way, *counts, f"{mean(took for took, *_ in runs):.3f}", f"{mean(ratios):.2f}{error}", bits]
+    cells = [*way, *counts, f"{mean(took for took, *_ in runs):.3f}", timing.shown(ratios), bits]
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -136,9 +127,9 @@ def main() -> None:
     built = {(steps, *way): each for steps in given.steps for way, each in ways_of(own, block, steps, length).items()}
     runs: dict[tuple[int, str, str], list[tuple[float, float, TensorDict]]] = {way: [] for way in built}
     for seed in range(-1, given.texts):  # the first call of anything is slower
-        alone, _ = seconds(partial(autoregressive.sample, ar.network, given.batch, length, *ids, seed=max(seed, 0)))
+        alone, _ = timing.seconds(autoregressive.sample, ar.network, given.batch, length, *ids, seed=max(seed, 0))
         for way, pipeline in built.items():
-            took, out = seconds(partial(edlm.sample, pipeline, given.batch, seed=max(seed, 0)))
+            took, out = timing.seconds(edlm.sample, pipeline, given.batch, seed=max(seed, 0))
             runs[way] += [(took, alone, out["info"])] if seed >= 0 else []
     alone = mean(each for _, each, _ in runs[next(iter(runs))])
     print(f"AR with its cache: {alone:.3f} CPU seconds a batch of {given.batch}")

@@ -7,12 +7,10 @@ does meets them alike.
 """
 
 import argparse
-import time
-from collections.abc import Callable
-from functools import partial
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import timing
 import torch
 
 import edlm
@@ -37,20 +35,12 @@ def ways_of(denoiser: SubsDenoiser, counts: list[int], length: int) -> dict[str,
     return found
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Measure CPU seconds, and give what came of them."""
-    start = time.process_time()
-    found = work()
-    return time.process_time() - start, found
-
-
-def line(way: str, runs: list[tuple[float, float, int, int]]) -> str:
-    """One row of the table: means over the seeds."""
+def line(way: str, runs: list[tuple[float, float, float, float]]) -> str:
+    """One row of the table: means over the seeds, and over the texts of a batch."""
     ratios = [took / alone for took, alone, *_ in runs]
-    error = f" ± {stdev(ratios) / len(ratios) ** 0.5:.2f}" if len(ratios) > 1 else ""
-    calls, rounds = mean(run[2] for run in runs), mean(run[3] for run in runs)
+    calls, rounds = (mean(run[index] for run in runs) for index in (2, 3))
     cells = [way, f"{calls - rounds:.1f}", f"{rounds:.1f}", f"{calls:.1f}"]
-    return f"| {' | '.join([*cells, f'{mean(run[0] for run in runs):.3f}', f'{mean(ratios):.2f}{error}'])} |"
+    return f"| {' | '.join([*cells, f'{mean(run[0] for run in runs):.3f}', timing.shown(ratios)])} |"
 
 
 def main() -> None:
@@ -68,13 +58,12 @@ def main() -> None:
     ar = loading.autoregressive(given.ar, CPU, sources.How(given.length))
     ids = ar.vocabulary.mask_id, ar.description.get("bos_id")
     built = ways_of(denoiser, given.counts, given.length)
-    runs: dict[str, list[tuple[float, float, int, int]]] = {way: [] for way in built}
+    runs: dict[str, list[tuple[float, float, float, float]]] = {way: [] for way in built}
     for seed in range(-1, given.texts):  # the first call of anything is slower
-        draw = partial(autoregressive.sample, ar.network, given.batch, given.length, *ids, seed=max(seed, 0))
-        alone, _ = seconds(draw)
+        alone, _ = timing.seconds(autoregressive.sample, ar.network, given.batch, given.length, *ids, seed=max(seed, 0))
         for way, pipeline in built.items():
-            took, out = seconds(partial(edlm.sample, pipeline, given.batch, seed=max(seed, 0)))
-            counts = (int(out["info", key].sum(1).amax()) for key in ("calls", "rounds"))
+            took, out = timing.seconds(edlm.sample, pipeline, given.batch, seed=max(seed, 0))
+            counts = (out["info", key].sum(1).double().mean().item() for key in ("calls", "rounds"))
             runs[way] += [(took, alone, *counts)] if seed >= 0 else []  # type: ignore[list-item]
     alone = mean(run[1] for run in runs[next(iter(runs))])
     print(f"AR with its cache: {alone:.3f} CPU seconds a batch of {given.batch}, {given.texts} seeds")
