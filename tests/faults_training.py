@@ -4,6 +4,27 @@ from fault import Fault
 
 FAULTS = [
     Fault(
+        "a bound reached at the validation before it",
+        "training/speedrun.py",
+        "return before[0] + (step - before[0]) * (before[1] - bound) / (before[1] - value)",
+        "return float(before[0])",
+        "tests/training/test_speedrun_tables.py::test_a_bound_is_reached_on_the_line_between_two_validations",
+    ),
+    Fault(
+        "a share of the cost of a whole training, not of the part to the bound",
+        "training/speedrun.py",
+        "else step / training.steps * cost / whole",
+        "else cost / whole",
+        "tests/training/test_speedrun_tables.py::test_shares_are_of_the_cost_at_which_the_first_ended",
+    ),
+    Fault(
+        "seconds of a training with its validations",
+        "recipes/speedrun.py",
+        "spent - len(curve) * validation",
+        "spent",
+        "tests/recipes/test_speedrun.py::test_seconds_leave_validations_out",
+    ),
+    Fault(
         "Muon without its momentum",
         "training/muon.py",
         'step = orthogonalised(gradient + group["momentum"] * moved)',

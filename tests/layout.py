@@ -201,6 +201,7 @@ LAYOUT: dict[str, list[str]] = {
         "continuation",
         "kinds",
         "denoiser",
+        "speedrun",
         "energy",
         "distillation",
         "start",

@@ -6,8 +6,8 @@ COMMANDS: dict[str, str] = {
     ),
     "edlm run edlm_ncee": (
         "recipe 'edlm_ncee' is not one of adapt, benchmark, distill, edlm_joint, edlm_nce, evaluate, "
-        "frontier, generate, likelihoods, oracle, pretrain_ar, pretrain_denoiser, nor a path that ends "
-        "in .py; did you mean 'edlm_nce'?"
+        "frontier, generate, likelihoods, oracle, pretrain_ar, pretrain_denoiser, speedrun, nor a path that "
+        "ends in .py; did you mean 'edlm_nce'?"
     ),
     "edlm run generate/tiny": ("recipe 'generate/tiny' is a recipe and its config: edlm run generate --config tiny"),
     "edlm run nowhere.py": "recipe nowhere.py: no such file",

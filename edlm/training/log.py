@@ -75,6 +75,13 @@ class Log:
             tqdm.write(f"step {step}: {' '.join(texts[-1]['text'].split())[:_SHOWN]}")
 
 
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Read the figures of a run's folder, a record for each step that has any; half a last line is left out."""
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
 def curves_are_drawn(folder: Path) -> bool:
     """Check whether there is a picture, and no figure that is newer."""
     log, picture = folder / METRICS, folder / CURVES
@@ -87,9 +94,7 @@ def draw_curves(folder: Path) -> None:
     The loss of training and what is held out of the same kind share a panel, with one standard error where it is known.
     A picture that cannot be written is said to be so, and no error.
     """
-    path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = [json.loads(line) for line in lines if line.endswith("}")]
+    records = read(folder)
     panels = curves(records)
     if not panels:
         return

@@ -25,14 +25,15 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def works_less_than(seconds: float, *command: str) -> bool:
     """Tell whether a command takes no more of a core, whatever else the machine does, in one of three tries."""
+    return any(worked(*command) < seconds for _ in range(3))
 
-    def once() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-P", *command], check=False, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    return any(once() < seconds for _ in range(3))
+def worked(*command: str) -> float:
+    """Measure the seconds of a core that a command takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-P", *command], check=False, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_help_comes_at_once() -> None:
@@ -82,7 +83,7 @@ def test_cp_writes_a_config_that_is_valid_and_overwrites_nothing(
         (
             ["run", "edlm_ncee"],
             "recipe 'edlm_ncee' is not one of adapt, benchmark, distill, edlm_joint, edlm_nce, evaluate, frontier, "
-            "generate, likelihoods, oracle, pretrain_ar, pretrain_denoiser",
+            "generate, likelihoods, oracle, pretrain_ar, pretrain_denoiser, speedrun",
         ),
         (["run", "nowhere.py"], "recipe nowhere.py: no such file"),
         (["run", "edlm_nce", "--config", "huge"], "config 'huge' is no file, and recipe edlm_nce has english27"),
@@ -173,8 +174,10 @@ def test_a_misspelt_key_is_refused_at_once() -> None:
     )
 
 
-def test_a_config_is_checked_in_five_seconds() -> None:
-    assert works_less_than(5.0, "-m", "edlm.cli.commands", "validate", "generate")
+def test_a_config_is_checked_in_the_time_that_what_it_is_built_on_takes_to_import() -> None:
+    """Both are measured here, for a machine that does more at once takes longer for either."""
+    ours, theirs = ("-m", "edlm.cli.commands", "validate", "generate"), ("-c", "import tensordict.nn")
+    assert any(worked(*ours) < 1.5 * worked(*theirs) for _ in range(3))
 
 
 def test_a_key_of_our_own_config_is_known_whatever_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:

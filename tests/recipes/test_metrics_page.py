@@ -52,6 +52,8 @@ def test_every_name_in_the_files_of_a_run_stands_on_the_page(trained_ar: Path, t
     leave("pretrain_denoiser", "denoiser", **SHORT, length=LENGTH, **{f"network__{k}": v for k, v in NETWORK.items()})
     leave("edlm_nce", "energy", **known, **SHORT)
     leave("edlm_joint", "joint", **known, **SHORT)
+    base = {**UPDATES, "length": LENGTH, **{f"network.{k}": v for k, v in NETWORK.items()}}
+    leave("speedrun", "speedrun", threads=1, seeds=[0], **{f"base.{key}": value for key, value in base.items()})
     leave("distill", "distilled", denoiser=denoiser, **SHORT)
     leave("adapt", "adapted", start_from=ar, length=LENGTH, **SHORT)
     drawn = tmp_path / "samples.jsonl"

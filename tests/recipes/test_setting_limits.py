@@ -43,6 +43,8 @@ SEEDS: Limits = [0, 2**63 - 1], [-1, 2**63, 0.5, False]
 WINDOWS: Limits = [[0, 1], [0.5, 0.5], [0, 0], [1.0, 1.0]], [[-1e-9, 1], [0.6, 0.5], [0, 1 + 1e-9], [0], [0, 1, 1], 1]
 SPANS: Limits = [[1, 1], [1, 9]], [[0, 1], [2, 1], [1], [1, 2, 3], [1, 2.0], [True, 2], 1]
 STEPS_OF_LOSS: Limits = [None, 1, [1, 1]], [0, 1.0, [0, 1], [2, 1]]
+LISTS_OF_SEEDS: Limits = [[0], [0, 2**63 - 1]], [[], [-1], 0, None]
+LISTS_ABOVE_ZERO: Limits = [[], [5e-324, 3]], [[0], [-1.0], 3, None]
 LISTS: Limits = [[1], [1, 2]], [[], [0], 1, None, ["1"]]
 NUMBERS: Limits = [None, [0], [0, 1]], [[], [-1], 0]
 LOGGERS: Limits = [[], ["wandb"], ["tensorboard", "wandb"]], [["disk"], "wandb", None]
@@ -86,6 +88,11 @@ LIMITS: dict[str, dict[str, Limits]] = {
     "edlm_joint": {
         **{**UPDATES, **ENERGY, "valid_rows": at_least(8), "num_energy_layers": at_least(1)},
         **dict.fromkeys(("denoiser_rate", "nelbo_weight", "energy_weight"), FROM_ZERO),
+    },
+    "speedrun": {
+        **{f"base.{key}": limits for key, limits in UPDATES.items() if key not in PLACES},
+        **{"base.length": at_least(1), "base.time_low": between(0, 0.5), "base.loss_steps": STEPS_OF_LOSS},
+        **{"threads": PLACES["threads"], "seeds": LISTS_OF_SEEDS, "targets": LISTS_ABOVE_ZERO},
     },
     "distill": {
         **{**UPDATES, "time_low": between(0, 0.5)},

@@ -50,6 +50,7 @@ OF_RECIPES: dict[str, dict[str, str]] = {
     "oracle": {},
     "pretrain_ar": {**DEVICE, **PADDING, **UPDATES},
     "pretrain_denoiser": {**DEVICE, **DENOISER, **UPDATES},
+    "speedrun": DEVICE,
 }
 CHOICES: dict[str, dict[str, str]] = {
     **{f"edlm.recipes.{name}:SETTINGS": {"recipe": name, **own} for name, own in OF_RECIPES.items()},

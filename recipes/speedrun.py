@@ -1,0 +1,126 @@
+"""Compare trainings of a denoiser that differ in one thing each, at several seeds: a speed run.
+
+edlm run speedrun
+edlm run speedrun --config english27 corpus.path=FOLDER threads=1 seeds=[0]
+edlm run speedrun variants='{published: {}, "twice the rate": {optimizer: {lr: 4.0e-3}}}' output_dir=runs/rates
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from edlm.frontier import card
+from edlm.frontier.lines import Lines
+from edlm.recipes.pretrain_denoiser import PretrainDenoiser
+from edlm.runs import entry, environment, files, processes, tables
+from edlm.runs import settings as schemas
+from edlm.runs.settings import Schema
+from edlm.training import denoiser, log, speedrun
+from edlm.training.speedrun import Training
+from edlm.weights import whole
+
+SETTINGS: Schema = {
+    "recipe": schemas.choice("speedrun"),
+    "output_dir": schemas.text,
+    "seeds": schemas.items(schemas.seed, least=1),
+    "device": schemas.choice("auto", "cpu", "cuda"),
+    "threads": schemas.optional(schemas.threads),
+    "corpus": schemas.component(),
+    "base": schemas.section(denoiser.MODEL),
+    "variants": speedrun.variants,
+    "targets": schemas.items(schemas.number(0, above=True)),
+}
+
+
+class Speedrun:
+    """Train every variant with every seed, one seed after the other, and write the table after each training."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        speedrun.check(settings)
+        self.folder = environment.writable("output_dir", settings["output_dir"])
+        self.device = environment.device_of(settings)
+
+    def setup(self) -> None:
+        """Name the trainings, and find what an earlier run has finished."""
+        settings = self.settings
+        corpus = schemas.build(settings["corpus"], "corpus")
+        self.trainings = {
+            f"{name}, seed {seed}": (name, self._settings(name, change, seed))
+            for seed in settings["seeds"]
+            for name, change in settings["variants"].items()
+        }
+        own = card.card(
+            {key: value for key, value in settings.items() if key not in ("seeds", "variants", "targets")},
+            self.device,
+            text=corpus.fingerprint,
+        )
+        configs = {name: each for name, (_, each) in self.trainings.items()}
+        self.lines = processes.from_first(lambda: Lines(self.folder, "speedrun", own, configs))
+
+    def train(self) -> None:
+        """Run the missing trainings, each to its end, in folders of their own."""
+        for number, (name, (_, own)) in enumerate(self.trainings.items(), start=1):
+            if name not in self.lines.records:
+                print(f"\n{number}/{len(self.trainings)} {name}", flush=True)
+                self.lines.add(name, self.measured(own))
+                self.report()
+
+    def measured(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Train once: the held-out bounds, the CPU seconds of the updates, and the bound of the test text."""
+        recipe = PretrainDenoiser(settings)
+        recipe.setup()
+        recipe.load_checkpoint()
+        uninterrupted, begin = recipe.run.step == 0, time.process_time()
+        recipe.train()
+        spent, begin = time.process_time() - begin, time.process_time()
+        recipe.validate(recipe.run.average)
+        validation = time.process_time() - begin
+        recipe.cleanup()
+        logged = [each for each in log.read(recipe.folder) if "valid_nelbo" in each]
+        curve = [[each["step"], each["valid_nelbo"]] for each in logged]
+        told = whole.read_json(recipe.folder / files.REPORT)
+        return {
+            "curve": curve,
+            "seconds": spent - len(curve) * validation if uninterrupted else None,
+            "flops": speedrun.step_flops(recipe.run.network, settings),
+            "test": told["mean"],
+            "error": told["standard_error"],
+            "n": told["n"],
+        }
+
+    def report(self) -> None:
+        """Write the table of what is there."""
+        found: dict[str, list[Training]] = {}
+        for name, (variant, _) in self.trainings.items():
+            if record := self.lines.records.get(name):
+                curve = tuple((step, value) for step, value in record["curve"])
+                own = Training(curve, record["seconds"], record["flops"], record["test"])
+                found.setdefault(variant, []).append(own)
+        self.rows = speedrun.table(found, self.settings["targets"])
+        if processes.is_first():
+            files.write_text(self.folder / "speedrun.md", f"{tables.markdown(self.rows)}\n")
+
+    def cleanup(self) -> None:
+        """Print the table and say where everything is."""
+        self.report()
+        print(f"\n{tables.columns(self.rows)}\n\n  all of it: {self.folder / 'speedrun.md'} and speedrun.jsonl")
+
+    def _settings(self, name: str, change: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """Give the settings of one training as `pretrain_denoiser` reads them."""
+        shared = {key: self.settings[key] for key in ("device", "threads", "corpus")}
+        folder = str(self.folder / speedrun.folder(name) / f"seed{seed}")
+        own = speedrun.changed(self.settings["base"], change)
+        return {"recipe": "pretrain_denoiser", "output_dir": folder, "seed": seed, **shared, **own}
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the recipe from its settings."""
+    recipe = Speedrun(settings)
+    recipe.setup()
+    recipe.train()
+    recipe.cleanup()
+
+
+if __name__ == "__main__":
+    entry.enter(main, SETTINGS)
