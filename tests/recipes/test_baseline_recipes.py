@@ -33,11 +33,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("base", ["tiny", "text8"])
+@pytest.mark.parametrize(("base", "of"), [("tiny", "tiny"), ("text8_paper", "text8")])
 @pytest.mark.parametrize("name", ["sedd", "d3pm"])
-def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compared_with(base: str, name: str) -> None:
+def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compared_with(
+    base: str, of: str, name: str
+) -> None:
     configs = commands.configs("pretrain_denoiser")
-    plain, other = (OmegaConf.to_container(OmegaConf.load(configs[key])) for key in (base, f"{base}_{name}"))
+    plain, other = (OmegaConf.to_container(OmegaConf.load(configs[key])) for key in (base, f"{of}_{name}"))
     own = {"output_dir", "schedule", "time_conditioning", "objective", "loss_steps", "time_low", "noise_levels"}
     assert {key: plain[key] for key in plain.keys() - own} == {key: other[key] for key in other.keys() - own}
     assert (plain["objective"], other["objective"]) == ("mdlm", name)

@@ -17,8 +17,8 @@ def test_a_recipe_run_as_a_file_checks_its_settings(
     recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = next(iter(commands.configs(recipe).values()))
-    monkeypatch.setattr(sys, "argv", [recipe, "--config", str(config), "seed=-1"])
+    monkeypatch.setattr(sys, "argv", [recipe, "--config", str(config), "threads=0"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(FOLDER / f"{recipe}.py"), run_name="__main__")
     assert stopped.value.code == 2
-    assert "edlm: seed = -1 must be" in capsys.readouterr().err
+    assert "edlm: threads = 0 must be" in capsys.readouterr().err
