@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from edlm.runs import processes, tables
+from edlm.training import muon
 
 _ROWS, _MORE_ROWS = 2, 16  # of the small step that is measured, and of another where that one is over at once
 _TRIES = 3  # of it, the shortest counts: another program may take a core for a moment
@@ -59,7 +60,7 @@ def forecast(
     for parameter in own:
         others.pop(_storage(parameter).data_ptr(), None)
     held = {"parameters": size, "EMA": trained, "frozen networks": _bytes(list(others.values()))}
-    held |= {"gradients": trained, "optimizer": _optimizer_bytes(optimizer, trained)}
+    held |= {"gradients": trained, "optimizer": _optimizer_bytes(optimizer)}
     rows = math.ceil(_share(settings) / settings["accumulate"])
     some = min(_ROWS, rows)
     kept: dict[int, int] = {}
@@ -158,13 +159,18 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).untyped_storage()
 
 
-def _optimizer_bytes(optimizer: torch.optim.Optimizer, size: int) -> int:
-    """Its state if there is one, else what its kind will hold: Adam's two moments, or a momentum."""
+def _optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Its state if there is one, else what its kind will hold of each group: Adam's two moments, or a momentum."""
     state = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)]
-    if state:
-        return _bytes(state)
-    defaults = optimizer.defaults
-    return size * (2 if "betas" in defaults else 1 if defaults.get("momentum") else 0)
+    return (
+        _bytes(state) if state else sum(_moments(group) * _bytes(group["params"]) for group in optimizer.param_groups)
+    )
+
+
+def _moments(group: Mapping[str, Any]) -> int:
+    if group.get(muon.HIDDEN):
+        return 1
+    return 2 if "betas" in group else 1 if group.get("momentum") else 0
 
 
 def _bytes(tensors: list[Any]) -> int:

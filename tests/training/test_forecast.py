@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edlm.training import forecast
 from edlm.training.forecast import Forecast
+from edlm.training.muon import Muon
 
 GIB, MIB = 2**30, 2**20
 SETTINGS: dict[str, Any] = {"batch_size": 8, "accumulate": 1, "steps": 100}
@@ -109,6 +110,8 @@ OPTIMIZERS = {
     "two moments": (lambda p: torch.optim.AdamW(p, lr=1e-3), 2),
     "a momentum": (lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9), 1),
     "nothing": (lambda p: torch.optim.SGD(p, lr=1e-3), 0),
+    "Muon's momentum": (Muon, 1),
+    "Muon's AdamW": (lambda p: Muon([{"params": list(p), "hidden": False}]), 2),
 }
 
 
