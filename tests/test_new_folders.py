@@ -59,3 +59,17 @@ def test_what_is_there_is_written_to_again(what: str, tmp_path: Path) -> None:
     write(tmp_path / "one")
     write(tmp_path / "one")
     assert (tmp_path / "one" / name).is_file()
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_where_nothing_can_be_written_one_line_says_so(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, _ = WRITERS[what]
+    (tmp_path / "file").write_text("none of our folders")
+    with pytest.raises((ValueError, SystemExit)) as error:
+        write(tmp_path / "file" / "below")
+    said = capsys.readouterr().err if isinstance(error.value, SystemExit) else str(error.value)
+    assert "file" in said
+    assert len(said.strip().splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "none of our folders"

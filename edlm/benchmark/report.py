@@ -21,7 +21,7 @@ class Report:
 
     def __init__(self, folder: Path, environment: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         empty: dict[str, Any] = {"cases": [], "training": [], "growth": [], "verdicts": []}
         self.content: dict[str, Any] = {"environment": environment, "settings": settings, **empty}
         rows = [(name, _shown(value), "") for name, value in environment.items() if value is not None]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from edlm import progress
-from edlm.data import pieces
+from edlm.data import pieces, tokenizer_files
 from edlm.data.vocabulary import Vocabulary
 
 PAGE_BYTES = 1 << 22
@@ -57,7 +57,7 @@ def tokens(folder: Path, split: str, documents: Callable[[], Iterator[str]], voc
     folder must identify the documents and the vocabulary. Raises ValueError if there is no text, for text that the
     vocabulary cannot spell, and for several documents without a separator.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer_files.make_folder(folder)
     with _alone(folder / f".{split}.lock"):
         damage = _damage(folder, split, vocabulary)
         if damage:

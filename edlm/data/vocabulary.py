@@ -163,7 +163,7 @@ class Vocabulary:
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `vocabulary.json`; a file is either there whole or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer_files.make_folder(folder)
         tokenizer_files.write_whole(folder / _TOKENIZER_FILE, self.tokenizer.to_str())
         tokenizer_files.write_whole(folder / _SPECIALS_FILE, self._ids_json)
 

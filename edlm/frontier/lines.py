@@ -35,7 +35,7 @@ class Lines:
         self.settings = {name: json.loads(json.dumps(each, default=str)) for name, each in settings.items()}
         self.records: dict[str, dict[str, Any]] = self._read()
         self._refuse_other_settings()
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         files.write_json(beside, now)
 
     def add(self, name: str, record: Mapping[str, Any]) -> None:

@@ -15,15 +15,15 @@ from edlm.training import denoiser, kinds
 
 Change = Mapping[str, Any]
 _LN_2 = math.log(2)
-_SHARES = "CPU s to its bound, a share", "operations to its bound, a share"
+_SHARES = "seconds to its bound, a share", "operations to its bound, a share"
 _NAME = re.compile(r"\w[\w .-]*")
 
 
 class Training(NamedTuple):
     """What one training cost and reached: bounds in nats per token.
 
-    curve: (step, held-out bound). seconds: CPU seconds of its updates alone, None if it was stopped on the way.
-    flops: of one update. test: the bound of the test text.
+    curve: (step, held-out bound). seconds: of its updates alone, those of the processor where a CPU trains; None if it
+    was stopped on the way. flops: of one update. test: the bound of the test text.
     """
 
     curve: tuple[tuple[int, float], ...]
@@ -133,7 +133,7 @@ def share(training: Training, first: Training, seconds: bool) -> float | None:
     Args:
         training: the one that reaches it.
         first: the one that ended with it.
-        seconds: whether the cost is CPU seconds, else operations.
+        seconds: whether the cost is seconds, else operations.
 
     Returns:
         The share; None if the bound is not reached, or seconds are not known.
@@ -149,8 +149,8 @@ def table(runs: Mapping[str, Sequence[Training]], targets: Sequence[float]) -> l
     Differences and shares are those of one seed, and then averaged; `±` is the standard error over seeds.
     """
     first = next(iter(runs.values()))
-    rows = [["variant", "seeds", "GFLOP a step", "CPU s a step", "bits (test)", "minus the first", *_SHARES]]
-    rows[0] += [f"CPU s to {target:g} bits" for target in targets]
+    rows = [["variant", "seeds", "GFLOP a step", "seconds a step", "bits (test)", "minus the first", *_SHARES]]
+    rows[0] += [f"seconds to {target:g} bits" for target in targets]
     for name, own in runs.items():
         pairs = list(zip(own, first, strict=False))
         steps = [each.seconds / each.steps for each in own if each.seconds is not None]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from edlm.benchmark import plots, report
 from edlm.benchmark.comparison import Verdict
@@ -104,3 +105,10 @@ def test_the_machine_is_told_by_its_processor(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Path, "is_file", lambda path: False)
     assert report.environment(torch.device("cpu"), 7.0)["cpu"] == platform.machine()
     assert math.isfinite(told["load_at_start"])
+
+
+def test_a_curve_is_named_where_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[Any] = []
+    monkeypatch.setattr(plots.plot_labels, "name_ends", lambda _, found: ends.extend(found))
+    plots._curves(Figure().add_subplot(), swept())
+    assert [(end.value, end.name) for end in ends] == [(16.0, "textbook: power 2.00"), (4.0, "eager: power 1.00")]

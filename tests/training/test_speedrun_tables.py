@@ -63,7 +63,7 @@ def test_differences_are_paired_by_seed() -> None:
         "slow": [training(3.0, 2.5, test=LN_2 * 2.5), training(2.5, 1.9, test=LN_2 * 2.5)],
     }
     head, first, other, slow = speedrun.table(runs, [2.5 / LN_2])
-    assert head[:6] == ["variant", "seeds", "GFLOP a step", "CPU s a step", "bits (test)", "minus the first"]
+    assert head[:6] == ["variant", "seeds", "GFLOP a step", "seconds a step", "bits (test)", "minus the first"]
     assert first == ["published", "2", "1", "0.5", "2.50 ± 0.50", "", "1", "1", "7.5"]
     assert other == ["other", "2", "1", "0.5", "2.00 ± 0.50", "-0.5", "0.5", "0.5", "5"]
     assert slow[5:8] == ["0.00 ± 0.50", "reached by 1 of 2", "reached by 1 of 2"]
