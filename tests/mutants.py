@@ -1,7 +1,8 @@
 """A campaign of small mutations: how many changes of the source does a test notice?
 
     python tests/mutants.py runs/mutants.jsonl --seed 1 --number 100     # plants them; stopped, it goes on where it was
-    python tests/mutants.py runs/mutants.jsonl --again                   # survivors once more, after new tests
+    python tests/mutants.py runs/mutants.jsonl --learn                   # first: which functions every test enters
+    python tests/mutants.py runs/mutants.jsonl --again --times 10        # survivors once more, with more time for tests
     python tests/mutants.py runs/mutants.jsonl --report                  # figures, and the diffs of what survived
 
 Each mutant is one change of one module, planted in a copy of the package. The tests of the module run against it: the
@@ -185,6 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=None, help="source files, all by default")
     parser.add_argument("--words", default="not slow", help='marks of the tests that run, "" for all')
     parser.add_argument("--limit", type=float, default=900.0, help="seconds for the tests of one mutant")
+    parser.add_argument("--times", type=float, default=1.0, help="as many times more seconds for the tests of a mutant")
+    parser.add_argument("--learn", action="store_true", help="run every test once, and plant nothing")
     parser.add_argument("--again", action="store_true", help="run survivors that are not judged equivalent once more")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)
@@ -193,8 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done, learned = read(options.results), options.results.with_suffix(".seconds.json")
     seconds = json.loads(learned.read_text("utf-8")) if learned.exists() else {}
     known = Known(options.results.with_suffix(".reach.json"), ROOT)
-    tests = trials.Plan(options.words, options.limit, seconds, known)
-    chosen = [] if options.report else plan(options.only or modules(), options.seed, options.number)
+    tests = trials.Plan(options.words, options.limit, seconds, known, options.times)
+    for told in trials.learn(tests) if options.learn else ():
+        learned.write_text(json.dumps(seconds), "utf-8")
+        print(told, flush=True)
+    chosen = [] if options.report or options.learn else plan(options.only or modules(), options.seed, options.number)
     for mutant in chosen:
         before = done.get(mutant.name)
         again = options.again and before and before["verdict"] == "survived" and before["judged"] != "equivalent"

@@ -89,6 +89,12 @@ class Known:
             if any(number in entered for entered in known["tests"].values() if entered != "all")
         ]
 
+    def tests_entering(self, function: str) -> list[str]:
+        """List the tests that are known to enter a function themselves, whatever they share with others."""
+        number = self.index.get(function)
+        found = [known["tests"] for known in self.files.values()]
+        return [test for tests in found for test, entered in tests.items() if entered != "all" and number in entered]
+
     def learn(self, found: dict[str, Any]) -> None:
         """Add what a child has found."""
         self.shared |= set(found["shared"])

@@ -135,7 +135,9 @@ class _FixedShapes:
 
 def captured(pipeline: Pipeline) -> Pipeline:
     """What `accelerate` makes of a pipeline on a CUDA device."""
-    kernel = execution._over(pipeline.kernel, partial(execution._graphed, one_tile=1 << 20))
+    kernel = execution._over(
+        pipeline.kernel, partial(execution._graphed, one_tile=1 << 20, device=torch.device("cuda"))
+    )
     return pipeline._replace(
         kernel=kernel,
         pad_rows=partial(execution._power_of_two, smallest=2),
@@ -215,6 +217,28 @@ def test_a_pipeline_keeps_its_parameters_and_device_when_accelerated(no_compiler
     assert {id(p) for p in fast.kernel.step.parameters()} == {id(p) for p in pipeline.kernel.step.parameters()}
     assert fast.kernel.num_particles == pipeline.kernel.num_particles
     assert pipeline.pad_rows(1) == pipeline.pad_positions(1) == 1  # the one that was given is as it was
+
+
+@pytest.mark.parametrize("mode", ["compile", "cudagraph"])
+def test_noise_is_compiled_where_a_device_draws_it(mode: execution.Mode, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(execution, "check_mode", lambda *_: None)
+    slow = eager()
+    assert edlm.accelerate(slow, mode).kernel.draw is slow.kernel.draw
+    monkeypatch.setattr(Pipeline, "device", torch.device("meta"))
+    assert isinstance(edlm.accelerate(slow, mode).kernel.draw, execution._CompiledDraw)
+
+
+def test_compiled_noise_is_that_of_the_eager_draw_and_one_graph(
+    fresh_compiler: None, as_on_a_device: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    slow = eager().kernel.draw
+    fast = execution._CompiledDraw(slow)
+    for b, again in ((4, False), (1, False), (5, True), (2, True), (1, True)):
+        drawn = torch.tensor(b), torch.arange(b), torch.tensor(2), torch.arange(b * LENGTH - again), LENGTH
+        with torch._dynamo.config.patch(error_on_recompile=again):
+            for key, value in fast(*drawn).items():
+                assert torch.equal(value, slow(*drawn)[key])
 
 
 def test_without_a_compiler_it_says_so_and_stays_eager(monkeypatch: pytest.MonkeyPatch):
