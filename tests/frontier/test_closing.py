@@ -151,6 +151,17 @@ def test_what_the_judge_says_is_told_by_its_own_error(found: Closing) -> None:
         assert re.search(said, closing_report.sentences(found._replace(ways=[one, told, own, order]))[0])
 
 
+def test_the_table_names_each_way_with_its_tokens_a_pass_and_marks_a_bound(found: Closing) -> None:
+    head, one, *several, last = closing_report.rows(found)
+    assert one[0] == ONE
+    assert [re.sub(r"[\d.]+ a pass", "N a pass", row[0]) for row in several] == [
+        f"{name}, N a pass" for name in (PLAIN, ENERGY, IN_ORDER)
+    ]
+    assert [row[1].startswith("<= ") for row in (one, *several)] == [False, False, True, False]
+    assert len({len(row) for row in (head, one, *several, last)}) == 1
+    assert last[0] == "held-out text"
+
+
 def test_all_of_it_is_written_and_shown(found: Closing, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     closing_report.conclude(tmp_path, found, SETTINGS)
     out = capsys.readouterr().out
