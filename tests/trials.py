@@ -10,6 +10,7 @@ import compileall
 import json
 import os
 import py_compile
+import re
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,7 @@ ROUNDS = slice(0, 1), slice(1, 4), slice(4, None)  # of files, from the nearest
 BUDGETS = 60, 40, 30  # seconds of the processor after which a round starts no further test
 ONE_TEST = 60  # seconds of the processor that a test may take; what takes longer hangs
 UNKNOWN = 0.2  # seconds of a test that has not run yet
+_PLAIN = re.compile(r"[\w/.:,=\[\]-]{1,200}")  # a test's name that can stand on a command line
 _NOTHING, _NO_BUDGET = "::", 10**6  # no function, which no test enters; seconds that no file takes
 
 
@@ -121,7 +123,8 @@ def _rounds(files: Sequence[str], function: str | None, plan: Plan) -> Iterator[
     for number, (part, seconds) in enumerate(zip(ROUNDS, BUDGETS, strict=True)):
         if names := [file for file in files[part] if plan.known.is_worth_running(file, function)]:
             yield names, seconds
-        known = [test for test in plan.known.tests_entering(function or "") if test.split("::")[0] not in files[part]]
+        entering = filter(_PLAIN.fullmatch, plan.known.tests_entering(function or ""))
+        known = [test for test in entering if test.split("::")[0] not in files[part]]
         if number == 0 and known:
             yield sorted(known, key=lambda test: plan.seconds.get(test, UNKNOWN))[:KNOWN], KNOWN_BUDGET
 
