@@ -180,6 +180,12 @@ def test_a_config_is_checked_in_the_time_that_what_it_is_built_on_takes_to_impor
     assert any(worked(*ours) < 1.5 * worked(*theirs) for _ in range(3))
 
 
+@pytest.mark.parametrize("value", ["{not yaml", "a # b", "- x", "[unclosed"])
+def test_a_text_is_no_business_of_the_look_at_keys(value: str) -> None:
+    config = commands.configs("generate")["tiny"]
+    keys.require_known("generate", config, [f"prompt={value}", f"output={value}"], is_ours=True)
+
+
 def test_a_key_of_our_own_config_is_known_whatever_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "_known", lambda: {"recipes": {"edlm_nce": {"samples": {}}}, "components": {}})
     config = commands.configs("edlm_nce")["tiny"]

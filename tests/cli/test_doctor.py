@@ -2,6 +2,7 @@
 
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,3 +87,12 @@ def test_an_error_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(schedules, "log_linear", broken)
     assert found("sampling")[1:] == ("failed", "RuntimeError: undefined symbol: at::something", False)
+
+
+def test_a_card_is_told_by_its_name_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
+    device = doctor._device()
+    assert (device.what, device.found) == ("device", "cuda")
+    assert device.remark.startswith("a card, 80 GiB; ")

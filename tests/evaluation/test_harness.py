@@ -98,7 +98,7 @@ def test_the_model_class_refuses_what_it_does_not_know(trained_ar: Path) -> None
     from edlm.evaluation import harness as module  # noqa: PLC0415  registers itself
 
     folder = str(trained_ar / "denoiser")
-    with pytest.raises(ValueError, match=r"^model_args: num_draw is not known; known are pretrained, length, "):
+    with pytest.raises(ValueError, match=r"^model_args: num_draw is not known; known are pretrained, length, revision"):
         module.Edlm(folder, num_draw=3)
     with pytest.raises(ValueError, match=r"^batch_size = 'auto' must be a whole number of at least 1$"):
         module.Edlm(folder, batch_size="auto")

@@ -90,6 +90,8 @@ def test_a_folder_that_names_something_else_is_refused_by_name(name: Any, tmp_pa
     [
         ({**SCHEDULE, "eps": "0"}, "schedule.eps = '0' must be a finite number"),
         ({**SCHEDULE, "eps": float("nan")}, "schedule.eps = nan must be a finite number"),
+        ({**SCHEDULE, "eps": float("inf")}, "schedule.eps = inf must be a finite number"),
+        ({**SCHEDULE, "eps": -float("inf")}, "schedule.eps = -inf must be a finite number"),
         ({**SCHEDULE, "eps": True}, "schedule.eps = True must be a finite number"),
         ({**SCHEDULE, "eps": {"_component_": "os.system"}}, r"schedule.eps = \{'_component_': 'os.system'\} must be"),
         ({**SCHEDULE, "eps": 2.0}, r"log_linear: eps = 2.0 must lie in \[0, 1\)"),

@@ -61,6 +61,7 @@ def test_what_was_saved_gives_the_same_energies_bit_for_bit(how: str, scope: str
         found = energy(texts)["energy"]
     assert torch.equal(found, known)
     assert known.unique().numel() > 1
+    assert not any(each.requires_grad for each in energy.parameters())
     assert not torch.equal(recipe.plan.energy(recipe.run.network.eval())(texts)["energy"], known)
 
 
