@@ -20,7 +20,7 @@ _NAME = re.compile(r"\w[\w .-]*")
 
 
 class Training(NamedTuple):
-    """What one training cost and reached: bounds in nats per token.
+    """The cost and the bounds of one training, in nats per token.
 
     curve: (step, held-out bound). seconds: of its updates alone, those of the processor where a CPU trains; None if it
     was stopped on the way. flops: of one update. test: the bound of the test text.
@@ -33,7 +33,7 @@ class Training(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Its number of updates."""
+        """Count its updates."""
         return self.curve[-1][0]
 
 
