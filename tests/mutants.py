@@ -37,6 +37,7 @@ TABLES = (
     "test_constants.py",
     "test_defaults.py",
     "test_edges.py",
+    "test_wrong_kinds.py",
     "recipes/test_setting_limits.py",
 )  # of many modules; they name each of them once, and are quick
 Record = dict[str, Any]

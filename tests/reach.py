@@ -196,7 +196,7 @@ class Reach:
         return str(item.path.relative_to(self.known.root))
 
     def _names(self, entered: Entered) -> frozenset[str]:
-        codes = [code for code in entered.values() if code.co_filename.startswith(self.folder)]
+        codes = [code for code in list(entered.values()) if code.co_filename.startswith(self.folder)]
         return frozenset(f"{code.co_filename.removeprefix(self.folder)}::{code.co_qualname}" for code in codes)
 
     def _find_cached(self) -> None:
