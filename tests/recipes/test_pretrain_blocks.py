@@ -39,7 +39,7 @@ def test_its_folder_holds_a_network_of_blocks_and_its_report_their_bound(tmp_pat
 def test_its_configs_are_those_of_mdlm_but_for_the_objective(base: str) -> None:
     configs = commands.configs("pretrain_denoiser")
     plain, other = (OmegaConf.to_container(OmegaConf.load(configs[key])) for key in (base, f"{base}_blocks"))
-    own = {"output_dir", "objective", "block", "noise_levels", "time_high"}
+    own = {"output_dir", "objective", "block", "noise_levels", "loss_weights", "time_high"}
     assert {key: plain[key] for key in plain.keys() - own} == {key: other[key] for key in other.keys() - own}
 
 
