@@ -58,7 +58,7 @@ def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: s
     """
     denoiser = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_denoiser")[name]))
     ar = OmegaConf.to_container(OmegaConf.load(commands.configs("pretrain_ar")[name]))
-    for key in ("schedule", "time_conditioning", "objective", "loss_steps", "time_low", "noise_levels"):
+    for key in ("schedule", "time_conditioning", "objective", "loss_steps", "time_low", "noise_levels", "loss_weights"):
         denoiser.pop(key, None)
     assert ar.pop("drafts") is None
     for key in ("recipe", "output_dir"):
