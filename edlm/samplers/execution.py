@@ -75,14 +75,13 @@ def accelerate(pipeline: Pipeline, mode: Mode = "compile") -> Pipeline:
             return pipeline
         one_tile = _one_tile(pipeline.kernel, pipeline.device)
         return pipeline._replace(
-            kernel=_over(pipeline.kernel, partial(_compiled, one_tile=one_tile, device=pipeline.device)),
+            kernel=_over(pipeline.kernel, partial(_compiled, one_tile=one_tile)),
             pad_rows=partial(_power_of_two, smallest=2),
             pad_positions=partial(_whole_tiles, one_tile=one_tile),
             pad_new=partial(max, _FEWEST_NEW),
         )
-    one_tile = _one_tile(pipeline.kernel, pipeline.device)
     return pipeline._replace(
-        kernel=_over(pipeline.kernel, partial(_graphed, one_tile=one_tile, device=pipeline.device)),
+        kernel=_over(pipeline.kernel, partial(_graphed, one_tile=_one_tile(pipeline.kernel, pipeline.device))),
         pad_rows=partial(_power_of_two, smallest=2),
         pad_positions=partial(_power_of_two, smallest=_SMALLEST_GRAPH),
         pad_new=partial(_power_of_two, smallest=_FEWEST_NEW),
@@ -154,7 +153,7 @@ def _over(kernel: Kernel, wrap: Callable[[Kernel], Kernel]) -> Kernel:
     return wrap(kernel)._replace(outside=outside)
 
 
-def _compiled(kernel: Kernel, one_tile: int, device: torch.device) -> Kernel:
+def _compiled(kernel: Kernel, one_tile: int) -> Kernel:
     step = kernel.step
     if isinstance(step, Looped):  # the host has its say between its parts
         fast: nn.Module = step.with_parts(
@@ -163,20 +162,15 @@ def _compiled(kernel: Kernel, one_tile: int, device: torch.device) -> Kernel:
     else:
         fast = _CompiledStep(step, one_tile)
     look = None if kernel.look is None else _CompiledStep(kernel.look, one_tile)
-    return kernel._replace(step=fast, look=look, draw=_compiled_draw(kernel.draw, device))
+    return kernel._replace(step=fast, look=look, draw=_CompiledDraw(kernel.draw))
 
 
-def _compiled_draw(draw: Callable[..., TensorDict], device: torch.device) -> Callable[..., TensorDict]:
-    """Compile the noise of a step, but not on a CPU, where it is quick, and compiling it takes longer than it saves."""
-    return draw if device.type == "cpu" else _CompiledDraw(draw)
-
-
-def _graphed(kernel: Kernel, one_tile: int, device: torch.device) -> Kernel:
+def _graphed(kernel: Kernel, one_tile: int) -> Kernel:
     if isinstance(kernel.step, Looped):
-        return _compiled(kernel, one_tile, device)
+        return _compiled(kernel, one_tile)
     look = None if kernel.look is None else _GraphedStep(kernel.look, one_tile)
     step = _GraphedStep(kernel.step, one_tile)
-    return kernel._replace(step=step, look=look, draw=_compiled_draw(kernel.draw, device))
+    return kernel._replace(step=step, look=look, draw=_CompiledDraw(kernel.draw))
 
 
 class _CompiledStep(nn.Module):
@@ -205,12 +199,15 @@ class _CompiledStep(nn.Module):
 
 
 class _CompiledDraw:
-    """The noise of a step as one graph."""
+    """The noise of a step as one graph. On a CPU it is drawn as it is: compiling it takes longer than it saves."""
 
     def __init__(self, draw: Callable[..., TensorDict]) -> None:
+        self._draw = draw
         self._run = torch.compile(_with_own_graphs(draw), fullgraph=True)
 
     def __call__(self, seed: Tensor, row: Tensor, step: Tensor, positions: Tensor, length: int) -> TensorDict:
+        if row.device.type == "cpu":
+            return self._draw(seed, row, step, positions, length)
         for tensor in (row, positions):
             if tensor.shape[0] > 1:
                 torch._dynamo.mark_dynamic(tensor, 0)

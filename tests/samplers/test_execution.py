@@ -135,9 +135,7 @@ class _FixedShapes:
 
 def captured(pipeline: Pipeline) -> Pipeline:
     """What `accelerate` makes of a pipeline on a CUDA device."""
-    kernel = execution._over(
-        pipeline.kernel, partial(execution._graphed, one_tile=1 << 20, device=torch.device("cuda"))
-    )
+    kernel = execution._over(pipeline.kernel, partial(execution._graphed, one_tile=1 << 20))
     return pipeline._replace(
         kernel=kernel,
         pad_rows=partial(execution._power_of_two, smallest=2),
@@ -219,13 +217,23 @@ def test_a_pipeline_keeps_its_parameters_and_device_when_accelerated(no_compiler
     assert pipeline.pad_rows(1) == pipeline.pad_positions(1) == 1  # the one that was given is as it was
 
 
-@pytest.mark.parametrize("mode", ["compile", "cudagraph"])
-def test_noise_is_compiled_where_a_device_draws_it(mode: execution.Mode, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(execution, "check_mode", lambda *_: None)
-    slow = eager()
-    assert edlm.accelerate(slow, mode).kernel.draw is slow.kernel.draw
-    monkeypatch.setattr(Pipeline, "device", torch.device("meta"))
-    assert isinstance(edlm.accelerate(slow, mode).kernel.draw, execution._CompiledDraw)
+def noise_of(b: int, device: str) -> tuple[object, ...]:
+    """What a step asks its noise for, of one row more or less."""
+    tensors = torch.tensor(b), torch.arange(b), torch.tensor(2), torch.arange(b * LENGTH - 1)
+    return *(each.to(device) for each in tensors), LENGTH
+
+
+def test_noise_is_compiled_on_a_device_alone(monkeypatch: pytest.MonkeyPatch):
+    def compiled(*_: object, **__: object) -> object:
+        raise RuntimeError("compiled")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled)
+    slow = eager().kernel.draw
+    fast = execution._CompiledDraw(slow)
+    for key, value in fast(*noise_of(3, "cpu")).items():
+        assert torch.equal(value, slow(*noise_of(3, "cpu"))[key])
+    with pytest.raises(RuntimeError, match="compiled"):
+        fast(*noise_of(3, "meta"))
 
 
 def test_compiled_noise_is_that_of_the_eager_draw_and_one_graph(
@@ -233,9 +241,9 @@ def test_compiled_noise_is_that_of_the_eager_draw_and_one_graph(
 ):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     slow = eager().kernel.draw
-    fast = execution._CompiledDraw(slow)
-    for b, again in ((4, False), (1, False), (5, True), (2, True), (1, True)):
-        drawn = torch.tensor(b), torch.arange(b), torch.tensor(2), torch.arange(b * LENGTH - again), LENGTH
+    fast = execution._CompiledDraw(slow)._run
+    for b, again in ((4, False), (1, False), (5, False), (2, True), (3, True), (1, True)):
+        drawn = noise_of(b, "cpu")
         with torch._dynamo.config.patch(error_on_recompile=again):
             for key, value in fast(*drawn).items():
                 assert torch.equal(value, slow(*drawn)[key])

@@ -315,7 +315,7 @@ def test_what_is_wrapped_around_its_parts_changes_no_token(b: int, monkeypatch: 
         ours, expected = (edlm.sample(each, b, prompt=prompt) for each in (fast, slow))
         assert torch.equal(ours["tokens"], expected["tokens"])
         assert torch.equal(ours["info", "rounds"], expected["info", "rounds"])
-    assert len(wrapped) >= 2  # of guess, check and what is put in place; a CPU's noise is not compiled
+    assert len(wrapped) >= 4  # two draws of noise, the guess, the check, and what is put in place
 
 
 @pytest.mark.slow
