@@ -7,6 +7,7 @@ edlm run speedrun variants='{published: {}, "twice the rate": {optimizer: {lr: 4
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from edlm.frontier import card
@@ -47,7 +48,7 @@ class Speedrun:
         settings = self.settings
         corpus = schemas.build(settings["corpus"], "corpus")
         self.trainings = {
-            f"{name}, seed {seed}": (name, self._settings(name, change, seed))
+            f"{name}, seed {seed}": (str(name), self._settings(name, change, seed))
             for seed in settings["seeds"]
             for name, change in settings["variants"].items()
         }
@@ -78,9 +79,7 @@ class Speedrun:
         recipe.validate(recipe.run.average)
         validation = self.clock() - begin
         recipe.cleanup()
-        logged = [each for each in log.read(recipe.folder) if "valid_nelbo" in each]
-        curve = [[each["step"], each["valid_nelbo"]] for each in logged]
-        told = whole.read_json(recipe.folder / files.REPORT)
+        curve, told = processes.from_first(lambda: _written(recipe.folder))  # which the first process has written
         return {
             "curve": curve,
             "seconds": spent - len(curve) * validation if uninterrupted else None,
@@ -113,6 +112,12 @@ class Speedrun:
         folder = str(self.folder / speedrun.folder(name) / f"seed{seed}")
         own = speedrun.changed(self.settings["base"], change)
         return {"recipe": "pretrain_denoiser", "output_dir": folder, "seed": seed, **shared, **own}
+
+
+def _written(folder: Path) -> tuple[list[list[float]], dict[str, Any]]:
+    """Read the held-out bounds of a run, by step, and its report."""
+    logged = [each for each in log.read(folder) if "valid_nelbo" in each]
+    return [[each["step"], each["valid_nelbo"]] for each in logged], whole.read_json(folder / files.REPORT)
 
 
 def main(settings: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from edlm.recipes.pretrain_denoiser import PretrainDenoiser
 from edlm.recipes.speedrun import Speedrun
 from edlm.weights import checkpoints
 
-VARIANTS = 'variants={"published": {}, "short warm-up": {"warmup_steps": 1}}'
+VARIANTS = 'variants={"published": {}, "short warm-up": {"warmup_steps": 1}, 2: {}}'
 
 
 def words(folder: Path) -> list[str]:
@@ -61,7 +61,8 @@ def test_what_is_finished_is_taken_as_it_is_and_more_may_come(folder: Path, run:
     assert status == 0, error
     after = (folder / "speedrun.jsonl").read_bytes()
     assert after.startswith(before)
-    assert list(lines(folder))[6:] == ["short warm-up, seed 0", "short warm-up, seed 1"]
+    more = [f"{name}, seed {seed}" for seed in (0, 1) for name in ("short warm-up", "2")]
+    assert list(lines(folder))[6:] == more
     status, _, error = run("speedrun", *words(folder), "seeds=[0]", "base.batch_size=4")
     assert status == 2
     assert "base was" in error

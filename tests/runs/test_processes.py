@@ -318,6 +318,21 @@ def test_a_batch_with_fewer_rows_than_processes_is_named(tmp_path: Path) -> None
     together(refused, 2, tmp_path)
 
 
+def test_a_comparison_of_trainings_has_the_bounds_that_one_process_finds(tmp_path: Path) -> None:
+    base = {f"base.{key}": value for key, value in TEXTS.items()}
+    sizes = {f"base.network.{key}": value for key, value in NETWORK.items()}
+
+    def bounds(count: int) -> list[list[float]]:
+        folder = tmp_path / str(count)
+        run_in(count, settings("speedrun", **base, **sizes, output_dir=folder / "out", seeds="[0]", threads=1), folder)
+        lines = map(json.loads, (folder / "out" / "speedrun.jsonl").read_text().splitlines())
+        return [[line["test"], *(bound for _, bound in line["curve"])] for line in lines]
+
+    one, two = bounds(1), bounds(2)
+    assert len(two) == 3
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=0.0, atol=1e-5)
+
+
 @pytest.mark.parametrize("recipe", ["oracle", "benchmark"])
 def test_what_several_processes_would_not_share_is_refused(tmp_path: Path, recipe: str) -> None:
     wanted = {**settings(recipe), "output_dir": str(tmp_path / "out")}
