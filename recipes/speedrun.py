@@ -47,25 +47,27 @@ class Speedrun:
         """Name the trainings, and find what an earlier run has finished."""
         settings = self.settings
         corpus = schemas.build(settings["corpus"], "corpus")
-        self.trainings = {
-            f"{name}, seed {seed}": (str(name), self._settings(name, change, seed))
-            for seed in settings["seeds"]
-            for name, change in settings["variants"].items()
-        }
-        own = card.card(
-            {key: value for key, value in settings.items() if key not in ("seeds", "variants", "targets")},
-            self.device,
-            text=corpus.fingerprint,
-        )
-        configs = {name: each for name, (_, each) in self.trainings.items()}
-        self.lines = processes.from_first(lambda: Lines(self.folder, "speedrun", own, configs))
+        self.changes = {str(name): change for name, change in settings["variants"].items()}
+        pairs = [(variant, seed) for seed in settings["seeds"] for variant in self.changes]
+        self.trainings = {f"{variant}, seed {seed}": (variant, seed) for variant, seed in pairs}
+        base = {f"base.{key}": value for key, value in settings["base"].items()}
+        shared = {key: settings[key] for key in SETTINGS.keys() - {"base", "seeds", "variants", "targets"}}
+        own = card.card({**shared, **base}, self.device, text=corpus.fingerprint)
+        changes = {name: self.changes[variant] for name, (variant, _) in self.trainings.items()}
+        self.lines = processes.from_first(lambda: Lines(self.folder, "speedrun", own, changes))
+
+    def require_variants(self) -> None:
+        """Build every variant that is missing: what cannot be built is refused before the first one is trained."""
+        missing = [own for name, own in self.trainings.items() if name not in self.lines.records]
+        for variant, seed in dict(missing).items():
+            PretrainDenoiser(self._settings(variant, seed)).setup()
 
     def train(self) -> None:
         """Run the missing trainings, each to its end, in folders of their own."""
-        for number, (name, (_, own)) in enumerate(self.trainings.items(), start=1):
+        for number, (name, (variant, seed)) in enumerate(self.trainings.items(), start=1):
             if name not in self.lines.records:
                 print(f"\n{number}/{len(self.trainings)} {name}", flush=True)
-                self.lines.add(name, self.measured(own))
+                self.lines.add(name, self.measured(self._settings(variant, seed)))
                 self.report()
 
     def measured(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -106,12 +108,12 @@ class Speedrun:
         self.report()
         print(f"\n{tables.columns(self.rows)}\n\n  all of it: {self.folder / 'speedrun.md'} and speedrun.jsonl")
 
-    def _settings(self, name: str, change: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    def _settings(self, variant: str, seed: int) -> dict[str, Any]:
         """Give the settings of one training as `pretrain_denoiser` reads them."""
         shared = {key: self.settings[key] for key in ("device", "threads", "corpus")}
-        folder = str(self.folder / speedrun.folder(name) / f"seed{seed}")
-        own = speedrun.changed(self.settings["base"], change)
-        return {"recipe": "pretrain_denoiser", "output_dir": folder, "seed": seed, **shared, **own}
+        output = str(self.folder / speedrun.folder(variant) / f"seed{seed}")
+        own = speedrun.changed(self.settings["base"], self.changes[variant])
+        return {"recipe": "pretrain_denoiser", "output_dir": output, "seed": seed, **shared, **own}
 
 
 def _written(folder: Path) -> tuple[list[list[float]], dict[str, Any]]:
@@ -124,6 +126,7 @@ def main(settings: dict[str, Any]) -> None:
     """Run the recipe from its settings."""
     recipe = Speedrun(settings)
     recipe.setup()
+    recipe.require_variants()
     recipe.train()
     recipe.cleanup()
 

@@ -22,7 +22,7 @@ from edlm.objectives import batches, contrastive, denoising
 from edlm.runs import timing
 from edlm.training import forecast, muon, speedrun
 
-SIZES = {"text8": 28, "owt": 50258}
+VOCABULARIES = {"text8": 28, "owt": 50258}
 GPUS = 1, 8, 64
 
 
@@ -39,7 +39,7 @@ class Training(NamedTuple):
 def trainings(name: str) -> list[Training]:
     """Build the denoiser and the energy of a config, untrained."""
     own, over = (_settings(recipe, name) for recipe in ("pretrain_denoiser", "edlm_nce"))
-    size = SIZES[name]
+    size = VOCABULARIES[name]
     sizes = {key: value for key, value in own["network"].items() if key != "_component_"}
     torch.manual_seed(0)
     network = Transformer(size, own["length"], **{**sizes, "dropout": 0.0})
@@ -85,20 +85,20 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=80.0, help="GB of one GPU")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    hours = " | ".join(f"days on {count}" for count in GPUS)
+    days_on = " | ".join(f"days on {count}" for count in GPUS)
     head = (
         "training",
         "parameters",
         "steps",
         "TFLOP a step",
-        hours,
+        days_on,
         "GB without activations",
         "MB a text",
         "texts at once",
     )
     print(f"| {' | '.join(head)} |")
     print("|---" * (8 + len(GPUS) - 1) + "|")
-    for training in [each for name in SIZES for each in trainings(name)]:
+    for training in [each for name in VOCABULARIES for each in trainings(name)]:
         found, steps = held(training), training.settings["steps"]
         days = [steps * training.flops / (given.peak * given.share * count) / 86400 for count in GPUS]
         fixed = sum(found.held.values())

@@ -13,6 +13,7 @@ from edlm import __version__
 from edlm.benchmark import comparison, plots
 from edlm.benchmark.comparison import TEXTBOOK, Verdict
 from edlm.benchmark.methods import Case
+from edlm.process import arguments
 from edlm.runs import files, tables, timing
 
 
@@ -21,7 +22,7 @@ class Report:
 
     def __init__(self, folder: Path, environment: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         self.folder = folder
-        files.make_folder(folder)
+        arguments.require_folder(folder)
         empty: dict[str, Any] = {"cases": [], "training": [], "growth": [], "verdicts": []}
         self.content: dict[str, Any] = {"environment": environment, "settings": settings, **empty}
         rows = [(name, _shown(value), "") for name, value in environment.items() if value is not None]

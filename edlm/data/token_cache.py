@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from edlm import progress
-from edlm.data import pieces, tokenizer_files
+from edlm.data import pieces
 from edlm.data.vocabulary import Vocabulary
+from edlm.process import arguments
 
 PAGE_BYTES = 1 << 22
 CHECKED_PAGES = 64  # when a file is opened, evenly spread: 256 MiB take a second
@@ -57,7 +58,7 @@ def tokens(folder: Path, split: str, documents: Callable[[], Iterator[str]], voc
     folder must identify the documents and the vocabulary. Raises ValueError if there is no text, for text that the
     vocabulary cannot spell, and for several documents without a separator.
     """
-    tokenizer_files.make_folder(folder)
+    arguments.require_folder(folder)
     with _alone(folder / f".{split}.lock"):
         damage = _damage(folder, split, vocabulary)
         if damage:

@@ -80,14 +80,6 @@ def parse(path: Path, expected: str, parser: Callable[[], _Parsed]) -> _Parsed:
         raise ValueError(f"{path}: expected {expected}; {error}") from error
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, unless it is there. Raises ValueError naming it if it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write {folder}: {error.strerror}") from error
-
-
 def write_whole(path: Path, content: str) -> None:
     """Write a text file whole or not at all."""
     temporary = path.with_name(path.name + ".partial")

@@ -22,7 +22,7 @@ from torch import Tensor
 from edlm import limits
 from edlm.data import continuation, tokenizer_files, tokenizer_kinds
 from edlm.data.tokenizer_files import require
-from edlm.process.arguments import require_ids, require_kind, require_path, require_whole
+from edlm.process.arguments import require_folder, require_ids, require_kind, require_path, require_whole
 
 MASK_SYMBOL = "_"  # how a mask is shown in decoded text
 END_OF_TEXT = "<|endoftext|>"  # the name of GPT-2's document separator
@@ -163,7 +163,7 @@ class Vocabulary:
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `vocabulary.json`; a file is either there whole or not at all."""
         folder = Path(folder)
-        tokenizer_files.make_folder(folder)
+        require_folder(folder)
         tokenizer_files.write_whole(folder / _TOKENIZER_FILE, self.tokenizer.to_str())
         tokenizer_files.write_whole(folder / _SPECIALS_FILE, self._ids_json)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from edlm.process import arguments
 from edlm.runs import files, records
 
 # The settings are compared one by one, and networks by their weights; a line depends on no other line.
@@ -35,7 +36,7 @@ class Lines:
         self.settings = {name: json.loads(json.dumps(each, default=str)) for name, each in settings.items()}
         self.records: dict[str, dict[str, Any]] = self._read()
         self._refuse_other_settings()
-        files.make_folder(folder)
+        arguments.require_folder(folder)
         files.write_json(beside, now)
 
     def add(self, name: str, record: Mapping[str, Any]) -> None:

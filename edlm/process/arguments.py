@@ -2,6 +2,7 @@
 
 from numbers import Integral, Real
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,14 @@ def require_kind(name: str, value: Any, is_one: bool, instead: str) -> None:
 def require_path(name: str, value: Any) -> None:
     """Raise ValueError, naming the argument, unless a value is the path of a file or folder."""
     require_kind(name, value, isinstance(value, str | PathLike), "a path")
+
+
+def require_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there. Raises ValueError naming it if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error.strerror}") from error
 
 
 def require_energy(name: str, value: Any) -> None:

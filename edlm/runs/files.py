@@ -53,12 +53,6 @@ def write_text(path: Path, content: str) -> None:
         os.replace(temporary, path)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, unless it is there. Raises ValueError naming it if it cannot be."""
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what a file system says of a file, such as that it is full, into a ValueError that names it."""

@@ -162,12 +162,13 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
 def _optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Its state if there is one, else what its kind will hold of each group: Adam's two moments, or a momentum."""
     state = [value for each in optimizer.state.values() for value in each.values() if isinstance(value, Tensor)]
-    return (
-        _bytes(state) if state else sum(_moments(group) * _bytes(group["params"]) for group in optimizer.param_groups)
-    )
+    if state:
+        return _bytes(state)
+    return sum(_moments(group) * _bytes(group["params"]) for group in optimizer.param_groups)
 
 
 def _moments(group: Mapping[str, Any]) -> int:
+    """Count the tensors that the optimizer keeps of each weight of a group."""
     if group.get(muon.HIDDEN):
         return 1
     return 2 if "betas" in group else 1 if group.get("momentum") else 0

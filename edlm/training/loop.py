@@ -21,7 +21,7 @@ from edlm.data.vocabulary import Vocabulary
 from edlm.likelihood import nelbo
 from edlm.nn import networks
 from edlm.objectives import batches
-from edlm.runs import files
+from edlm.process import arguments
 from edlm.runs import processes as distributed
 from edlm.runs import settings as schemas
 from edlm.runs.entry import Interrupted
@@ -120,7 +120,7 @@ class TrainingRun:
     def train(self) -> None:
         """Run the remaining steps. Raises ValueError when the loss is not finite, Interrupted after a signal."""
         if not self._finished():
-            files.make_folder(self.folder)
+            arguments.require_folder(self.folder)
             with self.stopping, forecast.advice(self.settings, self.blocks.shape[1]):
                 try:
                     self.stages.train()

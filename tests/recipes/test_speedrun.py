@@ -65,7 +65,28 @@ def test_what_is_finished_is_taken_as_it_is_and_more_may_come(folder: Path, run:
     assert list(lines(folder))[6:] == more
     status, _, error = run("speedrun", *words(folder), "seeds=[0]", "base.batch_size=4")
     assert status == 2
-    assert "base was" in error
+    assert "base.batch_size was 8, is 4; use another output_dir" in error
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ("{network: {hidden_size: 7}}", "hidden_size = 7 must be a multiple of"),
+        ("{start_from: nowhere}", "start_from = nowhere: no checkpoint there"),
+    ],
+)
+def test_a_variant_that_cannot_be_built_is_refused_before_anything_is_trained(
+    variant: str, said: str, run: Runner, tmp_path: Path
+) -> None:
+    status, _, error = run("speedrun", *words(tmp_path / "out"), "seeds=[0]", f"variants={{last: {variant}}}")
+    assert (status, said in error) == (2, True), error
+    assert not [*tmp_path.rglob("checkpoints")]
+
+
+def test_a_known_name_for_another_variant_is_refused_with_both(folder: Path, run: Runner) -> None:
+    status, _, error = run("speedrun", *words(folder), "seeds=[0]", "variants={published: {steps: 3}}")
+    assert status == 2
+    assert "'published, seed 0' was {}, is {'steps': 3}; use another output_dir" in error
 
 
 def test_a_training_that_ended_before_its_line_has_its_figures_and_no_seconds(folder: Path, tmp_path: Path) -> None:
@@ -75,7 +96,7 @@ def test_a_training_that_ended_before_its_line_has_its_figures_and_no_seconds(fo
         (copy / name).unlink()
     recipe = Speedrun(settings_of("speedrun", *words(copy), "seeds=[0]"))
     recipe.setup()
-    found = recipe.measured(recipe.trainings["published, seed 0"][1])
+    found = recipe.measured(recipe._settings("published", 0))
     assert found["seconds"] is None
     assert before["seconds"] > 0.0
     assert all(found[key] == before[key] for key in ("curve", "flops", "test", "error", "n"))
@@ -94,6 +115,6 @@ def test_seconds_leave_validations_out(folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(PretrainDenoiser, "validate", slow)
     recipe = Speedrun(settings_of("speedrun", *words(tmp_path), "seeds=[0]"))
     recipe.setup()
-    found = recipe.measured(recipe.trainings["published, seed 0"][1])
+    found = recipe.measured(recipe._settings("published", 0))
     assert len(found["curve"]) == 2
     assert 0.0 < found["seconds"] < 1.5
