@@ -1,4 +1,4 @@
-"""A number that is none is refused in one line with the argument's name, by everything on the face that takes one."""
+"""What is not a number is refused in one line, with the argument's name, wherever the face takes a number."""
 
 from collections.abc import Callable
 from typing import Any
