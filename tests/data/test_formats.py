@@ -148,16 +148,12 @@ def test_a_small_file_that_unpacks_to_much_is_refused_with_what_allows_it(tmp_pa
     assert time.monotonic() - started < 30.0
 
 
-@pytest.mark.parametrize("large", ["text", "other"])
-def test_only_the_column_that_is_read_counts(tmp_path: Path, large: str) -> None:
-    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 20, pyarrow.int8()), ["a" * (1 << 20)])
-    columns = {large: texts, {"text": "other", "other": "text"}[large]: [f"document {number}" for number in range(20)]}
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet", compression="zstd")
-    if large == "text":
-        with pytest.raises(ValueError, match="unpack to"):
-            _ = datasets.files(tmp_path / "a.parquet").train
-    else:
-        assert datasets.files(tmp_path / "a.parquet").train[0].startswith("document ")
+def test_only_the_column_that_is_read_counts(tmp_path: Path) -> None:
+    columns = {"text": [f"document {number}" for number in range(20)], "other": [["ab"] * 3_000_000, *[["ab"]] * 19]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert datasets.files(tmp_path / "a.parquet").train[0] == "document 0"
+    with pytest.raises(ValueError, match="unpack to"):
+        _ = datasets.files(tmp_path / "a.parquet", column="other").train
 
 
 def test_a_raised_limit_lets_it_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
