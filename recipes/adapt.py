@@ -36,7 +36,6 @@ SETTINGS: Schema = {
     "corpus": schemas.component(),
     **adaptation.SETTINGS,
 }
-NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class Adapt:
@@ -101,7 +100,7 @@ class Adapt:
         rows = 4 * self.settings["valid_rows"]
         bound = self.held_out_bound(self.run.average, self.blocks.test, rows)
         size = self.plan.bytes_per_token(self.blocks.test, rows)
-        levels = {f"{t:g}": self.masked_nll(t) for t in NOISE_LEVELS}
+        levels = {f"{t:g}": self.masked_nll(t) for t in report.NOISE_LEVELS}
         text = report.held_out(self.blocks, self.run.vocabulary, rows)
         lines = report.lines("denoiser NELBO", bound, "draws", "perplexity bound", self.run, text)
         lines.append(("the same per byte", f"{bound.bits / size:.4f}", f"{size:.2f} bytes a token"))

@@ -33,7 +33,6 @@ SETTINGS: Schema = {
     "corpus": schemas.component(),
     **denoiser.MODEL,
 }
-NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class PretrainDenoiser:
@@ -94,7 +93,7 @@ class PretrainDenoiser:
         """Say what was learned and where it is."""
         scored = 4 * self.settings["valid_rows"]
         bound = self.held_out_bound(self.run.average, self.blocks.test, scored)
-        levels = {f"{t:g}": self.masked_nll(t) for t in NOISE_LEVELS}
+        levels = {f"{t:g}": self.masked_nll(t) for t in report.NOISE_LEVELS}
         text = report.held_out(self.blocks, self.vocabulary, scored)
         rows = report.lines(self.plan.objective.claim, bound, "draws", "perplexity bound", self.run, text)
         rows += report.level_lines(levels, self.vocabulary.unit)

@@ -21,6 +21,7 @@ from edlm.likelihood.estimates import Estimate
 from edlm.models import autoregressive
 from edlm.nn import decoders
 from edlm.recipes import adapt
+from edlm.training import report
 from edlm.weights import large
 
 
@@ -75,7 +76,7 @@ def main(wikitext: str, folder: str, *words: str) -> None:
     rows = 4 * settings["valid_rows"]
     size = made.plan.bytes_per_token(made.blocks.test, rows)
     print(said("NELBO before training", made.held_out_bound(made.run.average, made.blocks.test, rows), size))
-    for level in adapt.NOISE_LEVELS:
+    for level in report.NOISE_LEVELS:
         found = made.masked_nll(level)
         told = found and f"{found.mean:.2f} ± {found.standard_error:.2f} nats, n = {found.n}"
         print(f"{f'per masked token, t = {level:g}':28}{told}")

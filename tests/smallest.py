@@ -11,7 +11,7 @@ from edlm.cli import commands
 
 NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
 CAUSAL = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
-UPDATES = {"steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 3, "log_every": 2}
+UPDATES = {"steps": 6, "batch_size": 8, "valid_every": 3, "valid_rows": 8, "save_every": 4, "log_every": 2}
 LENGTH = 32
 PUBLISHED = {"optimizer._component_": "torch.optim.AdamW", "optimizer.lr": 2e-3}  # which every `parallel` knows
 TEXTS = {"length": LENGTH, "vocabulary._component_": "edlm.vocabulary.characters", **PUBLISHED, **UPDATES}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "edlm"
+ROOT = Path(__file__).parents[1]
 CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.nn.blocks": {"_NOISE_FREQUENCIES": 256, "_MLP_RATIO": 4},
     "edlm.process.noise": {
@@ -58,6 +58,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.evaluation.verdicts": {"FEWEST": 8, "_ERROR_RATE": 0.05},
     "edlm.evaluation.contrast": {"NUM_LEVELS": 5, "CHANCE_MARGIN": 0.01, "CONSTANT": 1e-6},
     "edlm.evaluation.judges": {"_CONTEXT": 1024, "_CLUSTERINGS": 5},
+    "edlm.training.report": {"NOISE_LEVELS": (0.1, 0.3, 0.5, 0.7, 0.9)},
     "edlm.training.texts": {"_NUM_TEXTS": 2, "_NUM_STEPS": 64},
     "edlm.training.stopping": {"_IMPATIENT": 1.0},
     "edlm.training.forecast": {"_ROWS": 2, "_MORE_ROWS": 16, "_TRIES": 3, "_AT_ONCE": 0.25},
@@ -85,7 +86,6 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.runs.exits": {"USAGE_ERROR": 2, "FAULT": 70, "INTERRUPTED": 130},
     "edlm.testing": {"_SMALLEST": 2.0**-53, "_LARGEST": 1.0 - 2.0**-53},
     "edlm.recipes.oracle": {"_SAMPLED": 1, "_COMPARED": 2, "_BOUNDED": 3},
-    "edlm.recipes.pretrain_denoiser": {"NOISE_LEVELS": (0.1, 0.3, 0.5, 0.7, 0.9)},
 }
 # On these only time and memory depend, the looks of a picture, or how much of a long text is shown.
 FREE: dict[str, set[str]] = {
@@ -131,8 +131,9 @@ def test_a_constant_that_results_depend_on_is_as_it_was(module: str) -> None:
 
 
 def test_every_number_that_a_module_names_stands_in_one_of_the_tables() -> None:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        module = ".".join(["edlm", *path.relative_to(PACKAGE).with_suffix("").parts])
+    for path in sorted([*(ROOT / "edlm").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = ".".join(parts if parts[0] == "edlm" else ["edlm", *parts])  # an installed package has its recipes
         if module not in ELSEWHERE and "plot" not in path.stem:  # how a picture looks is no promise
             told = CONSTANTS.get(module, {}).keys() | FREE.get(module, set())
             assert set(named(ast.parse(path.read_text("utf-8")))) <= told, module

@@ -24,7 +24,7 @@ import pytest
 from planting import OUT_OF_TIME, ROOT, package_in, run_in_child
 from reach import NO_TIME, Known, Reach
 
-PASSED, FAILED, NOT_COLLECTED, NONE_RAN = 0, 1, 2, 5  # exit statuses of pytest
+PASSED, FAILED, NOT_COLLECTED, ENDED, NONE_RAN = 0, 1, 2, 3, 5  # of pytest; ENDED: by a module that is imported
 KNOWN, KNOWN_BUDGET = 500, 120  # tests that are known to enter it, and seconds of the processor for them
 ROUNDS = slice(0, 1), slice(1, 4), slice(4, None)  # of files, from the nearest
 BUDGETS = 60, 40, 30  # seconds of the processor after which a round starts no further test
@@ -110,6 +110,8 @@ def try_out(files: Sequence[str], changed: dict[str, str], function: str | None,
         if status == OUT_OF_TIME:  # unless the tests take as long without the change
             hangs = _run(names, {}, function, plan, budget, done)[0] != OUT_OF_TIME
             return Outcome("hung" if hangs else "unknown", output, left_out)
+        if status == ENDED and _run(names, {}, function, plan, budget, done)[0] in (PASSED, NONE_RAN):
+            return Outcome("killed", output, left_out)
         assert status in (PASSED, FAILED, NOT_COLLECTED, NONE_RAN), f"pytest ended with {status}: {output}"
         if status in (FAILED, NOT_COLLECTED):
             return Outcome("killed", output, left_out)

@@ -13,6 +13,7 @@ from edlm.runs import files, tables
 from edlm.training.loop import TrainingRun
 
 Line = tuple[str, str, str]
+NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # times at which a report says what is left of a mask
 _MOST = 1024  # blocks of the training split whose tokens are counted
 
 

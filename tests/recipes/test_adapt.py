@@ -25,7 +25,7 @@ UPDATES = {
     "batch_size": 4,
     "valid_every": 2,
     "valid_rows": 4,
-    "save_every": 2,
+    "save_every": 3,
     "log_every": 1,
     "length": 16,
 }
@@ -65,6 +65,7 @@ def test_a_model_of_ours_becomes_a_denoiser_of_ours(ours: Path, tmp_path: Path) 
     assert report["bytes_per_token"] == 1.0
     assert 0 < report["bits"] < 10
     assert (report["n"], report["step"]) == (4 * UPDATES["valid_rows"], UPDATES["steps"])
+    assert checkpoints.find_network(tmp_path / "run").name == f"step_{UPDATES['steps']:08}"
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ def test_every_round_is_a_denoiser_and_the_last_one_is_the_output(folder: Path, 
     found = loading.denoiser(str(last), torch.device("cpu"))
     assert found.told is not None
     assert float(found.schedule.alpha(torch.ones((), dtype=torch.float64))) == pytest.approx(1e-3)
+    assert [checkpoints.find_network(each).name for each in (first, last)] == ["step_00000006"] * 2
     described = checkpoints.read_description(checkpoints.find_network(last))
     assert (described["objective"], described["round"], described["at_once"]) == ("distillation, kl", 1, 2)
     assert described["denoiser_weights"] == loading.weights_of(str(folder / "denoiser"))

@@ -22,7 +22,7 @@ from edlm.process import schedules
 from edlm.samplers import pipelines
 from edlm.weights import checkpoints, named, resolve
 
-SHORT = {**UPDATES, "valid_every": 6, "save_every": 6}  # a checkpoint and a look at held-out text at the end alone
+SHORT = {**UPDATES, "valid_every": 6, "save_every": 7}  # a checkpoint and a look at held-out text at the end alone
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,10 @@ def test_it_reports_what_the_denoiser_paid_and_what_the_bound_gained(trained: Pa
     assert report["cost"]["mean"] != 0.0
     assert report["gain"]["standard_error"] > 0.0
     assert report["contrast"]["n"] < 32 == report["nelbo"]["n"], "a step that reveals nothing is not counted"
+
+
+def test_its_last_step_is_kept_wherever_it_falls(trained: Path):
+    assert [checkpoints.find_network(trained / name).name for name in ("joint", "denoiser")] == ["step_00000006"] * 2
 
 
 def test_generate_draws_from_one_network_given_twice_and_refuses_another_denoiser(trained: Path):

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import smallest
 
+from edlm.weights import checkpoints
+
 ROWS = 4 * smallest.UPDATES["valid_rows"]
 
 
@@ -26,6 +28,11 @@ def test_a_denoisers_is_of_its_bound_and_of_what_is_left_at_each_level(trained: 
     assert list(found["masked_nll"]) == ["0.1", "0.3", "0.5", "0.7", "0.9"]
     assert all(level["n"] <= smallest.UPDATES["valid_rows"] for level in found["masked_nll"].values())
     assert found["masked_nll"]["0.9"]["n"] == smallest.UPDATES["valid_rows"]
+
+
+def test_the_last_step_is_kept_wherever_it_falls(trained_ar: Path) -> None:
+    assert smallest.UPDATES["steps"] % smallest.UPDATES["save_every"] != 0
+    assert [checkpoints.find_network(trained_ar / name).name for name in ("denoiser", "ar")] == ["step_00000006"] * 2
 
 
 def test_the_log_of_a_denoiser_has_its_bound_with_an_error_at_each_validation(trained: Path) -> None:

@@ -29,7 +29,7 @@ def stopped(folder: Path) -> Path:
     load(folder, 6)
     run = folder / "denoiser"
     shutil.rmtree(run / "checkpoints" / "step_00000006")
-    (run / "checkpoints" / "last.json").write_text(json.dumps({"folder": "step_00000003"}))
+    (run / "checkpoints" / "last.json").write_text(json.dumps({"folder": "step_00000004"}))
     (run / "report.json").unlink()
     return run
 
