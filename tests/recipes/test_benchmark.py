@@ -219,6 +219,18 @@ def test_the_recipe_reports_every_case_and_sweep(tmp_path: Path, capsys: pytest.
     assert not list(tmp_path.glob(".*.partial"))
 
 
+def test_one_network_is_long_enough_for_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(benchmark, "Bench", lambda sizes, longest, *others: seen.append(longest))
+    given = settings(tmp_path)
+    for lengths in ((5, 12, 8), (12, 5, 8), (5, 8, 12)):
+        plain, energy, sweep = [*given["cases"], *given["growth"]]
+        for each, length in zip((plain, energy, sweep), lengths, strict=True):
+            each["length"] = length
+        benchmark.Benchmark(given).setup()
+    assert seen == [12, 12, 12]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "says"),

@@ -20,6 +20,8 @@ from edlm.frontier import closing
 from edlm.models import autoregressive, denoisers, energies
 from edlm.nn.networks import Transformer
 from edlm.process import schedules
+from edlm.recipes import generate
+from edlm.runs import processes
 from edlm.samplers import pipelines
 from edlm.weights import checkpoints
 
@@ -33,6 +35,29 @@ def test_every_sample_is_written_whatever_the_batch_size(run: Runner, trained: P
         texts.append([json.loads(line)["text"] for line in output.read_text().splitlines()])
     assert len(texts[0]) == 3
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(
+    ("num_particles", "told"), [(1, ""), (3, "candidates = 3 is not used: nothing corrects the denoiser\n")]
+)
+def test_the_first_process_says_what_does_nothing(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    num_particles: int,
+    told: str,
+    is_first: bool,
+) -> None:
+    words = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={tmp_path / 'texts.jsonl'}", "num_steps=2"]
+    settings = settings_of("generate", *words, "window=[0.0, 1.0]", f"num_particles={num_particles}")
+    recipe = generate.Generate(settings)
+    recipe.load_checkpoint()
+    capsys.readouterr()
+    monkeypatch.setattr(processes, "is_first", lambda: is_first)
+    recipe.setup()
+    assert capsys.readouterr().out == (told if is_first else "")
 
 
 def test_texts_belong_to_the_weights_that_drew_them(run: Runner, trained: Path, tmp_path: Path) -> None:
