@@ -11,6 +11,7 @@ from running import Runner
 from smallest import UPDATES, denoiser_words, settings_of, train, words_of
 
 from edlm.evaluation.draws import Draws
+from edlm.likelihood.estimates import Estimate
 from edlm.objectives import batches, distillation
 from edlm.process import schedules
 from edlm.recipes.distill import Distillation
@@ -60,8 +61,14 @@ def test_every_round_is_a_denoiser_and_the_last_one_is_the_output(folder: Path, 
 
 def test_a_finished_run_is_left_as_it_is_and_a_changed_one_is_refused(folder: Path, run: Runner) -> None:
     before = weights(folder / "distilled")
-    assert run("distill", *words(folder))[0] == 0
+    status, shown, _ = run("distill", *words(folder))
+    assert status == 0
     assert torch.equal(weights(folder / "distilled"), before)
+    assert f"written to {folder / 'distilled'}" in shown
+    report = json.loads((folder / "distilled" / "report.json").read_text("utf-8"))
+    for name in ("nelbo", "start_nelbo", "cost"):
+        found = Estimate(**report[name])
+        assert f"{found.bits:.4f} ± {found.bits_error:.4f} bits/character" in shown
     status, _, error = run("distill", *words(folder), "divergence=tvd")
     assert status == 2
     assert "objective was 'distillation, kl', is 'distillation, tvd'" in error

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import builders
@@ -58,6 +59,20 @@ def test_the_first_process_says_what_does_nothing(
     monkeypatch.setattr(processes, "is_first", lambda: is_first)
     recipe.setup()
     assert capsys.readouterr().out == (told if is_first else "")
+
+
+def test_its_rate_is_that_of_the_texts_that_it_drew(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "texts.jsonl"
+    words = [f"denoiser={trained / 'denoiser'}", "energy=null", f"output={output}", "num_steps=2", "batch_size=2"]
+    for num_samples, rate in ((4, 0.5), (6, 0.25), (6, 0.0)):  # of all, of the two that are missing, of none
+        recipe = generate.Generate(settings_of("generate", *words, f"num_samples={num_samples}"))
+        recipe.load_checkpoint()
+        recipe.setup()
+        monkeypatch.setattr(generate, "time", SimpleNamespace(monotonic=iter((100.0, 108.0)).__next__))
+        recipe.generate()
+        assert recipe.rate == rate
 
 
 def test_texts_belong_to_the_weights_that_drew_them(run: Runner, trained: Path, tmp_path: Path) -> None:

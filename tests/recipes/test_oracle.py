@@ -10,6 +10,7 @@ import torch
 from oracles import SIR_PAIR, all_sequences, kl, marginal_table, residual_energy, sir, total_variation, zero_energy
 from oracles import sampler_law as oracle_law
 from running import Runner, unless_given
+from smallest import settings_of
 
 from edlm.data import vocabulary
 from edlm.frontier import draws, exact, exact_report, grid
@@ -18,6 +19,7 @@ from edlm.frontier.exact_report import Row
 from edlm.likelihood import hidden_markov
 from edlm.likelihood.estimates import Estimate
 from edlm.process import schedules
+from edlm.recipes import oracle
 from edlm.samplers.plans import TokensPerPass
 from edlm.samplers.sampler import Proposal, Sampler
 from edlm.weights import checkpoints
@@ -177,6 +179,16 @@ def run(tmp_path: Path, run: Runner) -> Callable[..., tuple]:
         return *run("oracle", *unless_given(base, overrides)), tmp_path / "out"
 
     return call
+
+
+def test_the_entropy_it_compares_with_is_the_sources(tmp_path: Path) -> None:
+    """4000 texts: within 4 standard errors of the enumerated one, per token."""
+    words = ["entropy_texts=4000", f"length={LENGTH}", "source.symbols=2", "distances=[1]", "num_samples=20"]
+    recipe = oracle.Oracle(settings_of("oracle", *words, f"output_dir={tmp_path}", "learn=null", f"sweeps=[{PLAINLY}]"))
+    recipe.setup()
+    probabilities = hidden_markov.log_prob(recipe.source, all_sequences(SYMBOLS, LENGTH)).exp()
+    wanted, found = float(torch.special.entr(probabilities).sum()) / LENGTH, recipe.beside.entropy
+    assert abs(found.mean - wanted) < 4 * found.standard_error < 0.05
 
 
 def test_a_run_reports_every_setting_and_goes_on_where_it_was(run: Callable[..., tuple]) -> None:
