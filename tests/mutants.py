@@ -38,9 +38,10 @@ TABLES = (
     "test_defaults.py",
     "test_edges.py",
     "test_wrong_kinds.py",
+    "recipes/test_setting_edges.py",
     "recipes/test_setting_limits.py",
 )  # of many modules; they name each of them once, and are quick
-ENTRIES = "recipes/test_entries.py"  # runs every recipe as a file, and names none
+OF_RECIPES = "recipes/test_entries.py", "recipes/test_setting_words.py"  # of every recipe; they import none by name
 Record = dict[str, Any]
 
 
@@ -102,7 +103,7 @@ def tests_of(file: str) -> list[str]:
     Who runs a recipe by its name imports it too.
     """
     module, stem = dotted(file), Path(file).stem.strip("_")
-    assert all((TESTS / name).is_file() for name in (*TABLES, ENTRIES))
+    assert all((TESTS / name).is_file() for name in (*TABLES, *OF_RECIPES))
     named = [path for path in sorted(TESTS.rglob("test_*.py")) if path.stem in (f"test_{stem}", f"test_{stem}s")]
     named.sort(key=lambda path: path.parent.name != Path(file).parent.name)  # its own package's first
     near = [path for path in _users({module}) if path not in named]
@@ -110,7 +111,7 @@ def tests_of(file: str) -> list[str]:
     far = [path for path in _users(above) if path not in (*named, *near)]
     first, rest = [*named, *near, *far][:2], [*named, *near, *far][2:MOST_FILES]
     tables = [path for path in map(TESTS.joinpath, TABLES) if path in [*near, *far]]
-    tables += [TESTS / ENTRIES] if file.startswith("recipes/") else []
+    tables += [TESTS / name for name in OF_RECIPES if file.startswith("recipes/")]
     files = dict.fromkeys([*first, *tables, *rest])
     return [str(path.relative_to(ROOT)) for path in files]
 
