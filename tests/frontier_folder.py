@@ -11,7 +11,7 @@ from edlm.weights import checkpoints
 
 LENGTH = 8
 ABC = vocabulary.characters("abc ")
-TEXT = "abc cab bca acb " * 9 + "abc"
+TEXT = "abc cab bca acb " * 5 + "abc\n\n" + "cab acb abc bca " * 4 + "cab"  # two documents
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
 
 
