@@ -12,6 +12,7 @@ FACTOR = "EDLM_LIMITS"  # the environment variable
 PARAMETERS = 400_000_000  # of a network that is built: 1.6 GB in float32
 LAYERS = 1_000
 LENGTH = 1 << 17  # the longest text of a network
+SIZE = 1 << 24  # of any other size that the config of a large model names, such as a width
 TENSORS = 20_000  # in one file of weights or of training state
 HEADER_BYTES = 16 << 20  # of a safetensors file: names and shapes
 JSON_BYTES = 8 << 20

@@ -304,4 +304,18 @@ FAULTS = [
         "",
         "tests/weights/test_block_folders.py::test_settings_of_another_network_are_refused_by_name",
     ),
+    Fault(
+        "a width of any size taken from a config",
+        "weights/families.py",
+        '    limits.require(f"{folder}/config.json", name, int(value), limit)\n',
+        "",
+        "tests/weights/test_large_sizes.py::test_of_what_torchtune_builds",
+    ),
+    Fault(
+        "as many ids listed as a config asks for",
+        "weights/masked.py",
+        '    limits.require(f"{folder}/config.json", "vocab_size", size, limits.IDS)\n',
+        "",
+        "tests/weights/test_masked_specials.py::test_as_many_ids_are_listed_as_a_limit_allows",
+    ),
 ]

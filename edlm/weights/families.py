@@ -4,7 +4,7 @@ A setting that would make another network of the same names is refused. Only thi
 is described.
 """
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -251,21 +251,21 @@ def named(
     return {new: tensors[old] for old, new in names.items()}
 
 
-def number(folder: Path, config: Mapping[str, Any], name: str) -> Any:
+def number(folder: Path, config: Mapping[str, Any], name: str) -> float:
     """Read a finite number. Raises ValueError for anything else."""
     given = config.get(name)
-    if not isinstance(given, int | float) or isinstance(given, bool) or not abs(given) < math.inf:
+    if not isinstance(given, int | float) or isinstance(given, bool) or not abs(given) <= sys.float_info.max:
         raise ValueError(f"{folder}/config.json: {name} = {config.get(name)!r} must be a number")
-    return config[name]
+    return float(given)
 
 
-def whole_number(folder: Path, config: Mapping[str, Any], name: str, limit: int | None = None) -> int:
+def whole_number(folder: Path, config: Mapping[str, Any], name: str, limit: int = limits.SIZE) -> int:
     """Read a whole number of at least 1, and of no more than the limit."""
-    value = number(folder, config, name)
+    number(folder, config, name)
+    value: int | float = config[name]
     if value < 1 or value != int(value):
         raise ValueError(f"{folder}/config.json: {name} = {value!r} must be a whole number of at least 1")
-    if limit is not None:
-        limits.require(f"{folder}/config.json", name, int(value), limit)
+    limits.require(f"{folder}/config.json", name, int(value), limit)
     return int(value)
 
 

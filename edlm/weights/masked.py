@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from edlm import limits
 from edlm.data import tokenizer_files
 from edlm.data.vocabulary import Vocabulary
 from edlm.weights import whole
@@ -37,11 +38,12 @@ def specials(folder: Path, config: Mapping[str, Any], tokenizer: str | Path | No
         raise ValueError(f"{folder}/tokenizer.json: text that spells the mask becomes the mask")
     if type(size) is not int or max(words.get_vocab().values()) >= size:
         raise ValueError(f"{folder}/config.json: vocab_size = {size!r} must be the network's number of ids")
+    limits.require(f"{folder}/config.json", "vocab_size", size, limits.IDS)
     spelled = {id_: token for token, id_ in words.get_vocab().items()}
     special = {id_ for id_, token in words.get_added_tokens_decoder().items() if token.special}
     special |= {id_ for id_ in ids.values() if id_ is not None}
-    never = {id_ for id_ in range(size) if id_ not in spelled or _UNUSED.fullmatch(spelled[id_])} | special
-    return Specials(mask, (first, last), ids.get("pad"), tuple(sorted(never)))
+    drawn = {id_ for id_, token in spelled.items() if not _UNUSED.fullmatch(token)} - special
+    return Specials(mask, (first, last), ids.get("pad"), tuple(id_ for id_ in range(size) if id_ not in drawn))
 
 
 def load_vocabulary(folder: Path, config: Mapping[str, Any], tokenizer: str | Path | None = None) -> Vocabulary:

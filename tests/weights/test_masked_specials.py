@@ -8,6 +8,7 @@ import hub_folders
 import pytest
 from tokenizers import Tokenizer
 
+from edlm import limits
 from edlm.data import tokenizer_files
 from edlm.weights import masked
 
@@ -31,6 +32,14 @@ def test_the_mask_the_frame_the_padding_and_what_is_never_drawn(tmp_path: Path) 
     assert masked.specials(tmp_path, {"vocab_size": words}).pad is None
     vocabulary = masked.load_vocabulary(tmp_path, {"vocab_size": words + 2})
     assert (vocabulary.size, vocabulary.mask_id, vocabulary.pad_id) == (words + 2, 4, None)
+
+
+def test_as_many_ids_are_listed_as_a_limit_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = len(Tokenizer.from_file(str(folder(tmp_path) / "tokenizer.json")).get_vocab())
+    monkeypatch.setattr(limits, "IDS", words + 1)
+    assert masked.specials(tmp_path, {"vocab_size": words + 1}).never[-1] == words
+    with pytest.raises(ValueError, match=rf"config\.json: vocab_size = {words + 2} must be at most {words + 1}; EDLM_"):
+        masked.specials(tmp_path, {"vocab_size": words + 2})
 
 
 @pytest.mark.parametrize("size", [None, "40", 3])
