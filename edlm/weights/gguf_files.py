@@ -4,6 +4,7 @@ The package `gguf` reads and dequantises. What a key or a tensor means is a clos
 refused by name, since it may change the network.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ _SIZES = {
     "rope.freq_base": "rope_theta",
     "vocab_size": "vocab_size",
 }
+_REAL = ("attention.layer_norm_rms_epsilon", "rope.freq_base")  # all others are whole numbers
 _HEAD_SIZES = ("rope.dimension_count", "attention.key_length", "attention.value_length")
 _NEEDED = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
 
@@ -152,12 +154,11 @@ def config_of(path: Path, content: Content) -> dict[str, Any]:
             continue
         if name not in _SIZES and name not in _HEAD_SIZES:
             raise ValueError(f"{path}: {kind}.{name} = {value!r} is not known, and may change the network")
-        if type(value) not in (int, float):
-            raise ValueError(f"{path}: {kind}.{name} = {value!r} must be a number")
+        _require_number(path, f"{kind}.{name}", value, name in _REAL)
     missing = [name for name in (*_NEEDED, "attention.layer_norm_rms_epsilon") if name not in own]
     if missing:
         raise ValueError(f"{path}: {kind}.{missing[0]} is missing")
-    limits.require(path, f"{kind}.block_count", int(own["block_count"]), limits.LAYERS)
+    limits.require(path, f"{kind}.block_count", own["block_count"], limits.LAYERS)
     shape = content.shapes.get("token_embd.weight", (0, 0))
     config = {theirs: own[name] for name, theirs in _SIZES.items() if name in own}
     config.setdefault("rope_theta", 10000.0)
@@ -178,11 +179,20 @@ def config_of(path: Path, content: Content) -> dict[str, Any]:
     }
 
 
+def _require_number(path: Path, key: str, value: Any, is_real: bool) -> None:
+    """Raise ValueError for what is no positive number, or is no whole one where a size is meant."""
+    if is_real:
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ValueError(f"{path}: {key} = {value!r} must be a positive number")
+        return
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{path}: {key} = {value!r} must be a whole number of at least 1")
+    limits.require(path, key, value, limits.SIZE)
+
+
 def _head_dim(path: Path, kind: str, own: Mapping[str, Any], config: Mapping[str, Any]) -> int:
     """Find the width of a head, of which all that is said must be the same."""
     heads = config["num_attention_heads"]
-    if heads < 1 or config["num_key_value_heads"] < 1:
-        raise ValueError(f"{path}: {kind}.attention.head_count = {heads} must be at least 1")
     said = {own[name] for name in _HEAD_SIZES if name in own} or {config["hidden_size"] // heads}
     if len(said) > 1:
         raise ValueError(f"{path}: {', '.join(_HEAD_SIZES)} differ ({sorted(said)}), and must be the same")

@@ -1,5 +1,6 @@
 """GGUF files as folders: weights, log-probabilities and ids as they were, and one line for what is wrong or unknown."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,18 @@ def test_each_rule_cuts_numbers_and_words_as_its_models_were_trained() -> None:
         ({"llama.block_count": 3}, "blk.2.attn_k.weight is missing"),
         ({"llama.block_count": 1}, "blk.1.attn_k.weight is not known"),
         ({"llama.block_count": 10**7}, "llama.block_count = 10000000 must be at most 1000"),
-        ({"llama.block_count": "two"}, "llama.block_count = 'two' must be a number"),
+        ({"llama.block_count": "two"}, "llama.block_count = 'two' must be a whole number of at least 1"),
+        ({"llama.context_length": 1.5}, "llama.context_length = 1.5 must be a whole number of at least 1"),
+        ({"llama.context_length": math.inf}, "llama.context_length = inf must be a whole number of at least 1"),
+        ({"llama.embedding_length": 2**32 - 1}, "llama.embedding_length = 4294967295 must be at most 16777216"),
+        ({"llama.feed_forward_length": 0}, "llama.feed_forward_length = 0 must be a whole number of at least 1"),
+        ({"llama.rope.freq_base": math.nan}, "llama.rope.freq_base = nan must be a positive number"),
+        ({"llama.rope.freq_base": math.inf}, "llama.rope.freq_base = inf must be a positive number"),
+        ({"llama.attention.layer_norm_rms_epsilon": 0.0}, "rms_epsilon = 0.0 must be a positive number"),
+        ({"llama.attention.layer_norm_rms_epsilon": "x"}, "rms_epsilon = 'x' must be a positive number"),
         ({"llama.vocab_size": 99}, "llama.vocab_size = 99, and token_embd.weight has 260 rows"),
         ({"llama.rope.dimension_count": 8, "llama.attention.key_length": 16}, "must be the same"),
-        ({"llama.attention.head_count": 0}, "llama.attention.head_count = 0 must be at least 1"),
+        ({"llama.attention.head_count": 0}, "llama.attention.head_count = 0 must be a whole number of at least 1"),
         ({"llama.attention.head_count": 24}, "attn_q.weight of 64 rows does not hold 24 heads"),
         ({"general.architecture": "mamba"}, "general.architecture = 'mamba' must be one of llama, qwen2, qwen3"),
         ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model = 'llama' must be 'gpt2'"),
