@@ -43,6 +43,9 @@ class Said(Unsaid):
     padded = False
 
 
+ONE_OF_TWO = Blocks(*[torch.tensor([[1, 0], [1, 1]])] * 3)  # the first row of each split is filled up
+
+
 def component(**left_out: Any) -> dict[str, Any]:
     return {"_component_": f"{__name__}.PLAIN", **left_out}
 
@@ -62,6 +65,9 @@ TAKEN_FOR: dict[str, tuple[Callable[[], Any], Any]] = {
     "an energy weighs drafts and transitions": (lambda: energies.scopes_of(ENERGY), ("draft", "transition")),
     "blocks may be filled up": (lambda: padding.of_network("ignored", Blocks(*[Unsaid()] * 3), 0), {"pad_id": 0}),
     "a run keeps that they may": (lambda: padding.notes("ignored", Blocks(*[Unsaid()] * 3), 0), {"padding": "ignored"}),
+    "one padded row is enough": (lambda: padding.of_network("ignored", ONE_OF_TWO, 0), {"pad_id": 0}),
+    "a run keeps that one row is": (lambda: padding.notes("learned", ONE_OF_TWO, 0), {"padding": "learned"}),
+    "no padded row is none": (lambda: padding.of_network("ignored", ONE_OF_TWO, 9), {}),
     "blocks that say so are not": (lambda: padding.of_network("ignored", Blocks(*[Said()] * 3), 0), {}),
     "a run keeps nothing of them": (lambda: padding.notes("ignored", Blocks(*[Said()] * 3), 0), {}),
     "a corpus is judged by its test split": (lambda: texts.zero_shot(component(), None, False)[1], ["c"]),

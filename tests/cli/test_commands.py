@@ -161,6 +161,21 @@ def test_ls_shows_whole_sentences(recipe: str) -> None:
         assert said.count("`") % 2 == said.count("(") - said.count(")") == 0
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["One sentence.", "Another."], "One sentence."),
+        (["One sentence", "on two lines.", "Another."], "One sentence on two lines."),
+        (["What follows:", "a list"], "What follows."),
+        (["No full stop", "", "a paragraph"], "No full stop."),
+        (["", "a paragraph"], ""),
+        ([], ""),
+    ],
+)
+def test_the_first_sentence_ends_where_it_ends(lines: list[str], said: str) -> None:
+    assert commands._first_sentence(lines) == said
+
+
 def test_a_misspelt_key_is_refused_at_once() -> None:
     """Half a second, and nothing of torch loaded."""
     assert works_less_than(0.5, "-m", "edlm.cli.commands", "run", "edlm_nce", "stepz=3")

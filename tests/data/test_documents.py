@@ -56,6 +56,10 @@ def test_plain_text_is_paragraphs_lines_or_one(tmp_path: Path) -> None:
     assert list(documents.read(file)) == ["one", "two\nthree", "four"]
     assert list(documents.read(file, unit="line")) == ["one\n", "two\n", "three\n", "four"]
     assert list(documents.read(file, unit="file")) == ["one\n\n\ntwo\nthree\n \nfour"]
+    file.write_bytes(b"\n\n one \n\n two \n\n")
+    assert list(documents.read(file)) == ["one", "two", ""]
+    assert list(documents.read(file, unit="file")) == ["\n\n one \n\n two \n\n"]
+    file.write_bytes("\ufeffone\r\n\r\n\r\ntwo\nthree\n \nfour".encode())
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(file, "inside/a")
     assert list(documents.read(tmp_path / "a.zip", unit="file")) == ["one\n\n\ntwo\nthree\n \nfour"]

@@ -96,6 +96,13 @@ def test_what_has_nothing_beside_it_is_said_alone() -> None:
     )
 
 
+def test_eight_texts_are_enough_for_a_verdict() -> None:
+    assert verdicts.too_few(7) == "7 texts are too few for a verdict"
+    assert verdicts.too_few(8) == ""
+    assert not verdicts.told_apart(Estimate(1.0, 0.01, 7))
+    assert verdicts.told_apart(Estimate(1.0, 0.01, 8))
+
+
 def test_few_texts_win_nothing() -> None:
     few = [figure("denoiser", "nelbo", 2.8, n=5), figure("energy", "sampler_nelbo", 1.0, (-1.8, 0.01), n=5)]
     said = verdicts.of_figures(few, "token")

@@ -7,6 +7,7 @@ import torch
 from builders import tiny_denoiser, tiny_energy, tiny_network
 from hypothesis import settings
 from hypothesis import strategies as st
+from joint_networks import joint_network
 from specifications import Spec
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
@@ -14,7 +15,8 @@ from torch import Tensor
 
 import edlm
 from edlm import contracts, declaration
-from edlm.objectives import contrastive, denoising, losses, transition
+from edlm.models import denoisers
+from edlm.objectives import contrastive, denoising, joint, losses, transition
 from edlm.process import noise, schedules
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
@@ -268,6 +270,10 @@ def test_next_token_is_the_exact_likelihood_of_what_is_not_padding(bos_id: int |
         (stages_of("denoising"), ["corrupt", "denoise", "score", "objective"]),
         (stages_of("contrastive"), ["corrupt", "draft", "pair", "weigh", "objective"]),
         (stages_of("transition"), ["corrupt", "draft", "pair", "weigh", "objective"]),
+        (
+            joint.contrastive(denoisers.subs(joint_network(), 4), schedules.log_linear(), (1, 5)),
+            ["corrupt", "draft", "pair", "read", "weigh", "remain", "score", "objective"],
+        ),
         (denoising.next_token(tiny_network(conditioning_size=0, causal=True), 4, 3), ["score", "objective"]),
         (Spec().kernel().step, ["denoise", "propose", "weigh", "select", "reveal", "count"]),
     ],

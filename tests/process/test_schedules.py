@@ -242,3 +242,13 @@ def test_a_schedule_can_be_anyones():
 @pytest.mark.parametrize("make", [schedules.log_linear, schedules.cosine, schedules.cosine_squared])
 def test_alpha_is_not_negative_in_float32_either(make):
     assert make().alpha(torch.ones(1)) >= 0
+
+
+@pytest.mark.parametrize(
+    "window",
+    [0.5, "ab", None, (0.1,), (0.1, 0.2, 0.3), (0.2, "x"), ("x", 0.2), (None, 1), (0.5, 0.2), (-0.1, 1), (0, 1.1)]
+    + [(float("nan"), 1.0)],
+)
+def test_what_is_no_window_is_named(window: object) -> None:
+    with pytest.raises(ValueError, match=r"^window = .* must (be two times|satisfy)"):
+        schedules.check_window(window)  # type: ignore[arg-type]

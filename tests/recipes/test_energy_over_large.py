@@ -7,6 +7,7 @@ from typing import Any
 import over_large
 import own_parts
 import pytest
+import torch
 from omegaconf import OmegaConf
 from running import Runner
 from safetensors.torch import load_file
@@ -16,7 +17,7 @@ from edlm.cli import commands
 from edlm.recipes import edlm_joint, edlm_nce, evaluate, frontier, generate
 from edlm.runs import environment
 from edlm.training import log
-from edlm.weights import checkpoints
+from edlm.weights import checkpoints, resolve
 
 transformers = pytest.importorskip("transformers", reason="needs pip install 'edlm-torch[families]'")
 
@@ -72,6 +73,11 @@ def test_drafts_of_a_denoiser_of_blocks_are_not_weighed(root: Path, tmp_path: Pa
 
 def test_evaluate_and_frontier_take_it_beside_its_denoiser_and_an_ar_model(root: Path, tmp_path: Path) -> None:
     over_large.trained(root / "adapted", tmp_path / "energy")
+    for rows in (1, None):
+        own = {"denoiser": root / "adapted", "energy": tmp_path / "energy", "length": over_large.LENGTH}
+        asked = settings_of("generate", *words_of({**own, "energy_rows": rows}))
+        correction: Any = resolve.load(asked, torch.device("cpu")).correction
+        assert correction.energy.module.network.trunk.rows_at_once == rows
     named = {"denoiser": root / "adapted", "energy": tmp_path / "energy", "ar": root / "hub", "threads": 1}
     small = {"length": 8, "rows": 2, "num_steps": 3, "num_passes": 2, "num_particles": 2, "num_completions": 1}
     more = {"output_dir": tmp_path / "card", "log_z_particles": 2}

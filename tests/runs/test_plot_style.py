@@ -68,6 +68,17 @@ def test_labels_keep_apart_and_in_order_and_move_no_more_than_they_must(labels: 
     assert plot_labels.spaced(found, [0.999 * height for height in heights]) == pytest.approx(found, abs=1e-6)
 
 
+def test_panels_fill_a_canvas_with_a_gap_between_them() -> None:
+    for columns, names in itertools.product((1, 2, 3, 4), (0.0, 1.2)):
+        places = plots._places(columns, names)
+        assert places[0][0] == plots._LEFT
+        assert places[-1][1] == pytest.approx(plots.WIDTH - names - 0.15)
+        widths = [right - left for left, right in places]
+        assert widths == pytest.approx([widths[0]] * columns)
+        gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(places)]
+        assert gaps == pytest.approx([plots._GAP] * (columns - 1))
+
+
 def test_lines_that_end_together_share_a_name() -> None:
     ends = [End(2.8, "margin", "b"), End(2.82, "random", "b"), End(3.2, "threshold", "b"), End(2.79, "ltr", "b")]
     assert plot_labels.merged(ends, 0.05) == [

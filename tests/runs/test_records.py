@@ -190,3 +190,13 @@ def test_the_log_of_a_run_killed_before_its_first_checkpoint_is_begun_anew(tmp_p
     logged(tmp_path, 1, 2, 4)
     log_check.begin(tmp_path, resume=True, save_every=4)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_the_order_of_a_records_keys_does_not_matter(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": 2.0}\n')
+    known = _records.extent(log)
+    log.write_text('{"loss": 2.0, "step": 1}\n{"step": 2}\n')
+    assert _records.begins_as(log, known)
+    log.write_text('{"loss": 2.5, "step": 1}\n')
+    assert not _records.begins_as(log, known)

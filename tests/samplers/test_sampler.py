@@ -108,6 +108,8 @@ def test_a_config_gives_the_same_sampler_back_and_names_tell_samplers_apart(case
         ({"selection": "best"}, r"sampler\.selection = 'best' must be one of sir, imh, greedy, speculative"),
         ({"remasking": "cap"}, r"sampler\.remasking = 'cap' must be a section"),
         ({"window": [1, 0]}, r"sampler\.window = .* must be two times"),
+        ({"window": [0.2, "x"]}, r"sampler\.window = .* must be two times"),
+        ({"window": [None, 1]}, r"sampler\.window = .* must be two times"),
     ],
 )
 def test_a_wrong_config_is_named(values: dict[str, Any], message: str) -> None:

@@ -51,7 +51,10 @@ def test_files_are_one_or_those_of_the_index(tmp_path: Path) -> None:
     assert torch.equal(shards.tensor(tmp_path, "y"), 2 * ones())
 
 
-@pytest.mark.parametrize("where", [None, [], {"x": "../a.safetensors"}, {"x": "a.bin"}, {"x": 3}])
+@pytest.mark.parametrize(
+    "where",
+    [None, [], {"x": "../a.safetensors"}, {"x": "a.bin"}, {"x": 3}, {"x": "a.safetensors", "y": "../a.safetensors"}],
+)
 def test_an_index_that_points_elsewhere_is_refused(where: object, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     with pytest.raises(ValueError, match=r"index\.json: no weight_map from parameters to safetensors files beside it$"):
