@@ -2,7 +2,7 @@
 
 edlm run speedrun
 edlm run speedrun --config english27 corpus.path=FOLDER threads=1 seeds=[0]
-edlm run speedrun variants='{published: {}, "twice the rate": {optimizer: {lr: 4.0e-3}}}' output_dir=runs/rates
+edlm run speedrun variants='{"larger rate": {optimizer: {lr: 4.0e-3}}}' only='[published, larger rate]'
 """
 
 import time
@@ -29,6 +29,7 @@ SETTINGS: Schema = {
     "corpus": schemas.component(),
     "base": schemas.section(denoiser.MODEL),
     "variants": speedrun.variants,
+    "only": schemas.optional(schemas.items(schemas.text, least=1)),
     "targets": schemas.items(schemas.number(0, above=True)),
 }
 
@@ -47,11 +48,11 @@ class Speedrun:
         """Name the trainings, and find what an earlier run has finished."""
         settings = self.settings
         corpus = schemas.build(settings["corpus"], "corpus")
-        self.changes = {str(name): change for name, change in settings["variants"].items()}
+        self.changes = speedrun.chosen(settings)
         pairs = [(variant, seed) for seed in settings["seeds"] for variant in self.changes]
         self.trainings = {f"{variant}, seed {seed}": (variant, seed) for variant, seed in pairs}
         base = {f"base.{key}": value for key, value in settings["base"].items()}
-        shared = {key: settings[key] for key in SETTINGS.keys() - {"base", "seeds", "variants", "targets"}}
+        shared = {key: settings[key] for key in SETTINGS.keys() - {"base", "only", "seeds", "variants", "targets"}}
         own = card.card({**shared, **base}, self.device, text=corpus.fingerprint)
         changes = {name: self.changes[variant] for name, (variant, _) in self.trainings.items()}
         self.lines = processes.from_first(lambda: Lines(self.folder, "speedrun", own, changes))

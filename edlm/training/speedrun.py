@@ -79,6 +79,16 @@ def folder(name: str) -> str:
     return str(name).replace(" ", "_")
 
 
+def chosen(settings: Mapping[str, Any]) -> dict[str, Change]:
+    """Collect the variants to train, by name: all, or those that `only` names. Raises ValueError for an unknown one."""
+    known = {str(name): change for name, change in settings["variants"].items()}
+    asked = list(known) if settings["only"] is None else settings["only"]
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"only = {name!r} must be one of the variants: {', '.join(known)}")
+    return {name: change for name, change in known.items() if name in asked}
+
+
 def check(settings: Mapping[str, Any]) -> None:
     """Check what every variant of a config makes of its base. Raises ValueError naming the variant and its key."""
     for name, change in settings["variants"].items():

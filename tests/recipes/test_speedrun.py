@@ -63,6 +63,11 @@ def test_what_is_finished_is_taken_as_it_is_and_more_may_come(folder: Path, run:
     assert after.startswith(before)
     more = [f"{name}, seed {seed}" for seed in (0, 1) for name in ("short warm-up", "2")]
     assert list(lines(folder))[6:] == more
+    table = (folder / "speedrun.md").read_text().splitlines()
+    status, _, error = run("speedrun", *words(folder), "seeds=[0, 1]", VARIANTS, "only=['2', published]")
+    assert status == 0, error
+    assert (folder / "speedrun.jsonl").read_bytes() == after
+    assert (folder / "speedrun.md").read_text().splitlines() == [*table[:3], table[-1]]
     status, _, error = run("speedrun", *words(folder), "seeds=[0]", "base.batch_size=4")
     assert status == 2
     assert "base.batch_size was 8, is 4; use another output_dir" in error
@@ -81,6 +86,16 @@ def test_a_variant_that_cannot_be_built_is_refused_before_anything_is_trained(
     status, _, error = run("speedrun", *words(tmp_path / "out"), "seeds=[0]", f"variants={{last: {variant}}}")
     assert (status, said in error) == (2, True), error
     assert not [*tmp_path.rglob("checkpoints")]
+
+
+def test_only_variants_that_are_there_can_be_named(folder: Path, run: Runner) -> None:
+    for given, said in (
+        ("[mine]", "only = 'mine' must be one of the variants: published, Muon, by count"),
+        ("[]", "only = [] must"),
+        ("[2]", "only[0] = 2 must"),
+    ):
+        status, _, error = run("speedrun", *words(folder), f"only={given}")
+        assert (status, said in error) == (2, True), error
 
 
 def test_a_known_name_for_another_variant_is_refused_with_both(folder: Path, run: Runner) -> None:
