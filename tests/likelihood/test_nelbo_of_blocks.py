@@ -97,3 +97,10 @@ def test_at_one_noise_level_blocks_are_read_after_clean_ones():
             nats.append(-float(log_prob(model.network, alone)[i, TEXT[i]]))
         expected = torch.tensor(sum(nats) / len(nats) if nats else torch.nan, dtype=torch.float64)
         torch.testing.assert_close(found[row], expected, equal_nan=True)
+
+
+def test_block_j_of_a_row_has_the_stratum_of_row_plus_j() -> None:
+    rows, seed = torch.arange(5, 9), torch.tensor(3)
+    shift = noise.uniforms(seed, rows[:1], 1, Stream.TIME)
+    strata = ((nelbo._strata(seed, rows, 3) - shift) % 1.0 * len(rows)).floor().long()
+    assert torch.equal(strata, (torch.arange(4).unsqueeze(-1) + torch.arange(3)) % 4)
