@@ -2,12 +2,15 @@
 
 import random
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import fuzz_damage
 import fuzz_folder
 import yaml
+
+from edlm.runs import settings as schemas
 
 ARGUMENTS = (
     *("--help", "--config", "--nproc_per_node", "--nproc_per_node=0", "--nproc_per_node=x", "--nproc_per_node=1.5"),
@@ -137,6 +140,10 @@ def words(rng: random.Random) -> tuple[list[str], bool]:
     return [command, *rng.choices(ARGUMENTS, k=rng.randrange(1 if command == "doctor" else 5))], False
 
 
+def _may_be_left_out(recipe: str, key: str) -> bool:
+    return import_module(f"edlm.recipes.{recipe}").SETTINGS.get(key) in schemas._OMISSIBLE
+
+
 def _recipe(rng: random.Random) -> tuple[list[str], bool]:
     recipe = rng.choice(list(fuzz_folder.settings()))
     config = f"configs/{recipe}.yaml"
@@ -147,7 +154,7 @@ def _recipe(rng: random.Random) -> tuple[list[str], bool]:
         at = rng.randrange(len(key))
         return [*first, f"{key[:at]}{rng.choice('xyq')}{key[at:]}=1"], True
     if kind == "left out":
-        return [*first, f"~{key}"], "." not in key or value is None
+        return [*first, f"~{key}"], ("." not in key or value is None) and not _may_be_left_out(recipe, key)
     if kind == "component":
         sections = [key for key, value in _keys(recipe) if isinstance(value, dict) and "_component_" in value]
         if sections:
