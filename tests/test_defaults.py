@@ -97,7 +97,9 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "contrastive": {"num_negatives": 1, "time_low": 0.001},
         "Frozen.train": {"mode": True},
     },
-    "edlm.objectives.blocks": {"denoising": {"times": (0.001, 1.0), "noise_levels": "by_time"}},
+    "edlm.objectives.blocks": {
+        "denoising": {"times": (0.001, 1.0), "noise_levels": "by_time", "loss_weights": "nelbo"},
+    },
     "edlm.objectives.denoising": {
         "denoising": {"time_low": 0.001, "noise_levels": "by_time", "loss_weights": "nelbo"},
     },

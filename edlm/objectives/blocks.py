@@ -18,7 +18,7 @@ from edlm.declaration import sequence, stage
 from edlm.models import denoisers
 from edlm.models.denoisers import SubsDenoiser
 from edlm.objectives import losses
-from edlm.objectives.denoising import score
+from edlm.objectives.denoising import LossWeights, score
 from edlm.process import absorbing, noise, schedules, training_times
 from edlm.process.noise import Stream
 from edlm.process.schedules import Schedule
@@ -32,6 +32,7 @@ def denoising(
     times: tuple[float, float] = (1e-3, 1.0),
     noise_levels: NoiseLevels = "by_time",
     pad_id: int | None = None,
+    loss_weights: LossWeights = "nelbo",
 ) -> TensorDictSequential:
     """Build the training pipeline of a denoiser of blocks: `{x_0, seed, row, step, num_rows} -> {loss, ...}`.
 
@@ -41,14 +42,18 @@ def denoising(
     `denoising.denoising`. `by_count` masks exactly `m = ceil(t n)` of the n tokens of a block, with the weight n / m.
     The mean is the same, as `nelbo.nelbo` estimates it. Then every block has a mask, and blocks of one token have the
     loss of an autoregressive model.
-    Raises ValueError unless 0 <= low < high <= 1, for other noise levels, and as `denoisers.beside_clean` does.
+    loss_weights: with "even" the loss is the plain cross-entropy of the masked tokens.
+    Raises ValueError unless 0 <= low < high <= 1, for other levels or weights, and as `denoisers.beside_clean` does.
     """
     low, high = times
     if not 0.0 <= low < high <= 1.0:
         raise ValueError(f"times = ({low}, {high}) must satisfy 0 <= low < high <= 1")
     if noise_levels not in get_args(NoiseLevels):
         raise ValueError(f"noise_levels = {noise_levels!r} must be one of {', '.join(get_args(NoiseLevels))}")
+    if loss_weights not in get_args(LossWeights):
+        raise ValueError(f"loss_weights = {loss_weights!r} must be one of {', '.join(get_args(LossWeights))}")
     mask = partial(_by_time, schedule) if noise_levels == "by_time" else _by_count
+    mask = mask if loss_weights == "nelbo" else partial(_evenly, mask)
     corrupt = partial(_corrupt, denoiser.mask_id, denoiser.block_size, times, pad_id, mask)
     return sequence(
         {
@@ -83,6 +88,14 @@ def _corrupt(
     in_blocks = (F.pad(each, (0, -l % size)).unflatten(1, (-1, size)) for each in (mask_noise, counted))
     masked, weights = (found.flatten(1)[:, :l] for found in mask(t.unsqueeze(-1), *in_blocks))
     return torch.where(masked, mask_id, x_0), t[:, 0], weights, masked.flatten().nonzero().squeeze(-1)
+
+
+def _evenly(
+    mask: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], t: Tensor, uniforms: Tensor, counted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same masks with weights of 1."""
+    masked, weights = mask(t, uniforms, counted)
+    return masked, torch.ones_like(weights)
 
 
 def _by_time(schedule: Schedule, t: Tensor, uniforms: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

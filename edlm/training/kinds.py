@@ -46,7 +46,7 @@ def continuous_bound(denoiser: Any, schedule: Schedule, settings: Mapping[str, A
 _PUBLISHED = {"noise_levels": "by_time", "loss_weights": "nelbo"}
 _OTHER_DRAWS: dict[str, dict[str, tuple[str, ...]]] = {
     "mdlm": {"noise_levels": ("by_count", "bell"), "loss_weights": ("even",)},
-    "blocks": {"noise_levels": ("by_count",)},
+    "blocks": {"noise_levels": ("by_count",), "loss_weights": ("even",)},
 }
 
 
@@ -79,7 +79,7 @@ OBJECTIVES = {
         SUBS,
         "nelbo of blocks",
         lambda denoiser, schedule, settings, pad_id: blocks.denoising(
-            denoiser, schedule, _times(settings), settings.get("noise_levels", "by_time"), pad_id
+            denoiser, schedule, _times(settings), pad_id=pad_id, **_draws_of_noise(settings)
         ),
         continuous_bound,
         "denoiser NELBO",

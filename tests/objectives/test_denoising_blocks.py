@@ -56,6 +56,22 @@ def test_with_one_block_it_is_mdlm(size: int | None):
     torch.testing.assert_close(ours["loss"], theirs["loss"], rtol=1e-12, atol=0.0)
 
 
+@kinds
+@pytest.mark.parametrize("size", [1, 2, LENGTH])
+def test_even_weights_give_the_cross_entropy_of_the_same_masks(size: int, masks: blocks.NoiseLevels):
+    options = {"times": (0.1, 1.0), "noise_levels": masks}
+    even, weighed = (
+        blocks.denoising(denoiser(size), SCHEDULES["log_linear"], **options, loss_weights=weights)(batch(8))
+        for weights in ("even", "nelbo")
+    )
+    for key in ("x_t", "t", "positions", "log_prob"):
+        assert torch.equal(even[key], weighed[key])
+    torch.testing.assert_close(even["loss"], -even["log_prob"].sum(-1), rtol=1e-12, atol=0.0)
+    if size == LENGTH and masks == "by_time":
+        mdlm = denoising.denoising(denoiser(size), SCHEDULES["log_linear"], 0.1, loss_weights="even")(batch(8))
+        torch.testing.assert_close(even["loss"], mdlm["loss"], rtol=1e-12, atol=0.0)
+
+
 @pytest.mark.parametrize("text", every_text()[::13].unbind())
 def test_one_token_a_block_has_the_exact_likelihood_whatever_is_drawn(text: Tensor):
     model = denoiser(1)
@@ -111,6 +127,7 @@ def test_padding_is_never_masked_and_does_not_count(masks: blocks.NoiseLevels):
         ({"times": (0.5, 0.5)}, r"times = \(0.5, 0.5\) must satisfy 0 <= low < high <= 1"),
         ({"times": (0.0, 1.1)}, "must satisfy"),
         ({"noise_levels": "both"}, "noise_levels = 'both' must be one of by_time, by_count"),
+        ({"loss_weights": "odd"}, "loss_weights = 'odd' must be one of nelbo, even"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, object], message: str):

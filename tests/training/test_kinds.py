@@ -24,6 +24,7 @@ PLAIN: dict[str, Any] = {
         {"objective": "d3pm", "loss_steps": 1000},
         {"objective": "sedd", "time_conditioning": True},
         {"objective": "blocks", "block": 4},
+        {"objective": "blocks", "block": 4, "loss_weights": "even"},
         {"objective": "blocks", "block": 8, "noise_levels": "by_count", "time_high": 0.5},
     ],
 )
@@ -53,8 +54,8 @@ T = "needs the number T of steps of its loss, 1000 for example"
             "noise_levels = 'bell' is not known to objective = 'blocks', which has 'by_time'",
         ),
         (
-            {"objective": "blocks", "block": 4, "loss_weights": "even"},
-            "loss_weights = 'even' is not known to objective = 'blocks', which has 'nelbo'",
+            {"objective": "chain_rule", "loss_steps": [8, 9], "loss_weights": "even"},
+            "loss_weights = 'even' is not known to objective = 'chain_rule', which has 'nelbo'",
         ),
         (
             {"objective": "sedd"},
@@ -92,6 +93,7 @@ def test_these_do_not(changed: dict[str, Any], said: str) -> None:
         ({"noise_levels": "by_time", "loss_weights": "nelbo"}, "nelbo", {}),
         ({"objective": "chain_rule", "loss_steps": [8, 9]}, "nelbo, in order", {"loss_steps": [8, 9]}),
         ({"objective": "blocks", "block": 4}, "nelbo of blocks", {"block": 4}),
+        ({"objective": "blocks", "block": 4, "loss_weights": "even"}, "nelbo of blocks, even", {"block": 4}),
         ({"objective": "d3pm", "loss_steps": 7}, "t_step", {"parameterisation": "d3pm", "loss_steps": 7}),
         ({"objective": "sedd"}, "score_entropy", {"parameterisation": "sedd", "loss_steps": None}),
     ],
