@@ -130,6 +130,20 @@ def test_a_denoiser_has_the_loss_curve_of_one_process(
 
 
 @pytest.mark.slow
+def test_muon_with_even_weights_has_the_loss_curve_of_one_process_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    own = {"optimizer._component_": "edlm.training.muon.Muon", "optimizer.lr": 0.005, "loss_weights": "even"}
+    for name, count in (("one", 1), ("two", 2)):
+        run_in(count, denoiser(tmp_path / name / "run", **own), tmp_path / name)
+    same_run(tmp_path / "two" / "run", tmp_path / "one" / "run")
+    stopped = denoiser(tmp_path / "stopped" / "run", **own)
+    run_in(2, stopped, tmp_path / "stopped" / "first", partial(run_stopped, step=3))
+    run_in(2, stopped, tmp_path / "stopped" / "second")
+    for name in ("network.safetensors", "training.safetensors"):
+        found, wanted = (saved(tmp_path / each / "run", name) for each in ("stopped", "two"))
+        assert all(torch.equal(found[key], value) for key, value in wanted.items()), name
+
+
+@pytest.mark.slow
 def test_a_denoiser_that_is_trained_in_order_has_the_loss_curve_of_one_process(tmp_path: Path) -> None:
     """In sharded form, blocks recomputed: what is read in order runs network and blocks by other names than forward."""
     own = {"objective": "chain_rule", "noise_levels": "by_time", "loss_steps": [2, 8]}
