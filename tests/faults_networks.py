@@ -328,4 +328,18 @@ FAULTS = [
         '    if False:\n        raise ValueError(f"{folder}/config.json: {lacking} is not read so',
         _ADAPTED + "test_positions_that_torchtune_does_not_have_are_run_by_transformers_or_refused",
     ),
+    Fault(
+        "keys that keep their length beside normalised queries",
+        "nn/attention.py",
+        "q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])",
+        "q = F.rms_norm(q, q.shape[-1:])",
+        "tests/nn/test_qk_norm.py::test_queries_and_keys_have_one_length_before_their_positions_turn_them",
+    ),
+    Fault(
+        "an energy of other attention started from a denoiser",
+        "nn/starts.py",
+        "    if own != theirs:\n",
+        "    if False:\n",
+        "tests/nn/test_qk_norm.py::test_what_starts_from_a_denoiser_has_its_attention",
+    ),
 ]

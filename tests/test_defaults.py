@@ -54,7 +54,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "edlm.nn.attention": {"Attention.forward": KEEPS_NOTHING, "following": {"together": 0}},
     "edlm.nn.blocks": each(("Block.forward", "Trunk.forward"), KEEPS_NOTHING),
-    "edlm.nn.energy_network": {"EnergyNetwork": {**NETWORK, "norm_bias": False}},
+    "edlm.nn.energy_network": {"EnergyNetwork": {**NETWORK, "norm_bias": False, "qk_norm": False}},
     "edlm.nn.pretrained": {"PretrainedNetwork": {"shifted": False}, "VocabularyHead": {"never": ()}},
     "edlm.nn.pretrained_decoder": {"PretrainedDecoder.forward": KEEPS_NOTHING},
     "edlm.nn.trunk_energy": {
@@ -62,12 +62,15 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "TrunkEnergy.train": {"mode": True},
         "over": {"trunk": "frozen", "dropout": 0.0},
     },
-    "edlm.nn.shallow": {"ShallowNetwork": {**NETWORK, "norm_bias": False}, "ShallowNetwork.forward": KEEPS_NOTHING},
+    "edlm.nn.shallow": {
+        "ShallowNetwork": {**NETWORK, "norm_bias": False, "qk_norm": False},
+        "ShallowNetwork.forward": KEEPS_NOTHING,
+    },
     "edlm.nn.networks": {
         "Transformer.forward": KEEPS_NOTHING,
         "Transformer.follow": {"together": 0},
-        "Transformer": {**NETWORK, "causal": False, "norm_bias": False},
-        "JointNetwork": {**NETWORK, "norm_bias": False, "num_energy_layers": 1},
+        "Transformer": {**NETWORK, "causal": False, "norm_bias": False, "qk_norm": False},
+        "JointNetwork": {**NETWORK, "norm_bias": False, "num_energy_layers": 1, "qk_norm": False},
     },
     "edlm.nn.decoders": {"DecoderNetwork": {"shifted": False}, "DecoderNetwork.forward": KEEPS_NOTHING},
     "edlm.data.catalogue": {

@@ -21,14 +21,17 @@ class Cache(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary positions, (b, l, h) to (b, l, h)."""
+    """Multi-head self-attention with rotary positions, (b, l, h) to (b, l, h).
 
-    def __init__(self, hidden_size: int, num_heads: int, causal: bool) -> None:
+    qk_norm: whether queries and keys are brought to one length, `x / rms(x)`, before their positions turn them.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, causal: bool, qk_norm: bool) -> None:
         super().__init__()
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
         self.num_heads = num_heads
-        self.causal = causal
+        self.causal, self.qk_norm = causal, qk_norm
 
     def forward(
         self,
@@ -62,6 +65,8 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values (b, heads, l, d); positions (l, d) or (b, l, d) turn the first two."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         cos, sin = (table.unsqueeze(-2) for table in rotary)
         return rope.rotate(q, cos, sin).transpose(1, 2), rope.rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 

@@ -54,11 +54,18 @@ class Block(nn.Module):
     """Attention and a feed-forward layer with pre-normalisation and residual sums, modulated if conditioned."""
 
     def __init__(
-        self, hidden_size: int, num_heads: int, conditioning_size: int, causal: bool, dropout: float, norm_bias: bool
+        self,
+        hidden_size: int,
+        num_heads: int,
+        conditioning_size: int,
+        causal: bool,
+        dropout: float,
+        norm_bias: bool,
+        qk_norm: bool,
     ) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(hidden_size, bias=norm_bias)
-        self.attention = Attention(hidden_size, num_heads, causal)
+        self.attention = Attention(hidden_size, num_heads, causal, qk_norm)
         self.norm_2 = nn.LayerNorm(hidden_size, bias=norm_bias)
         self.up = nn.Linear(hidden_size, _MLP_RATIO * hidden_size)
         self.down = nn.Linear(_MLP_RATIO * hidden_size, hidden_size)
@@ -113,6 +120,7 @@ class Trunk(nn.Module):
         causal: bool,
         dropout: float,
         norm_bias: bool,
+        qk_norm: bool,
     ) -> None:
         super().__init__()
         if hidden_size % (2 * num_heads):
@@ -120,7 +128,8 @@ class Trunk(nn.Module):
         if num_layers < 1:
             raise ValueError(f"num_layers = {num_layers} must be at least 1")
         self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, conditioning_size, causal, dropout, norm_bias) for _ in range(num_layers)
+            Block(hidden_size, num_heads, conditioning_size, causal, dropout, norm_bias, qk_norm)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_size, bias=norm_bias)
         self.noise_embedding = NoiseEmbedding(conditioning_size) if conditioning_size else None

@@ -23,6 +23,7 @@ class EnergyNetwork(nn.Module):
         conditioning_size: width of the embedded noise level; 0 leaves adaLN out.
         dropout: probability in [0, 1).
         norm_bias: whether LayerNorms have a bias.
+        qk_norm: as of `Transformer`.
 
     Raises:
         ValueError: naming the argument, for a size that no network can have, or above `limits`.
@@ -45,6 +46,7 @@ class EnergyNetwork(nn.Module):
         conditioning_size: int = 128,
         dropout: float = 0.0,
         norm_bias: bool = False,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.arguments = sizes.own_arguments(locals())
@@ -52,7 +54,7 @@ class EnergyNetwork(nn.Module):
         self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.combine = nn.Linear(2 * hidden_size, hidden_size)
-        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, False, dropout, norm_bias)
+        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, False, dropout, norm_bias, qk_norm)
         self.project = nn.Linear(hidden_size, hidden_size)
         self.hidden = nn.Linear(hidden_size, hidden_size)
         self.scalar = nn.Linear(hidden_size, 1, bias=False)

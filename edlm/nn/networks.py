@@ -40,6 +40,8 @@ class Transformer(nn.Module):
             None: every token is read. A causal network never reads what stands after a token.
         block_size: positions of a block, of which each reads its own and those before it, for block diffusion; the
             last block may be shorter. None: all positions read each other.
+        qk_norm: whether queries and keys are normalised before attention compares them (Dehghani et al. 2023,
+            arXiv 2302.05442).
 
     Raises:
         ValueError: naming the argument, for a size or id that no network can have, or above `limits`.
@@ -64,6 +66,7 @@ class Transformer(nn.Module):
         norm_bias: bool = False,
         pad_id: int | None = None,
         block_size: int | None = None,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.arguments = sizes.own_arguments(locals())
@@ -71,7 +74,7 @@ class Transformer(nn.Module):
         self.max_length, self.block_size = max_length, block_size
         self.pad_id = sizes.checked_id(pad_id, vocab_size)
         self.embedding = nn.Embedding(vocab_size, hidden_size)
-        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout, norm_bias)
+        self.trunk = Trunk(hidden_size, num_layers, num_heads, conditioning_size, causal, dropout, norm_bias, qk_norm)
         self.head = Head(hidden_size, vocab_size)
         init_embedding(self.embedding)
         nn.init.zeros_(self.head.weight)
@@ -223,6 +226,7 @@ class JointNetwork(nn.Module):
         num_energy_layers: layers of the energy alone, at least 1.
         pad_id: as of `Transformer`; neither head reads it.
         block_size: as of `Transformer`, for both heads.
+        qk_norm: as of `Transformer`, for both heads.
 
     Raises:
         ValueError: naming the argument, for a size or id that no network can have, or above `limits`.
@@ -247,6 +251,7 @@ class JointNetwork(nn.Module):
         num_energy_layers: int = 1,
         pad_id: int | None = None,
         block_size: int | None = None,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.arguments = sizes.own_arguments(locals())
@@ -256,7 +261,7 @@ class JointNetwork(nn.Module):
             **{key: self.arguments[key] for key in self.arguments if key != "num_energy_layers"}
         )
         self.new = nn.Linear(hidden_size, hidden_size)
-        self.energy_trunk = Trunk(hidden_size, num_energy_layers, num_heads, 0, False, dropout, norm_bias)
+        self.energy_trunk = Trunk(hidden_size, num_energy_layers, num_heads, 0, False, dropout, norm_bias, qk_norm)
         self.hidden = nn.Linear(hidden_size, hidden_size)
         self.scalar = nn.Linear(hidden_size, 1, bias=False)
         # Nothing is marked at first, and the energy starts at zero: an untrained energy changes no sample.

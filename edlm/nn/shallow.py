@@ -27,6 +27,7 @@ class ShallowNetwork(Transformer):
         dropout: probability in [0, 1).
         norm_bias: whether LayerNorms have a bias.
         pad_id: as of `Transformer`.
+        qk_norm: as of `Transformer`.
 
     Raises:
         ValueError: naming the argument, for a size or id that no network can have, or above `limits`.
@@ -50,12 +51,13 @@ class ShallowNetwork(Transformer):
         dropout: float = 0.0,
         norm_bias: bool = False,
         pad_id: int | None = None,
+        qk_norm: bool = False,
     ) -> None:
         own = sizes.own_arguments(locals())
         super().__init__(**own)
         self.arguments = own
         self.written = nn.Linear(hidden_size, hidden_size)
-        self.ordered = Block(hidden_size, num_heads, 0, False, dropout, norm_bias)
+        self.ordered = Block(hidden_size, num_heads, 0, False, dropout, norm_bias, qk_norm)
         for parameter in (self.ordered.attention.out.weight, self.ordered.down.weight, self.ordered.down.bias):
             nn.init.zeros_(parameter)
 

@@ -19,7 +19,7 @@ def require_sizes(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} = {shown if len(shown) <= _SHOWN else type(value)} must be a whole number")
         if value < low:
             raise ValueError(f"{name} = {value} must be at least {low}")
-    for name in ("causal", "norm_bias"):
+    for name in ("causal", "norm_bias", "qk_norm"):
         if type(arguments.get(name, False)) is not bool:
             raise ValueError(f"{name} = {arguments[name]!r} must be true or false")
     _require_block_size(arguments)

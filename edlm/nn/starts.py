@@ -13,7 +13,7 @@ def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
         denoiser: the network that is read.
 
     Raises:
-        ValueError: if their shapes differ.
+        ValueError: if their shapes or their attention differ.
 
     Example:
         >>> import edlm
@@ -24,6 +24,7 @@ def start_energy_from(energy: EnergyNetwork, denoiser: Transformer) -> None:
         >>> torch.equal(energy.embedding.weight, denoiser.embedding.weight)
         True
     """
+    _require_same_attention("energy", energy, denoiser)
     for part in ("embedding", "trunk"):
         try:
             getattr(energy, part).load_state_dict(getattr(denoiser, part).state_dict())
@@ -39,7 +40,7 @@ def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
         denoiser: the network that is read.
 
     Raises:
-        ValueError: if their shapes differ.
+        ValueError: if their shapes or their attention differ.
 
     Example:
         >>> import edlm
@@ -48,10 +49,18 @@ def start_joint_from(joint: JointNetwork, denoiser: Transformer) -> None:
         >>> joint, denoiser = edlm.networks.JointNetwork(**sizes), edlm.networks.Transformer(**sizes)
         >>> starts.start_joint_from(joint, denoiser)
     """
+    _require_same_attention("joint network", joint, denoiser)
     try:
         joint.denoiser.load_state_dict(denoiser.state_dict())
     except RuntimeError as error:
         raise ValueError(f"the joint network cannot start from the denoiser: {error}") from error
+
+
+def _require_same_attention(name: str, network: EnergyNetwork | JointNetwork, denoiser: Transformer) -> None:
+    """Raise ValueError for networks of which one normalises queries and keys: no weight shows it."""
+    own, theirs = (each.arguments.get("qk_norm", False) for each in (network, denoiser))
+    if own != theirs:
+        raise ValueError(f"the {name} has qk_norm = {own}, and the denoiser that it starts from {theirs}")
 
 
 def share_embedding(energy: EnergyNetwork, denoiser: Transformer) -> None:

@@ -100,7 +100,7 @@ def export(path: str | Path, out: Path) -> Rows:
     `config.json` keeps our notes under "edlm" and the vocabulary lies beside it, so `convert` gives the same network
     folder back, byte for byte if its weights are float32: weights of any other type are read, and written, as float32.
     Raises ValueError if `out` exists, for a network that is missing or broken, and for one with biases in
-    its norms, two heads, a `pad_id`, or conditioning if it is autoregressive, which published networks have not.
+    its norms, `qk_norm`, two heads, a `pad_id`, or conditioning if it is autoregressive: published networks have none.
     """
     _require_new(out)
     folder = checkpoints.find_network(path)
@@ -109,6 +109,8 @@ def export(path: str | Path, out: Path) -> Rows:
         raise ValueError(f"{folder}: a {type(network).__name__} has no published names")
     if network.arguments["norm_bias"]:
         raise ValueError(f"{folder}: published norms have no biases; export the network that this one was folded from")
+    if network.arguments["qk_norm"]:
+        raise ValueError(f"{folder}: published networks have no qk_norm")
     if network.arguments.get("causal") and network.arguments["conditioning_size"]:
         raise ValueError(f"{folder}: a published autoregressive network has no conditioning (conditioning_size: 0)")
     if network.arguments.get("pad_id") is not None:

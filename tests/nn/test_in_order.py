@@ -18,7 +18,7 @@ def network(num_layers: int = 2, seed: int = 0, **changes: object) -> networks.T
     return tiny_network(seed, num_layers=num_layers, **changes)
 
 
-@given(steps, st.sampled_from([{}, {"conditioning_size": 0}, {"norm_bias": True}]))
+@given(steps, st.sampled_from([{}, {"conditioning_size": 0}, {"norm_bias": True}, {"qk_norm": True}]))
 def test_a_pass_that_keeps_its_context_gives_the_states_of_one_that_does_not(
     step: Step, changes: dict[str, object]
 ) -> None:
@@ -30,7 +30,7 @@ def test_a_pass_that_keeps_its_context_gives_the_states_of_one_that_does_not(
             assert context.shape == (len(step.x_t), 2, 2, 2, LENGTH, 8)
 
 
-@given(steps, st.sampled_from([{}, {"conditioning_size": 0}]), st.booleans())
+@given(steps, st.sampled_from([{}, {"conditioning_size": 0}, {"qk_norm": True}]), st.booleans())
 def test_one_layer_read_in_order_is_as_many_passes(step: Step, changes: dict[str, object], told: bool) -> None:
     """One layer reads tokens alone and no states, so nothing of x_t is out of date: equal to a pass for each token."""
     net = network(1, **changes)
