@@ -40,7 +40,16 @@ def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compa
 ) -> None:
     configs = commands.configs("pretrain_denoiser")
     plain, other = (OmegaConf.to_container(OmegaConf.load(configs[key])) for key in (base, f"{of}_{name}"))
-    own = {"output_dir", "schedule", "time_conditioning", "objective", "loss_steps", "time_low", "noise_levels"}
+    own = {
+        "output_dir",
+        "schedule",
+        "time_conditioning",
+        "objective",
+        "loss_steps",
+        "time_low",
+        "noise_levels",
+        "loss_weights",
+    }
     assert {key: plain[key] for key in plain.keys() - own} == {key: other[key] for key in other.keys() - own}
     assert (plain["objective"], other["objective"]) == ("mdlm", name)
 
@@ -65,7 +74,12 @@ def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compa
 )
 def test_a_choice_without_what_it_needs_gets_one_line(run: Runner, tmp_path: Path, words: list[str], said: str) -> None:
     status, _, error = run(
-        "pretrain_denoiser", f"output_dir={tmp_path / 'run'}", "valid_every=9", "noise_levels=by_time", *words
+        "pretrain_denoiser",
+        f"output_dir={tmp_path / 'run'}",
+        "valid_every=9",
+        "noise_levels=by_time",
+        "loss_weights=nelbo",
+        *words,
     )
     assert (status, said in error) == (2, True), error
     assert len(error.splitlines()) == 1
@@ -79,7 +93,7 @@ def test_a_checkpoint_says_what_it_holds_and_a_report_what_was_measured(trained:
     assert "parameterisation" not in described["tiny"]
     found = {name: (each["objective"], each.get("parameterisation")) for name, each in described.items()}
     assert found == {
-        "tiny": ("nelbo, by_count", None),
+        "tiny": ("nelbo, by_count, even", None),
         "tiny_sedd": ("score_entropy", "sedd"),
         "tiny_d3pm": ("t_step", "d3pm"),
     }
@@ -187,7 +201,7 @@ def test_resuming_as_another_kind_is_refused(run: Runner, trained: Path) -> None
     words = [*smallest.denoiser_words(trained / "tiny_sedd"), "time_conditioning=true", "schedule.eps=1.0e-3"]
     status, _, error = run("pretrain_denoiser", *words)
     assert status == 2
-    assert "objective was 'score_entropy', is 'nelbo, by_count'" in error
+    assert "objective was 'score_entropy', is 'nelbo, by_count, even'" in error
 
 
 def test_under_subs_the_scores_are_a_law_that_costs_no_more(trained: Path) -> None:

@@ -24,9 +24,9 @@ from edlm.samplers import baselines
 CPU = torch.device("cpu")
 KINDS = {
     "mdlm": [],
-    "chain_rule": ["noise_levels=by_time", "loss_steps=[2,8]"],
-    "d3pm": ["noise_levels=by_time", "loss_steps=5"],
-    "sedd": ["noise_levels=by_time"],
+    "chain_rule": ["noise_levels=by_time", "loss_weights=nelbo", "loss_steps=[2,8]"],
+    "d3pm": ["noise_levels=by_time", "loss_weights=nelbo", "loss_steps=5"],
+    "sedd": ["noise_levels=by_time", "loss_weights=nelbo"],
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 MASK, PAD, LENGTH = 30, 29, 32

@@ -146,7 +146,7 @@ def test_muon_with_even_weights_has_the_loss_curve_of_one_process_and_goes_on_bi
 @pytest.mark.slow
 def test_a_denoiser_that_is_trained_in_order_has_the_loss_curve_of_one_process(tmp_path: Path) -> None:
     """In sharded form, blocks recomputed: what is read in order runs network and blocks by other names than forward."""
-    own = {"objective": "chain_rule", "noise_levels": "by_time", "loss_steps": [2, 8]}
+    own = {"objective": "chain_rule", "noise_levels": "by_time", "loss_weights": "nelbo", "loss_steps": [2, 8]}
     for name, count, changed in (("single", 1, {}), ("sharded", 2, {"parallel": "sharded", "recompute": True})):
         run_in(count, denoiser(tmp_path / name, **own, **changed), tmp_path / f"said_{name}")
     same_run(tmp_path / "sharded", tmp_path / "single")
