@@ -189,6 +189,7 @@ def test_a_misspelt_key_is_refused_at_once() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_config_is_checked_in_the_time_that_what_it_is_built_on_takes_to_import() -> None:
     """Both are measured here, for a machine that does more at once takes longer for either."""
     ours, theirs = ("-m", "edlm.cli.commands", "validate", "generate"), ("-c", "import tensordict.nn")

@@ -221,6 +221,7 @@ def test_the_recipe_reports_every_case_and_sweep(tmp_path: Path, capsys: pytest.
 
 def test_one_network_is_long_enough_for_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
+    monkeypatch.setattr(benchmark.timing, "matmul_rate", lambda *_: 1.0)
     monkeypatch.setattr(benchmark, "Bench", lambda sizes, longest, *others: seen.append(longest))
     given = settings(tmp_path)
     for lengths in ((5, 12, 8), (12, 5, 8), (5, 8, 12)):

@@ -14,7 +14,7 @@ from edlm.nn import decoders
 from edlm.weights import large
 
 NUMBERS = (-1, 0, 3, (1 << 24) + 1, 1 << 40, 1 << 63, 10**400, 1e300)
-QUICK = ("llama", "bert", "llada2")
+QUICK = ("bert",)
 
 
 def built(read: Callable[..., Any], folder: Path) -> str | None:
