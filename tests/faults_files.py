@@ -318,4 +318,11 @@ FAULTS = [
         "",
         "tests/weights/test_masked_specials.py::test_as_many_ids_are_listed_as_a_limit_allows",
     ),
+    Fault(
+        "a component looked up by what is no name",
+        "cli/keys.py",
+        'get(str(component["_component_"]))',
+        'get(component["_component_"])',
+        "tests/cli/test_commands.py::test_a_component_that_is_no_name_is_left_to_the_recipe",
+    ),
 ]

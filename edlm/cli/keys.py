@@ -62,7 +62,7 @@ def _require(known: Mapping[str, Any], values: Mapping[str, Any], where: str) ->
 
 
 def _require_parameters(key: str, component: Mapping[str, Any]) -> None:
-    taken = _known()["components"].get(component["_component_"])
+    taken = _known()["components"].get(str(component["_component_"]))  # what is no text is refused by the recipe
     for name in component:
         if taken is not None and name not in ("_component_", *taken):
             raise ValueError(hints.unknown(f"{key}.{name}", taken))

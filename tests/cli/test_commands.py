@@ -8,6 +8,7 @@ from pathlib import Path
 
 import config_keys
 import pytest
+from omegaconf import OmegaConf
 
 from edlm.cli import commands, keys
 
@@ -194,6 +195,18 @@ def test_a_config_is_checked_in_the_time_that_what_it_is_built_on_takes_to_impor
     """Both are measured here, for a machine that does more at once takes longer for either."""
     ours, theirs = ("-m", "edlm.cli.commands", "validate", "generate"), ("-c", "import tensordict.nn")
     assert any(worked(*ours) < 1.5 * worked(*theirs) for _ in range(3))
+
+
+@pytest.mark.parametrize("word", ["._component_=[null]", "._component_.=#", "._component_={a: 1}", "._component_=3"])
+@pytest.mark.parametrize("recipe", commands.recipes())
+def test_a_component_that_is_no_name_is_left_to_the_recipe(recipe: str, word: str) -> None:
+    """Which names the key and the value; here nothing is known of what it takes."""
+    config = next(iter(commands.configs(recipe).values()))
+    loaded = OmegaConf.to_container(OmegaConf.load(config))
+    components = [key for key, value in loaded.items() if isinstance(value, dict) and "_component_" in value]
+    for key in components:
+        keys.require_known(recipe, config, [f"{key}{word}"], is_ours=True)
+    assert components or recipe in ("benchmark", "generate")
 
 
 @pytest.mark.parametrize("value", ["{not yaml", "a # b", "- x", "[unclosed"])
