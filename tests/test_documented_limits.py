@@ -24,13 +24,12 @@ DOCUMENTED = {  # the value, and the line of `checkpoints.md` that says so
     "INFLATION": (100, "| 100 times its size, or 16 MiB |"),
     "UNPACKED_BYTES": (16 * MIB, "| 100 times its size, or 16 MiB |"),
     "GGUF_ENTRIES": (2_097_152, "| entries of one list of a GGUF file | 2,097,152 |"),
-    "IDS": (
-        16_777_216,
-        "| ids of a vocabulary; any other size in a large model's `config.json`, such as a width | 16,777,216 |",
-    ),
-    "SIZE": (
-        16_777_216,
-        "| ids of a vocabulary; any other size in a large model's `config.json`, such as a width | 16,777,216 |",
+    **dict.fromkeys(
+        ("IDS", "SIZE"),
+        (
+            16_777_216,
+            "| ids of a vocabulary; any other size in a large model's `config.json`, such as a width | 16,777,216 |",
+        ),
     ),
 }
 NUMBERS = [name for name, value in vars(limits).items() if name.isupper() and isinstance(value, int)]

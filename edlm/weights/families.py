@@ -262,7 +262,7 @@ def number(folder: Path, config: Mapping[str, Any], name: str) -> float:
 def whole_number(folder: Path, config: Mapping[str, Any], name: str, limit: int = limits.SIZE) -> int:
     """Read a whole number of at least 1, and of no more than the limit."""
     number(folder, config, name)
-    value: int | float = config[name]
+    value: int | float = config[name]  # as it is given: a float would round a large one
     if value < 1 or value != int(value):
         raise ValueError(f"{folder}/config.json: {name} = {value!r} must be a whole number of at least 1")
     limits.require(f"{folder}/config.json", name, int(value), limit)

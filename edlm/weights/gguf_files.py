@@ -167,7 +167,7 @@ def config_of(path: Path, content: Content) -> dict[str, Any]:
         raise ValueError(
             f"{path}: {kind}.vocab_size = {config['vocab_size']}, and token_embd.weight has {shape[0]} rows"
         )
-    config["head_dim"] = _head_dim(path, kind, own, config)
+    config["head_dim"] = _head_dim(path, own, config)
     return {
         "architectures": [FAMILIES[kind].class_name],
         "model_type": kind,
@@ -190,10 +190,10 @@ def _require_number(path: Path, key: str, value: Any, is_real: bool) -> None:
     limits.require(path, key, value, limits.SIZE)
 
 
-def _head_dim(path: Path, kind: str, own: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+def _head_dim(path: Path, own: Mapping[str, Any], config: Mapping[str, Any]) -> int:
     """Find the width of a head, of which all that is said must be the same."""
-    heads = config["num_attention_heads"]
-    said = {own[name] for name in _HEAD_SIZES if name in own} or {config["hidden_size"] // heads}
+    own_width = config["hidden_size"] // config["num_attention_heads"]
+    said = {own[name] for name in _HEAD_SIZES if name in own} or {own_width}
     if len(said) > 1:
         raise ValueError(f"{path}: {', '.join(_HEAD_SIZES)} differ ({sorted(said)}), and must be the same")
     return int(said.pop())
