@@ -25,6 +25,7 @@ from edlm.data.tokenizer_files import require
 from edlm.process.arguments import require_folder, require_ids, require_kind, require_path, require_whole
 
 MASK_SYMBOL = "_"  # how a mask is shown in decoded text
+_NO_TOKEN = "\N{REPLACEMENT CHARACTER}"  # how an id is shown that has no token, as the unused rows of a padded network
 END_OF_TEXT = "<|endoftext|>"  # the name of GPT-2's document separator
 
 _TOKENIZER_FILE, _SPECIALS_FILE = "tokenizer.json", "vocabulary.json"
@@ -121,7 +122,7 @@ class Vocabulary:
             yield from encoded
 
     def decode(self, ids: Tensor, show_specials: bool = False) -> str | list[str]:
-        """Turn ids (l,) into a text, or (b, l) into a list of them; a mask is shown as `MASK_SYMBOL`.
+        """Turn ids (l,) into a text, (b, l) into a list of them; a mask is `MASK_SYMBOL`, an id without a token U+FFFD.
 
         The ids bos, eos and pad leave no trace unless `show_specials`, nor does the first end id with all after it.
         Raises ValueError for an id outside [0, size) and for another number of dimensions.
@@ -186,6 +187,10 @@ class Vocabulary:
         return tokenizer_kinds.unknown_id(self.tokenizer)
 
     @cached_property
+    def _gaps(self) -> frozenset[int]:
+        return frozenset(range(self.size)) - frozenset(self.tokenizer.get_vocab().values())
+
+    @cached_property
     def _going_on(self) -> "Vocabulary":
         """This vocabulary for what does not begin a text: without the space that is put there and taken away."""
         tokenizer = continuation.of(self.tokenizer)
@@ -199,7 +204,7 @@ class Vocabulary:
         if self.end_id in ids and not show_specials:
             ids = ids[: ids.index(self.end_id)]
         specials = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "end": self.end_id}
-        symbols = {
+        symbols = dict.fromkeys(self._gaps, _NO_TOKEN) | {
             id_: (self.tokenizer.id_to_token(id_) or f"<{name}>") if show_specials else ""
             for name, id_ in specials.items()
             if id_ is not None
@@ -213,7 +218,7 @@ class Vocabulary:
                 parts.append(tokenizer.decode(found, skip_special_tokens=False))
             else:
                 parts.append(symbol * len(found))
-            tokenizer = self._going_on.tokenizer if found[-1] == self.mask_id else self.tokenizer
+            tokenizer = self._going_on.tokenizer if symbol in (MASK_SYMBOL, _NO_TOKEN) else self.tokenizer
         return "".join(parts)
 
 

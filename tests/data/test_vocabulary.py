@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edlm.data import corpora
 from edlm.data.vocabulary import (
@@ -116,6 +116,27 @@ def test_masks_are_shown_where_they_are(vocabulary: Vocabulary, data: st.DataObj
     mask = torch.tensor([vocabulary.mask_id])
     ids = torch.cat([row for piece in pieces for row in (mask, vocabulary.encode(piece))][1:])
     assert vocabulary.decode(ids) == MASK_SYMBOL.join(pieces)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_an_id_without_a_token_is_seen_in_the_text(data: st.DataObject):
+    """A tokenizer that lacks an id, or ends below the network's last ones, as published ones do."""
+    ids = data.draw(st.sets(st.integers(0, 30), min_size=1, max_size=10))
+    letters = {id_: chr(ord("a") + number) for number, id_ in enumerate(sorted(ids))}
+    tokenizer = Tokenizer(models.WordLevel({letter: id_ for id_, letter in letters.items()}))
+    tokenizer.decoder = decoders.Fuse()
+    vocabulary = Vocabulary(tokenizer, size=34, mask_id=33, bos_id=32)
+    drawn = data.draw(st.lists(st.integers(0, 33), max_size=20))
+    shown = {**dict.fromkeys(range(32), "\N{REPLACEMENT CHARACTER}"), **letters, 32: "", 33: MASK_SYMBOL}
+    assert vocabulary.decode(torch.tensor(drawn, dtype=torch.int64)) == "".join(shown[id_] for id_ in drawn)
+
+
+def test_a_word_keeps_its_space_behind_an_id_without_a_token():
+    tokenizer = Tokenizer(models.WordLevel({"\N{LOWER ONE EIGHTH BLOCK}a": 0}))
+    tokenizer.decoder = decoders.Metaspace()
+    vocabulary = Vocabulary(tokenizer, size=3, mask_id=2)
+    assert vocabulary.decode(torch.tensor([0, 1, 0])) == "a\N{REPLACEMENT CHARACTER} a"
 
 
 def test_specials_are_dropped_unless_asked_for(gpt2: Vocabulary):
