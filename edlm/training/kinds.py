@@ -138,10 +138,12 @@ def check(settings: Mapping[str, Any]) -> None:
         )
     if needed is None and steps is not None:
         raise ValueError(f"loss_steps = {steps} must be null: objective = {name!r} has no steps")
-    for key, published in _PUBLISHED.items():
-        found = settings.get(key, published)
-        if found not in (published, *_OTHER_DRAWS.get(name, {}).get(key, ())):
-            raise ValueError(f"{key} = {found!r} is not known to objective = {name!r}, which has {published!r}")
+    allowed = {key: (published, *_OTHER_DRAWS.get(name, {}).get(key, ())) for key, published in _PUBLISHED.items()}
+    unknown = [key for key, values in allowed.items() if settings.get(key, values[0]) not in values]
+    if unknown:
+        found = " and ".join(f"{key} = {settings[key]!r}" for key in unknown)
+        instead = " ".join(f"{key}={_PUBLISHED[key]}" for key in unknown)
+        raise ValueError(f"objective = {name!r} does not know {found}: it needs {instead}")
     if name == "sedd" and not settings["time_conditioning"]:
         raise ValueError("objective = 'sedd' needs time_conditioning = true: with sigma = 0 its scores are infinite")
     _check_blocks(settings)

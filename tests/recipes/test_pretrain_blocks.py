@@ -53,7 +53,7 @@ def test_its_configs_are_those_of_mdlm_but_for_the_objective(base: str) -> None:
         (["time_high=0.8"], "time_high = 0.8 needs objective = 'blocks'"),
         (
             ["objective=blocks", "block=4", "noise_levels=bell"],
-            "noise_levels = 'bell' is not known to objective = 'blocks'",
+            "objective = 'blocks' does not know noise_levels = 'bell'",
         ),
         (
             ["objective=blocks", "block=4", "noise_levels=some"],

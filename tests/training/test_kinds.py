@@ -47,15 +47,16 @@ T = "needs the number T of steps of its loss, 1000 for example"
         ({"objective": "chain_rule", "loss_steps": 8}, f"loss_steps is 8: objective = 'chain_rule' {STEPS}"),
         (
             {"objective": "d3pm", "loss_steps": 8, "noise_levels": "by_count"},
-            "noise_levels = 'by_count' is not known to objective = 'd3pm', which has 'by_time'",
+            "objective = 'd3pm' does not know noise_levels = 'by_count': it needs noise_levels=by_time",
         ),
         (
             {"objective": "blocks", "block": 4, "noise_levels": "bell"},
-            "noise_levels = 'bell' is not known to objective = 'blocks', which has 'by_time'",
+            "objective = 'blocks' does not know noise_levels = 'bell': it needs noise_levels=by_time",
         ),
         (
-            {"objective": "chain_rule", "loss_steps": [8, 9], "loss_weights": "even"},
-            "loss_weights = 'even' is not known to objective = 'chain_rule', which has 'nelbo'",
+            {"objective": "chain_rule", "loss_steps": [8, 9], "loss_weights": "even", "noise_levels": "bell"},
+            "objective = 'chain_rule' does not know noise_levels = 'bell' and loss_weights = 'even': "
+            "it needs noise_levels=by_time loss_weights=nelbo",
         ),
         (
             {"objective": "sedd"},
