@@ -3,10 +3,12 @@
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from edlm.cli import commands
 from edlm.runs import entry, settings
@@ -22,11 +24,16 @@ class Run(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """What the recipe would be given, `tiny` for a config of one's own. Raises ValueError as the recipe would."""
         known = commands.configs(self.recipe)
-        loaded = OmegaConf.load(known.get(self.config, known["tiny"]))
+        loaded = _loaded(known.get(self.config, known["tiny"]))
         values = OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(self.overrides)), resolve=True)
         values = {key: value for key, value in values.items() if key not in entry._GENERAL}
         settings.check(import_module(f"edlm.recipes.{self.recipe}").SETTINGS, values)
         return values
+
+
+@cache
+def _loaded(file: Path) -> DictConfig:
+    return OmegaConf.load(file)
 
 
 def in_markdown(text: str) -> Iterator[list[str]]:

@@ -99,7 +99,9 @@ def test_the_textbook_plain_sampler_has_the_enumerated_law(num_steps: int) -> No
 
 
 @pytest.mark.parametrize("carry_over", [False, True])
-@pytest.mark.parametrize(("num_steps", "k"), [(1, 2), (3, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("num_steps", "k"), [pytest.param(1, 2, marks=pytest.mark.slow), (3, 2), pytest.param(2, 3, marks=pytest.mark.slow)]
+)
 def test_the_textbook_energy_sampler_has_the_enumerated_law(num_steps: int, k: int, carry_over: bool) -> None:
     network, generator = TableNetwork(with_arbitrary_visible_logits()), torch.Generator().manual_seed(2024)
     energy = textbook.residual_ar(ConditionalNetwork(), MASK, BOS, carry_over)

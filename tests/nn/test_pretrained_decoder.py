@@ -29,6 +29,8 @@ WINDOW = {"sliding_window": 2}
 KINDS: dict[str, dict[str, Any]] = {"llama": {}, "qwen3": {}, "gemma": {}, "gpt2": {}}
 KINDS |= {"mistral": WINDOW, "gemma2": WINDOW, "gemma3_text": WINDOW}
 WAYS = {"plain": {"shifted": False}, "after a bos": {"shifted": True, "bos_id": 1}}
+SOME = ("llama", "gpt2", "mistral", "gemma3_text")  # rotary or learned positions; a window in every layer or in some
+some_kinds = [pytest.param(kind, marks=[] if kind in SOME else [pytest.mark.slow]) for kind in KINDS]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_way = pytest.mark.parametrize("way", WAYS)
 
@@ -78,7 +80,7 @@ def test_a_mask_that_lets_all_through_keeps_the_windows(kind: str) -> None:
     torch.testing.assert_close(network(tokens, attention=everything), network(tokens), atol=2e-5, rtol=1e-5)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", some_kinds)
 @every_way
 @settings(max_examples=15)
 @given(steps)
@@ -89,7 +91,13 @@ def test_of_one_layer_a_pass_over_the_new_tokens_is_as_good_as_a_pass_for_each(k
     torch.testing.assert_close(found, expected, rtol=0.0, atol=5e-5)
 
 
-@pytest.mark.parametrize(("kind", "way"), [*((kind, "after a bos") for kind in KINDS), ("gemma3_text", "plain")])
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        *(pytest.param(kind, "after a bos", marks=[] if kind in SOME else [pytest.mark.slow]) for kind in KINDS),
+        ("gemma3_text", "plain"),
+    ],
+)
 def test_of_more_layers_it_is_a_law_whatever_the_weights(kind: str, way: str) -> None:
     """`sum p_theta(x^S | x_t) e^-E = 1` over all fillings of every set, and it is not the plain law."""
     own = denoiser(kind, way, 2, 4)

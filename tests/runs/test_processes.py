@@ -332,6 +332,7 @@ def test_a_batch_with_fewer_rows_than_processes_is_named(tmp_path: Path) -> None
     together(refused, 2, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_comparison_of_trainings_has_the_bounds_that_one_process_finds(tmp_path: Path) -> None:
     base = {f"base.{key}": value for key, value in TEXTS.items()}
     sizes = {f"base.network.{key}": value for key, value in NETWORK.items()}

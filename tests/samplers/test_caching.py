@@ -114,8 +114,14 @@ def test_padding_that_is_never_read_is_not_read_from_a_cache_either():
 # ---- Tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("within", WITHIN, ids=str)
+EVERY_OTHER = [
+    pytest.param(kind, within, id=f"{kind}-{within}", marks=[pytest.mark.slow] if (i + j) % 2 else [])
+    for i, kind in enumerate(KINDS)
+    for j, within in enumerate(WITHIN)
+]
+
+
+@pytest.mark.parametrize(("kind", "within"), EVERY_OTHER)
 def test_the_tokens_are_those_of_whole_passes(kind: str, within: Plan):
     if "window" in kind and not planning.is_drawn(within):
         within = plans.TokensPerPass(3)  # of what is chosen the time is that of the whole text

@@ -102,7 +102,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, None])
-@pytest.mark.parametrize("b", [1, 2, 5])
+@pytest.mark.parametrize("b", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 @every_kernel
 def test_what_is_wrapped_around_a_step_changes_no_token(
     no_compiler: None, num_steps: int | None, b: int, build: Callable[..., Sampler]
