@@ -13,6 +13,8 @@ OURS = "this is a fault of edlm, or of a part of your own"
     [
         (ValueError("steps = 0"), "steps = 0", 2),
         (OSError("no room"), "no room", 2),
+        (ValueError("a" * 1000), "a" * 1000, 2),
+        (ValueError(f"key = {'a' * 994}b{'c' * 500}"), f"key = {'a' * 494} ... {'c' * 500}", 2),
         (FileNotFoundError(2, "No such file", "a"), "[Errno 2] No such file: 'a'", 2),
         (MemoryError(), f"{LESS} (MemoryError: )", 2),
         (MemoryError("a\n  b"), f"{LESS} (MemoryError: a b)", 2),
