@@ -110,7 +110,7 @@ FREE: dict[str, set[str]] = {
     "edlm.nn.sizes": {"_SHOWN"},
     "edlm.process.arguments": {"_SHOWN"},
     "edlm.process.categorical": {"_LOGITS_AT_ONCE_UNROLLED"},
-    "edlm.runs.exits": {"_SHOWN"},
+    "edlm.runs.exits": {"_LONGEST", "_SHOWN"},
     "edlm.runs.locks": {"_TRIES"},
     "edlm.runs.processes": {"_BUCKET"},
     "edlm.runs.settings": {"_SHOWN"},
