@@ -34,9 +34,16 @@ FAULTS = [
     Fault(
         "singular values left as they are",
         "training/muon.py",
-        "for _ in range(_ITERATIONS):",
-        "for _ in range(0):",
+        "2.0315), 5, 1e-7",
+        "2.0315), 0, 1e-7",
         "tests/training/test_muon.py::test_singular_values_become_about_one_and_directions_stay",
+    ),
+    Fault(
+        "iterations by the square that follow it halfway",
+        "training/muon.py",
+        "factor @ (factor @ square)",
+        "factor @ square",
+        "tests/training/test_muon.py::test_the_iterations_by_the_square_are_those_of_the_matrix",
     ),
     Fault(
         "a noise level's matrices stepped as hidden ones",

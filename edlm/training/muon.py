@@ -120,11 +120,25 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     x = x / (x.norm() + _SMALL)
-    a, b, c = _COEFFICIENTS
-    for _ in range(_ITERATIONS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    if x.dtype == torch.float32 and x.shape[1] > x.shape[0]:  # in bfloat16 the square loses too much
+        x = _by_square(x @ x.T) @ x
+    else:
+        a, b, c = _COEFFICIENTS
+        for _ in range(_ITERATIONS):
+            square = x @ x.T
+            x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x if wide else x.T
+
+
+def _by_square(square: Tensor) -> Tensor:
+    """Give the matrix (p, p) by which all iterations together multiply x (p, q), from x x^T: less work where p < q."""
+    a, b, c = _COEFFICIENTS
+    together = torch.eye(len(square), dtype=square.dtype, device=square.device)
+    for _ in range(_ITERATIONS):
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        together, square = factor @ together, factor @ (factor @ square)
+    return together
 
 
 def hidden_matrices(network: nn.Module) -> set[str]:

@@ -28,6 +28,24 @@ def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, 
     assert (inner - torch.diag(inner.diag())).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(8, 9), (8, 32), (32, 8)])
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-4, 1e-7, 0.0])
+def test_the_iterations_by_the_square_are_those_of_the_matrix(shape: tuple[int, int], smallest: float) -> None:
+    """Singular values down to nothing: what float32 loses of the square is at most a hundredth of a direction."""
+    u, _, v = torch.linalg.svd(
+        torch.randn(shape, generator=torch.Generator().manual_seed(2)).double(), full_matrices=False
+    )
+    matrix = u * torch.logspace(0, -1, 8, dtype=torch.float64).mul(torch.linspace(1.0, smallest, 8)) @ v
+    wanted = matrix / matrix.norm()
+    a, b, c = muon._COEFFICIENTS
+    for _ in range(5):
+        square = wanted @ wanted.T
+        wanted = a * wanted + (b * square + c * square @ square) @ wanted
+    torch.testing.assert_close(
+        muon.orthogonalised(matrix).double(), wanted, rtol=0.0, atol=1e-2 if smallest < 1e-2 else 1e-4
+    )
+
+
 def test_hidden_are_the_matrices_of_blocks_that_read_a_text() -> None:
     network = Transformer(5, 8, **SIZES)
     hidden = muon.hidden_matrices(network)
