@@ -61,7 +61,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {
     "edlm.training.report": {"NOISE_LEVELS": (0.1, 0.3, 0.5, 0.7, 0.9)},
     "edlm.training.texts": {"_NUM_TEXTS": 2, "_NUM_STEPS": 64},
     "edlm.training.stopping": {"_IMPATIENT": 1.0},
-    "edlm.training.forecast": {"_ROWS": 2, "_MORE_ROWS": 16, "_TRIES": 3, "_AT_ONCE": 0.25},
+    "edlm.training.forecast": {"_ROWS": 2, "_MORE_ROWS": 16, "_TRIES": 3, "_PATIENCE": 5.0, "_AT_ONCE": 0.25},
     "edlm.training.muon": {"_COEFFICIENTS": (3.4445, -4.7750, 2.0315), "_ITERATIONS": 5, "_SMALL": 1e-7},
     "edlm.models.counts": {"_NONE": -1, "_LARGEST": 2**63 - 1},
     "edlm.evaluation.card": {"_COUNTED": 1 << 20},

@@ -15,7 +15,7 @@ from edlm.runs import processes, tables
 from edlm.training import muon
 
 _ROWS, _MORE_ROWS = 2, 16  # of the small step that is measured, and of another where that one is over at once
-_TRIES = 3  # of it, the shortest counts: another program may take a core for a moment
+_TRIES, _PATIENCE = 3, 5.0  # of each; the shortest counts, for another program may take a core for a moment; seconds
 _AT_ONCE = 0.25  # seconds: much of so short a step does not grow with the rows
 _MEMORY = Path("/proc/meminfo")
 _REFUSED = ("can't allocate memory", "not enough memory")  # how a CPU's allocator says it
@@ -73,12 +73,21 @@ def forecast(
         return tensor
 
     loss(some).backward()  # what is done once, such as compilation, is not counted
-    seconds = _seconds(loss, some, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+    first = _seconds(loss, some, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+    seconds = _shortest(loss, some, first)
     row, free, more = sum(kept.values()) // some, free_memory(own[0].device), min(_MORE_ROWS, rows)
     if seconds < _AT_ONCE and more > some and (free is None or 2 * more * row < free):
-        some, seconds = more, min(_seconds(loss, more) for _ in range(_TRIES))
+        some, seconds = more, _shortest(loss, more, _seconds(loss, more))
     network.zero_grad(set_to_none=True)
     return Forecast(sum(p.numel() for p in own), held, row, rows, seconds / some, free)
+
+
+def _shortest(loss: Callable[[int], Tensor], rows: int, first: float) -> float:
+    """Measure a step again, unless a first try says that this would take long."""
+    found = [first]
+    while len(found) < _TRIES and sum(found) < _PATIENCE:
+        found.append(_seconds(loss, rows))
+    return min(found)
 
 
 def _seconds(loss: Callable[[int], Tensor], rows: int, seen: AbstractContextManager[Any] | None = None) -> float:

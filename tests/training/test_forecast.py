@@ -127,22 +127,23 @@ def test_what_is_held_is_counted_and_gradients_are_thrown_away(name: str) -> Non
         return stages(torch.ones(rows, 4)).square().sum()
 
     found = forecast.forecast(network, stages, optimizer, loss, SETTINGS)
-    assert asked == [2, 2, 8, 8, 8]
+    assert asked == [2, 2, 2, 2, 8, 8, 8]
     assert (found.parameters, found.rows) == (16, 8)
     sizes = {"parameters": 64, "EMA": 64, "frozen networks": 32, "gradients": 64, "optimizer": 64 * moments}
     assert found.held == sizes
     assert found.seconds > 0.0
     assert network.weight.grad is None
     one = forecast.forecast(network, stages, optimizer, loss, {**SETTINGS, "batch_size": 5, "accumulate": 5})
-    assert (asked[5:], one.rows) == ([1, 1], 1)
+    assert (asked[7:], one.rows) == ([1, 1, 1, 1], 1)
 
 
 @pytest.mark.parametrize(
     ("fixed", "free", "seconds"),
     [(0.1, 0, (0.1 + 0.16) / 16), (0.1, None, (0.1 + 0.16) / 16), (0.3, 0, 0.32 / 2), (0.1, -1, 0.12 / 2)],
 )
+@pytest.mark.parametrize("which", [1, 2, 4])  # a first try or another, of few rows or of more
 def test_what_a_step_takes_whatever_its_rows_is_not_counted_for_each_row(
-    fixed: float, free: int | None, seconds: float, monkeypatch: pytest.MonkeyPatch
+    fixed: float, free: int | None, seconds: float, which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More rows are read after a small step that was over at once, if twice their activations are free.
 
@@ -154,7 +155,7 @@ def test_what_a_step_takes_whatever_its_rows_is_not_counted_for_each_row(
     monkeypatch.setattr(forecast, "free_memory", lambda _: None if free is None else 2 * 16 * row + 1 + free)
 
     def loss(rows: int) -> Tensor:
-        disturbed.append(len(disturbed) == 2)
+        disturbed.append(len(disturbed) == which)
         clock[0] += fixed + 0.01 * rows + disturbed[-1]
         return (weight * torch.ones(rows, 4)).exp().sum() if rows else weight.sum()
 
@@ -162,3 +163,20 @@ def test_what_a_step_takes_whatever_its_rows_is_not_counted_for_each_row(
     optimizer = torch.optim.SGD([weight], lr=1.0)
     found = forecast.forecast(network, network, optimizer, loss, {"batch_size": 40, "accumulate": 1})
     assert found.seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("step", "calls"), [(0.1, 3), (2.0, 3), (3.0, 2), (6.0, 1)])
+def test_a_long_step_is_not_repeated_for_the_sake_of_a_forecast(
+    step: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, weight, asked = [0.0], nn.Parameter(torch.ones(1)), []
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: clock[0])
+
+    def loss(rows: int) -> Tensor:
+        asked.append(rows)
+        clock[0] += step
+        return weight.sum()
+
+    network = nn.ParameterList([weight])
+    forecast.forecast(network, network, torch.optim.SGD([weight]), loss, {"batch_size": 2, "accumulate": 1})
+    assert len(asked) == 1 + calls
