@@ -99,11 +99,14 @@ def causal_lm(name: str, device: torch.device, batch_size: int = 4) -> Judge:
         return log_p.cpu()
 
     def encode(text: str) -> Tensor:
-        # text that spells a special token is text
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        mistake = ValueError(f"judge = {name!r} cannot spell the text {text[:40]!r}")
+        try:  # text that spells a special token is text
+            ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        except Exception as error:  # of `tokenizers`, which raises nothing more specific
+            raise mistake from error
         unknown = tokenizer.unk_token_id in ids and tokenizer.unk_token not in text
         if unknown or (text and not ids):
-            raise ValueError(f"judge = {name!r} cannot spell the text {text[:40]!r}")
+            raise mistake
         return torch.tensor(ids, dtype=torch.int64)
 
     context = _context(model.config)

@@ -175,16 +175,17 @@ def test_a_text_that_a_tokenizer_has_no_word_for_is_an_error_and_one_too_large_f
     for file in ("vocab.json", "merges.txt"):
         (folder / file).unlink()
 
-    def use(words: list[str]) -> judges.Judge:
-        tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="?"))
+    def use(words: list[str], **unknown: str) -> judges.Judge:
+        tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, **unknown))
         tokenizer.pre_tokenizer = WhitespaceSplit()
-        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(folder)
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **unknown).save_pretrained(folder)
         return judges.causal_lm(str(folder), torch.device("cpu"))
 
-    judged = use(["?", "the", "name"])
+    judged = use(["?", "the", "name"], unk_token="?")
     assert judged(["the name", "the ? name"]).tokens.tolist() == [1, 2]
-    with pytest.raises(ValueError, match="cannot spell the text 'the rose'"):
-        judged(["the name", "the rose"])
+    for unable in (judged, use(["the", "name"])):
+        with pytest.raises(ValueError, match="cannot spell the text 'the rose'"):
+            unable(["the name", "the rose"])
     with pytest.raises(ValueError, match="has a tokenizer of 281 tokens and a network of 280"):
         use(["?", *map(str, range(280))])
 

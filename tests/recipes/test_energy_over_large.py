@@ -1,6 +1,8 @@
 """`edlm_nce` over large denoisers and over networks of one's own: to the end, gone on with, drawn with, refused."""
 
 import json
+import shutil
+import string
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from smallest import CLOSING, TEXTS, UPDATES, energy_words, settings_of, words_of
 
 from edlm.cli import commands
+from edlm.data import vocabulary
 from edlm.recipes import edlm_joint, edlm_nce, evaluate, frontier, generate
 from edlm.runs import environment
 from edlm.training import log
@@ -86,7 +89,9 @@ def test_evaluate_and_frontier_take_it_beside_its_denoiser_and_an_ar_model(root:
     assert "energy" in {figure["model"] for figure in card["figures"]}
     assert card["networks"]["energy"]["description"]["class"] == "TrunkEnergy"
     sweep = "{correction: {name: energy, called: learned}, plan: {name: grid, num_steps: 2}, candidates: 2}"
-    asked = {"judge": root / "hub", "output_dir": tmp_path / "out", "length": 8, "num_samples": 2, "batch_size": 2}
+    judge = shutil.copytree(root / "hub", tmp_path / "judge")  # of what a random network may write
+    (judge / "tokenizer.json").write_text(vocabulary.characters(string.ascii_lowercase + " \ufffd").tokenizer.to_str())
+    asked = {"judge": judge, "output_dir": tmp_path / "out", "length": 8, "num_samples": 2, "batch_size": 2}
     frontier.main(settings_of("frontier", *words_of({**named, **asked, "sweeps": f"[{sweep}]", "ngrams": "[1]"})))
     assert "learned" in (tmp_path / "out" / "frontier.md").read_text("utf-8")
 
