@@ -35,7 +35,7 @@ def lines(folder: Path) -> dict[str, dict]:
 
 def test_a_training_is_that_of_the_recipe_with_its_settings_and_seed(folder: Path, tmp_path: Path) -> None:
     own = [f"output_dir={tmp_path / 'alone'}", *words_of(TEXTS), *words_of(NETWORK, "network."), "threads=1", "seed=1"]
-    same = "warmup_steps=12", "ema_decay=0.98", "noise_levels=by_count", "loss_weights=nelbo"
+    same = "network.qk_norm=false", "warmup_steps=12", "ema_decay=0.98", "noise_levels=by_count", "loss_weights=nelbo"
     train("pretrain_denoiser", *own, *same)
     alone, ours = (
         torch.cat([each.flatten() for each in checkpoints.load_network(path).parameters()])
