@@ -20,7 +20,7 @@ from edlm.recipes.pretrain_denoiser import PretrainDenoiser
 from edlm.training import continuation, log, rates
 from edlm.weights import checkpoints
 
-SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "qk_norm": True}
 RECIPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "pretrain_denoiser": (PretrainDenoiser, denoiser_words, {"conditioning_size": 8}),
     "pretrain_ar": (PretrainAr, ar_words, {"conditioning_size": 32, "causal": True}),
