@@ -69,7 +69,7 @@ def test_a_baseline_has_the_network_data_and_batches_of_the_denoiser_it_is_compa
         (["objective=chain_rule", "loss_steps=8"], "loss_steps is 8: objective = 'chain_rule' needs the fewest"),
         (["loss_steps=[8,2]"], "loss_steps = [8, 2] must be two whole numbers [fewest, most]"),
         (["objective=ddpm"], "objective = 'ddpm' must be one of mdlm, chain_rule, blocks, d3pm, sedd"),
-        (["patience=2"], "steps = 1300 must be a multiple of valid_every = 9 where patience is given"),
+        (["patience=2"], "steps = 700 must be a multiple of valid_every = 9 where patience is given"),
     ],
 )
 def test_a_choice_without_what_it_needs_gets_one_line(run: Runner, tmp_path: Path, words: list[str], said: str) -> None:

@@ -87,7 +87,7 @@ def test_the_ar_model_has_the_compute_of_the_denoiser_of_the_same_config(name: s
         (["parallel=tensor"], "parallel = 'tensor' must be one of data, sharded"),
         (["precision=fp8"], "precision = 'fp8' must be one of float32, bfloat16, pure_bfloat16"),
         (["accumulate=0"], "accumulate = 0 must be a whole number of at least 1"),
-        (["accumulate=65"], "batch_size = 32 must be at least accumulate = 65"),
+        (["accumulate=65"], "batch_size = 64 must be at least accumulate = 65"),
         (["seed=9223372036854775808"], "seed = 9223372036854775808 must be a whole number of at least 0 and at most"),
         (["decay=exponential"], "decay = 'exponential' must be one of constant, cosine"),
         (["resume=maybe"], "resume = 'maybe' must be true or false"),
