@@ -187,10 +187,6 @@ class Vocabulary:
         return tokenizer_kinds.unknown_id(self.tokenizer)
 
     @cached_property
-    def _gaps(self) -> frozenset[int]:
-        return frozenset(range(self.size)) - frozenset(self.tokenizer.get_vocab().values())
-
-    @cached_property
     def _going_on(self) -> "Vocabulary":
         """This vocabulary for what does not begin a text: without the space that is put there and taken away."""
         tokenizer = continuation.of(self.tokenizer)
@@ -204,7 +200,8 @@ class Vocabulary:
         if self.end_id in ids and not show_specials:
             ids = ids[: ids.index(self.end_id)]
         specials = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "end": self.end_id}
-        symbols = dict.fromkeys(self._gaps, _NO_TOKEN) | {
+        symbols = {id_: _NO_TOKEN for id_ in set(ids) if self.tokenizer.id_to_token(id_) is None}
+        symbols |= {
             id_: (self.tokenizer.id_to_token(id_) or f"<{name}>") if show_specials else ""
             for name, id_ in specials.items()
             if id_ is not None

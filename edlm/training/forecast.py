@@ -15,7 +15,8 @@ from edlm.runs import processes, tables
 from edlm.training import muon
 
 _ROWS, _MORE_ROWS = 2, 16  # of the small step that is measured, and of another where that one is over at once
-_TRIES, _PATIENCE = 3, 5.0  # of each; the shortest counts, for another program may take a core for a moment; seconds
+_TRIES = 3  # of each, the shortest counts: another program may take a core for a moment
+_PATIENCE = 5.0  # seconds of tries, after which there is no other
 _AT_ONCE = 0.25  # seconds: much of so short a step does not grow with the rows
 _MEMORY = Path("/proc/meminfo")
 _REFUSED = ("can't allocate memory", "not enough memory")  # how a CPU's allocator says it

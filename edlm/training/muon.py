@@ -120,7 +120,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     x = x / (x.norm() + _SMALL)
-    if x.dtype == torch.float32 and x.shape[1] > x.shape[0]:  # in bfloat16 the square loses too much
+    if x.dtype == torch.float32 and x.shape[1] >= 2 * x.shape[0]:  # in bfloat16 the square loses too much
         x = _by_square(x @ x.T) @ x
     else:
         a, b, c = _COEFFICIENTS
@@ -131,7 +131,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 def _by_square(square: Tensor) -> Tensor:
-    """Give the matrix (p, p) by which all iterations together multiply x (p, q), from x x^T: less work where p < q."""
+    """Give the matrix (p, p) by which all iterations together multiply x (p, q), from x x^T: less work where 2 p <= q."""
     a, b, c = _COEFFICIENTS
     together = torch.eye(len(square), dtype=square.dtype, device=square.device)
     for _ in range(_ITERATIONS):
