@@ -131,7 +131,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 def _by_square(square: Tensor) -> Tensor:
-    """Give the matrix (p, p) by which all iterations together multiply x (p, q), from x x^T: less work where 2 p <= q."""
+    """Give the matrix (p, p) by which all iterations together multiply x (p, q), from x x^T: less work if 2p <= q."""
     a, b, c = _COEFFICIENTS
     together = torch.eye(len(square), dtype=square.dtype, device=square.device)
     for _ in range(_ITERATIONS):
