@@ -119,7 +119,7 @@ COMMANDS: dict[str, str] = {
         "pretrain.hidden_size: unknown key; did you mean 'pretrain.network.hidden_size'?"
     ),
     "edlm run edlm_nce denoiser=nowhere pretrain=null": (
-        "nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run)"
+        "denoiser = nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run)"
     ),
     "edlm run edlm_nce scope=drafts": "scope = 'drafts' must be one of draft, transition",
     "edlm run edlm_nce transition_steps=[4,2]": (

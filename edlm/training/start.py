@@ -10,8 +10,7 @@ import torch
 from edlm.runs import files, locks, processes
 from edlm.training import energy, log, state
 from edlm.training.resume import SettingsChanged
-from edlm.weights import checkpoints, large, loading, whole
-from edlm.weights.kinds import BASELINES
+from edlm.weights import checkpoints, kinds, large, loading, whole
 from edlm.weights.loading import Found
 
 Pretrain = Callable[[dict[str, Any]], None]
@@ -32,7 +31,7 @@ def load(settings: Mapping[str, Any], device: torch.device, pretrain: Pretrain) 
         # What takes gradients is float32, and what shares memory with it.
         how = settings["length"], settings["tokenizer"], None if frozen else "float32"
         return loading.large_start(path, *how, device)
-    if plan is not None and plan["objective"] in BASELINES:
+    if plan is not None and plan["objective"] in kinds.BASELINES:
         raise ValueError(
             f"pretrain.objective = {plan['objective']!r} must be mdlm or chain_rule: an energy corrects their drafts"
         )
@@ -42,6 +41,7 @@ def load(settings: Mapping[str, Any], device: torch.device, pretrain: Pretrain) 
         with locks.alone("denoiser", path):
             _train(path, plan, {key: settings[key] for key in ("seed", "device", "threads", "corpus")}, pretrain)
     else:
+        kinds.require_subs(path)
         print(f"denoiser: {checkpoints.find_network(path)}", flush=True)
     return loading.frozen(path, device)
 

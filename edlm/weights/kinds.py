@@ -57,8 +57,11 @@ def held_by(path: str) -> str | None:
 
 
 def require_subs(path: str) -> None:
-    """Raise ValueError for a checkpoint that holds a baseline, where a denoiser with a reveal plan is wanted."""
-    name = held_by(path)
+    """Raise ValueError for a folder without a denoiser, or with a baseline where one with a reveal plan is wanted."""
+    try:
+        name = held_by(path)
+    except ValueError as error:
+        raise ValueError(f"denoiser = {error}") from error
     if name is not None:
         raise ValueError(
             f"denoiser = {path!r} holds a baseline ({name}), which is drawn and scored alone: `edlm run generate` and "
