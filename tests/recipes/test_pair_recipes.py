@@ -1,6 +1,7 @@
 """Recipes on a denoiser of ours beside a model of the hub, and on the hub's beside ours: two commands, end to end."""
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,32 @@ from edlm.training import log
 from edlm.weights import checkpoints, loading, named, pairs
 
 CPU, LENGTH, BOS = torch.device("cpu"), 12, 3
+LETTERS = string.ascii_lowercase + " "
 SPECULATIVE = "sampler={plan: {name: grid, num_steps: 1}, correction: {name: autoregressive}, selection: speculative}"
 NOTES = {"schedule": {"_component_": "edlm.schedules.log_linear"}, "time_conditioning": False}
 
 
-def ours(folder: Path, causal: bool = False, size: int = 28, **about: Any) -> None:
+def ours(folder: Path, causal: bool = False, size: int = 28, alphabet: str = LETTERS, **about: Any) -> None:
     network = Transformer(size, LENGTH, hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0, causal=causal)
     torch.manual_seed(1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    words = vocabulary.Vocabulary(vocabulary.characters().tokenizer, size, size - 1)
+    words = vocabulary.Vocabulary(vocabulary.characters(alphabet).tokenizer, size, size - 1)
     checkpoints.save_network(folder, network, words, {**(NOTES if not causal else {"bos_id": size - 1}), **about})
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`own` and `own_ar`, ours over 27 letters; `hub`, an AR model with 13 ids more; `run`, a denoiser made of it."""
+    """`own` and `own_ar`, ours over 27 letters; `hub`, an AR model with 13 ids more; `run`, a denoiser made of it.
+
+    `judge` is like `own_ar`, and spells an id without a token too, which `run` may draw.
+    """
     folder = tmp_path_factory.mktemp("pairs")
     hub_model(folder / "hub", tied=True)
     hub_model(folder / "few", "qwen2", vocab_size=40)
     ours(folder / "own")
     ours(folder / "own_ar", causal=True)
+    ours(folder / "judge", causal=True, size=29, alphabet=LETTERS + "\N{REPLACEMENT CHARACTER}")
     words = {"start_from": folder / "hub", "output_dir": folder / "run", "shifted": True, "length": LENGTH}
     train("adapt", *words_of({**words, **UPDATES, "steps": 1, "threads": 1}))
     return folder
@@ -96,7 +102,8 @@ def test_likelihoods_have_a_line_of_the_ar_model(denoiser: str, ar: str, models:
 @pytest.mark.slow
 @PAIRS
 def test_frontier_draws_and_is_judged_by_them(denoiser: str, ar: str, models: Path, tmp_path: Path) -> None:
-    asked = {"denoiser": models / denoiser, "ar": models / ar, "energy": None, "judge": models / ar}
+    asked = {"denoiser": models / denoiser, "ar": models / ar, "energy": None}
+    asked["judge"] = models / ("judge" if denoiser == "run" else ar)
     sweeps = "[{plan: {name: grid, num_steps: 2}}, {ar: {temperature: 1.0}}]"
     small = {"length": LENGTH, "num_samples": 2, "batch_size": 2, "sweeps": sweeps, "threads": 1, "ngrams": "[1]"}
     frontier.main(settings_of("frontier", *words_of({**asked, "output_dir": tmp_path, **small})))

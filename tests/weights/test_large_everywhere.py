@@ -1,6 +1,7 @@
 """Large models wherever ours are taken: alone with a cache, scored exactly, beside each other; what does not fit."""
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,17 @@ every_family = pytest.mark.parametrize(("family", "tied"), [("llama", False), ("
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`hub`, an AR model; `run`, a denoiser made of it; `ours`, a causal network of ours over 27 characters."""
+    """`hub`, an AR model; `run`, a denoiser made of it; `ours`, a causal network of ours over 28 characters.
+
+    One of these stands for an id without a token, which a random denoiser may draw.
+    """
     folder = tmp_path_factory.mktemp("models")
     hub_model(folder / "hub", tied=True)
-    words = {"start_from": folder / "hub", "output_dir": folder / "run", "shifted": True, "length": 12, "threads": 1}
-    adapt(settings_of("adapt", *words_of({**words, **TRAINING})))
-    network = Transformer(28, 16, hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0, causal=True)
-    checkpoints.save_network(folder / "ours", network, vocabulary.characters(), {"bos_id": 27})
+    begun = {"start_from": folder / "hub", "output_dir": folder / "run", "shifted": True, "length": 12, "threads": 1}
+    adapt(settings_of("adapt", *words_of({**begun, **TRAINING})))
+    network = Transformer(29, 16, hidden_size=16, num_layers=1, num_heads=2, conditioning_size=0, causal=True)
+    words = vocabulary.characters(string.ascii_lowercase + " \N{REPLACEMENT CHARACTER}")
+    checkpoints.save_network(folder / "ours", network, words, {"bos_id": 28})
     return folder
 
 
