@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,18 @@ def test_what_is_over_within_a_minute_says_nothing(leave: bool, capsys: pytest.C
     for _ in progress.bar(range(100), leave=leave):
         pass
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_a_line_comes_once_a_minute_and_what_is_asked_for_is_kept(leave: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_tqdm", lambda *given, **settings: (given, settings))
+    (given, settings) = progress.bar(range(3), leave=leave, unit="text", bar_format="{desc}", ncols=60)
+    assert given == (range(3),)
+    assert isinstance(settings.pop("file"), progress._Lines)
+    every: dict[str, Any] = dict.fromkeys(("mininterval", "maxinterval", "delay"), 60.0)
+    assert settings == {"unit": "text", "leave": leave, "ascii": True, "bar_format": None, "ncols": 0, **every}
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert progress.bar(range(3), leave=leave, unit="text") == ((range(3),), {"unit": "text", "leave": leave})
 
 
 def test_in_a_terminal_it_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
