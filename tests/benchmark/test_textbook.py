@@ -139,6 +139,20 @@ def test_a_stated_number_of_textbook_steps_is_run() -> None:
         assert bool((tokens == MASK).any()) == (only is not None)
 
 
+def test_so_is_one_of_the_sampler_with_an_energy() -> None:
+    network, energy = TableNetwork(MARGINALS), textbook.residual_ar(ConditionalNetwork(), MASK, BOS, carry_over=False)
+    for only in (1, 3):
+        network.asked.clear()
+        given = (network, energy, MASK, (64, LENGTH), 8, 2, torch.Generator().manual_seed(0), only)
+        assert (textbook.importance(*given) == MASK).any()
+        assert len(network.asked) == only
+
+
+def test_the_steps_of_a_grid_end_without_masks() -> None:
+    assert list(textbook._steps(4, None)) == [(0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0)]
+    assert list(textbook._steps(4, 2)) == [(0.0, 0.25), (0.25, 0.5)]
+
+
 # ---- Training
 
 
@@ -152,3 +166,13 @@ def test_textbook_times_are_stratified_and_mask_that_share() -> None:
     x_t, t = textbook_training.corrupt(torch.zeros(1000, 200).long(), 1, torch.Generator().manual_seed(0))
     assert torch.equal((t * 1000).floor().clamp(max=999), torch.arange(1000.0)) or (t.diff() > -1e-3).all()
     assert abs(float(((x_t == 1).double().mean(-1) - t).mean())) < 0.005
+
+
+def test_textbook_times_are_those_of_its_two_draws() -> None:
+    """One uniform for each row moves it within its stratum, and one for each token masks it."""
+    x_0, again = torch.zeros(4, 6).long(), torch.Generator().manual_seed(5)
+    x_t, t = textbook_training.corrupt(x_0, 1, torch.Generator().manual_seed(5))
+    within, masks = torch.rand(4, generator=again), torch.rand(4, 6, generator=again)
+    wanted = [1e-3 + (1.0 - 1e-3) * (row + float(within[row])) / 4 for row in range(4)]
+    assert t.tolist() == pytest.approx(wanted)
+    assert torch.equal(x_t == 1, masks < t.unsqueeze(1))

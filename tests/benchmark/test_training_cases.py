@@ -10,7 +10,8 @@ from builders import randomise
 from small_benchmarks import BLOCK, CPU, SIZES, VOCAB, settings, small_networks, small_training
 
 from edlm import contracts
-from edlm.benchmark import textbook_training, training_cases
+from edlm.benchmark import comparison, textbook_training, training_cases
+from edlm.benchmark.comparison import Verdict
 from edlm.models import denoisers, energies
 from edlm.nn import networks
 from edlm.objectives import batches, contrastive, denoising
@@ -92,3 +93,67 @@ def test_a_step_of_either_side_changes_the_weights_that_are_trained() -> None:
             method.run()
             assert any(not torch.equal(a, b) for a, b in zip(before, step.network.parameters(), strict=True))
             assert step.number == training_cases._WARM_UP_STEPS + 1
+
+
+CASE: dict[str, Any] = {"objective": "denoising", "vocab_size": 9, "length": 4, "rows": 2, "repeats": 3}
+TARGETS = {"target": 2.0, "memory_target": None, "utilisation_target": 0.5}
+
+
+def test_all_training_cases_are_run_or_those_that_are_named() -> None:
+    every = [{**CASE, **TARGETS, "rows": rows} for rows in (1, 2, 3)]
+    for only, rows in ((None, [1, 2, 3]), ([2, 0], [1, 3]), ([1], [2])):
+        found = training_cases.cases_of({"training": every, "only_training": only})
+        assert [case for case, _ in found] == [training_cases.Case(**{**CASE, "rows": each}) for each in rows]
+        assert all(targets == TARGETS for _, targets in found)
+    training_cases.cases_of({"training": every, "only_training": [2]})
+    with pytest.raises(ValueError, match=r"^only_training = \[0, 3\] names case 3, and they are numbered 0\.\.2$"):
+        training_cases.cases_of({"training": every, "only_training": [0, 3]})
+
+
+def test_utilisation_is_a_share_of_the_peak_and_loading_one_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what has been measured; and so the table says."""
+    given: list[Any] = []
+    setting, case = training_cases.Setting(SIZES, CPU, torch.float32, 0, 8.0), training_cases.Case(**CASE)
+
+    def measure(case: Any, methods: dict[str, Any], device: torch.device, rate: float) -> dict[str, Any]:
+        given.extend([list(methods), rate])
+        return {"methods": {"textbook": {"median": 4.0}, "eager": {"median": 2.0}, "compile": {"failed": "x"}}}
+
+    monkeypatch.setattr(comparison, "measure", measure)
+    monkeypatch.setattr(training_cases, "_method", lambda case, setting, mode: mode)
+    monkeypatch.setattr(training_cases, "_loading_seconds", lambda *_: 0.5)
+    monkeypatch.setattr(training_cases, "step_flops", lambda *_: 16.0)
+    record = training_cases.measure(case, setting, ["eager", "compile", "cudagraph"], 40.0)
+    assert given == [["textbook", "eager", "compile"], 40.0]
+    assert record["methods"] == {
+        "textbook": {"median": 4.0, "utilisation": 0.5, "loading_share": 0.125},
+        "eager": {"median": 2.0, "utilisation": 1.0, "loading_share": 0.25},
+        "compile": {"failed": "x"},
+    }
+    monkeypatch.setattr(comparison, "table", lambda record: "the table")
+    assert training_cases.table(record).split("\n") == [
+        "the table",
+        "  textbook: the model's operations at 50.0% of the peak; data 12.50% of a step",
+        "  eager: the model's operations at 100.0% of the peak; data 25.00% of a step",
+    ]
+
+
+def test_a_share_on_its_target_meets_it_and_the_textbook_has_none() -> None:
+    methods = {"textbook": {"utilisation": 0.9}, "eager": {"utilisation": 0.5}, "compile": {"utilisation": 0.25}}
+    record = {"methods": {**methods, "other": {}}, "ratios": {"eager": {"median": 2.5}}}
+    assert training_cases.judge(record, TARGETS) == [
+        Verdict("times faster", "eager", 2.5, 2.0, True),
+        Verdict("utilisation", "eager", 0.5, 0.5, True),
+        Verdict("utilisation", "compile", 0.25, 0.5, False),
+    ]
+    assert training_cases.judge(record, dict.fromkeys(TARGETS)) == []
+
+
+def test_a_batch_is_loaded_a_number_of_times_and_the_middle_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(range(20))
+    monkeypatch.setattr(timing, "seconds", lambda run, device: run() is not None and float(next(times)))
+    setting = training_cases.Setting(SIZES, CPU, torch.float32, 0, 1.0)
+    assert training_cases._loading_seconds(training_cases.Case(**CASE), setting) == 9.5
+    blocks = training_cases._blocks(training_cases.Case(**CASE))
+    assert blocks.shape == (4096, 4)
+    assert (int(blocks.min()), int(blocks.max())) == (0, 7)
