@@ -15,9 +15,10 @@ from commands import run_of
 from edlm.data import vocabulary
 from edlm.data.pieces import Blocks
 from edlm.evaluation import ngrams
+from edlm.evaluation.judges import Judgement
 from edlm.frontier import closing, closing_report
 from edlm.frontier.closing import ENERGY, IN_ORDER, ONE, PLAIN, Closing
-from edlm.likelihood import bounds, exact
+from edlm.likelihood import bounds, estimates, exact
 from edlm.likelihood.estimates import Estimate
 from edlm.models import energies
 from edlm.nn.networks import EnergyNetwork
@@ -63,6 +64,9 @@ def test_its_ways_are_plain_twice_the_energy_and_in_order(found: Closing) -> Non
     assert [each.point.together for each in found.ways] == pytest.approx([1.0, 4.0, 4.0, 4.0], rel=0.05)
     assert [each.point.is_exact for each in found.ways] == [True, True, False, True]
     assert not found.left_out
+    assert [(each.way, round(each.together)) for each in found.points] == [
+        *(("plain", 1), ("plain", 4), ("transition, k=3", 4), ("in order", 4), ("plain", 8), ("in order", 8)),
+    ], "at one token a pass in order is plain"
 
 
 @pytest.mark.parametrize("name", [ONE, PLAIN, IN_ORDER])
@@ -116,6 +120,37 @@ def test_a_way_that_there_is_not_is_left_out_with_the_reason() -> None:
     assert "joint" in left_out[ENERGY]
 
 
+def test_held_out_texts_are_spread_evenly_and_without_padding_all_of_them_counts() -> None:
+    rows = torch.arange(20).unsqueeze(1).expand(20, LENGTH) % 3
+    texts = closing.held_out(rows, 8, vocabulary.characters("abc"))
+    assert [int(each.tokens[0]) for each in texts.excerpts] == [number * 20 // 8 % 3 for number in range(8)]
+    assert (texts.characters, len(closing.held_out(rows, 99, ABC).excerpts)) == (8 * LENGTH, 20)
+
+
+def test_an_empty_text_counts_for_nothing_under_the_judge() -> None:
+    """8 nats of four tokens, whatever else there is."""
+    counts = torch.tensor([1, 0, 3])
+    found = closing.judged(lambda _: Judgement(torch.tensor([2.0, 0.0, 6.0]).double(), counts), ["a", "", "abc"])
+    assert (found.mean, found.n) == (pytest.approx(2.0 / math.log(2)), 3)
+    wanted = estimates.estimate(torch.tensor([2.0, 0.0, 2.0]), counts).standard_error / math.log(2)
+    assert found.standard_error == pytest.approx(wanted)
+
+
+def test_so_many_tokens_of_the_training_text_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "_COUNTED", 5 * LENGTH)
+    counted: list[list[str]] = []
+    monkeypatch.setattr(ngrams, "judge", lambda texts: counted.append(texts) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        closing.of_run(SETTINGS, tiny_denoiser(1), transition_energy(), blocks(), ABC)
+    some = blocks().train[torch.tensor([0, 4, 8, 12, 16])]
+    assert counted == [ABC.decode(some)]
+    texts = closing.held_out(blocks().test, 9, ABC)
+    often = torch.bincount(some[some != 3], minlength=4) + 1.0  # every token but the mask once more
+    nats = -sum(math.log(float(often[token] / often.sum())) for each in texts.excerpts for token in each.scored)
+    found = closing.without_context(texts, blocks().train, ABC)
+    assert found == pytest.approx(nats / math.log(2) / texts.characters)
+
+
 def test_a_denoiser_of_blocks_goes_through_them() -> None:
     built, _ = closing.ways(tiny_denoiser(1, block_size=4), transition_energy(), 4, 3, (0.0, 1.0))
     assert all("4" in str(each.plan) for each in built.values())
@@ -151,6 +186,33 @@ def test_what_the_judge_says_is_told_by_its_own_error(found: Closing) -> None:
         assert re.search(said, closing_report.sentences(found._replace(ways=[one, told, own, order]))[0])
 
 
+def test_few_texts_of_one_way_are_too_few_for_the_judge(found: Closing) -> None:
+    one, plain, energy, order = found.ways
+    for own, other in ((9, 4), (4, 9)):
+        ways = [one, plain._replace(judged=Estimate(1.0, 0.1, other)), energy._replace(judged=Estimate(9.0, 0.1, own))]
+        said = closing_report.sentences(found._replace(ways=[*ways, order]))
+        assert said[0].endswith("; the judge does not tell their texts apart")
+
+
+def test_many_tokens_a_pass_are_compared_with_one_in_order_where_that_is_known(found: Closing) -> None:
+    assert closing_report.sentences(found)[2].startswith(f"{IN_ORDER}: ")
+    assert f" {ONE} (" in closing_report.sentences(found)[2]
+    without = closing_report.sentences(found._replace(ways=found.ways[:3]))
+    assert [said.partition(":")[0] for said in without] == [ENERGY, PLAIN]
+
+
+def test_the_report_has_every_figure_under_its_name(found: Closing) -> None:
+    own, report = found.ways[2], closing_report.report(found)
+    assert list(report) == [ONE, PLAIN, ENERGY, IN_ORDER]
+    assert report[ENERGY] == {
+        "bits_per_character": own.point.bits._asdict(),
+        "figure": "transition_nelbo",
+        "judged": own.judged._asdict(),
+        "passes": own.passes._asdict(),
+        "seconds": own.seconds,
+    }
+
+
 def test_the_table_names_each_way_with_its_tokens_a_pass_and_marks_a_bound(found: Closing) -> None:
     head, one, *several, last = closing_report.rows(found)
     assert one[0] == ONE
@@ -168,12 +230,17 @@ def test_all_of_it_is_written_and_shown(found: Closing, tmp_path: Path, capsys: 
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     records = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [each["way"] for each in records] == [name for name in (ONE, PLAIN, ENERGY, IN_ORDER) for _ in range(9)]
+    assert records[10] == {"row": 1, "seed": 5, "way": PLAIN, "text": found.ways[1].texts[1]}
     table = (tmp_path / "report.md").read_text()
     for own in found.ways:
         assert f"{own.point.bits.mean:.3f} ± {own.point.bits.standard_error:.3f}" in out
         assert f"{own.judged.mean:.3f} ± {own.judged.standard_error:.3f}" in table
         assert own.texts[1] in out
     assert out.count("edlm run ") == 3
+    words = " ".join(out.split())
+    for said in (closing_report.remark(found, SETTINGS), *closing_report.sentences(found)):
+        assert said[1:] in words
+        assert said in table
 
 
 @pytest.mark.parametrize("scope", ["draft", "transition"])
