@@ -1,4 +1,4 @@
-"""The keys of what travels between stages: each is its constant's name in small letters, and has the documented shape."""
+"""The keys of what travels between stages: each is the name of its constant, and has the documented shape."""
 
 import re
 from pathlib import Path

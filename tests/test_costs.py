@@ -28,7 +28,7 @@ def test_three_candidates_of_five_new_tokens_in_a_text_of_ten_read_so_many(reads
 
 def test_readings_add_up_and_so_do_their_calls() -> None:
     assert costs.together(Reads(1, 2, 3, 4, 5), Reads(10, 20, 30, 40, 50)) == Reads(11, 22, 33, 44, 55)
-    assert costs.NOTHING == Reads(texts=0, candidates=0, new=0, in_turn=0, calls=0)
+    assert Reads(texts=0, candidates=0, new=0, in_turn=0, calls=0) == costs.NOTHING
 
 
 def test_an_energy_says_what_it_reads_or_reads_every_candidate_once() -> None:

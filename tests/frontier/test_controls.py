@@ -57,10 +57,10 @@ def test_a_control_keeps_the_proposal_and_the_temperature_of_its_sampler() -> No
 
 
 def test_what_has_no_correction_has_no_control() -> None:
-    with pytest.raises(ValueError, match="^zero is a control of a correction, and 'plain, T=4' has none$"):
+    with pytest.raises(ValueError, match=r"^zero is a control of a correction, and 'plain, T=4' has none$"):
         controls.control("zero", PLAIN, DENOISER, 8)
     of_tokens = WEIGHED.replace(plan=plans.EntropyBound(0.5))
-    with pytest.raises(ValueError, match="^equal_passes: how many passes 'sir, learned, .*' takes is known only once"):
+    with pytest.raises(ValueError, match=r"^equal_passes: how many passes 'sir, learned, .*' takes is known only once"):
         controls.control("equal_passes", of_tokens, DENOISER, 8)
 
 
@@ -98,7 +98,12 @@ def test_a_setting_is_known_by_its_values_and_a_component_by_its_own_words() -> 
 
 def test_a_control_of_the_same_correction_is_known_by_its_component_and_others_are_not() -> None:
     own = {"_component_": "edlm.samplers.corrections.ChainRule"}
-    sweep = {"correction": own, "plan": {"name": "grid", "num_steps": 2}, "candidates": 2, "controls": [*controls.CONTROLS]}
+    sweep = {
+        "correction": own,
+        "plan": {"name": "grid", "num_steps": 2},
+        "candidates": 2,
+        "controls": [*controls.CONTROLS],
+    }
     found = grid.expand([sweep], grid.Sources([DENOISER], {}, None, 4), 8)
     told = {entry.role.partition(" of ")[0]: entry.own for entry in found.values()}
     assert told == {"": own, "one_particle": own, "zero": None, "flipped": own, "equal_passes": None}
@@ -106,7 +111,11 @@ def test_a_control_of_the_same_correction_is_known_by_its_component_and_others_a
 
 @pytest.mark.parametrize(
     ("setting", "passes"),
-    [(Alone(None, 4), 1.0), (PLAIN.replace(plan=plans.EntropyBound(0.5)), 8.0), (PLAIN.replace(plan=plans.Grid(1)), 1.0)],  # type: ignore[arg-type]
+    [
+        (Alone(None, 4), 1.0),
+        (PLAIN.replace(plan=plans.EntropyBound(0.5)), 8.0),
+        (PLAIN.replace(plan=plans.Grid(1)), 1.0),
+    ],  # type: ignore[arg-type]
 )
 def test_passes_that_depend_on_tokens_are_estimated_by_one_token_each(setting: grid.Setting, passes: float) -> None:
     assert grid.expected_passes(setting, 8) == passes

@@ -102,6 +102,42 @@ def test_bits_are_per_character_and_so_is_their_error() -> None:
     assert line.bits.n == 2
 
 
+@pytest.mark.parametrize("characters", [0, 1, 2])
+def test_texts_without_a_character_count_as_one(characters: int) -> None:
+    bits = curve.line("ar", scored([1.0, 1.0], [4, 8]), characters).bits.mean
+    assert bits == pytest.approx(12 / max(1, characters) / math.log(2))
+
+
+def test_what_was_collected_is_one_record_of_plain_values() -> None:
+    """Figures of all parts by name; steps and what is unreliable where a part has them; seconds of all."""
+    tokens = torch.tensor([4, 8])
+    one = Scores({"nelbo": torch.tensor([1.0, 2.0])}, {"denoiser": 3.0})
+    unreliable, steps = torch.tensor([True, False]), torch.tensor([2, 5])
+    two = Scores({"tube": torch.tensor([0.5, 0.25])}, {"ar": 7.0}, unreliable=unreliable, steps=steps)
+    record = curve.record([figures.Collected(one, tokens, 0.12345), figures.Collected(two, tokens + 1, 1.0)])
+    assert record == {
+        **{"nats": {"nelbo": [1.0, 2.0], "tube": [0.5, 0.25]}, "tokens": [4, 8], "steps": [2.0, 5.0]},
+        **{"unreliable_rows": 0.5, "passes": {"denoiser": 3.0, "ar": 7.0}, "seconds": 1.123},
+    }
+    alone = curve.record([figures.Collected(one, tokens, 1.0)])
+    assert (alone["steps"], alone["unreliable_rows"]) == (None, None)
+
+
+def test_the_long_table_has_every_column() -> None:
+    point = a_point("left to right", curve.IN_ORDER, 2.0, 4.0, exact=False)
+    point = point._replace(name="x", lower=Estimate(1.5, 0.125, 5), excess=Estimate(0.25, 0.0625, 5), seconds=2.6)
+    head, line, own, bare = curve.rows(
+        [point, point._replace(lower=None, excess=None)], [curve.Line("ar", "nll", point.bits)]
+    )
+    assert head[1:3] + head[5:] == ("way", "figure", "at least", "over one token, %", "n", "seconds")
+    assert line == ("ar", "-", "nll", "-", "2.0000 ± 0.2500", "-", "-", "5", "-")
+    bits = ("4.00", "2.0000 ± 0.2500", "1.5000 ± 0.1250", "+25.00 ± 6.25", "5", "3")
+    assert own == ("x", "in order", "<= t_step_nelbo", *bits)
+    assert bare[5:7] == ("-", "-")
+    text = curve.markdown([point], [], ["one", "two"])
+    assert text.endswith(" |\n\none\n\ntwo\n")
+
+
 def test_settings_are_compared_with_one_of_their_own_proposal() -> None:
     one, four = (Sampler(tiny_denoiser(), edlm.plans.LeftToRight(count)) for count in (1, 4))
     settings = {"one": one, "four": four, "cold": four.replace(proposal=edlm.samplers.Proposal(0.5))}
@@ -178,6 +214,8 @@ def test_the_picture_shows_every_curve_by_its_colour_and_its_way(
     assert axes.get_ylim() == pytest.approx((1.8 - 0.042, 2.5 + 0.042))
     assert axes.get_xscale() == "log"
     assert list(axes.xaxis.get_major_locator()()) == [1.0, 2.0, 4.0]
+    assert axes.get_xlabel() == "tokens written in a pass, as measured"
+    assert axes.get_ylabel() == "bits per character (lower is better)"
     words = [(text.get_text(), text.get_color()) for text in axes.texts]
     assert words == [
         ("9", other),
@@ -205,6 +243,17 @@ def test_a_plain_curve_that_ends_early_is_named_at_its_last_point(
     curve_plot.draw(tmp_path / "x.png", points, [], {}, "", "")
     axes = kept[0].axes[0]
     assert [text.get_text() for text in axes.texts] == ["confidence", "plain: left to right"]
+
+
+def test_curves_of_a_way_that_end_together_share_a_name() -> None:
+    """Nearer than 3.5 % of the panel's height."""
+    axes = Figure().add_subplot()
+    axes.set_ylim(2.0, 4.0)
+    ends = [curve_plot.End(bits, name, "C0") for bits, name in ((3.0, "a"), (3.069, "b"), (3.5, "c"), (3.571, "d"))]
+    named = curve_plot._named(axes, {"in_order": ends, "plain": [curve_plot.End(3.0, "a", "C1")]})
+    assert [(end.name, end.value) for end in named] == [
+        *(("in order: a, b", pytest.approx(3.0345)), ("in order: c", 3.5), ("in order: d", 3.571), ("plain: a", 3.0)),
+    ]
 
 
 def test_no_curve_of_plain_or_in_order_leaves_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

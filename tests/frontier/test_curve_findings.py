@@ -80,6 +80,20 @@ def test_the_best_way_comes_first_and_the_others_briefly() -> None:
     assert said.endswith("; carry over, k=8 at 32 tokens a pass: at most 3.500, 0.550 ± 0.018 more")
 
 
+def test_of_a_way_what_is_exact_comes_before_a_lower_bound() -> None:
+    own = [("ranked margin", IN_ORDER, 2.85, 32.0, True), ("tokens per pass", IN_ORDER, 2.5, 32.0, False)]
+    assert told(*PLAIN_CURVE, *own)[1].startswith("in order at 32 tokens a pass: 2.850 bits per character (margin), ")
+    assert told(*PLAIN_CURVE, *own[1:])[1].startswith("in order at 32 tokens a pass: at most 2.500 bits per character")
+
+
+def test_only_settings_of_as_many_tokens_a_pass_are_compared() -> None:
+    """Within 5 %: at 30.5 tokens plain still stands beside 32, at 30 it does not."""
+    own = ("ranked margin", IN_ORDER, 2.81, 32.0, True)
+    for together, beside in ((30.5, True), (30.3, False)):
+        said = told(("tokens per pass", PLAIN, 2.95, together, True), own)[1]
+        assert ("stands beside in order" not in said) == beside
+
+
 def test_each_is_compared_at_the_most_tokens_that_plain_has_too() -> None:
     _, said = told(PLAIN_CURVE[0], ("ranked margin", IN_ORDER, 2.5, 1.0, True), ("ranked margin", IN_ORDER, 9, 8, True))
     assert said.startswith("in order at one token a pass: 2.500 bits per character (margin), 0.250")

@@ -95,6 +95,7 @@ def test_the_source_is_a_line_and_what_has_no_distance_a_cost(figure: Figure) ->
     passes = drawn(figure.axes[1])
     assert list(passes["exact: no distance"].get_xdata()) == [4.0, 4.0]
     assert "exact: no distance" not in drawn(figure.axes[0])
+    assert [label for label in passes if label.endswith("no distance")] == ["exact: no distance"]
     assert passes["Pareto front"].get_xydata().tolist() == [[1.0, 0.5], [2.0, 0.3]]
     assert [panel.get_ylabel() for panel in figure.axes] == ["total variation to the source"] * 2
     assert [panel.get_xlabel() for panel in figure.axes] == [

@@ -11,7 +11,7 @@ from edlm.frontier.points import Point, Resampled
 from edlm.models import energies
 from edlm.samplers.corrections import ChainRule, OfEnergy
 from edlm.samplers.plans import Grid, TokensPerPass
-from edlm.samplers.sampler import Sampler
+from edlm.samplers.sampler import Proposal, Sampler
 
 DENOISER = builders.tiny_denoiser(0, 4, vocab_size=5)
 PLAIN = Sampler(DENOISER, Grid(4))
@@ -103,10 +103,53 @@ def test_every_method_is_named_and_controls_are_not() -> None:
 
 
 def test_a_judge_that_judges_itself_is_no_measure_of_what_is_made_with_it() -> None:
-    own = SIR.replace(correction=OfEnergy(energies.zero(), called="carry_over"))
-    some = [*curve(), drawn(own, 4.0, 0.02)]
-    assert told(*some)[1].startswith("carry over, T=4, k=3")
-    assert told(*some, judged_by_itself=True)[1].startswith("plain, T=32: 5 bits per character under the judge")
+    for called in ("carry_over", "posterior", "autoregressive"):
+        own = SIR.replace(correction=OfEnergy(energies.zero(), called=called))
+        some = [*curve(), drawn(own, 4.0, 0.02)]
+        assert told(*some)[1].startswith(f"{called.replace('_', ' ')}, T=4, k=3")
+        assert told(*some, judged_by_itself=True)[1].startswith("plain, T=32: 5 bits per character under the judge")
+
+
+def test_entropy_is_compared_with_the_plain_setting_of_the_nearest_bits() -> None:
+    """Of plain at 9, 7 and 5 bits, whose entropies are 4, 3 and 1."""
+    plain = [
+        drawn(PLAIN.replace(plan=Grid(steps)), 10 - math.log2(steps), steps / 100, entropy=entropy)
+        for steps, entropy in ((2, 4.0), (8, 3.0), (32, 1.0))
+    ]
+    for bits, entropy, above in ((6.5, 3.5, 0.5), (5.5, 1.25, 0.25)):
+        points = frontier_points.with_comparisons([*plain, drawn(ORDERED, bits, 0.01, entropy=entropy)])
+        [found] = findings.verdicts_of(points, judged_by_itself=False)
+        assert found.entropy.mean == pytest.approx(above, abs=0.01)
+        assert found.wins
+
+
+def test_a_colder_plain_setting_is_no_plain_setting_to_compare_with() -> None:
+    cold = drawn(PLAIN.replace(proposal=Proposal(0.5)), 1.0, 0.01)
+    assert told(cold, *curve())[1].startswith("plain, T=32: 5 bits per character")
+    assert told(cold)[1] == "no plain setting to compare with"
+    assert told(*curve(), cold, drawn(ORDERED, 6.0, 0.04))[0].endswith("as good as plain at 16 steps, 4 times as fast")
+
+
+@pytest.mark.parametrize(("passes", "said"), [(1.0, ""), (1.4, ""), (1.5, " (2 steps)"), (4.0, " (4 steps)")])
+def test_one_pass_of_a_denoiser_counts_no_steps(passes: float, said: str) -> None:
+    own, _ = drawn(ORDERED.replace(plan=TokensPerPass(8)), 6.0, passes / 100)
+    assert findings._called(own) == f"in order, 8 a pass{said}"
+    assert findings._called(own._replace(name="speculative, chain_rule, T=4")) == "in order, T=4"
+
+
+def test_the_best_of_a_method_is_what_wins_and_then_what_saves_most_beyond_its_error() -> None:
+    """Winners first, and the one that saves more first of these."""
+    found = findings.verdicts_of(
+        frontier_points.with_comparisons(
+            [*curve(), drawn(SIR, 6.0, 0.08), drawn(SIR.replace(candidates=5), 6.0, 0.04), drawn(ORDERED, 6.0, 0.02)]
+        ),
+        judged_by_itself=False,
+    )
+    assert [(each.method, each.cost, each.wins) for each in found] == [
+        ("in order", "seconds", True),
+        ("learned", "seconds", True),
+    ]
+    assert [each.saved.ratio for each in found] == pytest.approx([8.0, 4.0])
 
 
 def test_without_a_clock_passes_are_compared() -> None:

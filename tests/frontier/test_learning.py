@@ -174,6 +174,52 @@ def test_a_joint_network_starts_from_its_trained_denoiser_and_keeps_it(asked: di
     assert {id(each) for each in energy.values()} <= {id(each) for each in then.average.parameters()}
 
 
+def test_a_run_says_of_what_it_is(asked: dict[str, Asked], tmp_path: Path) -> None:
+    """The source's tables, the length, and the settings on which what it trains depends."""
+    frontier_learning.learn(NAMES, learning(tmp_path, {}))
+    tables = [[round(float(each), 12) for each in table.flatten()] for table in SOURCE]
+    common = {"source": tables, "length": LENGTH, "network": SETTINGS["network"], "num_texts": 16}
+    contrast = {"start_from": "denoiser", "objective": "info_nce", "num_negatives": 3}
+    steps = {"transition_steps": [2, 2]}
+    joint = {"objective": "info_nce", "num_negatives": 3, "num_energy_layers": 1, **steps, "scope": "transition"}
+    assert {name: run.arguments["identity"] for name, run in asked.items()} == {
+        "denoiser": common,
+        "energy": {**common, **contrast, "scope": "draft"},
+        "transition": {**common, **contrast, **steps, "scope": "transition"},
+        "joint": {**common, **joint},
+    }
+    asked.clear()
+    frontier_learning.learn(["denoiser"], learning(tmp_path, {"denoiser": "chain_rule"}))
+    assert asked["denoiser"].arguments["identity"] == {**common, "denoiser": "chain_rule", **steps}
+
+
+def test_networks_have_the_sizes_of_the_source_and_the_weights_of_the_seed(
+    asked: dict[str, Asked], tmp_path: Path
+) -> None:
+    own = learning(tmp_path, {"start_from": "scratch"})
+    models = frontier_learning.untrained(own)
+    frontier_learning.learn(NAMES, own)
+    assert models.diffusion is not None
+    assert models.diffusion.energies.keys() == {"energy", "transition"}
+    first = [asked[name].arguments["network"].embedding.weight for name in ("energy", "transition")]
+    assert torch.equal(*first)
+    other = frontier_learning._energy_network(own._replace(seed=SEED + 1))
+    assert not torch.equal(other.embedding.weight, first[0])
+    assert first[0].shape[0] == own.exact.denoiser.vocab_size
+    assert {run.arguments["network"].arguments["max_length"] for run in asked.values()} == {LENGTH}
+
+
+@pytest.mark.parametrize(
+    ("symbols", "spelled"),
+    [(2, "ab"), (3, "abc")],
+)
+def test_symbols_of_a_source_are_letters(symbols: int, spelled: str) -> None:
+    models, exact = frontier_learning.exact_models(hidden_markov.random_markov(0, symbols), LENGTH)
+    assert models.vocabulary.decode(torch.arange(symbols).unsqueeze(0)) == [spelled]
+    assert (models.max_length, models.diffusion is exact, models.ar, models.records) == (LENGTH, True, None, {})
+    assert exact.energies.keys() == {"exact", "exact, carry_over"}
+
+
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an energy and a joint network, neither of which trains again where nothing has changed."""
