@@ -62,6 +62,8 @@ def within(low: int, high: int, call: Callable[[Any], Any], said: str = "") -> L
 
 
 SHARE = ([5e-324, 1.0], [0.0, 1.0 + 1e-9])
+INF = float("inf")
+WARM = ([5e-324, 1e300], [0.0, -1.0, INF, float("nan")])
 STEPS = ([(1, 1), (1, 2), (2, 2)], [(0, 1), (2, 1)])
 LIMITS = {
     "nn.sizes dropout": Limit(
@@ -74,6 +76,24 @@ LIMITS = {
     ),
     "process.particles log_z_bounds": at_least(2, lambda n: particles.log_z_bounds(torch.zeros(1, n)), "leave-one-out"),
     "process.categorical nucleus": Limit(lambda value: categorical.nucleus(torch.zeros(1, 3), value), *SHARE),
+    "process.categorical temperature": Limit(lambda value: categorical.cooled(torch.zeros(1, 3), value), *WARM),
+    "process.particles temperature": Limit(
+        lambda value: particles.log_weights(torch.zeros(1, 3), value), [particles.COLDEST, 1e300], [0.0, 1e-101, INF]
+    ),
+    "samplers.stages temperature": Limit(lambda value: stages.propose(exact, value), *WARM),
+    "samplers.autoregressive temperature": Limit(
+        lambda value: in_order.sample(causal, 1, 2, MASK, VOCAB, temperature=value), *WARM
+    ),
+    "samplers.corrections temperature": Limit(
+        lambda value: [
+            corrections.OfEnergy(flat, "draft", value),
+            corrections.ChainRule(value),
+            corrections.Joint(value),
+            corrections.Autoregressive(causal, temperature=value),
+        ],
+        [particles.COLDEST, 1e300],
+        [0.0, 1e-101, INF],
+    ),
     "process.absorbing num_samples": at_least(
         1, lambda value: absorbing.starting_tokens(value, LENGTH, MASK, VOCAB, None, CPU)
     ),
@@ -171,6 +191,6 @@ def test_what_lies_on_a_limit_is_taken_and_what_lies_beyond_is_refused_by_name(n
     for value in accepted:
         call(value)
     for value in refused:
-        with pytest.raises(ValueError, match=said or name.rsplit(" ", maxsplit=1)[-1]) as error:
+        with pytest.raises(ValueError, match=said or rf"\b{name.rsplit(' ', maxsplit=1)[-1]}\b") as error:
             call(value)
         assert len(str(error.value).splitlines()) == 1

@@ -128,9 +128,11 @@ def short(values: Mapping[str, Any]) -> str:
     said = []
     for axis, value in values.items():
         options = dict(value) if isinstance(value, Mapping) else {axis: value}
-        name = called(options) if "_component_" in options else options.get("name", "")
-        rest = [f"{key}={each}" for key, each in options.items() if key not in ("name", "_component_")]
-        said.append(" ".join([str(name), *rest]).strip())
+        if "_component_" in options:
+            said.append(called(options))
+            continue
+        rest = [f"{key}={each}" for key, each in options.items() if key != "name"]
+        said.append(" ".join([str(options.get("name", "")), *rest]).strip())
     return ", ".join(said)
 
 

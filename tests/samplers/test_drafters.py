@@ -10,6 +10,8 @@ from scipy import stats
 from torch import Tensor
 
 from edlm.models.counts import Counts
+from edlm.nn import drafting
+from edlm.nn.attention import Cache
 from edlm.nn.networks import Transformer
 from edlm.process import categorical, noise
 from edlm.process.noise import Stream
@@ -230,3 +232,21 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         network.head.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="logits are not finite in row 0"):
         ahead.sample(network, drafter("counts", network, 3), 2, 8, MASK, MASK)
+
+
+def test_masks_are_read_behind_all_that_is_known_of_the_longest_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the cache holds up to there, so that no row's masks lack what stands before them."""
+    seen: list[tuple[list[int], int]] = []
+    after = drafting.after
+
+    def noting(network: Transformer, last: Tensor, masks: int, mask_id: int, start: Tensor, cache: Cache) -> Tensor:
+        seen.append((start.tolist(), cache[0].shape[3]))
+        return after(network, last, masks, mask_id, start, cache)
+
+    monkeypatch.setattr(drafting, "after", noting)
+    network = ar_network(max_length=8)
+    prompt = torch.full((3, 8), MASK)
+    prompt[1, :2], prompt[2, :5] = 0, 1
+    ahead.sample(network, drafters.OfMasks(network, MASK, 2), 3, 8, MASK, MASK, prompt=prompt)
+    assert seen[0] == ([0, 2, 5], 5)
+    assert all(length == max(start) for start, length in seen)

@@ -5,7 +5,18 @@ import pytest
 import edlm
 from edlm.likelihood import hidden_markov
 from edlm.models import denoisers, energies
-from edlm.objectives import contrastive, denoising, opening, transition
+from edlm.objectives import (
+    baselines,
+    blocks,
+    chain_rule,
+    contrastive,
+    denoising,
+    distillation,
+    drafting,
+    joint,
+    opening,
+    transition,
+)
 from edlm.process import schedules
 from edlm.samplers import corrections, pipelines, plans
 from edlm.samplers.sampler import Sampler
@@ -32,3 +43,28 @@ def test_the_stages_of_training_have_names() -> None:
     drafts = contrastive.contrastive(denoiser, energies.zero(), schedule)
     steps = transition.contrastive(denoiser, energies.zero(), schedule, (2, 4))
     assert [*drafts.module] == [*steps.module] == ["corrupt", "draft", "pair", "weigh", "objective"]
+    causal = edlm.networks.Transformer(5, 4, 8, 1, 1, 0, causal=True)
+    residual = contrastive.contrastive(denoiser, energies.residual_ar(causal, 4, 4, False), schedule)
+    assert [*residual.module] == ["corrupt", "draft", "score", "log_p", "pair", "weigh", "objective"]
+    assert [*contrastive.negatives(denoiser, 2).module] == ["denoise", "draw", "propose"]
+    assert [*denoising.next_token(causal, 4, 4).module] == ["score", "objective"]
+    assert [*drafting.next_token(causal, 4, 4, 2).module] == ["score", "objective"]
+    assert [*distillation.distillation(denoiser, denoiser, schedule, 4).module] == [
+        *("corrupt", "teach", "denoise", "objective"),
+    ]
+    ordered = denoisers.subs(edlm.networks.Transformer(5, 4, 8, 2, 1, 4), 4)
+    assert [*chain_rule.denoising(ordered, schedule, (1, 2)).module] == [
+        *("corrupt", "masks", "read", "score", "order", "objective"),
+    ]
+    two_heads = denoisers.subs(edlm.networks.JointNetwork(5, 4, 8, 1, 1, 4), 4)
+    assert [*joint.contrastive(two_heads, schedule, (1, 2)).module] == [
+        *("corrupt", "draft", "pair", "read", "weigh", "remain", "score", "objective"),
+    ]
+    in_blocks = denoisers.subs(edlm.networks.Transformer(5, 4, 8, 1, 1, 0, block_size=2), 4)
+    assert [*blocks.denoising(in_blocks, schedule).module] == ["corrupt", "denoise", "score", "objective"]
+    finite = schedules.log_linear(1e-3)
+    for reads in (
+        baselines.d3pm(denoisers.d3pm(network, 4), schedule, 2),
+        baselines.score_entropy(denoisers.sedd(network, 4, finite), finite),
+    ):
+        assert [*reads.module] == ["corrupt", "denoise", "objective"]

@@ -22,7 +22,7 @@ class Counted:
     """A bar that writes down where it was."""
 
     def __init__(self, total: int, unit: str) -> None:
-        self.total, self.n, self.seen, self.closed = total, 0, [0], False
+        self.total, self.unit, self.n, self.seen, self.closed = total, unit, 0, [0], False
 
     def __enter__(self) -> "Counted":
         return self
@@ -69,6 +69,7 @@ def test_a_bar_counts_the_masks_that_are_gone_and_changes_no_token(plan: str, ca
     assert bar.seen == sorted(bar.seen)
     assert len(bar.seen) == len(states) + 1
     assert bar.closed
+    assert bar.unit == "token"
 
 
 def test_remasked_tokens_are_counted_back(bars: list[Counted]) -> None:
