@@ -1,4 +1,4 @@
-"""The limits of the numbers and words in the section of a sampler: what lies beyond is refused with its key, unbuilt."""
+"""The limits of the numbers and words in a sampler's section: what lies beyond is refused with its key, unbuilt."""
 
 import math
 from typing import Any
