@@ -19,6 +19,7 @@ from edlm.data import columns, documents, folders, tokenizer_files, tokenizer_ki
 from edlm.evaluation import card, generation
 from edlm.frontier import curve
 from edlm.likelihood import hidden_markov, nelbo
+from edlm.nn import decoder_steps
 from edlm.nn.networks import Transformer
 from edlm.recipes import pretrain_ar
 from edlm.samplers import configs, execution, plans
@@ -137,6 +138,22 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "scored positions of other texts": (
         lambda _: nelbo.check_texts(DENOISER, TEXTS, torch.ones(2, 4).bool()),
         r"^scored must be bool \(1, 4\), as x_0 is, or None, not ",
+    ),
+    "keys of other texts": (
+        lambda _: nelbo.check_texts(DENOISER, TEXTS, None, torch.arange(3)),
+        r"^row must be a key of each of the 1 texts, not int64 \(3,\)$",
+    ),
+    "texts that are no ids": (
+        lambda _: nelbo.check_texts(DENOISER, TEXTS.double(), None),
+        r"^x_0 must be token ids, int64 \(b, l\), not float64 \(1, 4\)$",
+    ),
+    "texts that are no tensor": (
+        lambda _: nelbo.check_texts(DENOISER, "abc", None),
+        r"^x_0 must be token ids, int64 \(b, l\), not str$",
+    ),
+    "an attention that is read all at once": (
+        lambda _: decoder_steps.empty_cache([SimpleNamespace(attn=nn.Linear(1, 1))], 1, 2, torch.zeros(1)),
+        "^a Linear is not read one position at a time: only a MultiHeadAttention is$",
     ),
     "a weight for a list of them": (
         lambda _: Muon(torch.ones(2, 2, requires_grad=True)),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import edlm
 from edlm import contracts
-from edlm.likelihood import bounds, enumeration, hidden_markov, orders
+from edlm.likelihood import bounds, enumeration, hidden_markov, orders, steps
 from edlm.process import noise
 from edlm.process.noise import Stream
 from edlm.samplers.corrections import ChainRule
@@ -226,3 +226,42 @@ def test_a_text_of_which_one_order_carries_all_is_unreliable_at_any_number(num_o
     alone = found.ess < 1.01
     assert bool(alone.any())
     assert bool(found.unreliable[alone].all())
+
+
+def test_figures_follow_from_what_is_known_along_each_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three orders of two texts of two tokens, with probabilities written down by hand."""
+    p = torch.tensor([[0.25, 0.25, 0.0], [0.5, 0.125, 0.125]], dtype=torch.float64)  # by text and order
+    written = steps.Written(p.T.flatten().log(), torch.tensor([2, 2, 4, 4, 6, 6]), torch.tensor([0, 1, 0, 1, 0, 1]))
+    monkeypatch.setattr(orders.steps, "of_plan", lambda sampler, plan, texts, size: written)
+    sampler = Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 2))
+    found = orders.bound(sampler, torch.zeros(2, 2).long(), SEED, torch.arange(2), num_orders=3)
+    assert found.upper.tolist() == pytest.approx([-math.log(0.5 / 3) / 2, -math.log(0.75 / 3) / 2])
+    tube = [
+        (2 * (math.log(0.125) + 1.0) + math.log(0.25) - 1.0) / 3,
+        (math.log(0.125) + 3.0 + 2 * (math.log(0.3125) + 0.125 / 0.3125 - 1.0)) / 3,
+    ]
+    assert found.lower.tolist() == pytest.approx([-each / 2 for each in tube])
+    assert found.ess.tolist() == pytest.approx([2.0, 0.75**2 / (0.25 + 2 / 64)])
+    assert found.denoiser_passes.tolist() == [6.0, 6.0]
+    assert found.energy_passes.tolist() == [0.0, 1.5]
+    assert found.passes.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("weights", "unreliable"), [((1, 1, 0), False), ((1, 0, 0), True), ((1, 1, 1), False)])
+def test_half_of_the_way_from_one_order_to_all_is_reliable(
+    weights: tuple[int, ...], unreliable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders.particles, "ess", lambda _: torch.tensor([float(sum(weights))]).double())
+    log_p = torch.tensor(weights, dtype=torch.float64).log()
+    written = steps.Written(log_p, torch.ones(3).long(), torch.ones(3).long())
+    monkeypatch.setattr(orders.steps, "of_plan", lambda *_: written)
+    sampler = Sampler(hidden_markov.denoiser(hidden_markov.random_markov(0, 3), 2))
+    found = orders.bound(sampler, torch.zeros(1, 2).long(), SEED, torch.arange(1), num_orders=3)
+    assert found.unreliable.tolist() == [unreliable]
+
+
+def test_one_order_has_no_lower_end_and_is_not_reliable() -> None:
+    found = orders.bound(plain(0), TEXTS[:2], SEED, ROW[:2], num_orders=1)
+    assert found.lower.isnan().all()
+    assert found.unreliable.tolist() == [True, True]
+    assert found.ess.tolist() == [1.0, 1.0]

@@ -42,6 +42,39 @@ def test_padding_stands_behind_all_positions() -> None:
     assert padded[-3:].tolist() == [inputs["x_t"].numel()] * 3
 
 
+def test_rows_are_masked_by_shares_that_rise_to_all_and_their_times_are_these() -> None:
+    inputs = drafts(VOCAB, MASK, length=200, num_rows=4, num_particles=2, seed=3)
+    assert inputs["t"].tolist() == [0.25, 0.5, 0.75, 1.0]
+    shares = (inputs["x_t"] == MASK).double().mean(1)
+    assert shares.tolist() == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=0.1)
+    few = drafts(VOCAB, MASK, length=3, num_rows=50)["x_t"] == MASK
+    assert all(few[row, row % 3] for row in range(50)), "every row has a mask"
+    tokens = inputs["candidates"][-1].flatten()
+    assert set(tokens.tolist()) == set(range(VOCAB)) - {MASK}
+    assert not torch.equal(inputs["candidates"], drafts(VOCAB, MASK, 200, 4, 2, seed=4)["candidates"])
+    first, second = inputs["candidates"][-1]
+    assert not torch.equal(first, second)
+
+
+def test_one_particle_some_rows_and_a_row_among_others_are_parts_of_the_inputs() -> None:
+    inputs, other = drafts(VOCAB, MASK), drafts(VOCAB, MASK, seed=1)
+    alone = changed.only_particle(inputs, 2)
+    assert torch.equal(alone["candidates"], inputs["candidates"][:, 2:3])
+    assert torch.equal(alone["log_p_candidates"], inputs["log_p_candidates"][:, 2:3])
+    assert torch.equal(alone["positions"], inputs["positions"])
+    rows = changed.only_rows(inputs, [2, 0], MASK)
+    masks = (inputs["x_t"][[2, 0]] == MASK).flatten().nonzero().squeeze(-1)
+    assert torch.equal(rows["positions"], masks)
+    assert torch.equal(rows["t"], inputs["t"][[2, 0]])
+    mixed = changed.mix_rows(inputs, other, 1, MASK)
+    for key in ("x_t", "candidates", "t", "log_p_candidates"):
+        assert torch.equal(mixed[key][1], inputs[key][1])
+        assert torch.equal(mixed[key][[0, 2]], other[key][[0, 2]])
+    every = (mixed["x_t"] == MASK).flatten().nonzero().squeeze(-1)
+    kept = [int(place) for number, place in enumerate(every) if place // 8 == 1 or number % 2 == 0]
+    assert mixed["positions"].tolist() == kept
+
+
 def test_a_selection_is_tried_at_the_ends_of_uniforms_at_equal_weights_and_at_none() -> None:
     given: list[tuple[Tensor, Tensor]] = []
 
