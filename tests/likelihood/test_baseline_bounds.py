@@ -87,6 +87,17 @@ def test_a_mask_without_a_chance_to_stay_makes_the_t_step_bound_infinite():
     assert baseline_bounds.t_step_nelbo(kernel, x_0, torch.tensor(1), rows, 3).isinf().any()
 
 
+def test_a_step_that_reveals_nothing_costs_nothing():
+    """The schedule keeps nothing from time 2 / 3 on, so that the first of three steps has nothing to reveal."""
+    late = SCHEDULE._replace(alpha=lambda t: (1.0 - 1.5 * t).clamp(min=0.0))
+    kernel = kernel_of("d3pm", Lookup(EXACT), MASK, late)
+    x_0, row = torch.tensor([0, 1, 1]).expand(30, -1), torch.arange(30)
+    found = baseline_bounds.t_step_nelbo(kernel, x_0, torch.tensor(0), row, 3)
+    assert not found.isnan().any()
+    assert int(found.eq(0.0).sum()) >= 10
+    assert bool((found >= 0.0).all())
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_vocabulary_takes_a_few_rows_at_once_and_the_bounds_stay(rows: int, monkeypatch: pytest.MonkeyPatch):
     x_0, row = all_sequences(SYMBOLS, LENGTH), torch.arange(SYMBOLS**LENGTH)
