@@ -128,7 +128,11 @@ def test_bars_are_shown_unless_they_are_not_wanted(
     monkeypatch.setattr(continuations, "score_whole", lambda *_: answer)
     monkeypatch.setattr(continuations, "complete", lambda *_: "a")
     model = harness.Edlm("folder", batch_size=2)
-    for name, arguments in (("loglikelihood", ("a", "b")), ("loglikelihood_rolling", ("a",)), ("generate_until", ("a", {}))):
+    for name, arguments in (
+        ("loglikelihood", ("a", "b")),
+        ("loglikelihood_rolling", ("a",)),
+        ("generate_until", ("a", {})),
+    ):
         getattr(model, name)(requests(*[arguments] * 3), disable_tqdm=True)
         assert capsys.readouterr().err == ""
         getattr(model, name)(requests(*[arguments] * 3))
