@@ -18,14 +18,14 @@ LETTERS = vocabulary.characters("abcd", specials=["pad"])
 LENGTH = 8
 
 
-def reading(kind: str = "subs", **more: Any) -> Reading:
-    """A model of texts of eight tokens."""
+def reading(kind: str = "subs", length: int = LENGTH, **more: Any) -> Reading:
+    """A model of texts of eight tokens, or of so many."""
     model: Any = SimpleNamespace(
         vocabulary=LETTERS,
         kind=kind,
         bos_id=None,
-        denoiser=tiny_denoiser(vocab_size=6, mask_id=5),
-        autoregressive=SimpleNamespace(max_length=LENGTH),
+        denoiser=tiny_denoiser(vocab_size=6, mask_id=5, max_length=length),
+        autoregressive=SimpleNamespace(max_length=length),
         network=torch.nn.Linear(1, 1),
     )
     return Reading(model, **more)
@@ -100,7 +100,7 @@ def test_a_whole_text_is_cut_with_the_token_before_each_window(monkeypatch: pyte
         assert [key.tolist() for key in keys] == [each.tokens.tolist() for each in excerpts]
         assert decoded is False
         seen.extend((len(each.tokens), each.given) for each in excerpts)
-        errors = (0.3, 0.4)
+        errors = (0.3, 0.4, 0.0)
         return [continuations.Answer(-len(each.scored), errors[n], n == 0) for n, each in enumerate(excerpts)]
 
     seen: list[tuple[int, int]] = []
@@ -108,3 +108,6 @@ def test_a_whole_text_is_cut_with_the_token_before_each_window(monkeypatch: pyte
     found = continuations.score_whole(reading(), "abcd" * 3)
     assert seen == [(8, 0), (8, 4)]
     assert found == (-12.0, pytest.approx(0.5), False)
+    seen.clear()
+    assert continuations.score_whole(reading(length=1), "abc").log_prob == -3.0
+    assert seen == [(1, 0)] * 3, "a model of one token is given none before it"
