@@ -1,5 +1,6 @@
 """What a plan hands to the objective that it trains by, what it keeps for a run that goes on, and its last words."""
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,14 +196,13 @@ def test_a_token_that_is_never_drawn_is_named_wherever_it_stands(monkeypatch: py
     head.barred = torch.tensor([False, False, True, False])
     network: Any = SimpleNamespace(head=head)
     plan = adaptation.Plan(network, vocabulary.characters("abc"), None, checkpoints.OWN, "", {})
-    fine, last = torch.tensor([[0, 1], [1, 3]]), torch.tensor([[0, 1], [1, 0], [0, 2]])
+    fine = torch.tensor([[0, 1], [1, 3], [1, 0]])
     plan.require_possible(Blocks(fine, fine, fine))
     monkeypatch.setattr(adaptation, "_ROWS", 2)
-    for name in ("train", "valid", "test"):
-        split = Blocks(fine, fine, fine)._replace(**{name: last})
-        with pytest.raises(
-            ValueError, match=f"^corpus: a text of {name} holds 'c', a token that the model never draws$"
-        ):
+    for name, row in itertools.product(("train", "valid", "test"), range(3)):
+        split = Blocks(fine, fine, fine)._replace(**{name: fine.index_fill(0, torch.tensor(row), 2)})
+        said = f"corpus: a text of {name} holds 'c', a token that the model never draws"
+        with pytest.raises(ValueError, match=f"^{said}$"):
             plan.require_possible(split)
 
 
