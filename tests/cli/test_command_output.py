@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packaging.specifiers import SpecifierSet
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -109,6 +110,7 @@ def test_options_of_torchrun_are_handed_over(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(commands, "_launch", lambda *given: seen.append(given))
+    monkeypatch.setattr(commands.keys, "require_known", lambda *_: None)
     commands.main(["run", *words, "oracle", "seed=3"])
     config = str(commands.configs("oracle")["tiny"])
     assert seen == [(processes, commands.recipes()["oracle"], ["--config", config, "seed=3"])]
@@ -204,3 +206,13 @@ def test_a_long_error_is_cut() -> None:
 
     found = doctor._survived("sampling", look)
     assert found == doctor.Finding("sampling", "failed", ("ValueError: " + "a " * 300)[:200], suffices=False)
+
+
+@pytest.mark.parametrize(
+    ("version", "suffices"), [("2.12.0a0", True), ("2.11", True), ("2.14.0", False), ("2.10.9", False), (None, False)]
+)
+def test_a_version_does_if_it_lies_between_the_ends_and_one_before_its_release_too(
+    version: str | None, suffices: bool
+) -> None:
+    found = doctor._compared("torch", version, SpecifierSet("<2.14,>=2.11"))
+    assert found == doctor.Finding("torch", version or "not installed", "needs >=2.11,<2.14", suffices)

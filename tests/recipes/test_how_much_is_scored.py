@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from edlm.data.pieces import Blocks
+from edlm.evaluation import card as cards
 from edlm.evaluation import draws
+from edlm.frontier.grid import Entry
 from edlm.likelihood import estimates
 from edlm.likelihood.estimates import Estimate
-from edlm.recipes import adapt, benchmark, likelihoods, pretrain_ar, pretrain_denoiser, speedrun
+from edlm.recipes import adapt, benchmark, frontier, likelihoods, pretrain_ar, pretrain_denoiser, speedrun
 from edlm.training import report
 from edlm.training import speedrun as speedruns
 from edlm.weights import kinds, named
@@ -204,3 +206,65 @@ def test_seconds_of_a_training_are_those_of_its_updates(
         **{"test": 1.5, "error": 0.25, "n": 9},
     }
     assert did == {"average": 1}
+
+
+@pytest.mark.parametrize(("bos_id", "least"), [(None, 1), (3, 0), ("no model", 0)])
+def test_a_first_token_that_an_ar_model_cannot_score_is_given_to_all(
+    bos_id: Any, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def choose(*given: Any) -> None:
+        asked.append(given)
+        raise Reached
+
+    asked: list[Any] = []
+    ar = None if bos_id == "no model" else named.Autoregressive("network", bos_id)
+    models: Any = SimpleNamespace(max_length=8, ar=ar, vocabulary="ids")
+    settings = {"length": None, "corpus": {}, "split": "test", "rows": 5, "wrapped": False, "documents": "joined"}
+    monkeypatch.setattr(likelihoods.schemas, "build", lambda *_: SimpleNamespace(test=["a", "b"]))
+    monkeypatch.setattr(likelihoods.pieces, "excerpts", lambda *given, **_: given)
+    monkeypatch.setattr(likelihoods.figures, "choose", choose)
+    found = object.__new__(likelihoods.Likelihoods)
+    found.settings, found.models = settings, models
+    with pytest.raises(Reached):
+        found.setup()
+    with pytest.raises(Reached):
+        cards.text_set("test", ["a", "b"], {**settings, "context": 0}, models)
+    assert asked == [("test", (["a", "b"], "ids", 8, True, 0), 5, "ids", least)] * 2
+
+
+def test_a_frontier_draws_what_is_missing_and_judges_the_time_by_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+
+    class Bar:
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        set_description = update = lambda _, what: said.append(what)
+
+    def bar(total: float, initial: float, bar_format: str) -> Bar:
+        said.append((total, initial))
+        return Bar()
+
+    written: list[Any] = []
+    found = object.__new__(frontier.Frontier)
+    found.grid = {name: Entry(f"setting {name}", "") for name in "abc"}  # type: ignore[arg-type]
+    found.drawing, found.other, found.reference = SimpleNamespace(length=9), "other", "reference"  # type: ignore[assignment]
+    found.models = SimpleNamespace(vocabulary=SimpleNamespace(decode=lambda tokens: ["x"] * len(tokens)))  # type: ignore[assignment]
+    found.lines = SimpleNamespace(records={"b": {}}, add=lambda *given: written.append(given))  # type: ignore[assignment]
+    monkeypatch.setattr(frontier.grid, "expected_passes", lambda setting, length: length + "abc".index(setting[-1]))
+    monkeypatch.setattr(frontier.draws, "warm_up", lambda missing, _: said.append(missing))
+    monkeypatch.setattr(frontier.draws, "draw", lambda setting, _: (torch.zeros(2, 3), {"costs": setting}))
+    monkeypatch.setattr(
+        frontier.draws, "describe", lambda texts, _: {"of": texts if texts == "other" else texts.spelled}
+    )
+    monkeypatch.setattr(frontier.processes, "bar", bar)
+    found.sweep()
+    assert said == [["setting a", "setting c"], (9 + 10 + 11, 10), "2/3 a", 9, "3/3 c", 11]
+    own = [(name, {"costs": f"setting {name}", "of": ["x", "x"]}) for name in "ac"]
+    assert written == [(frontier.HELD_OUT, {"of": "other"}), *own]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edlm import limits
-from edlm.runs import entry, environment, files, hints, processes, tables
+from edlm.runs import entry, environment, files, hints, processes, records, tables
 
 
 @pytest.fixture
@@ -112,11 +112,11 @@ def test_only_the_first_process_writes(tmp_path: Any, monkeypatch: pytest.Monkey
     for first in (False, True):
         monkeypatch.setattr(processes, "is_first", lambda first=first: first)
         files.write_json(tmp_path / "a.json", {"b": 1})
-        files.append_jsonl(tmp_path / "deep" / "c.jsonl", [{"d": 1}, {"d": 2}])
+        files.append_jsonl(tmp_path / "deep" / "er" / "c.jsonl", [{"d": 1}, {"d": 2}])
         assert sorted(path.name for path in tmp_path.rglob("*.json*")) == (["a.json", "c.jsonl"] if first else [])
     assert (tmp_path / "a.json").read_text() == '{\n  "b": 1\n}\n'
-    files.append_jsonl(tmp_path / "deep" / "c.jsonl", [{"d": 3}])
-    assert (tmp_path / "deep" / "c.jsonl").read_text() == '{"d": 1}\n{"d": 2}\n{"d": 3}\n'
+    files.append_jsonl(tmp_path / "deep" / "er" / "c.jsonl", [{"d": 3}])
+    assert (tmp_path / "deep" / "er" / "c.jsonl").read_text() == '{"d": 1}\n{"d": 2}\n{"d": 3}\n'
     files.write_jsonl(tmp_path / "c.jsonl", [{"d": 3}, {}])
     assert (tmp_path / "c.jsonl").read_text() == '{"d": 3}\n{}\n'
 
@@ -144,3 +144,27 @@ def test_keys_deep_in_sections_are_found_and_no_key_has_no_hint() -> None:
     assert hints.unknown("x.c", [], {"a": {"c": 1}}) == "x.c: unknown key; did you mean 'x.a.c'?"
     assert hints.unknown("x.y", []) == "x.y: unknown key; known keys: none"
     assert hints.unknown("stepz", ["seed", "steps"]) == "stepz: unknown key; did you mean 'steps'?"
+
+
+def test_a_log_is_what_it_says_and_not_the_order_of_its_keys(tmp_path: Any) -> None:
+    lines = [
+        '{"step": 1, "loss": 2.0}',
+        '{"loss": 2.0, "step": 1}',
+        '{"step": 1, "loss": 2.5}',
+        '["a", "b"]',
+        '["b", "a"]',
+    ]
+    found = []
+    for line in lines:
+        (tmp_path / "log").write_text(f"{line}\n")
+        found.append(records.extent(tmp_path / "log")["sha256"])
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+    (tmp_path / "log").write_text('{"step": 1}\n{"step": 9}\n{"step": 4}\n{"st')
+    assert (records.extent(tmp_path / "log")["lines"], records.last_step(tmp_path / "log")) == (3, 9)
+    assert (records.extent(tmp_path / "none")["lines"], records.last_step(tmp_path / "none")) == (0, 0)
+    (tmp_path / "log").write_text('{"step": 1}\n{"step": true}\n')
+    with pytest.raises(
+        ValueError, match=r"log, line 2 is no line of a log: move the file away, or use another output_dir$"
+    ):
+        records.last_step(tmp_path / "log")
