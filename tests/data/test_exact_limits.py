@@ -1,5 +1,6 @@
 """What is exactly as large as a limit allows is read, and one byte more is refused with both numbers."""
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -187,3 +188,48 @@ def test_what_datasets_has_loaded_has_a_file_for_each_shard(
             folders.data_files(tmp_path)
         return
     assert [path.name for path in folders.data_files(tmp_path)] == sorted(["notes.txt", *wanted])
+
+
+@pytest.mark.parametrize(("size", "parts"), [(3, (1, 1, 1)), (4, (1, 2, 1)), (2, None), (0, None)])
+def test_one_text_is_cut_in_three_where_each_has_a_character(size: int, parts: tuple[int, ...] | None) -> None:
+    text, thirds = "abcd"[:size], (1 / 3, 1 / 3, 1 / 3)
+    if parts is None:
+        with pytest.raises(ValueError, match=rf"^letters: {size} characters are too few to be split in three$"):
+            corpora.cut(text, thirds, "letters")
+        return
+    found = corpora.cut(text, thirds, "letters")
+    assert tuple(len("".join(split)) for split in found) == parts
+    assert "".join("".join(split) for split in found) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "number", "signed"),
+    [
+        (b"\x00", 0, 0),
+        (b"\x01", 1, -1),
+        (b"\x02", 2, 1),
+        (b"\x7f", 127, -64),
+        (b"\x80\x01", 128, 64),
+        (b"\xd7\x04", 599, -300),
+        (b"\xff\xff\xff\xff\x0f", 2**32 - 1, -(2**31)),
+    ],
+)
+def test_numbers_of_a_parquet_footer_are_read_in_groups_of_seven_bits(content: bytes, number: int, signed: int) -> None:
+    assert columns._unsigned(io.BytesIO(content + b"rest")) == number
+    assert columns._signed(io.BytesIO(content + b"rest")) == signed
+    with pytest.raises(LookupError):
+        columns._unsigned(io.BytesIO(b"\xff" * 11))
+
+
+def test_fields_of_a_parquet_footer_are_found_by_their_numbers() -> None:
+    """A flag in its own head, a byte, a number far from the one before, a text, a list and a struct of one number."""
+    parts = [b"\x11", b"\x12", b"\x23\x05", b"\x06\x14\x03", b"\x18\x02ab", b"\x19\x25\x02\x04", b"\x1c\x15\x01\x00"]
+    found = columns._struct(io.BytesIO(b"".join(parts) + b"\x00"), 3)
+    assert found == {1: True, 2: False, 4: 5, 10: -2, 11: b"ab", 12: [1, 2], 13: {1: -1}}
+    for cut_off in (b"\x18\x03ab", b"\x17" + b"a" * 7, b"\x1b\x00"):
+        with pytest.raises(LookupError):
+            columns._struct(io.BytesIO(cut_off), 3)
+    deep = b"\x1c" * 4 + b"\x00" * 5
+    assert columns._struct(io.BytesIO(deep), 5) == {1: {1: {1: {1: {}}}}}
+    with pytest.raises(LookupError, match="nested too deeply"):
+        columns._struct(io.BytesIO(deep), 3)

@@ -334,3 +334,44 @@ def test_the_end_of_an_energys_training_is_written_and_shown(
     (tmp_path / "samples.jsonl").unlink()
     energy.conclude(tmp_path, own, told, [], ("energy", "denoiser"))
     assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_an_ar_network_of_ours_is_causal_and_told_no_time_unless_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = Blocks(torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(2, 8))
+    monkeypatch.setattr(vocabularies, "build", lambda *_: WORDS)
+    monkeypatch.setattr(autoregression, "_blocks", lambda *_: split)
+    monkeypatch.setattr(autoregression.schemas, "build", called)
+    for network in ({"_component_": "a"}, {"_component_": "a", "conditioning_size": 4}):
+        own = {"network": network, "length": 8, "padding": "read", "seed": 3, "drafts": {"ahead": 2}}
+        found = autoregression._of_ours(own, CORPUS)  # type: ignore[arg-type]
+        sizes = {"vocab_size": WORDS.size, "max_length": 8, "causal": True}
+        assert found.network == (({"conditioning_size": 0, **network}, "network"), sizes)
+        assert found.identity == {
+            **{"objective": "next_token", "corpus": "corpus", "bos_id": WORDS.bos_id, "length": 8},
+            **{"network": network, "drafts": {"ahead": 2}},
+        }
+        assert torch.initial_seed() == 3
+
+
+@pytest.mark.parametrize(
+    ("report", "picture", "has"),
+    [
+        ('{"step": 4}', True, True),
+        ('{"step": 5}', True, False),
+        ("{", True, False),
+        (None, True, False),
+        ('{"step": 4}', False, False),
+    ],
+)
+def test_a_denoiser_is_finished_with_the_report_of_its_last_step_and_its_picture(
+    report: str | None, picture: bool, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "last_checkpoint", lambda path: Path(path) / "step_00000004")
+    monkeypatch.setattr(starts.state, "load", lambda folder: {"step": int(folder.name[5:]), "settings": {"steps": 4}})
+    if report is not None:
+        (tmp_path / "report.json").write_text(report)
+    if picture:
+        (tmp_path / "curves.png").write_text("")
+    assert starts._has_report(str(tmp_path)) is has
+    assert starts._has_own_steps(str(tmp_path))
+    assert [starts._has_steps(str(tmp_path), steps) for steps in (3, 4, 5)] == [True, True, False]

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from tiny_runs import tiny_run
 
 from edlm.training import loop
 from edlm.weights import checkpoints
@@ -83,3 +85,21 @@ def test_what_is_not_finite_is_said_with_the_checkpoint_that_is(
     monkeypatch.setattr(checkpoints, "last_checkpoint", lambda folder: None if kept is None else folder / kept)
     good = "no checkpoint was written yet" if kept is None else "the last good checkpoint is run/step_00000004"
     assert str(run._not_finite(f"loss {math.nan}")) == f"loss nan at step 5: stopped; {good}"
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf), (math.nan, math.nan)]
+)
+def test_a_step_is_taken_only_if_loss_and_gradients_are_finite(
+    loss: float, norm: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(tmp_path)
+    before = [each.detach().clone() for each in run.network.parameters()]
+    monkeypatch.setattr(run.weights, "clip", lambda most: norm)
+    monkeypatch.setattr(loop.distributed, "total", lambda values, device: [loss, *values[1:]])
+    with pytest.raises(
+        ValueError, match=f"^loss {loss} with gradient norm {norm} at step 0: stopped; no checkpoint was"
+    ):
+        run._update()
+    assert all(torch.equal(now, was) for now, was in zip(run.network.parameters(), before, strict=True))
+    assert run.step == 0
