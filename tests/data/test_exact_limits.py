@@ -230,6 +230,6 @@ def test_fields_of_a_parquet_footer_are_found_by_their_numbers() -> None:
         with pytest.raises(LookupError):
             columns._struct(io.BytesIO(cut_off), 3)
     deep = b"\x1c" * 4 + b"\x00" * 5
-    assert columns._struct(io.BytesIO(deep), 5) == {1: {1: {1: {1: {}}}}}
+    assert columns._struct(io.BytesIO(deep), 4) == {1: {1: {1: {1: {}}}}}
     with pytest.raises(LookupError, match="nested too deeply"):
         columns._struct(io.BytesIO(deep), 3)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -168,3 +169,46 @@ def test_a_log_is_what_it_says_and_not_the_order_of_its_keys(tmp_path: Any) -> N
         ValueError, match=r"log, line 2 is no line of a log: move the file away, or use another output_dir$"
     ):
         records.last_step(tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "backend"),
+    [
+        ("cpu", True, "gloo"),
+        ("cpu", False, "gloo"),
+        ("auto", True, "cpu:gloo,cuda:nccl"),
+        ("cuda", True, "cpu:gloo,cuda:nccl"),
+        ("auto", False, "gloo"),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_join_on_their_own_devices_and_only_the_first_prints(
+    device: str,
+    there: bool,
+    backend: str,
+    rank: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda name, timeout: calls.append((name, timeout)))
+    monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: calls.append("left"))
+    monkeypatch.setattr(processes, "is_first", lambda: rank == 0)
+    with processes.joined(device):
+        print("said")
+    assert calls == [*([3] if "nccl" in backend else []), (backend, timedelta(hours=2)), "left"]
+    assert capsys.readouterr().out == ("said\n" if rank == 0 else "")
+    calls.clear()
+    with pytest.raises(KeyError), processes.joined("cpu"):
+        raise KeyError
+    assert "left" not in calls, "after an error the others may never come to it"
+    calls.clear()
+    for alone in ("1", None):
+        monkeypatch.delenv("WORLD_SIZE") if alone is None else monkeypatch.setenv("WORLD_SIZE", alone)
+        with processes.joined(device):
+            print("said")
+        assert (calls, capsys.readouterr().out) == ([], "said\n")
