@@ -1,7 +1,6 @@
 """What commands print, where they write, and what they hand to whoever does the work."""
 
 import importlib
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -41,7 +40,8 @@ def test_ls_is_as_wide_as_the_terminal_and_one_line_each_elsewhere(
 ) -> None:
     monkeypatch.setattr(commands, "recipes", lambda: dict(list(recipes.items())[:2]))
     recipes = {path.stem: path for path in sorted(commands.recipes_folder().glob("[!_]*.py"))}
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: SimpleNamespace(columns=70))
+    wide = SimpleNamespace(get_terminal_size=lambda: SimpleNamespace(columns=70))
+    monkeypatch.setattr(commands, "shutil", wide)  # of pytest itself it stays what it is
     commands.main(["ls"])
     whole = capsys.readouterr().out.splitlines()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)

@@ -87,9 +87,7 @@ def test_what_is_not_finite_is_said_with_the_checkpoint_that_is(
     assert str(run._not_finite(f"loss {math.nan}")) == f"loss nan at step 5: stopped; {good}"
 
 
-@pytest.mark.parametrize(
-    ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf), (math.nan, math.nan)]
-)
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
 def test_a_step_is_taken_only_if_loss_and_gradients_are_finite(
     loss: float, norm: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
