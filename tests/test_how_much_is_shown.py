@@ -88,8 +88,9 @@ CUT: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_a_long_value_is_cut_after_sixty_letters(what: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"1,a\n{LONG},b\n")
     ask, said = CUT[what]
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
         ask(tmp_path)
+    assert LONG[:60] not in str(refused.value)
 
 
 def test_a_word_behind_a_gap_is_shown_by_twenty_letters() -> None:
