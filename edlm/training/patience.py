@@ -35,7 +35,8 @@ class Patience:
 
     def state(self) -> dict[str, Any]:
         """Give what a checkpoint keeps."""
-        return {**self.best, "waited": self.waited} if self.best is not None else {}
+        counted = {"step": self.step, "loss": self.least, "waited": self.waited}
+        return counted if self.step or self.waited else {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint kept, from the beginning if it kept nothing."""

@@ -82,12 +82,12 @@ def write_pointer(pointer: Path, content: Mapping[str, Any], still_good: Path) -
 
 
 def remove_old(checkpoints: Path, newest: str, keep_last: int) -> None:
-    """Remove all but the last ones up to the newest, and the best; and what a run that was cut off left behind.
+    """Remove checkpoints, all but the last ones up to the newest and the best, and what a run that was cut off left.
 
-    Checkpoints of later steps are such: the run went on from an earlier one.
+    Checkpoints of later steps are such: the run went on from an earlier one. Other folders stay.
     """
-    folders = sorted(folder.name for folder in checkpoints.glob("step_*"))
-    kept = set([name for name in folders if name <= newest][-keep_last:])
+    folders = _steps_in(checkpoints)
+    kept = set(folders[: folders.index(newest) + 1][-keep_last:])
     best = checkpoints / BEST
     kept |= {str(whole.read_json(best).get("folder"))} if best.is_file() else set()
     for name in [name for name in folders if name not in kept]:

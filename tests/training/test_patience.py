@@ -30,3 +30,15 @@ def test_it_goes_on_from_what_was_kept(limit: int | None, exhausted: bool) -> No
     patience.load_state({"step": 8, "loss": 1.5, "waited": 2})
     assert patience.exhausted is exhausted
     assert patience.state() == {"step": 8, "loss": 1.5, "waited": 2}
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_validations_without_any_loss_are_counted_over_a_stop_too(loss: float) -> None:
+    patience, again = Patience(3), Patience(3)
+    assert [patience.note(step, loss) for step in (4, 8)] == [False, False]
+    again.load_state(patience.state())
+    assert (again.best, again.waited, again.exhausted) == (None, 2, False)
+    assert not again.note(12, loss)
+    assert again.exhausted
+    assert again.note(16, 1e300)
+    assert again.state() == {"step": 16, "loss": 1e300, "waited": 0}

@@ -104,3 +104,15 @@ def test_names_of_variants_are_those_of_folders(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"^variants"):
         speedrun.variants("variants", wrong)
     speedrun.variants("variants", {"published": {}, "Muon 5e-3 by_count": {"steps": 3}, 2: {}})
+
+
+def test_variants_of_other_seeds_are_compared_with_as_many_as_there_are() -> None:
+    two, one = (
+        [training(3.0, 2.0, test=LN_2 * 2.0), training(3.0, 2.0, test=LN_2 * 4.0)],
+        [training(2.0, 1.0, test=LN_2)],
+    )
+    for first, other, difference in ((two, one, "-1"), (one, two, "1")):
+        _, _, row = speedrun.table({"first": first, "other": other}, [])
+        assert (row[1], row[5]) == (str(len(other)), difference)
+    assert speedrun.over_seeds([]) == "-"
+    assert (speedrun.over_seeds([2.0]), speedrun.over_seeds([1.0, 3.0])) == ("2", "2.0 ± 1.0")

@@ -39,3 +39,12 @@ def test_only_the_blocks_that_a_network_is_scored_on_are_measured() -> None:
         found = report.held_out(Blocks(test, test, test), words, rows)
         assert found.characters_per_token == sum(map(len, words.decode(test[:rows]))) / test[:rows].numel()
         assert found.unigram.n == blocks
+
+
+def test_a_block_of_padding_alone_counts_for_nothing() -> None:
+    words = vocabulary.characters("ab", specials=["pad"])
+    train, test = torch.tensor([[0, 0], [0, 1]]), torch.tensor([[0, 1], [2, 2], [1, 2]])
+    found = report.held_out(Blocks(train, train, test), words, 3)
+    a, b = -math.log(4 / 7), -math.log(2 / 7)
+    assert found.unigram.mean == pytest.approx((a + b + 0.0 + b) / 4)  # the empty block stands as one token of no nats
+    assert math.isfinite(found.unigram.standard_error)

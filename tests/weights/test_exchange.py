@@ -190,3 +190,13 @@ def test_generate_runs_on_what_was_converted(run: Callable[..., tuple[int, str, 
     assert done.returncode == 0, done.stderr
     texts = [json.loads(line)["text"] for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
     assert [len(text) for text in texts] == [16, 16]
+
+
+def test_ids_of_the_published_characters_are_put_in_our_order() -> None:
+    """There: [CLS], [SEP], [BOS], [EOS], [MASK], [PAD], [RESERVED], [UNK], then the letters and the space."""
+    order, specials = exchange._TEXT8_IDS, exchange._TEXT8_SPECIALS
+    assert order[:27] == tuple(range(8, 35))
+    assert sorted(order) == list(range(35))
+    assert order[34] == 4
+    assert [order[specials[name]] for name in ("bos_id", "eos_id", "pad_id")] == [2, 3, 5]
+    assert exchange._in_our_order("?_ zyxwvutsrqponmlkjihgfedcba", 29) == (*range(28, 2, -1), 2, 0, 1)

@@ -221,3 +221,15 @@ def test_what_a_file_leaves_out_has_one_meaning_and_all_special_ids_are_kept(tmp
     settings, tokens = gguf_tokens.settings(content.keys, config), gguf_file.words()[0]
     assert (settings["unk_token"], settings["pad_token"]) == (tokens[5], tokens[6])
     assert (settings["model_max_length"], settings["chat_template"]) == (gguf_file.CONTEXT, "{{ x }}")
+
+
+def test_what_was_converted_is_told(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    weights = gguf_file.names(gguf_file.model("llama", transformers).state_dict(), "llama").values()
+    millions = sum(each.numel() for each in weights) / 1e6
+    assert gguf_files.convert(file, tmp_path / "out") == [
+        ("source", str(file)),
+        ("model", f"llama, 2 layers, width {gguf_file.WIDTH}, {millions:.1f} M parameters"),
+        ("vocabulary", "260 ids"),
+        ("weights", "float32, dequantised"),
+    ]

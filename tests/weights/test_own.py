@@ -87,6 +87,12 @@ class Timeless(Mean):
         return super().forward(tokens, sigma, positions)
 
 
+class Levelled(Mean):
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        assert sigma is None or sigma.shape == tokens.shape[:1]
+        return super().forward(tokens, sigma, positions)
+
+
 class Pooled(Mean):
     def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         return super().forward(tokens).mean(1)
@@ -182,3 +188,7 @@ def test_one_that_no_config_has_named_is_not_saved(tmp_path: Path) -> None:
     stranger = type("Transformer", (Mean,), {})(**SUPPLIED)
     with pytest.raises(ValueError, match="this is a Transformer"):
         own.name_of(stranger)
+
+
+def test_it_is_tried_with_a_noise_level_for_each_text() -> None:
+    assert built(Levelled).component.endswith("Levelled")
