@@ -19,7 +19,7 @@ from edlm.process.noise import Stream
 from edlm.samplers import pipelines
 
 quick = settings(max_examples=40, deadline=None)
-thorough = settings(max_examples=200, deadline=None)
+thorough = settings(max_examples=100, deadline=None)
 seeds = st.integers(0, 2**63 - 1)
 rows = st.integers(0, 2**32 - 10)
 CORRECTED = ("sir", "imh", "greedy")
