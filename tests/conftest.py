@@ -96,7 +96,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import smallest
 
     folder = tmp_path_factory.mktemp("trained")
-    smallest.train("pretrain_denoiser", *smallest.denoiser_words(folder / "denoiser"))
+    smallest.train("pretrain_denoiser", *smallest.denoiser_words(folder / "denoiser"), pixels=True)
     return folder
 
 
@@ -109,7 +109,7 @@ def trained_ar(trained: Path) -> Path:
     from edlm.nn.networks import Transformer
     from edlm.weights import checkpoints
 
-    smallest.train("pretrain_ar", *smallest.ar_words(trained / "ar"))
+    smallest.train("pretrain_ar", *smallest.ar_words(trained / "ar"), pixels=True)
     sizes = {**smallest.CAUSAL, "conditioning_size": 0, "causal": True}
     other = Transformer(4, smallest.LENGTH, **sizes)
     checkpoints.save_network(trained / "other", other, vocabulary.characters("abc"), {"bos_id": 3})

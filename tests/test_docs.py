@@ -31,6 +31,7 @@ def test_every_relative_link_leads_to_a_file(document: Path) -> None:
     assert not [link for link in links if not (document.parent / link).exists()]
 
 
+@functools.cache
 def headings(page: Path) -> set[str]:
     """The anchors of a page, as sites of repositories and Sphinx make them."""
     titles = re.findall(
@@ -50,6 +51,7 @@ def test_every_anchor_is_a_heading(document: Path) -> None:
 SUFFIXES = ("py", "md", "yaml", "json", "jsonl", "csv", "png", "safetensors")  # of files named as a module
 
 
+@functools.cache
 def homes() -> dict[str, list[str]]:
     """Every module and package by its last name: of the library, and of the recipes."""
     found: dict[str, list[str]] = {}
@@ -107,11 +109,16 @@ def test_every_named_source_file_exists(document: Path) -> None:
     assert not {name for name in named if not ((ROOT / name).exists() or (ROOT / "tests" / name).exists())}
 
 
+@functools.cache
+def functions_of_tests() -> set[str]:
+    files = (ROOT / "tests").rglob("test_*.py")
+    return {name for path in files for name in re.findall(r"def (\w+)\(", path.read_text("utf-8"))}
+
+
 @pytest.mark.parametrize("document", PAGES, ids=name_of)
 def test_every_named_test_exists(document: Path) -> None:
-    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"\b(test_\w{8,})\b(?!\.py)", document.read_text("utf-8")))
-    assert not {name for name in named if f"def {name}(" not in tests}
+    assert not named - functions_of_tests()
 
 
 def shown_runs() -> Iterator[tuple[str, Run]]:
