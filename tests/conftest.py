@@ -48,9 +48,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
-        gc.set_threshold(
-            5_000, 10, 100
-        )  # a whole search goes through all that is imported later
+        gc.set_threshold(5_000, 10, 100)  # a whole search goes through all that is imported later
 
 
 @pytest.fixture
