@@ -13,6 +13,7 @@ import key_tables
 import own_parts
 import pytest
 import torch
+import yaml
 from builders import tiny_denoiser, tiny_energy
 from commands import Run, in_markdown, in_prose, run_of
 from pages import PAGES, ROOT, name_of
@@ -83,7 +84,8 @@ def leads_somewhere(start: str, names: list[str]) -> bool:
 
 @functools.cache
 def keys_of_configs() -> set[str]:
-    return {key.path for recipe in commands.recipes() for key in key_tables.keys(recipe)}
+    files = [file for recipe in commands.recipes() for file in commands.configs(recipe).values()]
+    return {path for file in files for path, _ in key_tables.leaves(yaml.safe_load(file.read_text("utf-8")))}
 
 
 @pytest.mark.parametrize("document", PAGES, ids=name_of)
