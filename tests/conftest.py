@@ -48,6 +48,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
+        gc.set_threshold(5_000, 10, 100)  # a whole search goes through all that is imported later
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import smallest
 
     folder = tmp_path_factory.mktemp("trained")
-    smallest.train("pretrain_denoiser", *smallest.denoiser_words(folder / "denoiser"))
+    smallest.train("pretrain_denoiser", *smallest.denoiser_words(folder / "denoiser"), pixels=True)
     return folder
 
 
@@ -109,7 +110,7 @@ def trained_ar(trained: Path) -> Path:
     from edlm.nn.networks import Transformer
     from edlm.weights import checkpoints
 
-    smallest.train("pretrain_ar", *smallest.ar_words(trained / "ar"))
+    smallest.train("pretrain_ar", *smallest.ar_words(trained / "ar"), pixels=True)
     sizes = {**smallest.CAUSAL, "conditioning_size": 0, "causal": True}
     other = Transformer(4, smallest.LENGTH, **sizes)
     checkpoints.save_network(trained / "other", other, vocabulary.characters("abc"), {"bos_id": 3})

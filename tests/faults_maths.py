@@ -83,8 +83,8 @@ FAULTS = [
     Fault(
         "a stream missing from the key",
         "process/noise.py",
-        "+ int(stream) * _BLOCKS_PER_STREAM",
-        "",
+        "first = int(stream) * _BLOCKS_PER_STREAM",
+        "first = 0",
         "tests/process/test_noise.py::test_any_other_seed_row_step_stream_or_position_gives_other_numbers",
     ),
     Fault(
@@ -97,8 +97,8 @@ FAULTS = [
     Fault(
         "words of Philox exchanged in numpy",
         "process/noise.py",
-        "np.stack([b, d])",
-        "np.stack([d, b])",
+        "y[0], y[1] = b, d",
+        "y[0], y[1] = d, b",
         "tests/process/test_noise.py::test_philox_gives_the_published_answers",
     ),
     Fault(

@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from edlm.cli import commands
-from edlm.runs import entry
+from edlm.runs import entry, plots
+
+_SAVE = plots.save
 
 
 class Ran(NamedTuple):
@@ -17,6 +20,14 @@ class Ran(NamedTuple):
     status: int
     out: str
     said: str
+
+
+def without_pixels(figure: Any, path: Path) -> None:
+    """Stand in for `plots.save`: curves are drawn, and their pixels left out, which take longer than a training."""
+    if path.name == "curves.png":
+        path.touch()
+    else:
+        _SAVE(figure, path)
 
 
 class Runner:
@@ -29,6 +40,7 @@ class Runner:
         module = import_module(f"edlm.recipes.{recipe}")
         path = commands.configs(recipe).get(config, config)
         self.monkeypatch.setattr(sys, "argv", [recipe, "--config", str(path), *words])
+        self.monkeypatch.setattr(plots, "save", without_pixels)
         status = 0
         try:
             entry.enter(module.main, module.SETTINGS)

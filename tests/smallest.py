@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from omegaconf import OmegaConf
+from running import without_pixels
 
 from edlm.cli import commands
+from edlm.runs import plots
 
 NETWORK = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "conditioning_size": 8}
 CAUSAL = {key: value for key, value in NETWORK.items() if key != "conditioning_size"}
@@ -53,6 +56,7 @@ def settings_of(recipe: str, *words: str, config: str = "tiny") -> dict[str, Any
     return OmegaConf.to_container(OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(words))))
 
 
-def train(recipe: str, *words: str, config: str = "tiny") -> None:
-    """Run a recipe in this process; a mistake is an error of Python's."""
-    import_module(f"edlm.recipes.{recipe}").main(settings_of(recipe, *words, config=config))
+def train(recipe: str, *words: str, config: str = "tiny", pixels: bool = False) -> None:
+    """Run a recipe in this process; a mistake is an error of Python's. pixels: whether its curves are painted."""
+    with mock.patch.object(plots, "save", plots.save if pixels else without_pixels):
+        import_module(f"edlm.recipes.{recipe}").main(settings_of(recipe, *words, config=config))

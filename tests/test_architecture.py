@@ -1,6 +1,7 @@
 """The layout's own laws: import order, what is loaded, what things are called, which file may name what."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -36,15 +37,20 @@ ARCHITECTURE = (ROOT / "docs" / "contributing" / "architecture.md").read_text("u
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "recipes").glob("*.py")])
 
 
-def imported(path: Path) -> set[str]:
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
     """Dotted names of everything a file imports, at any depth of nesting."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names)
 
 
 def run_python(code: str) -> str:
@@ -159,7 +165,7 @@ def test_only_the_file_of_a_kind_names_it() -> None:
     kinds, classes = set(kinds_of_samplers()) - ALSO_PARTS, classes_of_kinds()
     found = {}
     for path in SOURCES:
-        tree = ast.parse(path.read_text("utf-8"))
+        tree = parsed(path)
         names = {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)} & kinds
         if named(path) in TAKE_ANY_SAMPLER:
             names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & classes
@@ -189,7 +195,7 @@ def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
 def test_public_functions_are_documented_and_typed() -> None:
     bare = []
     for path in SOURCES:
-        for node in public_functions(ast.parse(path.read_text("utf-8"))):
+        for node in public_functions(parsed(path)):
             parameters = [a for a in node.args.args if a.arg not in ("self", "cls")]
             typed = node.returns is not None and all(a.annotation is not None for a in parameters)
             if not (typed and (ast.get_docstring(node) or node.name == "forward")):
@@ -214,7 +220,7 @@ def imports_package(path: Path, package: str) -> bool:
     """Whether a file has `from edlm import package`."""
     return any(
         isinstance(node, ast.ImportFrom) and node.module == "edlm" and package in {f"edlm.{a.name}" for a in node.names}
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
     )
 
 

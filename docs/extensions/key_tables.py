@@ -80,9 +80,10 @@ def comments(text: str) -> dict[str, str]:
 def accepts(recipe: str, config: Mapping[str, Any], path: str) -> str:
     """Say which values a key takes, in the words in which the recipe refuses others."""
     *sections, last = path.split(".")
+    first = path.partition(".")[0]
     words = []
     for value in (_WRONG, None):
-        changed = copy.deepcopy({key: each for key, each in config.items() if key not in entry._GENERAL})
+        changed = copy.deepcopy({first: config[first]})  # each key is checked by itself
         holder = changed
         for name in sections:
             holder = holder[name]
@@ -94,9 +95,10 @@ def accepts(recipe: str, config: Mapping[str, Any], path: str) -> str:
 
 
 def refusal(recipe: str, config: Mapping[str, Any], path: str) -> str:
-    """Return what a recipe says of a config that it refuses for one key, "" if it refuses it for none."""
+    """Return what a recipe says of some keys of a config that it refuses for one, "" if it refuses them for none."""
+    schema = import_module(f"edlm.recipes.{recipe}").SETTINGS
     try:
-        settings.check(import_module(f"edlm.recipes.{recipe}").SETTINGS, config)
+        settings.check({key: schema[key] for key in config if key in schema}, config)
     except ValueError as error:
         return str(error) if str(error).startswith(path) else ""
     return ""

@@ -43,13 +43,9 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Draws:
     cumulative = _block_sums(weights).to(torch.float64).cumsum(-1)  # (n, blocks)
     total = cumulative[:, -1:]
     target = uniforms * total  # (n, k)
-    block = _first_above(cumulative, target)
-    below = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0)), 0.0)
-    share = (target - below) / (cumulative.gather(-1, block) - below)
-    inside = _block(weights, block).to(torch.float64).cumsum(-1)  # (n, k, width)
-    # A share of the block's own float64 sum, so that rounding of its float32 sum cuts no token off.
-    offset = _first_above(inside, share.unsqueeze(-1) * inside[..., -1:]).squeeze(-1)
-    tokens = (block * _width(logits) + offset).clamp(max=logits.shape[-1] - 1)
+    tokens = (
+        _in_one_block(weights, target / total) if logits.shape[-1] <= BLOCK else _in_blocks(weights, cumulative, target)
+    )
     return Draws(tokens, logits.gather(-1, tokens) - highest - total.log().to(logits.dtype))
 
 
@@ -191,6 +187,23 @@ def _block(weights: Tensor, chosen: Tensor) -> Tensor:
     columns = chosen.unsqueeze(-1) * width + torch.arange(width, device=weights.device)
     found = weights.gather(-1, columns.clamp(max=size - 1).flatten(1)).view_as(columns)
     return torch.where(columns < size, found, 0.0)
+
+
+def _in_blocks(weights: Tensor, cumulative: Tensor, target: Tensor) -> Tensor:
+    """Find tokens (n, k) in two levels: weights (n, v), their running sums (n, blocks), targets (n, k) among these."""
+    block = _first_above(cumulative, target)
+    below = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    share = (target - below) / (cumulative.gather(-1, block) - below)
+    inside = _block(weights, block).to(torch.float64).cumsum(-1)  # (n, k, width)
+    # A share of the block's own float64 sum, so that rounding of its float32 sum cuts no token off.
+    offset = _first_above(inside, share.unsqueeze(-1) * inside[..., -1:]).squeeze(-1)
+    return (block * _width(weights) + offset).clamp(max=weights.shape[-1] - 1)
+
+
+def _in_one_block(weights: Tensor, share: Tensor) -> Tensor:
+    """Find the same where the vocabulary is one block: shares (n, k) of its sum."""
+    inside = weights.to(torch.float64).cumsum(-1)
+    return _first_above(inside, share * inside[:, -1:])
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:

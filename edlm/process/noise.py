@@ -19,6 +19,8 @@ _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW_32 = 0xFFFFFFFF
 _LOW, _HALF = np.uint64(_LOW_32), np.uint64(32)
+_PAIR_OF_MULTIPLIERS = np.array([each + 2**32 for each in _MULTIPLIERS], np.uint64)
+_INCREASED = np.arange(_ROUNDS, dtype=np.uint64)[:, None] * np.array(_KEY_INCREMENTS, np.uint64)
 _LANES_PER_BLOCK = 2  # float64 uniforms in one Philox block of 128 bits
 _BLOCKS_PER_STREAM = 1 << 24  # room for particles inside the word that names the stream
 
@@ -50,7 +52,7 @@ class Words(NamedTuple):
 def philox(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
     """Encrypt a 128-bit counter with a 64-bit key by ten rounds of Philox4x32 (Salmon et al. 2011, section 3.4).
 
-    The counter is four tensors of one shape, and the key has two words, numbers or tensors of no dimension.
+    The counter is four tensors that broadcast; the key has two words, numbers or tensors of no dimension.
     """
     at_hand = counter.a.device.type == "cpu" and not torch.compiler.is_compiling()
     return in_numpy(counter, key) if at_hand else in_torch(counter, key)
@@ -59,16 +61,18 @@ def philox(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
 def in_numpy(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
     """Encrypt as `in_torch` does, with fewer and cheaper calls."""
     a, b, c, d = (word.numpy().view(np.uint64) for word in counter)
-    pair = (2, *(1,) * a.ndim)
-    multipliers = (np.array(_MULTIPLIERS).astype(np.uint64) & _LOW).reshape(pair)
-    words = np.array([word.numpy() if isinstance(word, Tensor) else word for word in key], np.int64).view(np.uint64)
-    increased = np.arange(_ROUNDS, dtype=np.uint64)[:, None] * np.array(_KEY_INCREMENTS, np.uint64)
-    keys = ((words + increased) & _LOW).reshape(_ROUNDS, *pair)
-    x, y = np.stack([a, c]), np.stack([b, d])
+    shape = np.broadcast(a, b, c, d).shape
+    pair = (2, *(1,) * len(shape))
+    multipliers = _PAIR_OF_MULTIPLIERS.reshape(pair)
+    keys = ((np.array([int(word) for word in key], np.uint64) + _INCREASED) & _LOW).reshape(_ROUNDS, *pair)
+    x, y = np.empty((2, *shape), np.uint64), np.empty((2, *shape), np.uint64)
+    x[0], x[1] = a, c
+    y[0], y[1] = b, d
     for n in range(_ROUNDS):
         product = (x * multipliers)[::-1]
         x, y = (product >> _HALF) ^ y ^ keys[n], product & _LOW
-    return Words(*(torch.from_numpy(np.asarray(word).view(np.int64)) for word in (x[0], y[0], x[1], y[1])))
+    x, y = torch.from_numpy(x.view(np.int64)), torch.from_numpy(y.view(np.int64))
+    return Words(x[0], y[0], x[1], y[1])
 
 
 def in_torch(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
@@ -101,11 +105,11 @@ def uniforms(
     `row`, `step` and `position` broadcast against each other; each is an integer in [0, 2^32). Draw j does not
     depend on `count`. Returns float64 of shape (broadcast, count), strictly inside (0, 1).
     """
-    rows, steps, positions = torch.broadcast_tensors(row, _like(step, row), _like(position, row))
-    blocks = torch.arange(-(-count // _LANES_PER_BLOCK), device=row.device) + int(stream) * _BLOCKS_PER_STREAM
-    counter = (word.unsqueeze(-1) for word in (positions, rows, steps))
-    words = philox(Words(*torch.broadcast_tensors(*counter, blocks)), (seed & _LOW_32, (seed >> 32) & _LOW_32))
-    lanes = torch.stack([_to_uniform(words.a, words.b), _to_uniform(words.c, words.d)], dim=-1)
+    first = int(stream) * _BLOCKS_PER_STREAM
+    blocks = torch.arange(first, first - (-count // _LANES_PER_BLOCK), device=row.device)
+    counter = (word.unsqueeze(-1) for word in (_like(position, row), row, _like(step, row)))
+    words = philox(Words(*counter, blocks), (seed & _LOW_32, (seed >> 32) & _LOW_32))
+    lanes = _to_uniform(torch.stack([words.a, words.c], dim=-1), torch.stack([words.b, words.d], dim=-1))
     return lanes.flatten(-2)[..., :count]
 
 

@@ -97,7 +97,7 @@ def one_network(spec: Spec, read: list[int] | None = None) -> Pipeline:
     return pipelines.pipeline(kernel.replace(plan=twin.sampler.plan, window=twin.sampler.window), twin.length)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(specs(("sir", "imh", "greedy")), st.integers(1, 5), st.integers(0, 2**62), st.data())
 def test_it_gives_the_tokens_of_two_networks_one_for_one(spec: Spec, b: int, seed: int, data: st.DataObject):
     """Rows of several lengths, prompts, windows: `TableJoint` sees to it that the right states are carried."""
@@ -117,8 +117,8 @@ def _last(prompt: Tensor | None) -> Tensor | None:
     return prompt if prompt is None or prompt.ndim == 1 else prompt[-1:]
 
 
-@settings(max_examples=40)
-@given(specs(("sir",)), st.integers(1, 4), st.integers(0, 2**62))
+@settings(max_examples=25)
+@given(specs(("sir",)), st.integers(1, 8), st.integers(0, 2**62))
 def test_with_one_particle_or_outside_the_window_it_is_the_plain_sampler(spec: Spec, b: int, seed: int):
     plain = edlm.sample(spec.plain(), b, seed=seed)["tokens"]
     single = one_network(spec._replace(num_particles=1, window=(0.0, 1.0)))
@@ -128,8 +128,8 @@ def test_with_one_particle_or_outside_the_window_it_is_the_plain_sampler(spec: S
     assert torch.equal(edlm.sample(never, b, seed=seed)["tokens"], plain)
 
 
-@settings(max_examples=40)
-@given(specs(("sir",)), st.integers(1, 5), st.integers(0, 2**62))
+@settings(max_examples=25)
+@given(specs(("sir",)), st.integers(1, 8), st.integers(0, 2**62))
 def test_every_step_takes_one_pass_of_its_candidates_and_the_first_one_more(spec: Spec, b: int, seed: int):
     """Of the network, over all rows that still run; outside the window a pass of the denoiser instead."""
     read: list[int] = []
@@ -144,7 +144,7 @@ def test_every_step_takes_one_pass_of_its_candidates_and_the_first_one_more(spec
     assert read == expected
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(specs(("sir",)), st.integers(2, 5), st.integers(0, 2**62))
 def test_the_passes_of_a_text_are_those_it_takes_alone_whatever_is_beside_it(spec: Spec, b: int, seed: int):
     together = edlm.sample(one_network(spec), b, seed=seed)["info"]

@@ -45,6 +45,10 @@ def test_the_loss_is_the_exact_likelihood_and_what_masks_predict_in_some_rows(
     ahead: int, every: int, padded: bool
 ) -> None:
     made, x_0, offsets = network(), texts(padded=padded), set()
+    wanted = [
+        torch.stack([by_masks(made, text, ahead, offset) * (row % every == 0) for row, text in enumerate(x_0)])
+        for offset in range(ahead)
+    ]
     for step in range(12):
         batch = batches.training_batch(x_0, 7, torch.arange(6), step, 6)
         out = drafting.next_token(made, MASK, BOS, ahead, every, PAD if padded else None)(batch)
@@ -52,10 +56,6 @@ def test_the_loss_is_the_exact_likelihood_and_what_masks_predict_in_some_rows(
         exact = torch.where(counted, autoregressive.ar_log_prob(made, x_0, MASK, BOS), 0.0)
         torch.testing.assert_close(out[contracts.LOG_PROB], exact)
         drafted = out[contracts.LOG_PROB_DRAFTED]
-        wanted = [
-            torch.stack([by_masks(made, text, ahead, offset) * (row % every == 0) for row, text in enumerate(x_0)])
-            for offset in range(ahead)
-        ]
         same = [offset for offset in range(ahead) if torch.allclose(drafted, torch.where(counted, wanted[offset], 0.0))]
         assert len(same) >= 1, "some offset gives what was drafted"
         offsets.update(same)

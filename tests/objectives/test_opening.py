@@ -79,9 +79,9 @@ def test_a_state_moves_with_the_positions_that_are_read_and_with_no_other() -> N
 
 def test_later_positions_open_at_the_rate_of_the_steps() -> None:
     """Pairs over 200 seeds: each is read with probability s / steps, by five standard errors."""
-    later = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
+    later, made, x_t = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1), network(1), texts(1)
     for step in (1, 5, 9):
-        open_ = torch.stack([read(network(1), texts(1), step, seed)[1][later] for seed in range(200)]).double()
+        open_ = torch.stack([read(made, x_t, step, seed)[1][later] for seed in range(200)]).double()
         n, p = open_.numel(), step / STEPS
         assert abs(float(open_.mean()) - p) < 5 * (p * (1 - p) / n) ** 0.5
 

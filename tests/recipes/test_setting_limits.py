@@ -148,15 +148,19 @@ ROWS = [(recipe, key) for recipe, limits in LIMITS.items() for key in limits]
 
 
 def checked(recipe: str, key: str, value: Any) -> None:
-    """Check a recipe's smallest config with one value changed, which may lie in sections and lists."""
-    settings = copy.deepcopy(TINY[recipe])
+    """Check the entry of a recipe's smallest config that holds a value, which may lie in sections and lists, changed.
+
+    The other entries are checked as they are in `test_the_config_around_the_values_is_accepted`.
+    """
     *sections, last = key.split(".")
+    entry = key.partition(".")[0]
+    settings = {entry: copy.deepcopy(TINY[recipe][entry])}
     inner: Any = settings
     for part in sections:
         inner = inner[int(part)] if isinstance(inner, list) else inner[part]
     assert last in inner, key
     inner[last] = value
-    schemas.check(import_module(f"edlm.recipes.{recipe}").SETTINGS, settings)
+    schemas.check({entry: import_module(f"edlm.recipes.{recipe}").SETTINGS[entry]}, settings)
 
 
 TINY = {recipe: settings_of(recipe) for recipe in LIMITS}
@@ -176,6 +180,11 @@ def test_what_lies_on_a_limit_is_accepted_and_what_lies_beyond_is_refused_by_its
         with pytest.raises(ValueError, match=rf"^{shown}(\[\d\])? = .* must be ") as error:
             checked(recipe, key, value)
         assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("recipe", LIMITS)
+def test_the_config_around_the_values_is_accepted(recipe: str) -> None:
+    schemas.check(import_module(f"edlm.recipes.{recipe}").SETTINGS, TINY[recipe])
 
 
 @pytest.mark.parametrize("recipe", LIMITS)

@@ -117,12 +117,12 @@ def test_every_token_is_where_its_uniform_falls_in_the_law_given_all_before(bos_
     expected = torch.where(masked, log_prob(drawn.tokens, bos_id, temperature=temperature), 0.0)
     close(drawn.log_prob, expected, atol=1e-9)
     below = torch.zeros_like(u)
-    for symbol in [0, 1, 2, 4]:  # in the order of ids, the mask left out
-        other = [
-            drawn.tokens.index_put((torch.arange(b), torch.tensor(i)), torch.tensor(symbol)) for i in range(LENGTH)
-        ]
-        p = torch.stack([log_prob(x, bos_id, temperature=temperature).exp()[:, i] for i, x in enumerate(other)], 1)
-        below += torch.where(symbol < drawn.tokens, p, 0.0)
+    symbols = torch.tensor([0, 1, 2, 4])  # in the order of ids, the mask left out
+    here = torch.eye(LENGTH, dtype=torch.bool)
+    other = torch.where(here[:, None], symbols[:, None, None, None], drawn.tokens)  # (symbols, place, b, l)
+    p = log_prob(other.flatten(0, 2), bos_id, temperature=temperature).exp().view(other.shape)
+    for symbol, chance in zip(symbols.tolist(), p.diagonal(dim1=1, dim2=3), strict=True):
+        below += torch.where(symbol < drawn.tokens, chance, 0.0)
     inside = (below <= u + 1e-9) & (u <= below + expected.exp() + 1e-9)
     assert inside[masked].all()
 

@@ -1,5 +1,8 @@
 """Blocks from left to right: their passes, their law by enumeration, and the two ends, one block and one token each."""
 
+import math
+from collections.abc import Callable
+from functools import cache
 from itertools import product
 
 import pytest
@@ -16,6 +19,7 @@ from edlm.samplers import configs, corrections, pipelines, planning, plans
 from edlm.samplers.sampler import Sampler
 
 SCHEDULE = schedules.log_linear()
+Law = Callable[[tuple[int, ...]], list[list[float]]]  # of each place, given what is known
 INSIDE = [plans.Grid(3), plans.TokensPerPass(1), plans.TokensPerPass(2), plans.LeftToRight(2), plans.Grid(1)]
 
 
@@ -120,29 +124,30 @@ def test_a_chosen_plan_is_asked_for_the_leftmost_block_with_masks_alone():
 # ---- The law
 
 
+@cache
 def brute_law(size: int, within: str) -> Tensor:
     """The law of a network of blocks with T = 1 or one by one, block after block, by loops over texts and orders."""
-    net, found = denoiser(size).network, torch.zeros((SYMBOLS,) * LENGTH, dtype=torch.float64)
-    for text in every_text():
+    net = denoiser(size).network
+    law = cache(lambda x_t: log_prob(net, torch.tensor(x_t)).exp().tolist())  # of what is known, however it is filled
+    found = torch.zeros((SYMBOLS,) * LENGTH, dtype=torch.float64)
+    for text in every_text().tolist():
         chance = 1.0
         for start in range(0, LENGTH, size):
             end = min(start + size, LENGTH)
-            chance *= _block(net, text, start, end, within, ())
-        found[tuple(text.tolist())] = chance
+            chance *= _block(law, text, start, end, within, ())
+        found[tuple(text)] = chance
     return found
 
 
-def _block(net: torch.nn.Module, text: Tensor, start: int, end: int, within: str, known: tuple[int, ...]) -> float:
+def _block(law: Law, text: list[int], start: int, end: int, within: str, known: tuple[int, ...]) -> float:
     """The chance to write the rest of a block, what is known of it given; one by one all orders are as likely."""
     left = [i for i in range(start, end) if i not in known]
     if not left:
         return 1.0
-    x_t = text[:end].clone()
-    x_t[left] = MASK
-    p = log_prob(net, x_t).exp()
+    p = law(tuple(MASK if i in left else text[i] for i in range(end)))
     if within == "at once":
-        return float(torch.stack([p[i, text[i]] for i in left]).prod())
-    ways = [float(p[i, text[i]]) * _block(net, text, start, end, within, (*known, i)) for i in left]
+        return math.prod(p[i][text[i]] for i in left)
+    ways = [p[i][text[i]] * _block(law, text, start, end, within, (*known, i)) for i in left]
     return sum(ways) / len(left)
 
 

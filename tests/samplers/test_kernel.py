@@ -18,8 +18,8 @@ from edlm.process import noise, schedules
 from edlm.process.noise import Stream
 from edlm.samplers import pipelines
 
-quick = settings(max_examples=40, deadline=None)
-thorough = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=25, deadline=None)
+thorough = settings(max_examples=100, deadline=None)
 seeds = st.integers(0, 2**63 - 1)
 rows = st.integers(0, 2**32 - 10)
 CORRECTED = ("sir", "imh", "greedy")
@@ -107,16 +107,16 @@ def test_seeds_and_rows_give_different_samples(selection: str | None):
 @quick
 @given(st.data(), specs(CORRECTED), seeds)
 def test_one_particle_is_plain_sampling(data: st.DataObject, spec: Spec, seed: int):
-    prompt = data.draw(prompts(spec, 3))
-    one = tokens_of(spec._replace(num_particles=1).pipeline(), 3, seed=seed, prompt=prompt)
-    assert torch.equal(one, tokens_of(spec.plain(), 3, seed=seed, prompt=prompt))
+    prompt = data.draw(prompts(spec, 6))
+    one = tokens_of(spec._replace(num_particles=1).pipeline(), 6, seed=seed, prompt=prompt)
+    assert torch.equal(one, tokens_of(spec.plain(), 6, seed=seed, prompt=prompt))
 
 
 @quick
 @given(specs(CORRECTED), st.integers(1, 4), seeds)
 def test_the_first_candidate_is_the_plain_draw(spec: Spec, k: int, seed: int):
     first = spec._replace(num_particles=k).pipeline(selection=lambda log_w, _: torch.zeros_like(log_w[:, 0]).long())
-    assert torch.equal(tokens_of(first, 3, seed=seed), tokens_of(spec.plain(), 3, seed=seed))
+    assert torch.equal(tokens_of(first, 6, seed=seed), tokens_of(spec.plain(), 6, seed=seed))
 
 
 @quick
@@ -126,7 +126,7 @@ def test_candidate_j_does_not_depend_on_how_many_follow(spec: Spec, j: int, more
         return torch.full_like(log_w[:, 0], j).long()
 
     few, many = (spec._replace(num_particles=j + 1 + n).pipeline(selection=always_j) for n in (0, more))
-    assert torch.equal(tokens_of(few, 3, seed=seed), tokens_of(many, 3, seed=seed))
+    assert torch.equal(tokens_of(few, 6, seed=seed), tokens_of(many, 6, seed=seed))
 
 
 @quick
@@ -136,7 +136,7 @@ def test_outside_the_window_it_is_plain_sampling(data: st.DataObject, spec: Spec
     window = (1 - (before - 0.25) / num_steps, 1 - (before - 0.75) / num_steps)
     spec = spec._replace(num_steps=num_steps, window=window)
     never = spec.pipeline(energy=lambda candidates, x_t: pytest.fail("an energy is computed that no row needs"))
-    assert torch.equal(tokens_of(never, 3, seed=seed), tokens_of(spec.plain(), 3, seed=seed))
+    assert torch.equal(tokens_of(never, 6, seed=seed), tokens_of(spec.plain(), 6, seed=seed))
 
 
 def test_first_hitting_outside_the_window_is_plain_sampling():
@@ -193,7 +193,7 @@ def test_a_constant_per_row_changes_no_sample(spec: Spec, seed: int):
     def shifted(candidates: Tensor, x_t: Tensor) -> Tensor:
         return energy(candidates, x_t) + 100.0 * x_t.double().sin().sum(-1, keepdim=True)
 
-    assert torch.equal(tokens_of(spec.pipeline(energy=shifted), 3, seed=seed), tokens_of(spec.pipeline(), 3, seed=seed))
+    assert torch.equal(tokens_of(spec.pipeline(energy=shifted), 6, seed=seed), tokens_of(spec.pipeline(), 6, seed=seed))
 
 
 @quick
@@ -203,7 +203,7 @@ def test_temperature_divides_the_energy(spec: Spec, factor: float, seed: int):
     hotter = spec._replace(temperature=spec.temperature * factor).pipeline(
         energy=lambda x, x_t: factor * energy(x, x_t)
     )
-    assert torch.equal(tokens_of(hotter, 3, seed=seed), tokens_of(spec.pipeline(), 3, seed=seed))
+    assert torch.equal(tokens_of(hotter, 6, seed=seed), tokens_of(spec.pipeline(), 6, seed=seed))
 
 
 @quick
@@ -213,7 +213,7 @@ def test_temperature_of_plain_sampling_divides_the_logits(spec: Spec, seed: int)
     marginals = wave_marginals(spec.seed, spec.symbols, spec.length)
     tempered = OracleDenoiser(lambda x_t: marginals(x_t) / spec.temperature, spec.mask_id)
     expected = spec.pipeline()._replace(kernel=samplers.kernel_of(builders.ancestral(spec.schedule, tempered)))
-    assert torch.equal(tokens_of(spec.pipeline(), 3, seed=seed), tokens_of(expected, 3, seed=seed))
+    assert torch.equal(tokens_of(spec.pipeline(), 6, seed=seed), tokens_of(expected, 6, seed=seed))
 
 
 # ---- Over networks

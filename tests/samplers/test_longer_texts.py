@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from specifications import Spec
 from torch import Tensor
@@ -11,6 +11,7 @@ import edlm
 from edlm import contracts
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 3), st.integers(0, 6), st.sampled_from([None, "sir"]))
 def test_a_longer_text_is_filled_window_by_window(seed: int, stride: int, more: int, selection: str | None):
     pipeline = Spec(seed=seed % 5, selection=selection, length=4, num_steps=3).pipeline()

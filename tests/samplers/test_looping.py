@@ -83,16 +83,15 @@ def test_it_writes_what_a_slow_loop_writes(
 @pytest.mark.parametrize(("plan", "prompt"), list(zip(CHOSEN, [None, PROMPT] * 2, strict=True)), ids=str)
 def test_a_text_does_not_depend_on_its_batch(plan: plans.Plan, prompt: Tensor | None) -> None:
     """Nor does its record: in every kind of sampler, rows that finish early beside others."""
-    for kind, sampler in with_corrections(plan).items():
-        pipeline = pipelines.pipeline(sampler, LENGTH)
+    for number, (kind, sampler) in enumerate(with_corrections(plan).items()):
+        pipeline, row = pipelines.pipeline(sampler, LENGTH), 7 * (number % 2)
         together = edlm.sample(pipeline, 8, seed=1, prompt=prompt)
-        for row in (0, 7):
-            alone = edlm.sample(pipeline, 1, seed=1, first_row=row, prompt=prompt)
-            assert torch.equal(alone["tokens"][0], together["tokens"][row]), kind
-            passes = alone["info", "t"].shape[1]
-            for key, value in alone["info"].items():
-                own = together["info", key][row]
-                torch.testing.assert_close(value[0], own[:passes] if own.ndim else own, equal_nan=True)
+        alone = edlm.sample(pipeline, 1, seed=1, first_row=row, prompt=prompt)
+        assert torch.equal(alone["tokens"][0], together["tokens"][row]), kind
+        passes = alone["info", "t"].shape[1]
+        for key, value in alone["info"].items():
+            own = together["info", key][row]
+            torch.testing.assert_close(value[0], own[:passes] if own.ndim else own, equal_nan=True)
 
 
 @pytest.mark.parametrize("plan", [plans.EntropyBound(1.0), plans.Ranked(3), plans.Confidence(0.5)], ids=str)
@@ -106,11 +105,11 @@ def test_what_is_chosen_is_written_in_order(plan: plans.Rule, schedule: schedule
         own.network.embedding.weight.mul_(4.0)
         own.network.head.weight.mul_(12.0)
     sampler = Sampler(own, plan, correction=corrections.ChainRule(), selection="speculative")
-    out = edlm.sample(pipelines.pipeline(sampler, LENGTH), 30, seed=0)
-    plain = edlm.sample(pipelines.pipeline(Sampler(own, plan), LENGTH), 30, seed=0)
+    out = edlm.sample(pipelines.pipeline(sampler, LENGTH), 16, seed=0)
+    plain = edlm.sample(pipelines.pipeline(Sampler(own, plan), LENGTH), 16, seed=0)
     assert not torch.equal(out["tokens"], plain["tokens"])
     with torch.no_grad():
-        assert out["tokens"].tolist() == [_in_order(own, plan, row) for row in range(30)]
+        assert out["tokens"].tolist() == [_in_order(own, plan, row) for row in range(16)]
 
 
 def _in_order(own: SubsDenoiser, plan: plans.Rule, row: int) -> list[int]:

@@ -62,11 +62,11 @@ def slow_sample(drawn: Pipeline, seed: int, row: int, start: list[int]) -> tuple
         p = (logits.double() / sampler.proposal.temperature).softmax(-1).tolist()
         own = logits.double().softmax(-1).tolist()
         sigma, before, counted = slow_sigma(sampler.remasking, alpha_t, alpha_s, psi), list(x), [0, 0]
-        for i, token in enumerate(before):
-            u, v = (
-                float(noise.uniforms(seed, torch.tensor(row), number, stream, i))
-                for stream in (Stream.REVEAL, Stream.PROPOSAL)
-            )
+        numbers = (
+            noise.grid(seed, torch.tensor([row]), number, stream, len(x))[0].tolist()
+            for stream in (Stream.REVEAL, Stream.PROPOSAL)
+        )
+        for i, (token, u, v) in enumerate(zip(before, *numbers, strict=True)):
             if token == MASK and (alpha_t == 1.0 or u < (alpha_s - (1.0 - sigma[i]) * alpha_t) / (1.0 - alpha_t)):
                 x[i] = next(y for y in range(len(p[i])) if v < sum(p[i][: y + 1]))
                 psi[i], counted[0] = own[i][x[i]], counted[0] + 1
@@ -209,7 +209,7 @@ def test_prompts_stay_and_no_mask_is_left(rule: Remasking, steps: int) -> None:
 def test_a_text_does_not_depend_on_its_batch(rule: Remasking) -> None:
     drawn = pipeline(rule)
     together = edlm.sample(drawn, 8, seed=2)
-    for row in range(8):
+    for row in (0, 3, 7):
         alone = edlm.sample(drawn, 1, seed=2, first_row=row)
         assert torch.equal(alone["tokens"][0], together["tokens"][row])
         for key in ("revealed", "remasked", "denoiser_tokens", "calls", "denoiser_passes"):

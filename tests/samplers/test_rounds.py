@@ -6,7 +6,7 @@ import builders
 import pytest
 import torch
 from builders import SELECTIONS, tiny_denoiser, tiny_energy, wave_energy, wave_marginals
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import (
     OracleDenoiser,
@@ -62,23 +62,25 @@ def test_the_enumerated_law_has_the_fixed_ones_as_limits():
     assert len(all_masked_states(SYMBOLS, LENGTH)) == 27
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 100), st.sampled_from(["sir", "imh", "greedy"]), st.sampled_from([2, None]))
 def test_the_limits_are_the_fixed_numbers_of_particles_token_for_token(
     seed: int, selection: str, num_steps: int | None
 ):
     spec = Spec(seed=seed, selection=selection, num_steps=num_steps)
     for target_ess, k in ((1.0, 2), (5.0, 5)):
-        ours = edlm.sample(pipeline(target_ess, spec, first=2, most=5), 4, seed=seed)
-        fixed = edlm.sample(spec._replace(num_particles=k).pipeline(), 4, seed=seed)
+        ours = edlm.sample(pipeline(target_ess, spec, first=2, most=5), 8, seed=seed)
+        fixed = edlm.sample(spec._replace(num_particles=k).pipeline(), 8, seed=seed)
         assert torch.equal(ours["tokens"], fixed["tokens"])
         for key in ("particles", "energy_passes", "ess", "log_weight_std"):
             torch.testing.assert_close(ours["info", key], fixed["info", key], equal_nan=True)
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.floats(1.0, 6.0))
 def test_a_row_stops_at_the_first_size_that_suffices(seed: int, target_ess: float):
     spec = Spec(seed=seed % 7, window=(0.0, 1.0), num_steps=3, temperature=0.5)
-    info = edlm.sample(pipeline(target_ess, spec, first=1, most=6), 6, seed=seed)["info"]
+    info = edlm.sample(pipeline(target_ess, spec, first=1, most=6), 12, seed=seed)["info"]
     count, ess = info["particles"], info["ess"]
     assert set(count[info["corrected"]].tolist()) <= {1, 2, 4, 6}
     assert (count[~info["corrected"]] == 0).all()
@@ -128,6 +130,7 @@ def test_rows_that_go_on_are_told_their_own_times():
         assert torch.equal(alone["info", "particles"][0], together["info", "particles"][row])
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 5))
 def test_what_a_row_draws_does_not_depend_on_the_others(seed: int, b: int):
     batch = pipeline(2.0, Spec(temperature=0.5, window=(0.3, 1.0)))
