@@ -181,7 +181,7 @@ FAULTS = [
     Fault(
         "a checkpoint that was never named pushes out the last one",
         "weights/pointers.py",
-        "[name for name in folders if name <= newest][-keep_last:]",
+        "folders[: folders.index(newest) + 1][-keep_last:]",
         "folders[-keep_last:]",
         "tests/weights/test_checkpoints.py::test_a_later_checkpoint_that_was_never_named_does_not_push_out_the_last",
     ),

@@ -52,7 +52,8 @@ def memory_plan(
     tile = min(tokens, max(1, logits_at_once // denoiser.head.out_features))
     vocab_size = denoiser.head.out_features
     drawn = vocab_size * (2 * denoiser.head.weight.element_size() + 4 * 4)  # logits, and weights in float32
-    drawn += num_particles * min(categorical.BLOCK, vocab_size) * (4 + 8 + 8)  # a block per draw, and its running sum
+    blocks = num_particles if vocab_size > categorical.BLOCK else 1  # one per draw, or the whole vocabulary for all
+    drawn += blocks * min(categorical.BLOCK, vocab_size) * (4 + 8 + 8)  # a block, and its running sum
     return MemoryPlan(
         weights=_bytes_of(denoiser) + (trained if energy in (None, denoiser) else _bytes_of(energy)),
         drafts=in_energy * (8 + 8 + 8 + 4 + 4),

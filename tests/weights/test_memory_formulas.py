@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from edlm.process import categorical
 from edlm.weights import memory
 
 H, V, FORWARD, HEADS = 4, 7, 16, 5
@@ -49,16 +50,19 @@ def test_without_an_energy_a_text_is_its_one_candidate() -> None:
 
 
 @pytest.mark.parametrize(("rows", "run"), [(None, 6), (2, 2), (9, 6)])
-def test_another_model_weighs_all_candidates(rows: int | None, run: int) -> None:
+def test_another_model_weighs_all_candidates(rows: int | None, run: int, monkeypatch: pytest.MonkeyPatch) -> None:
     energy = Large(width=6, ids=11, rows=rows, half=True)
     found = plan(energy, trained=100)
-    drawn = V * (2 * 4 + 4 * 4) + 3 * V * (4 + 8 + 8)
+    drawn = V * (2 * 4 + 4 * 4) + V * (4 + 8 + 8)
     block = (max(3 * FORWARD, 8 * HEADS) + 2 * 6) * 2 + 2 * 6 * 4
     assert found.weights == WEIGHTS + 6 * 11 * 2 + 3 * 4, "what is trained is of an energy over the denoiser alone"
     assert found.drafts == 2 * 3 * 5 * 32
     assert found.propose == 5 * drawn + 2 * 5 * H * 4
     assert found.weigh == 2 * (6 * 5 * 6 * 2) + max(run * 5 * block, 35 * 3 * 4)
     assert plan(energy, logits_at_once=10**6).weigh == 2 * (6 * 5 * 6 * 2) + max(run * 5 * block, 6 * 5 * 11 * 12)
+    monkeypatch.setattr(categorical, "BLOCK", 4)
+    in_blocks = V * (2 * 4 + 4 * 4) + 3 * 4 * (4 + 8 + 8)
+    assert plan(energy).propose == 35 // V * in_blocks + 2 * 5 * H * 4, "every candidate has a block of its own"
 
 
 def test_an_energy_over_the_denoisers_network_shares_its_weights_and_has_no_logits() -> None:
