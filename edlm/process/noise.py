@@ -71,8 +71,8 @@ def in_numpy(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
     for n in range(_ROUNDS):
         product = (x * multipliers)[::-1]
         x, y = (product >> _HALF) ^ y ^ keys[n], product & _LOW
-    x, y = torch.from_numpy(x.view(np.int64)), torch.from_numpy(y.view(np.int64))
-    return Words(x[0], y[0], x[1], y[1])
+    first, second = torch.from_numpy(x.view(np.int64)), torch.from_numpy(y.view(np.int64))
+    return Words(first[0], second[0], first[1], second[1])
 
 
 def in_torch(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
@@ -107,8 +107,8 @@ def uniforms(
     """
     first = int(stream) * _BLOCKS_PER_STREAM
     blocks = torch.arange(first, first - (-count // _LANES_PER_BLOCK), device=row.device)
-    counter = (word.unsqueeze(-1) for word in (_like(position, row), row, _like(step, row)))
-    words = philox(Words(*counter, blocks), (seed & _LOW_32, (seed >> 32) & _LOW_32))
+    a, b, c = (word.unsqueeze(-1) for word in (_like(position, row), row, _like(step, row)))
+    words = philox(Words(a, b, c, blocks), (seed & _LOW_32, (seed >> 32) & _LOW_32))
     lanes = _to_uniform(torch.stack([words.a, words.c], dim=-1), torch.stack([words.b, words.d], dim=-1))
     return lanes.flatten(-2)[..., :count]
 
