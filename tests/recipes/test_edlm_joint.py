@@ -46,7 +46,8 @@ def test_the_denoiser_it_starts_from_is_the_one_of_its_own_recipe_and_the_energy
     assert within["pretrain"] == {key: alone[key] for key in within["pretrain"]}
     assert within["denoiser"] == alone["output_dir"]
     differing = {key for key in within.keys() & energy.keys() if within[key] != energy[key]}
-    assert differing == {"recipe", "output_dir"}
+    batches = {"steps", "batch_size", "optimizer", "warmup_steps", "ema_decay", "valid_every", "save_every"}
+    assert differing == {"recipe", "output_dir"} | (batches if name == "tiny" else set())  # measured for energies alone
 
 
 @pytest.mark.slow
