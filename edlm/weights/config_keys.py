@@ -67,7 +67,11 @@ def rope(folder: Path, config: Mapping[str, Any], theta: float | None = None) ->
         if one != other:
             raise ValueError(f"{folder}/config.json: rope_scaling = {one} and rope_parameters = {other} differ")
     found = {**given["rope_scaling"], **given["rope_parameters"]}
-    bases = {value for value in (found.get("rope_theta"), config.get("rope_theta")) if value is not None}
+    given_bases = [value for value in (found.get("rope_theta"), config.get("rope_theta")) if value is not None]
+    for value in given_bases:
+        if not isinstance(value, int | float):
+            raise ValueError(f"{folder}/config.json: rope_theta = {value!r} must be a number")
+    bases = set(given_bases)
     if len(bases) > 1:
         raise ValueError(f"{folder}/config.json: rope_theta is given twice, as {sorted(bases)}")
     kind = found.get("rope_type") or found.get("type") or "default"
@@ -82,7 +86,7 @@ def require_type(folder: Path, name: str, section: Mapping[str, Any]) -> None:
         kind = each.get("rope_type") or each.get("type") or "default"
         if {"rope_type", "type"} <= each.keys() and each["rope_type"] != each["type"]:
             raise ValueError(f"{folder}/config.json: {where} has two types, {each['rope_type']} and {each['type']}")
-        if kind not in _OF_TYPE:
+        if not isinstance(kind, str) or kind not in _OF_TYPE:
             known = ", ".join(_OF_TYPE)
             raise ValueError(f"{folder}/config.json: {where}: rope_type = {kind!r} must be one of {known}")
         unknown = sorted(each.keys() - _NAMES - set(_OF_TYPE[kind]))

@@ -107,3 +107,22 @@ def test_a_key_that_is_on_and_that_nothing_reads_is_refused_and_notes_are_not() 
         config_keys.require_known(AT, {**many, "e": 2, "d": 1}, {"d"})
     told = ", ".join(f"{name} = {2 if name == 'e' else 'x' * 60}" for name in "abcef")
     assert str(error.value) == f"m/config.json: not known, and may change the network: {told}"
+
+
+@pytest.mark.parametrize("value", [{}, {"a": 1}, [], ["default"], "1e4"], ids=str)
+@pytest.mark.parametrize("section", [None, "rope_scaling", "rope_parameters"])
+def test_a_base_of_rotary_positions_that_is_no_number_is_named(value: object, section: str | None) -> None:
+    config = (
+        {"rope_theta": value}
+        if section is None
+        else {section: {"rope_type": "default", "rope_theta": value, "factor": None}}
+    )
+    with pytest.raises(ValueError, match="rope_theta"):
+        config_keys.rope(Path("model"), config)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, ["linear"], 3], ids=str)
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_a_type_of_rotary_positions_that_is_no_word_is_named(value: object, key: str) -> None:
+    with pytest.raises(ValueError, match=r"rope_type = .* must be one of"):
+        config_keys.rope(Path("model"), {"rope_scaling": {key: value, "factor": 2.0}})
