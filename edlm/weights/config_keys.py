@@ -67,15 +67,19 @@ def rope(folder: Path, config: Mapping[str, Any], theta: float | None = None) ->
         if one != other:
             raise ValueError(f"{folder}/config.json: rope_scaling = {one} and rope_parameters = {other} differ")
     found = {**given["rope_scaling"], **given["rope_parameters"]}
-    given_bases = [value for value in (found.get("rope_theta"), config.get("rope_theta")) if value is not None]
-    for value in given_bases:
-        if not isinstance(value, int | float):
-            raise ValueError(f"{folder}/config.json: rope_theta = {value!r} must be a number")
-    bases = set(given_bases)
-    if len(bases) > 1:
-        raise ValueError(f"{folder}/config.json: rope_theta is given twice, as {sorted(bases)}")
     kind = found.get("rope_type") or found.get("type") or "default"
-    return {**_without_base(found), "rope_type": kind, "rope_theta": bases.pop() if bases else theta}
+    return {**_without_base(found), "rope_type": kind, "rope_theta": _base(folder, found, config, theta)}
+
+
+def _base(folder: Path, section: Mapping[str, Any], config: Mapping[str, Any], theta: float | None) -> float | None:
+    """Read the base of rotary positions from a section or the config itself, else `theta`. Raises as `rope` does."""
+    bases = [value for value in (section.get("rope_theta"), config.get("rope_theta")) if value is not None]
+    for value in bases:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{folder}/config.json: rope_theta = {value!r} must be a number")
+    if len(set(bases)) > 1:
+        raise ValueError(f"{folder}/config.json: rope_theta is given twice, as {sorted(set(bases))}")
+    return bases[0] if bases else theta
 
 
 def require_type(folder: Path, name: str, section: Mapping[str, Any]) -> None:
