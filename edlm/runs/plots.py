@@ -124,10 +124,9 @@ def plain_numbers(axis: Any, steps: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
 
 def plain_powers(axis: Any, most: float) -> None:
     """Write 1, 2, 4, ... on a logarithmic axis of base 2, up to the power above the largest value."""
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
     axis.set_major_locator(FixedLocator([2.0**power for power in range(24) if 2.0**power <= 1.5 * most]))
-    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
