@@ -85,11 +85,11 @@ def test_a_row_knows_its_own_number_and_prompt_only(data: st.DataObject, spec: S
 @quick
 @given(st.data(), specs(), st.integers(2, 4), seeds)
 def test_prompts_of_other_rows_change_nothing(data: st.DataObject, spec: Spec, b: int, seed: int):
-    start = filled_up(data.draw(prompts(spec, b)), spec, b)
-    order = torch.tensor(data.draw(st.permutations(range(b))))
-    tokens, permuted = (tokens_of(spec.pipeline(), b, seed=seed, prompt=prompt) for prompt in (start, start[order]))
-    same = (start == start[order]).all(1)
-    assert torch.equal(tokens[same], permuted[same])
+    start, other = (filled_up(data.draw(prompts(spec, b)), spec, b) for _ in range(2))
+    row = data.draw(st.integers(0, b - 1))
+    other[row] = start[row]
+    tokens, beside_others = (tokens_of(spec.pipeline(), b, seed=seed, prompt=prompt) for prompt in (start, other))
+    assert torch.equal(tokens[row], beside_others[row])
 
 
 @pytest.mark.parametrize("selection", [None, *CORRECTED])
