@@ -63,6 +63,7 @@ class JointTraining:
     def setup(self) -> None:
         """Read the corpus, build the network from the denoiser, and the training pipeline."""
         settings = self.settings
+        energy.require_room(settings, self.start.max_length)
         corpus = schemas.build(settings["corpus"], "corpus")
         self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.start.max_length)
         torch.manual_seed(settings["seed"])

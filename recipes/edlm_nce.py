@@ -64,6 +64,7 @@ class EnergyByNCE:
     def setup(self) -> None:
         """Read the corpus, build the energy network and the contrastive pipeline."""
         settings = self.settings
+        energy.require_room(settings, self.denoiser.max_length)
         corpus = schemas.build(settings["corpus"], "corpus")
         self.blocks = corpora.load_blocks(corpus, self.vocabulary, self.denoiser.max_length)
         torch.manual_seed(settings["seed"])

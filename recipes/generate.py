@@ -76,11 +76,12 @@ class Generate:
         done = processes.from_first(self.texts_done)
         if done:
             print(f"{self.output} holds {done} texts of these settings already; overwrite=true draws them anew")
-        batches = [(min(size, total - first), first) for first in range(done, total, size)]
+        firsts = range(done, total, size)  # of every batch; a list of them would be as long as the work
         started = time.monotonic()
         with processes.bar(total=total, initial=done, unit="text") as bar:
-            for first in range(0, len(batches), world):
-                drawn = processes.spread(lambda batch: self.drawn(*batch), batches[first : first + world])
+            for number in range(0, len(firsts), world):
+                at_once = firsts[number : number + world]
+                drawn = processes.spread(lambda first: self.drawn(min(size, total - first), first), at_once)
                 records = list(itertools.chain.from_iterable(drawn))  # no file is made before the first texts are there
                 files.append_jsonl(self.output, map(_records.sealed, records))
                 bar.update(len(records))

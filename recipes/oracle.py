@@ -8,6 +8,7 @@ edlm run oracle --config markov64        # the same at length 64; markov256 is l
 from collections.abc import Mapping
 from typing import Any
 
+from edlm import limits
 from edlm.frontier import card, draws, exact_plot, exact_report, grid, sweeps
 from edlm.frontier import exact as exact_figures
 from edlm.frontier import learning as frontier_learning
@@ -53,6 +54,8 @@ class Oracle:
         self.folder = environment.writable("output_dir", settings["output_dir"])
         self.device = environment.device_of({**settings, "device": "cpu"})
         frontier_learning.require_sources(settings["sweeps"], settings["learn"])
+        for key in ("num_samples", "bounded_texts", "entropy_texts"):
+            limits.require_texts(key, settings[key], settings["length"])
         if max(settings["distances"]) >= settings["length"]:
             raise ValueError(f"distances = {settings['distances']} must be below length = {settings['length']}")
 

@@ -1,6 +1,6 @@
 """Held-out texts gone through as often as needed, and the bounds of a denoiser over such draws."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -27,20 +27,30 @@ class Draws(NamedTuple):
     seed: int
     device: torch.device
 
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Give the numbers of rows (b,) and their texts (b, l) of every batch."""
-        return [(row, self.texts(row)) for row in self._rows()]
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the numbers of rows (b,) and their texts (b, l) of every batch."""
+        return ((row, self.texts(row)) for row in map(self._rows_from, self._firsts))
 
     def spread(self, work: Callable[[Tensor, Tensor], R], shown: str | None = None) -> list[R]:
         """Work on every batch, `(row, x_0)`, each in one process and known to all; see `processes.spread`."""
-        return processes.spread(lambda row: work(row, self.texts(row)), self._rows(), shown)
+
+        def from_first(first: int) -> R:
+            row = self._rows_from(first)
+            return work(row, self.texts(row))
+
+        return processes.spread(from_first, self._firsts, shown)
 
     def texts(self, row: Tensor) -> Tensor:
         """Give the texts (b, l) of rows (b,)."""
         return self.blocks[(row % len(self.blocks)).cpu()].to(self.device)
 
-    def _rows(self) -> tuple[Tensor, ...]:
-        return torch.arange(self.num_rows, device=self.device).split(self.batch_size)
+    @property
+    def _firsts(self) -> range:
+        """The first row of every batch, which takes no memory however many there are."""
+        return range(0, self.num_rows, self.batch_size)
+
+    def _rows_from(self, first: int) -> Tensor:
+        return torch.arange(first, min(first + self.batch_size, self.num_rows), device=self.device)
 
 
 def of_settings(blocks: Rows, rows: int, settings: Mapping[str, Any], device: torch.device) -> Draws:

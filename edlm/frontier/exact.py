@@ -1,7 +1,7 @@
 """Figures of a sampler beside a source of a known law: exact distances, where texts are few, bounds, samples."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from edlm.samplers import plans
 from edlm.samplers.sampler import Sampler
 
 Figures = dict[str, list[float]]  # name -> [mean, standard error]
+_TOKENS = 1 << 16  # of the texts that are bounded at a time
 Known = list[tuple[Sampler, Transitions]]  # what steps write, of samplers on any plan
 
 
@@ -61,11 +62,21 @@ def of_sampler(sampler: Sampler, beside: Beside, known: Known | None = None) -> 
     if beside.is_small and not enumeration.missing(sampler):
         figures |= _exact(sampler, beside, [] if known is None else known)
     if not bounds.missing(sampler):
-        keys = (torch.tensor(beside.seed), torch.arange(len(beside.bounded)))
-        bound = bounds.of_sampler(sampler, beside.bounded, *keys).nats
-        found = estimate(bound + hidden_markov.log_prob(beside.source, beside.bounded) / beside.length)
+        found = estimate(torch.cat([_of_rows(sampler, row, beside) for row in _rows(beside)]))
         figures["kl_bound"] = [found.mean, found.standard_error]
     return figures
+
+
+def _rows(beside: Beside) -> Iterable[Tensor]:
+    """So many texts at a time that their tokens take little memory."""
+    return torch.arange(len(beside.bounded)).split(max(1, _TOKENS // beside.length))
+
+
+def _of_rows(sampler: Sampler, row: Tensor, beside: Beside) -> Tensor:
+    """Bound the KL of these texts, in nats per token (n,)."""
+    texts = beside.bounded[row]
+    bound = bounds.of_sampler(sampler, texts, torch.tensor(beside.seed), row).nats
+    return bound + hidden_markov.log_prob(beside.source, texts) / beside.length
 
 
 def _law(sampler: Sampler, length: int, known: Known) -> Tensor:
@@ -97,12 +108,13 @@ def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:
     numbers = tokens[:, :-distance] * symbols + tokens[:, distance:]
     counts = torch.zeros(n, symbols**2, dtype=torch.float64)
     counts = counts.scatter_add(1, numbers, torch.ones_like(numbers, dtype=torch.float64))
-    weights = torch.cat(
-        [torch.ones(1, n, dtype=torch.float64), quality.replicate_weights(n, beside.seed, beside.replicates)]
-    )
-    laws = weights @ counts
-    far = (laws / laws.sum(-1, keepdim=True) - wanted).abs().sum(-1) / 2
-    return [float(far[0]), float(far[1:].std())]
+
+    def far(weights: Tensor) -> Tensor:
+        law = weights @ counts
+        return (law / law.sum() - wanted).abs().sum() / 2
+
+    found = quality.bootstrap(far, [n], beside.seed, beside.replicates)
+    return [found.mean, found.standard_error]
 
 
 def of_costs(costs: Mapping[str, Any]) -> Figures:

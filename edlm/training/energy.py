@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edlm import limits
 from edlm.evaluation import contrast, correction, draws
 from edlm.evaluation.draws import Draws
 from edlm.likelihood.estimates import Estimate
@@ -179,6 +180,12 @@ class JointPlan(NamedTuple):
         own = ("num_energy_layers", "denoiser_rate", "transition_steps", "objective", "num_negatives")
         told = {key: self.settings[key] for key in (*own, "nelbo_weight", "energy_weight", "dropout")}
         return {**told, **_start_notes(self.start, corpus), "scope": "transition"}
+
+
+def require_room(settings: Mapping[str, Any], length: int) -> None:
+    """Raise ValueError for more drafts of a batch than may be in memory at once, in training or in the report."""
+    for key in ("num_negatives", "report_particles"):
+        limits.require_texts(key, settings[key], length, settings["batch_size"])
 
 
 def trained_ar(settings: Mapping[str, Any], start: Found) -> TrainedAr | None:

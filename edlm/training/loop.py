@@ -14,7 +14,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import contracts
+from edlm import contracts, limits
 from edlm.data import pieces
 from edlm.data.pieces import Rows
 from edlm.data.vocabulary import Vocabulary
@@ -72,6 +72,7 @@ class TrainingRun:
         self.per_token, self.sample, self.form = per_token, sample, form
         self.device = next(network.parameters()).device
         _settings.check(settings)
+        limits.require_texts("batch_size", settings["batch_size"], blocks.shape[1])
         self.weights = Weights(network, settings["parallel"], settings["precision"])  # its average is eager
         if settings["compile"]:
             execution.compile_blocks(network)

@@ -1,12 +1,16 @@
 """Signals that ask a run to stop: after the step, in all its processes, and at once for whoever asks again."""
 
+import os
 import signal
 import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Self
 
+from edlm.runs import processes
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STDERR = 2  # written to directly: the signal may have interrupted who holds the lock of `sys.stderr`
 _IMPATIENT = 1.0  # seconds: a signal that comes twice within is one signal, sent to a process and to its group
 
 
@@ -41,4 +45,7 @@ class Stopping:
         now = time.monotonic()
         if self._asked is not None and now - self._asked[1] > _IMPATIENT:  # do not wait for the step to end
             raise KeyboardInterrupt
-        self._asked = self._asked or (number, now)
+        if self._asked is None:
+            self._asked = number, now
+            if processes.rank() == 0:
+                os.write(_STDERR, b"\nstopping after this step; Ctrl-C again stops at once, without it\n")

@@ -22,7 +22,7 @@ def of(batch_size: int, rows: int = 7) -> Draws:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 9])
 def test_blocks_are_gone_through_in_their_order_as_often_as_rows_need(batch_size: int) -> None:
-    batches = of(batch_size).batches()
+    batches = [*of(batch_size).batches()]
     assert torch.cat([row for row, _ in batches]).tolist() == list(range(7))
     assert torch.equal(torch.cat([x_0 for _, x_0 in batches]), TEXTS[[0, 1, 2, 0, 1, 2, 0]])
     assert max(len(row) for row, _ in batches) <= batch_size

@@ -28,6 +28,18 @@ def test_what_no_process_was_asked_is_not_agreed_and_one_vote_is_enough() -> Non
         assert asked.agreed == agreed
 
 
+@pytest.mark.parametrize(("rank", "times"), [(0, 1), (1, 0)])
+def test_the_first_process_says_once_what_happens(
+    rank: int, times: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stopping.processes, "rank", lambda: rank)
+    with Stopping():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    said = capfd.readouterr().err
+    assert said == "\nstopping after this step; Ctrl-C again stops at once, without it\n" * times
+
+
 def test_a_signal_that_comes_again_later_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "_IMPATIENT", -1.0)
     with Stopping():
