@@ -10,6 +10,7 @@ from typing import Any, Self
 from edlm.runs import processes
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TOLD = b"\nstopping at the end of this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
 _STDERR = 2  # written to directly: the signal may have interrupted who holds the lock of `sys.stderr`
 _IMPATIENT = 1.0  # seconds: a signal that comes twice within is one signal, sent to a process and to its group
 
@@ -48,4 +49,4 @@ class Stopping:
         if self._asked is None:
             self._asked = number, now
             if processes.rank() == 0:
-                os.write(_STDERR, b"\nstopping after this step; Ctrl-C again stops at once, without it\n")
+                os.write(_STDERR, _TOLD)

@@ -8,6 +8,8 @@ import pytest
 from edlm.training import stopping
 from edlm.training.stopping import Stopping
 
+TOLD = "stopping at the end of this step, with a checkpoint; Ctrl-C again stops at once, without one"
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_a_vote_and_handlers_are_as_before_afterwards(number: signal.Signals) -> None:
@@ -37,7 +39,7 @@ def test_the_first_process_says_once_what_happens(
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
     said = capfd.readouterr().err
-    assert said == "\nstopping after this step; Ctrl-C again stops at once, without it\n" * times
+    assert said == f"\n{TOLD}\n" * times
 
 
 def test_a_signal_that_comes_again_later_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
