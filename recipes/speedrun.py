@@ -52,7 +52,7 @@ class Speedrun:
         pairs = [(variant, seed) for seed in settings["seeds"] for variant in self.changes]
         self.trainings = {f"{variant}, seed {seed}": (variant, seed) for variant, seed in pairs}
         base = {f"base.{key}": value for key, value in settings["base"].items()}
-        shared = {key: settings[key] for key in SETTINGS.keys() - {"base", "only", "seeds", "variants", "targets"}}
+        shared = {key: settings[key] for key in SETTINGS if key not in ("base", "only", "seeds", "variants", "targets")}
         own = card.card({**shared, **base}, self.device, text=corpus.fingerprint)
         changes = {name: self.changes[variant] for name, (variant, _) in self.trainings.items()}
         self.lines = processes.from_first(lambda: Lines(self.folder, "speedrun", own, changes))
