@@ -84,9 +84,8 @@ class Evaluate:
 
     def setup(self) -> None:
         """Read the texts and the samples, and cut the texts into excerpts."""
-        settings, longest = self.settings, self.models.max_length
-        if (settings["length"] or longest) > longest:
-            raise ValueError(f"length = {settings['length']} must lie in 1..{longest}, what the networks take")
+        settings = self.settings
+        cards.require_sizes(settings, self.models.max_length)
         self.documents = cards.documents(settings)
         self.texts = [cards.text_set(*each, settings, self.models) for each in self.documents.items()]
         self.singles = cards.single_tokens(settings, self.models.vocabulary)

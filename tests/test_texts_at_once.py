@@ -5,8 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import frontier_folder
 import pytest
 import torch
+from running import Runner
 from smallest import settings_of
 from tiny_runs import LENGTH, tiny_run
 from torch import Tensor
@@ -18,7 +20,7 @@ from edlm.frontier import exact
 from edlm.frontier.exact import Beside
 from edlm.likelihood import bounds, hidden_markov
 from edlm.likelihood.estimates import Estimate, estimate
-from edlm.recipes import edlm_joint, edlm_nce, generate, oracle
+from edlm.recipes import edlm_joint, edlm_nce, evaluate, generate, oracle
 from edlm.samplers import corrections
 from edlm.samplers.plans import TokensPerPass
 from edlm.samplers.sampler import Sampler
@@ -63,12 +65,76 @@ def test_texts_of_a_source_are_as_many_as_are_allowed(key: str, tmp_path: Path, 
         oracle.Oracle({**settings, key: 6})
 
 
+SAMPLES = {"num_samples": 2, "num_particles": 1}
+SAMPLER = "{correction: {name: chain_rule}, candidates: 3, plan: {name: grid, num_steps: 2}}"
+CLOSING = {"num_samples": 2, "num_completions": 1}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "times"),
+    [
+        ("samples", "num_particles", 3),
+        ("closing", "num_samples", 1),
+        ("closing", "num_completions", 3),
+    ],
+)
+def test_texts_at_the_end_of_a_training_are_as_many_as_are_allowed(
+    section: str, key: str, times: int, at_most: Callable[[int], None]
+) -> None:
+    settings = {"num_negatives": 1, "report_particles": 1, "batch_size": 3, "samples": SAMPLES, "closing": CLOSING}
+    most = 12 // times
+    at_most(12 * 5)
+    energy.require_room({**settings, section: {**settings[section], key: most}}, length=5)
+    of = "" if times == 1 else f" for each of {times}"
+    with pytest.raises(limits.TooLarge, match=rf"^{section}\.{key} = {most + 1} texts of 5 tokens{of}: tokens = "):
+        energy.require_room({**settings, section: {**settings[section], key: most + 1}}, length=5)
+    more = {**settings, "samples": {"num_samples": 4, "num_particles": 4}}  # more texts than rows of a batch
+    with pytest.raises(limits.TooLarge, match=r"^samples\.num_particles = 4 texts of 5 tokens for each of 4: tokens"):
+        energy.require_room(more, length=5)
+
+
+@pytest.mark.parametrize("key", ["num_particles", "num_completions", "log_z_particles"])
+def test_drafts_of_an_evaluation_are_as_many_as_are_allowed(key: str, at_most: Callable[[int], None]) -> None:
+    """Before the texts are read: there are none here."""
+    at_most(3 * 4 * 5)
+    found = object.__new__(evaluate.Evaluate)
+    found.settings = {"num_particles": 1, "num_completions": 1, "log_z_particles": 1, "batch_size": 3, "length": None}
+    found.settings[key] = 5
+    found.models = SimpleNamespace(max_length=5)
+    with pytest.raises(limits.TooLarge, match=rf"^{key} = 5 texts of 5 tokens for each of 3: tokens = 75 must be"):
+        found.setup()
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("num_particles", ["num_particles=3", "energy=chain_rule"]),
+        (
+            "sampler.candidates",
+            [f"sampler={SAMPLER}"],
+        ),
+    ],
+)
+def test_candidates_of_generated_texts_are_as_many_as_are_allowed(
+    key: str, words: list[str], tmp_path: Path, run: Runner, at_most: Callable[[int], None]
+) -> None:
+    frontier_folder.write(tmp_path)
+    own = [f"denoiser={tmp_path / 'denoiser'}", f"output={tmp_path / 'texts.jsonl'}", "num_samples=2", "num_steps=2"]
+    at_most(2 * 3 * frontier_folder.LENGTH)
+    assert run("generate", "energy=null", *own, *words, "overwrite=true").status == 0
+    at_most(2 * 3 * frontier_folder.LENGTH - 1)
+    ran = run("generate", "energy=null", *own, *words, "overwrite=true")
+    told = f"edlm: {key} = 3 texts of {frontier_folder.LENGTH} tokens for each of 2: tokens = "
+    assert ran.status == 2
+    assert ran.said.startswith(told)
+
+
 @pytest.mark.parametrize("key", ["num_negatives", "report_particles"])
 @pytest.mark.parametrize("recipe", [edlm_nce.EnergyByNCE, edlm_joint.JointTraining])
 def test_drafts_of_a_batch_are_as_many_as_are_allowed(recipe: Any, key: str, at_most: Callable[[int], None]) -> None:
     """Before the corpus is read: there is none here."""
     at_most(3 * 4 * 5)
-    settings = {"num_negatives": 1, "report_particles": 1, "batch_size": 3}
+    settings = {"num_negatives": 1, "report_particles": 1, "batch_size": 3, "samples": SAMPLES}
     energy.require_room({**settings, key: 4}, length=5)
     found = object.__new__(recipe)
     found.settings = {**settings, key: 5}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edlm import samplers
+from edlm import limits, samplers
 from edlm.data import corpora
 from edlm.data.vocabulary import Vocabulary
 from edlm.evaluation import drafted
@@ -177,6 +177,9 @@ def _pipeline(settings: Mapping[str, Any], found: Sources) -> tuple[Pipeline, li
     if found.correction is not None:
         energies["energy" if settings["ar"] is None else "ar"] = found.correction.parts(found.denoiser).energy
     sampler, told = configs.sampler_of(settings, found.denoiser, found.correction, energies, offered(found))
+    key = "sampler.candidates" if settings.get("sampler") else "num_particles"
+    rows = min(settings["batch_size"], settings["num_samples"])
+    limits.require_texts(key, sampler.most, min(length, window), each_of=rows)
     return execution.accelerate(pipelines.pipeline(sampler, min(length, window)), settings["execution"]), told
 
 

@@ -183,9 +183,14 @@ class JointPlan(NamedTuple):
 
 
 def require_room(settings: Mapping[str, Any], length: int) -> None:
-    """Raise ValueError for more drafts of a batch than may be in memory at once, in training or in the report."""
+    """Raise ValueError for more drafts than may be in memory at once: of a batch, and of the texts at the end."""
+    rows, samples, closing = settings["batch_size"], settings["samples"], settings.get("closing")
     for key in ("num_negatives", "report_particles"):
-        limits.require_texts(key, settings[key], length, settings["batch_size"])
+        limits.require_texts(key, settings[key], length, rows)
+    limits.require_texts("samples.num_particles", samples["num_particles"], length, max(rows, samples["num_samples"]))
+    if closing is not None:
+        limits.require_texts("closing.num_samples", closing["num_samples"], length)
+        limits.require_texts("closing.num_completions", closing["num_completions"], length, rows)
 
 
 def trained_ar(settings: Mapping[str, Any], start: Found) -> TrainedAr | None:
