@@ -34,7 +34,8 @@ import torch
 from edlm.cli import commands
 from edlm.runs import exits
 
-FAMILIES = ("command lines", "run files", "checkpoints", "corpora")
+FAMILIES = ("command lines", "run files", "checkpoints", "corpora", "huge numbers")
+OF_WORDS = ("command lines", "huge numbers")  # which may be accepted and at work for hours
 FAULTS = ("traceback", "silent", "executed", "memory", "time", "status")
 SECONDS, MEMORY = 60, 2 << 30
 PATIENCE = 4  # seconds, after which a command line that was accepted is stopped by Ctrl-C
@@ -147,6 +148,10 @@ def _case(base: Path, family: str, number: int, seed: int) -> Case:
     if family == "command lines":
         words, must_refuse = fuzz_lines.words(rng)
         did = " ".join(f"{word[:60]!r}" for word in words)
+    elif family == "huge numbers":
+        lines = fuzz_lines.huge(base / "configs")
+        words = lines[(number + seed) % len(lines)]
+        did = " ".join(words)
     else:
         name, reader = rng.choice(list(fuzz_folder.READERS[family].items()))
         words = list(reader.words)
@@ -155,7 +160,7 @@ def _case(base: Path, family: str, number: int, seed: int) -> Case:
         what = fuzz_damage.file(rng, file)
         known = not file.is_file() or fuzz_damage.detectable(file, what, file.read_bytes())
         did = f"{name}: {file} {what}"
-    patience = PATIENCE if family == "command lines" else SECONDS
+    patience = PATIENCE if family in OF_WORDS else SECONDS
     ended = _in_a_child(folder, lambda: commands.main(words), memory=MEMORY, patience=patience)
     changed = must_refuse
     if reader is not None and known and ended.status == 0:
@@ -167,7 +172,7 @@ def _case(base: Path, family: str, number: int, seed: int) -> Case:
 
 
 def _verdict(ended: Ended, wrong: bool, executed: bool, family: str) -> str:
-    no_room = family != "command lines" and any(words in ended.said for words in _NO_ROOM)
+    no_room = family not in OF_WORDS and any(words in ended.said for words in _NO_ROOM)
     faults = {
         "executed": executed,
         "time": ended.seconds >= SECONDS,

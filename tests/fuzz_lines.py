@@ -1,6 +1,7 @@
 """Command lines at random: every command and every recipe, with keys, values and words that nobody meant."""
 
 import random
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from edlm.runs import settings as schemas
 
+HUGE = (10**7, 10**9)
 ARGUMENTS = (
     *("--help", "--config", "--nproc_per_node", "--nproc_per_node=0", "--nproc_per_node=x", "--nproc_per_node=1.5"),
     *("--nnodes=x", "--to", "--to=hf", "--tokenizer=text8", "--tokenizer=nothing", "--part=energy", "--num-heads=0"),
@@ -176,3 +178,21 @@ def _recipe(rng: random.Random) -> tuple[list[str], bool]:
         "true",
         "2020-01-01",
     )
+
+
+@cache
+def huge(configs: Path) -> list[list[str]]:
+    """Every whole number of every recipe's config, made huge: command lines, one after the other."""
+    found = []
+    for config in sorted(configs.glob("*.yaml")):
+        for key in _whole_numbers(yaml.safe_load(config.read_text("utf-8"))):
+            found += [["run", config.stem, "--config", str(config), f"{key}={size}"] for size in HUGE]
+    return found
+
+
+def _whole_numbers(values: Any, above: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "pretrain":  # the denoiser is there
+            yield from _whole_numbers(value, f"{above}{key}.")
+        elif type(value) is int and key not in ("seed", "threads"):
+            yield f"{above}{key}"
