@@ -32,6 +32,7 @@ class Planter:
     def __init__(self, folder: Path, questions: Iterable[str], answers: TextIO) -> None:
         self.folder, self.questions, self.answers = folder, questions, answers
         self.asked: set[Path] = set()
+        self.several = False
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> int | None:
@@ -46,6 +47,12 @@ class Planter:
     def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
         """Leave out at once what nobody asked for."""
         return None if collection_path in self.asked else True
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Of several tests that are asked for, run the first case of each."""
+        if self.several:
+            items[:] = {item.nodeid.partition("[")[0]: item for item in reversed(items)}.values()
 
     def results(self, config: pytest.Config, work: Sequence[Planted]) -> list[tuple[int, str]]:
         """Exit status and output of the tests of each fault."""
@@ -72,6 +79,7 @@ class Planter:
         """Exit status of pytest with these tests."""
         files = {Path(name.partition("::")[0]) for name in names}
         self.asked = files.union(*(file.parents for file in files))
+        self.several = len(names) > 1
         config.args = names
         return int(config.hook.pytest_cmdline_main(config=config))
 
