@@ -1,8 +1,4 @@
-"""Run tests against packages with a planted fault, in children of one process that has imported the heavy libraries.
-
-As a program it reads lines of json, each a list of pairs (folder, tests), and answers each with a line: exit status and
-output of every pair. A child imports the package from its folder, because nothing of it has been imported before.
-"""
+"""Copies of the package to plant faults in, and tests that run against them in forks of one process."""
 
 import atexit
 import compileall
@@ -17,17 +13,14 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import hypothesis.strategies  # noqa: F401  imported here, once, for all children
 import pytest
-import scipy.stats  # noqa: F401
-import tensordict.nn  # noqa: F401
-import torch
-from torchtune import config  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-profile=no-shrinking"]
@@ -38,11 +31,11 @@ OUT_OF_TIME = -9  # the status of a child that was stopped
 
 def package_in(folder: Path) -> None:
     """Copy the package as it is installed and compiled: the recipes inside of it."""
-    shutil.copytree(_compiled(), folder, dirs_exist_ok=True)
+    shutil.copytree(compiled(), folder, dirs_exist_ok=True)
 
 
 @cache
-def _compiled() -> Path:
+def compiled() -> Path:
     """What is copied. A module with a fault is compiled anew, because its source has another hash."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -61,10 +54,27 @@ def run_in_child(
     work: int = resource.RLIM_INFINITY,
     plugins: Sequence[object] = (),
 ) -> tuple[int, str]:
-    """Exit status of pytest and what it printed, from a forked child.
+    """Exit status of pytest and what it printed, from a forked child that imports the package from a folder.
 
     It is stopped after `limit` seconds, and after `work` seconds of the processor. `words` choose tests by their marks,
     as `pytest -m`; by default those run that `pytest` alone would run.
+    """
+
+    def run() -> int:
+        resource.setrlimit(resource.RLIMIT_CPU, (work, work))
+        sys.path.insert(0, folder)
+        os.environ["PYTHONPATH"] = folder  # for the processes a test starts itself
+        os.chdir(folder)
+        return int(pytest.main([*OPTIONS, "-m", words, *names], plugins=list(plugins)))
+
+    status, output = in_child(run, limit)
+    return OUT_OF_TIME if status is None else status, output
+
+
+def in_child(work: Callable[[], Any], limit: float | None = None) -> tuple[Any, str]:
+    """Give what a function returns in a forked child, and what it printed.
+
+    In place of the result is -1 where it raises, None where it does not end or is stopped after `limit` seconds.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -72,34 +82,21 @@ def run_in_child(
         os.close(read)
         os.setsid()  # what a test starts is stopped with it
         gc.freeze()  # what the parent has imported is not looked through again
-        resource.setrlimit(resource.RLIMIT_CPU, (work, work))
-        sys.path.insert(0, folder)
-        os.environ["PYTHONPATH"] = folder  # for the processes a test starts itself
-        os.chdir(folder)
-        printed = io.StringIO()
-        status = -1
+        printed, result = io.StringIO(), -1
         try:
             with redirect_stdout(printed), redirect_stderr(printed):
-                status = int(pytest.main([*OPTIONS, "-m", words, *names], plugins=list(plugins)))
+                result = work()
+        except BaseException:
+            traceback.print_exc(file=printed)
         finally:  # a child never goes on as its parent
             with os.fdopen(write, "w") as pipe:
-                json.dump([status, printed.getvalue()[-3000:]], pipe)
+                json.dump([result, printed.getvalue()[-3000:]], pipe)
             os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
         in_time = bool(select.select([pipe], [], [], limit)[0])
         told = pipe.read() if in_time else ""  # nothing from a child that was stopped
-    status, output = json.loads(told) if told else (OUT_OF_TIME, "")
     if not in_time:
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return status, output
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what else is printed is no answer
-    for line in sys.stdin:
-        answers.write(json.dumps([run_in_child(folder, names) for folder, names in json.loads(line)]) + "\n")
-        answers.flush()
+    return tuple(json.loads(told)) if told else (None, "")

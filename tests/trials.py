@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import heavy  # noqa: F401
 import pytest
 from planting import OUT_OF_TIME, ROOT, package_in, run_in_child
 from reach import NO_TIME, Known, Reach

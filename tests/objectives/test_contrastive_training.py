@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from fault import Fault
+from planting import package_in
 from running import Runner
 from smallest import CLOSING, NETWORK, TEXTS, UPDATES, denoiser_words, train, words_of
-from test_planted_faults import package_in, plant
+from test_planted_faults import plant
 from torch import Tensor, nn
 
 from edlm import contracts

@@ -1,6 +1,7 @@
 """Recipes: configs are valid, a mistake gets one line, a stopped run resumes bit for bit, the whole path works."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from running import Runner
 from safetensors.torch import load
 from smallest import TEXTS, ar_words, denoiser_words, energy_words
+from together import fork, wait
 
 from edlm.cli import commands
 from edlm.data import corpora, vocabulary
@@ -251,36 +253,37 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(run:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
     overrides = [*denoiser_words(tmp_path), "steps=100000", "save_every=100000", "valid_every=100000"]
-    command = [sys.executable, "-m", "edlm.cli.commands", "run", "pretrain_denoiser", *overrides, "decay=constant"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    words = ["run", "pretrain_denoiser", *overrides, "decay=constant"]
+    child = fork(lambda: commands.main(words), tmp_path / "said")
     deadline = time.monotonic() + 120
     log = tmp_path / "metrics.jsonl"
     while not (log.is_file() and log.read_text().count("\n") > 2) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, error
+    os.kill(child, number)
+    status, error = wait(child), (tmp_path / "said").read_text()
+    assert status == 128 + number, error
     step = int(sorted((tmp_path / "checkpoints").glob("step_*"))[-1].name.removeprefix("step_"))
     assert f"stopped at step {step}; the same command goes on" in error
-    again = [word.replace("steps=100000", f"steps={step + 2}") for word in command]
-    subprocess.run(again, check=True, capture_output=True, cwd=tmp_path)
+    again = [word.replace("steps=100000", f"steps={step + 2}") for word in words]
+    assert wait(fork(lambda: commands.main(again), tmp_path / "said")) == 0, (tmp_path / "said").read_text()
     assert sorted((tmp_path / "checkpoints").glob("step_*"))[-1].name == f"step_{step + 2:08d}"
 
 
 @pytest.mark.slow
 def test_the_whole_path_runs_through_the_command_line(tmp_path: Path) -> None:
-    """Denoiser, energy, report, samples, generation with a prompt: as on a fresh machine, in its smallest form."""
+    """Denoiser, energy, report, samples, generation with a prompt: as on a fresh machine, in its smallest form.
+
+    The first command starts an interpreter of its own, as a person's does; the others are children of this process.
+    """
 
     def edlm(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "edlm.cli.commands", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
+        said = tmp_path / "said"
+        said.unlink(missing_ok=True)
+        status = wait(fork(lambda: commands.main(arguments), said))
+        return subprocess.CompletedProcess(arguments, status, said.read_text(), said.read_text())
 
-    first = edlm("run", "edlm_nce", *energy_words(tmp_path))
+    command = [sys.executable, "-m", "edlm.cli.commands", "run", "edlm_nce", *energy_words(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert first.returncode == 0, first.stderr
     assert "training it first, 6 steps" in first.stdout
     ways = ("plain, one token a pass:", "corrected by the energy", "written in order")
