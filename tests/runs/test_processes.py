@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,20 +20,11 @@ from together import fork, start, together, wait
 from torch import Tensor
 
 from edlm.nn.networks import Transformer
-from edlm.runs import entry, plots, processes
+from edlm.runs import entry, processes
 from edlm.runs import settings as schemas
 from edlm.training import loop
 from edlm.training import settings as training_settings
 from edlm.weights import checkpoints
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pixels() -> Iterator[None]:
-    """Pictures of a dozen trainings take longer than these."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "save", lambda figure, path: path.touch())
-        yield
-
 
 RATES = {"warmup_steps": 1, "decay": "constant", "optimizer.lr": 0.002, "valid_rows": 20, "log_every": 1, "threads": 1}
 
