@@ -125,8 +125,8 @@ FAULTS = [
     Fault(
         "the last partial batch is dropped",
         "recipes/generate.py",
-        "for first in range(done, total, size)",
-        "for first in range(done, total - total % size, size)",
+        "firsts = range(done, total, size)",
+        "firsts = range(done, total - total % size, size)",
         "tests/recipes/test_generate.py::test_every_sample_is_written_whatever_the_batch_size",
     ),
     Fault(

@@ -36,6 +36,7 @@ ENERGY |= {"samples.num_samples": 2, "samples.num_steps": 2, "samples.num_partic
 JOINT = {key: value for key, value in ENERGY.items() if not key.startswith("closing")}
 DRAWN = {**fuzz_folder.MACHINE, "seed": 3, "denoiser": MODELS["denoiser"], "output": "OUT/texts.jsonl"}
 DRAWN |= {"num_samples": 3, "batch_size": 2, "num_steps": 3, "num_particles": 2, "window": "[0.0, 1.0]"}
+OF_AR = {**DRAWN, "denoiser": None, "energy": None, "ar": MODELS["ar"]}
 COMPARED = {**SMALL, **MODELS, "ngrams": "[1, 2]", "replicates": 5, "batch_size": 2}
 LAWS = {key: value for key, value in COMPARED.items() if key not in ("judge", "ngrams", "replicates")}
 EVALUATED = {**COMPARED, "rows": 4, "num_steps": 2, "num_particles": 2, "num_completions": 2, "log_z_particles": 2}
@@ -66,6 +67,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> recipe, and changes o
     "generate": ("generate", {**DRAWN, "energy": MODELS["energy"]}),
     "in_order_texts": ("generate", {**DRAWN, "energy": "chain_rule", "selection": "speculative", "prompt": "ab"}),
     "plain_texts": ("generate", {**DRAWN, "energy": None, "temperature": 0.8, "nucleus": 0.9}),
+    "ar_texts": ("generate", {**OF_AR, "temperature": 0.9}),
+    "drafted_texts": ("generate", {**OF_AR, "drafts": "{ahead: 2, counts: models/text, order: 2, tokens: 100}"}),
     "evaluate": ("evaluate", EVALUATED),
     "evaluate_transition": ("evaluate", {**EVALUATED, "energy": None, "transition": MODELS["transition"]}),
     "frontier": ("frontier", {**COMPARED, "sweeps": CORRECTED, "num_samples": 4}),

@@ -154,6 +154,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "edlm.samplers.speculative": {"step": PLAIN},
     "edlm.samplers.stages": {"propose": PLAIN},
+    "edlm.limits": {"require_texts": {"each_of": 1}},
     "edlm.likelihood.bounds": {"of_sampler": {"num_completions": 1}},
     "edlm.likelihood.enumeration": {"transitions": {"proposal_temperature": 1.0}},
     "edlm.likelihood.hidden_markov": {

@@ -160,6 +160,15 @@ def test_a_network_of_ours_begins_as_its_seed_says(tmp_path: Path) -> None:
     assert not torch.equal(weights(3, drawn_before=1), weights(4, drawn_before=1))
 
 
+def test_a_tokenizer_that_is_given_is_read_where_the_folder_has_none(tmp_path: Path) -> None:
+    start = hub_model(tmp_path / "hub")
+    wanted = large.load_vocabulary(start, add_mask=True).fingerprint
+    elsewhere = (start / "tokenizer.json").rename(tmp_path / "other.json")
+    made = PretrainAr(settings(start, tmp_path / "run", tokenizer=elsewhere))
+    made.setup()
+    assert made.plan.vocabulary.fingerprint == made.plan.identity["tokenizer"] == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "gpt2"])
 def test_a_family_that_transformers_runs_is_trained_further_and_read_by_it(kind: str, tmp_path: Path) -> None:
