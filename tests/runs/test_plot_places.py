@@ -59,6 +59,17 @@ def test_a_word_goes_around_what_is_drawn_above_its_point_and_is_left_out_where_
     assert not full.texts
 
 
+def test_a_word_goes_around_the_bar_of_an_error_and_lies_on_what_is_filled() -> None:
+    axes = panel()
+    axes.errorbar([0.5], [0.75], yerr=[0.24], fmt="none")  # from just above the point to the top
+    plot_labels.name_points(axes, [Mark(0.5, 0.5, "one", "C0")])
+    assert axes.texts[0].get_position()[1] < 0.5
+    shaded = panel()
+    shaded.fill_between([0.0, 1.0], [0.0, 0.0], [1.0, 1.0])
+    plot_labels.name_points(shaded, [Mark(0.5, 0.5, "one", "C0")])
+    assert shaded.texts[0].get_position()[1] > 0.5
+
+
 @pytest.mark.parametrize(("x", "side", "beside"), [(0.02, 4, "left"), (0.5, 0, "center"), (0.98, -4, "right")])
 @pytest.mark.parametrize(("y", "share", "down"), [(9.0, 1.0, -9), (-9.0, 0.0, 9)])
 def test_the_value_of_an_outlier_stands_inside_of_the_panel(
