@@ -48,11 +48,14 @@ def test_one_token_more_is_refused_with_what_allows_it(at_most: Callable[[int], 
         limits.require_texts("rows", 4, 5, each_of=4)
 
 
-def test_a_batch_has_as_many_tokens_as_are_allowed(tmp_path: Path, at_most: Callable[[int], None]) -> None:
+@pytest.mark.parametrize("key", ["batch_size", "valid_rows"])
+def test_texts_of_a_training_are_as_many_as_are_allowed(
+    key: str, tmp_path: Path, at_most: Callable[[int], None]
+) -> None:
     at_most(5 * LENGTH)
-    tiny_run(tmp_path / "five", batch_size=5)
-    with pytest.raises(limits.TooLarge, match=rf"^batch_size = 6 texts of {LENGTH} tokens: tokens = {6 * LENGTH} must"):
-        tiny_run(tmp_path / "six", batch_size=6)
+    tiny_run(tmp_path / "five", **{key: 5})
+    with pytest.raises(limits.TooLarge, match=rf"^{key} = 6 texts of {LENGTH} tokens: tokens = {6 * LENGTH} must"):
+        tiny_run(tmp_path / "six", **{key: 6})
 
 
 @pytest.mark.parametrize("key", ["num_samples", "bounded_texts", "entropy_texts"])

@@ -72,7 +72,8 @@ class TrainingRun:
         self.per_token, self.sample, self.form = per_token, sample, form
         self.device = next(network.parameters()).device
         _settings.check(settings)
-        limits.require_texts("batch_size", settings["batch_size"], blocks.shape[1])
+        for key in ("batch_size", "valid_rows"):
+            limits.require_texts(key, settings[key], blocks.shape[1])
         self.weights = Weights(network, settings["parallel"], settings["precision"])  # its average is eager
         if settings["compile"]:
             execution.compile_blocks(network)
