@@ -74,11 +74,15 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> recipe, and changes o
     "frontier": ("frontier", {**COMPARED, "sweeps": CORRECTED, "num_samples": 4}),
     "likelihoods": ("likelihoods", {**LAWS, "sweeps": WAYS, "labels": "{}", "rows": 3, "nelbo_draws": 2}),
     "oracle": ("oracle", {**fuzz_folder.settings()["oracle"], "sweeps": EXACT, "distances": "[1, 2]"}),
-    "distill": ("distill", {**TRAINED, **SMALL, "denoiser": MODELS["denoiser"], "rounds": 2, "num_steps": 8}),
+    "distill": (
+        "distill",
+        {**TRAINED, **SMALL, "optimizer.lr": 0.0005, "denoiser": MODELS["denoiser"], "rounds": 2, "num_steps": 8},
+    ),
     "speedrun": ("speedrun", {**RACED, **fuzz_folder.TEXTS, **fuzz_folder.MACHINE, "only": "[published, Muon]"}),
 }
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])", re.IGNORECASE)
-_HASH = re.compile(r"\b(?=(?:[0-9]*[a-f]){2})[0-9a-f]{12,}\b")  # two letters: an exponent has one
+# In quotes, or with two letters: the exponent of a number has one.
+_HASH = re.compile(r'(?<=")[0-9a-f]{12,}(?=")|\b(?=(?:[0-9]*[a-f]){2})[0-9a-f]{12,}\b')
 _OF_THE_MACHINE = re.compile(r'"(torch|python|edlm)": "[^"]*"|cpu, \w+')
 _LEFT_OUT = ("tokenizer.json", "vocabulary.json", "training.json")
 _CLOSE = 1e-2  # of a number: sums of float32 differ between processors, and training lets them grow
