@@ -13,6 +13,7 @@ PARAMETERS = 400_000_000  # of a network that is built: 1.6 GB in float32
 LAYERS = 1_000
 LENGTH = 1 << 17  # the longest text of a network
 TEXT_TOKENS = 1 << 24  # of texts that are in memory at once, such as a batch
+SOURCE_SIZE = 1 << 12  # symbols or hidden states of a random source, whose tables hold its square
 SIZE = 1 << 24  # of any other size that the config of a large model names, such as a width
 TENSORS = 20_000  # in one file of weights or of training state
 HEADER_BYTES = 16 << 20  # of a safetensors file: names and shapes
@@ -58,7 +59,7 @@ def require(where: str | Path, what: str, found: int, limit: int) -> None:
 def require_texts(key: str, count: int, length: int, each_of: int = 1) -> None:
     """Raise TooLarge, naming the key, for more texts of this length than may be in memory at once.
 
-    each_of: so many others that each have `count` of them.
+    each_of: how many texts of a batch have so many each.
     """
     of = "" if each_of == 1 else f" for each of {each_of}"
     require(f"{key} = {count} texts of {length} tokens{of}", "tokens", count * length * each_of, TEXT_TOKENS)

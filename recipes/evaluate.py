@@ -19,7 +19,7 @@ from edlm.runs import entry, environment, files, tables
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.samplers import configs
-from edlm.weights import sources
+from edlm.weights import named, sources
 
 SETTINGS: Schema = {
     "recipe": schemas.choice("evaluate"),
@@ -85,7 +85,7 @@ class Evaluate:
     def setup(self) -> None:
         """Read the texts and the samples, and cut the texts into excerpts."""
         settings = self.settings
-        cards.require_sizes(settings, self.models.max_length)
+        scores.require_room(settings, named.length_of(settings, self.models))
         self.documents = cards.documents(settings)
         self.texts = [cards.text_set(*each, settings, self.models) for each in self.documents.items()]
         self.singles = cards.single_tokens(settings, self.models.vocabulary)

@@ -64,9 +64,7 @@ class Frontier:
     def setup(self) -> None:
         """Expand the sweeps, choose real text to compare with, and find what an earlier run has finished."""
         settings = self.settings
-        length = settings["length"] or self.models.max_length
-        if length > self.models.max_length:
-            raise ValueError(f"length = {length} must lie in 1..{self.models.max_length}, what the networks take")
+        length = named.length_of(settings, self.models)
         if max(settings["ngrams"]) > length:
             raise ValueError(f"ngrams = {settings['ngrams']} must be at most length = {length}")
         self.grid = grid.expand(settings["sweeps"], grid.sources(self.models), length)

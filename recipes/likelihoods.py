@@ -59,9 +59,8 @@ class Likelihoods:
     def setup(self) -> None:
         """Choose the texts, expand the sweeps, and find what an earlier run has finished."""
         settings, models = self.settings, self.models
-        length = settings["length"] or models.max_length
-        if length > models.max_length:
-            raise ValueError(f"length = {length} must lie in 1..{models.max_length}, what the networks take")
+        length = named.length_of(settings, models)
+        scores.require_room(settings, length)
         documents = list(getattr(schemas.build(settings["corpus"], "texts"), settings["split"]))
         excerpts = pieces.excerpts(documents, models.vocabulary, length, True, 0)
         least_given = 1 if models.ar is not None and models.ar.bos_id is None else 0

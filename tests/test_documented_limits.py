@@ -11,7 +11,8 @@ MIB = 1 << 20
 DOCUMENTED = {  # the value, and the line of `checkpoints.md` that says so
     "PARAMETERS": (400_000_000, "| 400,000,000 (1.6 GB in float32) |"),
     "LAYERS": (1_000, "| its layers, its longest text | 1,000 and 131,072 |"),
-    "TEXT_TOKENS": (16_777_216, "of a batch with its drafts, texts of `oracle` | 16,777,216 |"),
+    "TEXT_TOKENS": (16_777_216, "a validation, the texts of `oracle` | 16,777,216 |"),
+    "SOURCE_SIZE": (4_096, "| symbols or hidden states of a random source | 4,096 |"),
     "LENGTH": (131_072, "| its layers, its longest text | 1,000 and 131,072 |"),
     "TENSORS": (20_000, "| tensors in one file | 20,000 |"),
     "HEADER_BYTES": (16 * MIB, "a large model's `tokenizer.json` | 16 MB, 8 MB, 64 MB |"),

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from edlm import limits
 from edlm.data.pieces import Blocks
+from edlm.evaluation import scores
 from edlm.evaluation.draws import Draws
 from edlm.frontier import exact
 from edlm.frontier.exact import Beside
 from edlm.likelihood import bounds, hidden_markov
 from edlm.likelihood.estimates import Estimate, estimate
-from edlm.recipes import edlm_joint, edlm_nce, evaluate, generate, oracle
+from edlm.recipes import edlm_joint, edlm_nce, evaluate, generate, likelihoods, oracle
 from edlm.samplers import corrections
 from edlm.samplers.plans import TokensPerPass
 from edlm.samplers.sampler import Sampler
@@ -96,13 +97,20 @@ def test_texts_at_the_end_of_a_training_are_as_many_as_are_allowed(
         energy.require_room(more, length=5)
 
 
-@pytest.mark.parametrize("key", ["num_particles", "num_completions", "log_z_particles"])
-def test_drafts_of_an_evaluation_are_as_many_as_are_allowed(key: str, at_most: Callable[[int], None]) -> None:
-    """Before the texts are read: there are none here."""
+SCORED = {
+    evaluate.Evaluate: ("num_particles", "num_completions", "num_passes", "log_z_particles"),
+    likelihoods.Likelihoods: ("num_completions", "num_passes"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "key"), [(recipe, key) for recipe, keys in SCORED.items() for key in keys])
+def test_what_scoring_draws_is_as_much_as_is_allowed(recipe: Any, key: str, at_most: Callable[[int], None]) -> None:
+    """Before the texts are read: there are none here. A key that is null has no limit."""
     at_most(3 * 4 * 5)
-    found = object.__new__(evaluate.Evaluate)
-    found.settings = {"num_particles": 1, "num_completions": 1, "log_z_particles": 1, "batch_size": 3, "length": None}
-    found.settings[key] = 5
+    settings = {**dict.fromkeys(SCORED[recipe], 4), "num_passes": None, "batch_size": 3, "length": None}
+    scores.require_room(settings, length=5)
+    found = object.__new__(recipe)
+    found.settings = {**settings, key: 5}
     found.models = SimpleNamespace(max_length=5)
     with pytest.raises(limits.TooLarge, match=rf"^{key} = 5 texts of 5 tokens for each of 3: tokens = 75 must be"):
         found.setup()
@@ -205,3 +213,14 @@ def test_texts_bounded_a_few_at_a_time_have_the_figures_of_all_at_once(monkeypat
     assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     monkeypatch.setattr(exact, "_TOKENS", 3)  # not even one
     assert exact.of_sampler(sampler, beside)["kl_bound"] == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_random_source_has_as_many_symbols_and_states_as_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDLM_LIMITS", raising=False)
+    monkeypatch.setattr(limits, "SOURCE_SIZE", 4)
+    assert hidden_markov.random_hidden_markov(0, hidden=4, symbols=4).emission.shape == (4, 4)
+    for hidden, symbols, told in ((4, 5, "symbols = 5"), (5, 4, "hidden = 5")):
+        with pytest.raises(limits.TooLarge, match=rf"^source: {told} must be at most 4; EDLM_LIMITS=2 "):
+            hidden_markov.random_hidden_markov(0, hidden=hidden, symbols=symbols)
+    with pytest.raises(limits.TooLarge, match=r"^source: symbols = 5 must be at most 4"):
+        hidden_markov.random_markov(0, symbols=5)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import edlm
-from edlm import limits
 from edlm.contracts import Energy
 from edlm.data import pieces
 from edlm.data.pieces import Excerpt
@@ -65,15 +64,6 @@ def documents(settings: Mapping[str, Any]) -> dict[str, list[str]]:
             raise ValueError(f"zero_shot names {name!r} twice")
         found[name] = texts
     return found
-
-
-def require_sizes(settings: Mapping[str, Any], longest: int) -> None:
-    """Raise ValueError for longer texts than the networks take, and for more drafts than may be in memory at once."""
-    length = settings["length"] or longest
-    if length > longest:
-        raise ValueError(f"length = {length} must lie in 1..{longest}, what the networks take")
-    for key in ("num_particles", "num_completions", "log_z_particles"):
-        limits.require_texts(key, settings[key], length, settings["batch_size"])
 
 
 def text_set(name: str, documents: list[str], settings: Mapping[str, Any], models: Models) -> TextSet:

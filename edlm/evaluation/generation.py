@@ -179,8 +179,9 @@ def _pipeline(settings: Mapping[str, Any], found: Sources) -> tuple[Pipeline, li
     sampler, told = configs.sampler_of(settings, found.denoiser, found.correction, energies, offered(found))
     key = "sampler.candidates" if settings.get("sampler") else "num_particles"
     rows = min(settings["batch_size"], settings["num_samples"])
-    limits.require_texts(key, sampler.most, min(length, window), each_of=rows)
-    return execution.accelerate(pipelines.pipeline(sampler, min(length, window)), settings["execution"]), told
+    pipeline = pipelines.pipeline(sampler, min(length, window))
+    limits.require_texts(key, sampler.most, pipeline.length, each_of=rows)
+    return execution.accelerate(pipeline, settings["execution"]), told
 
 
 def _of_pipeline(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from edlm import limits
 from edlm.contracts import Energy
 from edlm.likelihood import baselines as baseline_bounds
 from edlm.likelihood import bounds, nelbo, orders, paper_nelbo
@@ -53,6 +54,13 @@ class Scores(NamedTuple):
 
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], Scores]  # tokens, scored, seed, row
+
+
+def require_room(settings: Mapping[str, Any], length: int) -> None:
+    """Raise ValueError for more drafts or passes of a batch than may be in memory at once."""
+    for key in ("num_particles", "num_completions", "num_passes", "log_z_particles"):
+        if settings.get(key) is not None:
+            limits.require_texts(key, settings[key], length, each_of=settings["batch_size"])
 
 
 def scorers(models: Models, settings: Mapping[str, Any]) -> Iterator[tuple[str, Score]]:

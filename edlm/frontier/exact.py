@@ -68,7 +68,7 @@ def of_sampler(sampler: Sampler, beside: Beside, known: Known | None = None) -> 
 
 
 def _rows(beside: Beside) -> Iterable[Tensor]:
-    """So many texts at a time that their tokens take little memory."""
+    """Number the texts, so many at a time that they take little memory."""
     return torch.arange(len(beside.bounded)).split(max(1, _TOKENS // beside.length))
 
 
@@ -106,11 +106,10 @@ def _pairs(tokens: Tensor, distance: int, beside: Beside) -> list[float]:
     symbols, n = beside.source.num_symbols, len(tokens)
     wanted = hidden_markov.pair_law(beside.source, beside.length, distance).flatten()
     numbers = tokens[:, :-distance] * symbols + tokens[:, distance:]
-    counts = torch.zeros(n, symbols**2, dtype=torch.float64)
-    counts = counts.scatter_add(1, numbers, torch.ones_like(numbers, dtype=torch.float64))
 
     def far(weights: Tensor) -> Tensor:
-        law = weights @ counts
+        each = weights.repeat_interleave(numbers.shape[1])
+        law = torch.bincount(numbers.flatten(), each, minlength=symbols**2)
         return (law / law.sum() - wanted).abs().sum() / 2
 
     found = quality.bootstrap(far, [n], beside.seed, beside.replicates)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
-from edlm import contracts
+from edlm import contracts, limits
 from edlm.declaration import stage
 from edlm.models import energies
 from edlm.process import categorical, noise, schedules
@@ -247,6 +247,7 @@ def _require_sizes(hidden: int, symbols: int) -> None:
     for name, size, least in (("symbols", symbols, 2), ("hidden", hidden, 1)):
         if size < least:
             raise ValueError(f"{name} = {size} must be at least {least}")
+        limits.require("source", name, size, limits.SOURCE_SIZE)
 
 
 def _random_laws(seed: int, part: int, rows: int, columns: int, strength: float) -> Tensor:

@@ -186,11 +186,12 @@ def require_room(settings: Mapping[str, Any], length: int) -> None:
     """Raise ValueError for more drafts than may be in memory at once: of a batch, and of the texts at the end."""
     rows, samples, closing = settings["batch_size"], settings["samples"], settings.get("closing")
     for key in ("num_negatives", "report_particles"):
-        limits.require_texts(key, settings[key], length, rows)
-    limits.require_texts("samples.num_particles", samples["num_particles"], length, max(rows, samples["num_samples"]))
+        limits.require_texts(key, settings[key], length, each_of=rows)
+    texts = max(rows, samples["num_samples"])
+    limits.require_texts("samples.num_particles", samples["num_particles"], length, each_of=texts)
     if closing is not None:
         limits.require_texts("closing.num_samples", closing["num_samples"], length)
-        limits.require_texts("closing.num_completions", closing["num_completions"], length, rows)
+        limits.require_texts("closing.num_completions", closing["num_completions"], length, each_of=rows)
 
 
 def trained_ar(settings: Mapping[str, Any], start: Found) -> TrainedAr | None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from edlm.runs import processes
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_TOLD = b"\nstopping at the end of this step, with a checkpoint; Ctrl-C again stops at once, without one\n"
+_TOLD = b"\nstopping at the end of this step, with a checkpoint; a second Ctrl-C stops at once, without one\n"
 _STDERR = 2  # written to directly: the signal may have interrupted who holds the lock of `sys.stderr`
 _IMPATIENT = 1.0  # seconds: a signal that comes twice within is one signal, sent to a process and to its group
 

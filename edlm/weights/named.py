@@ -62,6 +62,14 @@ class Models(NamedTuple):
     learned: Diffusion | None = None
 
 
+def length_of(settings: Mapping[str, Any], models: Models) -> int:
+    """Give the length of texts that a config asks for, the longest by default. Raises ValueError for a longer one."""
+    length = settings["length"] or models.max_length
+    if length > models.max_length:
+        raise ValueError(f"length = {length} must lie in 1..{models.max_length}, what the networks take")
+    return int(length)
+
+
 def load(settings: Mapping[str, Any], device: torch.device, wrapped: bool | None = None) -> Models:
     """Load `denoiser`, `energy` and `ar` of a config, and `transition` and `joint` where it has these keys.
 

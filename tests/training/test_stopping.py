@@ -8,7 +8,7 @@ import pytest
 from edlm.training import stopping
 from edlm.training.stopping import Stopping
 
-TOLD = "stopping at the end of this step, with a checkpoint; Ctrl-C again stops at once, without one"
+TOLD = "stopping at the end of this step, with a checkpoint; a second Ctrl-C stops at once, without one"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
