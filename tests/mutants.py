@@ -1,6 +1,7 @@
 """A campaign of small mutations: how many changes of the source does a test notice?
 
     python tests/mutants.py runs/mutants.jsonl --seed 1 --number 100     # plants them; stopped, it goes on where it was
+    python tests/mutants.py runs/sample.jsonl --seed 1 --number 100 --nearest   # a quick sample
     python tests/mutants.py runs/mutants.jsonl --learn                   # first: which functions every test enters
     python tests/mutants.py runs/mutants.jsonl --again --times 10        # survivors once more, with more time for tests
     python tests/mutants.py runs/mutants.jsonl --report                  # figures, and the diffs of what survived
@@ -42,6 +43,8 @@ TABLES = (
     "recipes/test_setting_limits.py",
 )  # of many modules; they name each of them once, and are quick
 OF_RECIPES = "recipes/test_entries.py", "recipes/test_setting_words.py"  # of every recipe; they import none by name
+ON_RECORD = "tests/recipes/test_recorded_runs.py"  # enters most of the library
+NEAREST = 4  # files of a quick sample
 Record = dict[str, Any]
 
 
@@ -147,15 +150,18 @@ def _is_name(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
-def judge(mutant: Mutant, tests: trials.Plan) -> Record:
-    """Plant it, run its tests and say what became of it."""
+def judge(mutant: Mutant, tests: trials.Plan, nearest: bool = False) -> Record:
+    """Plant it, run its tests and say what became of it. nearest: four files and the runs on record, and no more."""
     begin, work = time.perf_counter(), trials.worked()
     source = (ROOT / mutant.file).read_text("utf-8")
     within = function_at(source, mutant.mutation.line, mutant.mutation.column)
     function, changed = within and f"{mutant.installed}::{within}", {mutant.installed: mutant.mutation.applied(source)}
     near = tests_of(mutant.file)
     far = [file for file in tests.known.entering(function or "") if file not in near]
-    verdict, output, left_out = trials.try_out([*near, *far], changed, function, tests)
+    if nearest:
+        verdict, output, left_out = trials.try_all([*near[:1], ON_RECORD, *near[1:NEAREST]], changed, tests)
+    else:
+        verdict, output, left_out = trials.try_out([*near, *far], changed, function, tests)
     by = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
     record: dict[str, Any] = {"name": mutant.name, "file": mutant.file, "verdict": verdict, "by": by[:1]}
     record |= {"seconds": round(time.perf_counter() - begin, 1), "work": round(trials.worked() - work, 1)}
@@ -192,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=float, default=900.0, help="seconds for the tests of one mutant")
     parser.add_argument("--times", type=float, default=1.0, help="as many times more seconds for the tests of a mutant")
     parser.add_argument("--learn", action="store_true", help="run every test once, and plant nothing")
+    parser.add_argument("--nearest", action="store_true", help="try four files and the runs on record; learn nothing")
     parser.add_argument("--again", action="store_true", help="run survivors that are not judged equivalent once more")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)
@@ -210,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         again = options.again and before and before["verdict"] == "survived" and before["judged"] != "equivalent"
         if before and not again:
             continue
-        record = judge(mutant, tests)
+        record = judge(mutant, tests, options.nearest)
         done[mutant.name] = record
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -121,6 +122,22 @@ def try_out(files: Sequence[str], changed: dict[str, str], function: str | None,
     return Outcome("survived", "", left_out)
 
 
+def try_all(files: Sequence[str], changed: dict[str, str], plan: Plan) -> Outcome:
+    """Run all tests of some files, in their order, against a package with changed files, until one fails."""
+    tests = [str(ROOT / name) for name in files]
+
+    def run(changes: dict[str, str]) -> tuple[int, str]:
+        with _with(changes) as folder:
+            return run_in_child(str(folder), tests, plan.words, plan.limit)
+
+    status, output = run(changed)
+    if status in (PASSED, NONE_RAN):
+        return Outcome("survived", "", 0)
+    hangs = status == OUT_OF_TIME
+    noticed = not hangs or run({})[0] != OUT_OF_TIME  # unless the tests take as long without the change
+    return Outcome(("hung" if hangs else "killed") if noticed else "unknown", output, 0)
+
+
 def _rounds(files: Sequence[str], function: str | None, plan: Plan) -> Iterator[tuple[list[str], int]]:
     """Yield the files or tests of each round, with the seconds of the processor that it has."""
     for number, (part, seconds) in enumerate(zip(ROUNDS, BUDGETS, strict=True)):
@@ -140,25 +157,32 @@ def _run(
     budget: int,
     done: Collection[str] = (),
 ) -> tuple[int, str, int]:
-    folder = _package()
-    told, learned = folder / "told.json", folder / "learned.json"
-    told.write_text("[{}, 0]", "utf-8")
-    learned.unlink(missing_ok=True)
-    before = {name: (folder / name).read_text("utf-8") for name in changed}
-    plugins = [_Round(told, plan.seconds, budget, done), Reach(plan.known, folder, learned, function)]
-    try:
-        for name, text in changed.items():
-            (folder / name).write_text(text, encoding="utf-8")
+    with _with(changed) as folder:
+        told, learned = folder / "told.json", folder / "learned.json"
+        told.write_text("[{}, 0]", "utf-8")
+        learned.unlink(missing_ok=True)
+        plugins = [_Round(told, plan.seconds, budget, done), Reach(plan.known, folder, learned, function)]
         tests = [str(ROOT / name) for name in names]
         status, output = run_in_child(str(folder), tests, plan.words, plan.limit, budget + ONE_TEST, plugins)
-    finally:
-        for name, text in before.items():
-            (folder / name).write_text(text, encoding="utf-8")
     found, left_out = json.loads(told.read_text("utf-8"))
     plan.seconds.update(found)
     if learned.exists():
         plan.known.learn(json.loads(learned.read_text("utf-8")))
     return status, output, left_out
+
+
+@contextmanager
+def _with(changed: dict[str, str]) -> Iterator[Path]:
+    """The copy of the package, with some files changed meanwhile."""
+    folder = _package()
+    before = {name: (folder / name).read_text("utf-8") for name in changed}
+    try:
+        for name, text in changed.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        yield folder
+    finally:
+        for name, text in before.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 @cache
