@@ -14,7 +14,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from edlm import contracts, limits
+from edlm import contracts
 from edlm.data import pieces
 from edlm.data.pieces import Rows
 from edlm.data.vocabulary import Vocabulary
@@ -71,9 +71,7 @@ class TrainingRun:
         self.identity = {**identity, "seed": seed}
         self.per_token, self.sample, self.form = per_token, sample, form
         self.device = next(network.parameters()).device
-        _settings.check(settings)
-        for key in ("batch_size", "valid_rows"):
-            limits.require_texts(key, settings[key], blocks.shape[1])
+        _settings.check(settings, blocks.shape[1])
         self.weights = Weights(network, settings["parallel"], settings["precision"])  # its average is eager
         if settings["compile"]:
             execution.compile_blocks(network)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from edlm import limits
 from edlm.runs import processes
 from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
@@ -60,9 +61,15 @@ SETTINGS: Schema = {
 WITHOUT_TIMES: Schema = {key: check for key, check in SETTINGS.items() if key != "time_low"}
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for a batch that some process or part would have no row of, and for a validation left out."""
+def check(settings: Mapping[str, Any], length: int) -> None:
+    """Raise ValueError for settings of a training on texts of this length that do not go together.
+
+    These are a batch that some process or part would have no row of, more texts than may be in memory at once, cut
+    matrices under Muon, and a validation left out.
+    """
     require_rows(settings)
+    for key in ("batch_size", "valid_rows"):
+        limits.require_texts(key, settings[key], length)
     _require_whole_matrices(settings)
     _require_validation_at_the_end(settings)
 

@@ -9,6 +9,7 @@ import torch
 
 from edlm.runs import files, locks, processes
 from edlm.training import energy, log, state
+from edlm.training import settings as training_settings
 from edlm.training.resume import SettingsChanged
 from edlm.weights import checkpoints, kinds, large, loading, whole
 from edlm.weights.loading import Found
@@ -38,6 +39,8 @@ def load(settings: Mapping[str, Any], device: torch.device, pretrain: Pretrain) 
     if plan is not None and plan["patience"] is not None:
         raise ValueError(f"pretrain.patience = {plan['patience']} must be null: `edlm run pretrain_denoiser` has one")
     if plan is not None and not processes.from_first(lambda: _finished(path, plan["steps"])):
+        training_settings.check(settings, plan["length"])  # else the energy's would be told after hours
+        energy.require_room(settings, plan["length"])
         with locks.alone("denoiser", path):
             _train(path, plan, {key: settings[key] for key in ("seed", "device", "threads", "corpus")}, pretrain)
     else:

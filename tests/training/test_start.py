@@ -148,9 +148,15 @@ def test_what_holds_no_denoiser_of_drafts_is_refused(tmp_path: Path, notes: dict
     [
         ("pretrain.objective=sedd", "pretrain.objective = 'sedd' must be mdlm or chain_rule"),
         ("pretrain.patience=2", "pretrain.patience = 2 must be null"),
+        ("accumulate=9", "batch_size = 8 must be at least accumulate = 9"),
+        ("patience=2 valid_every=4", "steps = 6 must be a multiple of valid_every = 4"),
+        ("batch_size=600000", "batch_size = 600000 texts of 32 tokens: tokens = 19200000 must be at most"),
+        ("num_negatives=70000", "num_negatives = 70000 texts of 32 tokens for each of 8: tokens = "),
     ],
 )
-def test_a_plan_that_trains_another_is_refused_before_it_is_trained(tmp_path: Path, word: str, said: str) -> None:
+def test_a_wrong_plan_of_either_training_is_refused_before_the_denoiser_is_trained(
+    tmp_path: Path, word: str, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
-        starts.load(settings_of("edlm_nce", *energy_words(tmp_path), word), CPU, pretrain_denoiser.main)
+        starts.load(settings_of("edlm_nce", *energy_words(tmp_path), *word.split()), CPU, pretrain_denoiser.main)
     assert not list(tmp_path.iterdir())
