@@ -138,6 +138,9 @@ BROKEN_ENERGIES = {
     "finite or \\+inf, never NaN or -inf; rows 1": of(
         lambda x: torch.where(torch.arange(len(x)).unsqueeze(1) == 1, torch.nan, mean_token(x))
     ),
+    "energies are finite or \\+inf, never NaN or -inf; rows 0, 1, 2": of(  # the second candidate of each
+        lambda x: torch.where(torch.arange(x.shape[1]) == 1, -torch.inf, mean_token(x))
+    ),
     "floating-point numbers, not torch.int64": of(lambda x: x.sum(-1)),
     "shape \\(b, k\\) = \\(3, 4\\), not \\(3,\\)": of(lambda x: mean_token(x)[:, 0]),
     "the input 'candidates' is not edited": of(edits),

@@ -135,13 +135,15 @@ def test_a_tensor_beside_the_models_own_is_refused_by_name(tmp_path: Path) -> No
 def test_a_damaged_file_gets_one_line(tmp_path: Path) -> None:
     content = written(tmp_path).read_bytes()
     counts, first = content[:8], content[24:]
-    far = (1 << 60).to_bytes(8, "little")
+    far, one_more = (size.to_bytes(8, "little") for size in (1 << 60, limits.TENSORS + 1))
     lists = content.index(b"tokenizer.ggml.token_type") + len(b"tokenizer.ggml.token_type") + 8
     damaged = {
         "cut off": [content[:40], content[:3000], content[: len(content) // 2], content[:-40]],
         "does not begin as one": [b"", b"GGUF", content[:12], b"PK" + content[2:]],
         "tensors = .* must be at most": [counts + far + content[16:]],
         "keys = .* must be at most": [content[:16] + far + first],
+        f"tensors = {limits.TENSORS + 1} must be at most": [counts + one_more + content[16:]],
+        f"keys = {limits.TENSORS + 1} must be at most": [content[:16] + one_more + first],
         "entries of a list = .* must be at most": [content[:lists] + far + content[lists + 8 :]],
     }
     for said, each in damaged.items():
