@@ -1,15 +1,14 @@
 """A campaign of small mutations: how many changes of the source does a test notice?
 
     python tests/mutants.py runs/mutants.jsonl --seed 1 --number 100     # plants them; stopped, it goes on where it was
-    python tests/mutants.py runs/sample.jsonl --seed 1 --number 100 --nearest   # a quick sample
-    python tests/mutants.py runs/mutants.jsonl --learn                   # first: which functions every test enters
-    python tests/mutants.py runs/mutants.jsonl --again --times 10        # survivors once more, with more time for tests
+    python tests/mutants.py runs/mutants.jsonl --seed 1 --number 100 --again 20   # survivors, with 20 files of tests
     python tests/mutants.py runs/mutants.jsonl --report                  # figures, and the diffs of what survived
 
-Each mutant is one change of one module, planted in a copy of the package. The tests of the module run against it: the
-file of its name and those that import it (`tests_of`). A line of the results says what became of it: `killed`, with the
-test; `survived`; or `hung` (stopped by the limit, in which the tests pass without it; counted as killed). What survived
-is judged by hand in the file: `"judged": "equivalent"` (no result changes) or `"gap"` (a test is missing).
+Each mutant is one change of one module, planted in a copy of the package. Tests of the module run against it: the file
+of its name, the runs on record, and files that import it, the nearest first (`tests_of`). A line of the results says
+what became of it: `killed`, with the test; `survived`; or `hung` (stopped by the limit, in which the tests pass without
+it; counted as killed). What survived is judged by hand in the file: `"judged": "equivalent"` (no result changes) or
+`"gap"` (a test is missing).
 """
 
 import argparse
@@ -29,10 +28,8 @@ import mutations
 import torch
 import trials
 from planting import ROOT
-from reach import Known, function_at
 
 TESTS = ROOT / "tests"
-MOST_FILES = 12  # of tests for one mutant; the nearest ones
 TABLES = (
     "test_argument_limits.py",
     "test_constants.py",
@@ -44,7 +41,7 @@ TABLES = (
 )  # of many modules; they name each of them once, and are quick
 OF_RECIPES = "recipes/test_entries.py", "recipes/test_setting_words.py"  # of every recipe; they import none by name
 ON_RECORD = "tests/recipes/test_recorded_runs.py"  # enters most of the library
-NEAREST = 4  # files of a quick sample
+NEAREST = 4  # files of tests for one mutant, beside the runs on record
 Record = dict[str, Any]
 
 
@@ -112,7 +109,7 @@ def tests_of(file: str) -> list[str]:
     near = [path for path in _users({module}) if path not in named]
     above = {dotted(other) for other in modules() if module in imported(ROOT / other)}
     far = [path for path in _users(above) if path not in (*named, *near)]
-    first, rest = [*named, *near, *far][:2], [*named, *near, *far][2:MOST_FILES]
+    first, rest = [*named, *near, *far][:2], [*named, *near, *far][2:]
     tables = [path for path in map(TESTS.joinpath, TABLES) if path in [*near, *far]]
     tables += [TESTS / name for name in OF_RECIPES if file.startswith("recipes/")]
     files = dict.fromkeys([*first, *tables, *rest])
@@ -150,22 +147,16 @@ def _is_name(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
-def judge(mutant: Mutant, tests: trials.Plan, nearest: bool = False) -> Record:
-    """Plant it, run its tests and say what became of it. nearest: four files and the runs on record, and no more."""
+def judge(mutant: Mutant, files: int, words: str, limit: float) -> Record:
+    """Plant it, run the runs on record and so many files of its tests, and say what became of it."""
     begin, work = time.perf_counter(), trials.worked()
-    source = (ROOT / mutant.file).read_text("utf-8")
-    within = function_at(source, mutant.mutation.line, mutant.mutation.column)
-    function, changed = within and f"{mutant.installed}::{within}", {mutant.installed: mutant.mutation.applied(source)}
-    near = tests_of(mutant.file)
-    far = [file for file in tests.known.entering(function or "") if file not in near]
-    if nearest:
-        verdict, output, left_out = trials.try_all([*near[:1], ON_RECORD, *near[1:NEAREST]], changed, tests)
-    else:
-        verdict, output, left_out = trials.try_out([*near, *far], changed, function, tests)
+    changed = {mutant.installed: mutant.mutation.applied((ROOT / mutant.file).read_text("utf-8"))}
+    near = tests_of(mutant.file)[:files]
+    verdict, output = trials.try_out([*near[:1], ON_RECORD, *near[1:]], changed, words, limit)
     by = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
     record: dict[str, Any] = {"name": mutant.name, "file": mutant.file, "verdict": verdict, "by": by[:1]}
     record |= {"seconds": round(time.perf_counter() - begin, 1), "work": round(trials.worked() - work, 1)}
-    return record | ({"judged": "", "left_out": left_out, "diff": mutant.diff()} if verdict == "survived" else {})
+    return record | ({"judged": "", "diff": mutant.diff()} if verdict == "survived" else {})
 
 
 def read(results: Path) -> dict[str, Record]:
@@ -196,32 +187,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=None, help="source files, all by default")
     parser.add_argument("--words", default="not slow", help='marks of the tests that run, "" for all')
     parser.add_argument("--limit", type=float, default=900.0, help="seconds for the tests of one mutant")
-    parser.add_argument("--times", type=float, default=1.0, help="as many times more seconds for the tests of a mutant")
-    parser.add_argument("--learn", action="store_true", help="run every test once, and plant nothing")
-    parser.add_argument("--nearest", action="store_true", help="try four files and the runs on record; learn nothing")
-    parser.add_argument("--again", action="store_true", help="run survivors that are not judged equivalent once more")
+    parser.add_argument("--again", type=int, metavar="FILES", help="run survivors with so many files of tests")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
 
-    done, learned = read(options.results), options.results.with_suffix(".seconds.json")
-    seconds = json.loads(learned.read_text("utf-8")) if learned.exists() else {}
-    known = Known(options.results.with_suffix(".reach.json"), ROOT)
-    tests = trials.Plan(options.words, options.limit, seconds, known, options.times)
-    for told in trials.learn(tests) if options.learn else ():
-        learned.write_text(json.dumps(seconds), "utf-8")
-        print(told, flush=True)
-    chosen = [] if options.report or options.learn else plan(options.only or modules(), options.seed, options.number)
+    done = read(options.results)
+    chosen = [] if options.report else plan(options.only or modules(), options.seed, options.number)
     for mutant in chosen:
         before = done.get(mutant.name)
-        again = options.again and before and before["verdict"] == "survived" and before["judged"] != "equivalent"
-        if before and not again:
+        if before and (not options.again or before["verdict"] != "survived" or before["judged"] == "equivalent"):
             continue
-        record = judge(mutant, tests, options.nearest)
+        record = judge(mutant, options.again or NEAREST, options.words, options.limit)
+        if before and record["verdict"] == "survived":
+            record["judged"] = before["judged"]
         done[mutant.name] = record
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        learned.write_text(json.dumps(seconds), "utf-8")
         print(record["verdict"], record["seconds"], record["work"], mutant.name, *record["by"], flush=True)
     for record in done.values():
         if record["verdict"] == "survived" and options.report:

@@ -7,14 +7,13 @@ import io
 import json
 import os
 import py_compile
-import resource
 import select
 import shutil
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -46,26 +45,18 @@ def compiled() -> Path:
     return folder
 
 
-def run_in_child(
-    folder: str,
-    names: list[str],
-    words: str = "not slow",
-    limit: float | None = None,
-    work: int = resource.RLIM_INFINITY,
-    plugins: Sequence[object] = (),
-) -> tuple[int, str]:
+def run_in_child(folder: str, names: list[str], words: str = "not slow", limit: float | None = None) -> tuple[int, str]:
     """Exit status of pytest and what it printed, from a forked child that imports the package from a folder.
 
-    It is stopped after `limit` seconds, and after `work` seconds of the processor. `words` choose tests by their marks,
-    as `pytest -m`; by default those run that `pytest` alone would run.
+    It is stopped after `limit` seconds. `words` choose tests by their marks, as `pytest -m`; by default those run that
+    `pytest` alone would run.
     """
 
     def run() -> int:
-        resource.setrlimit(resource.RLIMIT_CPU, (work, work))
         sys.path.insert(0, folder)
         os.environ["PYTHONPATH"] = folder  # for the processes a test starts itself
         os.chdir(folder)
-        return int(pytest.main([*OPTIONS, "-m", words, *names], plugins=list(plugins)))
+        return int(pytest.main([*OPTIONS, "-m", words, *names]))
 
     status, output = in_child(run, limit)
     return OUT_OF_TIME if status is None else status, output
