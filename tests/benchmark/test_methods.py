@@ -93,6 +93,11 @@ def test_the_two_networks_have_other_weights_and_those_of_a_seed_are_the_same() 
     assert one["embedding.weight"].std() == pytest.approx(16**-0.5, rel=0.2)
 
 
+def test_the_second_network_has_the_weights_of_the_next_seed() -> None:
+    first, second = (methods.build_networks(SIZES, VOCAB, BLOCK, seed, CPU, torch.float64) for seed in (3, 4))
+    assert torch.equal(first.ar.state_dict()["embedding.weight"], second.denoiser.state_dict()["embedding.weight"])
+
+
 CUDA = torch.device("cuda")
 
 

@@ -188,3 +188,14 @@ def test_a_denoiser_says_its_sizes_and_holds_its_network():
     assert isinstance(denoiser, contracts.Denoiser)
     assert (denoiser.mask_id, denoiser.vocab_size, denoiser.max_length) == (4, VOCABULARY, 8)
     assert {id(p) for p in denoiser.parameters()} == {id(p) for p in NETWORK.parameters()}
+
+
+def test_the_log_probability_of_a_token_is_that_of_all_logits_where_the_head_is_a_plain_layer():
+    """Of one state and of several: one number for each."""
+    denoiser = denoisers.subs(Recorder(), mask_id=4)
+    hidden = torch.linspace(-2.0, 2.0, 6, dtype=torch.float64).unsqueeze(-1)
+    tokens = torch.tensor([0, 3, 1, 2, 3, 0])
+    for n in (1, 2, 6):
+        law = denoiser.logits(hidden[:n]).log_softmax(-1)
+        expected = torch.stack([law[i, token] for i, token in enumerate(tokens[:n])])
+        torch.testing.assert_close(denoiser.token_log_prob(hidden[:n], tokens[:n]), expected)

@@ -117,6 +117,16 @@ def test_padding_is_not_read_while_attention_opens(step: int) -> None:
     torch.testing.assert_close(hidden[:, :-2], shorter)
 
 
+def test_what_stands_in_front_of_a_text_has_its_row_and_its_column() -> None:
+    """A bos that the network reads, or none."""
+    made = network(1)
+    for bos_id, size in ((None, LENGTH), (0, LENGTH + 1)):
+        made.bos_id = bos_id
+        stages = opening.opened(denoisers.subs(made, MASK), STEPS)
+        found = stages["open"](TensorDict({"x_t": texts(), "seed": torch.tensor(3), "step": torch.tensor(4)}))
+        assert found["attention"].shape == (size, size)
+
+
 @pytest.mark.parametrize("steps", [0, -1, 2.5, "2", True])
 def test_steps_that_are_none_are_refused(steps: Any) -> None:
     with pytest.raises(ValueError, match=f"steps = {steps!r} must be "):

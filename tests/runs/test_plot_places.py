@@ -1,6 +1,7 @@
 """Where words and ticks of a picture stand, to the pixel: beside their point, on no other, at round numbers."""
 
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from matplotlib import colormaps, colors
@@ -57,6 +58,52 @@ def test_a_word_goes_around_what_is_drawn_above_its_point_and_is_left_out_where_
         full.plot([0.0, 1.0], [row / 49, row / 49], "-")
     plot_labels.name_points(full, [Mark(0.5, 0.5, "one", "C0")])
     assert not full.texts
+
+
+@pytest.mark.parametrize(
+    ("beside", "free"),
+    [
+        ((0, 0, 40, 20), False),
+        ((0, 0, 9, 50), True),
+        ((0, 0, 10, 50), False),
+        ((40, 0, 60, 50), False),
+        ((41, 0, 60, 50), True),
+        ((0, 0, 60, 19), True),
+        ((0, 0, 60, 20), False),
+        ((0, 30, 60, 50), False),
+        ((0, 31, 60, 50), True),
+    ],
+)
+def test_a_word_touches_no_other_word(beside: plot_labels.Box, free: bool) -> None:
+    assert (
+        plot_labels._is_free((10, 20, 40, 30), MagicMock(bbox=MagicMock(x0=0, x1=100, y0=0, y1=100)), [], [beside])
+        is free
+    )
+
+
+@pytest.mark.parametrize(
+    ("panel_", "free"),
+    [
+        ((10, 20, 40, 30), True),
+        ((11, 20, 40, 30), False),
+        ((10, 21, 40, 30), False),
+        ((10, 20, 39, 30), False),
+        ((10, 20, 40, 29), False),
+    ],
+)
+def test_a_word_may_end_with_its_panel(panel_: plot_labels.Box, free: bool) -> None:
+    x0, y0, x1, y1 = panel_
+    box = MagicMock(x0=x0, x1=x1, y0=y0, y1=y1)
+    assert plot_labels._is_free((10, 20, 40, 30), MagicMock(bbox=box), [], []) is free
+
+
+@pytest.mark.parametrize(
+    ("point", "free"),
+    [((10, 20), False), ((40, 30), False), ((9, 25), True), ((41, 25), True), ((20, 19), True), ((20, 31), True)],
+)
+def test_a_word_lies_on_no_point(point: tuple[float, float], free: bool) -> None:
+    axes = MagicMock(bbox=MagicMock(x0=0, x1=100, y0=0, y1=100))
+    assert plot_labels._is_free((10, 20, 40, 30), axes, [point], []) is free
 
 
 def test_a_word_goes_around_the_bar_of_an_error_and_lies_on_what_is_filled() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import strategies
@@ -112,3 +113,20 @@ def test_a_loop_goes_to_its_share_stays_and_ends() -> None:
 def test_what_makes_no_sense_is_refused_with_the_reason(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(("t_off", "t_on"), [(0.0, 0.5), (0.2, 0.2), (0.2, 1.0)])
+def test_a_loop_begins_and_ends_inside_of_the_times(t_off: float, t_on: float) -> None:
+    with pytest.raises(ValueError, match="must satisfy 0 < t_off < t_on < 1"):
+        Loop(t_on=t_on, t_off=t_off)
+
+
+@pytest.mark.parametrize(("build", "edge"), [(Cap, 0.0), (Cap, 1.0), (Rescale, 0.0), (Rescale, 1.0)])
+def test_a_share_on_its_edge_is_taken(build: Callable[[float], Any], edge: float) -> None:
+    assert build(edge).eta == edge
+
+
+@pytest.mark.parametrize("alpha_on", [0.0, 1.0])
+def test_the_share_that_a_loop_stays_at_is_neither_none_nor_all(alpha_on: float) -> None:
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\)"):
+        Loop(alpha_on=alpha_on)
