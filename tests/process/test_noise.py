@@ -140,6 +140,17 @@ def test_the_layout_is_float64_and_broadcasts():
     assert noise.grid(0, torch.arange(2), 0, Stream.REVEAL, 7).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("compiling", "way"), [(False, "in_numpy"), (True, "in_torch")])
+def test_a_graph_holds_what_is_made_of_tensors_and_numpy_is_for_the_host_alone(monkeypatch, compiling, way):
+    called = []
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    for name in ("in_numpy", "in_torch"):
+        monkeypatch.setattr(noise, name, lambda *_, name=name: called.append(name))
+    noise.philox(Words(*torch.arange(4)), (1, 2))
+    noise.philox(Words(*torch.arange(4, device="meta")), (1, 2))
+    assert called == [way, "in_torch"]
+
+
 # ---- Statistics
 
 
