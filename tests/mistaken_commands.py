@@ -139,5 +139,10 @@ COMMANDS: dict[str, str] = {
     "edlm cp generate evaluate.yaml": "evaluate.yaml exists already; remove it or choose another path",
     "edlm validate nothing": "config 'nothing' is no file, and no recipe/config that `edlm ls` lists",
     "edlm validate generate num_sample=3": "num_sample: unknown key; did you mean 'num_samples'?",
+    "edlm validate generat --config tiny": (
+        "recipe 'generat' is not one of adapt, benchmark, distill, edlm_joint, edlm_nce, evaluate, frontier, generate, "
+        "likelihoods, oracle, pretrain_ar, pretrain_denoiser, speedrun, nor a path that ends in .py; "
+        "did you mean 'generate'?"
+    ),
     "edlm convert nowhere out": "nowhere: no such file or folder",
 }

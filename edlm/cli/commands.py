@@ -16,6 +16,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ examples:
   edlm run ./my_recipe.py --config my.yaml            a recipe of your own
   edlm ls                                             every recipe and config
   edlm cp edlm_nce/tiny my.yaml                       a config to edit
-  edlm validate my.yaml                               check every key without running
+  edlm validate my.yaml                               check every key without running; what `run` takes does too
   edlm convert mdlm.ckpt runs/mdlm --tokenizer gpt2   published weights to a network folder, never executed
   edlm convert model.gguf checkpoints/model           a GGUF file to a folder in Hugging Face's layout
   edlm harness --model_args pretrained=runs/tiny/denoiser --tasks wikitext   tasks of lm_eval on a model of ours
@@ -143,24 +144,16 @@ def _run(arguments: Sequence[str]) -> None:
     if given.help:
         _explain(file)
         return
-    config = _config_file(file.stem, given.config or _DEFAULT_CONFIG)
-    named = _recipe_named_in(config).stem if _is_ours(file) else file.stem
-    if named != file.stem:
-        raise ValueError(f"{config} is a config of {named}, not of {file.stem}: edlm run {named} --config {config}")
-    if _is_ours(file):
-        keys.require_known(file.stem, config, overrides, config in configs(file.stem).values())
-    processes = [word for name in (_PROCESSES, *_MACHINES) for word in _option(name, given)]
+    config = _config_of(file, given.config or _DEFAULT_CONFIG)
+    _require_keys(file, config, overrides)
+    machines = {name: getattr(given, name.lstrip("-")) for name in (_PROCESSES, *_MACHINES)}
+    processes = [word for name, value in machines.items() if value is not None for word in (name, value)]
     if processes:
         _launch(processes, file, ["--config", str(config), *overrides])
         return
     sys.argv = [str(file), "--config", str(config), *overrides]
     with _naming(file):
         runpy.run_path(str(file), run_name="__main__")
-
-
-def _option(name: str, given: argparse.Namespace) -> list[str]:
-    value = getattr(given, name.lstrip("-"))
-    return [] if value is None else [name, value]
 
 
 def _launch(processes: list[str], file: Path, arguments: list[str]) -> None:
@@ -218,19 +211,20 @@ def _cp(arguments: Sequence[str]) -> None:
 def _validate(arguments: Sequence[str]) -> None:
     """Check every key, type and range of a config without running it."""
     parser = argparse.ArgumentParser(prog="edlm validate", description=_validate.__doc__)
-    parser.add_argument("config", help="recipe/config as listed by `edlm ls`, or a path")
+    parser.add_argument("what", metavar="config", help="recipe/config as listed by `edlm ls`, or a path")
+    parser.add_argument("--config", help="a name or a path, if the first word is a recipe, as of `edlm run`")
     parser.add_argument("overrides", nargs="*", help="key=value")
     given, others = parser.parse_known_args(arguments)
     given.overrides += others  # flags, of which it is said what would be right
-    path = Path(given.config)
-    if not path.is_file():
-        recipe, _, name = given.config.partition("/")
+    path, (recipe, _, name) = Path(given.what), given.what.partition("/")
+    if given.config is not None:
+        path = _config_of(_recipe_file(given.what), given.config)
+    elif not path.is_file():
         if recipe not in recipes():
-            raise ValueError(f"config {given.config!r} is no file, and no recipe/config that `edlm ls` lists")
+            raise ValueError(f"config {given.what!r} is no file, and no recipe/config that `edlm ls` lists")
         path = _config_file(recipe, name or _DEFAULT_CONFIG)
     file = _recipe_named_in(path)
-    if _is_ours(file):
-        keys.require_known(file.stem, path, given.overrides, path in configs(file.stem).values())
+    _require_keys(file, path, given.overrides)
     entry = importlib.import_module("edlm.runs.entry")
     schema = _schema_of(file)
     sys.argv = ["edlm validate", "--config", str(path), *given.overrides]
@@ -309,6 +303,15 @@ def _recipe_file(name: str) -> Path:
     raise ValueError(f"recipe {name!r} is not one of {', '.join(known)}, nor a path that ends in .py{hint}")
 
 
+def _config_of(file: Path, name: str) -> Path:
+    """A config of a recipe. Raises ValueError for one of another recipe than this one of ours."""
+    config = _config_file(file.stem, name)
+    named = _recipe_named_in(config).stem if _is_ours(file) else file.stem
+    if named != file.stem:
+        raise ValueError(f"{config} is a config of {named}, not of {file.stem}: edlm run {named} --config {config}")
+    return config
+
+
 def _config_file(recipe: str, name: str) -> Path:
     known = configs(recipe)
     if name in known:
@@ -317,6 +320,11 @@ def _config_file(recipe: str, name: str) -> Path:
         return Path(name)
     names = ", ".join(known) or "none of its own"
     raise ValueError(f"config {name!r} is no file, and recipe {recipe} has {names}")
+
+
+def _require_keys(file: Path, config: Path, overrides: Sequence[str]) -> None:
+    if _is_ours(file):
+        keys.require_known(file.stem, config, overrides, config in configs(file.stem).values())
 
 
 def _is_ours(file: Path) -> bool:
@@ -366,8 +374,7 @@ def _description(file: Path) -> str:
 
 def _explain(file: Path) -> None:
     print(_description(file) or f"{file}: no description")
-    known = configs(file.stem)
-    if known:
+    if known := configs(file.stem):
         print(f"\nconfigs: {', '.join(known)}")
     if _DEFAULT_CONFIG in known:
         print(f"\nThe default config, {_DEFAULT_CONFIG}. Any key can be given as key=value or section.key=value:\n")
@@ -375,14 +382,8 @@ def _explain(file: Path) -> None:
 
 
 def _comments(path: Path) -> list[str]:
-    return list(_leading_comments(path.read_text(encoding="utf-8")))
-
-
-def _leading_comments(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            return
-        yield line.lstrip("# ")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
 
 
 def _first_sentence(lines: Sequence[str]) -> str:

@@ -104,6 +104,25 @@ def test_a_mistake_gets_one_line_and_exit_status_two(
     assert len(error.splitlines()) == 1
 
 
+def test_validate_takes_the_words_of_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A recipe and its config, by name or by path, and keys before and after."""
+    own = tmp_path / "own.yaml"
+    own.write_bytes(commands.configs("frontier")["tiny"].read_bytes())
+    for words in (["--config", "english27", "corpus.path=text"], ["num_samples=4", "--config", str(own)]):
+        status, out, _ = run(capsys, "validate", "frontier", *words)
+        assert status == 0
+        assert out.endswith("a valid config of frontier\n")
+    for words, said in (
+        (["frontier", "--config", "english27", "corpus.pat=text"], "corpus.pat: unknown key"),
+        (["frontier", "--config", "english"], "config 'english' is no file, and recipe frontier has english27"),
+        (["frontier/tiny", "--config", "tiny"], "recipe 'frontier/tiny' is a recipe and its config"),
+        (["generate", "--config", str(own)], f"{own} is a config of frontier, not of generate"),
+    ):
+        status, out, error = run(capsys, "validate", *words)
+        assert (status, out) == (2, "")
+        assert error.startswith(f"edlm: {said}")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
