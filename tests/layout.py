@@ -240,7 +240,7 @@ LAYOUT: dict[str, list[str]] = {
         "report",
     ],
     "testing": [],
-    "cli": ["doctor", "keys", "commands"],
+    "cli": ["doctor", "keys", "converting", "commands"],
 }
 ORDER = [f"{package}.{name}" if name else package for package, names in LAYOUT.items() for name in names or [""]]
 

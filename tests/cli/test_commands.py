@@ -87,6 +87,8 @@ def test_cp_writes_a_config_that_is_valid_and_overwrites_nothing(
             "generate, likelihoods, oracle, pretrain_ar, pretrain_denoiser, speedrun",
         ),
         (["run", "nowhere.py"], "recipe nowhere.py: no such file"),
+        (["run", "edlm_nce", "english27"], "'english27' must be key=value; a config is given as --config english27"),
+        (["validate", "edlm_nce", "seed=1", "english27"], "'english27' must be key=value; a config is given as --c"),
         (["run", "edlm_nce", "--config", "huge"], "config 'huge' is no file, and recipe edlm_nce has english27"),
         (["validate", "/nowhere.yaml"], "config '/nowhere.yaml' is no file, and no recipe/config that `edlm ls` lists"),
         (["validate", "edlm_nce/huge"], "config 'huge' is no file"),
