@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--number", type=int, default=100, help="of mutants in the whole campaign")
     parser.add_argument("--only", nargs="*", default=None, help="source files, all by default")
     parser.add_argument("--words", default="not slow", help='marks of the tests that run, "" for all')
-    parser.add_argument("--limit", type=float, default=900.0, help="seconds for the tests of one mutant")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for the tests of one mutant")
     parser.add_argument("--again", type=int, metavar="FILES", help="run survivors with so many files of tests")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)
