@@ -39,7 +39,7 @@ examples:
   edlm run ./my_recipe.py --config my.yaml            a recipe of your own
   edlm ls                                             every recipe and config
   edlm cp edlm_nce/tiny my.yaml                       a config to edit
-  edlm validate my.yaml                               check every key without running; what `run` takes does too
+  edlm validate my.yaml                               check every key, and run nothing; or the words of `edlm run`
   edlm convert mdlm.ckpt runs/mdlm --tokenizer gpt2   published weights to a network folder, never executed
   edlm convert model.gguf checkpoints/model           a GGUF file to a folder in Hugging Face's layout
   edlm harness --model_args pretrained=runs/tiny/denoiser --tasks wikitext   tasks of lm_eval on a model of ours
