@@ -4,6 +4,11 @@ COMMANDS: dict[str, str] = {
     "edlm runn edlm_nce": (
         "command 'runn' is not one of run, ls, cp, validate, convert, doctor, harness; did you mean `edlm run`?"
     ),
+    "edlm edlm_nce": (
+        "command 'edlm_nce' is not one of run, ls, cp, validate, convert, doctor, harness; "
+        "did you mean `edlm run edlm_nce`?"
+    ),
+    "edlm run generate mine.yaml": "'mine.yaml' must be key=value; a config is given as --config mine.yaml",
     "edlm run edlm_ncee": (
         "recipe 'edlm_ncee' is not one of adapt, benchmark, distill, edlm_joint, edlm_nce, evaluate, "
         "frontier, generate, likelihoods, oracle, pretrain_ar, pretrain_denoiser, speedrun, nor a path that "
@@ -119,7 +124,8 @@ COMMANDS: dict[str, str] = {
         "pretrain.hidden_size: unknown key; did you mean 'pretrain.network.hidden_size'?"
     ),
     "edlm run edlm_nce denoiser=nowhere pretrain=null": (
-        "denoiser = nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run)"
+        "denoiser = nowhere: no checkpoint there (expected network.json, or checkpoints/last.json of a run); "
+        "`edlm run pretrain_denoiser` trains one"
     ),
     "edlm run edlm_nce scope=drafts": "scope = 'drafts' must be one of draft, transition",
     "edlm run edlm_nce transition_steps=[4,2]": (

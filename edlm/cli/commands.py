@@ -90,7 +90,7 @@ def _command(commands: Mapping[str, Callable[[Sequence[str]], None]], arguments:
     elif name == "--version":
         print(f"edlm {__version__}")
     else:
-        near = difflib.get_close_matches(name, commands, n=1)
+        near = [f"run {name}"] if name in recipes() else difflib.get_close_matches(name, commands, n=1)
         hint = f"; did you mean `edlm {near[0]}`?" if near else "; `edlm --help` says what each does"
         raise ValueError(f"command {name!r} is not one of {', '.join(commands)}{hint}")
 
@@ -289,8 +289,9 @@ def _config_file(recipe: str, name: str) -> Path:
 
 def _require_keys(file: Path, config: Path, overrides: Sequence[str]) -> None:
     """Raise ValueError for a config that stands without its flag, and for a key that a recipe of ours has not."""
-    for word in set(overrides) & set(configs(file.stem)):
-        raise ValueError(f"{word!r} must be key=value; a config is given as --config {word}")
+    for word in overrides:
+        if word in configs(file.stem) or ("=" not in word and word.endswith((".yaml", ".yml"))):
+            raise ValueError(f"{word!r} must be key=value; a config is given as --config {word}")
     if _is_ours(file):
         keys.require_known(file.stem, config, overrides, config in configs(file.stem).values())
 

@@ -132,15 +132,18 @@ def _parts(rows: Rows) -> Iterator[Tensor]:
 
 def _held(path: str) -> loading.Found:
     """The AR model of ours at a path. Raises ValueError that names the key for anything else."""
+    folder = None
     try:
-        said = checkpoints.read_description(checkpoints.find_network(path))
+        folder = checkpoints.find_network(path)
+        said = checkpoints.read_description(folder)
         if said["class"] == Transformer.__name__ and "schedule" in said:
             raise ValueError(
                 f"{path!r} holds a denoiser: `edlm run pretrain_denoiser start_from={path}` trains it further"
             )
         return loading.autoregressive(path, torch.device("cpu"))
     except ValueError as error:
-        raise ValueError(f"start_from = {str(error).removeprefix('ar = ')}") from error
+        trained = "; `edlm run pretrain_ar` trains one" if folder is None else ""
+        raise ValueError(f"start_from = {str(error).removeprefix('ar = ')}{trained}") from error
 
 
 def _of_ours(settings: Mapping[str, Any]) -> Plan:

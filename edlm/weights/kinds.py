@@ -58,10 +58,13 @@ def held_by(path: str) -> str | None:
 
 def require_subs(path: str) -> None:
     """Raise ValueError for a folder without a denoiser, or with a baseline where one with a reveal plan is wanted."""
+    found = False
     try:
+        found = large.hub_folder(path) is not None or bool(checkpoints.find_network(path))
         name = held_by(path)
     except ValueError as error:
-        raise ValueError(f"denoiser = {error}") from error
+        trained = "" if found else "; `edlm run pretrain_denoiser` trains one"
+        raise ValueError(f"denoiser = {error}{trained}") from error
     if name is not None:
         raise ValueError(
             f"denoiser = {path!r} holds a baseline ({name}), which is drawn and scored alone: `edlm run generate` and "

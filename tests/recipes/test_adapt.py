@@ -169,7 +169,7 @@ def test_shifted_of_a_run_is_as_the_model_is_where_nobody_says_it(ours: Path, tm
 
 
 def test_a_start_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere: no checkpoint there"):
+    with pytest.raises(ValueError, match=r"start_from = .*nowhere: no checkpoint.*`edlm run pretrain_ar` trains one"):
         main(settings_of("adapt", *words(tmp_path / "nowhere", tmp_path / "run")))
     with pytest.raises(ValueError, match="parallel = 'sharded' must be 'data'"):
         main(settings_of("adapt", *words(hub_model(tmp_path / "hub"), tmp_path / "run", **LARGE, parallel="sharded")))
