@@ -1,6 +1,8 @@
 """The way into the commands: whatever is written on a command line or in a config is one line, never a traceback."""
 
+import logging
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from running import Runner
 
 from edlm.cli import commands
 from edlm.recipes import pretrain_denoiser
-from edlm.runs import exits
+from edlm.runs import entry, exits
 from edlm.runs import settings as schemas
 from edlm.weights import exchange
 
@@ -257,3 +259,15 @@ def test_a_network_that_tells_no_step_can_be_started_from(recipe: str, run: Runn
         *("samples.num_samples=1", "samples.num_steps=2") * (recipe == "edlm_joint"),
     )
     assert status == 0, error
+
+
+def test_what_torchao_says_of_its_kernels_is_not_heard(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("torchao")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    monkeypatch.setattr(sys, "argv", ["recipe", "steps=3"])
+    with pytest.raises(SystemExit):
+        entry.enter(print, {})
+    assert logger.level == logging.ERROR
+    assert capsys.readouterr().err.startswith("edlm: --config FILE is missing")
