@@ -99,6 +99,14 @@ def test_rows_and_items_fall_to_the_processes_in_turn(monkeypatch: pytest.Monkey
         processes.require_one("oracle")
 
 
+@pytest.mark.parametrize("shown", [None, "judge"])
+def test_a_bar_is_shown_where_it_has_a_name(shown: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+    monkeypatch.setattr(processes, "bar", lambda share, **how: bars.append(how) or share)
+    assert processes.spread(lambda item: item + 1, [1, 2], shown) == [2, 3]
+    assert bars == ([] if shown is None else [{"desc": "judge", "unit": "batch", "leave": False}])
+
+
 def test_gradients_are_summed_in_buckets_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_BUCKET", 4)
     halves = {2: torch.bfloat16}

@@ -89,7 +89,7 @@ class Timeless(Mean):
 
 class Levelled(Mean):
     def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        assert sigma is None or sigma.shape == tokens.shape[:1]
+        assert sigma is None or (sigma.shape == tokens.shape[:1] and not sigma.any())
         return super().forward(tokens, sigma, positions)
 
 
