@@ -5,9 +5,9 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
+from torchtune.training import metric_logging
 
 from edlm.runs import processes
 from edlm.training import log
@@ -49,8 +49,6 @@ def test_the_first_process_writes_flushes_and_shows(
 
 
 def test_loggers_are_told_the_folder_and_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchtune.training import metric_logging
-
     for name in ("torch.utils.tensorboard", "wandb"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setattr(metric_logging, "TensorBoardLogger", lambda *given, **how: (given, how))

@@ -202,6 +202,46 @@ def test_a_mask_that_is_added_comes_after_all_ids(tmp_path: Path) -> None:
         assert (found.mask_id, found.size) == (mask_id, size)
 
 
+@pytest.mark.parametrize(("kind", "mask"), [("llada2_moe", 156895), ("Fast_dLLM_Qwen", 151665), ("sdar", None)])
+def test_a_mask_that_a_config_leaves_out_is_its_familys(kind: str, mask: int | None, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(WORDS.tokenizer.to_str())
+    for given, mask_id in (({}, mask), ({"mask_token_id": None}, mask), ({"mask_token_id": 9}, 9)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": 157184, **given}))
+        if mask_id is None:
+            with pytest.raises(ValueError, match="mask_token_id = None must be a number"):
+                large.load_vocabulary(tmp_path)
+        else:
+            assert large.load_vocabulary(tmp_path).mask_id == mask_id
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_layers", "conditioning_size"])
+def test_sizes_of_a_files_settings_are_those_of_its_weights(name: str, causal: bool) -> None:
+    """But for the conditioning of an autoregressive network, which has none."""
+    network = Transformer(
+        3, 8, hidden_size=8, num_layers=1, num_heads=2, conditioning_size=0 if causal else 4, causal=causal
+    )
+    own = {
+        "vocab_size": 3,
+        "hidden_size": 8,
+        "num_layers": 1,
+        "conditioning_size": network.arguments["conditioning_size"],
+    }
+    sizes = exchange.Sizes(2, 8, "as given", "as given")
+
+    def weights(**settings: int) -> Any:
+        return SimpleNamespace(state=published.export(network), average=None, settings={**own, **settings})
+
+    built = exchange.build(weights(), sizes)
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in built.state_dict().items())
+    if causal and name == "conditioning_size":
+        assert exchange.build(weights(conditioning_size=64), sizes).arguments == built.arguments
+        return
+    said = f"the file's settings say {name} = {own[name] + 1}, its weights say {own[name]}"
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        exchange.build(weights(**{name: own[name] + 1}), sizes)
+
+
 @pytest.mark.parametrize(
     ("others", "known"),
     [
