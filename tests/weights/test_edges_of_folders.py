@@ -283,6 +283,20 @@ def test_a_base_that_is_given_twice_is_given_once_if_it_is_the_same() -> None:
         config_keys.rope(AT, {"rope_theta": 7.0, "rope_scaling": {"rope_theta": 6.0}})
 
 
+@pytest.mark.parametrize(
+    ("given", "nested"),
+    [
+        (None, False),
+        ({}, False),
+        ({"rope_theta": 7.0}, False),
+        ({"full": {}}, True),
+        ({"full": {}, "factor": 1.0}, True),
+    ],
+)
+def test_rotary_positions_of_one_kind_of_layer_are_nested(given: Any, nested: bool) -> None:
+    assert pretrained._nested({"rope_parameters": given}) is nested
+
+
 @pytest.mark.parametrize(("compressed", "longer"), [(True, False), (False, True)])
 def test_a_part_that_is_packed_or_longer_than_its_bytes_is_not_read(
     compressed: bool, longer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@ from edlm.weights import (
     kinds,
     large,
     loading,
+    memory,
     named,
     pairs,
     pretrained,
@@ -275,6 +276,55 @@ def test_weights_are_hashed_of_ours_and_named_of_a_run_that_adapts_a_large_one(
     own = {**SETTINGS, "denoiser": "ours", "energy": "e", "ar": None}
     assert resolve.weights_of(own) == {"denoiser": "hash of ours", "energy": "hash of e"}
     assert resolve.weights_of({**own, "energy": "chain_rule"}) == {"denoiser": "hash of ours"}
+
+
+@pytest.mark.parametrize(
+    ("energy", "ar", "other", "own", "candidates"),
+    [(None, None, None, 0, 1), (None, "big ar", "energy", 0, 3), ("trunk", None, "denoiser", 5, 3)],
+)
+@pytest.mark.parametrize(("length", "longest", "tokens"), [(None, 2048, 9), (4, 4, 4), (20, 20, 9)])
+def test_a_plan_of_memory_is_of_what_is_drawn_at_once(
+    energy: str | None,
+    ar: str | None,
+    other: str | None,
+    own: int,
+    candidates: int,
+    length: int | None,
+    longest: int,
+    tokens: int,
+    asked: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In float32, of four of nine texts at once; what was trained of an energy over a trunk is held beside it."""
+    head = SimpleNamespace(out_features=40)
+    outlines = {name: SimpleNamespace(max_length=9, head=head, rows_at_once=None) for name in ("denoiser", "energy")}
+    (tmp_path / "network.safetensors").write_bytes(b"12345")
+    monkeypatch.setattr(resolve, "check", lambda settings: None)
+    monkeypatch.setattr(resolve.sources, "folder_of", Path)
+    monkeypatch.setattr(large, "read_diffusion", lambda *given: asked.append(given) or "denoiser")
+    monkeypatch.setattr(resolve.sources, "read", lambda *given: asked.append(given) or "energy")
+    monkeypatch.setattr(decoders, "outline", lambda name, dtype: outlines[name] if dtype is torch.float32 else None)
+    monkeypatch.setattr(checkpoints, "find_network", lambda path: tmp_path if path == "trunk" else None)
+    sizes = memory.MemoryPlan(5 * 10**9, 10**8, 3 * 10**7, 10**7, 2 * 10**8)
+    monkeypatch.setattr(memory, "memory_plan", lambda *given, **more: asked.append((given, more)) or sizes)
+    settings = {"denoiser": "big", "energy": energy, "ar": ar, "length": length, "energy_rows": 2}
+    plan = resolve.memory_plan({**SETTINGS, **settings, "precision": "float32"})
+    network, weighed = outlines["denoiser"], None if other is None else outlines[other]
+    assert asked[0] == (Path("big"), longest)
+    assert asked[1:-1] == ([] if ar is None else [("big ar", How(length, 2, torch.float32, None, "a"), 40)])
+    assert asked[-1] == ((network, weighed, 4, candidates, tokens), {"trained": own})
+    assert network.rows_at_once == (2 if energy else None)
+    assert plan is not None
+    assert [line.split() for line in plan.splitlines()] == [
+        ["weights", "5.00", "GB"],
+        [*["drafts", "0.10", "GB"], *f"4 texts of {tokens} tokens, {candidates} candidates each".split()],
+        *(f"{name} GB".split() for name in ("denoise 0.03", "propose 0.01", "weigh 0.20")),
+        [
+            *["at", "most", "5.30", "GB"],
+            *["weights,", "drafts", "and", "the", "largest", "of", "the", "rest;", "by", "formula"],
+        ],
+    ]
 
 
 def test_networks_of_ours_are_compared_with_the_first_but_for_what_is_compared_elsewhere(
