@@ -14,7 +14,17 @@ from edlm.data import corpora, vocabulary
 from edlm.data.pieces import Blocks
 from edlm.evaluation import draws
 from edlm.likelihood.estimates import Estimate
-from edlm.recipes import adapt, benchmark, distill, edlm_joint, edlm_nce, pretrain_ar, pretrain_denoiser, speedrun
+from edlm.recipes import (
+    adapt,
+    benchmark,
+    distill,
+    edlm_joint,
+    edlm_nce,
+    oracle,
+    pretrain_ar,
+    pretrain_denoiser,
+    speedrun,
+)
 from edlm.training import report
 from edlm.training import settings as training_settings
 
@@ -164,6 +174,24 @@ def test_a_speedrun_counts_seconds_of_the_processor_where_it_computes(
     monkeypatch.setattr(speedrun.environment, "device_of", lambda settings: torch.device(name))
     found = speedrun.Speedrun({"output_dir": "out"})
     assert (found.clock, found.folder) == (clock, Path("out"))
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_texts_of_the_source_itself_differ_from_it_by_nothing(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small law that is known, and all else is of as many texts of the source as of a sampler."""
+    added: list[Any] = []
+    monkeypatch.setattr(oracle.hidden_markov, "texts", lambda *own: own)
+    monkeypatch.setattr(oracle.exact_figures, "of_texts", lambda texts, beside: {"texts": texts})
+    monkeypatch.setattr(oracle.draws, "warm_up", lambda settings, drawing: None)
+    monkeypatch.setattr(oracle.card, "card", lambda *own: "card")
+    lines = SimpleNamespace(records={}, add=lambda *own: added.append(own))
+    monkeypatch.setattr(oracle, "Lines", lambda *own: lines)
+    own = {"num_samples": 50, "length": 6, "seed": 3}
+    recipe = made(oracle.Oracle, settings=own, grid={}, source="source", drawing=None)
+    recipe.beside = SimpleNamespace(is_small=small)
+    recipe.sweep()
+    exact = {"total_variation": [0.0, 0.0], "kl": [0.0, 0.0]} if small else {}
+    assert added == [("the source itself", {"figures": {**exact, "texts": ("source", 50, 6, 4)}})]
 
 
 # ---- Benchmarks

@@ -1,0 +1,68 @@
+"""What is said before long work is seen at once, where it goes to a file or through a pipe too."""
+
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edlm.runs import entry
+from edlm.training import log_check, resume
+
+ROOT = Path(__file__).parents[2]
+
+
+class Pipe:
+    """A stream that holds back what is written until it is flushed."""
+
+    def __init__(self) -> None:
+        self.held, self.seen = "", ""
+
+    def write(self, said: str) -> None:
+        self.held += said
+
+    def flush(self) -> None:
+        self.seen, self.held = self.seen + self.held, ""
+
+
+def goes_on(_: Path) -> None:
+    state = {"step": 4, "began": 0, "settings": {"steps": 4, "decay": "constant"}, "identity": {}}
+    resume.require_unchanged(Path("run"), state, {"steps": 9, "decay": "constant", "patience": None}, {})
+
+
+def puts_aside(folder: Path) -> None:
+    (folder / "a").touch()
+    log_check._put_aside(folder / "a")
+
+
+@pytest.mark.parametrize(
+    ("act", "stream", "said"),
+    [
+        (goes_on, "stdout", "run goes on at step 4: steps was 4, is 9\n"),
+        (puts_aside, "stdout", "a is kept as {}/a.damaged\n"),
+        (lambda _: entry._say("why"), "stderr", "edlm: why\n"),
+    ],
+    ids=str,
+)
+def test_a_line_does_not_wait_for_the_next_one(
+    act: Callable[[Path], None], stream: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipe()
+    monkeypatch.setattr(sys, stream, pipe)
+    act(tmp_path)
+    assert (pipe.seen, pipe.held) == (said.format(tmp_path), "")
+
+
+def test_nothing_that_is_printed_is_held_back_on_purpose() -> None:
+    def flushes(node: ast.AST) -> Any:
+        found = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        return [each.value for each in node.keywords if each.arg == "flush"] if found else []  # type: ignore[attr-defined]
+
+    files = [path for part in ("edlm", "recipes") for path in (ROOT / part).rglob("*.py")]
+    asked = [
+        value for path in files for node in ast.walk(ast.parse(path.read_text("utf-8"))) for value in flushes(node)
+    ]
+    assert len(asked) > 10
+    assert all(isinstance(value, ast.Constant) and value.value is True for value in asked)
