@@ -1,5 +1,6 @@
 """What a recipe gives to its training run, how much it scores at the end, and what a benchmark measures with."""
 
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from edlm.recipes import (
     distill,
     edlm_joint,
     edlm_nce,
+    evaluate,
     oracle,
     pretrain_ar,
     pretrain_denoiser,
@@ -192,6 +194,32 @@ def test_texts_of_the_source_itself_differ_from_it_by_nothing(small: bool, monke
     recipe.sweep()
     exact = {"total_variation": [0.0, 0.0], "kl": [0.0, 0.0]} if small else {}
     assert added == [("the source itself", {"figures": {**exact, "texts": ("source", 50, 6, 4)}})]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_card_is_written_with_its_tables_wherever_its_folder_is_to_be(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures of every set of texts, and a table of all where there are several."""
+    folder, texts = tmp_path / "one" / "two", ["a", "b"][:number]
+    monkeypatch.setattr(evaluate.cards, "card", lambda *own: {"given": len(own)})
+    monkeypatch.setattr(evaluate.cards, "sampler", lambda settings, models: "sampler")
+    monkeypatch.setattr(evaluate.figures, "markdown", lambda found, sampler: f"{found} {sampler}")
+    monkeypatch.setattr(evaluate.samples, "record", lambda quality: quality)
+    own = {"texts": texts, "tables": [f"table {each}" for each in texts], "figures": texts, "quality": ["q"]}
+    own |= {"said": [None, "", "it is so"], "judged_by": "judge", "alike_by": "alike", "models": None, "documents": {}}
+    recipe = made(evaluate.Evaluate, **own)
+    recipe.folder = folder
+    recipe.save_card()
+    card = {"given": 6, "judge": "judge", "mauve": "alike", "quality": ["q"], "findings": ["it is so"]}
+    assert json.loads((folder / "metric_card.json").read_text()) == card
+    written = {path.name: path.read_text() for path in folder.iterdir() if path.suffix == ".md"}
+    expected = {"figures.md": "\n".join(f"table {each}" for each in texts)} if texts else {}
+    expected |= {"perplexities.md": f"{texts} sampler"} if number > 1 else {}
+    assert written == expected
+    columns = f"  all columns: {folder / 'figures.md'}\n" if texts else ""
+    said = f"\n  It is so.\n\n{columns}  everything needed to repeat this: {folder / 'metric_card.json'}\n"
+    assert capsys.readouterr().out == said
 
 
 # ---- Benchmarks
