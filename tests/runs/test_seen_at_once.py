@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+import edlm
+from edlm import recipes
 from edlm.runs import entry
 from edlm.training import log_check, resume
 
-ROOT = Path(__file__).parents[2]
+FOLDERS = Path(edlm.__file__).parent, Path(recipes.__path__[0])
 
 
 class Pipe:
@@ -60,7 +62,7 @@ def test_nothing_that_is_printed_is_held_back_on_purpose() -> None:
         found = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
         return [each.value for each in node.keywords if each.arg == "flush"] if found else []  # type: ignore[attr-defined]
 
-    files = [path for part in ("edlm", "recipes") for path in (ROOT / part).rglob("*.py")]
+    files = {path for folder in FOLDERS for path in folder.rglob("*.py")}
     asked = [
         value for path in files for node in ast.walk(ast.parse(path.read_text("utf-8"))) for value in flushes(node)
     ]
