@@ -1,4 +1,4 @@
-"""Published networks in tables and configs: every row of what is said, where each size is from, and ids in our order."""
+"""Published networks in tables and configs: every row, where each size is from, and ids in their order."""
 
 from pathlib import Path
 from types import SimpleNamespace
