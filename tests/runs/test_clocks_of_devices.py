@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from edlm.runs import timing
 
@@ -44,6 +45,15 @@ def test_memory_of_a_device_is_what_torch_says_of_it(monkeypatch: pytest.MonkeyP
     assert timing.memory_in_use(device) == 300
     assert timing.peak_memory(lambda: done.append("run"), device, 300) == 200
     assert done == [device, "run", device]
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_large_model_has_two_operations_for_each_weight_of_a_matrix(blocks: int) -> None:
+    """And four for each position that a token sees, in the width of its heads; biases are none."""
+    network: Any = nn.Module()
+    network.layers, network.widths = nn.ModuleList(nn.Linear(3, 4) for _ in range(blocks)), (9, 5)
+    tokens = torch.zeros(2, 6)
+    assert timing.transformer_flops(network, tokens) == 12 * blocks * (2 * 12 + 4 * 6 * 5)
 
 
 def test_ratios_are_of_medians_with_the_ends_within_a_round() -> None:
