@@ -297,6 +297,55 @@ def test_rotary_positions_of_one_kind_of_layer_are_nested(given: Any, nested: bo
     assert pretrained._nested({"rope_parameters": given}) is nested
 
 
+@pytest.mark.parametrize(
+    ("own", "size", "said"),
+    [
+        ({"shifted": True, "bos_id": 0}, 9, None),
+        ({"shifted": True, "bos_id": 8}, 9, None),
+        ({"shifted": True, "bos_id": None}, None, None),
+        ({"shifted": False, "bos_id": None}, 9, None),
+        ({"shifted": True, "bos_id": 9}, 9, "bos_id"),
+        ({"shifted": True, "bos_id": -1}, 9, "bos_id"),
+        ({"shifted": True, "bos_id": True}, 9, "bos_id"),
+        ({"shifted": True, "bos_id": 3}, None, "bos_id"),
+        ({"shifted": False, "bos_id": 3}, 9, "bos_id"),
+        ({"shifted": 1, "bos_id": 3}, 9, "shifted"),
+        ({"shifted": True}, 9, "shifted"),
+        ({"shifted": True, "bos_id": 3, "other": 1}, 9, "shifted"),
+        (["shifted", "bos_id"], 9, "shifted"),
+    ],
+)
+def test_an_adapted_model_says_how_it_is_read(own: Any, size: int | None, said: str | None, tmp_path: Path) -> None:
+    for notes in ({}, {"edlm": None}, {"edlm": [own]}, {"edlm": {}}):
+        (tmp_path / "config.json").write_text(json.dumps(notes))
+        assert large.adapted_by(tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": size, "edlm": {"adapted": own}}))
+    if said is None:
+        assert large.adapted_by(tmp_path) == own
+        return
+    told = {"bos_id": f".bos_id = {own['bos_id']!r}" if said == "bos_id" else "", "shifted": f" = {own!r}"}[said]
+    wanted = {"bos_id": "an id of a shifted model", "shifted": "shifted, true or false, and bos_id"}[said]
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(f'{tmp_path}/config.json: edlm.adapted{told} must be {wanted}')}$"
+    ):
+        large.adapted_by(tmp_path)
+
+
+def test_a_large_folder_has_a_config_and_no_network_of_ours(tmp_path: Path) -> None:
+    assert large.hub_folder(tmp_path) is None
+    (tmp_path / "config.json").write_text("{}")
+    assert large.hub_folder(str(tmp_path)) == tmp_path
+    (tmp_path / "network.json").write_text("{}")
+    assert large.hub_folder(tmp_path) is None
+    newest = tmp_path / "run" / "checkpoints" / "step_00000004"
+    newest.mkdir(parents=True)
+    assert large.hub_folder(tmp_path / "run") is None, "what nothing names is lost"
+    (newest.parent / "last.json").write_text(json.dumps({"folder": newest.name}))
+    assert large.hub_folder(tmp_path / "run") is None
+    (newest / "config.json").write_text("{}")
+    assert large.hub_folder(tmp_path / "run") == newest
+
+
 @pytest.mark.parametrize(("compressed", "longer"), [(True, False), (False, True)])
 def test_a_part_that_is_packed_or_longer_than_its_bytes_is_not_read(
     compressed: bool, longer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
