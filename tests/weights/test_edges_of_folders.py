@@ -30,6 +30,7 @@ from edlm.weights import (
     pairs,
     pretrained,
     published,
+    tensors,
 )
 
 AT = Path("m")
@@ -344,6 +345,15 @@ def test_a_large_folder_has_a_config_and_no_network_of_ours(tmp_path: Path) -> N
     assert large.hub_folder(tmp_path / "run") is None
     (newest / "config.json").write_text("{}")
     assert large.hub_folder(tmp_path / "run") == newest
+
+
+def test_the_first_five_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file({"module.a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}, file)
+    tensors.require_named({"a": (2,), "b": (3,), "c": (1,)}, file)
+    said = "a has shape (2,), not (3,); b has shape (3,), not (2,); c is not known; d is missing; e is missing"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{file}: {said}')}$"):
+        tensors.require_named({"a": (3,), "b": (2,), "d": (1,), "e": (1,), "f": (1,)}, file)
 
 
 @pytest.mark.parametrize(("compressed", "longer"), [(True, False), (False, True)])
