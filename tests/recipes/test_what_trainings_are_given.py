@@ -222,6 +222,37 @@ def test_a_card_is_written_with_its_tables_wherever_its_folder_is_to_be(
     assert capsys.readouterr().out == said
 
 
+TRAININGS = {
+    **{"adapt": (adapt, "Adapt"), "edlm_joint": (edlm_joint, "JointTraining"), "edlm_nce": (edlm_nce, "EnergyByNCE")},
+    **{"pretrain_ar": (pretrain_ar, "PretrainAr"), "distill": (distill, "Distillation")},
+    "pretrain_denoiser": (pretrain_denoiser, "PretrainDenoiser"),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_recipe_goes_on_trains_saves_and_then_reports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run that is started again is saved too: fewer of its checkpoints may be kept than before."""
+    module, cls = TRAININGS[name]
+    done: list[str] = []
+    own = getattr(module, cls)
+    acts = {key: lambda key=key: done.append(f"run: {key}") for key in ("load_checkpoint", "train", "save_checkpoint")}
+    run = SimpleNamespace(step=4, **acts)
+    recipe = made(own, run=run)
+    for key in acts if name != "distill" else ("save_checkpoint",):
+        getattr(recipe, key)()
+    expected = [f"run: {key}" for key in acts]
+    assert done == (expected if name != "distill" else expected[-1:])
+    done.clear()
+    verbs = ("load_denoiser", "setup", "load_checkpoint", "train", "save_checkpoint", "cleanup")
+    verbs = verbs if name in ("edlm_joint", "edlm_nce") else verbs[1:]
+    verbs = ("load_checkpoint", "setup", *verbs[2:]) if name == "distill" else verbs
+    for verb in verbs:
+        monkeypatch.setattr(own, verb, lambda _, verb=verb: done.append(verb))
+    monkeypatch.setattr(own, "__init__", lambda _, settings: done.append(settings))
+    module.main("settings")  # type: ignore[arg-type]
+    assert done == ["settings", *verbs]
+
+
 # ---- Benchmarks
 
 
