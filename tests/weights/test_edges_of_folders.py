@@ -347,6 +347,12 @@ def test_a_large_folder_has_a_config_and_no_network_of_ours(tmp_path: Path) -> N
     assert large.hub_folder(tmp_path / "run") == newest
 
 
+def test_a_file_that_is_gone_has_no_hash(tmp_path: Path) -> None:
+    said = f"{tmp_path / 'a'}: cannot be read (No such file or directory)"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        tensors.sha256(tmp_path / "a")
+
+
 def test_the_first_five_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     save_file({"module.a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}, file)
