@@ -1,6 +1,9 @@
 """The way into the commands: whatever is written on a command line or in a config is one line, never a traceback."""
 
+import contextlib
+import logging
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from running import Runner
 
 from edlm.cli import commands
 from edlm.recipes import pretrain_denoiser
-from edlm.runs import exits
+from edlm.runs import entry, exits
 from edlm.runs import settings as schemas
 from edlm.weights import exchange
 
@@ -257,3 +260,33 @@ def test_a_network_that_tells_no_step_can_be_started_from(recipe: str, run: Runn
         *("samples.num_samples=1", "samples.num_steps=2") * (recipe == "edlm_joint"),
     )
     assert status == 0, error
+
+
+def test_what_torchao_says_of_its_kernels_is_not_heard(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("torchao")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    monkeypatch.setattr(sys, "argv", ["recipe", "steps=3"])
+    with pytest.raises(SystemExit):
+        entry.enter(print, {})
+    assert logger.level == logging.ERROR
+    assert capsys.readouterr().err.startswith("edlm: --config FILE is missing")
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_an_output_is_locked_where_a_recipe_writes_it(
+    writes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+    (tmp_path / "own.yaml").write_text("output_dir: out\nseed: 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["recipe", "--config", "own.yaml", "seed=4"])
+    monkeypatch.setattr(entry.locks, "outputs", lambda settings: held.append(settings) or contextlib.nullcontext())
+    schema = {"output_dir": schemas.text, "seed": schemas.seed}
+    with pytest.raises(SystemExit) as stop:
+        entry.enter(lambda settings: held.append(("ran", settings)), schema, **({} if writes else {"writes": False}))
+    assert stop.value.code is None
+    given = {"output_dir": "out", "seed": 4}
+    assert held == [given if writes else {}, ("ran", given)]

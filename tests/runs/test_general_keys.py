@@ -99,6 +99,26 @@ def test_rows_and_items_fall_to_the_processes_in_turn(monkeypatch: pytest.Monkey
         processes.require_one("oracle")
 
 
+@pytest.mark.parametrize("shown", [None, "judge"])
+def test_a_bar_is_shown_where_it_has_a_name(shown: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+    monkeypatch.setattr(processes, "bar", lambda share, **how: bars.append(how) or share)
+    assert processes.spread(lambda item: item + 1, [1, 2], shown) == [2, 3]
+    assert bars == ([] if shown is None else [{"desc": "judge", "unit": "batch", "leave": False}])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_gradients_of_a_network_of_one_weight_are_summed_too(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes with the same gradients."""
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda tensor, *_: tensor.mul_(2))
+    weights = [torch.nn.Parameter(torch.zeros(3)) for _ in range(count)]
+    for weight in weights:
+        weight.grad = torch.ones(3)
+    processes.sum_gradients(iter(weights))
+    assert [weight.grad.tolist() for weight in weights if weight.grad is not None] == [[2.0] * 3] * count
+
+
 def test_gradients_are_summed_in_buckets_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_BUCKET", 4)
     halves = {2: torch.bfloat16}

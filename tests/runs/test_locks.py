@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -64,6 +65,28 @@ def test_what_was_made_for_the_lock_goes_with_it_unless_it_is_used(tmp_path: Pat
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["report.json"]
 
 
+def test_what_a_dead_run_wrote_down_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".run.lock").write_text('{"pid": 1, "host": "' + "a" * 200 + '", "since": "2001"}')
+    with locks.alone("output_dir", str(tmp_path)):
+        holder = json.loads((tmp_path / ".run.lock").read_text())
+        assert (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+        assert holder.keys() == {"pid", "host", "since"}
+        assert time.time() - time.mktime(time.strptime(holder["since"], "%Y-%m-%d %H:%M:%S %z")) < 86400 * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "holder"),
+    [
+        ('{"pid": 3, "host": "a", "since": "b"}', "process 3 on a since b"),
+        ('{"pid": 3, "host": "a"}', "another process"),
+        ("", "another process"),
+        ("[3]", "another process"),
+    ],
+)
+def test_a_holder_that_has_not_signed_is_another_process(said: str, holder: str) -> None:
+    assert locks._holder(said) == holder
+
+
 def test_two_files_of_a_folder_are_two_outputs(tmp_path: Path) -> None:
     child = holding("output", str(tmp_path / "one.jsonl"), tmp_path / "ready")
     with locks.alone("output", str(tmp_path / "other.jsonl")):
@@ -88,7 +111,10 @@ def test_a_child_of_the_run_keeps_no_lock_after_its_death(tmp_path: Path) -> Non
         with locks.alone("output_dir", str(tmp_path / "run")):
             worker = os.fork()
             if not worker:
+                (tmp_path / "begun").touch()
                 time.sleep(60.0)
+            while not (tmp_path / "begun").exists():
+                time.sleep(0.005)
             (tmp_path / "worker").write_text(str(worker))
             os.kill(os.getpid(), signal.SIGKILL)
 

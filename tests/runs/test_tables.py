@@ -56,3 +56,9 @@ def test_a_finding_fits_a_terminal_and_is_a_sentence() -> None:
     lines = tables.sentence("word " * 60).split("\n")
     assert len(lines) > 2
     assert all(line.startswith("  ") and len(line) <= 100 for line in lines)
+
+
+def test_rows_of_several_lengths_are_no_table() -> None:
+    for rows in ([("a", "b"), ("c",)], [("a",), ("b", "c")]):
+        with pytest.raises(ValueError, match="zip"):
+            tables.columns(rows)

@@ -100,6 +100,38 @@ def test_all_else_is_yaml(config: Path, word: str, key: str, value: object) -> N
     assert read(config, word)[key] == value
 
 
+@pytest.mark.parametrize("word", ["", "~", "null", "Null", "NULL", " null ", "None"])
+@pytest.mark.parametrize("key", ["steps", "network.path", "network"])
+def test_nothing_is_written_in_any_word_of_yaml(config: Path, key: str, word: str) -> None:
+    """A component that is given as nothing is none, and not one of that name."""
+    if (key, word) in (("network", " null "), ("network.path", " null ")):
+        return
+    found: Any = read(config, f"{key}={word}")
+    for name in key.split("."):
+        found = found[name]
+    assert found is None
+
+
+@pytest.mark.parametrize(
+    ("value", "read_as"),
+    [
+        ("'a #1'", "a #1"),
+        ('"a #1"', "a #1"),
+        ("!!str 3", "3"),
+        ("[a, b]", ["a", "b"]),
+        ("{a: 1}", {"a": 1}),
+        ("a #1", "a #1"),
+        ("a ", "a "),
+        (" 3", 3),
+        ("#", "#"),
+    ],
+)
+def test_of_a_quoted_value_the_quotes_are_taken_off_and_of_no_other_anything(
+    config: Path, value: str, read_as: object
+) -> None:
+    assert read(config, f"network.path={value}")["network"]["path"] == read_as
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

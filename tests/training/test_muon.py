@@ -1,5 +1,8 @@
 """Muon: orthogonal steps of hidden matrices, AdamW for the rest, and a run that resumes bit for bit."""
 
+import re
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -118,6 +121,50 @@ def test_a_loaded_state_goes_on_as_if_it_had_not_stopped() -> None:
     steps(parts, again, range(3, 6))
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        (nn.Parameter(torch.zeros(2, 2)), "params must be weights or groups of them, not one Parameter"),
+        (3, "params must be weights or groups of them, not one int"),
+        ([3], "params must be weights or groups of them, and one is 3"),
+        ([{"params": ["a"]}], "params must be weights or groups of them, and one is 'a'"),
+        (
+            [{"params": [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(3))], "hidden": True}],
+            "params: a hidden weight must be a matrix, and one has the shape (3,)",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_no_weight_is_refused(params: Any, said: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        Muon(params)
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize("betas", [(0.0, 0.0), [0.5, 0.999]])
+def test_betas_are_two_numbers_below_one(betas: Any) -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    assert Muon([weight], betas=betas).param_groups[0]["betas"] == tuple(betas)
+    for wrong in ((1.0, 0.5), (0.5, 1.0), (-0.1, 0.5), (0.5,), (0.5, 0.5, 0.5), 0.5, "ab"):
+        with pytest.raises(ValueError, match=rf"^betas = {re.escape(repr(wrong))} must be two numbers in \[0, 1\)$"):
+            Muon([weight], betas=wrong)
+
+
+def test_numbers_on_their_edges_are_taken_and_a_closure_has_gradients() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = Muon([weight], lr=0.0, adamw_lr=0.0, momentum=0.0, weight_decay=0.0)
+
+    def closure() -> float:
+        loss = weight.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    with torch.no_grad():
+        assert optimizer.step(closure) == 4.0
+    assert torch.equal(weight.grad, torch.full((2, 2), 2.0))  # type: ignore[arg-type]
+    assert torch.equal(weight.data, torch.ones(2, 2)), "at a rate of zero nothing moves"
 
 
 @pytest.mark.parametrize(

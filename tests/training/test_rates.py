@@ -58,6 +58,13 @@ def test_a_cosine_begins_at_the_full_rate_passes_the_half_in_the_middle_and_ends
     assert found == sorted(found, reverse=True)
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (5, 4), (2, 0), (8, 4)])
+def test_behind_the_last_step_nothing_is_left_of_a_cosine(steps: int, warmup: int) -> None:
+    assert factors.factor(steps, steps, warmup, "cosine") == pytest.approx(0.0, abs=1e-12)
+    assert factors.factor(warmup, steps, warmup, "cosine") == 1.0
+    assert factors.factor(steps, steps, warmup, "constant") == 1.0
+
+
 @pytest.mark.parametrize(("decay", "warmup"), [("cosine", 0), ("cosine", 2), ("constant", 2)])
 def test_the_weights_move_by_the_rate_of_the_step(decay: str, warmup: int, tmp_path: Path) -> None:
     """Of plain gradient descent: what was, less the rate times the gradient."""

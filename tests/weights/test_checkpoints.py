@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edlm.data import vocabulary
 from edlm.data.vocabulary import Vocabulary
 from edlm.nn import networks
+from edlm.runs import environment
 from edlm.weights import checkpoints, tensors
 
 
@@ -302,3 +303,24 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, characters: Vo
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot write .*file/n"):
         checkpoints.save_network(tmp_path / "file" / "n", small_network(), characters, {})
+
+
+@pytest.mark.parametrize(
+    ("encoded", "said"),
+    [
+        ("tensor:7", "holds no training state ('tensor:7' is missing)"),
+        ({"pair": []}, "holds no training state ('pairs' is missing)"),
+        ({"pairs": 3}, "holds no training state ('int' object is not iterable)"),
+        ([1], "holds no training state, but list"),
+    ],
+)
+def test_a_state_that_is_none_is_told_with_what_is_wrong(
+    tmp_path: Path, characters: Vocabulary, encoded: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(environment.UNVERIFIED, "1")  # the hash alone would refuse it
+    folder = checkpoints.save_checkpoint(tmp_path, 1, small_network(), characters, {}, {"a": torch.ones(1)})
+    file = folder / "training.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "state": encoded}))
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        checkpoints.load_state(folder)
+    assert str(error.value) == f"{file}: its key 'state' {said}"

@@ -62,6 +62,26 @@ class Elsewhere(Mean):
         return states if positions is None else states.flatten(0, 1)[positions.flip(0)]
 
 
+class Near(Mean):
+    """Its states at flat positions are a hundredth off."""
+
+    def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        return super().forward(tokens, sigma, positions) + (0.0 if positions is None else 0.01)
+
+
+class Shaded(Mean):
+    """Its head gives logits for some columns that are a hundredth off."""
+
+    def __init__(self, vocab_size: int, max_length: int) -> None:
+        super().__init__(vocab_size, max_length)
+        self.head = _Shaded(4, vocab_size)
+
+
+class _Shaded(Head):
+    def forward(self, hidden: Tensor, columns: slice | None = None) -> Tensor:
+        return super().forward(hidden, columns) + (0.0 if columns is None else 0.01)
+
+
 class Deaf(Mean):
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(tokens)
@@ -89,7 +109,7 @@ class Timeless(Mean):
 
 class Levelled(Mean):
     def forward(self, tokens: Tensor, sigma: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        assert sigma is None or sigma.shape == tokens.shape[:1]
+        assert sigma is None or (sigma.shape == tokens.shape[:1] and not sigma.any())
         return super().forward(tokens, sigma, positions)
 
 
@@ -162,6 +182,8 @@ def test_a_name_that_is_no_network_gets_one_line(name: str, said: str, tmp_path:
         (Narrow, r"head\.out_features must be the vocabulary's 5"),
         (Plain, "TypeError"),
         (Elsewhere, "other states at flat positions"),
+        (Near, "other states at flat positions"),
+        (Shaded, "its head gives other logits for some columns than for all"),
         (Deaf, "TypeError"),
         (Sliced, "its head gives other logits for some columns than for all"),
         (Timeless, "TypeError: no level"),
