@@ -216,11 +216,13 @@ def test_processes_join_on_their_own_devices_and_only_the_first_prints(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     monkeypatch.setattr(processes.dist, "init_process_group", lambda name, timeout: calls.append((name, timeout)))
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda here: calls.append(f"met on {here.device}"))
     monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: calls.append("left"))
     monkeypatch.setattr(processes, "is_first", lambda: rank == 0)
     with processes.joined(device):
         print("said")
-    assert calls == [*([3] if "nccl" in backend else []), (backend, timedelta(hours=2)), "left"]
+    joined = [(backend, timedelta(hours=2)), "met on cpu", "left"]
+    assert calls == [*([3] if "nccl" in backend else []), *joined], "nobody goes on before all have met"
     assert capsys.readouterr().out == ("said\n" if rank == 0 else "")
     calls.clear()
     with pytest.raises(KeyError), processes.joined("cpu"):
