@@ -85,7 +85,7 @@ def _of_pytest(words: Sequence[str]) -> str:
 
 
 def _of_edlm(words: Sequence[str]) -> str:
-    known = re.findall(r'"(\w+)": _\w+,', inspect.getsource(commands.main))
+    known = re.findall(r'"(\w+)": [\w.]+,', inspect.getsource(commands.main))
     if words and words[0] not in {*known, "--version", "--help"}:
         return f"edlm has no command {words[0]}"
     if words[:1] == ["run"] and len(words) > 1 and words[1] not in commands.recipes():
