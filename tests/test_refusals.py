@@ -112,6 +112,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda at: tokenizer_files.require_bytes(written(at / "vocab.json", '{"a": 0}')),
         "^255 byte symbols are missing$",
     ),
+    "merges that are none": (
+        lambda at: tokenizer_files.read_bpe(written(at / "vocab.json", '{"a": 0}'), written(at / "merges.txt", " \n")),
+        "^the file is empty$",
+    ),
     "a text that no word spells": (
         lambda _: tokenizer_kinds.encode(Tokenizer(WordLevel({"a": 0}, unk_token="?")), ["b"], None),
         r"^a text holds what the tokenizer cannot spell \(",

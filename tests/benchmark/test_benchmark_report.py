@@ -1,5 +1,6 @@
 """The report of a benchmark, of records written by hand."""
 
+import io
 import json
 import math
 import platform
@@ -63,6 +64,15 @@ def test_what_is_measured_is_written_at_once_and_told_at_the_end(
     assert capsys.readouterr().out == f"targets\n{met}  (a)\n{missed}  (b)\n{where}"
     Report(folder, {}, {}).conclude()
     assert "targets" not in capsys.readouterr().out
+
+
+def test_whoever_reads_along_has_a_line_when_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="utf-8", write_through=False))
+    found = Report(tmp_path, {"cpu": "x"}, {})
+    assert written.getvalue() == b"  cpu  x\n"
+    found.add("cases", {"name": "a"}, [MET])
+    assert written.getvalue().endswith(b"\n  eager: times faster 3, target 2: met\n")
 
 
 def test_a_sweep_has_its_medians_and_the_exponents_of_what_ran_everywhere() -> None:

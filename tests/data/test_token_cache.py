@@ -148,6 +148,28 @@ def test_texts_that_cannot_serve_are_named(tmp_path: Path) -> None:
         write(tmp_path, ["ab", "ab"], vocabulary.characters("ab"))
 
 
+@pytest.mark.parametrize(
+    ("number", "characters", "said"),
+    [
+        (2, 99, "4 to 5"),
+        (3, 99, "3 to 5"),
+        (99, 4, "3 to 4"),
+        (99, 6, "4 to 5"),
+        (99, 7, "0 to 4"),
+        (99, 1, "4 to 4"),
+        (6, 10, "0 to 5"),
+    ],
+)
+def test_a_batch_holds_so_many_documents_of_so_many_characters_at_most(
+    number: int, characters: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of texts of 1, 1, 1, 3, 1 and 3 characters the fifth cannot be spelt; an empty one is none."""
+    monkeypatch.setattr(token_cache, "_BATCH_DOCUMENTS", number)
+    monkeypatch.setattr(token_cache, "_BATCH_CHARACTERS", characters)
+    with pytest.raises(ValueError, match=f"^train: documents {said}: character 'é' at offset 0"):
+        write(tmp_path, ["a", "", "b", "c", "def", "é", "ghi"])
+
+
 def test_of_those_that_ask_at_once_one_writes_and_the_others_wait(tmp_path: Path) -> None:
     read = []
 

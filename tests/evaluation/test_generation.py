@@ -3,12 +3,16 @@
 from types import SimpleNamespace
 from typing import Any
 
+import builders
 import pytest
 import torch
 
 from edlm.data import vocabulary
 from edlm.evaluation import generation
+from edlm.models import energies
+from edlm.samplers.corrections import OfEnergy
 from edlm.weights import resolve
+from edlm.weights.resolve import Sources
 
 WORDS = vocabulary.characters("abcd")
 
@@ -92,3 +96,21 @@ def test_a_component_is_offered_what_is_loaded() -> None:
     assert generation.offered(found) == {**told, "denoiser": denoiser, "mask_id": 4}
     found.denoiser = None
     assert generation.offered(found) == told
+
+
+@pytest.mark.parametrize(("energy", "ar", "name"), [("folder", None, "energy"), (None, "folder", "ar")])
+def test_a_sampler_calls_an_energy_by_the_key_of_its_config(energy: str | None, ar: str | None, name: str) -> None:
+    """An AR model beside a denoiser is the energy `ar`."""
+    denoiser = builders.tiny_denoiser(0, 4, vocab_size=5)
+    found = Sources(WORDS, denoiser=denoiser, correction=OfEnergy(energies.zero(), called="loaded"))
+
+    def asked_for(called: str) -> Any:
+        sampler = {"plan": {"name": "grid", "num_steps": 2}, "correction": {"name": "energy", "called": called}}
+        own = {"energy": energy, "ar": ar, "sampler": sampler, "length": None, "stride": None}
+        return generation.source({**SETTINGS, **own}, found)
+
+    draw, told = asked_for(name)
+    assert draw.args[0].sampler.correction.called == name
+    assert told == []
+    with pytest.raises(ValueError, match=f"called = 'loaded' must be one of the energies {name}$"):
+        asked_for("loaded")

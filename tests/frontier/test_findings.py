@@ -8,6 +8,7 @@ import pytest
 from edlm.frontier import findings, table
 from edlm.frontier import points as frontier_points
 from edlm.frontier.points import Point, Resampled
+from edlm.likelihood.estimates import Estimate
 from edlm.models import energies
 from edlm.samplers.corrections import ChainRule, OfEnergy
 from edlm.samplers.plans import Grid, TokensPerPass
@@ -155,6 +156,33 @@ def test_the_best_of_a_method_is_what_wins_and_then_what_saves_most_beyond_its_e
 def test_without_a_clock_passes_are_compared() -> None:
     untimed = [(own._replace(seconds=None), replicates) for own, replicates in [*curve(), drawn(ORDERED, 6.0, 0.04)]]
     assert "2 times as few passes" in told(*untimed)[1]
+
+
+@pytest.mark.parametrize(
+    ("known", "cost", "less", "times"),
+    [
+        ({"seconds", "passes"}, "seconds", "in less time", "times as fast"),
+        ({"passes"}, "passes", "with fewer passes", "times as few passes"),
+        (set(), "calls", "with fewer calls in a row", "times as few calls"),
+    ],
+)
+def test_of_no_win_it_is_said_by_which_cost_it_is_none(known: set[str], cost: str, less: str, times: str) -> None:
+    """By the first that all settings have of seconds, passes, and calls in a row."""
+    unknown = Estimate(math.nan, math.nan, N)
+
+    def known_of(own: Point) -> Point:
+        figures = own.figures if "passes" in known else {**own.figures, "passes": unknown}
+        return own._replace(figures=figures, seconds=own.seconds if "seconds" in known else None)
+
+    points = frontier_points.with_comparisons(
+        [(known_of(own), replicates) for own, replicates in [*curve(), drawn(SIR, 9.5, 0.04)]]
+    )
+    found = findings.verdicts_of(points, judged_by_itself=False)
+    assert [each.cost for each in found] == [cost]
+    assert findings.title(points, found) == f"no setting of learned is as good as plain {less}, within the error"
+    said = findings.sentence(points, found)
+    assert said.startswith(f"no setting of learned is as good as plain {less} within the error (closest: learned")
+    assert said.endswith(f"{times})")
 
 
 def test_without_plain_or_without_anything_else_there_is_no_verdict() -> None:

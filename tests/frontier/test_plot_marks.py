@@ -106,6 +106,22 @@ def test_controls_are_hollow_without_a_name_and_the_front_is_joined(monkeypatch:
     assert grey == [([2.0, 4.0, 6.0], [5.0, 3.0, 2.0], "-"), ([2.5, 3.0, 3.5], [2.0, 3.0, 5.0], "-")]
 
 
+def test_marks_are_larger_and_bars_thin_in_the_large_panel_and_only_entropy_has_an_error_of_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    panels = told([shown(PLAIN, 5.0, 2.0, 0.5), shown(None, 3.0, math.nan)], monkeypatch)["panels"]
+    for panel, size, of_place in zip(panels, (5, 3.5, 3.5, 3.5), (None, [0.1], None, None), strict=True):
+        [mark] = panel.errorbar.call_args_list
+        assert (mark.kwargs["markersize"], mark.kwargs["elinewidth"], mark.kwargs["alpha"]) == (size, 0.7, 0.9)
+        assert (mark.args[1], mark.kwargs["yerr"], mark.kwargs["xerr"]) == ([5.0], [0.1], of_place)
+    lines = [panel.axhline.call_args for panel in panels if panel.axhline.called]
+    assert [(line.args, line.kwargs["linewidth"], line.kwargs["linestyle"]) for line in lines] == [
+        ((3.0,), 0.9, ":")
+    ] * 3
+    assert panels[1].plot.call_args_list[0].kwargs["markersize"] == 9
+    assert [panel.plot.call_args_list[-1].kwargs["linewidth"] for panel in panels] == [4.0] * 4
+
+
 def test_selections_have_marks_of_their_own_that_the_note_calls_by_their_shapes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
