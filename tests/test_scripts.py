@@ -6,7 +6,10 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import kills
 import pytest
+
+from edlm.cli import commands, keys
 
 TESTS = Path(__file__).parent
 FILES = sorted(path for path in TESTS.rglob("*.py") if not path.name.startswith(("test_", "conftest")))
@@ -52,3 +55,13 @@ def test_a_name_that_is_gone_would_be_seen() -> None:
     assert missing(ast.parse(code)) == ["kinds.Net, line 3", "math.tao, line 3"]
     with pytest.raises(AttributeError):
         missing(ast.parse("from edlm.samplers.plans import Net"))
+
+
+@pytest.mark.parametrize("name", kills.cases())
+def test_runs_that_are_killed_say_what_their_recipes_know(name: str) -> None:
+    """Of configs that come with a recipe; the others are made of them when a campaign begins."""
+    recipe, words, config = kills.cases()[name]
+    if config in commands.configs(recipe):
+        keys.require_known(recipe, commands.configs(recipe)[config], words, is_ours=True)
+    else:
+        assert config.endswith(".yaml")

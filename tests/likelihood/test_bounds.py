@@ -41,6 +41,9 @@ from edlm.likelihood import bounds, nelbo, paper_nelbo
 from edlm.likelihood.estimates import estimate
 from edlm.models import energies
 from edlm.process import schedules
+from edlm.samplers import corrections
+from edlm.samplers.plans import Grid
+from edlm.samplers.sampler import Sampler
 
 SYMBOLS, LENGTH = 2, 3
 JOINT = random_joint(0, SYMBOLS, LENGTH, 1.5)
@@ -348,3 +351,11 @@ def test_a_mean_over_tokens_weighs_rows_by_their_length() -> None:
     assert result.mean == 1.5
     assert result.standard_error == pytest.approx(math.sqrt(2 * (1.5**2 + 1.5**2)) / 4)
     assert estimate(values, torch.tensor([5, 5])) == estimate(values)
+
+
+@pytest.mark.parametrize(("candidates", "has"), [(1, True), (2, False)])
+def test_one_candidate_has_a_bound_whatever_selects_it(candidates: int, has: bool) -> None:
+    correction = corrections.OfEnergy(energies.zero(), "draft")
+    options = {"correction": correction, "candidates": candidates, "selection": "greedy"}
+    said = bounds.missing(Sampler(builders.tiny_denoiser(0, 4, vocab_size=5), Grid(2), **options))
+    assert said == ("" if has else "no bound is known of selection = 'greedy'")

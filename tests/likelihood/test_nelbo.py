@@ -223,3 +223,13 @@ def test_the_vocabulary_head_takes_a_few_rows_at_once_and_the_figures_stay(
     monkeypatch.setattr(type(IMPERFECT), "logits", lambda own, states: seen.append(len(states)) or logits(own, states))
     torch.testing.assert_close(nelbo.nelbo(IMPERFECT, schedules.log_linear(), x_0, SEED, row), expected)
     assert max(seen) <= rows
+
+
+@pytest.mark.parametrize(("ids", "taken"), [((0, 3), True), ((0, 4), False), ((-1, 3), False)])
+def test_ids_of_a_text_are_those_of_the_vocabulary(ids: tuple[int, int], taken: bool) -> None:
+    denoiser, x_0 = tiny_denoiser(0, 2, vocab_size=4), torch.tensor([ids])
+    if taken:
+        nelbo.check_texts(denoiser, x_0, None)
+    else:
+        with pytest.raises(ValueError, match=rf"x_0 holds token ids in {ids[0]}\.\.{ids[1]}, and .* in 0\.\.3"):
+            nelbo.check_texts(denoiser, x_0, None)

@@ -171,3 +171,12 @@ def test_it_keeps_the_laws_of_an_energy(how: str) -> None:
 def test_what_cannot_be_is_named(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         trunk_energy.over(decoder(), **arguments)
+
+
+@pytest.mark.parametrize(("rank", "taken"), [(0, False), (1, True), (8, True), (9, False)])
+def test_adapters_are_as_wide_as_the_network_at_most(rank: int, taken: bool) -> None:
+    if taken:
+        assert trunk_energy._rank_and_alpha([rank, 2.0], 8) == (rank, 2.0)
+    else:
+        with pytest.raises(ValueError, match=f"rank = {rank} must be a whole number of at least 1 and at most 8"):
+            trunk_energy._rank_and_alpha([rank, 2.0], 8)

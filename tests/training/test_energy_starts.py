@@ -7,6 +7,7 @@ import torch
 from smallest import LENGTH, NETWORK, energy_words, settings_of
 
 from edlm.data import vocabulary
+from edlm.nn import starts
 from edlm.nn.networks import EnergyNetwork, JointNetwork, Transformer
 from edlm.recipes import edlm_joint, edlm_nce
 from edlm.weights import checkpoints
@@ -83,3 +84,12 @@ def test_a_joint_network_starts_as_the_denoiser_and_its_energy_at_zero(folder: P
     assert all(torch.equal(own[name], value) for name, value in recipe.plan.start.network.state_dict().items())
     assert not network.scalar.weight.any()
     assert len(network.energy_trunk.blocks) == 2
+
+
+def test_a_shared_embedding_is_trained_by_neither_network() -> None:
+    sizes = {"vocab_size": 4, "max_length": 3, "hidden_size": 8, "num_layers": 1, "num_heads": 2}
+    energy, denoiser = EnergyNetwork(**sizes), Transformer(**sizes)
+    starts.share_embedding(energy, denoiser)
+    assert not denoiser.embedding.weight.requires_grad
+    assert not energy.embedding.weight.requires_grad
+    assert all(each.requires_grad for name, each in denoiser.named_parameters() if not name.startswith("embedding"))
