@@ -130,8 +130,9 @@ def left(folder: Path) -> dict[str, Any]:
         elif file.suffix in (".json", ".jsonl"):
             lines = content.decode().split("\n") if file.suffix == ".jsonl" else [content.decode()]
             content = [_without_clock(json.loads(line)) if line else "" for line in lines]
-        elif file.suffix in (".csv", ".md"):  # of the tables of what the records say the names: seconds are among it
-            content = [line[:_NAME] for line in content.splitlines()]
+        elif file.suffix in (".csv", ".md"):  # the names in tables of what the records say: seconds are among the rest
+            rows = [line for line in content.splitlines() if file.suffix == ".csv" or line.startswith(b"|")]
+            content = [row[:_NAME] for row in rows]
         found[str(file.relative_to(folder))] = content
     return found
 
