@@ -161,7 +161,7 @@ def test_commands_are_found_where_they_are_shown() -> None:
         for where, run in SHOWN
         if where == "docs/lab/results.md" and any("sweeps=" in word for word in run.overrides)
     ]
-    assert [len(run.settings()["sweeps"]) for run in sweeps] == [3, 2, 3, 4, 3, 5, 2, 2, 2, 3, 2]
+    assert [len(run.settings()["sweeps"]) for run in sweeps] == [3, 2, 3, 5, 4, 3, 5, 2, 2, 2, 3, 2]
 
 
 def test_the_readme_opens_with_the_two_commands_and_its_code_runs(
