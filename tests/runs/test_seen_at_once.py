@@ -45,7 +45,7 @@ def puts_aside(folder: Path) -> None:
         (puts_aside, "stdout", "a is kept as {}/a.damaged\n"),
         (lambda _: entry._say("why"), "stderr", "edlm: why\n"),
     ],
-    ids=str,
+    ids=["a run that goes on", "a file put aside", "a reason"],
 )
 def test_a_line_does_not_wait_for_the_next_one(
     act: Callable[[Path], None], stream: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
