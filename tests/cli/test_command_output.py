@@ -216,3 +216,23 @@ def test_a_version_does_if_it_lies_between_the_ends_and_one_before_its_release_t
 ) -> None:
     found = doctor._compared("torch", version, SpecifierSet("<2.14,>=2.11"))
     assert found == doctor.Finding("torch", version or "not installed", "needs >=2.11,<2.14", suffices)
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        (["--model_args", "pretrained=x", "--tasks", "y"], True),
+        (["-a", "pretrained=x", "--tasks", "y"], True),
+        (["--model", "hf", "--model_args", "pretrained=x"], False),
+        (["-M", "hf", "-a", "pretrained=x"], False),
+        (["ls", "tasks"], False),
+    ],
+)
+def test_the_harness_is_told_our_model_where_one_is_asked_for_and_none_is_named(
+    words: list[str], added: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(commands.importlib, "import_module", lambda _: SimpleNamespace(NAME="edlm", run=lambda: None))
+    monkeypatch.setattr(sys, "argv", [])
+    commands._harness(words)
+    assert sys.argv == ["lm_eval", *words, *(["--model", "edlm"] if added else [])]

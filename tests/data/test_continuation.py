@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from edlm.data import vocabulary
+from edlm.data import continuation, vocabulary
 from edlm.data.vocabulary import Vocabulary
 
 WORDS = ["the", "ca", "sat", "t", "h", "e", "c", "a", "s", " "]
@@ -134,3 +134,20 @@ def test_a_special_token_that_a_text_spells_stays_text_in_another_process(tmp_pa
     for again in (pickle.loads(pickle.dumps(ids)), ids._going_on):
         with pytest.raises(ValueError, match="cannot be spelled by the tokenizer"):
             again.encode("<the>")
+
+
+@pytest.mark.parametrize(
+    ("part", "kept"),
+    [
+        ({"type": "Strip", "strip_left": True, "strip_right": True}, {"strip_left": False, "strip_right": True}),
+        ({"type": "Strip", "content": " ", "start": 1, "stop": 0}, {"content": " ", "start": 0, "stop": 0}),
+        ({"type": "Metaspace", "prepend_scheme": "first"}, {"prepend_scheme": "never"}),
+        ({"type": "ByteLevel", "add_prefix_space": True}, {"add_prefix_space": False}),
+        ({"type": "Lowercase"}, {}),
+    ],
+)
+def test_what_a_tokenizer_does_to_the_beginning_of_a_text_is_left_out_and_nothing_else(
+    part: dict[str, object], kept: dict[str, object]
+) -> None:
+    """Of a normalizer that strips, and of a decoder that does."""
+    assert continuation._without_space(part) == {"type": part["type"], **kept}

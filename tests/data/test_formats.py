@@ -358,3 +358,11 @@ def test_a_vocabulary_has_a_size(tmp_path: Path) -> None:
     (tmp_path / "vocabulary.json").write_text(json.dumps(ids))
     with pytest.raises(ValueError, match=r"ids = \d+ must be at most 16777216; EDLM_LIMITS=129 "):
         vocabulary.load_vocabulary(tmp_path)
+
+
+def test_a_file_that_was_never_written_is_said_to_begin_so(tmp_path: Path) -> None:
+    file = tmp_path / "hole.txt"
+    file.touch()
+    os.truncate(file, 8192)
+    with pytest.raises(ValueError, match="nothing was ever written from byte 0 on, of 8,192"), formats.opened(file):
+        pass
