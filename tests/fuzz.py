@@ -246,7 +246,7 @@ def _be_child(folder: Path, said: Path, work: Callable[[], Any], memory: int | N
     status = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which who runs this in the background may ignore
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs this in the background
         out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (0, 1, 2):
             os.dup2(out if stream else os.open(os.devnull, os.O_RDONLY), stream)

@@ -211,15 +211,16 @@ def _cp(arguments: Sequence[str]) -> None:
 def _validate(arguments: Sequence[str]) -> None:
     """Check every key, type and range of a config without running it."""
     parser = argparse.ArgumentParser(prog="edlm validate", description=_validate.__doc__)
-    parser.add_argument("what", metavar="config", help="recipe/config as listed by `edlm ls`, or a path")
-    parser.add_argument("--config", help="a name or a path, if the first word is a recipe, as of `edlm run`")
+    parser.add_argument("what", help="recipe/config as listed by `edlm ls`, a recipe alone, or the path of a config")
+    parser.add_argument("--config", help="of a recipe alone: the name or the path of its config, as of `edlm run`")
     parser.add_argument("overrides", nargs="*", help="key=value")
     given, others = parser.parse_known_args(arguments)
     given.overrides += others  # flags, of which it is said what would be right
-    path, (recipe, _, name) = Path(given.what), given.what.partition("/")
+    path = Path(given.what)
     if given.config is not None:
         path = _config_of(_recipe_file(given.what), given.config)
     elif not path.is_file():
+        recipe, _, name = given.what.partition("/")
         if recipe not in recipes():
             raise ValueError(f"config {given.what!r} is no file, and no recipe/config that `edlm ls` lists")
         path = _config_file(recipe, name or _DEFAULT_CONFIG)
@@ -288,7 +289,7 @@ def _config_file(recipe: str, name: str) -> Path:
 
 
 def _require_keys(file: Path, config: Path, overrides: Sequence[str]) -> None:
-    """Raise ValueError for a config that stands without its flag, and for a key that a recipe of ours has not."""
+    """Raise ValueError for a config without --config before it, and for a key that a recipe of ours does not know."""
     for word in overrides:
         if word in configs(file.stem) or ("=" not in word and word.endswith((".yaml", ".yml"))):
             raise ValueError(f"{word!r} must be key=value; a config is given as --config {word}")

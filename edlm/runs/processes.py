@@ -35,7 +35,7 @@ def joined(device: str) -> Iterator[None]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
-    dist.all_reduce(torch.zeros(1))  # all have met: one that is refused and ends at once leaves nobody waiting for it
+    dist.all_reduce(torch.zeros(1))  # wait for all: one that ends at once would cut off who still connects
     with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
         if not is_first():
             stack.enter_context(contextlib.redirect_stdout(nowhere))

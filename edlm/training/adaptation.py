@@ -19,7 +19,7 @@ from edlm.runs import settings as schemas
 from edlm.runs.settings import Schema
 from edlm.training import log, texts
 from edlm.training import settings as training_settings
-from edlm.weights import adaptation, checkpoints, large, loading
+from edlm.weights import adaptation, checkpoints, kinds, large, loading
 from edlm.weights.formats import Format
 
 SETTINGS: Schema = {
@@ -132,18 +132,16 @@ def _parts(rows: Rows) -> Iterator[Tensor]:
 
 def _held(path: str) -> loading.Found:
     """The AR model of ours at a path. Raises ValueError that names the key for anything else."""
-    folder = None
+    kinds.require_network("start_from", path, "pretrain_ar")
     try:
-        folder = checkpoints.find_network(path)
-        said = checkpoints.read_description(folder)
+        said = checkpoints.read_description(checkpoints.find_network(path))
         if said["class"] == Transformer.__name__ and "schedule" in said:
             raise ValueError(
                 f"{path!r} holds a denoiser: `edlm run pretrain_denoiser start_from={path}` trains it further"
             )
         return loading.autoregressive(path, torch.device("cpu"))
     except ValueError as error:
-        trained = "; `edlm run pretrain_ar` trains one" if folder is None else ""
-        raise ValueError(f"start_from = {str(error).removeprefix('ar = ')}{trained}") from error
+        raise ValueError(f"start_from = {str(error).removeprefix('ar = ')}") from error
 
 
 def _of_ours(settings: Mapping[str, Any]) -> Plan:

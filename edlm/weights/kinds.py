@@ -46,6 +46,14 @@ ENERGIES = {
 }
 
 
+def require_network(key: str, path: str, recipe: str) -> None:
+    """Raise ValueError, naming the key and the recipe that trains one, for a folder without a network of ours."""
+    try:
+        checkpoints.find_network(path)
+    except ValueError as error:
+        raise ValueError(f"{key} = {error}; `edlm run {recipe}` trains one") from error
+
+
 def held_by(path: str) -> str | None:
     """Name the baseline that a checkpoint holds, None for SUBS. Raises ValueError naming a folder without any."""
     if large.hub_folder(path) is not None:
@@ -58,13 +66,12 @@ def held_by(path: str) -> str | None:
 
 def require_subs(path: str) -> None:
     """Raise ValueError for a folder without a denoiser, or with a baseline where one with a reveal plan is wanted."""
-    found = False
+    if large.hub_folder(path) is None:
+        require_network("denoiser", path, "pretrain_denoiser")
     try:
-        found = large.hub_folder(path) is not None or bool(checkpoints.find_network(path))
         name = held_by(path)
     except ValueError as error:
-        trained = "" if found else "; `edlm run pretrain_denoiser` trains one"
-        raise ValueError(f"denoiser = {error}{trained}") from error
+        raise ValueError(f"denoiser = {error}") from error
     if name is not None:
         raise ValueError(
             f"denoiser = {path!r} holds a baseline ({name}), which is drawn and scored alone: `edlm run generate` and "

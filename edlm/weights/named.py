@@ -125,12 +125,8 @@ def autoregressive_model(found: Found) -> Autoregressive:
 def require_there(named: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the key and what trains it, for a folder without a network. named: folders by key."""
     for key, path in named.items():
-        if is_large(path):
-            continue
-        try:
-            checkpoints.find_network(path)
-        except ValueError as error:
-            raise ValueError(f"{key} = {error}; `edlm run {NETWORKS[key]}` trains one") from error
+        if not is_large(path):
+            kinds.require_network(key, path, NETWORKS[key])
 
 
 def require_ordered(path: str, denoiser: SubsDenoiser) -> None:

@@ -60,6 +60,12 @@ def test_a_word_goes_around_what_is_drawn_above_its_point_and_is_left_out_where_
     assert not full.texts
 
 
+def fits(edges: plot_labels.Box = (0, 0, 100, 100), points: Any = (), words: Any = ()) -> bool:
+    """Whether a word from (10, 20) to (40, 30) fits into a panel with these edges, beside points and other words."""
+    names = dict(zip(("x0", "y0", "x1", "y1"), edges, strict=True))
+    return plot_labels._is_free((10, 20, 40, 30), MagicMock(bbox=MagicMock(**names)), points, words)
+
+
 @pytest.mark.parametrize(
     ("beside", "free"),
     [
@@ -75,14 +81,11 @@ def test_a_word_goes_around_what_is_drawn_above_its_point_and_is_left_out_where_
     ],
 )
 def test_a_word_touches_no_other_word(beside: plot_labels.Box, free: bool) -> None:
-    assert (
-        plot_labels._is_free((10, 20, 40, 30), MagicMock(bbox=MagicMock(x0=0, x1=100, y0=0, y1=100)), [], [beside])
-        is free
-    )
+    assert fits(words=[beside]) is free
 
 
 @pytest.mark.parametrize(
-    ("panel_", "free"),
+    ("edges", "free"),
     [
         ((10, 20, 40, 30), True),
         ((11, 20, 40, 30), False),
@@ -91,10 +94,8 @@ def test_a_word_touches_no_other_word(beside: plot_labels.Box, free: bool) -> No
         ((10, 20, 40, 29), False),
     ],
 )
-def test_a_word_may_end_with_its_panel(panel_: plot_labels.Box, free: bool) -> None:
-    x0, y0, x1, y1 = panel_
-    box = MagicMock(x0=x0, x1=x1, y0=y0, y1=y1)
-    assert plot_labels._is_free((10, 20, 40, 30), MagicMock(bbox=box), [], []) is free
+def test_a_word_may_end_with_its_panel(edges: plot_labels.Box, free: bool) -> None:
+    assert fits(edges) is free
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,7 @@ def test_a_word_may_end_with_its_panel(panel_: plot_labels.Box, free: bool) -> N
     [((10, 20), False), ((40, 30), False), ((9, 25), True), ((41, 25), True), ((20, 19), True), ((20, 31), True)],
 )
 def test_a_word_lies_on_no_point(point: tuple[float, float], free: bool) -> None:
-    axes = MagicMock(bbox=MagicMock(x0=0, x1=100, y0=0, y1=100))
-    assert plot_labels._is_free((10, 20, 40, 30), axes, [point], []) is free
+    assert fits(points=[point]) is free
 
 
 def test_a_word_goes_around_the_bar_of_an_error_and_lies_on_what_is_filled() -> None:
