@@ -13,16 +13,20 @@ import smallest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch import nn
 
-from edlm.data import columns, documents, folders, tokenizer_files, tokenizer_kinds, vocabulary
+from edlm import limits
+from edlm.data import columns, documents, folders, pieces, tokenizer_files, tokenizer_kinds, vocabulary
 from edlm.evaluation import card, generation
-from edlm.frontier import curve
-from edlm.likelihood import hidden_markov, nelbo
+from edlm.frontier import curve, grid
+from edlm.likelihood import conditional, hidden_markov, nelbo
+from edlm.models import denoisers
 from edlm.nn import decoder_steps
 from edlm.nn.networks import Transformer
 from edlm.recipes import pretrain_ar
-from edlm.samplers import configs, execution, plans
+from edlm.samplers import configs, execution, plans, selections
 from edlm.samplers.sampler import Sampler
 from edlm.training.muon import Muon
 from edlm.weights import (
@@ -30,6 +34,7 @@ from edlm.weights import (
     config_keys,
     exchange,
     foreign,
+    hub,
     inert,
     loading,
     own,
@@ -40,6 +45,9 @@ from edlm.weights import (
 CPU, ONE = torch.device("cpu"), torch.ones(1)
 LETTERS, TEXTS = vocabulary.characters(), torch.zeros(1, 4, dtype=torch.int64)
 DENOISER = hidden_markov.denoiser(hidden_markov.markov(torch.eye(3)), 4)
+PARTS = "dataset_dict.json"
+HEADED = nn.Linear(2, 2)
+HEADED.head = nn.Linear(2, 2)
 SCHEDULE = {"_component_": "edlm.schedules.log_linear"}
 
 
@@ -74,6 +82,18 @@ def without(folder: Path, key: str) -> Path:
     del description[key]
     (folder / "network.json").write_text(json.dumps(description), "utf-8")
     return folder
+
+
+def raised(message: str) -> None:
+    raise ValueError(message)
+
+
+def beginning() -> Tokenizer:
+    """Three words, and a token that stands before them."""
+    tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1, "c": 2, "[B]": 3}, unk_token="a"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="[B] $0", special_tokens=[("[B]", 3)])
+    return tokenizer
 
 
 REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -210,6 +230,53 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda _: execution.compile_blocks(nn.Linear(2, 2)),
         "^Linear has no blocks to compile$",
     ),
+    "a selection that is not there": (
+        lambda _: selections.of("sirr"),
+        r"^selection = 'sirr' must be one of sir, imh, greedy, speculative$",
+    ),
+    "a bound of entropy that is a word": (lambda _: plans.EntropyBound("a"), "^gamma = 'a' must be a number$"),
+    "ids that are no whole numbers": (
+        lambda _: LETTERS.decode(torch.ones(1, 2)),
+        r"^ids must be a tensor of token ids, as edlm\.sample\(\.\.\.\)\[\"tokens\"\] is, not of torch\.float32$",
+    ),
+    "a denoiser of a network with a head and no length": (
+        lambda _: denoisers.subs(HEADED, 3),
+        "^network must be one with a vocabulary head, as networks.Transformer is, not of class Linear$",
+    ),
+    "ends of a text without the one or the other": (
+        lambda _: pieces.wrap(pieces.Excerpt(TEXTS[0], given=0), vocabulary.characters("ab ", specials=["bos"])),
+        "^wrapped = True needs a vocabulary with a bos and an eos id$",
+    ),
+    "a sweep of a model that the config does not name": (
+        lambda _: grid.require_sources([{"ar": {}}], {"ar": None}),
+        r"^ar is null, and sweeps\[0\] draws with 'ar': name a folder$",
+    ),
+    "a saved data set without one of its parts": (
+        lambda at: folders._named(
+            written(at / "dataset_dict.json", '{"splits": ["train"]}').parent, ["dataset_dict.json"]
+        ),
+        r"dataset_dict\.json: splits must name what lies beside it, and 'train' is not there$",
+    ),
+    "more tensors than are read": (
+        lambda at: tensors.require_held({str(n): ONE for n in range(60)}, written(at / "a.ckpt", "")),
+        r"a\.ckpt: tensors = 60 must be at most 50; ",
+    ),
+    "a word that a tokenizer with a beginning cannot spell": (
+        lambda _: raised(tokenizer_kinds._unknown_message(beginning(), "a b c", 1)),
+        "^'b' at offset 2 cannot be spelled by the tokenizer$",
+    ),
+    "a long reason of the hub": (lambda _: hub._downloaded("no/model"), r"^'no/model' is no folder, .* \(x{200}\)$"),
+    "a second text without a scored position": (
+        lambda _: conditional.bound(
+            DENOISER,
+            TEXTS.expand(2, -1),
+            torch.tensor([[True] * 4, [False] * 4]),
+            ONE.long()[0],
+            torch.arange(2),
+            num_draws=2,
+        ),
+        "^row 1 has no scored position$",
+    ),
 }
 
 
@@ -237,8 +304,12 @@ def test_a_network_of_ones_own_has_no_published_names(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-def test_it_is_refused_in_one_line_that_says_what_it_is(what: str, tmp_path: Path) -> None:
+def test_it_is_refused_in_one_line_that_says_what_it_is(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call, said = REFUSALS[what]
+    monkeypatch.setattr(limits, "TENSORS", 50)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: raised("x" * 300))
     with pytest.raises(ValueError, match=said) as error:
         call(tmp_path)
     assert len(str(error.value).splitlines()) == 1

@@ -71,6 +71,15 @@ def test_differences_are_paired_by_seed() -> None:
     assert speedrun.table({"published": [training(3.0, 2.0, seconds=None)]}, [1.0])[1][3::5] == ["-", "not reached"]
 
 
+def test_the_share_of_seconds_stands_before_that_of_operations() -> None:
+    runs = {"published": [training(3.0, 2.0)], "dear": [training(2.5, 1.5, seconds=40.0, flops=3e9)]}
+    head, _, dear = speedrun.table(runs, [])
+    assert dict(zip(head, dear, strict=True)) | {
+        "seconds to its bound, a share": "3",
+        "operations to its bound, a share": "2.25",
+    } == dict(zip(head, dear, strict=True))
+
+
 def test_a_step_of_blocks_reads_two_copies_of_a_text() -> None:
     network = Transformer(28, 32, **NETWORK)
     own: dict[str, Any] = {"batch_size": 2, "length": 32, "block": None}
