@@ -21,6 +21,7 @@ from oracles import (
 )
 from scipy import stats
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edlm.benchmark import textbook, textbook_training
 
@@ -182,3 +183,11 @@ def test_textbook_times_are_those_of_its_two_draws() -> None:
     wanted = [1e-3 + (1.0 - 1e-3) * (row + float(within[row])) / 4 for row in range(4)]
     assert t.tolist() == pytest.approx(wanted)
     assert torch.equal(x_t == 1, masks < t.unsqueeze(1))
+
+
+def test_a_token_that_is_there_stays_in_the_law_of_training() -> None:
+    x_t, logits = torch.tensor([[0, MASK, 1]]), torch.randn(1, 3, MASK + 1, generator=torch.Generator().manual_seed(0))
+    law = textbook_training.subs(logits.clone(), x_t, MASK).exp()
+    assert torch.equal(law[0, [0, 2]], F.one_hot(x_t[0, [0, 2]], MASK + 1).float())
+    torch.testing.assert_close(law[0, 1, :MASK], logits[0, 1, :MASK].softmax(-1))
+    assert law[0, 1, MASK] == 0.0

@@ -134,3 +134,11 @@ def test_of_many_rows_that_break_a_law_eight_are_named() -> None:
         testing._require_rows("a law", torch.zeros(20, dtype=torch.bool))
     with pytest.raises(AssertionError, match=r"^law broken: a law; rows 1, 3 break it$"):
         testing._require_rows("a law", torch.tensor([True, False, True, False]))
+
+
+def test_a_token_that_is_there_has_probability_one_in_every_candidate() -> None:
+    inputs = drafts(VOCAB, MASK)
+    there = (inputs["x_t"] != MASK).unsqueeze(1).expand_as(inputs["log_p_candidates"])
+    assert there.any()
+    assert (inputs["log_p_candidates"][there] == 0.0).all()
+    assert (inputs["log_p_candidates"][~there] < 0.0).all()

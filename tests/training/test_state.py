@@ -187,3 +187,9 @@ def test_a_damaged_pointer_is_named_before_a_step_is_taken(two_steps: Path, tmp_
         (tmp_path / "run" / "checkpoints" / pointer).write_bytes(content)
         said = refused(tmp_path / "run", pointer)
         assert f'write {{"folder": "step_00000002"}} into {pointer}' in said
+
+
+@pytest.mark.parametrize("saved", [[1], [1, 2, 3], [1, "2"], 1, "12", None, {}])
+def test_a_list_stands_for_one_of_its_length_and_kinds_alone(saved: Any) -> None:
+    assert state._alike([3, 4.0], [1, 2])
+    assert not state._alike(saved, [1, 2])

@@ -127,3 +127,21 @@ def test_a_checkpointer_that_cannot_read_its_files_is_named(
     with pytest.raises(ValueError) as refused:  # noqa: PT011
         found.weights()
     assert str(refused.value) == said
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"torch_dtype": "bfloat16"}, torch.bfloat16),
+        ({"dtype": "float16"}, torch.float16),
+        ({"torch_dtype": "bfloat16", "dtype": "float16"}, torch.bfloat16),
+        ({"dtype": "Tensor"}, torch.float32),
+        ({"dtype": "float7"}, torch.float32),
+        ({}, torch.float32),
+        (None, torch.float32),
+    ],
+)
+def test_weights_have_the_type_that_their_folder_names(config: Any, expected: torch.dtype, tmp_path: Path) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    assert large.dtype_of(tmp_path) == expected
