@@ -30,6 +30,7 @@ TOO_LONG: dict[str, str] = {}
 ALSO_PARTS = {"energy", "joint", "autoregressive"}
 # Recipes that draw by whatever sampler a config says: they do not even name its classes.
 ANY = ("generate", "evaluate", "frontier", "likelihoods", "oracle", "benchmark")
+WRITTEN_TO = {"workspace.Texts"}  # the one value that changes after it is built
 TAKE_ANY_SAMPLER = {f"recipes/{name}.py" for name in ANY}
 DRAW_FREELY = ("benchmark", "runs")  # code as it is usually written, and clocks
 SHOWN = {"edlm.samplers": "samplers.sampler"}
@@ -244,3 +245,18 @@ def test_the_face_is_what_completion_shows() -> None:
     [checked] = [node for node in tree.body if isinstance(node, ast.If)]
     names = [alias.asname or alias.name for node in checked.body for alias in node.names]
     assert sorted(names) == sorted(edlm.__all__), "for type checkers"
+
+
+def test_a_value_never_changes_after_it_is_built() -> None:
+    """So it can be a key, and be shared: dataclasses are frozen, but for the one that is a place to write to."""
+    classes = {
+        f"{path.stem}.{node.name}": node
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef)
+    }
+    decorators = {name: list(map(ast.unparse, each.decorator_list)) for name, each in classes.items()}
+    values = {name: found for name, found in decorators.items() if any("dataclass" in each for each in found)}
+    assert len(values) > 20
+    thawed = {name for name, found in values.items() if not any("frozen=True" in each for each in found)}
+    assert thawed == WRITTEN_TO
