@@ -18,7 +18,7 @@ from edlm.objectives import batches
 from edlm.recipes import generate
 from edlm.recipes.pretrain_ar import PretrainAr, main
 from edlm.training import log, report
-from edlm.weights import checkpoints, large, loading
+from edlm.weights import adaptation, checkpoints, large, loading
 
 UPDATES = {"steps": 4, "batch_size": 4, "valid_every": 2, "valid_rows": 4, "save_every": 2, "log_every": 1}
 LARGE = {"length": 16, "ema_decay": 0.5, "corpus._component_": "edlm.corpora.embedded"}
@@ -116,6 +116,15 @@ def test_what_a_folder_of_the_hub_cannot_be_asked_is_refused(more: dict[str, Any
     start = hub_model(tmp_path / "hub")
     with pytest.raises(ValueError, match=re.escape(said.replace("{start}", str(start)))):
         main(settings(start, tmp_path / "run", **more))
+
+
+def test_a_text_may_be_as_long_as_what_the_model_reads(tmp_path: Path) -> None:
+    start = hub_model(tmp_path / "hub")
+    most = json.loads((start / "config.json").read_text("utf-8"))["max_position_embeddings"]
+    ids = large.load_vocabulary(start, add_mask=True)
+    assert adaptation.start_causal(start, most, ids).network.max_length == most
+    with pytest.raises(ValueError, match=f"reads {most} tokens, and a text has {most + 1}: give length="):
+        adaptation.start_causal(start, most + 1, ids)
 
 
 def test_a_folder_that_cannot_be_trained_or_begun_is_named(tmp_path: Path) -> None:
